@@ -1,0 +1,105 @@
+//! Bindings that nothing sets apart: equal in address, interface, clients and exactness, with a port in common.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::{Binding, Family, IfName, Protocol};
+
+type Place<'a> = (Family, bool, Protocol, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
+
+/// Finds every binding that conflicts with an earlier one, as pairs of indexes (earlier, later) in rising order of the
+/// later one. Each later binding is reported once, against the first that it meets.
+///
+/// Costs n log n for n bindings.
+pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
+    let bindings: Vec<&Binding> = bindings.into_iter().collect();
+    let mut order: Vec<usize> = (0..bindings.len()).collect();
+    order.sort_by_key(|index| bindings.get(*index).map(|binding| (binding.ports.first(), *index)));
+    // For each place, the binding that reaches furthest among those that begin no later.
+    let mut reach: HashMap<Place<'a>, usize> = HashMap::new();
+    let mut pairs = Vec::new();
+    for index in order {
+        let Some(binding) = bindings.get(index) else { continue };
+        let furthest = reach.entry(place(binding)).or_insert(index);
+        if *furthest != index
+            && let Some(before) = bindings.get(*furthest)
+        {
+            if before.ports.overlaps(binding.ports) {
+                pairs.push((index.min(*furthest), index.max(*furthest)));
+            }
+            if binding.ports.last() > before.ports.last() {
+                *furthest = index;
+            }
+        }
+    }
+    pairs.sort_by_key(|(earlier, later)| (*later, *earlier));
+    pairs.dedup_by_key(|(_, later)| *later);
+    pairs
+}
+
+fn place(binding: &Binding) -> Place<'_> {
+    (binding.family, binding.is_exact(), binding.protocol, binding.address, binding.interface.as_ref(), binding.from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Forward;
+    use proptest::prelude::*;
+
+    fn binding(listen: &str, interface: Option<&str>, from: Option<&str>) -> Binding {
+        let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
+        forward.interface = interface.map(|name| name.parse().expect(name));
+        forward.from = from.map(|prefix| prefix.parse().expect(prefix)).into_iter().collect();
+        forward.bindings().expect("valid").remove(0)
+    }
+
+    #[test]
+    fn only_what_nothing_sets_apart_conflicts() {
+        let base = binding("8005", None, None);
+        for (name, other, conflict) in [
+            ("the same port", binding("8005", None, None), true),
+            ("another port", binding("8006", None, None), false),
+            ("a range around it", binding("8000-8010", None, None), false),
+            ("another protocol", binding("8005/udp", None, None), false),
+            ("an address", binding("192.0.2.1:8005", None, None), false),
+            ("an interface", binding("8005", Some("eth0"), None), false),
+            ("clients", binding("8005", None, Some("10.0.0.0/8")), false),
+        ] {
+            assert_eq!(!find([&base, &other]).is_empty(), conflict, "{name}");
+        }
+        assert_eq!(find([&binding("8000-8010", None, None), &binding("8010-8020", None, None)]), [(0, 1)]);
+    }
+
+    #[test]
+    fn a_long_range_is_seen_behind_a_short_one() {
+        let all = [
+            binding("100-900", None, None),
+            binding("950-960", None, None),
+            binding("200-210", None, None),
+            binding("300-310", None, None),
+        ];
+        assert_eq!(find(&all), [(0, 2), (0, 3)]);
+    }
+
+    proptest! {
+        #[test]
+        fn finds_something_exactly_when_a_pair_conflicts(ports in prop::collection::vec((1u16..60, 0u16..8), 0..12)) {
+            let all: Vec<Binding> = ports
+                .iter()
+                .map(|(first, more)| binding(&format!("{first}-{}", first + more), None, None))
+                .collect();
+            let mut any = false;
+            for (index, a) in all.iter().enumerate() {
+                any |= all.iter().skip(index + 1).any(|b| a.conflicts(b));
+            }
+            let found = find(&all);
+            prop_assert_eq!(!found.is_empty(), any);
+            for (a, b) in found {
+                prop_assert!(all[a].conflicts(&all[b]));
+            }
+        }
+    }
+}

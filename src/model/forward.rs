@@ -1,0 +1,198 @@
+//! A forward as its owner writes it.
+
+use ipnetwork::IpNetwork;
+
+use super::binding::{Binding, Destination, PortMap};
+use super::{Comment, Family, IfName, Listen, ParseError, PortRange, Protocol, Target};
+
+/// One forward: what arrives at `listen` is sent on to `to`, and the target sees the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where it leads.
+    pub to: Target,
+    /// The protocols, when `listen` names none; empty means tcp.
+    pub protocols: Vec<Protocol>,
+    /// Only what arrives here.
+    pub interface: Option<IfName>,
+    /// Only these clients; empty means all.
+    pub from: Vec<IpNetwork>,
+    /// A remark, shown by `list` and kept with the map element.
+    pub comment: Option<Comment>,
+}
+
+impl Forward {
+    /// A forward with nothing but its two ends.
+    pub fn new(listen: Listen, to: Target) -> Self {
+        Self { listen, to, protocols: Vec::new(), interface: None, from: Vec::new(), comment: None }
+    }
+
+    /// Brings the forward into the normal form: one [`Binding`] for each family, client prefix, protocol and span of
+    /// ports, in no particular order.
+    ///
+    /// # Errors
+    /// Where its parts do not fit together: families differ, widths differ, protocols are named twice.
+    pub fn bindings(&self) -> Result<Vec<Binding>, ParseError> {
+        let families = self.families()?;
+        let protocols = self.all_protocols()?;
+        let spans = self.spans()?;
+        let mut bindings = Vec::with_capacity(families.len() * protocols.len() * spans.len());
+        for family in families {
+            let mut clients: Vec<Option<IpNetwork>> =
+                self.from.iter().copied().filter(|from| Family::of_network(*from) == family).map(Some).collect();
+            clients.sort_unstable();
+            clients.dedup();
+            if clients.is_empty() {
+                clients.push(None);
+            }
+            for from in clients {
+                for protocol in &protocols {
+                    for (ports, port) in &spans {
+                        bindings.push(Binding {
+                            family,
+                            address: self.listen.address,
+                            interface: self.interface.clone(),
+                            from,
+                            protocol: *protocol,
+                            ports: *ports,
+                            to: Destination { address: self.to.address, port: *port },
+                            comment: self.comment.clone(),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(bindings)
+    }
+
+    /// The families it applies to. A redirect without any address applies to both.
+    fn families(&self) -> Result<Vec<Family>, ParseError> {
+        let listen = self.listen.address.map(Family::of);
+        let to = self.to.address.map(Family::of);
+        if let (Some(listen), Some(to)) = (listen, to)
+            && listen != to
+        {
+            return Err(ParseError::new(
+                format!("`{}` is {listen} but `{}` is {to}", self.listen, self.to),
+                "give both ends the same address family; NAT does not translate between them",
+            ));
+        }
+        let given = listen.or(to);
+        for from in &self.from {
+            let family = Family::of_network(*from);
+            if let Some(given) = given
+                && family != given
+            {
+                return Err(ParseError::new(
+                    format!("the clients `{from}` are {family} but the forward is {given}"),
+                    format!("write {given} prefixes"),
+                ));
+            }
+        }
+        Ok(match given {
+            Some(family) => vec![family],
+            None if self.from.is_empty() => Family::ALL.to_vec(),
+            None => Family::ALL
+                .into_iter()
+                .filter(|family| self.from.iter().any(|from| Family::of_network(*from) == *family))
+                .collect(),
+        })
+    }
+
+    fn all_protocols(&self) -> Result<Vec<Protocol>, ParseError> {
+        match (self.listen.protocols.is_empty(), self.protocols.is_empty()) {
+            (true, true) => Ok(vec![Protocol::Tcp]),
+            (false, true) => Ok(self.listen.protocols.clone()),
+            (true, false) => Ok(self.protocols.clone()),
+            (false, false) => Err(ParseError::new(
+                format!("`{}` names its protocol, and so does `protocol`", self.listen),
+                "name protocols in one place",
+            )),
+        }
+    }
+
+    /// Each span of ports with what becomes of it.
+    fn spans(&self) -> Result<Vec<(PortRange, PortMap)>, ParseError> {
+        let ranges = self.listen.ports.ranges();
+        let Some(target) = self.to.ports else {
+            return Ok(ranges.iter().map(|range| (*range, PortMap::kept(*range))).collect());
+        };
+        if target.is_single() {
+            return Ok(ranges.iter().map(|range| (*range, PortMap::One(target.first()))).collect());
+        }
+        match self.listen.ports.only() {
+            Some(range) if range == target => Ok(vec![(range, PortMap::Keep)]),
+            Some(range) if range.width() == target.width() => Ok(vec![(range, PortMap::Shift(target.first()))]),
+            Some(range) => Err(ParseError::new(
+                format!("`{range}` is {} ports wide but `{target}` is {}", range.width(), target.width()),
+                "make the two ranges equally wide, or give one target port for all",
+            )),
+            None => Err(ParseError::new(
+                format!("the list `{}` cannot be mapped onto the range `{target}`", self.listen.ports),
+                "write one forward for each range, or give one target port for all",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forward(listen: &str, to: &str) -> Forward {
+        Forward::new(listen.parse().expect(listen), to.parse().expect(to))
+    }
+
+    fn shown(forward: &Forward) -> Vec<String> {
+        forward.bindings().expect("valid").iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_span_and_protocol_becomes_one_binding() {
+        assert_eq!(shown(&forward("8080", "172.17.0.3:80")), ["8080/tcp -> 172.17.0.3:80"]);
+        assert_eq!(
+            shown(&forward("80,9000-9001/tcp,udp", "10.0.0.1")),
+            [
+                "80/tcp -> 10.0.0.1:80",
+                "9000-9001/tcp -> 10.0.0.1",
+                "80/udp -> 10.0.0.1:80",
+                "9000-9001/udp -> 10.0.0.1",
+            ]
+        );
+    }
+
+    #[test]
+    fn ranges_are_kept_shifted_or_gathered() {
+        assert_eq!(shown(&forward("8000-8010", "10.0.0.1")), ["8000-8010/tcp -> 10.0.0.1"]);
+        assert_eq!(shown(&forward("8000-8010", "10.0.0.1:8000-8010")), ["8000-8010/tcp -> 10.0.0.1"]);
+        assert_eq!(shown(&forward("8000-8010", "10.0.0.1:9000-9010")), ["8000-8010/tcp -> 10.0.0.1:9000-9010"]);
+        assert_eq!(shown(&forward("8000-8010", "10.0.0.1:80")), ["8000-8010/tcp -> 10.0.0.1:80"]);
+    }
+
+    #[test]
+    fn a_redirect_serves_both_families() {
+        assert_eq!(shown(&forward("80", ":8080")), ["80/tcp -> :8080 (IPv4)", "80/tcp -> :8080 (IPv6)"]);
+        let mut only = forward("80", ":8080");
+        only.from = vec!["2001:db8::/32".parse().expect("prefix")];
+        assert_eq!(shown(&only), ["80/tcp from 2001:db8::/32 -> :8080"]);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        for (listen, to, what) in [
+            ("192.0.2.1:80", "[fd00::1]:80", "`192.0.2.1:80` is IPv4 but `[fd00::1]:80` is IPv6"),
+            ("8000-8010", "10.0.0.1:80-89", "`8000-8010` is 11 ports wide but `80-89` is 10"),
+            ("80", "10.0.0.1:80-89", "`80` is 1 ports wide but `80-89` is 10"),
+            ("80,90-99", "10.0.0.1:80-89", "the list `80,90-99` cannot be mapped onto the range `80-89`"),
+        ] {
+            assert_eq!(forward(listen, to).bindings().expect_err(listen).to_string(), what);
+        }
+        let mut twice = forward("80/udp", "10.0.0.1");
+        twice.protocols = vec![Protocol::Tcp];
+        assert!(twice.bindings().is_err());
+        let mut foreign = forward("80", "10.0.0.1");
+        foreign.from = vec!["2001:db8::/32".parse().expect("prefix")];
+        assert!(foreign.bindings().is_err());
+    }
+}

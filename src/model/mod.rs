@@ -1,0 +1,36 @@
+//! The nouns of port forwarding, their text forms and their meaning. Pure: knows no kernel, no file, no backend.
+//!
+//! Text and TOML become [`Forward`]s, [`Network`]s and [`Masquerade`]s in a [`RuleSet`]; those are brought into
+//! one normal form, [`Asked`], whose atoms are [`Binding`]s: one protocol, one contiguous span of ports, at most
+//! one client prefix, one family. Everything behind this room (compilers, state, listing) works on the normal form,
+//! so no other room has to know what a port list is.
+//!
+//! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, never their order.
+
+pub mod asked;
+pub mod binding;
+pub mod conflict;
+pub mod error;
+pub mod family;
+pub mod forward;
+pub mod listen;
+pub mod name;
+pub mod network;
+pub mod ports;
+pub mod prefix;
+pub mod protocol;
+pub mod rule_set;
+pub mod target;
+
+pub use asked::{Asked, Owned};
+pub use binding::{Binding, Class, Destination, PortMap};
+pub use error::ParseError;
+pub use family::Family;
+pub use forward::Forward;
+pub use listen::Listen;
+pub use name::{ChainName, Comment, IfName, SetName};
+pub use network::{Masquerade, Network};
+pub use ports::{PortRange, Ports};
+pub use protocol::Protocol;
+pub use rule_set::{IpForward, Priority, RuleSet, Settings};
+pub use target::Target;

@@ -1,0 +1,209 @@
+//! Ports, ranges of ports and lists of ranges: `80`, `8000-8010`, `80,443,9000-9010`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::ParseError;
+
+const HELP: &str = "write ports as `80`, `8000-8010` or `80,443,9000-9010`, each from 1 to 65535";
+
+/// A contiguous span of ports, both ends included. Never empty, never port 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// A range from `first` to `last`, both included; `None` where it is reversed or begins at 0.
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first > 0 && first <= last).then_some(Self { first, last })
+    }
+
+    /// The range of one port; `None` for port 0.
+    pub fn single(port: u16) -> Option<Self> {
+        Self::new(port, port)
+    }
+
+    /// The lowest port.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port, included.
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// How many ports: 1 to 65,535.
+    pub fn width(self) -> u32 {
+        u32::from(self.last - self.first) + 1
+    }
+
+    /// Whether it is exactly one port.
+    pub fn is_single(self) -> bool {
+        self.first == self.last
+    }
+
+    /// Whether both have a port in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// Whether every port of `other` is in `self`.
+    pub fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
+    /// Every port, rising.
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_single() { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => (port(text)?, port(text)?),
+        };
+        Self::new(first, last).ok_or_else(|| {
+            ParseError::new(
+                format!("the range `{first}-{last}` is reversed"),
+                format!("write the lower port first: `{last}-{first}`"),
+            )
+        })
+    }
+}
+
+fn port(text: &str) -> Result<u16, ParseError> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ParseError::new(format!("`{text}` is not a port"), HELP));
+    }
+    match text.parse() {
+        Ok(0) => Err(ParseError::new("port 0 is not a port", HELP)),
+        Ok(port) => Ok(port),
+        Err(_) => Err(ParseError::new(format!("port {text} is above 65535"), HELP)),
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = ParseError;
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
+    }
+}
+
+/// A list of port ranges, as written; never empty, no two overlap.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ports(Vec<PortRange>);
+
+impl Ports {
+    /// The ranges in the order in which they were written.
+    pub fn ranges(&self) -> &[PortRange] {
+        &self.0
+    }
+
+    /// The only range, where there is just one.
+    pub fn only(&self) -> Option<PortRange> {
+        match self.0.as_slice() {
+            [range] => Some(*range),
+            _ => None,
+        }
+    }
+}
+
+impl From<PortRange> for Ports {
+    fn from(range: PortRange) -> Self {
+        Self(vec![range])
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{range}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Ports {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut ranges = Vec::new();
+        for part in text.split(',') {
+            ranges.push(part.parse::<PortRange>()?);
+        }
+        let mut sorted = ranges.clone();
+        sorted.sort_unstable();
+        for pair in sorted.windows(2) {
+            if let [a, b] = pair
+                && a.overlaps(*b)
+            {
+                return Err(ParseError::new(
+                    format!("the ports `{a}` and `{b}` of one list overlap"),
+                    "write every port once",
+                ));
+            }
+        }
+        Ok(Self(ranges))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_go_both_ways() {
+        for text in ["80", "8000-8010", "80,443,9000-9010", "1-65535"] {
+            assert_eq!(text.parse::<Ports>().expect(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_port_is_named() {
+        for (text, what) in [
+            ("", "`` is not a port"),
+            ("0", "port 0 is not a port"),
+            ("65536", "port 65536 is above 65535"),
+            ("99999999999", "port 99999999999 is above 65535"),
+            ("+80", "`+80` is not a port"),
+            ("90-80", "the range `90-80` is reversed"),
+            ("80-", "`` is not a port"),
+            ("80,", "`` is not a port"),
+            ("80,80", "the ports `80` and `80` of one list overlap"),
+            ("80,70-90", "the ports `70-90` and `80` of one list overlap"),
+        ] {
+            assert_eq!(text.parse::<Ports>().expect_err(text).to_string(), what);
+        }
+    }
+
+    #[test]
+    fn a_whole_range_has_65535_ports() {
+        assert_eq!(PortRange::new(1, 65535).map(PortRange::width), Some(65535));
+        assert_eq!(PortRange::new(0, 1), None);
+    }
+}
