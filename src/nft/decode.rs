@@ -1,0 +1,138 @@
+//! The kernel's dumps decoded into a program. Only our own table is asked for, and never another's elements.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use nftnl_sys::libc;
+
+use super::program::{Base, Chain, ChainType, Element, Hook, Map, Program, Shape, TABLE};
+use super::transaction::{Connection, KernelError, names};
+
+/// How often a dump is begun again because somebody committed meanwhile.
+const ATTEMPTS: u32 = 50;
+
+/// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
+mod key {
+    pub const TABLE_NAME: u16 = 1;
+    pub const CHAIN_TABLE: u16 = 1;
+    pub const RULE_TABLE: u16 = 1;
+    pub const SET_TABLE: u16 = 1;
+    pub const ELEMENTS_TABLE: u16 = 1;
+    pub const ELEMENTS_SET: u16 = 2;
+}
+
+/// Reads our table, and the generation of which that is the truth.
+///
+/// # Errors
+/// [`KernelError::Interrupted`] where others committed so often that no dump came to its end undisturbed;
+/// [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
+pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
+    for _ in 0..ATTEMPTS {
+        let before = connection.generation()?;
+        match program(connection) {
+            Ok(program) if connection.generation()? == before => return Ok((program, before)),
+            Ok(_) | Err(KernelError::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(KernelError::Interrupted)
+}
+
+fn program(connection: &mut Connection) -> Result<Program, KernelError> {
+    let mut program = Program::default();
+    if !connection.exists(libc::NFT_MSG_GETTABLE, &names(&[(key::TABLE_NAME, TABLE)]))? {
+        return Ok(program);
+    }
+    program.table = true;
+    chains(connection, &mut program)?;
+    rules(connection, &mut program)?;
+    maps(connection, &mut program)?;
+    Ok(program)
+}
+
+fn chains(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+    let ours = names(&[(key::CHAIN_TABLE, TABLE)]);
+    connection.dump("chains", libc::NFT_MSG_GETCHAIN, &ours, |message| {
+        let record = message.chain()?;
+        // Older kernels give the chains of all tables whatever was asked for.
+        if record.table == TABLE {
+            let base = record.base.map(|(kind, hook, priority)| base(&kind, hook, priority));
+            let base = match base {
+                None => None,
+                Some(Some(base)) => Some(base),
+                // A chain of a kind that we never make: kept as one that differs from all of ours.
+                Some(None) => Some(Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: i32::MIN }),
+            };
+            program.chains.insert(record.name, Chain { base, rules: Vec::new() });
+        }
+        Some(())
+    })
+}
+
+fn base(kind: &str, hook: u32, priority: i32) -> Option<Base> {
+    let chain_type = match kind {
+        "filter" => ChainType::Filter,
+        "nat" => ChainType::Nat,
+        _ => return None,
+    };
+    let hook = match i32::try_from(hook).ok()? {
+        libc::NF_INET_PRE_ROUTING => Hook::Prerouting,
+        libc::NF_INET_FORWARD => Hook::Forward,
+        libc::NF_INET_LOCAL_OUT => Hook::Output,
+        libc::NF_INET_POST_ROUTING => Hook::Postrouting,
+        _ => return None,
+    };
+    Some(Base { chain_type, hook, priority })
+}
+
+fn rules(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+    let ours = names(&[(key::RULE_TABLE, TABLE)]);
+    connection.dump("rules", libc::NFT_MSG_GETRULE, &ours, |message| {
+        let (chain, rule) = message.rule()?;
+        // A chain that came after the chains were read: the generation will tell, and all is read again.
+        if let Some(chain) = program.chains.get_mut(&chain) {
+            chain.rules.push(rule);
+        }
+        Some(())
+    })
+}
+
+fn maps(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+    let mut shapes: BTreeMap<String, Option<Shape>> = BTreeMap::new();
+    let ours = names(&[(key::SET_TABLE, TABLE)]);
+    connection.dump("maps", libc::NFT_MSG_GETSET, &ours, |message| {
+        let (name, shape) = message.set()?;
+        shapes.insert(name, shape);
+        Some(())
+    })?;
+    for (name, shape) in shapes {
+        let foreign = Shape { key: Vec::new(), data: Vec::new(), interval: false };
+        let elements = match &shape {
+            Some(_) => elements(connection, &name)?,
+            None => BTreeMap::new(),
+        };
+        program.maps.insert(name, Map { shape: shape.unwrap_or(foreign), elements });
+    }
+    Ok(())
+}
+
+fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<super::program::Key, Element>, KernelError> {
+    let mut found = Vec::new();
+    let mut comments: HashMap<String, Arc<str>> = HashMap::new();
+    let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
+    connection.dump("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
+        let whole = message.elements(|key, data, text, counter| {
+            let comment = match comments.get(text) {
+                Some(comment) => Arc::clone(comment),
+                None => {
+                    let comment: Arc<str> = text.into();
+                    comments.insert(text.to_owned(), Arc::clone(&comment));
+                    comment
+                }
+            };
+            found.push((key, Element { data: data.into(), comment, counter }));
+        });
+        whole.then_some(())
+    })?;
+    Ok(found.into_iter().collect())
+}

@@ -1,0 +1,47 @@
+//! `bitwise`: masks a register in place.
+
+use std::fmt;
+
+use nftnl_sys as sys;
+
+use super::{Attributes, Read, Register, Value, attribute};
+use crate::nft::program::Hex;
+
+const SREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_SREG);
+const DREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_DREG);
+const LENGTH: u16 = attribute(sys::NFTNL_EXPR_BITWISE_LEN);
+const MASK: u16 = attribute(sys::NFTNL_EXPR_BITWISE_MASK);
+const XOR: u16 = attribute(sys::NFTNL_EXPR_BITWISE_XOR);
+
+/// Keeps the bits of `mask` and clears the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bitwise {
+    /// Where the value is and stays.
+    pub register: Register,
+    /// The bits to keep; as long as the value.
+    pub mask: Vec<u8>,
+}
+
+impl Bitwise {
+    pub(super) fn attributes(&self) -> Attributes {
+        vec![
+            (SREG, Value::U32(self.register.to_wire())),
+            (DREG, Value::U32(self.register.to_wire())),
+            (LENGTH, Value::U32(u32::try_from(self.mask.len()).unwrap_or(u32::MAX))),
+            (MASK, Value::Bytes(self.mask.clone())),
+            (XOR, Value::Bytes(vec![0; self.mask.len()])),
+        ]
+    }
+
+    pub(super) fn read(attributes: &impl Read) -> Option<Self> {
+        let register = attributes.register(SREG)?;
+        let plain = attributes.register(DREG)? == register && attributes.bytes(XOR)?.iter().all(|byte| *byte == 0);
+        if plain { Some(Self { register, mask: attributes.bytes(MASK)? }) } else { None }
+    }
+}
+
+impl fmt::Display for Bitwise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bitwise {0} = {0} & 0x{1}", self.register, Hex(&self.mask))
+    }
+}

@@ -1,0 +1,72 @@
+//! `meta load`: what the kernel knows of a packet besides its bytes.
+
+use std::fmt;
+
+use nftnl_sys::{self as sys, libc};
+
+use super::{Attributes, Read, Register, Value, attribute, constant};
+
+const KEY: u16 = attribute(sys::NFTNL_EXPR_META_KEY);
+const DREG: u16 = attribute(sys::NFTNL_EXPR_META_DREG);
+
+/// What is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetaKey {
+    /// The netfilter family: 1 byte, 2 for IPv4, 10 for IPv6.
+    NfProto,
+    /// The transport protocol: 1 byte.
+    L4Proto,
+    /// The name of the interface it arrived by: 16 bytes. Stops the rule where there is none.
+    IifName,
+    /// The name of the interface it leaves by: 16 bytes. Stops the rule where there is none.
+    OifName,
+}
+
+impl MetaKey {
+    const ALL: [Self; 4] = [Self::NfProto, Self::L4Proto, Self::IifName, Self::OifName];
+
+    fn number(self) -> u32 {
+        constant(match self {
+            Self::IifName => libc::NFT_META_IIFNAME,
+            Self::OifName => libc::NFT_META_OIFNAME,
+            Self::NfProto => libc::NFT_META_NFPROTO,
+            Self::L4Proto => libc::NFT_META_L4PROTO,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::NfProto => "nfproto",
+            Self::L4Proto => "l4proto",
+            Self::IifName => "iifname",
+            Self::OifName => "oifname",
+        }
+    }
+}
+
+/// Loads `key` into `to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// What.
+    pub key: MetaKey,
+    /// Where to.
+    pub to: Register,
+}
+
+impl Meta {
+    pub(super) fn attributes(&self) -> Attributes {
+        vec![(KEY, Value::U32(self.key.number())), (DREG, Value::U32(self.to.to_wire()))]
+    }
+
+    pub(super) fn read(attributes: &impl Read) -> Option<Self> {
+        let number = attributes.number(KEY)?;
+        let key = MetaKey::ALL.into_iter().find(|key| key.number() == number)?;
+        Some(Self { key, to: attributes.register(DREG)? })
+    }
+}
+
+impl fmt::Display for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "meta load {} => {}", self.key.name(), self.to)
+    }
+}

@@ -1,0 +1,300 @@
+//! The expressions that rules are made of, one kind a file: its data, its attributes on the wire, and back.
+//!
+//! Expressions hand values to each other in registers. A register is named by the number of its first 32-bit word,
+//! [`Register`]; the kernel reports words 0, 4, 8 and 12 by the numbers of the old 128-bit registers, and so do we.
+
+mod bitwise;
+mod cmp;
+mod ct;
+mod fib;
+mod immediate;
+mod lookup;
+mod meta;
+mod nat;
+mod payload;
+
+use std::fmt;
+
+pub use bitwise::Bitwise;
+pub use cmp::Cmp;
+pub use ct::{Ct, CtKey, CtSetLabel};
+pub use fib::{Fib, FibResult};
+pub use immediate::{Immediate, Verdict};
+pub use lookup::Lookup;
+pub use meta::{Meta, MetaKey};
+pub use nat::{Masquerade, Nat, Redirect};
+pub use payload::{Header, Payload};
+
+/// A 32-bit register word, 0 to 15, where a value begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Register(u8);
+
+impl Register {
+    /// The word with this number, 0 to 15.
+    pub const fn word(number: u8) -> Self {
+        Self(number & 15)
+    }
+
+    /// The word that comes `words` after this one.
+    pub fn after(self, words: u8) -> Self {
+        Self::word(self.0 + words)
+    }
+
+    /// The number on the wire. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
+    pub fn to_wire(self) -> u32 {
+        if self.0 % 4 == 0 { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
+    }
+
+    /// The register with this number on the wire.
+    pub fn from_wire(number: u32) -> Option<Self> {
+        match u8::try_from(number).ok()? {
+            number @ 1..=4 => Some(Self((number - 1) * 4)),
+            number @ 8..=23 => Some(Self(number - 8)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "reg {}", self.to_wire())
+    }
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A number in 32 bits, host byte order.
+    U32(u32),
+    /// Bytes as the registers hold them.
+    Bytes(Vec<u8>),
+    /// A name.
+    Name(String),
+}
+
+/// The attributes of an expression: libnftnl's number of each, and its value.
+pub type Attributes = Vec<(u16, Value)>;
+
+/// Reads the attributes of an expression; absent ones are `None`.
+pub trait Read {
+    /// A 32-bit number.
+    fn number(&self, attribute: u16) -> Option<u32>;
+    /// Bytes.
+    fn bytes(&self, attribute: u16) -> Option<Vec<u8>>;
+    /// A name.
+    fn name(&self, attribute: u16) -> Option<String>;
+
+    /// A register.
+    fn register(&self, attribute: u16) -> Option<Register> {
+        Register::from_wire(self.number(attribute)?)
+    }
+}
+
+/// One step of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// Loads something about the packet that is not in it.
+    Meta(Meta),
+    /// Loads a field of a header.
+    Payload(Payload),
+    /// Masks a register.
+    Bitwise(Bitwise),
+    /// Goes on only if a register compares.
+    Cmp(Cmp),
+    /// Goes on only if a map has the key; loads its data.
+    Lookup(Lookup),
+    /// Rewrites an address.
+    Nat(Nat),
+    /// Sends to this host.
+    Redirect(Redirect),
+    /// Rewrites the source to the address of the interface.
+    Masquerade(Masquerade),
+    /// Loads something about the connection.
+    Ct(Ct),
+    /// Sets labels of the connection.
+    CtSetLabel(CtSetLabel),
+    /// Asks the routing table.
+    Fib(Fib),
+    /// Loads a constant.
+    Immediate(Immediate),
+    /// Decides.
+    Verdict(Verdict),
+    /// Something that we never write.
+    Foreign(String),
+}
+
+impl Expr {
+    /// The kernel's name of the expression.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Meta(_) => "meta",
+            Self::Payload(_) => "payload",
+            Self::Bitwise(_) => "bitwise",
+            Self::Cmp(_) => "cmp",
+            Self::Lookup(_) => "lookup",
+            Self::Nat(_) => "nat",
+            Self::Redirect(_) => "redir",
+            Self::Masquerade(_) => "masq",
+            Self::Ct(_) | Self::CtSetLabel(_) => "ct",
+            Self::Fib(_) => "fib",
+            Self::Immediate(_) | Self::Verdict(_) => "immediate",
+            Self::Foreign(name) => name,
+        }
+    }
+
+    /// Its attributes, for encoding.
+    pub fn attributes(&self) -> Attributes {
+        match self {
+            Self::Meta(expr) => expr.attributes(),
+            Self::Payload(expr) => expr.attributes(),
+            Self::Bitwise(expr) => expr.attributes(),
+            Self::Cmp(expr) => expr.attributes(),
+            Self::Lookup(expr) => expr.attributes(),
+            Self::Nat(expr) => expr.attributes(),
+            Self::Redirect(expr) => expr.attributes(),
+            Self::Masquerade(_) | Self::Foreign(_) => Vec::new(),
+            Self::Ct(expr) => expr.attributes(),
+            Self::CtSetLabel(expr) => expr.attributes(),
+            Self::Fib(expr) => expr.attributes(),
+            Self::Immediate(expr) => expr.attributes(),
+            Self::Verdict(expr) => expr.attributes(),
+        }
+    }
+
+    /// Reads an expression; what we never write becomes [`Expr::Foreign`].
+    pub fn read(name: &str, attributes: &impl Read) -> Self {
+        let known = match name {
+            "meta" => Meta::read(attributes).map(Self::Meta),
+            "payload" => Payload::read(attributes).map(Self::Payload),
+            "bitwise" => Bitwise::read(attributes).map(Self::Bitwise),
+            "cmp" => Cmp::read(attributes).map(Self::Cmp),
+            "lookup" => Lookup::read(attributes).map(Self::Lookup),
+            "nat" => Nat::read(attributes).map(Self::Nat),
+            "redir" => Redirect::read(attributes).map(Self::Redirect),
+            "masq" => Masquerade::read(attributes).map(Self::Masquerade),
+            "ct" => (Ct::read(attributes).map(Self::Ct)).or_else(|| CtSetLabel::read(attributes).map(Self::CtSetLabel)),
+            "fib" => Fib::read(attributes).map(Self::Fib),
+            "immediate" => (Verdict::read(attributes).map(Self::Verdict))
+                .or_else(|| Immediate::read(attributes).map(Self::Immediate)),
+            _ => None,
+        };
+        known.unwrap_or_else(|| Self::Foreign(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Meta(expr) => expr.fmt(f),
+            Self::Payload(expr) => expr.fmt(f),
+            Self::Bitwise(expr) => expr.fmt(f),
+            Self::Cmp(expr) => expr.fmt(f),
+            Self::Lookup(expr) => expr.fmt(f),
+            Self::Nat(expr) => expr.fmt(f),
+            Self::Redirect(expr) => expr.fmt(f),
+            Self::Masquerade(_) => f.write_str("masq"),
+            Self::Ct(expr) => expr.fmt(f),
+            Self::CtSetLabel(expr) => expr.fmt(f),
+            Self::Fib(expr) => expr.fmt(f),
+            Self::Immediate(expr) => expr.fmt(f),
+            Self::Verdict(expr) => expr.fmt(f),
+            Self::Foreign(name) => write!(f, "{name} (not one of ours)"),
+        }
+    }
+}
+
+/// Narrows libnftnl's number of an attribute to the type its functions take.
+const fn attribute(number: u32) -> u16 {
+    assert!(number <= 0xffff, "attribute numbers are small");
+    #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
+    let narrow = number as u16;
+    narrow
+}
+
+/// Reads a constant of `libc`, which gives some of them as signed numbers.
+const fn constant(number: i32) -> u32 {
+    assert!(number >= 0, "kernel constants are not negative");
+    number.unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Read for Attributes {
+        fn number(&self, attribute: u16) -> Option<u32> {
+            self.iter().find_map(|(number, value)| match value {
+                Value::U32(value) if *number == attribute => Some(*value),
+                _ => None,
+            })
+        }
+        fn bytes(&self, attribute: u16) -> Option<Vec<u8>> {
+            self.iter().find_map(|(number, value)| match value {
+                Value::Bytes(bytes) if *number == attribute => Some(bytes.clone()),
+                _ => None,
+            })
+        }
+        fn name(&self, attribute: u16) -> Option<String> {
+            self.iter().find_map(|(number, value)| match value {
+                Value::Name(name) if *number == attribute => Some(name.clone()),
+                _ => None,
+            })
+        }
+    }
+
+    /// One of each kind, and of each variant that is written differently.
+    pub(in crate::nft) fn one_of_each() -> Vec<Expr> {
+        let a = Register::word(0);
+        let b = Register::word(1);
+        let label = Register::word(8);
+        vec![
+            Expr::Meta(Meta { key: MetaKey::NfProto, to: a }),
+            Expr::Meta(Meta { key: MetaKey::L4Proto, to: a }),
+            Expr::Meta(Meta { key: MetaKey::IifName, to: a }),
+            Expr::Meta(Meta { key: MetaKey::OifName, to: a }),
+            Expr::Payload(Payload { header: Header::Network, offset: 12, length: 4, to: a }),
+            Expr::Payload(Payload { header: Header::Transport, offset: 2, length: 2, to: b }),
+            Expr::Bitwise(Bitwise { register: a, mask: vec![255, 255, 255, 0] }),
+            Expr::Cmp(Cmp { register: a, equal: true, data: vec![2] }),
+            Expr::Cmp(Cmp { register: a, equal: false, data: vec![0; 16] }),
+            Expr::Lookup(Lookup { map: "ip-ports".into(), from: a, to: Some(a) }),
+            Expr::Lookup(Lookup { map: "ip-ranges-redirect".into(), from: a, to: None }),
+            Expr::Nat(Nat { source: false, family: crate::model::Family::Ipv4, address: a, port: Some(b) }),
+            Expr::Nat(Nat { source: true, family: crate::model::Family::Ipv6, address: a, port: None }),
+            Expr::Redirect(Redirect { port: Some(a) }),
+            Expr::Redirect(Redirect { port: None }),
+            Expr::Masquerade(Masquerade),
+            Expr::Ct(Ct { key: CtKey::State, to: a }),
+            Expr::Ct(Ct { key: CtKey::Label, to: a }),
+            Expr::CtSetLabel(CtSetLabel { from: label }),
+            Expr::Fib(Fib { result: FibResult::DestinationType, to: a }),
+            Expr::Fib(Fib { result: FibResult::DestinationBehindInput, to: a }),
+            Expr::Immediate(Immediate { to: label, data: vec![0; 16] }),
+            Expr::Verdict(Verdict::Drop),
+            Expr::Verdict(Verdict::Accept),
+            Expr::Verdict(Verdict::Return),
+            Expr::Verdict(Verdict::Jump("DOCKER".into())),
+        ]
+    }
+
+    #[test]
+    fn every_expression_is_read_back_from_its_attributes() {
+        for expr in one_of_each() {
+            assert_eq!(Expr::read(expr.name(), &expr.attributes()), expr);
+        }
+    }
+
+    #[test]
+    fn registers_have_the_kernels_numbers() {
+        let wire: Vec<u32> = (0..16).map(|word| Register::word(word).to_wire()).collect();
+        assert_eq!(wire, [1, 9, 10, 11, 2, 13, 14, 15, 3, 17, 18, 19, 4, 21, 22, 23]);
+        for word in 0..16 {
+            assert_eq!(Register::from_wire(Register::word(word).to_wire()), Some(Register::word(word)));
+        }
+        assert_eq!(Register::from_wire(0), None);
+        assert_eq!(Register::from_wire(24), None);
+    }
+}
+
+#[cfg(test)]
+pub(in crate::nft) use tests::one_of_each;

@@ -1,0 +1,70 @@
+//! `payload load`: a field of a header.
+
+use std::fmt;
+
+use nftnl_sys as sys;
+
+use super::{Attributes, Read, Register, Value, attribute};
+
+const DREG: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_DREG);
+const BASE: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_BASE);
+const OFFSET: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_OFFSET);
+const LENGTH: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_LEN);
+
+/// Which header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// The IP header.
+    Network,
+    /// The header of tcp, udp and so on; the rule stops where a packet has none.
+    Transport,
+}
+
+/// Loads `length` bytes from `offset` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payload {
+    /// The header.
+    pub header: Header,
+    /// Bytes from its beginning.
+    pub offset: u32,
+    /// Bytes.
+    pub length: u32,
+    /// Where to.
+    pub to: Register,
+}
+
+impl Payload {
+    pub(super) fn attributes(&self) -> Attributes {
+        // Source: `enum nft_payload_bases` in include/uapi/linux/netfilter/nf_tables.h.
+        let base = match self.header {
+            Header::Network => 1,
+            Header::Transport => 2,
+        };
+        vec![
+            (DREG, Value::U32(self.to.to_wire())),
+            (BASE, Value::U32(base)),
+            (OFFSET, Value::U32(self.offset)),
+            (LENGTH, Value::U32(self.length)),
+        ]
+    }
+
+    pub(super) fn read(attributes: &impl Read) -> Option<Self> {
+        let header = match attributes.number(BASE)? {
+            1 => Header::Network,
+            2 => Header::Transport,
+            _ => return None,
+        };
+        let (offset, length) = (attributes.number(OFFSET)?, attributes.number(LENGTH)?);
+        Some(Self { header, offset, length, to: attributes.register(DREG)? })
+    }
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = match self.header {
+            Header::Network => "network",
+            Header::Transport => "transport",
+        };
+        write!(f, "payload load {}b @ {header} header + {} => {}", self.length, self.offset, self.to)
+    }
+}

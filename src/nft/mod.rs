@@ -1,0 +1,22 @@
+//! The nftables backend: the model compiled to a [`program`], programs compared, encoded into one netlink batch,
+//! and read back.
+//!
+//! ```text
+//! model ──compile──▶ program ──diff──▶ changes ──encode──▶ batch ──transaction──▶ kernel
+//! model ◀───lift──── program ◀──────────────────decode──── dumps ◀──transaction──┘
+//! ```
+//! A program is plain data: it can be made, printed, compared and tested without privileges. All `unsafe` of the crate
+//! is in `ffi`, which has a safe face.
+//!
+//! Be aware: we never look at, and never change, anything outside of table `inet portfwd`.
+
+pub mod compile;
+pub mod decode;
+pub mod diff;
+pub mod encode;
+pub mod expr;
+mod ffi;
+pub mod lift;
+pub mod map;
+pub mod program;
+pub mod transaction;

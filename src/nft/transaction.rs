@@ -1,0 +1,346 @@
+//! The conversation with the kernel: one socket, requests and their answers, one batch and its fate.
+//!
+//! Be aware: answers are read to their end before the next question, so a socket belongs to one thread.
+
+use std::io;
+
+use nftnl_sys::libc;
+
+use super::encode::{Batch, attribute, message, put_attribute};
+use super::ffi::{self, Buffer, Message};
+
+/// Why a question to the kernel has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The process may not administer this network namespace.
+    #[error("not permitted to read or change the firewall of this network namespace")]
+    NotPermitted(#[source] io::Error),
+    /// The kernel has no nf_tables.
+    #[error("the kernel has no nf_tables")]
+    NoNfTables(#[source] io::Error),
+    /// Somebody committed while it was read; read again.
+    #[error("somebody else changed the rules meanwhile")]
+    Interrupted,
+    /// It answered something that is not an answer.
+    #[error("the kernel's answer about {0} cannot be read")]
+    Unreadable(&'static str),
+    /// The socket failed.
+    #[error("{0} failed")]
+    Socket(&'static str, #[source] io::Error),
+}
+
+/// Why a batch was not carried out. Nothing of it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The rules are no longer those it was decided on; look again.
+    #[error("somebody else changed the rules meanwhile")]
+    Stale,
+    /// The kernel refused a message.
+    #[error("the kernel refused message {seq}{}", .reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Refused {
+        /// The message's number.
+        seq: u32,
+        /// The kernel's error.
+        #[source]
+        error: io::Error,
+        /// The kernel's words, where it gave any.
+        reason: Option<String>,
+        /// The place in the message that it points at, where it does.
+        offset: Option<u32>,
+    },
+    /// The socket may not send so much at once.
+    #[error("a batch of {0} bytes is more than an unprivileged socket may send")]
+    TooLarge(usize),
+    /// The batch could not be sent or its fate not learned.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// An open conversation about the rules of one network namespace: the one the thread was in when it was opened.
+pub struct Connection {
+    socket: mnl::Socket,
+    buffer: Buffer,
+    next: u32,
+}
+
+/// An error message of the kernel's.
+struct Refusal {
+    seq: u32,
+    error: io::Error,
+    reason: Option<String>,
+    offset: Option<u32>,
+}
+
+impl Connection {
+    /// Opens a conversation.
+    ///
+    /// # Errors
+    /// [`KernelError::NoNfTables`] where the kernel has no netfilter netlink at all.
+    pub fn open() -> Result<Self, KernelError> {
+        let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(KernelError::NoNfTables)?;
+        ffi::prepare(&socket, 0).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        Ok(Self { socket, buffer: Buffer::new(), next: 1 })
+    }
+
+    /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
+    pub fn namespace_cookie(&self) -> Option<u64> {
+        ffi::namespace_cookie(&self.socket)
+    }
+
+    /// The generation of the rules: a number that grows with every commit by anybody.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn generation(&mut self) -> Result<u32, KernelError> {
+        const ID: u16 = 1; // NFTA_GEN_ID
+        let mut found = None;
+        self.ask("the generation", libc::NFT_MSG_GETGEN, 0, &[], |message| {
+            found = string_or_bytes(message.bytes(), ID)?.try_into().ok().map(u32::from_be_bytes);
+            Some(())
+        })?;
+        found.ok_or(KernelError::Unreadable("the generation"))
+    }
+
+    /// Whether the kernel has an object; `attributes` name it.
+    pub(super) fn exists(&mut self, kind: i32, attributes: &[u8]) -> Result<bool, KernelError> {
+        match self.ask("an object", kind, 0, attributes, |_| Some(())) {
+            Ok(()) => Ok(true),
+            Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for all objects of a kind and gives each message of the answer to `each`, which says whether it could read
+    /// it.
+    pub(super) fn dump(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        attributes: &[u8],
+        each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<(), KernelError> {
+        self.ask(what, kind, libc::NLM_F_DUMP, attributes, each)
+    }
+
+    fn ask(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        flags: i32,
+        attributes: &[u8],
+        mut each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<(), KernelError> {
+        let seq = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        let kind = u16::try_from((libc::NFNL_SUBSYS_NFTABLES << 8) | kind).unwrap_or(0);
+        let dump = flags == libc::NLM_F_DUMP;
+        // Without a dump the acknowledgement says where the answer ends.
+        let flags = if dump { flags } else { libc::NLM_F_ACK } | libc::NLM_F_REQUEST;
+        let family = u8::try_from(libc::NFPROTO_INET).unwrap_or(1);
+        let request = message(kind, u16::try_from(flags).unwrap_or(1), family, 0, seq, attributes);
+        self.socket.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
+        let mut interrupted = false;
+        let mut unreadable = false;
+        loop {
+            let Some(()) = self
+                .receive(|message, header| {
+                    if header.seq != seq {
+                        return None;
+                    }
+                    interrupted |= i32::from(header.flags) & libc::NLM_F_DUMP_INTR > 0;
+                    match i32::from(header.kind) {
+                        libc::NLMSG_DONE => Some(Ok(())),
+                        libc::NLMSG_ERROR => Some(refusal(message.bytes()).map_or(Ok(()), Err)),
+                        _ => {
+                            unreadable |= each(message).is_none();
+                            None
+                        }
+                    }
+                })?
+                .transpose()
+                .map_err(|refusal| match refusal.error.raw_os_error() {
+                    Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(refusal.error),
+                    Some(libc::EINTR) => KernelError::Interrupted,
+                    Some(libc::EOPNOTSUPP | libc::EINVAL) if kind & 0xff == 16 => {
+                        KernelError::NoNfTables(refusal.error)
+                    }
+                    _ => KernelError::Socket("asking the kernel", refusal.error),
+                })?
+            else {
+                continue;
+            };
+            return match (interrupted, unreadable) {
+                (true, _) => Err(KernelError::Interrupted),
+                (_, true) => Err(KernelError::Unreadable(what)),
+                _ => Ok(()),
+            };
+        }
+    }
+
+    /// Receives once and gives each message to `each` until it has an answer.
+    fn receive<T>(&mut self, mut each: impl FnMut(Message<'_>, Head) -> Option<T>) -> Result<Option<T>, KernelError> {
+        let bytes = self.buffer.bytes();
+        let received = match self.socket.recv_raw(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            other => other.map_err(|error| KernelError::Socket("hearing from the kernel", error))?,
+        };
+        let mut rest = bytes.get(..received).unwrap_or_default();
+        let mut answer = None;
+        while let Some((message, behind)) = Message::split(rest) {
+            rest = behind;
+            if let Some(head) = Head::read(message.bytes())
+                && answer.is_none()
+            {
+                answer = each(message, head);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Sends a batch and learns its fate.
+    ///
+    /// # Errors
+    /// [`CommitError`]; in every case nothing was changed, but for [`CommitError::Kernel`], where that is not known.
+    pub fn commit(&mut self, batch: &Batch) -> Result<(), CommitError> {
+        let size = batch.bytes().len();
+        // The kernel counts its own bookkeeping into the room, twice the size at the very most.
+        ffi::prepare(&self.socket, size.saturating_mul(2).max(1 << 16))
+            .map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        match self.socket.send(batch.bytes()) {
+            Ok(_) => {}
+            Err(error) => {
+                return Err(match error.raw_os_error() {
+                    Some(libc::EMSGSIZE) => CommitError::TooLarge(size),
+                    Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error).into(),
+                    _ => KernelError::Socket("sending the batch", error).into(),
+                });
+            }
+        }
+        loop {
+            let fate = self.receive(|message, head| {
+                if i32::from(head.kind) != libc::NLMSG_ERROR {
+                    return None;
+                }
+                match refusal(message.bytes()) {
+                    Some(refusal) => Some(Err(refusal)),
+                    None => (head.seq == batch.last()).then_some(Ok(())),
+                }
+            })?;
+            match fate {
+                None => {}
+                Some(Ok(())) => return Ok(()),
+                Some(Err(refusal)) => {
+                    return Err(match refusal.error.raw_os_error() {
+                        // 85 is ERESTART, which the kernel answers to a generation that has passed.
+                        Some(85) => CommitError::Stale,
+                        Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(refusal.error).into(),
+                        _ => {
+                            let Refusal { seq, error, reason, offset } = refusal;
+                            CommitError::Refused { seq, error, reason, offset }
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The parts of a message's header that matter here.
+struct Head {
+    kind: u16,
+    flags: u16,
+    seq: u32,
+}
+
+impl Head {
+    fn read(message: &[u8]) -> Option<Self> {
+        Some(Self {
+            kind: u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?),
+            flags: u16::from_ne_bytes(message.get(6..8)?.try_into().ok()?),
+            seq: u32::from_ne_bytes(message.get(8..12)?.try_into().ok()?),
+        })
+    }
+}
+
+/// Reads an error message; `None` where it is an acknowledgement. Source: `struct nlmsgerr`, `enum nlmsgerr_attrs` in
+/// include/uapi/linux/netlink.h.
+fn refusal(message: &[u8]) -> Option<Refusal> {
+    const REASON: u16 = 1;
+    const OFFSET: u16 = 2;
+    let error = i32::from_ne_bytes(message.get(16..20)?.try_into().ok()?);
+    if error == 0 {
+        return None;
+    }
+    let seq = message.get(28..32).and_then(|seq| seq.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let mut refusal =
+        Refusal { seq, error: io::Error::from_raw_os_error(error.saturating_neg()), reason: None, offset: None };
+    // Behind the error is the header of the message it is about, and, because we asked for it, nothing more of that.
+    let mut at = 36;
+    while let Some((length, kind)) = attribute(message, at) {
+        let value = message.get(at + 4..at + length).unwrap_or_default();
+        match kind & 0x3fff {
+            REASON => {
+                let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+                refusal.reason = Some(crate::model::error::printable(&String::from_utf8_lossy(text)));
+            }
+            OFFSET => refusal.offset = value.try_into().ok().map(u32::from_ne_bytes),
+            _ => {}
+        }
+        at += length.next_multiple_of(4);
+    }
+    Some(refusal)
+}
+
+/// The value of an attribute of a message.
+fn string_or_bytes(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut at = 20;
+    while let Some((length, kind)) = attribute(message, at) {
+        if kind & 0x3fff == wanted {
+            return message.get(at + 4..at + length);
+        }
+        at += length.next_multiple_of(4);
+    }
+    None
+}
+
+/// The attributes of a question: numbers and names, with the closing zeros that the kernel wants.
+pub(super) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    for (kind, name) in pairs {
+        let mut value = name.as_bytes().to_vec();
+        value.push(0);
+        put_attribute(&mut attributes, *kind, &value);
+    }
+    attributes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_read_whole() {
+        let mut message = vec![0; 16];
+        message.extend((-17i32).to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(42u32.to_ne_bytes());
+        message.extend([0; 4]);
+        put_attribute(&mut message, 1, b"in use\x1b\0");
+        put_attribute(&mut message, 2, &96u32.to_ne_bytes());
+        let refusal = refusal(&message).expect("an error");
+        assert_eq!((refusal.seq, refusal.error.raw_os_error()), (42, Some(17)));
+        assert_eq!((refusal.reason.as_deref(), refusal.offset), (Some("in use\\u{1b}"), Some(96)));
+    }
+
+    #[test]
+    fn what_is_cut_short_does_not_panic() {
+        let mut message = vec![0; 16];
+        message.extend((-1i32).to_ne_bytes());
+        message.extend([255; 30]);
+        for end in 0..message.len() {
+            let _ = refusal(&message[..end]);
+            let _ = Head::read(&message[..end]);
+            let _ = string_or_bytes(&message[..end], 1);
+        }
+    }
+}
