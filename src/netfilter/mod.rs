@@ -1,0 +1,4 @@
+//! What the backends need of the kernel besides their rules, one interface a file.
+
+pub mod namespace;
+pub mod sysctl;

@@ -1,0 +1,5 @@
+//! Durable state: what was asked, so that it can be listed, planned against and put back.
+
+pub mod state;
+
+pub use state::{State, StateError, Store};

@@ -1,0 +1,381 @@
+//! The state of one network namespace, in an embedded store (redb): atoms of forwards one by one, so that one more of
+//! them on 60,000 rewrites none of the others, and the rest of each set.
+//!
+//! A store belongs to one namespace: the host's is `state.redb` in the state directory, others' are below `netns/`. A
+//! namespace that ip-netns(8) made anew under an old name begins with nothing, because its kernel holds nothing.
+//!
+//! Be aware: redb locks the file while it is open; a second process waits, see [`Store::open`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Asked, Binding, Masquerade, Network, Owned, SetName, Settings};
+use crate::netfilter::namespace::Identity;
+use crate::netfilter::sysctl;
+
+/// The shape of the store; another number is not touched.
+const VERSION: &str = "1";
+
+/// Set and listening half of an atom, to the atom as JSON.
+const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
+/// Set to the rest of it as JSON.
+const SETS: TableDefinition<'_, &str, &str> = TableDefinition::new("sets");
+/// Version, namespace and changed sysctls.
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+
+/// What is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// What all sets ask.
+    pub asked: Asked,
+    /// The file that each set was last applied from; none for sets made on the command line.
+    pub origins: BTreeMap<SetName, PathBuf>,
+    /// The sysctls that we changed, in order.
+    pub sysctls: Vec<sysctl::Change>,
+}
+
+/// A set without its forwards, as it is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct SetRecord {
+    #[serde(default)]
+    networks: Vec<Network>,
+    #[serde(default)]
+    masquerades: Vec<Masquerade>,
+    #[serde(default)]
+    settings: Settings,
+    #[serde(default)]
+    origin: Option<PathBuf>,
+}
+
+/// Why state cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory or file cannot be made or opened.
+    #[error("cannot open the state in `{}`", .0.display())]
+    Io(PathBuf, #[source] io::Error),
+    /// Another process had it for too long.
+    #[error("another portfwd is using the state in `{}`", .0.display())]
+    Busy(PathBuf),
+    /// The store failed.
+    #[error("the state in `{}` cannot be read or written", .0.display())]
+    Store(PathBuf, #[source] Box<redb::Error>),
+    /// It holds something that is not ours.
+    #[error("the state in `{}` holds something unreadable: {}", .0.display(), .1)]
+    Damaged(PathBuf, String),
+    /// A newer program wrote it.
+    #[error("the state in `{}` has version {}; this program reads version {VERSION}", .0.display(), .1)]
+    Version(PathBuf, String),
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    database: Option<Database>,
+}
+
+impl Store {
+    /// Opens the store of a namespace, waiting up to `wait` for another process that has it open.
+    ///
+    /// With `make` false a store that is not there is read as empty, and nothing is made.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] after `wait`; others where it cannot be opened or is of another version.
+    pub fn open(directory: &Path, identity: &Identity, make: bool, wait: Duration) -> Result<Self, StateError> {
+        let (path, incarnation) = match identity {
+            Identity::Host => (directory.join("state.redb"), None),
+            Identity::Named(name, incarnation) => {
+                (directory.join("netns").join(format!("{name}.redb")), Some(incarnation))
+            }
+            Identity::Anonymous(incarnation) => {
+                (directory.join("netns").join(format!("anonymous-{incarnation}.redb")), Some(incarnation))
+            }
+        };
+        if !make && !path.exists() {
+            return Ok(Self { path, database: None });
+        }
+        if let Some(parent) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            made.map_err(|error| StateError::Io(parent.to_owned(), error))?;
+        }
+        let database = open_waiting(&path, wait)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))
+            .map_err(|error| StateError::Io(path.clone(), error))?;
+        let store = Self { path, database: Some(database) };
+        store.begin(incarnation.map(String::as_str))?;
+        Ok(store)
+    }
+
+    /// Makes the tables, checks the version, and empties the store of a namespace that is not the one it was made for.
+    fn begin(&self, incarnation: Option<&str>) -> Result<(), StateError> {
+        let Some(database) = &self.database else { return Ok(()) };
+        let known = (|| {
+            let transaction = database.begin_read()?;
+            let meta = match transaction.open_table(META) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                other => other?,
+            };
+            let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_owned()));
+            Ok(Some((text("version")?, text("namespace")?)))
+        })();
+        match known.map_err(|error| self.failed(error))? {
+            Some((Some(version), _)) if version != VERSION => {
+                return Err(StateError::Version(self.path.clone(), version));
+            }
+            Some((Some(_), namespace)) if namespace.as_deref() == incarnation => return Ok(()),
+            _ => {}
+        }
+        self.write(|transaction| {
+            for table in [BINDINGS, SETS, META] {
+                transaction.delete_table(table)?;
+                transaction.open_table(table)?;
+            }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("version", VERSION)?;
+            if let Some(incarnation) = incarnation {
+                meta.insert("namespace", incarnation)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn load(&self) -> Result<State, StateError> {
+        let mut state = State::default();
+        let Some(database) = &self.database else { return Ok(state) };
+        let mut records: Vec<(String, String)> = Vec::new();
+        let mut bindings: Vec<(String, String)> = Vec::new();
+        let mut sysctls = None;
+        (|| {
+            let transaction = database.begin_read()?;
+            for entry in transaction.open_table(SETS)?.iter()? {
+                let (key, value) = entry?;
+                records.push((key.value().to_owned(), value.value().to_owned()));
+            }
+            for entry in transaction.open_table(BINDINGS)?.iter()? {
+                let (key, value) = entry?;
+                bindings.push((key.value().to_owned(), value.value().to_owned()));
+            }
+            sysctls = transaction.open_table(META)?.get("sysctls")?.map(|value| value.value().to_owned());
+            Ok(())
+        })()
+        .map_err(|error| self.failed(error))?;
+        for (name, json) in records {
+            let name: SetName = name.parse().map_err(|error| self.damaged(&error))?;
+            let record: SetRecord = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
+            let own = |name: &SetName| name.clone();
+            state.asked.networks.extend(record.networks.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            state.asked.masquerades.extend(record.masquerades.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            state.origins.extend(record.origin.map(|origin| (own(&name), origin)));
+            state.asked.settings.insert(name, record.settings);
+        }
+        let mut names: BTreeMap<String, SetName> = BTreeMap::new();
+        for (key, json) in bindings {
+            let text = key.split('\0').next().unwrap_or_default();
+            let set = match names.get(text) {
+                Some(set) => set.clone(),
+                None => {
+                    let set: SetName = text.parse().map_err(|error| self.damaged(&error))?;
+                    names.insert(text.to_owned(), set.clone());
+                    set
+                }
+            };
+            let rule: Binding = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
+            state.asked.bindings.push(Owned { set, rule });
+        }
+        if let Some(json) = sysctls {
+            state.sysctls = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
+        }
+        state.asked.normalize();
+        Ok(state)
+    }
+
+    /// Replaces `before`, which is what [`Store::load`] gave, by `after`; only what differs is written.
+    ///
+    /// # Errors
+    /// Where it cannot be written; then nothing is.
+    pub fn save(&self, before: &State, after: &State) -> Result<(), StateError> {
+        let old: BTreeMap<String, &Binding> = keyed(&before.asked);
+        let new: BTreeMap<String, &Binding> = keyed(&after.asked);
+        let records = records(after).map_err(|error| self.damaged(&error))?;
+        let old_records = self::records(before).map_err(|error| self.damaged(&error))?;
+        let sysctls = serde_json::to_string(&after.sysctls).map_err(|error| self.damaged(&error))?;
+        let mut changed: Vec<(&String, Option<String>)> = Vec::new();
+        for (key, binding) in &new {
+            if old.get(key) != Some(binding) {
+                let json = serde_json::to_string(binding).map_err(|error| self.damaged(&error))?;
+                changed.push((key, Some(json)));
+            }
+        }
+        changed.extend(old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key, None)));
+        self.write(|transaction| {
+            let mut bindings = transaction.open_table(BINDINGS)?;
+            for (key, json) in &changed {
+                match json {
+                    Some(json) => bindings.insert(key.as_str(), json.as_str())?,
+                    None => bindings.remove(key.as_str())?,
+                };
+            }
+            let mut sets = transaction.open_table(SETS)?;
+            for (name, json) in records.iter().filter(|(name, json)| old_records.get(*name) != Some(json)) {
+                sets.insert(name.as_str(), json.as_str())?;
+            }
+            for name in old_records.keys().filter(|name| !records.contains_key(*name)) {
+                sets.remove(name.as_str())?;
+            }
+            if before.sysctls != after.sysctls {
+                transaction.open_table(META)?.insert("sysctls", sysctls.as_str())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StateError> {
+        let Some(database) = &self.database else { return Ok(()) };
+        let transaction = database.begin_write().map_err(|error| self.failed(error.into()))?;
+        body(&transaction).map_err(|error| self.failed(error))?;
+        transaction.commit().map_err(|error| self.failed(error.into()))
+    }
+
+    fn failed(&self, error: redb::Error) -> StateError {
+        StateError::Store(self.path.clone(), Box::new(error))
+    }
+
+    fn damaged(&self, error: &impl ToString) -> StateError {
+        StateError::Damaged(self.path.clone(), error.to_string())
+    }
+}
+
+fn open_waiting(path: &Path, wait: Duration) -> Result<Database, StateError> {
+    let start = Instant::now();
+    loop {
+        match Database::create(path) {
+            Ok(database) => return Ok(database),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if start.elapsed() < wait => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(StateError::Busy(path.to_owned())),
+            Err(redb::DatabaseError::Storage(redb::StorageError::Io(error))) => {
+                return Err(StateError::Io(path.to_owned(), error));
+            }
+            Err(error) => return Err(StateError::Store(path.to_owned(), Box::new(error.into()))),
+        }
+    }
+}
+
+/// The key of an atom: no two atoms of one set that do not conflict have the same.
+fn keyed(asked: &Asked) -> BTreeMap<String, &Binding> {
+    let key = |owned: &Owned<Binding>| format!("{}\0{}\0{}", owned.set, owned.rule.family, owned.rule.listen());
+    asked.bindings.iter().map(|owned| (key(owned), &owned.rule)).collect()
+}
+
+fn records(state: &State) -> Result<BTreeMap<SetName, String>, serde_json::Error> {
+    let mut records: BTreeMap<&SetName, SetRecord> = BTreeMap::new();
+    for (name, settings) in &state.asked.settings {
+        records.entry(name).or_default().settings = *settings;
+    }
+    for owned in &state.asked.networks {
+        records.entry(&owned.set).or_default().networks.push(owned.rule.clone());
+    }
+    for owned in &state.asked.masquerades {
+        records.entry(&owned.set).or_default().masquerades.push(owned.rule.clone());
+    }
+    for (name, origin) in &state.origins {
+        records.entry(name).or_default().origin = Some(origin.clone());
+    }
+    records.into_iter().map(|(name, record)| Ok((name.clone(), serde_json::to_string(&record)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Forward, RuleSet};
+
+    fn open(directory: &Path, identity: &Identity) -> Store {
+        Store::open(directory, identity, true, Duration::ZERO).expect("opens")
+    }
+
+    fn state(listens: &[&str]) -> State {
+        let mut set = RuleSet::new(SetName::cli());
+        for listen in listens {
+            let to = if listen.starts_with('[') { "fd00::1" } else { "10.0.0.1" };
+            set.forwards.push(Forward::new(listen.parse().expect("listen"), to.parse().expect("target")));
+        }
+        let mut state = State::default();
+        state.asked.add(&set).expect("valid");
+        state.asked.normalize();
+        state.origins.insert(SetName::cli(), "/etc/portfwd/cli.toml".into());
+        state.sysctls.push(sysctl::Change { key: "ipv4/ip_forward".into(), before: "0".into(), after: "1".into() });
+        state
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (one, two) = (state(&["80", "8000-8010/udp", "[2001:db8::1]:53"]), state(&["80", "81"]));
+        {
+            let store = open(directory.path(), &Identity::Host);
+            assert_eq!(store.load().expect("loads"), State::default());
+            store.save(&State::default(), &one).expect("saves");
+        }
+        let store = open(directory.path(), &Identity::Host);
+        assert_eq!(store.load().expect("loads"), one);
+        store.save(&one, &two).expect("saves");
+        assert_eq!(store.load().expect("loads"), two);
+        store.save(&two, &State::default()).expect("saves");
+        assert_eq!(store.load().expect("loads"), State::default());
+    }
+
+    #[test]
+    fn a_namespace_made_anew_begins_with_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let first = Identity::Named("web".into(), "boot-1".into());
+        let store = open(directory.path(), &first);
+        store.save(&State::default(), &state(&["80"])).expect("saves");
+        drop(store);
+        assert_ne!(open(directory.path(), &first).load().expect("loads"), State::default());
+        let second = Identity::Named("web".into(), "boot-2".into());
+        assert_eq!(open(directory.path(), &second).load().expect("loads"), State::default());
+        assert_eq!(open(directory.path(), &Identity::Host).load().expect("loads"), State::default());
+    }
+
+    #[test]
+    fn only_the_owner_may_read_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let inner = directory.path().join("deep/er");
+        drop(open(&inner, &Identity::Host));
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&inner), 0o700);
+        assert_eq!(mode(&inner.join("state.redb")), 0o600);
+    }
+
+    #[test]
+    fn a_second_process_waits_and_gives_up() {
+        let directory = tempfile::tempdir().expect("directory");
+        let _first = open(directory.path(), &Identity::Host);
+        let second = Store::open(directory.path(), &Identity::Host, true, Duration::from_millis(20));
+        assert!(matches!(second, Err(StateError::Busy(_))));
+    }
+
+    #[test]
+    fn a_newer_store_is_left_alone() {
+        let directory = tempfile::tempdir().expect("directory");
+        let store = open(directory.path(), &Identity::Host);
+        store
+            .write(|transaction| transaction.open_table(META)?.insert("version", "2").map(drop).map_err(Into::into))
+            .expect("writes");
+        drop(store);
+        let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
+        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "2"));
+    }
+}
