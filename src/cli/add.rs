@@ -1,0 +1,126 @@
+//! `portfwd add`: one more forward, live and durable.
+
+use super::{Failure, Global, Output, apply, json, view};
+use crate::config::{Kind, Problem};
+use crate::engine;
+use crate::model::{
+    Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Target, prefix,
+};
+
+/// Add a forward, live and durable
+#[derive(Debug, clap::Args)]
+pub struct AddArgs {
+    /// Where it listens: [ADDR:]PORTS[/PROTO[,PROTO]], for example 8080,
+    /// 192.0.2.1:53/udp, [2001:db8::1]:8000-8010
+    #[arg(value_name = "LISTEN")]
+    listen: String,
+    /// Where it leads: ADDR, ADDR:PORT, ADDR:PORT-PORT, or :PORT on this host
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// tcp (the default), udp, sctp, dccp or udplite; may be given several times
+    #[arg(short, long = "protocol", value_name = "PROTO")]
+    protocols: Vec<String>,
+    /// Only what arrives at this interface
+    #[arg(short, long, value_name = "IF")]
+    interface: Option<String>,
+    /// Only these clients; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    from: Vec<String>,
+    /// A remark, shown by `list`
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+    /// The rule set that it is added to
+    #[arg(long, value_name = "NAME", default_value = "cli")]
+    set: String,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Turns what was typed into a model type, or into an error that says where it was typed.
+pub fn parse<T>(what: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, ParseError>) -> Result<T, Failure> {
+    parse(text).map_err(|error| Failure::Usage { what: format!("{what}: {error}"), help: error.help().to_owned() })
+}
+
+fn forward(args: &AddArgs) -> Result<Forward, Failure> {
+    let mut forward = Forward::new(
+        parse("LISTEN", &args.listen, str::parse::<Listen>)?,
+        parse("TARGET", &args.target, str::parse::<Target>)?,
+    );
+    for text in &args.protocols {
+        let protocol = parse("--protocol", text, str::parse::<Protocol>)?;
+        if !forward.protocols.contains(&protocol) {
+            forward.protocols.push(protocol);
+        }
+    }
+    if let Some(text) = &args.interface {
+        forward.interface = Some(parse("--interface", text, str::parse::<IfName>)?);
+    }
+    for text in &args.from {
+        forward.from.push(parse("--from", text, prefix::parse)?);
+    }
+    if let Some(text) = &args.comment {
+        forward.comment = Some(parse("--comment", text, str::parse::<Comment>)?);
+    }
+    Ok(forward)
+}
+
+pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let forward = forward(args)?;
+    let set = parse("--set", &args.set, str::parse::<SetName>)?;
+    let usage = |error: ParseError| Failure::Usage { what: error.to_string(), help: error.help().to_owned() };
+    let bindings = forward.bindings().map_err(usage)?;
+    let mut engine = global.engine(!args.dry_run)?;
+    let mut after = engine.state().clone();
+    for binding in &bindings {
+        put(&mut after.asked, &set, binding.clone())?;
+    }
+    after.asked.settings.entry(set.clone()).or_default();
+    after.asked.normalize();
+    if args.dry_run {
+        let plan = engine.plan(&after.asked)?;
+        return apply::planned(&plan, global, output);
+    }
+    let outcome = engine::commit(&mut engine, after)?;
+    view::aside(&outcome, global.verbose, output)?;
+    if global.json {
+        json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;
+        return Ok(0);
+    }
+    if outcome.plan.is_empty() {
+        for binding in &bindings {
+            writeln!(output.stdout, "unchanged {binding}")?;
+        }
+    }
+    done(&outcome.plan.steps, output)?;
+    Ok(0)
+}
+
+/// Prints what was done, a line for each rule.
+pub fn done(steps: &[engine::Step], output: &mut Output<'_>) -> std::io::Result<()> {
+    for step in steps {
+        let text = step.after.as_deref().or(step.before.as_deref()).unwrap_or_default();
+        writeln!(output.stdout, "{} {text}", view::verb(step.sign))?;
+    }
+    Ok(())
+}
+
+/// Puts a binding among what is asked: in the place of itself with another comment, or as a new one.
+fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure> {
+    let met = asked.bindings.iter_mut().find(|owned| owned.rule.conflicts(&binding));
+    let Some(met) = met else {
+        asked.bindings.push(Owned { set: set.clone(), rule: binding });
+        return Ok(());
+    };
+    if met.set == *set && met.rule.ports == binding.ports && met.rule.to == binding.to {
+        met.rule.comment = binding.comment;
+        return Ok(());
+    }
+    Err(Failure::Problems(vec![Problem {
+        kind: Kind::Conflict,
+        what: format!("`{}` already goes to {}", met.rule.listen(), met.rule.target()),
+        place: None,
+        other: Some((format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set), None)),
+        help: "remove the first, or give one of them an address, an interface or other clients".into(),
+    }]))
+}

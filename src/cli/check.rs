@@ -1,0 +1,51 @@
+//! `portfwd check`: validates rule sets; needs no privileges and looks at nothing but the files.
+
+use std::path::PathBuf;
+
+use super::{Failure, Global, Output, sets};
+use crate::config;
+use crate::model::Asked;
+use crate::nft::compile::compile;
+
+/// Validate rule sets; every mistake is reported, not only the first
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+#[derive(serde::Serialize)]
+struct Checked<'a> {
+    version: u32,
+    sets: Vec<CheckedSet<'a>>,
+}
+
+#[derive(serde::Serialize)]
+struct CheckedSet<'a> {
+    name: &'a str,
+    path: String,
+    forwards: usize,
+}
+
+pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let loaded = sets::load(&args.paths)?;
+    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
+    compile(&asked).map_err(crate::engine::EngineError::from)?;
+    let path = |set: &config::Loaded| set.source.path.display().to_string();
+    if global.json {
+        let sets = loaded.iter().map(|set| CheckedSet {
+            name: set.set.name.as_str(),
+            path: path(set),
+            forwards: set.set.forwards.len(),
+        });
+        super::json::print(&Checked { version: super::json::VERSION, sets: sets.collect() }, output.stdout)?;
+        return Ok(0);
+    }
+    for set in &loaded {
+        let count = set.set.forwards.len();
+        let plural = if count == 1 { "" } else { "s" };
+        writeln!(output.stdout, "{}: rule set `{}` is valid, {count} forward{plural}", path(set), set.set.name)?;
+    }
+    Ok(0)
+}

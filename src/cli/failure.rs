@@ -1,0 +1,202 @@
+//! From a kind of error to its words and its exit code; the only place that knows both.
+
+use std::io;
+
+use super::Output;
+use crate::config::source::ReadError;
+use crate::config::{Kind, Problem};
+use crate::engine::EngineError;
+use crate::lab::LabError;
+use crate::netfilter::namespace::NamespaceError;
+use crate::netfilter::sysctl::SysctlError;
+use crate::nft::transaction::{CommitError, KernelError};
+use crate::store::StateError;
+
+/// Failed; nothing changed.
+pub const FAILED: u8 = 1;
+/// Usage, or an invalid rule set.
+pub const USAGE: u8 = 2;
+/// `plan --detailed-exitcode` has changes.
+pub const CHANGES: u8 = 3;
+/// Permission or kernel feature missing.
+pub const MISSING: u8 = 5;
+/// Conflict refused.
+pub const CONFLICT: u8 = 6;
+/// Busy; try again.
+pub const BUSY: u8 = 75;
+
+/// What a command itself finds wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Mistakes in rule sets.
+    #[error("{} mistakes in the rule sets", .0.len())]
+    Problems(Vec<Problem>),
+    /// Something on the command line that is not what it should be.
+    #[error("{what}")]
+    Usage {
+        /// What.
+        what: String,
+        /// What to write instead.
+        help: String,
+    },
+    /// Something that this program cannot do yet.
+    #[error("{what}")]
+    Unsupported {
+        /// What.
+        what: String,
+        /// What to do instead.
+        help: String,
+    },
+    /// Something that is not there.
+    #[error("{what}")]
+    NotFound {
+        /// What.
+        what: String,
+        /// Where to look.
+        help: String,
+    },
+    /// Probes that did not get the answer they should.
+    #[error("{0} of {1} probes did not get the answer they should")]
+    Probes(usize, usize),
+}
+
+/// Prints an error and gives its exit code.
+pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // Whoever reads us has seen enough.
+        return 0;
+    }
+    let (code, help) = judge(error);
+    if let Some(Failure::Problems(problems)) = error.downcast_ref() {
+        for (index, problem) in problems.iter().enumerate() {
+            let gap = if index > 0 { "\n" } else { "" };
+            let written = write!(output.stderr, "{gap}{}", problem.render(output.color));
+            drop(written);
+        }
+        if problems.len() > 1 {
+            let written = writeln!(output.stderr, "\n{} mistakes; nothing was changed", problems.len());
+            drop(written);
+        }
+        return code;
+    }
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // A cause that says nothing new is not repeated.
+        if !text.ends_with(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    let problem = Problem { kind: Kind::Invalid, what: text, place: None, other: None, help };
+    let written = write!(output.stderr, "{}", problem.render(output.color));
+    drop(written);
+    code
+}
+
+/// The exit code of an error, and what to do about it.
+fn judge(error: &anyhow::Error) -> (u8, String) {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return of_failure(failure);
+    }
+    if let Some(error) = error.downcast_ref::<EngineError>() {
+        return of_engine(error);
+    }
+    if let Some(error) = error.downcast_ref::<ReadError>() {
+        let help = match error {
+            ReadError::Io(..) => "give the path of a rule-set file or of a folder of them",
+            ReadError::NotAFile(_) | ReadError::EmptyFolder(_) => {
+                "give a file, or a folder with files that end in `.toml`"
+            }
+            ReadError::TooLarge(_) => "split it into several files",
+            ReadError::NotText { .. } => "save it as UTF-8",
+        };
+        return (USAGE, help.into());
+    }
+    if let Some(error) = error.downcast_ref::<NamespaceError>() {
+        return match error {
+            NamespaceError::Name(_) => (USAGE, "give a name as `ip netns list` shows it".into()),
+            NamespaceError::Missing(_) => (USAGE, "make it with `ip netns add`".into()),
+            NamespaceError::NotPermitted(..) => (MISSING, "run as root, or with CAP_SYS_ADMIN".into()),
+            NamespaceError::Io(..) => (FAILED, "see `ip netns list`".into()),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<LabError>() {
+        return of_lab(error);
+    }
+    (FAILED, "nothing was changed".into())
+}
+
+fn of_failure(failure: &Failure) -> (u8, String) {
+    match failure {
+        Failure::Problems(problems) => {
+            let invalid = problems.iter().any(|problem| problem.kind == Kind::Invalid);
+            (if invalid { USAGE } else { CONFLICT }, String::new())
+        }
+        Failure::Usage { help, .. } => (USAGE, help.clone()),
+        Failure::Unsupported { help, .. } => (MISSING, help.clone()),
+        Failure::NotFound { help, .. } => (FAILED, help.clone()),
+        Failure::Probes(..) => (FAILED, "each is shown above with what it should have got".into()),
+    }
+}
+
+fn of_engine(error: &EngineError) -> (u8, String) {
+    match error {
+        EngineError::Kernel(error) | EngineError::Commit(CommitError::Kernel(error)) => of_kernel(error),
+        EngineError::Commit(CommitError::TooLarge(_)) => {
+            (MISSING, "run as root; an unprivileged socket sends about 200 KB at once".into())
+        }
+        EngineError::Commit(CommitError::Stale) | EngineError::Busy => (BUSY, "try again".into()),
+        EngineError::Refused { error, .. } => match error.raw_os_error() {
+            // An expression that the kernel was built without, or whose module it cannot load.
+            Some(libc_errno::ENOENT | libc_errno::EOPNOTSUPP) => {
+                (MISSING, "this kernel lacks a part of nf_tables that this needs; `-v` shows what was sent".into())
+            }
+            _ => (FAILED, "nothing was changed".into()),
+        },
+        EngineError::State(StateError::Busy(_)) => (BUSY, "try again when it has ended".into()),
+        EngineError::State(StateError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (MISSING, "run as root, or choose a directory of yours with `--state-dir`".into())
+        }
+        EngineError::State(StateError::Version(..)) => (FAILED, "use the newer program".into()),
+        EngineError::State(StateError::Damaged(..)) => (FAILED, "move the file away; the kernel's rules stay".into()),
+        EngineError::Sysctl(SysctlError { name, error, .. }) => {
+            let code = match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => MISSING,
+                _ => FAILED,
+            };
+            (code, format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`"))
+        }
+        EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
+        EngineError::Differs(_) => (FAILED, "see `portfwd plan`".into()),
+        EngineError::Commit(CommitError::Refused { .. }) | EngineError::State(_) | EngineError::Namespace(_) => {
+            (FAILED, "nothing was changed".into())
+        }
+    }
+}
+
+/// Error numbers by name.
+mod libc_errno {
+    pub const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
+    pub const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
+}
+
+fn of_kernel(error: &KernelError) -> (u8, String) {
+    match error {
+        KernelError::NotPermitted(_) => (MISSING, "run as root, or with CAP_NET_ADMIN".into()),
+        KernelError::NoNfTables(_) => (MISSING, "load the module `nf_tables`, or use a kernel that has it".into()),
+        KernelError::Interrupted => (BUSY, "try again".into()),
+        KernelError::Unreadable(_) | KernelError::Socket(..) => (FAILED, "nothing was changed".into()),
+    }
+}
+
+fn of_lab(error: &LabError) -> (u8, String) {
+    match error {
+        LabError::NotAllowed(_) => {
+            (MISSING, "run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)".into())
+        }
+        LabError::Engine(error) => of_engine(error),
+        LabError::Topology(_) => (USAGE, "see `portfwd try --help` for what is made of a rule set".into()),
+        LabError::Link(..) | LabError::Io(..) | LabError::Interrupted => (FAILED, "the throw-away network is gone".into()),
+    }
+}

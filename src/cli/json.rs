@@ -1,0 +1,135 @@
+//! The shapes of `--json`, one for each command that prints data. Every one carries `version`; a shape that changes in
+//! a way that breaks readers gets the next number.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::engine::{Plan, Sign, Step};
+use crate::model::{Binding, Family};
+
+/// The number of all shapes here.
+pub const VERSION: u32 = 1;
+
+/// What `list` prints.
+#[derive(Debug, Serialize)]
+pub struct List<'a> {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The generation of the rules that was read.
+    pub generation: u32,
+    /// The forwards.
+    pub forwards: Vec<Forward<'a>>,
+    /// The networks.
+    pub networks: Vec<Other>,
+    /// The masquerades.
+    pub masquerades: Vec<Other>,
+}
+
+/// One forward of `list`.
+#[derive(Debug, Serialize)]
+pub struct Forward<'a> {
+    /// The rule set that it belongs to.
+    pub set: &'a str,
+    /// `live`, `missing` or `foreign`.
+    pub state: &'static str,
+    /// The family of its packets.
+    pub family: Family,
+    /// The protocol.
+    pub protocol: &'static str,
+    /// The address it listens at; null: every address of this host.
+    pub address: Option<std::net::IpAddr>,
+    /// The ports it listens at, `80` or `8000-8010`.
+    pub ports: crate::model::PortRange,
+    /// Only what arrives here.
+    pub interface: Option<&'a str>,
+    /// Only these clients.
+    pub from: Option<ipnetwork::IpNetwork>,
+    /// Where it leads, `172.17.0.3:80`.
+    pub to: String,
+    /// The remark.
+    pub comment: Option<&'a str>,
+    /// New connections that met it.
+    pub packets: u64,
+    /// Bytes of their first packets.
+    pub bytes: u64,
+}
+
+impl<'a> Forward<'a> {
+    /// Describes a binding.
+    pub fn new(set: &'a str, state: &'static str, binding: &'a Binding, packets: u64, bytes: u64) -> Self {
+        Self {
+            set,
+            state,
+            family: binding.family,
+            protocol: binding.protocol.name(),
+            address: binding.address,
+            ports: binding.ports,
+            interface: binding.interface.as_ref().map(crate::model::IfName::as_str),
+            from: binding.from,
+            to: binding.target().to_string(),
+            comment: binding.comment.as_ref().map(crate::model::Comment::as_str),
+            packets,
+            bytes,
+        }
+    }
+}
+
+/// A network or masquerade of `list`.
+#[derive(Debug, Serialize)]
+pub struct Other {
+    /// The rule set that it belongs to.
+    pub set: String,
+    /// `live`, `missing` or `foreign`.
+    pub state: &'static str,
+    /// The rule.
+    pub rule: String,
+}
+
+/// What `plan`, and every command that changes, prints.
+#[derive(Debug, Serialize)]
+pub struct Changes<'a> {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Whether it was only planned, or done.
+    pub done: bool,
+    /// What becomes of each rule.
+    pub changes: Vec<Change<'a>>,
+}
+
+/// What becomes of one rule.
+#[derive(Debug, Serialize)]
+pub struct Change<'a> {
+    /// `add`, `change` or `remove`.
+    pub action: &'static str,
+    /// The rule set.
+    pub set: Option<&'a str>,
+    /// The rule as it was.
+    pub before: Option<&'a str>,
+    /// The rule as it will be.
+    pub after: Option<&'a str>,
+}
+
+impl<'a> Changes<'a> {
+    /// Describes a plan.
+    pub fn new(plan: &'a Plan, done: bool) -> Self {
+        Self { version: VERSION, done, changes: plan.steps.iter().map(Change::new).collect() }
+    }
+}
+
+impl<'a> Change<'a> {
+    fn new(step: &'a Step) -> Self {
+        let action = match step.sign {
+            Sign::Add => "add",
+            Sign::Change => "change",
+            Sign::Remove => "remove",
+        };
+        Self { action, set: step.set.as_deref(), before: step.before.as_deref(), after: step.after.as_deref() }
+    }
+}
+
+/// Prints a shape on a line of its own.
+pub fn print(value: &impl Serialize, mut to: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer(&mut to, value)?;
+    writeln!(to)
+}

@@ -1,0 +1,194 @@
+//! The command line: one file a command, each of which parses, calls the library once and prints.
+//!
+//! stdout is the answer, stderr is everything else. Exit codes are in [`failure`].
+
+mod add;
+mod apply;
+mod check;
+mod failure;
+mod flush;
+mod json;
+mod list;
+mod plan;
+mod rm;
+mod sets;
+mod r#try;
+mod view;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::engine::Engine;
+use crate::netfilter::namespace;
+pub use failure::Failure;
+
+/// NAT and port forwards on Linux as data
+#[derive(Debug, Parser)]
+#[command(
+    name = "portfwd",
+    version,
+    max_term_width = 80,
+    after_help = "\
+Exit codes: 0 done, also when nothing was to do; 1 failed, nothing changed; \
+2 usage or invalid rule set; 3 plan --detailed-exitcode has changes; \
+5 permission or kernel feature missing; 6 conflict refused; 75 busy, try again"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Which part of the kernel does the work
+    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto)]
+    backend: Backend,
+    /// Work in this network namespace, as `ip netns` knows it
+    #[arg(long, global = true, value_name = "NAME")]
+    netns: Option<String>,
+    /// Where the state is kept
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/portfwd")]
+    state_dir: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show what is sent to the kernel
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// When to color messages
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    color: Color,
+}
+
+/// Which part of the kernel does the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// nftables where the kernel has it
+    Auto,
+    /// nftables
+    Nft,
+    /// iptables (not supported yet)
+    Iptables,
+}
+
+/// When to color messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Add(add::AddArgs),
+    Rm(rm::RmArgs),
+    List(list::ListArgs),
+    Check(check::CheckArgs),
+    Plan(plan::PlanArgs),
+    Apply(apply::ApplyArgs),
+    Flush(flush::FlushArgs),
+    Try(r#try::TryArgs),
+}
+
+/// Where a command prints, and how.
+pub struct Output<'a> {
+    stdout: &'a mut dyn Write,
+    stderr: &'a mut dyn Write,
+    color: bool,
+}
+
+/// Runs a command line. Gives the exit code; everything there was to say is printed.
+pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            let to: &mut dyn Write = if error.use_stderr() { stderr } else { stdout };
+            let written = write!(to, "{}", error.render());
+            drop(written);
+            return if error.use_stderr() { failure::USAGE } else { 0 };
+        }
+    };
+    let color = match cli.global.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    let mut output = Output { stdout, stderr, color };
+    let result = run(&cli, &mut output).and_then(|code| {
+        output.stdout.flush()?;
+        Ok(code)
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => failure::report(&error, &mut output),
+    }
+}
+
+fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let global = &cli.global;
+    if global.backend == Backend::Iptables {
+        return Err(Failure::Unsupported {
+            what: "the iptables backend is not supported yet".into(),
+            help: "leave `--backend` out to use nftables".into(),
+        }
+        .into());
+    }
+    if let Some(name) = &global.netns {
+        namespace::enter(name)?;
+    }
+    match &cli.command {
+        Command::Add(args) => add::run(args, global, output),
+        Command::Rm(args) => rm::run(args, global, output),
+        Command::List(args) => list::run(args, global, output),
+        Command::Check(args) => check::run(args, global, output),
+        Command::Plan(args) => plan::run(args, global, output),
+        Command::Apply(args) => apply::run(args, global, output),
+        Command::Flush(args) => flush::run(args, global, output),
+        Command::Try(args) => r#try::run(args, global, output),
+    }
+}
+
+impl Global {
+    fn engine(&self, write: bool) -> anyhow::Result<Engine> {
+        Ok(Engine::open(&self.state_dir, write)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound_and_help_fits_80_columns() {
+        Cli::command().debug_assert();
+        let mut tree = Cli::command();
+        let mut all: Vec<String> = vec![tree.render_long_help().to_string()];
+        tree.build();
+        for command in tree.get_subcommands_mut() {
+            all.push(command.render_long_help().to_string());
+        }
+        for line in all.iter().flat_map(|help| help.lines()) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn everything_that_changes_has_a_dry_run() {
+        for command in Cli::command().get_subcommands() {
+            let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "flush");
+            let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
+            assert_eq!(changes, has, "{}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `portfwd plan`: shows what `apply` would do.
+
+use std::path::PathBuf;
+
+use super::{Failure, Global, Output, failure, json, sets, view};
+use crate::config;
+
+/// Show what `apply` would change in the kernel, and change nothing
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Exit with 3 if there is something to do
+    #[arg(long)]
+    detailed_exitcode: bool,
+}
+
+pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let loaded = sets::load(&args.paths)?;
+    let mut engine = global.engine(false)?;
+    let asked = config::union(engine.state().asked.clone(), &loaded).map_err(Failure::Problems)?;
+    let plan = engine.plan(&asked)?;
+    if global.json {
+        json::print(&json::Changes::new(&plan, false), output.stdout)?;
+    } else {
+        view::steps(&plan.steps, output)?;
+        writeln!(output.stdout, "{}", view::to_do(&plan))?;
+    }
+    Ok(if args.detailed_exitcode && !plan.is_empty() { failure::CHANGES } else { 0 })
+}

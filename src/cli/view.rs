@@ -1,0 +1,52 @@
+//! What people see: steps of a plan, tables.
+
+use super::Output;
+use crate::engine::{Outcome, Plan, Sign, Step};
+
+/// Prints the steps of a plan, one a line.
+pub fn steps(steps: &[Step], output: &mut Output<'_>) -> std::io::Result<()> {
+    for step in steps {
+        let set = step.set.as_ref().map(|set| format!("  [{set}]")).unwrap_or_default();
+        let text = match (&step.before, &step.after) {
+            (Some(before), Some(after)) if before != after => format!("{before}  =>  {after}"),
+            (_, Some(text)) | (Some(text), None) => text.clone(),
+            (None, None) => continue,
+        };
+        writeln!(output.stdout, "{} {text}{set}", step.sign)?;
+    }
+    Ok(())
+}
+
+/// "N to add, N to change, N to remove".
+pub fn to_do(plan: &Plan) -> String {
+    let (add, change, remove) = plan.counts();
+    format!("{add} to add, {change} to change, {remove} to remove")
+}
+
+/// "N added, N changed, N removed".
+pub fn done(plan: &Plan) -> String {
+    let (add, change, remove) = plan.counts();
+    format!("{add} added, {change} changed, {remove} removed")
+}
+
+/// Prints what was sent, and the switches that had to be set, to stderr.
+pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
+    for change in &outcome.sysctls {
+        writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;
+    }
+    if verbose {
+        for line in &outcome.messages {
+            writeln!(output.stderr, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// The word for what a step did.
+pub fn verb(sign: Sign) -> &'static str {
+    match sign {
+        Sign::Add => "added",
+        Sign::Change => "changed",
+        Sign::Remove => "removed",
+    }
+}

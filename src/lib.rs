@@ -1,0 +1,33 @@
+//! NAT and port forwards on Linux as data.
+//!
+//! ```text
+//! LISTEN/TARGET text, TOML ──config──▶ model ──compile──▶ program ──encode──▶ one netlink batch ──▶ kernel
+//!                                      model ◀───lift──── program ◀──decode──── netlink dumps ◀──────┘
+//! ```
+//! A rule set is a set: its order never matters. It is compiled to a few rules and large maps, committed to the kernel as
+//! one transaction, compared with the live kernel at any time, and can be tried with real packets in a throw-away network.
+//!
+//! To follow one forward, `portfwd add 8080 172.17.0.3:80`, read in this order: [`cli`] (`add.rs`),
+//! [`model::forward`], [`nft::compile`] (`forward.rs`), [`nft::map`], [`nft::encode`].
+//!
+//! The rooms in the order in which data walks through them; each uses only those below it:
+//!
+//! | room | job |
+//! | --- | --- |
+//! | [`cli`] | a command a file: parse, call the library, print |
+//! | [`lab`] | throw-away networks, and probes with real packets |
+//! | [`engine`] | plan and commit: the only place where state and kernel meet |
+//! | [`config`] | TOML to model, with places for errors |
+//! | [`store`] | durable state |
+//! | [`nft`] | the nftables backend |
+//! | [`netfilter`] | what a backend needs of the kernel besides: sysctls, namespaces |
+//! | [`model`] | the nouns and their meaning; knows nothing of the rest |
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod lab;
+pub mod model;
+pub mod netfilter;
+pub mod nft;
+pub mod store;

@@ -1,0 +1,9 @@
+//! Arguments in, exit code out.
+
+use std::io;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let code = portfwd::cli::main(std::env::args_os(), &mut io::stdout().lock(), &mut io::stderr());
+    ExitCode::from(code)
+}
