@@ -197,6 +197,6 @@ fn of_lab(error: &LabError) -> (u8, String) {
         }
         LabError::Engine(error) => of_engine(error),
         LabError::Topology(_) => (USAGE, "see `portfwd try --help` for what is made of a rule set".into()),
-        LabError::Link(..) | LabError::Io(..) | LabError::Interrupted => (FAILED, "the throw-away network is gone".into()),
+        LabError::Link(..) | LabError::Io(..) => (FAILED, "the throw-away network is gone".into()),
     }
 }

@@ -1,8 +1,110 @@
-//! `portfwd try`
-use super::*;
-/// Try
+//! `portfwd try`: rule sets with real packets, in a network that exists only for that.
+
+use std::path::PathBuf;
+
+use super::{Failure, Global, Output, failure, json, sets, view};
+use crate::config;
+use crate::lab::{self, Trial};
+use crate::model::Asked;
+
+/// Try rule sets with real packets in a throw-away network
+///
+/// From the rule sets alone a network is made: a host under test, the bridge
+/// of each network, a namespace for every target, a client outside. The rules
+/// are applied there, and every forward is asked for by TCP and UDP from
+/// outside, from the host itself and from inside the target's network. Needs
+/// no root where user namespaces are allowed. Leaves nothing behind.
 #[derive(Debug, clap::Args)]
-pub struct TryArgs {}
-pub fn run(_args: &TryArgs, _global: &Global, _output: &mut Output<'_>) -> anyhow::Result<u8> {
-    Ok(0)
+pub struct TryArgs {
+    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Probe at most so many forwards, spread over all of them
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+}
+
+#[derive(serde::Serialize)]
+struct Tried<'a> {
+    version: u32,
+    forwards: usize,
+    probed: usize,
+    probes: Vec<Probed<'a>>,
+}
+
+#[derive(serde::Serialize)]
+struct Probed<'a> {
+    as_expected: bool,
+    vantage: String,
+    protocol: &'static str,
+    source: std::net::IpAddr,
+    destination: std::net::IpAddr,
+    port: u16,
+    interface: Option<&'a str>,
+    answer: String,
+    expected: String,
+}
+
+pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let loaded = sets::load(&args.paths)?;
+    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
+    let trial = lab::try_out(&asked, args.limit)?;
+    if global.verbose {
+        view::aside(&trial.outcome, true, output)?;
+    }
+    if global.json {
+        json::print(&tried(&trial), output.stdout)?;
+    } else {
+        print(&trial, output)?;
+    }
+    let failed = trial.reports.iter().filter(|report| !report.is_as_expected()).count();
+    if failed > 0 {
+        return Err(Failure::Probes(failed, trial.reports.len()).into());
+    }
+    Ok(if trial.reports.is_empty() && !asked.bindings.is_empty() { failure::FAILED } else { 0 })
+}
+
+fn tried(trial: &Trial) -> Tried<'_> {
+    let probes = trial.reports.iter().map(|report| {
+        let packet = &report.probe.packet;
+        Probed {
+            as_expected: report.is_as_expected(),
+            vantage: report.probe.vantage.to_string(),
+            protocol: packet.protocol.name(),
+            source: packet.source,
+            destination: packet.destination,
+            port: packet.port,
+            interface: packet.interface.as_ref().map(crate::model::IfName::as_str),
+            answer: report.answer.to_string(),
+            expected: report.expected(),
+        }
+    });
+    let (forwards, probed) = trial.forwards;
+    Tried { version: json::VERSION, forwards, probed, probes: probes.collect() }
+}
+
+fn print(trial: &Trial, output: &mut Output<'_>) -> anyhow::Result<()> {
+    for report in &trial.reports {
+        let packet = &report.probe.packet;
+        let to = std::net::SocketAddr::new(packet.destination, packet.port);
+        let good = report.is_as_expected();
+        let mark = if good { "ok  " } else { "FAIL" };
+        let vantage = report.probe.vantage.to_string();
+        let (source, protocol, answer) = (packet.source, packet.protocol, &report.answer);
+        writeln!(output.stdout, "{mark}  {vantage:<7}  {source} -> {to}/{protocol}: {answer}")?;
+        if !good {
+            writeln!(output.stdout, "      should be: {}", report.expected())?;
+        }
+    }
+    let (forwards, probed) = trial.forwards;
+    if probed < forwards {
+        writeln!(output.stdout, "{probed} of {forwards} forwards were probed; --limit sets how many")?;
+    }
+    for protocol in &trial.unspoken {
+        writeln!(output.stdout, "forwards of {protocol} were applied but not probed")?;
+    }
+    let good = trial.reports.iter().filter(|report| report.is_as_expected()).count();
+    let all = trial.reports.len();
+    writeln!(output.stdout, "{good} of {all} probes got the answer they should")?;
+    Ok(())
 }

@@ -109,6 +109,15 @@ impl Engine {
         Ok(Self { connection, store, state })
     }
 
+    /// Opens the kernel's rules, with a state that nobody sees and that is gone afterwards.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked.
+    pub fn in_memory() -> Result<Self, EngineError> {
+        let connection = Connection::open()?;
+        Ok(Self { connection, store: Store::in_memory(), state: State::default() })
+    }
+
     /// The state as it was when it was opened, or as it was committed last.
     pub fn state(&self) -> &State {
         &self.state

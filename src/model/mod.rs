@@ -17,6 +17,7 @@ pub mod listen;
 pub mod name;
 pub mod network;
 pub mod ports;
+pub mod precedence;
 pub mod prefix;
 pub mod protocol;
 pub mod rule_set;

@@ -113,6 +113,11 @@ impl Store {
         Ok(store)
     }
 
+    /// A store that keeps nothing.
+    pub fn in_memory() -> Self {
+        Self { path: PathBuf::new(), database: None }
+    }
+
     /// Makes the tables, checks the version, and empties the store of a namespace that is not the one it was made for.
     fn begin(&self, incarnation: Option<&str>) -> Result<(), StateError> {
         let Some(database) = &self.database else { return Ok(()) };
