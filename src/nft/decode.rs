@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nftnl_sys::libc;
 
 use super::program::{Base, Chain, ChainType, Element, Hook, Map, Program, Shape, TABLE};
 use super::transaction::{Connection, KernelError, names};
 
-/// How often a dump is begun again because somebody committed meanwhile.
-const ATTEMPTS: u32 = 50;
+/// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
+const ATTEMPTS: u32 = 200;
+
+/// How long the kernel is left to itself before a dump is begun again.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
 mod key {
@@ -31,7 +35,8 @@ pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError
         let before = connection.generation()?;
         match program(connection) {
             Ok(program) if connection.generation()? == before => return Ok((program, before)),
-            Ok(_) | Err(KernelError::Interrupted) => {}
+            Ok(_) => {}
+            Err(KernelError::Interrupted) => std::thread::sleep(PAUSE),
             Err(error) => return Err(error),
         }
     }
@@ -134,5 +139,9 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<super::pr
         });
         whole.then_some(())
     })?;
-    Ok(found.into_iter().collect())
+    let count = found.len();
+    let elements: BTreeMap<_, _> = found.into_iter().collect();
+    // After many insertions the kernel rearranges a hash map in the background. A dump that spans that gives some elements
+    // twice and leaves out as many others, without a word and in the same generation (seen on Linux 6.18).
+    if elements.len() == count { Ok(elements) } else { Err(KernelError::Interrupted) }
 }
