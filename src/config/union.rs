@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
-use crate::model::{Asked, SetName, conflict};
+use crate::model::{Asked, Network, Owned, SetName, conflict};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -57,16 +57,20 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
         });
     }
     for (index, owned) in asked.networks.iter().enumerate() {
-        let before = asked.networks.iter().take(index).position(|other| other.rule.name == owned.rule.name);
+        // Two sets may share a network as long as they say the same of it.
+        let contradicts = |other: &&Owned<Network>| {
+            other.rule.name == owned.rule.name && (other.set == owned.set || other.rule != owned.rule)
+        };
+        let before = asked.networks.iter().take(index).position(|other| contradicts(&other));
         if let Some(before) = before
             && let Some(first) = asked.networks.get(before)
         {
             problems.push(Problem {
                 kind: Kind::Conflict,
-                what: format!("the network `{}` is described already", owned.rule.name),
+                what: format!("the network `{}` is described already, in another way", owned.rule.name),
                 place: place(&networks, index),
                 other: Some(first_given(&first.set, place(&networks, before))),
-                help: "describe every network once".into(),
+                help: "describe every network once in a set, and alike in all sets".into(),
             });
         }
     }

@@ -41,7 +41,8 @@ pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders,
 
 /// Binds in the namespace of the calling thread, and serves from then on.
 fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Result<()> {
-    let any: IpAddr = if ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
     let at = SocketAddr::new(any, port);
     let say = {
         let name = name.to_owned();

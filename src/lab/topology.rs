@@ -218,9 +218,10 @@ impl Topology {
 
 /// Declared networks, and one for every /24 or /64 of targets that are in none.
 fn subnets(asked: &Asked, targets: &BTreeSet<IpAddr>) -> Result<Vec<Subnet>, LabError> {
-    let declared = asked.networks.iter().flat_map(|owned| {
-        owned.rule.subnets.iter().map(|subnet| (owned.rule.name.to_string(), *subnet))
-    });
+    let declared = asked
+        .networks
+        .iter()
+        .flat_map(|owned| owned.rule.subnets.iter().map(|subnet| (owned.rule.name.to_string(), *subnet)));
     let mut all: Vec<(String, IpNetwork)> = declared.collect();
     for target in targets {
         if all.iter().any(|(_, network)| network.contains(*target)) {
@@ -295,10 +296,7 @@ fn uplink_names(asked: &Asked, chosen: &[&Binding], subnets: &[Subnet]) -> Vec<S
 /// Addresses for measuring, which nobody has: RFC 2544 and RFC 5180.
 fn uplink_address(number: u8, host: u8) -> [IpAddr; 2] {
     let host6 = u16::from(host);
-    [
-        Ipv4Addr::new(198, 18, number, host).into(),
-        Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, host6).into(),
-    ]
+    [Ipv4Addr::new(198, 18, number, host).into(), Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, host6).into()]
 }
 
 fn uplink_prefix(address: IpAddr) -> u8 {

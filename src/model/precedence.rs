@@ -36,8 +36,7 @@ fn applies(binding: &Binding, packet: &Packet) -> bool {
         None => packet.local,
     };
     let to_itself = packet.interface.is_none() && packet.destination.is_loopback();
-    here
-        && !to_itself
+    here && !to_itself
         && binding.family == Family::of(packet.destination)
         && binding.protocol == packet.protocol
         && (binding.ports.first()..=binding.ports.last()).contains(&packet.port)
@@ -81,11 +80,19 @@ mod tests {
             ("the range elsewhere", Packet { port: 8006, ..packet.clone() }, Some(0)),
             ("clients over none", near([198, 51, 7, 7]), Some(2)),
             ("the longer prefix", near([198, 51, 100, 7]), Some(3)),
-            ("interface", Packet { interface: Some("eth0".parse().expect("name")), ..near([198, 51, 100, 7]) }, Some(4)),
+            (
+                "interface",
+                Packet { interface: Some("eth0".parse().expect("name")), ..near([198, 51, 100, 7]) },
+                Some(4),
+            ),
             ("address", Packet { destination: [192, 0, 2, 1].into(), local: false, ..packet.clone() }, Some(5)),
             ("passing through", Packet { local: false, ..packet.clone() }, None),
             ("another protocol", Packet { protocol: Protocol::Udp, ..packet.clone() }, None),
-            ("the host to itself", Packet { destination: [127, 0, 0, 1].into(), interface: None, ..packet.clone() }, None),
+            (
+                "the host to itself",
+                Packet { destination: [127, 0, 0, 1].into(), interface: None, ..packet.clone() },
+                None,
+            ),
         ] {
             assert_eq!(winner(&all, &packet), expected, "{name}");
         }

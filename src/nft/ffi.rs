@@ -222,7 +222,7 @@ fn describe(set: &mut SetObject, shape: &Shape) {
     }
     if shape.interval {
         flags |= libc::NFT_SET_INTERVAL.unsigned_abs() | SET_CONCAT;
-        let lengths: Vec<u8> = shape.key.iter().map(|field| field.len()).collect();
+        let lengths: Vec<u8> = shape.key.iter().map(|field| field.length()).collect();
         set.data(sys::NFTNL_SET_DESC_CONCAT, &lengths);
     }
     set.number(sys::NFTNL_SET_FLAGS, flags);

@@ -83,7 +83,7 @@ impl Field {
     pub const ALL: [Self; 5] = [Self::Ipv4, Self::Ipv6, Self::Interface, Self::Protocol, Self::Port];
 
     /// Its length in bytes.
-    pub fn len(self) -> u8 {
+    pub fn length(self) -> u8 {
         match self {
             Self::Ipv4 => 4,
             Self::Ipv6 | Self::Interface => 16,
@@ -94,7 +94,7 @@ impl Field {
 
     /// How many 32-bit registers, and words of a key, it takes.
     pub fn words(self) -> u8 {
-        self.len().div_ceil(4)
+        self.length().div_ceil(4)
     }
 
     /// The number that nft(8) prints the type by. Source: `enum datatypes` in nftables' include/datatype.h.
@@ -136,7 +136,7 @@ impl Shape {
     /// is not.
     pub fn length(fields: &[Field]) -> u8 {
         match fields {
-            [field] => field.len(),
+            [field] => field.length(),
             fields => fields.iter().map(|field| field.words() * 4).sum(),
         }
     }

@@ -42,7 +42,7 @@ impl Register {
 
     /// The number on the wire. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
     pub fn to_wire(self) -> u32 {
-        if self.0 % 4 == 0 { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
+        if self.0.is_multiple_of(4) { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
     }
 
     /// The register with this number on the wire.
@@ -218,6 +218,9 @@ const fn constant(number: i32) -> u32 {
 }
 
 #[cfg(test)]
+pub(in crate::nft) use tests::one_of_each;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -295,6 +298,3 @@ mod tests {
         assert_eq!(Register::from_wire(24), None);
     }
 }
-
-#[cfg(test)]
-pub(in crate::nft) use tests::one_of_each;

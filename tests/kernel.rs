@@ -1,0 +1,168 @@
+use std::process::Command;
+
+use crate::support::{Net, PORTFWD, Said, file, privileged};
+
+fn many(count: u32) -> String {
+    (1..=count).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n")).collect()
+}
+
+/// Runs the program under strace and gives the sizes of what it sent in batches.
+fn batches(net: &Net, arguments: &[&str]) -> Vec<usize> {
+    let log = net.state.path().join("strace");
+    let said: Said = net.in_host(|| {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "trace=sendto,sendmsg", "-o"]).arg(&log).arg(PORTFWD);
+        command.arg("--state-dir").arg(net.state.path()).args(arguments);
+        command.output().expect("strace is installed").into()
+    });
+    assert_eq!(said.code, 0, "{said:?}");
+    let text = std::fs::read_to_string(&log).expect("log");
+    // A batch begins with message type 0x10, NFNL_MSG_BATCH_BEGIN.
+    let batch = |line: &&str| line.contains("NFNL_MSG_BATCH_BEGIN") || line.contains("nlmsg_type=0x10,");
+    let size = |line: &str| line.rsplit_once("= ").and_then(|(_, size)| size.trim().parse().ok()).expect("a size");
+    text.lines().filter(batch).map(size).collect()
+}
+
+#[test]
+fn apply_is_one_batch_and_one_more_forward_is_one_element() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let set = file(&net.state, &many(60_000));
+    let sent = batches(&net, &["apply", &set.to_string_lossy()]);
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    let sent = batches(&net, &["add", "60001", "172.17.0.3:80"]);
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert!(sent[0] < 200, "{sent:?}");
+    assert_eq!(batches(&net, &["add", "60001", "172.17.0.3:80"]), [0; 0]);
+    let rules = net.nft(&["-t", "list", "table", "inet", "portfwd"]).stdout;
+    assert_eq!(rules.matches("dnat ip to").count(), 1, "{rules}");
+}
+
+#[test]
+fn plan_after_apply_is_empty_and_drift_is_mended() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    for name in ["quickstart", "docker", "router", "ranges"] {
+        let path = format!("rules/{name}.toml");
+        let planned = net.portfwd(&["plan", "--detailed-exitcode", &path]);
+        assert_eq!(planned.code, 3, "{planned:?}");
+        net.ok(&["apply", &path]);
+        let planned = net.ok(&["plan", "--detailed-exitcode", &path]);
+        assert_eq!(planned.stdout, "0 to add, 0 to change, 0 to remove\n", "{name}");
+        let list = net.ok(&["list"]);
+        assert!(!list.stdout.contains("missing") && !list.stdout.contains("foreign"), "{list:?}");
+        let whole = net.nft(&["-n", "list", "ruleset"]).stdout;
+        // Somebody empties a chain, deletes an element, or adds things of his own.
+        net.nft(&["flush", "chain", "inet", "portfwd", "nat-prerouting"]);
+        net.nft(&["add", "set", "inet", "portfwd", "strange", "{ type ipv4_addr; }"]);
+        assert_eq!(net.portfwd(&["plan", "--detailed-exitcode", &path]).code, 3);
+        net.ok(&["apply", &path]);
+        assert_eq!(net.nft(&["-n", "list", "ruleset"]).stdout.len(), whole.len(), "{name}");
+        net.nft(&["flush", "ruleset"]);
+        assert!(net.ok(&["list"]).stdout.contains("missing"));
+        net.ok(&["apply", &path]);
+        assert_eq!(net.ok(&["plan", &path]).stdout, "0 to add, 0 to change, 0 to remove\n");
+        net.ok(&["flush"]);
+        assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
+    }
+}
+
+#[test]
+fn a_dry_run_and_a_plan_change_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    for arguments in [
+        &["add", "80", "172.17.0.3", "--dry-run"][..],
+        &["apply", "rules/docker.toml", "--dry-run"],
+        &["plan", "rules/docker.toml"],
+        &["list"],
+        &["flush", "--dry-run"],
+    ] {
+        net.ok(arguments);
+        assert_eq!(net.nft(&["list", "ruleset"]).stdout, "", "{arguments:?}");
+        assert_eq!(std::fs::read_dir(net.state.path()).expect("readable").count(), 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn others_tables_stay_as_they_are() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.nft(&["add table inet other; add chain inet other c { type nat hook prerouting priority -100; }; add rule inet other c tcp dport 81 counter redirect to :82"]);
+    let others = || net.nft(&["list", "table", "inet", "other"]).stdout;
+    let before = others();
+    assert!(before.contains("counter"), "{before}");
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    net.ok(&["rm", "8080"]);
+    net.ok(&["apply", "rules/docker.toml"]);
+    net.ok(&["flush"]);
+    assert_eq!(others(), before);
+}
+
+#[test]
+fn two_files_in_either_order_give_the_same_rules() {
+    if !privileged() {
+        return;
+    }
+    let seen = [["rules/docker.toml", "rules/ranges.toml"], ["rules/ranges.toml", "rules/docker.toml"]].map(|order| {
+        let net = Net::new();
+        for path in order {
+            net.ok(&["apply", path]);
+        }
+        let list = net.ok(&["list"]).stdout;
+        let text = net.nft(&["-n", "-t", "list", "ruleset"]).stdout;
+        // nft(8) lists objects in the order in which they were made; what is in each must be the same.
+        let mut objects: Vec<String> = text.split("\n\n").map(|object| object.trim().to_owned()).collect();
+        objects.iter_mut().for_each(|object| {
+            *object = object.replace("table inet portfwd {\n", "").replace("\n}", "").trim().to_owned()
+        });
+        objects.sort_unstable();
+        (list, objects)
+    });
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn somebody_else_who_commits_all_the_time_does_not_stop_us() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                net.nft(&["add table inet other; delete table inet other"]);
+            }
+        });
+        for port in 1..=30 {
+            net.ok(&["add", &port.to_string(), "172.17.0.3:80"]);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(net.ok(&["list"]).stdout.matches(" live ").count(), 30);
+}
+
+#[test]
+fn a_full_socket_of_others_words_is_no_danger() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    // An element whose comment is none of ours, as another hand could leave it.
+    let foreign = "add element inet portfwd ip-ports { tcp . 9 comment \"not a set name!\" : 10.0.0.1 . 9 }";
+    assert_eq!(net.nft(&[foreign]).code, 0);
+    let list = net.ok(&["list"]);
+    assert!(list.stderr.contains("an element of map ip-ports in our table is not ours"), "{list:?}");
+    net.ok(&["add", "8081", "172.17.0.3:80"]);
+    assert!(!net.nft(&["list", "ruleset"]).stdout.contains("not a set name"));
+}

@@ -1,0 +1,12 @@
+//! The integration tests, one binary.
+
+/// The command line against rule-set files, without privileges.
+mod cli;
+/// What others see of our table: `nft`, message counts, round trips with the kernel.
+mod kernel;
+/// How the code is laid out: arrows between rooms, where unsafe is.
+mod layout;
+/// Real packets in namespaces of our own.
+mod packet;
+/// Helpers of the others.
+mod support;

@@ -1,0 +1,196 @@
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::support::{Net, PORTFWD, ask, file, privileged, root};
+
+#[test]
+fn one_forward_from_add_to_rm() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    net.serve("172.17.0.4:80", false);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    let list = net.ok(&["list", "--json"]).stdout;
+    assert!(list.contains(r#""ports":"8080""#) && list.contains(r#""packets":1,"#), "{list}");
+    let again = net.ok(&["add", "8080", "172.17.0.3:80"]);
+    assert!(again.stdout.starts_with("unchanged "), "{again:?}");
+    let before = net.nft(&["-n", "list", "ruleset"]).stdout;
+    let other = net.portfwd(&["add", "8080", "172.17.0.4:80"]);
+    assert_eq!(other.code, 6, "{other:?}");
+    assert!(other.stderr.contains("`8080/tcp` already goes to 172.17.0.3:80"), "{other:?}");
+    assert_eq!(net.nft(&["-n", "list", "ruleset"]).stdout, before);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    net.ok(&["rm", "8080"]);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
+    assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
+    assert_eq!(net.portfwd(&["rm", "8080"]).code, 1);
+}
+
+#[test]
+fn ipv6_and_udp_and_addresses_and_ranges() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    for (at, udp) in [
+        ("[fd00:17::3]:80", false),
+        ("[fd00:17::3]:53", true),
+        ("172.17.0.3:53", true),
+        ("172.17.0.3:8000", false),
+        ("172.17.0.3:8010", false),
+        ("172.17.0.3:9100", false),
+        ("172.17.0.3:9105", false),
+        ("172.17.0.3:9110", false),
+        ("[fd00:17::4]:9105", true),
+        ("172.17.0.4:80", false),
+    ] {
+        net.serve(at, udp);
+    }
+    for (listen, target) in [
+        ("8080", "[fd00:17::3]:80"),
+        ("53/udp", "fd00:17::3"),
+        ("192.0.2.1:53/udp", "172.17.0.3:53"),
+        ("8000-8010", "172.17.0.3"),
+        ("8100-8110", "172.17.0.3:9100-9110"),
+        ("[2001:db8::1]:8100-8110/udp", "[fd00:17::4]:9100-9110"),
+        ("8200-8300", "172.17.0.4:80"),
+        ("8250", "172.17.0.3:8000"),
+    ] {
+        net.ok(&["add", listen, target]);
+    }
+    for (to, udp, answer) in [
+        ("[2001:db8::1]:8080", false, "[fd00:17::3]:80 saw 2001:db8::2"),
+        ("[2001:db8::1]:53", true, "[fd00:17::3]:53 saw 2001:db8::2"),
+        ("192.0.2.1:53", true, "172.17.0.3:53 saw 192.0.2.2"),
+        // The same port of an address without a forward: nobody is there.
+        ("172.17.0.1:53", true, "ConnectionRefused"),
+        ("192.0.2.1:8000", false, "172.17.0.3:8000 saw 192.0.2.2"),
+        ("192.0.2.1:8010", false, "172.17.0.3:8010 saw 192.0.2.2"),
+        ("192.0.2.1:7999", false, "ConnectionRefused"),
+        ("192.0.2.1:8011", false, "ConnectionRefused"),
+        ("192.0.2.1:8100", false, "172.17.0.3:9100 saw 192.0.2.2"),
+        ("192.0.2.1:8105", false, "172.17.0.3:9105 saw 192.0.2.2"),
+        ("192.0.2.1:8110", false, "172.17.0.3:9110 saw 192.0.2.2"),
+        ("192.0.2.1:8111", false, "ConnectionRefused"),
+        ("[2001:db8::1]:8105", true, "[fd00:17::4]:9105 saw 2001:db8::2"),
+        ("192.0.2.1:8200", false, "172.17.0.4:80 saw 192.0.2.2"),
+        ("192.0.2.1:8300", false, "172.17.0.4:80 saw 192.0.2.2"),
+        ("192.0.2.1:8250", false, "172.17.0.3:8000 saw 192.0.2.2"),
+        // Traffic that passes through to the target itself is not touched.
+        ("172.17.0.4:8250", false, "ConnectionRefused"),
+        ("172.17.0.4:80", false, "172.17.0.4:80 saw 192.0.2.2"),
+    ] {
+        assert_eq!(net.ask(to, udp), answer, "{to}");
+    }
+}
+
+#[test]
+fn an_isolated_network_lets_in_only_what_is_published() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    net.serve("172.17.0.3:81", false);
+    let set = "[[network]]\nname = \"docker0\"\nsubnet = [\"172.17.0.0/16\"]\nisolate = true\n\n[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n";
+    net.ok(&["apply", &file(&net.state, set).to_string_lossy()]);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    assert_eq!(net.tcp("172.17.0.3:81"), "TimedOut");
+    let in_host = net.in_host(|| ask("172.17.0.3:81".parse().expect("address"), false));
+    assert_eq!(in_host, "172.17.0.3:81 saw 172.17.0.1");
+    net.ok(&["flush"]);
+    assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
+    let forwarding = net.in_host(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("readable"));
+    assert_eq!(forwarding.trim(), "0");
+}
+
+#[test]
+fn while_sets_are_swapped_no_connection_is_refused_or_led_astray() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    net.serve("172.17.0.4:80", false);
+    let directory = tempfile::tempdir().expect("directory");
+    let sets = ["172.17.0.3:80", "172.17.0.4:80"].map(|target| {
+        let path = directory.path().join("swap.toml");
+        let text = format!("[[forward]]\nlisten = \"8080\"\nto = \"{target}\"\n\n[[forward]]\nlisten = \"9000-9010\"\nto = \"172.17.0.3\"\n");
+        let mine = path.with_file_name(format!("{}.toml", &target[9..10]));
+        std::fs::write(&mine, format!("[settings]\nname = \"swap\"\n\n{text}")).expect("written");
+        mine.to_string_lossy().into_owned()
+    });
+    net.ok(&["apply", &sets[0]]);
+    let (done, answers) = (AtomicBool::new(false), [const { AtomicU32::new(0) }; 2]);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let answer = net.tcp("192.0.2.1:8080");
+                match answer.as_str() {
+                    "172.17.0.3:80 saw 192.0.2.2" => answers[0].fetch_add(1, Ordering::Relaxed),
+                    "172.17.0.4:80 saw 192.0.2.2" => answers[1].fetch_add(1, Ordering::Relaxed),
+                    other => return Some(other.to_owned()),
+                };
+            }
+            None
+        });
+        for round in 1..=500 {
+            net.ok(&["apply", &sets[round % 2]]);
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(client.join().expect("the client"), None);
+    });
+    let counts = answers.map(|count| count.load(Ordering::Relaxed));
+    assert!(counts.iter().all(|count| *count > 50), "both were met often: {counts:?}");
+}
+
+#[test]
+fn every_example_is_tried_with_real_packets() {
+    if !privileged() {
+        return;
+    }
+    for entry in std::fs::read_dir(root().join("rules")).expect("readable").flatten() {
+        let output = Command::new(PORTFWD).arg("try").arg(entry.path()).output().expect("the program starts");
+        assert!(output.status.success(), "{}: {output:?}", entry.path().display());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("ok    outside") && text.contains("ok    hairpin"), "{text}");
+        assert!(!text.contains("FAIL"), "{text}");
+    }
+}
+
+#[test]
+fn try_needs_no_root_and_says_where_it_may_not() {
+    if !privileged() {
+        return;
+    }
+    // Nobody may read the build directory of every machine, so nobody gets a copy.
+    let directory = tempfile::tempdir().expect("directory");
+    let program = directory.path().join("portfwd");
+    std::fs::copy(PORTFWD, &program).expect("copied");
+    let rules = directory.path().join("quickstart.toml");
+    std::fs::copy(root().join("rules/quickstart.toml"), &rules).expect("copied");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open).expect("opened");
+    let nobody = |path: &std::path::Path| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).arg("try").arg(path);
+        command.output().expect("setpriv is installed")
+    };
+    let output = nobody(&rules);
+    let allowed = output.status.code() != Some(5);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() || said.contains("unprivileged user namespaces are not allowed"), "{output:?}");
+    if !allowed {
+        return;
+    }
+    // Almost 200,000 elements are more than any unprivileged socket may send.
+    let large = file(&directory, "[[forward]]\nlisten = \"1-65534/tcp,udp,sctp\"\nto = \"10.0.0.1:2-65535\"\n");
+    let output = nobody(&large);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("more than an unprivileged socket may send"), "{said}");
+}

@@ -1,0 +1,208 @@
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use portfwd::lab::{Links, Netns};
+
+/// The program under test.
+pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
+
+/// The package's own directory.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What a command printed and its exit code, for assertions that show it all when they fail.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs the program where the test is, in the package's directory.
+pub fn portfwd(arguments: &[&str]) -> Said {
+    let output = Command::new(PORTFWD).args(arguments).current_dir(root()).output();
+    output.expect("the program starts").into()
+}
+
+/// Whether namespaces can be had. Where not, the test says so and is skipped; with CI set it fails.
+pub fn privileged() -> bool {
+    match Netns::new() {
+        Ok(_) => true,
+        Err(error) => {
+            let message = format!("SKIPPED: needs network namespaces, run as root: {error}");
+            assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "{message}");
+            eprintln!("{message}");
+            false
+        }
+    }
+}
+
+/// A client, the host under test and a target, wired by the lab's own links:
+/// client 192.0.2.2 -- 192.0.2.1 host 172.17.0.1 -- 172.17.0.3 and .4 target, and the same in IPv6.
+pub struct Net {
+    pub client: Netns,
+    pub host: Netns,
+    pub target: Netns,
+    pub state: tempfile::TempDir,
+}
+
+impl Net {
+    pub fn new() -> Self {
+        let net = Self {
+            client: Netns::new().expect("namespace"),
+            host: Netns::new().expect("namespace"),
+            target: Netns::new().expect("namespace"),
+            state: tempfile::tempdir().expect("directory"),
+        };
+        let address = |links: &Links, name: &str, list: &[(&str, u8)]| {
+            links.up(name).expect("up");
+            for (address, prefix) in list {
+                links.address(name, address.parse().expect("address"), *prefix).expect("address");
+            }
+        };
+        let ip = |text: &str| text.parse().expect("address");
+        let in_host = || {
+            let links = Links::open().expect("rtnetlink");
+            links.up("lo").expect("up");
+            links.veth("eth0", "eth0", &net.client).expect("veth");
+            links.bridge("docker0").expect("bridge");
+            links.veth("port0", "eth0", &net.target).expect("veth");
+            links.join("port0", "docker0").expect("join");
+            address(&links, "eth0", &[("192.0.2.1", 24), ("2001:db8::1", 64)]);
+            address(&links, "docker0", &[("172.17.0.1", 16), ("fd00:17::1", 64)]);
+        };
+        net.host.run(in_host).expect("host");
+        let in_client = || {
+            let links = Links::open().expect("rtnetlink");
+            links.up("lo").expect("up");
+            address(&links, "eth0", &[("192.0.2.2", 24), ("2001:db8::2", 64)]);
+            links.route(ip("0.0.0.0"), 0, ip("192.0.2.1")).expect("route");
+            links.route(ip("::"), 0, ip("2001:db8::1")).expect("route");
+        };
+        net.client.run(in_client).expect("client");
+        let in_target = || {
+            let links = Links::open().expect("rtnetlink");
+            links.up("lo").expect("up");
+            let all = [("172.17.0.3", 16), ("172.17.0.4", 16), ("fd00:17::3", 64), ("fd00:17::4", 64)];
+            address(&links, "eth0", &all);
+            links.route(ip("0.0.0.0"), 0, ip("172.17.0.1")).expect("route");
+            links.route(ip("::"), 0, ip("fd00:17::1")).expect("route");
+        };
+        net.target.run(in_target).expect("target");
+        net
+    }
+
+    /// Runs the program in the host's namespace.
+    pub fn portfwd(&self, arguments: &[&str]) -> Said {
+        self.in_host(|| {
+            let state = self.state.path().to_string_lossy().into_owned();
+            let mut command = Command::new(PORTFWD);
+            command.args(["--state-dir", &state]).args(arguments).current_dir(root());
+            command.output().expect("the program starts").into()
+        })
+    }
+
+    /// The same, and it must succeed.
+    pub fn ok(&self, arguments: &[&str]) -> Said {
+        let said = self.portfwd(arguments);
+        assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
+        said
+    }
+
+    /// Runs `nft` in the host's namespace, to look at what we made from outside.
+    pub fn nft(&self, arguments: &[&str]) -> Said {
+        self.in_host(|| Command::new("nft").args(arguments).output().expect("nft is installed").into())
+    }
+
+    pub fn in_host<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        self.host.run(job).expect("the host's namespace")
+    }
+
+    /// Starts a server in the target that answers with the address and port that it was asked at and whom it saw.
+    pub fn serve(&self, at: &str, udp: bool) {
+        let at: SocketAddr = at.parse().expect("address");
+        self.target.run(|| serve(at, udp)).expect("the target's namespace");
+    }
+
+    /// What the client gets when it connects; an error's kind as text otherwise.
+    pub fn ask(&self, to: &str, udp: bool) -> String {
+        let to: SocketAddr = to.parse().expect("address");
+        self.client.run(|| ask(to, udp)).expect("the client's namespace")
+    }
+
+    /// What the client gets from a TCP server.
+    pub fn tcp(&self, to: &str) -> String {
+        self.ask(to, false)
+    }
+}
+
+pub fn serve(at: SocketAddr, udp: bool) {
+    use std::io::Write;
+    if udp {
+        let socket = std::net::UdpSocket::bind(at).expect("bind");
+        std::thread::spawn(move || {
+            let mut question = [0; 16];
+            while let Ok((_, peer)) = socket.recv_from(&mut question) {
+                let sent = socket.send_to(format!("{at} saw {}", peer.ip()).as_bytes(), peer);
+                sent.expect("answer");
+            }
+        });
+    } else {
+        let listener = std::net::TcpListener::bind(at).expect("bind");
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (mut stream, peer) = (&stream, stream.peer_addr());
+                if let Ok(peer) = peer {
+                    let sent = write!(stream, "{at} saw {}", peer.ip());
+                    drop(sent);
+                }
+            }
+        });
+    }
+}
+
+pub fn ask(to: SocketAddr, udp: bool) -> String {
+    use std::io::Read;
+    let patience = Duration::from_secs(2);
+    let answer = || -> std::io::Result<String> {
+        if udp {
+            let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = std::net::UdpSocket::bind(any)?;
+            socket.connect(to)?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.send(b"?")?;
+            let mut text = [0; 128];
+            let length = socket.recv(&mut text)?;
+            return Ok(String::from_utf8_lossy(&text[..length]).into_owned());
+        }
+        let mut stream = std::net::TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    answer().unwrap_or_else(|error| format!("{:?}", error.kind()))
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A file in a directory that goes with the test.
+pub fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
+    let path = directory.path().join(format!("set{}.toml", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    std::fs::write(&path, text).expect("written");
+    path
+}
