@@ -10,9 +10,10 @@ use crate::model::{
 /// Add a forward, live and durable
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
-    /// Where it listens: [ADDR:]PORTS[/PROTO[,PROTO]], for example 8080,
-    /// 192.0.2.1:53/udp, [2001:db8::1]:8000-8010
-    #[arg(value_name = "LISTEN")]
+    #[arg(
+        value_name = "LISTEN",
+        help = "Where it listens: [ADDR:]PORTS[/PROTO[,PROTO]], for example 8080, 192.0.2.1:53/udp, [2001:db8::1]:8000-8010"
+    )]
     listen: String,
     /// Where it leads: ADDR, ADDR:PORT, ADDR:PORT-PORT, or :PORT on this host
     #[arg(value_name = "TARGET")]

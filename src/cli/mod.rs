@@ -1,6 +1,6 @@
 //! The command line: one file a command, each of which parses, calls the library once and prints.
 //!
-//! stdout is the answer, stderr is everything else. Exit codes are in [`failure`].
+//! stdout is the answer, stderr is everything else. Exit codes are in `failure.rs`.
 
 mod add;
 mod apply;

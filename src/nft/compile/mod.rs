@@ -18,8 +18,8 @@
 //! number of rules does not grow with the number of forwards. Rules are in the order of precedence, so a packet's first
 //! match is the forward that wins.
 //!
-//! [`forward`] makes the maps and the rules that ask them, [`hairpin`] the way back for neighbours of a target,
-//! [`network`] what networks and masquerades ask for.
+//! `forward.rs` makes the maps and the rules that ask them, `hairpin.rs` the way back for neighbours of a target,
+//! `network.rs` what networks and masquerades ask for.
 
 mod forward;
 mod hairpin;
