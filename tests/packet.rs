@@ -102,10 +102,11 @@ fn an_isolated_network_lets_in_only_what_is_published() {
     assert_eq!(net.tcp("172.17.0.3:81"), "TimedOut");
     let in_host = net.in_host(|| ask("172.17.0.3:81".parse().expect("address"), false));
     assert_eq!(in_host, "172.17.0.3:81 saw 172.17.0.1");
+    let forwarding = || net.in_host(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("readable"));
+    assert_eq!(forwarding().trim(), "1");
     net.ok(&["flush"]);
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
-    let forwarding = net.in_host(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("readable"));
-    assert_eq!(forwarding.trim(), "0");
+    assert_eq!(forwarding().trim(), "0");
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn of_engine(error: &EngineError) -> (u8, String) {
             (code, format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`"))
         }
         EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
-        EngineError::Differs(_) => (FAILED, "see `portfwd plan`".into()),
+        EngineError::Differs(_) | EngineError::Unchecked(_) => (FAILED, "see `portfwd plan`".into()),
         EngineError::Commit(CommitError::Refused { .. }) | EngineError::State(_) | EngineError::Namespace(_) => {
             (FAILED, "nothing was changed".into())
         }

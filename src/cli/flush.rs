@@ -16,12 +16,11 @@ pub struct FlushArgs {
 
 pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let mut engine = global.engine(!args.dry_run)?;
-    let after = State { sysctls: engine.state().sysctls.clone(), ..State::default() };
     if args.dry_run {
-        let plan = engine.plan(&after.asked)?;
+        let plan = engine.plan(&State::default().asked)?;
         return apply::planned(&plan, global, output);
     }
-    let outcome = engine::commit(&mut engine, after)?;
+    let outcome = engine::commit(&mut engine, State::default())?;
     view::aside(&outcome, global.verbose, output)?;
     if global.json {
         json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;

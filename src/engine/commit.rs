@@ -2,8 +2,10 @@
 
 use super::{Engine, EngineError, Plan};
 use crate::netfilter::sysctl;
+use crate::nft::decode;
 use crate::nft::encode::{Batch, Subject, encode};
 use crate::nft::map;
+use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::CommitError;
 use crate::store::State;
 
@@ -21,10 +23,12 @@ pub struct Outcome {
     pub sysctls: Vec<sysctl::Change>,
 }
 
-/// Makes the kernel hold what `after` asks, and keeps `after` as the state.
+/// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
+/// back the values that they had.
 ///
 /// # Errors
-/// [`EngineError`]; kernel and state are then as they were.
+/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`] and
+/// [`EngineError::Unchecked`], which come after everything was done.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
     let switches = switches(&after)?;
     for change in &switches {
@@ -33,8 +37,9 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             after.sysctls.push(change.clone());
         }
     }
-    let given_back = if after.asked.is_empty() { std::mem::take(&mut after.sysctls) } else { Vec::new() };
     let before = engine.state.clone();
+    let mut given_back = before.sysctls.clone();
+    given_back.retain(|known| !after.sysctls.iter().any(|kept| kept.key == known.key));
     if after != before {
         engine.store.save(&before, &after)?;
     }
@@ -49,6 +54,10 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
         Ok((plan, messages)) => {
             sysctl::undo(&given_back);
             engine.state = after;
+            // From here on it is done, and an error can only say that it does not look so.
+            if !plan.is_empty() {
+                check(engine, &plan)?;
+            }
             Ok(Outcome { plan, messages, sysctls: switches })
         }
         Err(error) => {
@@ -77,10 +86,7 @@ fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), 
         }
         let batch = encode(&plan.changes, plan.generation);
         match engine.connection.commit(&batch) {
-            Ok(()) => {
-                check(engine, &plan)?;
-                return Ok((plan, batch.lines().collect()));
-            }
+            Ok(()) => return Ok((plan, batch.lines().collect())),
             Err(CommitError::Stale) => {}
             Err(error) => return Err(named(error, &batch)),
         }
@@ -88,20 +94,51 @@ fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), 
     Err(EngineError::Busy)
 }
 
-/// Reads the kernel again and compares.
+/// How many of the changed elements are read back.
+const CHECKED: usize = 256;
+
+/// Reads the kernel again and compares: every chain, rule and map, and of the elements that were changed as many as
+/// [`CHECKED`], spread over all of them.
+///
+/// Elements are asked for by their keys. A dump of 60,000 costs more than their commit, because the kernel begins at the
+/// first of them again for every 32 KiB of the answer.
 fn check(engine: &mut Engine, plan: &Plan) -> Result<(), EngineError> {
-    let live = engine.live()?;
-    let rest = crate::nft::diff::diff(&live.program, &plan.program);
-    if rest.is_empty() {
-        return Ok(());
+    let (live, generation) = decode::structure(&mut engine.connection).map_err(EngineError::Unchecked)?;
+    let mut differs = difference(&live, plan).map(str::to_owned);
+    let count: usize = plan.changes.add_elements.iter().map(|come| come.elements.len()).sum();
+    let step = count.div_ceil(CHECKED).max(1);
+    for come in &plan.changes.add_elements {
+        let sample: Vec<&(Key, Element)> = come.elements.iter().step_by(step).collect();
+        for some in sample.chunks(decode::KEYS_PER_QUESTION) {
+            let keys = some.iter().map(|(key, _)| key);
+            let found = decode::elements_by_key(&mut engine.connection, &come.map, keys)
+                .map_err(EngineError::Unchecked)?
+                .unwrap_or_default();
+            let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.says_the_same(now));
+            if !some.iter().copied().all(|element| same(&element)) {
+                differs = Some(format!("the map `{}`", come.map));
+            }
+        }
     }
-    // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
-    let somebody_else = live.generation.wrapping_sub(plan.generation) != 1;
-    if somebody_else {
-        return Ok(());
+    match differs {
+        // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
+        Some(what) if generation.wrapping_sub(plan.generation) == 1 => Err(EngineError::Differs(what)),
+        _ => Ok(()),
     }
-    let lines = encode(&rest, live.generation).lines().collect::<Vec<_>>().join("; ");
-    Err(EngineError::Differs(lines))
+}
+
+/// What of the table, its elements aside, is not as planned.
+fn difference<'a>(live: &'a Program, plan: &'a Plan) -> Option<&'a str> {
+    let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
+    if live.table != plan.program.table {
+        Some("the table")
+    } else if live.chains != plan.program.chains {
+        Some("a chain")
+    } else if !shapes(live).eq(shapes(&plan.program)) {
+        Some("a map")
+    } else {
+        None
+    }
 }
 
 /// Says of a refusal which forward it is about.

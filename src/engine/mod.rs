@@ -56,8 +56,11 @@ pub enum EngineError {
     #[error("somebody else keeps changing the rules of this network namespace")]
     Busy,
     /// What the kernel holds after the commit is not what was asked.
-    #[error("the kernel holds something else than was committed: {0}")]
+    #[error("{0} is not as it was committed a moment ago")]
     Differs(String),
+    /// It was committed, but the kernel could not be asked whether it holds it.
+    #[error("the rules were committed, but could not be read back")]
+    Unchecked(#[source] KernelError),
     /// The state could not be read or kept.
     #[error(transparent)]
     State(#[from] StateError),

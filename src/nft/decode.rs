@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use nftnl_sys::libc;
 
-use super::program::{Base, Chain, ChainType, Element, Hook, Map, Program, Shape, TABLE};
+use super::encode::put_attribute;
+use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Shape, TABLE};
 use super::transaction::{Connection, KernelError, names};
 
 /// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
 const ATTEMPTS: u32 = 200;
+
+/// `NLA_F_NESTED` in include/uapi/linux/netlink.h.
+const NESTED: u16 = 1 << 15;
 
 /// How long the kernel is left to itself before a dump is begun again.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -23,6 +27,11 @@ mod key {
     pub const SET_TABLE: u16 = 1;
     pub const ELEMENTS_TABLE: u16 = 1;
     pub const ELEMENTS_SET: u16 = 2;
+    pub const ELEMENTS_LIST: u16 = 3;
+    pub const ELEMENT: u16 = 1;
+    pub const ELEMENT_KEY: u16 = 1;
+    pub const ELEMENT_KEY_END: u16 = 10;
+    pub const DATA_VALUE: u16 = 1;
 }
 
 /// Reads our table, and the generation of which that is the truth.
@@ -31,9 +40,13 @@ mod key {
 /// [`KernelError::Interrupted`] where others committed so often that no dump came to its end undisturbed;
 /// [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
+    decode_with(connection, elements)
+}
+
+fn decode_with(connection: &mut Connection, elements: ReadElements) -> Result<(Program, u32), KernelError> {
     for _ in 0..ATTEMPTS {
         let before = connection.generation()?;
-        match program(connection) {
+        match program(connection, elements) {
             Ok(program) if connection.generation()? == before => return Ok((program, before)),
             Ok(_) => {}
             Err(KernelError::Interrupted) => std::thread::sleep(PAUSE),
@@ -43,7 +56,57 @@ pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError
     Err(KernelError::Interrupted)
 }
 
-fn program(connection: &mut Connection) -> Result<Program, KernelError> {
+/// Reads our table, but of its maps no elements; the generation is that of [`decode`].
+///
+/// # Errors
+/// As [`decode`].
+pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
+    decode_with(connection, |_, _| Ok(BTreeMap::new()))
+}
+
+/// How many elements may be asked for at once: each comes in a message of its own, and more of them than a socket of
+/// ordinary size holds would be lost.
+pub const KEYS_PER_QUESTION: usize = 16;
+
+/// Reads at most [`KEYS_PER_QUESTION`] elements of a map by their keys, at constant cost each. `None` where the kernel lacks one of them.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn elements_by_key<'a>(
+    connection: &mut Connection,
+    map: &str,
+    keys: impl IntoIterator<Item = &'a Key>,
+) -> Result<Option<BTreeMap<Key, Element>>, KernelError> {
+    let mut list = Vec::new();
+    for key in keys {
+        let mut element = Vec::new();
+        put_attribute(&mut element, key::ELEMENT_KEY | NESTED, &value(&key.first));
+        if let Some(last) = &key.last {
+            put_attribute(&mut element, key::ELEMENT_KEY_END | NESTED, &value(last));
+        }
+        put_attribute(&mut list, key::ELEMENT | NESTED, &element);
+    }
+    let mut attributes = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
+    put_attribute(&mut attributes, key::ELEMENTS_LIST | NESTED, &list);
+    let mut found = BTreeMap::new();
+    let asked = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
+        let whole = message.elements(|key, data, text, counter| {
+            found.insert(key, Element { data: data.into(), comment: text.into(), counter });
+        });
+        whole.then_some(())
+    })?;
+    Ok(asked.then_some(found))
+}
+
+fn value(bytes: &[u8]) -> Vec<u8> {
+    let mut attribute = Vec::with_capacity(bytes.len() + 4);
+    put_attribute(&mut attribute, key::DATA_VALUE, bytes);
+    attribute
+}
+
+type ReadElements = fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError>;
+
+fn program(connection: &mut Connection, elements: ReadElements) -> Result<Program, KernelError> {
     let mut program = Program::default();
     if !connection.exists(libc::NFT_MSG_GETTABLE, &names(&[(key::TABLE_NAME, TABLE)]))? {
         return Ok(program);
@@ -51,7 +114,7 @@ fn program(connection: &mut Connection) -> Result<Program, KernelError> {
     program.table = true;
     chains(connection, &mut program)?;
     rules(connection, &mut program)?;
-    maps(connection, &mut program)?;
+    maps(connection, &mut program, elements)?;
     Ok(program)
 }
 
@@ -102,7 +165,7 @@ fn rules(connection: &mut Connection, program: &mut Program) -> Result<(), Kerne
     })
 }
 
-fn maps(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+fn maps(connection: &mut Connection, program: &mut Program, elements: ReadElements) -> Result<(), KernelError> {
     let mut shapes: BTreeMap<String, Option<Shape>> = BTreeMap::new();
     let ours = names(&[(key::SET_TABLE, TABLE)]);
     connection.dump("maps", libc::NFT_MSG_GETSET, &ours, |message| {
@@ -121,7 +184,7 @@ fn maps(connection: &mut Connection, program: &mut Program) -> Result<(), Kernel
     Ok(())
 }
 
-fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<super::program::Key, Element>, KernelError> {
+fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Element>, KernelError> {
     let mut found = Vec::new();
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
     let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);

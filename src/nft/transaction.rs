@@ -103,7 +103,18 @@ impl Connection {
 
     /// Whether the kernel has an object; `attributes` name it.
     pub(super) fn exists(&mut self, kind: i32, attributes: &[u8]) -> Result<bool, KernelError> {
-        match self.ask("an object", kind, 0, attributes, |_| Some(())) {
+        self.get("an object", kind, attributes, |_| Some(()))
+    }
+
+    /// Asks for what `attributes` name and gives each message of the answer to `each`; false where there is no such thing.
+    pub(super) fn get(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        attributes: &[u8],
+        each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<bool, KernelError> {
+        match self.ask(what, kind, 0, attributes, each) {
             Ok(()) => Ok(true),
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
