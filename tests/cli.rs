@@ -58,6 +58,17 @@ fn syntax_errors_and_others_are_reported_together() {
 }
 
 #[test]
+fn conflicts_are_reported_together_with_other_mistakes() {
+    let directory = tempfile::tempdir().expect("directory");
+    let text = "[[forward]]\nlisten = \"80\"\nto = \"10.0.0.1\"\n\n[[forward]]\nlisten = \"80\"\nto = \"10.0.0.2\"\n\n[[forward]]\nlisten = \"90\"\nto = \"10.0.0.1:80-90\"\nhairpin = \"yes\"\n";
+    let said = portfwd(&["check", &file(&directory, text).to_string_lossy()]);
+    assert_eq!(said.code, 2, "{said:?}");
+    for place in [".toml:6:10", ".toml:2:10", ".toml:11:6", ".toml:12:11"] {
+        assert!(said.stderr.contains(place), "{place}: {}", said.stderr);
+    }
+}
+
+#[test]
 fn a_conflict_names_both_places() {
     let directory = tempfile::tempdir().expect("directory");
     let one = file(&directory, "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.1:80\"\n");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Failure;
 use crate::config::{self, Loaded, source};
+use crate::model::Asked;
 
 /// Where rule sets are when no path is given.
 pub const DEFAULT: &str = "/etc/portfwd";
@@ -20,11 +21,15 @@ pub fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
     let mut problems = Vec::new();
     for path in paths {
         for file in source::files(path)? {
-            match config::load(&Arc::new(source::read(&file)?)) {
-                Ok(loaded) => sets.push(loaded),
-                Err(found) => problems.extend(found),
-            }
+            let (loaded, found) = config::load(&Arc::new(source::read(&file)?));
+            sets.extend(loaded);
+            problems.extend(found);
         }
     }
-    if problems.is_empty() { Ok(sets) } else { Err(Failure::Problems(problems).into()) }
+    if problems.is_empty() {
+        return Ok(sets);
+    }
+    // What contradicts each other in the valid rest belongs to the same run.
+    problems.extend(config::union(Asked::default(), &sets).err().unwrap_or_default());
+    Err(Failure::Problems(problems).into())
 }

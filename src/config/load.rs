@@ -29,11 +29,10 @@ pub struct Loaded {
     pub priority: Option<Place>,
 }
 
-/// Reads the text of a rule-set file.
-///
-/// # Errors
-/// Every mistake in it.
-pub fn load(source: &Arc<Source>) -> Result<Loaded, Vec<Problem>> {
+/// Reads the text of a rule-set file: what is valid in it, and every mistake. Only without a mistake is it the set that
+/// was meant; with one, the rest still serves to find what contradicts each other in it. No set at all where not even its
+/// name can be told.
+pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
     let mut reader = Reader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);
     for error in errors {
@@ -61,18 +60,14 @@ pub fn load(source: &Arc<Source>) -> Result<Loaded, Vec<Problem>> {
     }
     let tables = reader.tables(root, "masquerade", "[[masquerade]]");
     let masquerades: Vec<Masquerade> = tables.iter().filter_map(|table| masquerade(&mut reader, table)).collect();
-    match name {
-        Some(name) if reader.problems.is_empty() => {
-            let set = RuleSet { name, forwards, networks, masquerades, settings };
-            let source = Arc::clone(source);
-            Ok(Loaded { set, source, forwards: forward_places, networks: network_places, priority })
-        }
-        _ => {
-            let mut problems = reader.problems;
-            problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
-            Err(problems)
-        }
-    }
+    let loaded = name.map(|name| {
+        let set = RuleSet { name, forwards, networks, masquerades, settings };
+        let source = Arc::clone(source);
+        Loaded { set, source, forwards: forward_places, networks: network_places, priority }
+    });
+    let mut problems = reader.problems;
+    problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
+    (loaded, problems)
 }
 
 /// A set's name is its file's, without `.toml`.
@@ -202,9 +197,7 @@ fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Network]) -> Opti
     }
     let from = from.unwrap_or_default().into_iter().map(|(prefix, _)| prefix).collect();
     let forward = Forward { listen: listen?, to: to?, protocols, interface, from, comment };
-    if reader.problems.len() == before
-        && let Err(error) = forward.bindings()
-    {
+    if let Err(error) = forward.bindings() {
         reader.wrong(to_span, &error);
     }
     (reader.problems.len() == before).then_some((forward, listen_span))
