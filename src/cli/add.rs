@@ -1,8 +1,7 @@
 //! `portfwd add`: one more forward, live and durable.
 
-use super::{Failure, Global, Output, apply, json, view};
+use super::{Failure, Global, Output, change};
 use crate::config::{Kind, Problem};
-use crate::engine;
 use crate::model::{
     Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Target, prefix,
 };
@@ -78,32 +77,15 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     }
     after.asked.settings.entry(set.clone()).or_default();
     after.asked.normalize();
-    if args.dry_run {
-        let plan = engine.plan(&after.asked)?;
-        return apply::planned(&plan, global, output);
-    }
-    let outcome = engine::commit(&mut engine, after)?;
-    view::aside(&outcome, global.verbose, output)?;
-    if global.json {
-        json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;
-        return Ok(0);
-    }
-    if outcome.plan.is_empty() {
-        for binding in &bindings {
-            writeln!(output.stdout, "unchanged {binding}")?;
+    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+        if outcome.plan.is_empty() {
+            for binding in &bindings {
+                writeln!(output.stdout, "unchanged {binding}")?;
+            }
         }
+        change::details(&outcome, output)?;
     }
-    done(&outcome.plan.steps, output)?;
     Ok(0)
-}
-
-/// Prints what was done, a line for each rule.
-pub fn done(steps: &[engine::Step], output: &mut Output<'_>) -> std::io::Result<()> {
-    for step in steps {
-        let text = step.after.as_deref().or(step.before.as_deref()).unwrap_or_default();
-        writeln!(output.stdout, "{} {text}", view::verb(step.sign))?;
-    }
-    Ok(())
 }
 
 /// Puts a binding among what is asked: in the place of itself with another comment, or as a new one.

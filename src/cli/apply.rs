@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, Global, Output, json, sets, view};
+use super::{Failure, Global, Output, change, sets};
 use crate::config;
-use crate::engine::{self, Plan};
 
 /// Make rule sets live and durable, in one transaction
 ///
@@ -28,29 +27,8 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());
         after.origins.insert(set.set.name.clone(), path);
     }
-    if args.dry_run {
-        let plan = engine.plan(&after.asked)?;
-        return planned(&plan, global, output);
-    }
-    let outcome = engine::commit(&mut engine, after)?;
-    view::aside(&outcome, global.verbose, output)?;
-    if global.json {
-        json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;
-    } else if outcome.plan.is_empty() {
-        writeln!(output.stdout, "unchanged")?;
-    } else {
-        writeln!(output.stdout, "{}", view::done(&outcome.plan))?;
-    }
-    Ok(0)
-}
-
-/// Prints a plan that is not carried out.
-pub fn planned(plan: &Plan, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    if global.json {
-        json::print(&json::Changes::new(plan, false), output.stdout)?;
-    } else {
-        view::steps(&plan.steps, output)?;
-        writeln!(output.stdout, "{} (dry run)", view::to_do(plan))?;
+    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+        change::summary(&outcome, output)?;
     }
     Ok(0)
 }

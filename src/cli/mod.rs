@@ -4,6 +4,7 @@
 
 mod add;
 mod apply;
+mod change;
 mod check;
 mod failure;
 mod flush;

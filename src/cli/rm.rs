@@ -1,7 +1,6 @@
 //! `portfwd rm`: removes forwards.
 
-use super::{Failure, Global, Output, add, apply, json, view};
-use crate::engine;
+use super::{Failure, Global, Output, add, change};
 use crate::model::{Asked, Binding, Listen, Owned, SetName};
 
 /// Remove forwards
@@ -30,16 +29,8 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
     for listen in &listens {
         take(&mut after.asked, &set, listen)?;
     }
-    if args.dry_run {
-        let plan = engine.plan(&after.asked)?;
-        return apply::planned(&plan, global, output);
-    }
-    let outcome = engine::commit(&mut engine, after)?;
-    view::aside(&outcome, global.verbose, output)?;
-    if global.json {
-        json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;
-    } else {
-        add::done(&outcome.plan.steps, output)?;
+    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+        change::details(&outcome, output)?;
     }
     Ok(0)
 }

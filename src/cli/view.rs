@@ -23,12 +23,6 @@ pub fn to_do(plan: &Plan) -> String {
     format!("{add} to add, {change} to change, {remove} to remove")
 }
 
-/// "N added, N changed, N removed".
-pub fn done(plan: &Plan) -> String {
-    let (add, change, remove) = plan.counts();
-    format!("{add} added, {change} changed, {remove} removed")
-}
-
 /// Prints what was sent, and the switches that had to be set, to stderr.
 pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
     for change in &outcome.sysctls {
