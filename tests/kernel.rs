@@ -152,7 +152,7 @@ fn somebody_else_who_commits_all_the_time_does_not_stop_us() {
 }
 
 #[test]
-fn a_full_socket_of_others_words_is_no_danger() {
+fn an_element_of_another_hand_is_shown_and_removed() {
     if !privileged() {
         return;
     }
@@ -165,4 +165,50 @@ fn a_full_socket_of_others_words_is_no_danger() {
     assert!(list.stderr.contains("an element of map ip-ports in our table is not ours"), "{list:?}");
     net.ok(&["add", "8081", "172.17.0.3:80"]);
     assert!(!net.nft(&["list", "ruleset"]).stdout.contains("not a set name"));
+}
+
+#[test]
+fn a_refused_element_is_named() {
+    use portfwd::model::{Asked, Forward, RuleSet, SetName};
+    use portfwd::nft::transaction::{CommitError, Connection};
+    use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode, map};
+    if !privileged() {
+        return;
+    }
+    let mut set = RuleSet::new(SetName::cli());
+    for port in 1..=300 {
+        let listen = format!("{port}").parse().expect("listen");
+        set.forwards.push(Forward::new(listen, "10.0.0.1".parse().expect("target")));
+    }
+    let mut asked = Asked::default();
+    asked.add(&set).expect("valid");
+    let program = compile(&asked).expect("compiles");
+    let net = Net::new();
+    net.in_host(|| {
+        let mut connection = Connection::open().expect("opens");
+        let (live, generation) = decode(&mut connection).expect("reads");
+        connection.commit(&encode(&diff(&live, &program), generation)).expect("commits");
+        // One element more is asked for than the kernel is believed to hold, but it holds it.
+        let (mut believed, generation) = decode(&mut connection).expect("reads");
+        let elements = &mut believed.maps.get_mut("ip-ports").expect("the map").elements;
+        let keys: Vec<_> = elements.keys().cloned().collect();
+        elements.retain(|key, _| *key == keys[0]);
+        let mut wanted = believed.clone();
+        let new = program.maps["ip-ports"].elements.clone();
+        let last = new.iter().next_back().expect("elements");
+        wanted.maps.get_mut("ip-ports").expect("the map").elements.insert(last.0.clone(), last.1.clone());
+        let batch = encode(&diff(&believed, &wanted), generation);
+        let refused = connection.commit(&batch);
+        let Err(CommitError::Refused { seq, offset: Some(offset), error, .. }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(error.raw_os_error(), Some(17), "{error}");
+        let (name, key, element) = batch.element_at(seq, offset).expect("an element");
+        let forward = map::read(&name.parse().expect("a map of ours"), key, element).expect("a forward");
+        assert_eq!(forward.rule.to_string(), "300/tcp -> 10.0.0.1:300");
+        // A batch that was decided on an older generation is refused whole.
+        let stale = connection.commit(&encode(&diff(&program, &believed), generation - 1));
+        assert!(matches!(stale, Err(CommitError::Stale)), "{stale:?}");
+        assert_eq!(decode(&mut connection).expect("reads").0.element_count(), 300);
+    });
 }
