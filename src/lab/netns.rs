@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
 
@@ -62,6 +64,20 @@ impl AsFd for Netns {
     }
 }
 
+/// Enters a new user namespace.
+///
+/// The kernel refuses that (EINVAL) to a process of several threads, and a thread that was joined a moment ago may still be
+/// one of them: it wakes who waits for it shortly before it is gone.
+fn unshare_user() -> io::Result<()> {
+    for _ in 0..100 {
+        match unshare(CloneFlags::CLONE_NEWUSER) {
+            Err(Errno::EINVAL) => thread::sleep(Duration::from_millis(1)),
+            other => return other.map_err(Into::into),
+        }
+    }
+    Err(Errno::EINVAL.into())
+}
+
 /// Makes sure that namespaces can be made: as root they can; otherwise a user namespace is entered in which we are.
 ///
 /// Must be called before any thread is started, because a process of several threads may not change its user namespace
@@ -75,7 +91,7 @@ pub fn gain_privileges() -> Result<(), LabError> {
     }
     let (uid, gid) = (geteuid(), getegid());
     let enter = || -> io::Result<()> {
-        unshare(CloneFlags::CLONE_NEWUSER)?;
+        unshare_user()?;
         // Who cannot set groups back may map its own group (user_namespaces(7)).
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
