@@ -197,7 +197,8 @@ fn a_refused_element_is_named() {
         let new = program.maps["ip-ports"].elements.clone();
         let last = new.iter().next_back().expect("elements");
         wanted.maps.get_mut("ip-ports").expect("the map").elements.insert(last.0.clone(), last.1.clone());
-        let batch = encode(&diff(&believed, &wanted), generation);
+        let changes = diff(&believed, &wanted);
+        let batch = encode(&changes, generation);
         let refused = connection.commit(&batch);
         let Err(CommitError::Refused { seq, offset: Some(offset), error, .. }) = refused else {
             panic!("{refused:?}");

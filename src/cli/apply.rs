@@ -27,6 +27,8 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());
         after.origins.insert(set.set.name.clone(), path);
     }
+    // Large files are large in memory too, and all that matters of them is asked by now.
+    drop(loaded);
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         change::summary(&outcome, output)?;
     }

@@ -86,7 +86,10 @@ fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), 
         }
         let batch = encode(&plan.changes, plan.generation);
         match engine.connection.commit(&batch) {
-            Ok(()) => return Ok((plan, batch.lines().collect())),
+            Ok(()) => {
+                let messages = batch.lines().collect();
+                return Ok((plan, messages));
+            }
             Err(CommitError::Stale) => {}
             Err(error) => return Err(named(error, &batch)),
         }
@@ -142,7 +145,7 @@ fn difference<'a>(live: &'a Program, plan: &'a Plan) -> Option<&'a str> {
 }
 
 /// Says of a refusal which forward it is about.
-fn named(error: CommitError, batch: &Batch) -> EngineError {
+fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
     let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
     let element = offset.and_then(|offset| batch.element_at(seq, offset));
     let forward = element.and_then(|(map, key, element)| {

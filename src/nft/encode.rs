@@ -24,39 +24,39 @@ const BATCH_GENERATION: u16 = 1;
 
 /// What a message of a batch is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject {
+pub enum Subject<'a> {
     /// The begin or end of the batch.
     Batch,
     /// The table.
     Table,
     /// A chain, or all its rules.
-    Chain(String),
+    Chain(&'a str),
     /// A rule of a chain, as printed by the program.
-    Rule(String, String),
+    Rule(&'a str, &'a Rule),
     /// A map.
-    Map(String),
+    Map(&'a str),
     /// Elements of a map, in the order in which they are in the message.
-    Elements(String, Vec<(Key, Element)>),
+    Elements(&'a str, &'a [(Key, Element)]),
 }
 
 /// A message of a batch: where it is, and what it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct Entry<'a> {
     seq: u32,
     start: usize,
     end: usize,
     kind: u16,
-    subject: Subject,
+    subject: Subject<'a>,
 }
 
 /// Messages that the kernel carries out together or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
+pub struct Batch<'a> {
     bytes: Vec<u8>,
-    entries: Vec<Entry>,
+    entries: Vec<Entry<'a>>,
 }
 
-impl Batch {
+impl Batch<'_> {
     /// What is sent.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -73,7 +73,7 @@ impl Batch {
     }
 
     /// What the message `seq` is about.
-    pub fn subject(&self, seq: u32) -> Option<&Subject> {
+    pub fn subject(&self, seq: u32) -> Option<&Subject<'_>> {
         self.entries.iter().find(|entry| entry.seq == seq).map(|entry| &entry.subject)
     }
 
@@ -163,7 +163,7 @@ pub(super) fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32
 }
 
 /// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.
-pub fn encode(changes: &Changes, generation: u32) -> Batch {
+pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
     let mut writer = Writer::new();
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
     let table = nftnl::Table::new(c_text(TABLE), ProtoFamily::Inet);
@@ -175,14 +175,14 @@ pub fn encode(changes: &Changes, generation: u32) -> Batch {
     }
     for name in &changes.empty_chains {
         let chain = nftnl::Chain::new(c_text(name), &table);
-        writer.push(&nftnl::Rule::new(&chain), MsgType::Del, Subject::Chain(name.clone()));
+        writer.push(&nftnl::Rule::new(&chain), MsgType::Del, Subject::Chain(name));
     }
     for elements in &changes.delete_elements {
         writer.elements(elements, ElementsJob::Delete);
     }
     for name in &changes.delete_chains {
         let chain = nftnl::Chain::new(c_text(name), &table);
-        writer.push(&chain, MsgType::Del, Subject::Chain(name.clone()));
+        writer.push(&chain, MsgType::Del, Subject::Chain(name));
     }
     for name in &changes.delete_maps {
         let shape = super::program::Shape { key: Vec::new(), data: Vec::new(), interval: false };
@@ -192,7 +192,7 @@ pub fn encode(changes: &Changes, generation: u32) -> Batch {
         writer.map(name, shape, MsgType::Add);
     }
     for (name, chain) in &changes.add_chains {
-        writer.push(&chain_object(name, chain, &table), MsgType::Add, Subject::Chain(name.clone()));
+        writer.push(&chain_object(name, chain, &table), MsgType::Add, Subject::Chain(name));
     }
     for elements in &changes.add_elements {
         writer.elements(elements, ElementsJob::Add);
@@ -200,7 +200,7 @@ pub fn encode(changes: &Changes, generation: u32) -> Batch {
     for (name, rules) in &changes.add_rules {
         let chain = nftnl::Chain::new(c_text(name), &table);
         for rule in rules {
-            writer.push(&rule_object(rule, &chain), MsgType::Add, Subject::Rule(name.clone(), rule.to_string()));
+            writer.push(&rule_object(rule, &chain), MsgType::Add, Subject::Rule(name, rule));
         }
     }
     writer.finish()
@@ -244,13 +244,13 @@ fn rule_object<'a>(rule: &Rule, chain: &'a nftnl::Chain<'a>) -> nftnl::Rule<'a> 
 }
 
 /// Writes messages one behind the other and numbers them from 1.
-struct Writer {
-    batch: Batch,
+struct Writer<'a> {
+    batch: Batch<'a>,
     buffer: Buffer,
     next: u32,
 }
 
-impl Writer {
+impl<'a> Writer<'a> {
     fn new() -> Self {
         Self { batch: Batch { bytes: Vec::new(), entries: Vec::new() }, buffer: Buffer::new(), next: 1 }
     }
@@ -266,27 +266,27 @@ impl Writer {
         self.append(&bytes, Subject::Batch);
     }
 
-    fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject) {
+    fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject<'a>) {
         let bytes = self.buffer.write(message, self.next, kind).to_vec();
         self.append(&bytes, subject);
     }
 
-    fn map(&mut self, name: &str, shape: &super::program::Shape, kind: MsgType) {
+    fn map(&mut self, name: &'a str, shape: &super::program::Shape, kind: MsgType) {
         let id = self.next;
         let message = MapMessage { table: &c_text(TABLE), name: &c_text(name), id, shape };
-        self.push(&message, kind, Subject::Map(name.to_owned()));
+        self.push(&message, kind, Subject::Map(name));
     }
 
-    fn elements(&mut self, elements: &Elements, job: ElementsJob) {
+    fn elements(&mut self, elements: &'a Elements, job: ElementsJob) {
         for chunk in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
             let message = ElementsMessage { table: &c_text(TABLE), map: &c_text(&elements.map), job, elements: chunk };
             let kind = if job == ElementsJob::Delete { MsgType::Del } else { MsgType::Add };
-            self.push(&message, kind, Subject::Elements(elements.map.clone(), chunk.to_vec()));
+            self.push(&message, kind, Subject::Elements(&elements.map, chunk));
         }
     }
 
     /// Appends a message; no message asks for an acknowledgement until [`Writer::finish`] says so.
-    fn append(&mut self, message: &[u8], subject: Subject) {
+    fn append(&mut self, message: &[u8], subject: Subject<'a>) {
         let start = self.batch.bytes.len();
         self.batch.bytes.extend(message);
         self.set_ack(start, false);
@@ -308,7 +308,7 @@ impl Writer {
         }
     }
 
-    fn finish(mut self) -> Batch {
+    fn finish(mut self) -> Batch<'a> {
         if let Some(last) = self.batch.entries.last() {
             self.set_ack(last.start, true);
         }
@@ -343,7 +343,8 @@ mod tests {
     fn one_more_forward_is_one_element() {
         let before = asked((1000..2000).map(|port| port.to_string()));
         let after = asked((1000..2001).map(|port| port.to_string()));
-        let batch = encode(&diff(&before, &after), 7);
+        let changes = diff(&before, &after);
+        let batch = encode(&changes, 7);
         assert_eq!(batch.message_count(), 3);
         assert!(matches!(batch.subject(2), Some(Subject::Elements(_, elements)) if elements.len() == 1));
         assert!(batch.bytes().len() < 200, "{}", batch.bytes().len());
@@ -351,7 +352,8 @@ mod tests {
 
     #[test]
     fn the_generation_is_in_the_first_message_and_the_last_is_acknowledged() {
-        let batch = encode(&diff(&Program::default(), &asked(["80".into()])), 0x0102_0304);
+        let changes = diff(&Program::default(), &asked(["80".into()]));
+        let batch = encode(&changes, 0x0102_0304);
         assert_eq!(batch.bytes()[20..28], [8, 0, 1, 0, 1, 2, 3, 4]);
         let acks: Vec<u32> = (batch.entries.iter())
             .filter(|entry| batch.bytes[entry.start + 6] & 4 > 0)
@@ -363,7 +365,8 @@ mod tests {
     #[test]
     fn an_offset_names_the_element() {
         let program = asked((1..=400).map(|port| port.to_string()));
-        let batch = encode(&diff(&Program::default(), &program), 1);
+        let changes = diff(&Program::default(), &program);
+        let batch = encode(&changes, 1);
         let entry =
             batch.entries.iter().find(|entry| matches!(entry.subject, Subject::Elements(..))).expect("elements");
         let Subject::Elements(_, elements) = &entry.subject else { panic!("elements") };

@@ -212,7 +212,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`CommitError`]; in every case nothing was changed, but for [`CommitError::Kernel`], where that is not known.
-    pub fn commit(&mut self, batch: &Batch) -> Result<(), CommitError> {
+    pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let size = batch.bytes().len();
         // The kernel counts its own bookkeeping into the room, twice the size at the very most.
         ffi::prepare(&self.socket, size.saturating_mul(2).max(1 << 16))
