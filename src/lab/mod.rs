@@ -11,6 +11,7 @@ pub mod netns;
 mod probe;
 mod responder;
 mod topology;
+pub mod wire;
 
 use std::io;
 
