@@ -171,7 +171,7 @@ fn an_element_of_another_hand_is_shown_and_removed() {
 fn a_refused_element_is_named() {
     use portfwd::model::{Asked, Forward, RuleSet, SetName};
     use portfwd::nft::transaction::{CommitError, Connection};
-    use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode, map};
+    use portfwd::nft::{compile::compile, decode::decode, diff::diff, element, encode::encode};
     if !privileged() {
         return;
     }
@@ -205,7 +205,7 @@ fn a_refused_element_is_named() {
         };
         assert_eq!(error.raw_os_error(), Some(17), "{error}");
         let (name, key, element) = batch.element_at(seq, offset).expect("an element");
-        let forward = map::read(&name.parse().expect("a map of ours"), key, element).expect("a forward");
+        let forward = element::read(&name.parse().expect("a map of ours"), key, element).expect("a forward");
         assert_eq!(forward.rule.to_string(), "300/tcp -> 10.0.0.1:300");
         // A batch that was decided on an older generation is refused whole.
         let stale = connection.commit(&encode(&diff(&program, &believed), generation - 1));

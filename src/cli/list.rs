@@ -29,15 +29,18 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         |rule: &str| asked.networks.iter().any(|n| !n.rule.masquerade && !n.rule.isolate && n.rule.to_string() == rule);
     networks.retain(|network| network.state != "missing" || !silent(&network.rule));
     let masquerades = others(&lifted.asked.masquerades, &asked.masquerades);
+    let snats = others(&lifted.asked.snats, &asked.snats);
+    let netmaps = others(&lifted.asked.netmaps, &asked.netmaps);
     for name in &lifted.foreign {
         writeln!(output.stderr, "warning: {name} in our table is not ours; `portfwd apply` removes it")?;
     }
     if global.json {
-        let list = List { version: json::VERSION, generation: live.generation, forwards, networks, masquerades };
+        let (version, generation) = (json::VERSION, live.generation);
+        let list = List { version, generation, forwards, networks, masquerades, snats, netmaps };
         json::print(&list, output.stdout)?;
         return Ok(0);
     }
-    print(&forwards, &networks, &masquerades, output)?;
+    print(&forwards, &[networks, masquerades, snats, netmaps].concat(), output)?;
     Ok(0)
 }
 
@@ -68,12 +71,7 @@ fn others<T: Display + PartialEq>(live: &[Owned<T>], asked: &[Owned<T>]) -> Vec<
     others
 }
 
-fn print(
-    forwards: &[Forward<'_>],
-    networks: &[Other],
-    masquerades: &[Other],
-    output: &mut Output<'_>,
-) -> anyhow::Result<()> {
+fn print(forwards: &[Forward<'_>], others: &[Other], output: &mut Output<'_>) -> anyhow::Result<()> {
     use tabled::builder::Builder;
     use tabled::settings::{Alignment, Style, object::Columns};
     let mut table = Builder::with_capacity(forwards.len() + 1, 7);
@@ -94,16 +92,18 @@ fn print(
     for line in table.to_string().lines() {
         writeln!(output.stdout, "{}", line.trim())?;
     }
-    for other in networks.iter().chain(masquerades) {
+    for other in others {
         writeln!(output.stdout, "{}  [{}, {}]", other.rule, other.set, other.state)?;
     }
     Ok(())
 }
 
-/// The target; a redirect of all addresses is one forward a family, and says which.
+/// The target, and what is unusual about the forward; a redirect of all addresses is one forward a family, and says which.
 fn target(forward: &Forward<'_>) -> String {
     let both = forward.address.is_none() && forward.from.is_none() && forward.to.starts_with(':');
-    if both { format!("{} ({})", forward.to, forward.family) } else { forward.to.clone() }
+    let mut text = if both { format!("{} ({})", forward.to, forward.family) } else { forward.to.clone() };
+    text.push_str(&forward.options);
+    text
 }
 
 fn listen(forward: &Forward<'_>) -> String {

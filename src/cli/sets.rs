@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Failure;
-use crate::config::{self, Loaded, source};
-use crate::model::Asked;
+use crate::config::{self, Kind, Loaded, Problem, source};
+use crate::model::{Asked, Forward};
+use crate::netfilter::tracking::{self, Untracked};
 
 /// Where rule sets are when no path is given.
 pub const DEFAULT: &str = "/etc/portfwd";
@@ -15,6 +16,14 @@ pub const DEFAULT: &str = "/etc/portfwd";
 /// # Errors
 /// Every mistake in every one of them.
 pub fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
+    load_for(paths, |_| true)
+}
+
+/// Loads all files that the paths name, for a host that has only some of this one's limits.
+///
+/// # Errors
+/// Every mistake in every one of them.
+pub fn load_for(paths: &[PathBuf], limits: impl Fn(&Untracked) -> bool) -> anyhow::Result<Vec<Loaded>> {
     let default = [PathBuf::from(DEFAULT)];
     let paths = if paths.is_empty() { &default } else { paths };
     let mut sets = Vec::new();
@@ -22,6 +31,7 @@ pub fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
     for path in paths {
         for file in source::files(path)? {
             let (loaded, found) = config::load(&Arc::new(source::read(&file)?));
+            problems.extend(loaded.iter().flat_map(|loaded| untracked(loaded, &limits)));
             sets.extend(loaded);
             problems.extend(found);
         }
@@ -32,4 +42,26 @@ pub fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
     // What contradicts each other in the valid rest belongs to the same run.
     problems.extend(config::union(Asked::default(), &sets).err().unwrap_or_default());
     Err(Failure::Problems(problems).into())
+}
+
+/// The forwards whose ports this kernel cannot rewrite.
+fn untracked(loaded: &Loaded, limits: impl Fn(&Untracked) -> bool) -> Vec<Problem> {
+    let forwards = loaded.set.forwards.iter().zip(&loaded.forwards);
+    let problem = |(forward, place)| {
+        let why = cannot_track(forward).filter(&limits)?;
+        let (what, help) = in_words(forward, &why);
+        Some(Problem { kind: Kind::Missing, what, place: Some(Clone::clone(place)), other: None, help })
+    };
+    forwards.filter_map(problem).collect()
+}
+
+/// Why this kernel cannot rewrite the ports of a forward; `None` where it can.
+pub fn cannot_track(forward: &Forward) -> Option<Untracked> {
+    let bindings = forward.bindings().ok()?;
+    bindings.iter().find_map(|binding| tracking::rewrites_ports(binding.protocol).err())
+}
+
+/// What is wrong with such a forward, and what to do.
+pub fn in_words(forward: &Forward, why: &Untracked) -> (String, String) {
+    (format!("{why}, so `{}` cannot be forwarded", forward.listen), why.help())
 }

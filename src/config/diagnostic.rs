@@ -11,6 +11,8 @@ pub enum Kind {
     Invalid,
     /// Two rules of which nothing says which wins.
     Conflict,
+    /// Something that this kernel cannot do.
+    Missing,
 }
 
 /// A mistake.

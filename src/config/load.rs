@@ -9,10 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostic::Problem;
 use super::reader::{Reader, Table};
 use super::source::{Place, Source};
-use crate::model::{
-    ChainName, Family, Forward, IpForward, Listen, Masquerade, Network, ParseError, Priority, Protocol, RuleSet,
-    SetName, Settings, Target, prefix,
-};
+use super::tables;
+use crate::model::{IpForward, ParseError, Priority, RuleSet, SetName, Settings};
 
 /// A set, and where its rules are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +23,12 @@ pub struct Loaded {
     pub forwards: Vec<Place>,
     /// Where each network says its name.
     pub networks: Vec<Place>,
+    /// Where each masquerade is.
+    pub masquerades: Vec<Place>,
+    /// Where each source NAT says what sources become.
+    pub snats: Vec<Place>,
+    /// Where each 1:1 translation says what it listens at.
+    pub netmaps: Vec<Place>,
     /// Where the priority is set.
     pub priority: Option<Place>,
 }
@@ -42,32 +46,46 @@ pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
     let root = document.get_ref();
     let whole = Table { values: root, span: 0..0, name: "a rule set" };
     reader.only(&whole, &["network", "forward", "masquerade", "snat", "netmap", "settings"]);
-    for (key, name) in [("snat", "[[snat]]"), ("netmap", "[[netmap]]")] {
-        for table in reader.tables(root, key, name) {
-            reader.problem(table.span, format!("`{name}` is not supported yet"), "take it out");
-        }
-    }
     let (settings, name, priority) = settings(&mut reader, root);
     let name = name.or_else(|| stem(&mut reader, &source.path));
-    let (networks, network_places) = networks(&mut reader, root);
-    let mut forwards = Vec::new();
-    let mut forward_places = Vec::new();
-    for table in reader.tables(root, "forward", "[[forward]]") {
-        if let Some((forward, span)) = forward(&mut reader, &table, &networks) {
-            forwards.push(forward);
-            forward_places.push(reader.place(span));
-        }
-    }
-    let tables = reader.tables(root, "masquerade", "[[masquerade]]");
-    let masquerades: Vec<Masquerade> = tables.iter().filter_map(|table| masquerade(&mut reader, table)).collect();
-    let loaded = name.map(|name| {
-        let set = RuleSet { name, forwards, networks, masquerades, settings };
-        let source = Arc::clone(source);
-        Loaded { set, source, forwards: forward_places, networks: network_places, priority }
+    let (networks, network_places) = each(&mut reader, root, "network", "[[network]]", tables::network);
+    let forward = |reader: &mut Reader, table: &Table<'_>| super::forward::forward(reader, table, &networks);
+    let (forwards, forward_places) = each(&mut reader, root, "forward", "[[forward]]", forward);
+    let (masquerades, masquerade_places) = each(&mut reader, root, "masquerade", "[[masquerade]]", tables::masquerade);
+    let (snats, snat_places) = each(&mut reader, root, "snat", "[[snat]]", tables::snat);
+    let (netmaps, netmap_places) = each(&mut reader, root, "netmap", "[[netmap]]", tables::netmap);
+    let loaded = name.map(|name| Loaded {
+        set: RuleSet { name, forwards, networks, masquerades, snats, netmaps, settings },
+        source: Arc::clone(source),
+        forwards: forward_places,
+        networks: network_places,
+        masquerades: masquerade_places,
+        snats: snat_places,
+        netmaps: netmap_places,
+        priority,
     });
     let mut problems = reader.problems;
     problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
     (loaded, problems)
+}
+
+/// Reads every table of a kind; each rule comes with its place.
+fn each<T>(
+    reader: &mut Reader,
+    root: &DeTable<'_>,
+    key: &'static str,
+    name: &'static str,
+    mut read: impl FnMut(&mut Reader, &Table<'_>) -> Option<(T, Range<usize>)>,
+) -> (Vec<T>, Vec<Place>) {
+    let mut rules = Vec::new();
+    let mut places = Vec::new();
+    for table in reader.tables(root, key, name) {
+        if let Some((rule, span)) = read(reader, &table) {
+            rules.push(rule);
+            places.push(reader.place(span));
+        }
+    }
+    (rules, places)
 }
 
 /// A set's name is its file's, without `.toml`.
@@ -124,133 +142,4 @@ fn settings(reader: &mut Reader, root: &DeTable<'_>) -> ReadSettings {
         }
     }
     (settings, name, place)
-}
-
-fn networks(reader: &mut Reader, root: &DeTable<'_>) -> (Vec<Network>, Vec<Place>) {
-    let mut networks = Vec::new();
-    let mut places = Vec::new();
-    for table in reader.tables(root, "network", "[[network]]") {
-        reader.only(&table, &["name", "subnet", "masquerade", "chain", "isolate"]);
-        let name =
-            reader.required(&table, "name", "\"docker0\"").map(|value| (value.span(), reader.parsed(value, "name")));
-        let subnets = reader.list(&table, "subnet", prefix::parse);
-        if subnets.is_none() {
-            reader.required(&table, "subnet", "[\"172.17.0.0/16\"]");
-        } else if let Some(value) = table.values.get("subnet")
-            && matches!(value.get_ref(), DeValue::Array(list) if list.is_empty())
-        {
-            reader.problem(value.span(), "`subnet` is empty", "write at least one subnet, `[\"172.17.0.0/16\"]`");
-        }
-        let masquerade = reader.boolean(&table, "masquerade", true);
-        let chain = reader.optional(&table, "chain").unwrap_or_else(ChainName::docker);
-        let isolate = reader.boolean(&table, "isolate", false);
-        if let (Some((span, Some(name))), Some(subnets)) = (name, subnets) {
-            let subnets = subnets.into_iter().map(|(subnet, _)| subnet).collect();
-            networks.push(Network { name, subnets, masquerade, chain, isolate });
-            places.push(reader.place(span));
-        }
-    }
-    (networks, places)
-}
-
-fn masquerade(reader: &mut Reader, table: &Table<'_>) -> Option<Masquerade> {
-    reader.only(table, &["from", "out"]);
-    if !table.values.contains_key("from") && !table.values.contains_key("out") {
-        let help = "add `from = \"10.0.0.0/24\"` or `out = \"eth0\"`; otherwise everything would be rewritten";
-        reader.problem(table.span.clone(), "[[masquerade]] has neither `from` nor `out`", help);
-        return None;
-    }
-    let before = reader.problems.len();
-    let from = table.values.get("from").and_then(|value| {
-        let text = reader.text(value, "from")?;
-        prefix::parse(text).map_err(|error| reader.wrong(value.span(), &error)).ok()
-    });
-    let out = reader.optional(table, "out");
-    (reader.problems.len() == before).then_some(Masquerade { from, out })
-}
-
-const FORWARD_KEYS: [&str; 9] =
-    ["listen", "to", "protocol", "interface", "from", "source", "hairpin", "loopback", "comment"];
-
-fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Network]) -> Option<(Forward, Range<usize>)> {
-    let before = reader.problems.len();
-    reader.only(table, &FORWARD_KEYS);
-    let listen = reader.required(table, "listen", "\"8080\"");
-    let listen_span = listen.map_or(table.span.clone(), toml::Spanned::span);
-    let listen: Option<Listen> = listen.and_then(|value| reader.parsed(value, "listen"));
-    let to = reader.required(table, "to", "\"172.17.0.3:80\"");
-    let to_span = to.map_or(table.span.clone(), toml::Spanned::span);
-    let to: Option<Target> = to.and_then(|value| reader.parsed(value, "to"));
-    let protocols = protocols(reader, table);
-    let interface = reader.optional(table, "interface");
-    let from = reader.list(table, "from", prefix::parse);
-    if matches!(&from, Some(from) if from.is_empty())
-        && let Some(value) = table.values.get("from")
-        && matches!(value.get_ref(), DeValue::Array(list) if list.is_empty())
-    {
-        reader.problem(value.span(), "`from` is empty, so nobody could connect", "leave it out to let everybody in");
-    }
-    let comment = reader.optional(table, "comment");
-    unsupported(reader, table);
-    if let Some(to) = &to {
-        host_of_network(reader, to, &to_span, networks);
-    }
-    let from = from.unwrap_or_default().into_iter().map(|(prefix, _)| prefix).collect();
-    let forward = Forward { listen: listen?, to: to?, protocols, interface, from, comment };
-    if let Err(error) = forward.bindings() {
-        reader.wrong(to_span, &error);
-    }
-    (reader.problems.len() == before).then_some((forward, listen_span))
-}
-
-fn protocols(reader: &mut Reader, table: &Table<'_>) -> Vec<Protocol> {
-    let mut protocols: Vec<Protocol> = Vec::new();
-    for (protocol, span) in reader.list(table, "protocol", str::parse::<Protocol>).unwrap_or_default() {
-        if protocols.contains(&protocol) {
-            reader.problem(span, format!("`{protocol}` is named twice"), "name every protocol once");
-        } else {
-            protocols.push(protocol);
-        }
-    }
-    if let Some(value) = table.values.get("protocol")
-        && matches!(value.get_ref(), DeValue::Array(list) if list.is_empty())
-    {
-        reader.problem(value.span(), "`protocol` is empty", "leave it out for tcp, or name at least one");
-    }
-    protocols
-}
-
-/// Refuses what is planned but not built, rather than doing something else in silence.
-fn unsupported(reader: &mut Reader, table: &Table<'_>) {
-    if let Some(value) = table.values.get("source")
-        && let Some(text) = reader.text(value, "source")
-        && text != "keep"
-    {
-        let known = text == "masquerade" || text.parse::<std::net::IpAddr>().is_ok();
-        let what = if known { "is not supported yet" } else { "is no choice" };
-        reader.problem(value.span(), format!("`source = \"{text}\"` {what}"), "write `keep` or leave it out");
-    }
-    for (key, default) in [("hairpin", true), ("loopback", false)] {
-        if reader.boolean(table, key, default) != default
-            && let Some(value) = table.values.get(key)
-        {
-            reader.problem(value.span(), format!("`{key} = {}` is not supported yet", !default), "leave it out");
-        }
-    }
-}
-
-/// Refuses a target that is no host of its network: the network's own address, or its broadcast address.
-fn host_of_network(reader: &mut Reader, to: &Target, span: &Range<usize>, networks: &[Network]) {
-    let Some(address) = to.address.filter(|address| Family::of(*address) == Family::Ipv4) else { return };
-    for subnet in networks.iter().flat_map(|network| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
-        let what = if address == subnet.broadcast() {
-            "broadcast address"
-        } else if address == subnet.network() {
-            "own address"
-        } else {
-            continue;
-        };
-        let help = "write the address of one host";
-        reader.problem(span.clone(), format!("the target `{address}` is the {what} of `{subnet}`"), help);
-    }
 }

@@ -5,9 +5,11 @@
 //! `annotate-snippets`.
 
 pub mod diagnostic;
+mod forward;
 pub mod load;
 mod reader;
 pub mod source;
+mod tables;
 pub mod union;
 
 pub use diagnostic::{Kind, Problem};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
-use crate::model::{Asked, Network, Owned, SetName, conflict};
+use crate::model::egress::{self, Written};
+use crate::model::{Asked, Netmap, Network, Owned, SetName, conflict};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -18,7 +19,6 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     let mut problems = Vec::new();
     // Where each rule is written, in the order of the rules; what was asked already is in no file at hand.
     let mut forwards: Vec<Option<&Place>> = vec![None; asked.bindings.len()];
-    let mut networks: Vec<Option<&Place>> = vec![None; asked.networks.len()];
     let mut priorities: BTreeMap<&SetName, &Place> = BTreeMap::new();
     let mut names: BTreeMap<&SetName, &Loaded> = BTreeMap::new();
     for loaded in sets {
@@ -30,7 +30,6 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             let atoms = forward.bindings().map_or(0, |atoms| atoms.len());
             forwards.extend(std::iter::repeat_n(Some(place), atoms));
         }
-        networks.extend(loaded.networks.iter().map(Some));
         priorities.extend(loaded.priority.iter().map(|place| (&loaded.set.name, place)));
         if let Err(error) = asked.add(&loaded.set) {
             problems.push(Problem {
@@ -56,6 +55,7 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             ),
         });
     }
+    let network_place = |at| place_of(at, &asked.networks, sets, |loaded| &loaded.networks);
     for (index, owned) in asked.networks.iter().enumerate() {
         // Two sets may share a network as long as they say the same of it.
         let contradicts = |other: &&Owned<Network>| {
@@ -68,12 +68,14 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             problems.push(Problem {
                 kind: Kind::Conflict,
                 what: format!("the network `{}` is described already, in another way", owned.rule.name),
-                place: place(&networks, index),
-                other: Some(first_given(&first.set, place(&networks, before))),
+                place: network_place(index),
+                other: Some(first_given(&first.set, network_place(before))),
                 help: "describe every network once in a set, and alike in all sets".into(),
             });
         }
     }
+    problems.extend(leaving(&asked, sets));
+    problems.extend(translated(&asked, sets));
     if let Err((one, other)) = asked.priority() {
         let place = |set: &SetName| priorities.get(set).copied().cloned();
         problems.push(Problem {
@@ -90,6 +92,66 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     } else {
         Err(problems)
     }
+}
+
+/// The rules about what leaves that contradict each other.
+fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
+    let conflicts = egress::conflicts(asked);
+    let describe = |written: Written| match written {
+        Written::Network(at) => asked.networks.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
+        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
+        Written::Snat(at) => asked.snats.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
+    };
+    let place = |written: Written| match written {
+        Written::Network(at) => place_of(at, &asked.networks, sets, |loaded| &loaded.networks),
+        Written::Masquerade(at) => place_of(at, &asked.masquerades, sets, |loaded| &loaded.masquerades),
+        Written::Snat(at) => place_of(at, &asked.snats, sets, |loaded| &loaded.snats),
+    };
+    let problem = |(earlier, later)| {
+        let ((first, set), (second, _)) = (describe(earlier)?, describe(later)?);
+        Some(Problem {
+            kind: Kind::Conflict,
+            what: format!("`{second}` and `{first}` ask for different addresses of the same packets"),
+            place: place(later),
+            other: Some(first_given(set, place(earlier))),
+            help: "remove one, or give one of them an `out` or another `from`".into(),
+        })
+    };
+    conflicts.into_iter().filter_map(problem).collect()
+}
+
+/// The 1:1 translations that contradict each other: one network that stands for two, or two that stand for one.
+fn translated(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (index, owned) in asked.netmaps.iter().enumerate() {
+        let contradicts = |other: &Owned<Netmap>| {
+            (other.rule.listen == owned.rule.listen || other.rule.to == owned.rule.to) && other.rule != owned.rule
+        };
+        let before = asked.netmaps.iter().take(index).position(contradicts);
+        let Some((at, first)) = before.and_then(|at| Some((at, asked.netmaps.get(at)?))) else { continue };
+        let place = |at| place_of(at, &asked.netmaps, sets, |loaded| &loaded.netmaps);
+        problems.push(Problem {
+            kind: Kind::Conflict,
+            what: format!("`{}` contradicts `{}`", owned.rule, first.rule),
+            place: place(index),
+            other: Some(first_given(&first.set, place(at))),
+            help: "let every network stand for one other".into(),
+        });
+    }
+    problems
+}
+
+/// Where a rule is written. The rules of the sets at hand are the last of those that are asked, in the order of the sets;
+/// what was asked before is in no file at hand.
+fn place_of<T>(
+    at: usize,
+    rules: &[Owned<T>],
+    sets: &[Loaded],
+    places: impl Fn(&Loaded) -> &Vec<Place>,
+) -> Option<Place> {
+    let count: usize = sets.iter().map(|loaded| places(loaded).len()).sum();
+    let index = at.checked_sub(rules.len().checked_sub(count)?)?;
+    sets.iter().flat_map(places).nth(index).cloned()
 }
 
 fn first_given(set: &SetName, place: Option<Place>) -> (String, Option<Place>) {

@@ -1,10 +1,14 @@
 //! Making the kernel hold what is asked, and the state say so.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::{Engine, EngineError, Plan};
-use crate::netfilter::sysctl;
+use crate::model::Asked;
+use crate::netfilter::{route, sysctl};
 use crate::nft::decode;
+use crate::nft::element;
 use crate::nft::encode::{Batch, Subject, encode};
-use crate::nft::map;
 use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::CommitError;
 use crate::store::State;
@@ -30,35 +34,19 @@ pub struct Outcome {
 /// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`] and
 /// [`EngineError::Unchecked`], which come after everything was done.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
-    let switches = switches(&after)?;
-    for change in &switches {
-        // Only the first value counts: what the host had before we came.
-        if !after.sysctls.iter().any(|known| known.key == change.key) {
-            after.sysctls.push(change.clone());
-        }
-    }
+    let switches = Switches::of(&mut after, &engine.state)?;
     let before = engine.state.clone();
-    let mut given_back = before.sysctls.clone();
-    given_back.retain(|known| !after.sysctls.iter().any(|kept| kept.key == known.key));
     if after != before {
         engine.store.save(&before, &after)?;
     }
-    let done = sysctl::set(&switches).map_err(EngineError::from).and_then(|()| match to_kernel(engine, &after) {
-        Ok(done) => Ok(done),
-        Err(error) => {
-            sysctl::undo(&switches);
-            Err(error)
-        }
-    });
-    match done {
+    match switches.around(|| to_kernel(engine, &after)) {
         Ok((plan, messages)) => {
-            sysctl::undo(&given_back);
             engine.state = after;
             // From here on it is done, and an error can only say that it does not look so.
             if !plan.is_empty() {
                 check(engine, &plan)?;
             }
-            Ok(Outcome { plan, messages, sysctls: switches })
+            Ok(Outcome { plan, messages, sysctls: switches.set() })
         }
         Err(error) => {
             if after != before {
@@ -69,13 +57,79 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     }
 }
 
-/// The switches to set, as far as the sets want us to.
-fn switches(state: &State) -> Result<Vec<sysctl::Change>, EngineError> {
-    let mut changes = Vec::new();
-    for family in state.asked.forwarding() {
-        changes.extend(sysctl::forwarding(family)?);
+/// The switches that change with a commit.
+struct Switches {
+    /// Forwarding: on before the rules that need it.
+    forward: Vec<sysctl::Change>,
+    /// Loopback addresses on an interface: on when the rules that guard them are there.
+    open: Vec<sysctl::Change>,
+    /// The same, off again before those rules go.
+    close: Vec<sysctl::Change>,
+    /// Back to what they were, at the end.
+    give_back: Vec<sysctl::Change>,
+}
+
+impl Switches {
+    /// What `after` needs and `before` had. `after` is made to remember what is set, and to forget what is given back.
+    fn of(after: &mut State, before: &State) -> Result<Self, EngineError> {
+        let mut forward = Vec::new();
+        for family in after.asked.forwarding() {
+            forward.extend(sysctl::forwarding(family)?);
+        }
+        let (needed, open) = loopback(&after.asked)?;
+        after.sysctls.retain(|known| !sysctl::is_route_localnet(&known.key) || needed.contains(&known.key));
+        for change in forward.iter().chain(&open) {
+            // Only the first value counts: what the host had before we came.
+            if !after.sysctls.iter().any(|known| known.key == change.key) {
+                after.sysctls.push(change.clone());
+            }
+        }
+        let gone = before.sysctls.iter().filter(|known| !after.sysctls.iter().any(|kept| kept.key == known.key));
+        let (close, give_back) = gone.cloned().partition(|change| sysctl::is_route_localnet(&change.key));
+        Ok(Self { forward, open, close, give_back })
     }
-    Ok(changes)
+
+    /// Sets them in their order around a commit; where that fails, all are as before.
+    fn around<T>(&self, commit: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+        sysctl::may_set(&self.open)?;
+        sysctl::set(&self.forward)?;
+        sysctl::undo(&self.close);
+        match commit() {
+            Ok(done) => {
+                sysctl::set(&self.open)?;
+                sysctl::undo(&self.give_back);
+                Ok(done)
+            }
+            Err(error) => {
+                sysctl::redo(&self.close);
+                sysctl::undo(&self.forward);
+                Err(error)
+            }
+        }
+    }
+
+    /// Those that had to be set.
+    fn set(self) -> Vec<sysctl::Change> {
+        self.forward.into_iter().chain(self.open).collect()
+    }
+}
+
+/// The switches that let loopback forwards reach other hosts: the keys of all that are needed, and those to be changed. A
+/// target that no route leads to yet needs none.
+fn loopback(asked: &Asked) -> Result<(BTreeSet<String>, Vec<sysctl::Change>), EngineError> {
+    let opened = asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.loopback);
+    let targets: BTreeSet<IpAddr> = opened.filter_map(|rule| rule.to.address).collect();
+    let mut interfaces = BTreeSet::new();
+    for target in targets {
+        interfaces.extend(route::interface_to(target).map_err(EngineError::Route)?);
+    }
+    // To itself this host gets without any switch.
+    interfaces.retain(|interface| interface.as_str() != "lo");
+    let mut changes = Vec::new();
+    for interface in &interfaces {
+        changes.extend(sysctl::route_localnet(interface)?);
+    }
+    Ok((interfaces.iter().map(sysctl::route_localnet_key).collect(), changes))
 }
 
 fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), EngineError> {
@@ -149,7 +203,7 @@ fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
     let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
     let element = offset.and_then(|offset| batch.element_at(seq, offset));
     let forward = element.and_then(|(map, key, element)| {
-        let owned = map::read(&map.parse().ok()?, key, element)?;
+        let owned = element::read(&map.parse().ok()?, key, element)?;
         Some(format!("the forward `{}` of the rule set `{}`", owned.rule, owned.set))
     });
     let subject = forward.unwrap_or_else(|| match batch.subject(seq) {

@@ -70,6 +70,9 @@ pub enum EngineError {
     /// A switch could not be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// The way to a target could not be told.
+    #[error("cannot ask the routing table for the way to a target")]
+    Route(#[source] std::io::Error),
     /// The namespace could not be told.
     #[error("cannot tell which network namespace this is")]
     Namespace(#[source] std::io::Error),

@@ -86,6 +86,8 @@ fn steps(live: &Live, asked: &Asked) -> Vec<Step> {
     let networks = |asked: &Asked| shown(asked.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
     steps.extend(others(networks(&lifted.asked), networks(asked)));
     steps.extend(others(shown(&lifted.asked.masquerades), shown(&asked.masquerades)));
+    steps.extend(others(shown(&lifted.asked.snats), shown(&asked.snats)));
+    steps.extend(others(shown(&lifted.asked.netmaps), shown(&asked.netmaps)));
     for name in lifted.foreign {
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name), after: None });
     }

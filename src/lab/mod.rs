@@ -6,23 +6,29 @@
 //! included, ends them and everything in them. The state of the host under test is kept in memory. Nothing is left
 //! behind because nothing is put anywhere.
 
+mod ask;
 mod link;
 pub mod netns;
 mod probe;
 mod responder;
+pub mod sight;
 mod topology;
 pub mod wire;
 
 use std::io;
 
 use crate::engine::{self, Engine, EngineError, Outcome};
-use crate::model::Asked;
+use crate::model::meaning::Host;
+use crate::model::{Asked, Packet, Protocol};
+use crate::netfilter::{sysctl, tracking};
 use crate::store::State;
 
+pub use ask::Answer;
 pub use link::Links;
 pub use netns::Netns;
-pub use probe::{Answer, Probe, Report, Vantage};
-pub use topology::Topology;
+pub use probe::{Probe, Report, Vantage};
+pub use sight::{Sight, Sighting};
+pub use topology::{Topology, bridges_ask_netfilter};
 
 /// Why a throw-away network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -53,31 +59,62 @@ pub struct Trial {
     pub forwards: (usize, usize),
     /// The probes, in order.
     pub reports: Vec<Report>,
-    /// Protocols of forwards that no probe speaks.
-    pub unspoken: Vec<crate::model::Protocol>,
+}
+
+/// What to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// Packets for at most so many forwards, spread over all of them, and for every other rule.
+    Forwards(usize),
+    /// These packets.
+    Packets(Vec<Packet>),
 }
 
 /// Builds the network that the rule sets are about, applies them there, and sends packets from everywhere.
 ///
-/// At most `limit` forwards are probed, spread over all of them; all are applied.
-///
 /// # Errors
 /// [`LabError::NotAllowed`] where no namespace may be made; others where the network cannot be built or the rules not
 /// be applied.
-pub fn try_out(asked: &Asked, limit: usize) -> Result<Trial, LabError> {
+pub fn try_out(asked: &Asked, choice: &Choice) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
-    let (chosen, unspoken) = probe::choose(asked, limit);
+    let limit = if let Choice::Forwards(limit) = choice { *limit } else { usize::MAX };
+    let chosen = probe::choose(asked, limit);
     let topology = Topology::build(asked, &chosen)?;
-    let probes = probe::plan(asked, &chosen, &topology);
-    let _responders = responder::start(&topology, &probes)?;
+    let packets = match choice {
+        Choice::Forwards(_) => probe::packets(asked, &chosen, &topology),
+        Choice::Packets(packets) => packets.clone(),
+    };
+    let sight = Sight::open(&topology)?;
+    let (outcome, host) = apply(&topology, asked)?;
+    let probes = probe::expect(packets, &asked.sets(), &host);
+    let _responders = match choice {
+        Choice::Forwards(_) => Some(responder::start(&topology, &probes)?),
+        Choice::Packets(_) => None,
+    };
+    let mut reports = Vec::with_capacity(probes.len());
+    for probe in probes {
+        reports.push(match choice {
+            Choice::Forwards(_) => probe::send(probe, &topology, &sight)?,
+            Choice::Packets(_) => probe::watch(probe, &topology, &sight)?,
+        });
+    }
+    Ok(Trial { outcome, forwards: (asked.bindings.len(), chosen.len()), reports })
+}
+
+/// Applies rule sets in the host of a network, with a state that nobody keeps; gives what that did, and the host as it is
+/// then.
+///
+/// # Errors
+/// Where they cannot be applied.
+pub fn apply(topology: &Topology, asked: &Asked) -> Result<(Outcome, Host), LabError> {
+    if asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
+        let set = topology.host.run(tracking::ignore_checksums)?;
+        set.map_err(|error| LabError::Io("switching checksums off for UDP-Lite", error))?;
+    }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
         let mut engine = Engine::in_memory()?;
         engine::commit(&mut engine, State { asked: asked.clone(), ..State::default() })
     })??;
-    let mut reports = Vec::with_capacity(probes.len());
-    for probe in probes {
-        let answer = probe::send(&probe, &topology)?;
-        reports.push(Report { probe, answer });
-    }
-    Ok(Trial { outcome, forwards: (asked.bindings.len(), chosen.len()), reports, unspoken })
+    let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;
+    Ok((outcome, Host { forwarding, ..topology.plan.clone() }))
 }

@@ -1,275 +1,259 @@
-//! Probes: who asks what, who should answer, who did.
+//! Probes: who asks what, what must become of it, what did.
+//!
+//! Where an answer finds its way back a real client asks a real server, which proves both directions. Otherwise (protocols
+//! that no server here speaks, targets that answer past this host) the first packet is sent and watched for.
 
 use std::fmt;
-use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::topology::{Topology, client_in, of};
+use super::ask::{Answer, ask};
+use super::sight::{Sight, Sighting};
+use super::topology::{DISCARD, Topology, client_in, of, resident};
 use super::{LabError, Netns};
-use crate::model::precedence::{Packet, winner};
-use crate::model::{Asked, Binding, Protocol};
+use crate::model::egress::{self, Way};
+use crate::model::meaning::{Fate, Host, meaning};
+use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
-/// How long an answer may take.
+/// How long an answer may take, and how long one that should not come is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+const DOUBT: Duration = Duration::from_millis(300);
 
 /// From where a probe is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vantage {
-    /// From the client behind an uplink.
-    Outside(String),
+    /// From a client behind an uplink.
+    Outside,
     /// From the host itself.
     Host,
-    /// From a neighbour of the target, behind a bridge.
-    Inside(String),
+    /// From behind a bridge.
+    Inside,
+    /// From a neighbour of the target.
+    Hairpin,
 }
 
 impl fmt::Display for Vantage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Outside(_) => "outside",
+            Self::Outside => "outside",
             Self::Host => "host",
-            Self::Inside(_) => "hairpin",
+            Self::Inside => "inside",
+            Self::Hairpin => "hairpin",
         })
     }
 }
 
-/// Who should answer, and whom he should see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected {
-    /// The target; none: this host.
-    pub target: Option<IpAddr>,
-    /// Its port.
-    pub port: u16,
-    /// The address that it sees.
-    pub seen: IpAddr,
-}
-
-/// A packet to send, and what should become of it.
+/// A packet to send, and what must become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// From where.
-    pub vantage: Vantage,
     /// What.
     pub packet: Packet,
-    /// Who should answer; none: nobody, it is refused.
-    pub expected: Option<Expected>,
+    /// What must become of it.
+    pub fate: Fate,
 }
 
-/// What came back.
+/// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Who answered, at which port, and whom he saw.
-    By {
-        /// The target's address, or `this host`.
-        who: String,
-        /// Its port.
-        port: u16,
-        /// The address that it saw.
-        seen: IpAddr,
-    },
-    /// Nobody is there.
-    Refused,
-    /// Nothing came.
-    Silence,
-    /// Something else went wrong.
-    Failed(String),
+pub enum Outcome {
+    /// What a client heard.
+    Heard(Answer),
+    /// Where a packet without an answer was seen.
+    Seen(Sighting),
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::By { who, port, seen } => write!(f, "{who} port {port} answered and saw {seen}"),
-            Self::Refused => f.write_str("refused"),
-            Self::Silence => f.write_str("no answer"),
-            Self::Failed(why) => write!(f, "failed: {why}"),
+            Self::Heard(answer) => answer.fmt(f),
+            Self::Seen(Sighting::Nowhere) => f.write_str("seen by nobody"),
+            Self::Seen(Sighting::Here { to, from }) => write!(f, "this host got it at {to} from {}", from.ip()),
+            Self::Seen(Sighting::Left { to, from, .. }) => write!(f, "{to} got it from {}", from.ip()),
         }
     }
 }
 
-/// A probe and its answer.
+/// A probe and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The probe.
     pub probe: Probe,
-    /// The answer.
-    pub answer: Answer,
+    /// From where it was sent.
+    pub vantage: Vantage,
+    /// What became of it.
+    pub outcome: Outcome,
 }
 
 impl Report {
-    /// Whether the answer is what it should be.
+    /// Whether that is what must become of it.
     pub fn is_as_expected(&self) -> bool {
-        match (&self.probe.expected, &self.answer) {
-            (None, Answer::Refused) => true,
-            (Some(expected), Answer::By { who, port, seen }) => {
-                *who == name(expected.target) && *port == expected.port && *seen == expected.seen
-            }
-            _ => false,
+        let Probe { packet, fate } = &self.probe;
+        match &self.outcome {
+            Outcome::Seen(sighting) => sighting.agrees(packet, fate),
+            Outcome::Heard(answer) => heard(fate, answer),
         }
     }
 
-    /// What should have come back.
+    /// What must become of it, in the words of an answer.
     pub fn expected(&self) -> String {
-        match &self.probe.expected {
-            Some(Expected { target, port, seen }) => {
-                Answer::By { who: name(*target), port: *port, seen: *seen }.to_string()
+        match &self.probe.fate {
+            Fate::Dropped(why) => format!("nobody gets it ({why:?})"),
+            Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
+            Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
+                format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
             }
-            None => Answer::Refused.to_string(),
+            Fate::Leaves { to, seen, .. } => {
+                format!("{} port {} sees one of {}-{}", to.ip(), to.port(), seen.first, seen.last)
+            }
         }
     }
 }
 
-fn name(target: Option<IpAddr>) -> String {
-    target.map_or_else(|| "this host".to_owned(), |address| address.to_string())
+/// Whether an answer is what must come. The client's port is not known beforehand, so only a pool's ports are compared.
+fn heard(fate: &Fate, answer: &Answer) -> bool {
+    let (who, expected, sees) = match fate {
+        Fate::Dropped(_) => return !matches!(answer, Answer::By { .. }),
+        Fate::Here { port, seen, .. } => ("this host".to_owned(), port, seen),
+        Fate::Leaves { to, seen, .. } => (to.ip().to_string(), &to.port(), seen),
+    };
+    let Answer::By { who: answered, port, seen } = answer else { return false };
+    *answered == who && port == expected && sees.allows(*seen, seen.port())
 }
 
-/// At most `limit` forwards, spread evenly, of protocols that a probe speaks; and the protocols that it does not.
-pub(super) fn choose(asked: &Asked, limit: usize) -> (Vec<&Binding>, Vec<Protocol>) {
-    let speaks = |protocol| matches!(protocol, Protocol::Tcp | Protocol::Udp);
+/// At most `limit` forwards, spread evenly.
+pub(super) fn choose(asked: &Asked, limit: usize) -> Vec<&Binding> {
     let all: Vec<&Binding> = asked.bindings.iter().map(|owned| &owned.rule).collect();
-    let mut unspoken: Vec<Protocol> = all.iter().map(|binding| binding.protocol).filter(|p| !speaks(*p)).collect();
-    unspoken.sort_unstable();
-    unspoken.dedup();
-    let spoken: Vec<&Binding> = all.into_iter().filter(|binding| speaks(binding.protocol)).collect();
-    let count = spoken.len().min(limit);
-    let chosen = (0..count).filter_map(|index| spoken.get(index * spoken.len() / count).copied()).collect();
-    (chosen, unspoken)
+    let count = all.len().min(limit);
+    (0..count).filter_map(|index| all.get(index * all.len() / count).copied()).collect()
 }
 
-/// The probes for the chosen forwards: first, middle and last port of each, from everywhere.
-pub(super) fn plan(asked: &Asked, chosen: &[&Binding], topology: &Topology) -> Vec<Probe> {
-    let mut probes: Vec<Probe> = Vec::new();
+/// Packets for the chosen forwards: first, middle and last port of each, from everywhere; and for every other rule.
+pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
+    let mut packets: Vec<Packet> = Vec::new();
     for binding in chosen {
         let (first, last) = (binding.ports.first(), binding.ports.last());
         let mut ports = vec![first, first + (last - first) / 2, last];
         ports.dedup();
-        for port in ports {
-            for (vantage, packet) in packets(binding, port, topology) {
-                let expected = expect(asked, &vantage, &packet, topology);
-                let probe = Probe { vantage, packet, expected };
-                if !probes.contains(&probe) {
-                    probes.push(probe);
-                }
-            }
+        packets.extend(ports.into_iter().flat_map(|port| of_forward(binding, port, topology)));
+    }
+    packets.extend(asked.netmaps.iter().filter_map(|owned| {
+        let inside = resident(owned.rule.to)?;
+        let destination = crate::model::netmap::translate(inside, owned.rule.listen);
+        let uplink = topology.uplink(None)?;
+        let source = *uplink.address.get(of(Family::of(inside)))?;
+        packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
+    }));
+    let leaving = egress::ordered(asked).into_iter().map(|(egress, _)| (egress.from, egress.way));
+    let translated = asked.netmaps.iter().map(|owned| (Some(owned.rule.to), Way::Any));
+    packets.extend(leaving.chain(translated).filter_map(|(from, way)| outward(from?, &way, topology)));
+    let mut sent: Vec<Packet> = Vec::new();
+    for packet in packets {
+        if !sent.contains(&packet) {
+            sent.push(packet);
         }
     }
-    probes
+    sent
+}
+
+/// The source port does not matter to any rule; a real client gets another one.
+fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface: Option<IfName>) -> Option<Packet> {
+    (Family::of(source) == Family::of(destination.ip())).then(|| Packet {
+        protocol,
+        source: SocketAddr::new(source, 49152),
+        destination,
+        interface,
+    })
 }
 
 /// Packets to one port of a forward: by a client that it lets in, by one that it does not, by the host, by a neighbour.
-fn packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<(Vantage, Packet)> {
+fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> {
     let Some(uplink) = topology.uplink_of(binding) else { return Vec::new() };
     let family = of(binding.family);
     let Some((client, host)) = uplink.address.get(family).zip(uplink.host.get(family)) else { return Vec::new() };
-    let destination = binding.address.unwrap_or(*host);
-    let packet = |source, interface: Option<&str>| Packet {
-        protocol: binding.protocol,
-        source,
-        destination,
-        port,
-        local: true,
-        interface: interface.and_then(|name| name.parse().ok()),
+    let destination = SocketAddr::new(binding.address.unwrap_or(*host), port);
+    let send = |source, interface: Option<&str>| {
+        packet(binding.protocol, source, destination, interface.and_then(|name| name.parse().ok()))
     };
-    let mut packets = Vec::with_capacity(4);
-    let outside = || Vantage::Outside(uplink.name.clone());
-    if let Some(let_in) = client_in(binding.from).filter(|address| topology.subnet_of(*address).is_none()) {
-        packets.push((outside(), packet(let_in, Some(&uplink.name))));
+    let mut packets = Vec::with_capacity(5);
+    if binding.serves_others() {
+        let let_in = client_in(binding.from).filter(|address| topology.subnet_of(*address).is_none());
+        packets.extend(let_in.and_then(|let_in| send(let_in, Some(&uplink.name))));
+        packets.extend(send(*client, Some(&uplink.name)));
+        packets.extend(send(destination.ip(), None).filter(|_| topology.plan.owns(destination.ip())));
+        let neighbour = binding.to.address.and_then(|target| topology.subnet_of(target));
+        packets.extend(neighbour.and_then(|subnet| send(subnet.neighbour?, Some(&subnet.bridge))));
     }
-    packets.push((outside(), packet(*client, Some(&uplink.name))));
-    packets.push((Vantage::Host, packet(destination, None)));
-    let neighbour = binding.to.address.and_then(|target| topology.subnet_of(target));
-    if let Some(subnet) = neighbour
-        && let Some(neighbour) = subnet.neighbour
-    {
-        packets.push((Vantage::Inside(subnet.bridge.clone()), packet(neighbour, Some(&subnet.bridge))));
+    if binding.loopback {
+        let own = crate::model::address::loopback(binding.family);
+        let own = if own.prefix() == 8 { IpAddr::from([127, 0, 0, 1]) } else { own.ip() };
+        let at = binding.address.filter(IpAddr::is_loopback).unwrap_or(own);
+        packets.extend(packet(binding.protocol, own, SocketAddr::new(at, port), None));
     }
     packets
 }
 
-/// What should become of a packet.
-fn expect(asked: &Asked, vantage: &Vantage, packet: &Packet, topology: &Topology) -> Option<Expected> {
-    let met = winner(asked.bindings.iter().map(|owned| &owned.rule), packet)?;
-    let binding = &asked.bindings.get(met)?.rule;
-    let port = binding.target_port(packet.port);
-    let Some(target) = binding.to.address else {
-        return Some(Expected { target: None, port, seen: packet.source });
-    };
-    let subnet = topology.subnet_of(target)?;
-    let seen = match vantage {
-        Vantage::Inside(bridge) if *bridge == subnet.bridge => subnet.gateway,
-        _ if masqueraded(asked, packet.source, &subnet.bridge) => subnet.gateway,
-        _ => packet.source,
-    };
-    Some(Expected { target: Some(target), port, seen })
+/// A packet from a network to a client outside, by a way that a rule is about.
+fn outward(from: ipnetwork::IpNetwork, way: &Way, topology: &Topology) -> Option<Packet> {
+    let source = resident(from).filter(|address| topology.targets.contains_key(address))?;
+    let out = if let Way::By(out) = way { Some(out.as_str()) } else { None };
+    let uplink = topology.uplink(out)?;
+    let destination = *uplink.address.get(of(Family::of(source)))?;
+    let bridge = topology.subnet_of(source)?.bridge.parse().ok();
+    packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), bridge)
 }
 
-/// Whether a rule set wants what `source` sends out of `bridge` to take the bridge's address.
-fn masqueraded(asked: &Asked, source: IpAddr, bridge: &str) -> bool {
-    let by_rule = asked.masquerades.iter().any(|owned| {
-        let from = owned.rule.from.is_none_or(|from| from.contains(source));
-        from && owned.rule.out.as_ref().is_none_or(|out| out.as_str() == bridge)
-    });
-    let by_network = asked.networks.iter().any(|owned| {
-        let network = &owned.rule;
-        let inside = network.subnets.iter().any(|subnet| subnet.contains(source));
-        network.masquerade && inside && network.name.as_str() != bridge
-    });
-    by_rule || by_network
+/// What must become of packets.
+pub(super) fn expect(packets: Vec<Packet>, sets: &[RuleSet], host: &Host) -> Vec<Probe> {
+    let probe = |packet: Packet| Probe { fate: meaning(sets, host, &packet).fate, packet };
+    packets.into_iter().map(probe).collect()
 }
 
-/// Sends a probe and waits for its answer.
-pub(super) fn send(probe: &Probe, topology: &Topology) -> Result<Answer, LabError> {
-    let namespace: Option<&Netns> = match &probe.vantage {
-        Vantage::Outside(name) => topology.uplink(Some(name)).map(|uplink| &uplink.client),
-        Vantage::Host => Some(&topology.host),
-        Vantage::Inside(bridge) => topology.neighbours.get(bridge),
-    };
-    let Some(namespace) = namespace else { return Ok(Answer::Failed("there is nobody to ask".into())) };
+impl Probe {
+    fn vantage(&self, topology: &Topology) -> Vantage {
+        match (&self.packet.interface, &self.fate) {
+            (None, _) => Vantage::Host,
+            (Some(arrived), _) if topology.uplink(Some(arrived.as_str())).is_some() => Vantage::Outside,
+            (arrived, Fate::Leaves { by, .. }) if arrived.as_ref() == Some(by) => Vantage::Hairpin,
+            _ => Vantage::Inside,
+        }
+    }
+
+    /// Who should answer; none where nobody should, or where no answer comes back.
+    pub(super) fn server<'a>(&self, topology: &'a Topology) -> Option<(&'a Netns, SocketAddr)> {
+        if !matches!(self.packet.protocol, Protocol::Tcp | Protocol::Udp) {
+            return None;
+        }
+        match &self.fate {
+            Fate::Dropped(_) => None,
+            Fate::Here { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
+            // The target answers past this host.
+            Fate::Leaves { by, seen, .. }
+                if self.packet.interface.as_ref() == Some(by) && seen.first == self.packet.source.ip() =>
+            {
+                None
+            }
+            Fate::Leaves { to, .. } => Some((topology.owner(to.ip())?, *to)),
+        }
+    }
+}
+
+/// Sends the packet of a probe and says where it was seen.
+pub(super) fn watch(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Result<Report, LabError> {
+    let seen = sight.send(std::slice::from_ref(&probe.packet))?;
+    let outcome = Outcome::Seen(seen.into_iter().next().unwrap_or(Sighting::Nowhere));
+    Ok(Report { vantage: probe.vantage(topology), probe, outcome })
+}
+
+/// Sends a probe, by a client that asks where there may be an answer, and says what became of it.
+pub(super) fn send(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Result<Report, LabError> {
     let packet = &probe.packet;
-    let from = SocketAddr::new(packet.source, 0);
-    let to = SocketAddr::new(packet.destination, packet.port);
-    let text = namespace.run(|| match packet.protocol {
-        Protocol::Udp => ask_udp(from, to),
-        _ => ask_tcp(from, to),
-    })?;
-    Ok(match text {
-        Ok(text) => read(&text),
-        Err(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Answer::Refused,
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Answer::Silence,
-            _ => Answer::Failed(error.to_string()),
-        },
-    })
-}
-
-fn ask_tcp(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
-    socket.bind(&from.into())?;
-    socket.connect_timeout(&to.into(), PATIENCE)?;
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn ask_udp(from: SocketAddr, to: SocketAddr) -> io::Result<String> {
-    let socket = UdpSocket::bind(from)?;
-    socket.connect(to)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.send(b"?")?;
-    let mut answer = [0; 128];
-    let length = socket.recv(&mut answer)?;
-    Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
-}
-
-/// Reads what a server said: who he is, his port, whom he saw.
-fn read(text: &str) -> Answer {
-    let mut words = text.rsplitn(3, ' ');
-    let seen = words.next().and_then(|word| word.parse().ok());
-    let port = words.next().and_then(|word| word.parse().ok());
-    match (words.next(), port, seen) {
-        (Some(who), Some(port), Some(seen)) => Answer::By { who: who.to_owned(), port, seen },
-        _ => Answer::Failed(format!("`{}` is no answer", crate::model::error::printable(text))),
+    let dropped = matches!(probe.fate, Fate::Dropped(_));
+    let spoken = matches!(packet.protocol, Protocol::Tcp | Protocol::Udp);
+    match topology.sender(packet) {
+        Some(namespace) if spoken && (dropped || probe.server(topology).is_some()) => {
+            let patience = if dropped { DOUBT } else { PATIENCE };
+            let answer = ask(namespace, packet.protocol, packet.source.ip(), packet.destination, patience)?;
+            Ok(Report { vantage: probe.vantage(topology), outcome: Outcome::Heard(answer), probe })
+        }
+        _ => watch(probe, topology, sight),
     }
 }

@@ -1,13 +1,13 @@
 //! Servers at the targets that say whom they see.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 
-use super::probe::{Expected, Probe};
+use super::LabError;
+use super::probe::Probe;
 use super::topology::Topology;
-use super::{LabError, Netns};
 use crate::model::Protocol;
 
 /// Servers; they end with the process.
@@ -15,25 +15,15 @@ pub(super) struct Responders;
 
 /// Starts a server for everything that a probe should reach.
 pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders, LabError> {
-    let mut wanted: BTreeMap<Option<IpAddr>, BTreeSet<(Protocol, u16, bool)>> = BTreeMap::new();
+    let mut started: BTreeSet<(String, Protocol, u16, bool)> = BTreeSet::new();
     for probe in probes {
-        if let Some(Expected { target, port, .. }) = &probe.expected {
-            let ipv6 = probe.packet.destination.is_ipv6();
-            wanted.entry(*target).or_default().insert((probe.packet.protocol, *port, ipv6));
-        }
-    }
-    for (target, services) in wanted {
-        let namespace: Option<&Netns> = match target {
-            None => Some(&topology.host),
-            Some(address) => topology.targets.get(&address),
-        };
-        let Some(namespace) = namespace else { continue };
-        let name = target.map_or_else(|| "this host".to_owned(), |address| address.to_string());
-        let bound = namespace.run(|| {
-            services.into_iter().map(|(protocol, port, ipv6)| serve(&name, protocol, port, ipv6)).collect::<Vec<_>>()
-        })?;
-        for server in bound {
-            server.map_err(|error| LabError::Io("listening at a target", error))?;
+        let Some((namespace, at)) = probe.server(topology) else { continue };
+        let here = std::ptr::eq(namespace, &raw const topology.host);
+        let name = if here { "this host".to_owned() } else { at.ip().to_string() };
+        let (protocol, port, ipv6) = (probe.packet.protocol, at.port(), at.is_ipv6());
+        if started.insert((name.clone(), protocol, port, ipv6)) {
+            let bound = namespace.run(|| serve(&name, protocol, port, ipv6))?;
+            bound.map_err(|error| LabError::Io("listening at a target", error))?;
         }
     }
     Ok(Responders)
@@ -46,7 +36,7 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
     let at = SocketAddr::new(any, port);
     let say = {
         let name = name.to_owned();
-        move |peer: SocketAddr| format!("{name} {port} {}", peer.ip())
+        move |peer: SocketAddr| format!("{name} {port} {peer}")
     };
     match protocol {
         Protocol::Udp => {

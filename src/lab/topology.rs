@@ -9,12 +9,13 @@
 //! name none. Targets outside of any declared network get one of their own: their /24 or /64.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
 use super::{LabError, Links, Netns};
-use crate::model::{Asked, Binding, Family};
+use crate::model::meaning::{Host, Interface, Route};
+use crate::model::{Asked, Binding, Family, Packet, egress};
 
 /// An interface of the host, and the client behind it.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub struct Subnet {
 pub struct Topology {
     /// The host under test.
     pub host: Netns,
+    /// Its interfaces and routes; what it forwards is its own to say.
+    pub plan: Host,
     /// Its uplinks, at least one.
     pub uplinks: Vec<Uplink>,
     /// The subnets behind its bridges.
@@ -55,6 +58,30 @@ pub struct Topology {
     pub targets: BTreeMap<IpAddr, Netns>,
     /// A neighbour for each bridge.
     pub neighbours: BTreeMap<String, Netns>,
+}
+
+/// A port that no forward is about: that of the discard protocol, RFC 863.
+pub(super) const DISCARD: u16 = 9;
+
+/// How many uplinks there are at most.
+const MOST_UPLINKS: u8 = 16;
+
+/// Sets whether bridges of the namespace of the calling thread ask netfilter about what they switch (`br_netfilter`).
+///
+/// With it a bridge translates and switches on its own what would otherwise go through this host's routing: a packet that
+/// goes back to the port it came from is lost unless that port is in hairpin mode, and whether packets are forwarded does
+/// not matter (seen on Linux 6.18).
+///
+/// # Errors
+/// Where the switches are there and cannot be set.
+pub fn bridges_ask_netfilter(on: bool) -> std::io::Result<()> {
+    for table in ["iptables", "ip6tables"] {
+        let path = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
+        if std::path::Path::new(&path).exists() {
+            std::fs::write(path, if on { "1" } else { "0" })?;
+        }
+    }
+    Ok(())
 }
 
 /// The index of a family's address in a pair.
@@ -66,16 +93,18 @@ pub fn of(family: Family) -> usize {
 }
 
 impl Topology {
-    /// Builds the network for the chosen forwards.
+    /// Builds the network for the chosen forwards and for everything else that is asked.
     ///
     /// # Errors
     /// Where it cannot be built.
     pub fn build(asked: &Asked, chosen: &[&Binding]) -> Result<Self, LabError> {
-        let addresses: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| binding.to.address).collect();
+        let mut addresses: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| binding.to.address).collect();
+        addresses.extend(residents(asked));
         let subnets = subnets(asked, &addresses)?;
         let names = uplink_names(asked, chosen, &subnets);
         let mut topology = Self {
             host: Netns::new()?,
+            plan: Host::default(),
             uplinks: Vec::new(),
             subnets,
             targets: BTreeMap::new(),
@@ -98,7 +127,8 @@ impl Topology {
                 topology.neighbours.insert(subnet.bridge.clone(), Netns::new()?);
             }
         }
-        topology.host.run(|| topology.wire_host(chosen))??;
+        topology.plan = topology.plan_host(chosen);
+        topology.host.run(|| topology.wire_host())??;
         for uplink in &topology.uplinks {
             uplink.client.run(|| topology.wire_client(uplink, chosen))??;
         }
@@ -124,45 +154,135 @@ impl Topology {
         }
     }
 
-    fn wire_host(&self, chosen: &[&Binding]) -> Result<(), LabError> {
+    /// Who sends a packet: whoever is behind the interface that it arrives by, the one whose address it has if possible.
+    pub fn sender(&self, packet: &Packet) -> Option<&Netns> {
+        let Some(interface) = &packet.interface else { return Some(&self.host) };
+        if let Some(uplink) = self.uplinks.iter().find(|uplink| uplink.name == interface.as_str()) {
+            return Some(&uplink.client);
+        }
+        let source = packet.source.ip();
+        let target = self.targets.get(&source).filter(|_| self.bridge_of(source) == interface.as_str());
+        target.or_else(|| self.neighbours.get(interface.as_str()))
+    }
+
+    /// Who has an address, this host excepted.
+    pub fn owner(&self, address: IpAddr) -> Option<&Netns> {
+        let client = self.uplinks.iter().find(|uplink| uplink.address.contains(&address));
+        let neighbour = || {
+            let subnet = self.subnets.iter().find(|subnet| subnet.neighbour == Some(address))?;
+            self.neighbours.get(&subnet.bridge)
+        };
+        self.targets.get(&address).or(client.map(|uplink| &uplink.client)).or_else(neighbour)
+    }
+
+    /// Everybody but the host, with the interface of the host that they are behind.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &Netns)> {
+        let clients = self.uplinks.iter().map(|uplink| (uplink.name.as_str(), &uplink.client));
+        let targets = self.targets.iter().map(|(address, target)| (self.bridge_of(*address), target));
+        let neighbours = self.neighbours.iter().map(|(bridge, neighbour)| (bridge.as_str(), neighbour));
+        clients.chain(targets).chain(neighbours)
+    }
+
+    /// A packet each way between the host and every address of everybody else.
+    pub fn neighbourly(&self) -> Vec<Packet> {
+        let mut pairs: Vec<(&str, IpAddr, IpAddr)> = Vec::new();
+        for uplink in &self.uplinks {
+            pairs.extend(uplink.address.iter().zip(&uplink.host).map(|(a, b)| (uplink.name.as_str(), *a, *b)));
+        }
+        for address in self.targets.keys() {
+            let subnet = self.subnet_of(*address);
+            pairs.extend(subnet.map(|subnet| (subnet.bridge.as_str(), *address, subnet.gateway)));
+        }
+        for subnet in &self.subnets {
+            pairs.extend(subnet.neighbour.map(|address| (subnet.bridge.as_str(), address, subnet.gateway)));
+        }
+        let packet = |from: IpAddr, to: IpAddr, interface| Packet {
+            protocol: crate::model::Protocol::Udp,
+            source: SocketAddr::new(from, DISCARD),
+            destination: SocketAddr::new(to, DISCARD),
+            interface,
+        };
+        let each = |(interface, other, host): (&str, IpAddr, IpAddr)| {
+            [packet(other, host, interface.parse().ok()), packet(host, other, None)]
+        };
+        pairs.into_iter().flat_map(each).collect()
+    }
+
+    /// The host's addresses and routes.
+    fn plan_host(&self, chosen: &[&Binding]) -> Host {
+        let mut interfaces: Vec<(String, Vec<IpNetwork>)> = Vec::new();
+        for uplink in &self.uplinks {
+            let own = uplink.host.iter().filter_map(|address| IpNetwork::new(*address, uplink_prefix(*address)).ok());
+            interfaces.push((uplink.name.clone(), own.collect()));
+        }
+        for subnet in &self.subnets {
+            let Ok(gateway) = IpNetwork::new(subnet.gateway, subnet.network.prefix()) else { continue };
+            match interfaces.iter_mut().find(|(name, _)| *name == subnet.bridge) {
+                Some((_, addresses)) => addresses.push(gateway),
+                None => interfaces.push((subnet.bridge.clone(), vec![gateway])),
+            }
+        }
+        let mut routes = Vec::new();
+        for binding in chosen {
+            let Some(uplink) = self.uplink_of(binding) else { continue };
+            let taken = |address: IpAddr| interfaces.iter().any(|(_, own)| own.iter().any(|own| own.ip() == address));
+            if let Some(address) = binding.address.filter(|address| !address.is_loopback() && !taken(*address))
+                && let Some((_, own)) = interfaces.iter_mut().find(|(name, _)| *name == uplink.name)
+            {
+                own.extend(IpNetwork::new(address, full(address)));
+            }
+            // Clients that only some addresses of are let in live behind the same client.
+            if let Some(from) = client_in(binding.from).filter(|from| self.subnet_of(*from).is_none())
+                && let Some(client) = uplink.address.get(of(Family::of(from))).copied().filter(|client| *client != from)
+                && let (Ok(to), Ok(by)) = (IpNetwork::new(from, full(from)), uplink.name.parse())
+                && !routes.iter().any(|route: &Route| route.to == to)
+            {
+                routes.push(Route { to, by, gateway: Some(client) });
+            }
+        }
+        let named =
+            |(name, addresses): (String, Vec<IpNetwork>)| Some(Interface { name: name.parse().ok()?, addresses });
+        let interfaces: Vec<Interface> = interfaces.into_iter().filter_map(named).collect();
+        for interface in &interfaces {
+            for own in &interface.addresses {
+                let Ok(to) = IpNetwork::new(own.network(), own.prefix()) else { continue };
+                routes.push(Route { to, by: interface.name.clone(), gateway: None });
+            }
+        }
+        Host { interfaces, routes, forwarding: Vec::new() }
+    }
+
+    fn wire_host(&self) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
+        // Clients send from addresses that no route leads back to.
+        for place in ["all", "default"] {
+            let strict = format!("/proc/sys/net/ipv4/conf/{place}/rp_filter");
+            std::fs::write(strict, "0").map_err(|error| LabError::Io("switching rp_filter off", error))?;
+        }
+        bridges_ask_netfilter(false).map_err(|error| LabError::Io("switching bridge netfilter off", error))?;
         for uplink in &self.uplinks {
             links.veth(&uplink.name, "eth0", &uplink.client)?;
             links.up(&uplink.name)?;
-            for address in uplink.host {
-                links.address(&uplink.name, address, uplink_prefix(address))?;
-            }
         }
-        let mut made = BTreeSet::new();
-        for subnet in &self.subnets {
-            if made.insert(&subnet.bridge) {
-                links.bridge(&subnet.bridge)?;
-            }
-            links.address(&subnet.bridge, subnet.gateway, subnet.network.prefix())?;
+        let bridges: BTreeSet<&String> = self.subnets.iter().map(|subnet| &subnet.bridge).collect();
+        for bridge in bridges {
+            links.bridge(bridge)?;
         }
-        let attached = self.targets.iter().map(|(address, target)| (self.bridge_of(*address), target));
-        let neighbours = self.neighbours.iter().map(|(bridge, neighbour)| (bridge.as_str(), neighbour));
-        for (number, (bridge, namespace)) in attached.chain(neighbours).enumerate() {
+        let inside = self.others().filter(|(name, _)| self.uplink(Some(name)).is_none());
+        for (number, (bridge, namespace)) in inside.enumerate() {
             let name = format!("pf-port{number}");
             links.veth(&name, "eth0", namespace)?;
             links.join(&name, bridge)?;
         }
-        for binding in chosen {
-            let uplink = self.uplink_of(binding);
-            if let (Some(address), Some(uplink)) = (binding.address, uplink)
-                && !self.subnets.iter().any(|subnet| subnet.gateway == address)
-            {
-                links.address(&uplink.name, address, full(address))?;
+        for interface in &self.plan.interfaces {
+            for own in &interface.addresses {
+                links.address(interface.name.as_str(), own.ip(), own.prefix())?;
             }
-            // Clients that only some addresses of are let in live behind the same client.
-            if let (Some(from), Some(uplink)) = (client_in(binding.from), uplink)
-                && self.subnet_of(from).is_none()
-            {
-                let client = uplink.address.get(of(Family::of(from))).copied();
-                if let Some(client) = client.filter(|client| *client != from) {
-                    links.route(from, full(from), client)?;
-                }
+        }
+        for route in &self.plan.routes {
+            if let Some(gateway) = route.gateway {
+                links.route(route.to.network(), route.to.prefix(), gateway)?;
             }
         }
         Ok(())
@@ -216,6 +336,25 @@ impl Topology {
     }
 }
 
+/// An address in every network that a rule other than a forward is about, so that somebody is there.
+fn residents(asked: &Asked) -> BTreeSet<IpAddr> {
+    let egress = egress::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
+    let clients = client_networks();
+    let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));
+    egress.chain(inside).filter(|network| !outside(network)).filter_map(resident).collect()
+}
+
+/// Who sends from a network, or is reached in it: its second host, because the first is the gateway.
+pub fn resident(network: IpNetwork) -> Option<IpAddr> {
+    if network.prefix() < 8 {
+        return None;
+    }
+    let mut hosts = hosts(network);
+    let first = hosts.next()?;
+    Some(hosts.next().unwrap_or(first))
+}
+
 /// Declared networks, and one for every /24 or /64 of targets that are in none.
 fn subnets(asked: &Asked, targets: &BTreeSet<IpAddr>) -> Result<Vec<Subnet>, LabError> {
     let declared = asked
@@ -236,10 +375,7 @@ fn subnets(asked: &Asked, targets: &BTreeSet<IpAddr>) -> Result<Vec<Subnet>, Lab
         let Some(around) = around else { continue };
         all.push((format!("pf-net{}", all.len()), around));
     }
-    let uplinks: [IpNetwork; 2] = [
-        IpNetwork::new(uplink_address(0, 0)[0], 15).map_err(|error| LabError::Topology(error.to_string()))?,
-        IpNetwork::new(uplink_address(0, 0)[1], 48).map_err(|error| LabError::Topology(error.to_string()))?,
-    ];
+    let uplinks = client_networks();
     let mut subnets = Vec::with_capacity(all.len());
     for (bridge, network) in all {
         if uplinks.iter().any(|uplink| uplink.contains(network.network()) || network.contains(uplink.network())) {
@@ -278,11 +414,12 @@ fn hosts(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
 /// The interfaces that the rules name and that are no bridge; `eth0` where that is none.
 fn uplink_names(asked: &Asked, chosen: &[&Binding], subnets: &[Subnet]) -> Vec<String> {
     let interfaces = chosen.iter().filter_map(|binding| binding.interface.as_ref());
-    let leaving = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let masquerades = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let leaving = masquerades.chain(asked.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
     let mut names: Vec<String> = Vec::new();
     for name in interfaces.chain(leaving).map(ToString::to_string) {
         let bridge = subnets.iter().any(|subnet| subnet.bridge == name);
-        if !bridge && name != "lo" && !names.contains(&name) && names.len() < 16 {
+        if !bridge && name != "lo" && !names.contains(&name) && names.len() < usize::from(MOST_UPLINKS) {
             names.push(name);
         }
     }
@@ -297,6 +434,12 @@ fn uplink_names(asked: &Asked, chosen: &[&Binding], subnets: &[Subnet]) -> Vec<S
 fn uplink_address(number: u8, host: u8) -> [IpAddr; 2] {
     let host6 = u16::from(host);
     [Ipv4Addr::new(198, 18, number, host).into(), Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, host6).into()]
+}
+
+/// The networks that all uplinks are in.
+fn client_networks() -> Vec<IpNetwork> {
+    let [v4, v6] = uplink_address(0, 0);
+    [IpNetwork::new(v4, 15), IpNetwork::new(v6, 48)].into_iter().flatten().collect()
 }
 
 fn uplink_prefix(address: IpAddr) -> u8 {
@@ -324,5 +467,9 @@ fn unspecified(address: IpAddr) -> IpAddr {
 pub fn client_in(from: Option<IpNetwork>) -> Option<IpAddr> {
     let from = from?;
     // Where the prefix holds everybody the ordinary client is one of them.
-    if from.prefix() < 8 { None } else { hosts(from).next() }
+    if from.prefix() < 8 {
+        return None;
+    }
+    let own = |address: &IpAddr| (0..MOST_UPLINKS).any(|number| uplink_address(number, 1).contains(address));
+    hosts(from).find(|address| !own(address))
 }

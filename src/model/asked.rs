@@ -1,9 +1,10 @@
 //! Everything that all sets together ask of a host, in normal form. What is read back from a kernel has the same form.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Binding, ChainName, Family, IpForward, Masquerade, Network, ParseError, Priority, RuleSet, SetName, Settings,
+    Binding, ChainName, Egress, Family, Forward, IpForward, Masquerade, Netmap, Network, ParseError, Priority, RuleSet,
+    SetName, Settings, Snat,
 };
 
 /// A rule together with the set that it belongs to.
@@ -24,6 +25,10 @@ pub struct Asked {
     pub networks: Vec<Owned<Network>>,
     /// Every masquerade.
     pub masquerades: Vec<Owned<Masquerade>>,
+    /// Every source NAT.
+    pub snats: Vec<Owned<Snat>>,
+    /// Every 1:1 translation.
+    pub netmaps: Vec<Owned<Netmap>>,
     /// The settings of every set.
     pub settings: BTreeMap<SetName, Settings>,
 }
@@ -39,9 +44,10 @@ impl Asked {
                 self.bindings.push(Owned { set: set.name.clone(), rule });
             }
         }
-        let own = |set: &SetName| set.clone();
-        self.networks.extend(set.networks.iter().map(|rule| Owned { set: own(&set.name), rule: rule.clone() }));
-        self.masquerades.extend(set.masquerades.iter().map(|rule| Owned { set: own(&set.name), rule: rule.clone() }));
+        self.networks.extend(owned(&set.name, &set.networks));
+        self.masquerades.extend(owned(&set.name, &set.masquerades));
+        self.snats.extend(owned(&set.name, &set.snats));
+        self.netmaps.extend(owned(&set.name, &set.netmaps));
         self.settings.insert(set.name.clone(), set.settings);
         Ok(())
     }
@@ -51,6 +57,8 @@ impl Asked {
         self.bindings.retain(|owned| owned.set != *set);
         self.networks.retain(|owned| owned.set != *set);
         self.masquerades.retain(|owned| owned.set != *set);
+        self.snats.retain(|owned| owned.set != *set);
+        self.netmaps.retain(|owned| owned.set != *set);
         self.settings.remove(set);
     }
 
@@ -62,11 +70,38 @@ impl Asked {
         }
         self.networks.sort_unstable();
         self.masquerades.sort_unstable();
+        self.snats.sort_unstable();
+        self.netmaps.sort_unstable();
     }
 
     /// Whether nothing at all is asked.
     pub fn is_empty(&self) -> bool {
-        self.bindings.is_empty() && self.networks.is_empty() && self.masquerades.is_empty()
+        self.bindings.is_empty()
+            && self.networks.is_empty()
+            && self.masquerades.is_empty()
+            && self.snats.is_empty()
+            && self.netmaps.is_empty()
+    }
+
+    /// The sets that this is the union of, each binding as a forward of its own; the other direction of [`Asked::add`].
+    pub fn sets(&self) -> Vec<RuleSet> {
+        let mut sets: BTreeMap<&SetName, RuleSet> = BTreeMap::new();
+        for (name, settings) in &self.settings {
+            sets.insert(name, RuleSet { settings: *settings, ..RuleSet::new(name.clone()) });
+        }
+        for Owned { set, rule } in &self.bindings {
+            let forwards = &mut sets.entry(set).or_insert_with(|| RuleSet::new(set.clone())).forwards;
+            // A redirect that names no address is one forward with a binding in each family.
+            let of_both = rule.to.address.is_none() && rule.address.is_none() && rule.from.is_none();
+            if !of_both || rule.family == Family::Ipv4 {
+                forwards.push(Forward::of(rule));
+            }
+        }
+        distribute(&self.networks, &mut sets, |set| &mut set.networks);
+        distribute(&self.masquerades, &mut sets, |set| &mut set.masquerades);
+        distribute(&self.snats, &mut sets, |set| &mut set.snats);
+        distribute(&self.netmaps, &mut sets, |set| &mut set.netmaps);
+        sets.into_values().collect()
     }
 
     /// The priority of the DNAT chains.
@@ -94,17 +129,38 @@ impl Asked {
         home.map_or_else(ChainName::forwards, |network| network.rule.chain.clone())
     }
 
-    /// The families in which packets must be forwarded between interfaces, as far as the sets want that to be seen to.
+    /// The families in which packets must be forwarded between interfaces, as far as the sets want that to be seen to:
+    /// those of every rule but a redirect to this host.
     pub fn forwarding(&self) -> Vec<Family> {
         let wants =
             |set: &SetName| self.settings.get(set).is_none_or(|settings| settings.ip_forward == IpForward::Enable);
-        let to_others = |family: Family| {
-            (self.bindings.iter())
-                .any(|owned| owned.rule.family == family && owned.rule.to.address.is_some() && wants(&owned.set))
-                || self.networks.iter().any(|owned| {
-                    wants(&owned.set) && owned.rule.subnets.iter().any(|subnet| Family::of_network(*subnet) == family)
-                })
-        };
-        Family::ALL.into_iter().filter(|family| to_others(*family)).collect()
+        let bindings = (self.bindings.iter())
+            .filter(|owned| owned.rule.to.address.is_some())
+            .map(|owned| (&owned.set, vec![owned.rule.family]));
+        let netmaps = self.netmaps.iter().map(|owned| (&owned.set, vec![Family::of_network(owned.rule.listen)]));
+        let networks = self
+            .networks
+            .iter()
+            .map(|owned| (&owned.set, owned.rule.subnets.iter().map(|subnet| Family::of_network(*subnet)).collect()));
+        let masquerades =
+            self.masquerades.iter().map(|owned| (&owned.set, Egress::of_masquerade(&owned.rule).families()));
+        let snats = self.snats.iter().map(|owned| (&owned.set, Egress::of_snat(&owned.rule).families()));
+        let all = bindings.chain(netmaps).chain(networks).chain(masquerades).chain(snats);
+        let families: BTreeSet<Family> = all.filter(|(set, _)| wants(set)).flat_map(|(_, families)| families).collect();
+        families.into_iter().collect()
+    }
+}
+
+fn owned<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
+    rules.iter().map(|rule| Owned { set: set.clone(), rule: rule.clone() })
+}
+
+fn distribute<'a, T: Clone>(
+    rules: &'a [Owned<T>],
+    sets: &mut BTreeMap<&'a SetName, RuleSet>,
+    list: impl Fn(&mut RuleSet) -> &mut Vec<T>,
+) {
+    for Owned { set, rule } in rules {
+        list(sets.entry(set).or_insert_with(|| RuleSet::new(set.clone()))).push(rule.clone());
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::{Comment, Family, IfName, PortRange, Protocol};
+use super::{Comment, Family, IfName, PortRange, Protocol, Source};
 
 /// What becomes of the port that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,9 +60,32 @@ pub struct Binding {
     pub ports: PortRange,
     /// Where it leads.
     pub to: Destination,
+    /// What the target sees as the client.
+    #[serde(default, skip_serializing_if = "Source::is_keep")]
+    pub source: Source,
+    /// Whether clients in the target's own network are masqueraded. True where it makes no difference: of a redirect, with
+    /// another source than the client, at a loopback address.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub hairpin: bool,
+    /// Whether it serves this host at its loopback addresses; where [`Binding::address`] is one of them, only there.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub loopback: bool,
     /// The forward's remark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+// What serde asks takes its value by reference.
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+fn is_no(value: &bool) -> bool {
+    !*value
 }
 
 /// What decides, before any port is looked at, which of two bindings wins.
@@ -125,23 +148,51 @@ impl Binding {
         }
     }
 
-    /// Whether both are about the same packets with the same precedence, so that nothing says which of them wins.
-    pub fn conflicts(&self, other: &Self) -> bool {
-        self.same_place(other) && self.ports.overlaps(other.ports)
+    /// Whether it serves packets to other than the loopback addresses.
+    pub fn serves_others(&self) -> bool {
+        !self.address.is_some_and(|address| address.is_loopback())
     }
 
-    fn same_place(&self, other: &Self) -> bool {
+    /// The one loopback address that it serves, if it serves only one.
+    pub fn loopback_address(&self) -> Option<IpAddr> {
+        self.address.filter(IpAddr::is_loopback)
+    }
+
+    /// Whether both are about the same packets with the same precedence, so that nothing says which of them wins.
+    pub fn conflicts(&self, other: &Self) -> bool {
         self.family == other.family
             && self.is_exact() == other.is_exact()
             && self.protocol == other.protocol
-            && self.address == other.address
-            && self.interface == other.interface
             && self.from == other.from
+            && self.ports.overlaps(other.ports)
+            && (self.same_place(other) || self.same_loopback(other))
+    }
+
+    /// Whether both listen at the same place, to the same clients, with the same protocol; at whichever ports.
+    pub fn listens_like(&self, other: &Self) -> bool {
+        let same_clients = self.protocol == other.protocol && self.from == other.from;
+        self.family == other.family && same_clients && self.same_place(other)
+    }
+
+    fn same_place(&self, other: &Self) -> bool {
+        self.address == other.address && self.interface == other.interface
+    }
+
+    /// At a loopback address it does not matter which other address or interface they name, only that they do.
+    fn same_loopback(&self, other: &Self) -> bool {
+        let apart = matches!((self.loopback_address(), other.loopback_address()), (Some(a), Some(b)) if a != b);
+        self.loopback && other.loopback && self.class() == other.class() && !apart
     }
 
     /// The listening half: `192.0.2.1:8080/tcp on eth0 from 10.0.0.0/8`.
     pub fn listen(&self) -> ListenText<'_> {
         ListenText(self)
+    }
+
+    /// What it asks besides its two ends: ` source masquerade`, ` no-hairpin`, ` loopback`; nothing where that is as
+    /// usual.
+    pub fn options(&self) -> OptionsText<'_> {
+        OptionsText(self)
     }
 
     /// The target half: `172.17.0.3:80`.
@@ -192,9 +243,25 @@ impl fmt::Display for TargetText<'_> {
     }
 }
 
+/// Prints what a [`Binding`] asks besides its two ends, each word behind a space: ` source masquerade loopback`.
+pub struct OptionsText<'a>(&'a Binding);
+
+impl fmt::Display for OptionsText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binding = self.0;
+        if !binding.source.is_keep() {
+            write!(f, " source {}", binding.source)?;
+        }
+        if !binding.hairpin {
+            f.write_str(" no-hairpin")?;
+        }
+        if binding.loopback && binding.serves_others() { f.write_str(" loopback") } else { Ok(()) }
+    }
+}
+
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.listen(), self.target())?;
+        write!(f, "{} -> {}{}", self.listen(), self.target(), self.options())?;
         if self.address.is_none() && self.from.is_none() && self.to.address.is_none() {
             write!(f, " ({})", self.family)?;
         }

@@ -1,13 +1,23 @@
 //! Bindings that nothing sets apart: equal in address, interface, clients and exactness, with a port in common.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::{Binding, Family, IfName, Protocol};
 
-type Place<'a> = (Family, bool, Protocol, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
+/// All that must be equal for two bindings to conflict, but for their ports.
+type Place<'a> = (Family, bool, Protocol, Spot<'a>, Option<IpNetwork>);
+
+/// Where a binding listens.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Spot<'a> {
+    /// At an address or all of them, on an interface or all of them.
+    Outside(Option<IpAddr>, Option<&'a IfName>),
+    /// At a loopback address or all of them; and whether the forward names an address and an interface.
+    Loopback { at: Option<IpAddr>, address: bool, interface: bool },
+}
 
 /// Finds every binding that conflicts with an earlier one, as pairs of indexes (earlier, later) in rising order of the
 /// later one. Each later binding is reported once, against the first that it meets.
@@ -15,6 +25,7 @@ type Place<'a> = (Family, bool, Protocol, Option<IpAddr>, Option<&'a IfName>, Op
 /// Costs n log n for n bindings.
 pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
     let bindings: Vec<&Binding> = bindings.into_iter().collect();
+    let named: BTreeSet<IpAddr> = bindings.iter().filter_map(|binding| binding.loopback_address()).collect();
     let mut order: Vec<usize> = (0..bindings.len()).collect();
     order.sort_by_key(|index| bindings.get(*index).map(|binding| (binding.ports.first(), *index)));
     // For each place, the binding that reaches furthest among those that begin no later.
@@ -22,15 +33,18 @@ pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, 
     let mut pairs = Vec::new();
     for index in order {
         let Some(binding) = bindings.get(index) else { continue };
-        let furthest = reach.entry(place(binding)).or_insert(index);
-        if *furthest != index
-            && let Some(before) = bindings.get(*furthest)
-        {
-            if before.ports.overlaps(binding.ports) {
-                pairs.push((index.min(*furthest), index.max(*furthest)));
-            }
-            if binding.ports.last() > before.ports.last() {
-                *furthest = index;
+        for spot in spots(binding, &named) {
+            let place = (binding.family, binding.is_exact(), binding.protocol, spot, binding.from);
+            let furthest = reach.entry(place).or_insert(index);
+            if *furthest != index
+                && let Some(before) = bindings.get(*furthest)
+            {
+                if before.ports.overlaps(binding.ports) {
+                    pairs.push((index.min(*furthest), index.max(*furthest)));
+                }
+                if binding.ports.last() > before.ports.last() {
+                    *furthest = index;
+                }
             }
         }
     }
@@ -39,8 +53,21 @@ pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, 
     pairs
 }
 
-fn place(binding: &Binding) -> Place<'_> {
-    (binding.family, binding.is_exact(), binding.protocol, binding.address, binding.interface.as_ref(), binding.from)
+/// Everywhere that a binding listens. `named` are the loopback addresses that some binding names: one that serves all of
+/// them meets each.
+fn spots<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Spot<'a>> {
+    let (address, interface) = (binding.address.is_some(), binding.interface.is_some());
+    let loopback = |at| Spot::Loopback { at, address, interface };
+    if let Some(only) = binding.loopback_address() {
+        return vec![loopback(Some(only))];
+    }
+    let mut spots = vec![Spot::Outside(binding.address, binding.interface.as_ref())];
+    if binding.loopback {
+        spots.push(loopback(None));
+        // Who names no address is of another class than who names one.
+        spots.extend(named.iter().filter(|_| address).map(|named| loopback(Some(*named))));
+    }
+    spots
 }
 
 #[cfg(test)]
@@ -53,6 +80,13 @@ mod tests {
         let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
         forward.interface = interface.map(|name| name.parse().expect(name));
         forward.from = from.map(|prefix| prefix.parse().expect(prefix)).into_iter().collect();
+        forward.bindings().expect("valid").remove(0)
+    }
+
+    fn binding_at(listen: &str, interface: Option<&str>) -> Binding {
+        let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
+        forward.interface = interface.map(|name| name.parse().expect(name));
+        forward.loopback = true;
         forward.bindings().expect("valid").remove(0)
     }
 
@@ -82,6 +116,25 @@ mod tests {
             binding("300-310", None, None),
         ];
         assert_eq!(find(&all), [(0, 2), (0, 3)]);
+    }
+
+    #[test]
+    fn at_loopback_addresses_it_matters_only_that_an_address_is_named() {
+        let at = |listen: &str, interface| Binding { loopback: true, ..binding_at(listen, interface) };
+        let only = at("127.0.0.1:80", None);
+        for (name, one, other, conflict) in [
+            ("two addresses", at("192.0.2.1:80", None), at("192.0.2.2:80", None), true),
+            ("an address and none", at("192.0.2.1:80", None), at("80", None), false),
+            ("an interface and none", at("80", Some("eth0")), at("80", None), false),
+            ("two interfaces", at("80", Some("eth0")), at("80", Some("eth1")), true),
+            ("the address itself and another", only.clone(), at("192.0.2.1:80", None), true),
+            ("the address itself and none", only.clone(), at("80", None), false),
+            ("two loopback addresses", only.clone(), at("127.0.0.2:80", None), false),
+            ("one without loopback", binding("192.0.2.1:80", None, None), at("192.0.2.2:80", None), false),
+        ] {
+            assert_eq!(!find([&one, &other]).is_empty(), conflict, "{name}");
+            assert_eq!(one.conflicts(&other), conflict, "{name}");
+        }
     }
 
     proptest! {

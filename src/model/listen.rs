@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use super::address::no_host;
 use super::{ParseError, Ports, Protocol};
 
 /// The listening side of a forward, as written.
@@ -69,26 +70,16 @@ fn protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
 }
 
 fn listenable(address: IpAddr) -> Result<(), ParseError> {
-    let what = if address.is_unspecified() {
-        return Err(ParseError::new(
+    match no_host(address) {
+        None => Ok(()),
+        Some(_) if address.is_unspecified() => Err(ParseError::new(
             format!("`{address}` is not an address to listen at"),
             "leave the address out to listen at every address of this host",
-        ));
-    } else if address.is_multicast() {
-        "is a multicast address"
-    } else if address == IpAddr::from([255; 4]) {
-        "is the broadcast address"
-    } else if matches!(address, IpAddr::V6(v6) if is_mapped(v6)) {
-        "is an IPv4 address in IPv6 clothes"
-    } else {
-        return Ok(());
-    };
-    Err(ParseError::new(format!("`{address}` {what}"), "write an address of this host, or leave it out"))
-}
-
-/// Whether an address is of the form `::ffff:192.0.2.1`, which no packet carries.
-pub(super) fn is_mapped(address: Ipv6Addr) -> bool {
-    address.to_ipv4_mapped().is_some()
+        )),
+        Some(what) => {
+            Err(ParseError::new(format!("`{address}` {what}"), "write an address of this host, or leave it out"))
+        }
+    }
 }
 
 /// Splits `ADDR`, `ADDR:PORTS`, `:PORTS` or `PORTS` into address and ports. A text of digits, commas and hyphens alone

@@ -7,31 +7,42 @@
 //!
 //! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, never their order.
 
+pub mod address;
 pub mod asked;
 pub mod binding;
 pub mod conflict;
+pub mod egress;
 pub mod error;
 pub mod family;
 pub mod forward;
 pub mod listen;
+pub mod meaning;
 pub mod name;
+pub mod netmap;
 pub mod network;
+pub mod packet;
 pub mod ports;
-pub mod precedence;
 pub mod prefix;
 pub mod protocol;
 pub mod rule_set;
+pub mod snat;
+pub mod source;
 pub mod target;
 
 pub use asked::{Asked, Owned};
 pub use binding::{Binding, Class, Destination, PortMap};
+pub use egress::Egress;
 pub use error::ParseError;
 pub use family::Family;
 pub use forward::Forward;
 pub use listen::Listen;
 pub use name::{ChainName, Comment, IfName, SetName};
+pub use netmap::Netmap;
 pub use network::{Masquerade, Network};
+pub use packet::Packet;
 pub use ports::{PortRange, Ports};
 pub use protocol::Protocol;
 pub use rule_set::{IpForward, Priority, RuleSet, Settings};
+pub use snat::{Mode, Pool, Snat};
+pub use source::Source;
 pub use target::Target;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Forward, Masquerade, Network, SetName};
+use super::{Forward, Masquerade, Netmap, Network, SetName, Snat};
 
 /// Where a base chain runs among the others on its hook; lower runs earlier.
 ///
@@ -69,6 +69,10 @@ pub struct RuleSet {
     pub networks: Vec<Network>,
     /// Its masquerades.
     pub masquerades: Vec<Masquerade>,
+    /// Its source NAT.
+    pub snats: Vec<Snat>,
+    /// Its 1:1 translations.
+    pub netmaps: Vec<Netmap>,
     /// Its settings.
     pub settings: Settings,
 }
@@ -81,6 +85,8 @@ impl RuleSet {
             forwards: Vec::new(),
             networks: Vec::new(),
             masquerades: Vec::new(),
+            snats: Vec::new(),
+            netmaps: Vec::new(),
             settings: Settings::default(),
         }
     }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::listen::{is_mapped, split_address};
+use super::address::no_host;
+use super::listen::split_address;
 use super::{ParseError, PortRange};
 
 /// The receiving side of a forward, as written.
@@ -52,24 +53,19 @@ impl FromStr for Target {
 }
 
 fn reachable(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError> {
-    let what = if address.is_unspecified() {
-        "is the unspecified address"
-    } else if address.is_multicast() {
-        "is a multicast address"
-    } else if address == IpAddr::from([255; 4]) {
-        "is the broadcast address"
-    } else if address.is_loopback() {
+    if address.is_loopback() {
         let port = ports.map_or(80, PortRange::first);
         return Err(ParseError::new(
             format!("a packet cannot be sent on to the loopback address `{address}`"),
             format!("write `:{port}` for a port of this host"),
         ));
-    } else if matches!(address, IpAddr::V6(v6) if is_mapped(v6)) {
-        "is an IPv4 address in IPv6 clothes"
-    } else if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
-        "is link-local, which means nothing without an interface"
-    } else {
-        return Ok(());
+    }
+    let what = match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "is link-local, which means nothing without an interface",
+        _ => match no_host(address) {
+            Some(what) => what,
+            None => return Ok(()),
+        },
     };
     Err(ParseError::new(format!("the target `{address}` {what}"), "write the address of one host"))
 }

@@ -1,4 +1,6 @@
 //! What the backends need of the kernel besides their rules, one interface a file.
 
 pub mod namespace;
+pub mod route;
 pub mod sysctl;
+pub mod tracking;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Family;
+use crate::model::{Family, IfName};
 
 const ROOT: &str = "/proc/sys/net";
 
@@ -24,8 +24,18 @@ pub struct Change {
 impl Change {
     /// Its name as sysctl(8) writes it.
     pub fn name(&self) -> String {
-        format!("net.{}", self.key.replace('/', "."))
+        name(&self.key)
     }
+}
+
+/// A dot in an interface's name is a slash in sysctl(8)'s, which has dots where the path has slashes.
+fn name(key: &str) -> String {
+    let swap = |c| match c {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    format!("net.{}", key.chars().map(swap).collect::<String>())
 }
 
 /// A switch that cannot be read or changed.
@@ -50,10 +60,7 @@ pub struct SysctlError {
 /// # Errors
 /// Where the switch cannot be read.
 pub fn forwarding(family: Family) -> Result<Vec<Change>, SysctlError> {
-    let key = match family {
-        Family::Ipv4 => "ipv4/ip_forward",
-        Family::Ipv6 => "ipv6/conf/all/forwarding",
-    };
+    let key = forwarding_key(family);
     let before = read(key)?;
     if before != "0" {
         return Ok(Vec::new());
@@ -74,6 +81,53 @@ pub fn forwarding(family: Family) -> Result<Vec<Change>, SysctlError> {
     Ok(changes)
 }
 
+/// The families whose packets are forwarded between interfaces.
+///
+/// # Errors
+/// Where a switch cannot be read.
+pub fn forwarded() -> Result<Vec<Family>, SysctlError> {
+    let mut families = Vec::new();
+    for family in Family::ALL {
+        if read(forwarding_key(family))? != "0" {
+            families.push(family);
+        }
+    }
+    Ok(families)
+}
+
+fn forwarding_key(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4/ip_forward",
+        Family::Ipv6 => "ipv6/conf/all/forwarding",
+    }
+}
+
+/// The switch that lets answers to loopback addresses in by an interface, and out by it what comes from one.
+pub fn route_localnet_key(interface: &IfName) -> String {
+    format!("ipv4/conf/{interface}/{ROUTE_LOCALNET}")
+}
+
+/// Whether it is such a switch.
+pub fn is_route_localnet(key: &str) -> bool {
+    key.ends_with(ROUTE_LOCALNET)
+}
+
+const ROUTE_LOCALNET: &str = "route_localnet";
+
+/// What must be changed so that `route_localnet` holds for an interface; nothing where it does, for it alone or for all.
+/// Source: Documentation/networking/ip-sysctl.rst.
+///
+/// # Errors
+/// Where the switch cannot be read.
+pub fn route_localnet(interface: &IfName) -> Result<Option<Change>, SysctlError> {
+    let key = route_localnet_key(interface);
+    if read("ipv4/conf/all/route_localnet")? != "0" {
+        return Ok(None);
+    }
+    let before = read(&key)?;
+    Ok((before == "0").then(|| Change { key, before, after: "1".into() }))
+}
+
 fn interfaces(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(Path::new(ROOT).join(directory)).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -92,7 +146,7 @@ fn read(key: &str) -> Result<String, SysctlError> {
 }
 
 fn failed(key: &str, value: &str, error: io::Error) -> SysctlError {
-    SysctlError { name: format!("net.{}", key.replace('/', ".")), value: value.to_owned(), error }
+    SysctlError { name: name(key), value: value.to_owned(), error }
 }
 
 /// Carries out changes, in order; what was changed before one fails is put back.
@@ -113,6 +167,25 @@ pub fn set(changes: &[Change]) -> Result<(), SysctlError> {
     Ok(())
 }
 
+/// Makes sure that switches can be changed, by writing the value that they have.
+///
+/// # Errors
+/// The first that the kernel refuses.
+pub fn may_set(changes: &[Change]) -> Result<(), SysctlError> {
+    for change in changes {
+        fs::write(path(&change.key), &change.before).map_err(|error| failed(&change.key, &change.after, error))?;
+    }
+    Ok(())
+}
+
+/// Carries out changes again that were undone. What cannot be changed stays.
+pub fn redo(changes: &[Change]) {
+    for change in changes {
+        let set = fs::write(path(&change.key), &change.after);
+        drop(set);
+    }
+}
+
 /// Puts switches back, last first, where nobody else has changed them since. What cannot be put back stays.
 pub fn undo(changes: &[Change]) {
     for change in changes.iter().rev() {
@@ -120,5 +193,19 @@ pub fn undo(changes: &[Change]) {
             let put_back = fs::write(path(&change.key), &change.before);
             drop(put_back);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_sysctl() {
+        let change = |key: &str| Change { key: key.into(), before: "0".into(), after: "1".into() };
+        assert_eq!(change("ipv4/ip_forward").name(), "net.ipv4.ip_forward");
+        let key = route_localnet_key(&"eth0.7".parse().expect("name"));
+        assert_eq!(change(&key).name(), "net.ipv4.conf.eth0/7.route_localnet");
+        assert!(is_route_localnet(&key) && !is_route_localnet("ipv4/ip_forward"));
     }
 }

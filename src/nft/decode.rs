@@ -30,7 +30,6 @@ mod key {
     pub const ELEMENTS_LIST: u16 = 3;
     pub const ELEMENT: u16 = 1;
     pub const ELEMENT_KEY: u16 = 1;
-    pub const ELEMENT_KEY_END: u16 = 10;
     pub const DATA_VALUE: u16 = 1;
 }
 
@@ -80,18 +79,15 @@ pub fn elements_by_key<'a>(
     let mut list = Vec::new();
     for key in keys {
         let mut element = Vec::new();
-        put_attribute(&mut element, key::ELEMENT_KEY | NESTED, &value(&key.first));
-        if let Some(last) = &key.last {
-            put_attribute(&mut element, key::ELEMENT_KEY_END | NESTED, &value(last));
-        }
+        put_attribute(&mut element, key::ELEMENT_KEY | NESTED, &value(&key.0));
         put_attribute(&mut list, key::ELEMENT | NESTED, &element);
     }
     let mut attributes = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
     put_attribute(&mut attributes, key::ELEMENTS_LIST | NESTED, &list);
     let mut found = BTreeMap::new();
     let asked = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
-        let whole = message.elements(|key, data, text, counter| {
-            found.insert(key, Element { data: data.into(), comment: text.into(), counter });
+        let whole = message.elements(|key, data, (text, span), counter| {
+            found.insert(key, Element { data: data.into(), comment: text.into(), span, counter });
         });
         whole.then_some(())
     })?;
@@ -174,7 +170,7 @@ fn maps(connection: &mut Connection, program: &mut Program, elements: ReadElemen
         Some(())
     })?;
     for (name, shape) in shapes {
-        let foreign = Shape { key: Vec::new(), data: Vec::new(), interval: false };
+        let foreign = Shape { key: Vec::new(), data: Vec::new() };
         let elements = match &shape {
             Some(_) => elements(connection, &name)?,
             None => BTreeMap::new(),
@@ -189,7 +185,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
     let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
     connection.dump("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
-        let whole = message.elements(|key, data, text, counter| {
+        let whole = message.elements(|key, data, (text, span), counter| {
             let comment = match comments.get(text) {
                 Some(comment) => Arc::clone(comment),
                 None => {
@@ -198,7 +194,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
                     comment
                 }
             };
-            found.push((key, Element { data: data.into(), comment, counter }));
+            found.push((key, Element { data: data.into(), comment, span, counter }));
         });
         whole.then_some(())
     })?;

@@ -185,7 +185,7 @@ pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
         writer.push(&chain, MsgType::Del, Subject::Chain(name));
     }
     for name in &changes.delete_maps {
-        let shape = super::program::Shape { key: Vec::new(), data: Vec::new(), interval: false };
+        let shape = super::program::Shape { key: Vec::new(), data: Vec::new() };
         writer.map(name, &shape, MsgType::Del);
     }
     for (name, shape) in &changes.add_maps {

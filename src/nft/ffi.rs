@@ -16,9 +16,7 @@ use nftnl_sys::{self as sys, libc};
 
 use super::expr::{Expr, Read, Value};
 use super::program::{Counter, Key, Shape};
-
-/// `NFT_SET_CONCAT` in include/uapi/linux/netfilter/nf_tables.h.
-const SET_CONCAT: u32 = 0x80;
+use super::user_data::{self, Span};
 
 /// Memory for messages in both directions, aligned for netlink headers.
 pub(super) struct Buffer(Vec<u64>);
@@ -153,11 +151,6 @@ impl SetObject {
         unsafe { sys::nftnl_set_set_str(self.0.as_ptr(), narrow(attribute), text.as_ptr()) };
     }
 
-    fn data(&mut self, attribute: sys::nftnl_set_attr, data: &[u8]) {
-        // SAFETY: as in `text`.
-        unsafe { sys::nftnl_set_set_data(self.0.as_ptr(), narrow(attribute), data.as_ptr().cast(), length(data)) };
-    }
-
     fn get_number(&self, attribute: sys::nftnl_set_attr) -> u32 {
         // SAFETY: the set is ours and alive; absent attributes read as 0.
         unsafe { sys::nftnl_set_get_u32(self.0.as_ptr(), narrow(attribute)) }
@@ -220,11 +213,6 @@ fn describe(set: &mut SetObject, shape: &Shape) {
         set.number(sys::NFTNL_SET_DATA_TYPE, Shape::type_id(&shape.data));
         set.number(sys::NFTNL_SET_DATA_LEN, Shape::length(&shape.data).into());
     }
-    if shape.interval {
-        flags |= libc::NFT_SET_INTERVAL.unsigned_abs() | SET_CONCAT;
-        let lengths: Vec<u8> = shape.key.iter().map(|field| field.length()).collect();
-        set.data(sys::NFTNL_SET_DESC_CONCAT, &lengths);
-    }
     set.number(sys::NFTNL_SET_FLAGS, flags);
     set.number(sys::NFTNL_SET_KEY_TYPE, Shape::type_id(&shape.key));
     set.number(sys::NFTNL_SET_KEY_LEN, Shape::length(&shape.key).into());
@@ -252,8 +240,8 @@ pub(super) struct ElementsMessage<'a> {
     pub(super) elements: &'a [(Key, super::program::Element)],
 }
 
-/// So many elements always fit: one is at most 316 bytes (two keys of 64, data of 20, a comment of 128, and their
-/// headers), and the list that holds them at most 65,535.
+/// So many elements always fit: one is at most 260 bytes (a key of 64, data of 20, user data of 136, and their headers),
+/// and the list that holds them at most 65,535.
 pub(super) const ELEMENTS_PER_MESSAGE: usize = 180;
 
 // SAFETY: bounded by ELEMENTS_PER_MESSAGE, which `write` checks.
@@ -266,7 +254,10 @@ unsafe impl NlMsg for ElementsMessage<'_> {
         for (key, element) in self.elements {
             let object = ElementObject::new(key);
             if self.job == ElementsJob::Add {
-                object.set(sys::NFTNL_SET_ELEM_USERDATA, &user_data(&element.comment));
+                let user_data = user_data::write(&element.comment, element.span);
+                if !user_data.is_empty() {
+                    object.set(sys::NFTNL_SET_ELEM_USERDATA, &user_data);
+                }
                 if !element.data.is_empty() {
                     object.set(sys::NFTNL_SET_ELEM_DATA, &element.data);
                 }
@@ -293,10 +284,7 @@ impl ElementObject {
     fn new(key: &Key) -> Self {
         // SAFETY: takes no arguments.
         let object = Self(or_abort(unsafe { sys::nftnl_set_elem_alloc() }));
-        object.set(sys::NFTNL_SET_ELEM_KEY, &key.first);
-        if let Some(last) = &key.last {
-            object.set(sys::NFTNL_SET_ELEM_KEY_END, last);
-        }
+        object.set(sys::NFTNL_SET_ELEM_KEY, &key.0);
         object
     }
 
@@ -309,28 +297,6 @@ impl ElementObject {
 
 fn attribute_of(number: u32) -> u16 {
     u16::try_from(number).unwrap_or(u16::MAX)
-}
-
-/// A comment in nft(8)'s form of user data: type 0, length, text with a closing zero.
-pub(super) fn user_data(comment: &str) -> Vec<u8> {
-    let mut data = Vec::with_capacity(comment.len() + 3);
-    data.push(0);
-    data.push(u8::try_from(comment.len() + 1).unwrap_or(u8::MAX));
-    data.extend(comment.bytes());
-    data.push(0);
-    data
-}
-
-/// The comment in user data, where there is one.
-pub(super) fn read_user_data(mut data: &[u8]) -> Option<&str> {
-    while let [kind, length, rest @ ..] = data {
-        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == 0 {
-            return CStr::from_bytes_until_nul(value).ok()?.to_str().ok();
-        }
-        data = rest;
-    }
-    None
 }
 
 /// Writes the headers of a message about our family.
@@ -412,7 +378,8 @@ impl<'a> Message<'a> {
                 let mut size = 0;
                 let data =
                     sys::nftnl_rule_get_data(rule.as_ptr(), attribute_of(sys::NFTNL_RULE_USERDATA), &raw mut size);
-                let comment = bytes(data, size).and_then(read_user_data).map(str::to_owned);
+                let (comment, _) = bytes(data, size).map(user_data::read).unwrap_or_default();
+                let comment = (!comment.is_empty()).then(|| comment.to_owned());
                 let mut exprs = Vec::new();
                 let iterator = or_abort(sys::nftnl_expr_iter_create(rule.as_ptr()));
                 while let Some(expr) = NonNull::new(sys::nftnl_expr_iter_next(iterator.as_ptr())) {
@@ -435,18 +402,17 @@ impl<'a> Message<'a> {
             return None;
         }
         let flags = set.get_number(sys::NFTNL_SET_FLAGS);
-        let interval = libc::NFT_SET_INTERVAL.unsigned_abs() | SET_CONCAT;
         let map = libc::NFT_SET_MAP.unsigned_abs();
         let fields = |attribute| Shape::fields(set.get_number(attribute));
-        let shape = (flags & !(interval | map) == 0).then(|| {
+        let shape = (flags & !map == 0).then(|| {
             let data = if flags & map > 0 { fields(sys::NFTNL_SET_DATA_TYPE)? } else { Vec::new() };
-            Some(Shape { key: fields(sys::NFTNL_SET_KEY_TYPE)?, data, interval: flags & interval == interval })
+            Some(Shape { key: fields(sys::NFTNL_SET_KEY_TYPE)?, data })
         });
         Some((set.get_text(sys::NFTNL_SET_NAME)?, shape.flatten()))
     }
 
-    /// Reads elements: keys, data, comments, counters.
-    pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], &str, Counter)) -> bool {
+    /// Reads elements: keys, data, comments and spans, counters.
+    pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], (&str, Option<Span>), Counter)) -> bool {
         let set = SetObject::new();
         // SAFETY: as in `chain`; the elements and their parts are inside of the set, which lives to the end.
         unsafe {
@@ -460,15 +426,14 @@ impl<'a> Message<'a> {
                     let data = sys::nftnl_set_elem_get(element.as_ptr(), attribute_of(attribute), &raw mut size);
                     bytes(data, size)
                 };
-                let Some(first) = get(sys::NFTNL_SET_ELEM_KEY) else { continue };
-                let last = get(sys::NFTNL_SET_ELEM_KEY_END).map(Into::into);
+                let Some(key) = get(sys::NFTNL_SET_ELEM_KEY) else { continue };
                 let data = get(sys::NFTNL_SET_ELEM_DATA).unwrap_or_default();
-                let comment = get(sys::NFTNL_SET_ELEM_USERDATA).and_then(read_user_data).unwrap_or_default();
+                let remark = get(sys::NFTNL_SET_ELEM_USERDATA).map(user_data::read).unwrap_or_default();
                 let mut size = 0;
                 let expr = attribute_of(sys::NFTNL_SET_ELEM_EXPR);
                 let counter = sys::nftnl_set_elem_get(element.as_ptr(), expr, &raw mut size);
                 let counter = NonNull::new(counter.cast_mut().cast()).map_or_else(Counter::default, counted);
-                each(Key { first: first.into(), last }, data, comment, counter);
+                each(Key(key.into()), data, remark, counter);
             }
             sys::nftnl_set_elems_iter_destroy(iterator.as_ptr());
         }
@@ -552,6 +517,7 @@ pub(super) fn namespace_cookie(socket: &mnl::Socket) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{PortMap, PortRange};
     use crate::nft::expr::one_of_each;
     use nftnl::expr::Expression;
 
@@ -565,15 +531,6 @@ mod tests {
             assert_eq!(ExprRef(object).read(), expr);
             // SAFETY: made above, freed once.
             unsafe { sys::nftnl_expr_free(object.as_ptr()) };
-        }
-    }
-
-    #[test]
-    fn comments_go_both_ways() {
-        assert_eq!(read_user_data(&user_data("web: a")), Some("web: a"));
-        assert_eq!(read_user_data(&[1, 1, 0, 0, 2, b'x', 0]), Some("x"));
-        for broken in [&[0u8][..], &[0, 9, b'x'], &[0, 1, b'x'], &[]] {
-            assert_eq!(read_user_data(broken), None);
         }
     }
 
@@ -592,10 +549,11 @@ mod tests {
 
     #[test]
     fn the_largest_elements_fit_into_one_message() {
-        let key = Key { first: [1; 56].into(), last: Some([2; 56].into()) };
+        let key = Key([1; 56].into());
         let element = super::super::program::Element {
             data: [3; 20].into(),
             comment: "x".repeat(124).into(),
+            span: Some(Span { ports: PortRange::new(1, 2).expect("range"), to: PortMap::Keep }),
             counter: Counter::default(),
         };
         let elements = vec![(key, element); ELEMENTS_PER_MESSAGE];

@@ -2,16 +2,22 @@
 //!
 //! What cannot be lifted is counted as foreign: somebody else put it into our table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::compile::{FILTER_FORWARD, NAT_POSTROUTING};
-use super::expr::{Cmp, Expr, Header, MetaKey};
-use super::map::{self, MapId};
-use super::program::{Counter, Program, Rule};
-use crate::model::{Asked, Binding, ChainName, IfName, Masquerade, Network, Owned, PortMap, PortRange, SetName};
+use super::compile::{
+    FILTER_FORWARD, ISOLATE, NAT_POSTROUTING, NAT_PREROUTING, NETMAP, NETWORK, sources_name, sources_shape,
+};
+use super::element;
+use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
+use super::label::{self, Sources};
+use super::map::{MapId, Place};
+use super::program::{Counter, Element, Key, Program, Rule};
+use crate::model::{
+    Asked, Binding, ChainName, Family, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName, Snat,
+};
 
 /// What a table means.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,79 +33,116 @@ pub struct Lifted {
 /// Lifts a program.
 pub fn lift(program: &Program) -> Lifted {
     let mut lifted = Lifted::default();
-    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
+    let sources = sources(program);
+    let mut ids: Vec<(MapId, &BTreeMap<Key, Element>)> = Vec::new();
     for (name, map) in &program.maps {
-        let Some(id) = name.parse::<MapId>().ok().filter(|id| id.shape() == map.shape) else {
-            lifted.foreign.push(format!("map {name}"));
-            continue;
-        };
-        let mut bindings = Vec::with_capacity(map.elements.len());
-        for (key, element) in &map.elements {
-            match map::read(&id, key, element) {
-                Some(binding) => bindings.push((binding, element.counter)),
-                None => lifted.foreign.push(format!("an element of map {name}")),
+        match name.parse::<MapId>() {
+            Ok(id) if id.shape() == map.shape => ids.push((id, &map.elements)),
+            _ if Family::ALL.iter().any(|f| name == sources_name(*f) && map.shape == sources_shape(*f)) => {}
+            _ => lifted.foreign.push(format!("map {name}")),
+        }
+    }
+    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
+    let mut ranges: HashMap<Owned<Binding>, (Counter, usize)> = HashMap::new();
+    for (id, elements) in ids.iter().filter(|(id, _)| !id.labels && id.place != Place::Loopback) {
+        let labels = program.maps.get(&id.labels().to_string()).map(|map| &map.elements);
+        for (key, element) in *elements {
+            match read(id, key, element, labels, &sources) {
+                Some(owned) if owned.rule.is_exact() => found.push((owned, element.counter)),
+                Some(owned) => {
+                    let (sum, count) = ranges.entry(owned).or_default();
+                    sum.add(element.counter);
+                    *count += 1;
+                }
+                None => lifted.foreign.push(format!("an element of map {id}")),
             }
         }
-        found.extend(if id.kind == map::Kind::Shifted { join(bindings) } else { bindings });
     }
+    // A range of which a part is missing is not there.
+    let whole = ranges.into_iter().filter(|(owned, (_, count))| *count == element::count(&owned.rule));
+    found.extend(whole.map(|(owned, (sum, _))| (owned, sum)));
+    loopback(&ids, &mut found, &mut lifted.foreign);
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
     (lifted.asked.bindings, lifted.counters) = found.into_iter().unzip();
-    networks(program, &mut lifted);
+    rules(program, &mut lifted);
     lifted.asked.normalize();
     lifted
 }
 
-/// Joins the ports of shifted ranges: neighbours that are sent on with the same offset are one range.
-///
-/// Elements come in the order of their keys, in which the ports of one range are neighbours.
-fn join(ports: Vec<(Owned<Binding>, Counter)>) -> Vec<(Owned<Binding>, Counter)> {
-    let mut joined: Vec<(Owned<Binding>, Counter)> = Vec::new();
-    for (mut port, counter) in ports {
-        let PortMap::One(to) = port.rule.to.port else { continue };
-        port.rule.to.port = PortMap::Shift(to);
-        if let Some((last, sum)) = joined.last_mut()
-            && let Some(range) = continued(last, &port, to)
-        {
-            last.rule.ports = range;
-            sum.packets += counter.packets;
-            sum.bytes += counter.bytes;
-        } else {
-            joined.push((port, counter));
+/// Reads an element together with its label, if it has one.
+fn read(
+    id: &MapId,
+    key: &Key,
+    element: &Element,
+    labels: Option<&BTreeMap<Key, Element>>,
+    sources: &Sources,
+) -> Option<Owned<Binding>> {
+    let mut owned = element::read(id, key, element)?;
+    if let Some(label) = labels.and_then(|labels| labels.get(key)) {
+        label::read(&label.data, sources, &mut owned.rule)?;
+    }
+    Some(owned)
+}
+
+/// The numbers of the addresses that labels name.
+fn sources(program: &Program) -> Sources {
+    let of_family = |family: Family| {
+        let elements = program.maps.get(sources_name(family)).map(|map| map.elements.iter());
+        elements.into_iter().flatten()
+    };
+    let elements = Family::ALL.into_iter().flat_map(of_family);
+    Sources::read(elements.filter_map(|(key, element)| Some((label::number(&key.0)?, address(&element.data)?))))
+}
+
+/// Adds what bindings counted at the loopback addresses, and finds the elements there, and the labels, that belong to none.
+fn loopback(
+    ids: &[(MapId, &BTreeMap<Key, Element>)],
+    found: &mut [(Owned<Binding>, Counter)],
+    foreign: &mut Vec<String>,
+) {
+    let mut left: BTreeMap<(String, Key), Counter> = BTreeMap::new();
+    for (id, elements) in ids.iter().filter(|(id, _)| id.place == Place::Loopback && !id.labels) {
+        left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element.counter)));
+    }
+    if !left.is_empty() {
+        let also = found.iter_mut().filter(|(owned, _)| owned.rule.loopback && owned.rule.serves_others());
+        for (owned, sum) in also {
+            // The chain is not known of a binding, so every chain's map is asked.
+            let of_class = |id: &&MapId| **id == MapId::of(&owned.rule, id.kind, id.chain.clone()).at_loopback();
+            let mine = ids.iter().map(|(id, _)| id).filter(of_class);
+            for id in mine {
+                for (key, _) in element::elements(id, &owned.rule, &"".into(), &[]) {
+                    if let Some(counter) = left.remove(&(id.to_string(), key)) {
+                        sum.add(counter);
+                    }
+                }
+            }
         }
     }
-    joined
+    foreign.extend(left.keys().map(|(name, _)| format!("an element of map {name}")));
+    for (id, elements) in ids.iter().filter(|(id, _)| id.labels) {
+        let targets = ids.iter().find(|(other, _)| *other == id.targets()).map(|(_, elements)| *elements);
+        let strays = elements.keys().filter(|key| !targets.is_some_and(|targets| targets.contains_key(*key)));
+        foreign.extend(strays.map(|_| format!("an element of map {id}")));
+    }
 }
 
-/// The range that `next` makes of `last`, if it continues it.
-fn continued(last: &Owned<Binding>, next: &Owned<Binding>, to: u16) -> Option<PortRange> {
-    let (a, b) = (&last.rule, &next.rule);
-    let port = b.ports.first();
-    let neighbours = a.ports.last().checked_add(1)? == port && a.target_port(a.ports.last()).checked_add(1)? == to;
-    let same = last.set == next.set
-        && a.address == b.address
-        && a.interface == b.interface
-        && a.from == b.from
-        && a.protocol == b.protocol
-        && a.to.address == b.to.address
-        && a.comment == b.comment;
-    if neighbours && same { PortRange::new(a.ports.first(), port) } else { None }
-}
-
-/// A rule that stands for a network or a masquerade.
+/// What a rule of a set compares with, and what it does.
 #[derive(Default)]
-struct Source {
+struct Parts<'a> {
     subnet: Option<IpNetwork>,
     leaves: Option<IfName>,
-    not_leaves: Option<IfName>,
+    constants: Vec<&'a Immediate>,
+    nat: Option<&'a Nat>,
 }
 
-fn networks(program: &Program, lifted: &mut Lifted) {
+fn rules(program: &Program, lifted: &mut Lifted) {
     let mut networks: BTreeMap<(SetName, IfName), Network> = BTreeMap::new();
-    for chain in [NAT_POSTROUTING, FILTER_FORWARD] {
+    for chain in [NAT_PREROUTING, NAT_POSTROUTING, FILTER_FORWARD] {
         for rule in program.chains.get(chain).map(|chain| chain.rules.as_slice()).unwrap_or_default() {
             // Rules of our own making that no set asked for have no comment.
             let Some(comment) = &rule.comment else { continue };
-            if read_rule(rule, comment, &mut networks, &mut lifted.asked.masquerades).is_none() {
+            if read_rule(chain, rule, comment, &mut networks, &mut lifted.asked).is_none() {
                 lifted.foreign.push(format!("rule \"{comment}\" of chain {chain}"));
             }
         }
@@ -108,17 +151,37 @@ fn networks(program: &Program, lifted: &mut Lifted) {
 }
 
 fn read_rule(
+    chain: &str,
     rule: &Rule,
     comment: &str,
     networks: &mut BTreeMap<(SetName, IfName), Network>,
-    masquerades: &mut Vec<Owned<Masquerade>>,
+    asked: &mut Asked,
 ) -> Option<()> {
-    let (set, remark) = map::read_comment(comment)?;
-    let source = read_source(rule)?;
-    let Some(remark) = remark else {
-        masquerades.push(Owned { set, rule: Masquerade { from: source.subnet, out: source.leaves } });
-        return Some(());
-    };
+    let (set, remark) = element::read_comment(comment)?;
+    let parts = read_parts(rule)?;
+    match remark {
+        Some(NETMAP) => {
+            // Both directions say the same; one of them is read.
+            if chain == NAT_PREROUTING {
+                let rule = Netmap { listen: parts.subnet?, to: netmapped(&parts)? };
+                asked.netmaps.push(Owned { set, rule });
+            }
+        }
+        Some(remark) => read_network(set, remark, parts.subnet?, networks)?,
+        None => match parts.nat {
+            Some(_) => asked.snats.push(Owned { set, rule: read_snat(&parts)? }),
+            None => asked.masquerades.push(Owned { set, rule: Masquerade { from: parts.subnet, out: parts.leaves } }),
+        },
+    }
+    Some(())
+}
+
+fn read_network(
+    set: SetName,
+    remark: &str,
+    subnet: IpNetwork,
+    networks: &mut BTreeMap<(SetName, IfName), Network>,
+) -> Option<()> {
     let mut words = remark.split(' ');
     let (word, name, chain) = (words.next()?, words.next()?, words.next()?);
     let name: IfName = name.parse().ok()?;
@@ -131,31 +194,64 @@ fn read_rule(
         isolate: false,
     });
     match word {
-        super::compile::NETWORK => network.masquerade = true,
-        super::compile::ISOLATE => network.isolate = true,
+        NETWORK => network.masquerade = true,
+        ISOLATE => network.isolate = true,
         _ => return None,
     }
-    let subnet = source.subnet?;
     if !network.subnets.contains(&subnet) {
         network.subnets.push(subnet);
     }
     Some(())
 }
 
-/// Reads the network and the interfaces that a rule compares with.
-fn read_source(rule: &Rule) -> Option<Source> {
-    let mut source = Source::default();
+/// The constants that a rule's NAT takes: addresses first, then ports.
+fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
+    let nat = parts.nat.filter(|nat| nat.source)?;
+    let constant = |register| parts.constants.iter().find(|constant| constant.to == register).map(|found| &found.data);
+    let port = |register| Some(u16::from_be_bytes(constant(register)?.as_slice().try_into().ok()?));
+    let first = address(constant(nat.address.first)?)?;
+    let last = nat.address.last.map_or(Some(first), |last| address(constant(last)?))?;
+    let ports = match nat.port {
+        None => None,
+        Some(ends) => {
+            let first = port(ends.first)?;
+            Some(PortRange::new(first, ends.last.map_or(Some(first), port)?)?)
+        }
+    };
+    let mode = match nat.choice {
+        Choice::Plain => None,
+        Choice::Random => Some(Mode::Random),
+        Choice::FullyRandom => Some(Mode::FullyRandom),
+        Choice::Persistent => Some(Mode::Persistent),
+        Choice::Prefix => return None,
+    };
+    // Where no source is compared, the family is, which reads as the prefix of everybody.
+    let from = parts.subnet.filter(|subnet| subnet.prefix() > 0);
+    Some(Snat { from, out: parts.leaves.clone(), to: Pool::new(first, last, ports)?, mode })
+}
+
+/// The network that a rule translates into.
+fn netmapped(parts: &Parts<'_>) -> Option<IpNetwork> {
+    let nat = parts.nat.filter(|nat| nat.choice == Choice::Prefix)?;
+    let first = parts.constants.iter().rev().find(|constant| constant.to == nat.address.first)?;
+    IpNetwork::new(address(&first.data)?, parts.subnet?.prefix()).ok()
+}
+
+/// Reads the network and the interface that a rule compares with, and its constants.
+fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
+    let mut parts = Parts::default();
     let mut exprs = rule.exprs.iter().peekable();
     while let Some(expr) = exprs.next() {
         match expr {
             Expr::Meta(meta) if meta.key == MetaKey::OifName => {
                 let Some(Expr::Cmp(cmp)) = exprs.next() else { return None };
-                let name = IfName::from_bytes(&cmp.data).ok();
-                if cmp.equal { source.leaves = name } else { source.not_leaves = name }
+                if cmp.equal {
+                    parts.leaves = Some(IfName::from_bytes(&cmp.data).ok()?);
+                }
             }
             Expr::Meta(meta) if meta.key == MetaKey::NfProto => {
                 let Some(Expr::Cmp(cmp)) = exprs.next() else { return None };
-                source.subnet = everything(cmp);
+                parts.subnet = everything(cmp);
             }
             Expr::Payload(payload) if payload.header == Header::Network => {
                 let full = payload.length * 8;
@@ -167,12 +263,14 @@ fn read_source(rule: &Rule) -> Option<Source> {
                     exprs.next();
                 }
                 let Some(Expr::Cmp(cmp)) = exprs.next() else { return None };
-                source.subnet = Some(IpNetwork::new(address(&cmp.data)?, u8::try_from(length).ok()?).ok()?);
+                parts.subnet = Some(IpNetwork::new(address(&cmp.data)?, u8::try_from(length).ok()?).ok()?);
             }
+            Expr::Immediate(constant) => parts.constants.push(constant),
+            Expr::Nat(nat) => parts.nat = Some(nat),
             _ => {}
         }
     }
-    Some(source)
+    Some(parts)
 }
 
 /// The network that holds every address of the family that `meta nfproto` was compared with.
@@ -197,6 +295,32 @@ mod tests {
     use crate::model::{Forward, RuleSet};
     use crate::nft::compile::compile;
 
+    /// Forwards that have labels, or serve loopback addresses.
+    fn unusual() -> Vec<Forward> {
+        let mut forwards = Vec::new();
+        for (listen, to, source, hairpin, loopback) in [
+            ("1000", "10.0.0.2", "masquerade", true, false),
+            ("1001-1005/udp", "10.0.0.2", "192.0.2.9", true, false),
+            ("1006-1009", "10.0.0.2:2006-2009", "192.0.2.10", true, true),
+            ("1010", "fd00::2", "2001:db8::9", true, false),
+            ("1011", "fd00::2", "keep", false, false),
+            ("1012", "10.0.0.2", "keep", true, true),
+            ("1013", "10.0.0.2", "keep", false, true),
+            ("192.0.2.1:1014", "10.0.0.2", "masquerade", true, true),
+            ("127.0.0.1:1015", "10.0.0.2", "keep", true, true),
+            ("127.0.0.1:1016", "10.0.0.2", "masquerade", true, true),
+            ("127.0.0.1:1017-1019", "10.0.0.2:3017-3019", "192.0.2.9", true, true),
+            ("1020", ":1021", "keep", true, true),
+            ("[::1]:1022", ":1021", "keep", true, true),
+        ] {
+            let mut forward = Forward::new(listen.parse().expect(listen), to.parse().expect(to));
+            forward.source = source.parse().expect(source);
+            (forward.hairpin, forward.loopback) = (hairpin, loopback);
+            forwards.push(forward);
+        }
+        forwards
+    }
+
     #[test]
     fn compile_then_lift_gives_the_model_back() {
         let mut set = RuleSet::new("web".parse().expect("name"));
@@ -219,6 +343,23 @@ mod tests {
                 forward.from = vec!["10.0.0.0/8".parse().expect("prefix"), "10.1.0.0/16".parse().expect("prefix")];
             }
             set.forwards.push(forward);
+        }
+        set.forwards.extend(unusual());
+        for (from, out, to, mode) in [
+            (Some("10.0.0.0/24"), None, "203.0.113.5", None),
+            (None, Some("eth0"), "203.0.113.5-203.0.113.9:1024-2047", Some(Mode::FullyRandom)),
+            (None, Some("eth1"), "203.0.113.5:1024", Some(Mode::Random)),
+            (Some("fd00::/64"), Some("eth0"), "2001:db8::5-2001:db8::9", Some(Mode::Persistent)),
+            (None, Some("eth1"), "[2001:db8::5-2001:db8::9]:1-2", None),
+        ] {
+            let from = from.map(|from| from.parse().expect(from));
+            let out = out.map(|out| out.parse().expect(out));
+            set.snats.push(Snat { from, out, to: to.parse().expect(to), mode });
+        }
+        for (listen, to) in
+            [("192.0.2.0/24", "10.0.0.0/24"), ("192.0.2.7/32", "10.0.9.9/32"), ("2001:db8::/64", "fd00::/64")]
+        {
+            set.netmaps.push(Netmap { listen: listen.parse().expect(listen), to: to.parse().expect(to) });
         }
         for (name, masquerade, isolate) in [("docker0", true, false), ("br1", false, true), ("br2", true, true)] {
             set.networks.push(Network {
@@ -252,6 +393,7 @@ mod tests {
         let mut program = Program { table: true, ..Program::default() };
         let shape = MapId::of(
             &Forward::new("80".parse().expect("listen"), "10.0.0.1".parse().expect("to")).bindings().expect("valid")[0],
+            super::super::map::Kind::Ports,
             ChainName::forwards(),
         )
         .shape();

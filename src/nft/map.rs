@@ -1,71 +1,83 @@
-//! The maps that forwards live in: which ones there are, what their names say, and one binding as elements of one.
+//! The maps that forwards live in: which ones there are, and what their names say.
 //!
-//! A binding's class says what a map is asked with; what becomes of the ports says what kind it is:
+//! A binding's class says what a map is asked with; its ports say of what kind it is:
 //!
 //! | kind | holds | key | data |
 //! | --- | --- | --- | --- |
 //! | `ports` | single ports | port | address and port |
-//! | `shifted` | ranges moved one to one, an element a port | port | address and port |
-//! | `gathered` | ranges sent to one port | range | address and port |
-//! | `ranges` | ranges kept as they are | range | address |
+//! | `spans` | ports of ranges, an element each | port | address and port |
+//! | `ranges` | blocks of 16 ports of ranges that are kept as they are | port without its low bits | address |
+//! | `gathered` | blocks of 16 ports of ranges that are sent to one port | port without its low bits | address and port |
 //!
-//! `shifted` is one element a port because the kernel does not shift: `dnat to a:lo-hi` with another base sends every
-//! port to `lo` (measured, Linux 6.18). Ending in `-redirect` they lead to this host and their data have no address.
+//! Every map is a hash table, so a lookup costs the same however much is in it. Intervals would not: a concatenation with
+//! a range in it is a `pipapo` set, and its lookups grow with the number of its elements (2.1 times the cost of a whole
+//! connection at 5,000 ranges; Linux 6.18). A range that is shifted is a port an element anyway, because the kernel does
+//! not shift: `dnat to a:lo-hi` with another base sends every port to `lo` (measured, Linux 6.18). Ending in
+//! `-redirect` maps lead to this host and their data have no address.
 //!
-//! A name is `[CHAIN-]FAMILY[-address][-interface][-fromLENGTH]-KIND[-redirect]`, for example `DOCKER-ip-ports` or
-//! `ip6-address-from64-ranges`; it says all that is needed to read an element back.
+//! What is asked only about packets to loopback addresses is in maps of their own, `loopback`: keys name the loopback
+//! address where the forward does, `at`, and otherwise neither address nor interface, because at a loopback address it
+//! matters only that the forward names them. A map of `labels` has the keys of another one, for those of its elements
+//! that need more of a label than all have (see [`super::label`]).
+//!
+//! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels]`, for example
+//! `DOCKER-ip-ports` or `ip6-address-from64-ranges`; it says all that is needed to read an element back
+//! ([`super::element`]).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
+use super::program::{Field, Shape};
+use crate::model::{Binding, ChainName, Class, Family};
 
-use super::program::{Counter, Element, Field, Key, Shape};
-use crate::model::{
-    Binding, ChainName, Class, Comment, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, SetName,
-};
-
-/// What becomes of the ports of a map's elements.
+/// Which ports a map's elements stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Single ports. First, because an exact port wins over a range.
     Ports,
-    /// Ranges moved one to one.
-    Shifted,
-    /// Ranges sent to one port.
-    Gathered,
-    /// Ranges kept as they are.
+    /// Ports of ranges.
+    Spans,
+    /// Blocks of ports of ranges kept as they are.
     Ranges,
+    /// Blocks of ports of ranges sent to one port.
+    Gathered,
 }
 
 impl Kind {
     /// All kinds in the order in which they are asked.
-    pub const ALL: [Self; 4] = [Self::Ports, Self::Shifted, Self::Gathered, Self::Ranges];
+    pub const ALL: [Self; 4] = [Self::Ports, Self::Spans, Self::Ranges, Self::Gathered];
+
+    /// Whether keys are blocks of ports rather than ports.
+    pub fn is_block(self) -> bool {
+        matches!(self, Self::Ranges | Self::Gathered)
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Ports => "ports",
-            Self::Shifted => "shifted",
-            Self::Gathered => "gathered",
+            Self::Spans => "spans",
             Self::Ranges => "ranges",
+            Self::Gathered => "gathered",
         }
     }
+}
 
-    fn of(binding: &Binding) -> Self {
-        match binding.to.port {
-            PortMap::One(_) if binding.is_exact() => Self::Ports,
-            PortMap::One(_) => Self::Gathered,
-            PortMap::Shift(_) => Self::Shifted,
-            PortMap::Keep => Self::Ranges,
-        }
-    }
+/// About packets to which addresses a map is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// All but loopback addresses.
+    Outside,
+    /// One loopback address.
+    LoopbackAt,
+    /// Every loopback address.
+    Loopback,
 }
 
 /// Which map: where its rule is, what it is asked with, what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MapId {
+    /// About which packets it is asked.
+    pub place: Place,
     /// What it is asked with.
     pub class: Class,
     /// What becomes of the ports.
@@ -74,12 +86,41 @@ pub struct MapId {
     pub redirect: bool,
     /// The chain whose rule asks it.
     pub chain: ChainName,
+    /// Whether it holds the labels of connections, not where they lead.
+    pub labels: bool,
 }
 
 impl MapId {
-    /// The map that a binding lives in when its forwards live in `chain`.
-    pub fn of(binding: &Binding, chain: ChainName) -> Self {
-        Self { class: binding.class(), kind: Kind::of(binding), redirect: binding.to.address.is_none(), chain }
+    /// The map of a kind that a binding lives in when its forwards live in `chain`.
+    pub fn of(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
+        let place = if binding.serves_others() { Place::Outside } else { Place::LoopbackAt };
+        let redirect = binding.to.address.is_none();
+        Self { place, class: binding.class(), kind, redirect, chain, labels: false }
+    }
+
+    /// The map that a binding lives in besides, because it also serves the loopback addresses.
+    pub fn at_loopback(&self) -> Self {
+        Self { place: Place::Loopback, ..self.clone() }
+    }
+
+    /// The map with the labels of this one's elements.
+    pub fn labels(&self) -> Self {
+        Self { labels: true, ..self.clone() }
+    }
+
+    /// The map whose elements' labels this one holds.
+    pub fn targets(&self) -> Self {
+        Self { labels: false, ..self.clone() }
+    }
+
+    /// Whether a key has the address that is asked for.
+    pub fn keys_address(&self) -> bool {
+        self.class.address && self.place != Place::Loopback
+    }
+
+    /// Whether a key has the interface.
+    pub fn keys_interface(&self) -> bool {
+        self.class.interface && self.place == Place::Outside
     }
 
     /// The shape of the map.
@@ -91,25 +132,28 @@ impl MapId {
         // The protocol comes first because nft(8) reads its own listing back only so.
         let mut key = Vec::with_capacity(5);
         key.extend([Field::Protocol, Field::Port]);
-        if self.class.address {
+        if self.keys_address() {
             key.push(address);
         }
-        if self.class.interface {
+        if self.keys_interface() {
             key.push(Field::Interface);
         }
         if self.class.from.is_some() {
             key.push(address);
         }
         let mut data = Vec::with_capacity(2);
-        if !self.redirect {
-            data.push(address);
+        if self.labels {
+            data.push(LABEL);
+        } else {
+            data.extend((!self.redirect).then_some(address));
+            data.extend((self.kind != Kind::Ranges).then_some(Field::Port));
         }
-        if self.kind != Kind::Ranges {
-            data.push(Field::Port);
-        }
-        Shape { key, data, interval: matches!(self.kind, Kind::Gathered | Kind::Ranges) }
+        Shape { key, data }
     }
 }
+
+/// A label in a map. The type says "IPv6 address" because that is the one type of 128 bits that nft(8) can list.
+pub const LABEL: Field = Field::Ipv6;
 
 impl fmt::Display for MapId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,8 +164,11 @@ impl fmt::Display for MapId {
             Family::Ipv4 => "ip",
             Family::Ipv6 => "ip6",
         })?;
+        if self.place != Place::Outside {
+            f.write_str("-loopback")?;
+        }
         if self.class.address {
-            f.write_str("-address")?;
+            f.write_str(if self.place == Place::LoopbackAt { "-at" } else { "-address" })?;
         }
         if self.class.interface {
             f.write_str("-interface")?;
@@ -130,7 +177,10 @@ impl fmt::Display for MapId {
             write!(f, "-from{length}")?;
         }
         write!(f, "-{}", self.kind.name())?;
-        if self.redirect { f.write_str("-redirect") } else { Ok(()) }
+        if self.redirect {
+            f.write_str("-redirect")?;
+        }
+        if self.labels { f.write_str("-labels") } else { Ok(()) }
     }
 }
 
@@ -146,13 +196,21 @@ impl FromStr for MapId {
         let foreign = || ForeignName(name.to_owned());
         let mut words: Vec<&str> = name.split('-').collect();
         let mut take = |word: &str| words.pop_if(|last| *last == word).is_some();
+        let labels = take("labels");
         let redirect = take("redirect");
         let kind = Kind::ALL.into_iter().find(|kind| take(kind.name())).ok_or_else(foreign)?;
         let from = words.pop_if(|last| last.starts_with("from") && last.len() > 4);
         let from = from.map(|word| word.trim_start_matches("from").parse::<u8>()).transpose().map_err(|_| foreign())?;
         let mut take = |word: &str| words.pop_if(|last| *last == word).is_some();
         let interface = take("interface");
-        let address = take("address");
+        let at = take("at");
+        let address = at || take("address");
+        let place = match (take("loopback"), at) {
+            (false, false) => Place::Outside,
+            (true, true) if !interface => Place::LoopbackAt,
+            (true, false) => Place::Loopback,
+            _ => return Err(foreign()),
+        };
         let family = if take("ip") {
             Family::Ipv4
         } else if take("ip6") {
@@ -162,152 +220,13 @@ impl FromStr for MapId {
         };
         let chain =
             if words.is_empty() { ChainName::forwards() } else { words.join("-").parse().map_err(|_| foreign())? };
-        Ok(Self { class: Class { family, address, interface, from }, kind, redirect, chain })
-    }
-}
-
-/// The comment of an element or a rule: the set's name, then the owner's remark.
-pub fn comment(set: &SetName, remark: Option<&str>) -> String {
-    match remark {
-        Some(remark) => format!("{set}: {remark}"),
-        None => set.to_string(),
-    }
-}
-
-/// The set and the remark of a comment; `None` where it is not one of ours.
-pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
-    let (set, remark) = match text.split_once(": ") {
-        Some((set, remark)) => (set, Some(remark)),
-        None => (text, None),
-    };
-    Some((set.parse().ok()?, remark))
-}
-
-/// Writes a binding as the elements of its map: one, or for a shifted range one for each port.
-pub fn elements(binding: &Binding, comment: &Arc<str>) -> Vec<(Key, Element)> {
-    let element =
-        |port| Element { data: data(binding, port), comment: Arc::clone(comment), counter: Counter::default() };
-    match binding.to.port {
-        PortMap::Shift(_) => {
-            let each = |port| (Key { first: key(binding, port), last: None }, element(Some(binding.target_port(port))));
-            binding.ports.iter().map(each).collect()
-        }
-        PortMap::One(to) => {
-            let last = (!binding.is_exact()).then(|| key(binding, binding.ports.last()));
-            vec![(Key { first: key(binding, binding.ports.first()), last }, element(Some(to)))]
-        }
-        PortMap::Keep => {
-            let last = Some(key(binding, binding.ports.last()));
-            vec![(Key { first: key(binding, binding.ports.first()), last }, element(None))]
-        }
-    }
-}
-
-fn key(binding: &Binding, port: u16) -> Box<[u8]> {
-    let mut bytes = Vec::with_capacity(8);
-    bytes.extend([binding.protocol.number(), 0, 0, 0]);
-    put_port(&mut bytes, port);
-    if let Some(address) = binding.address {
-        put_address(&mut bytes, address);
-    }
-    if let Some(interface) = &binding.interface {
-        bytes.extend(interface.to_bytes());
-    }
-    if let Some(from) = binding.from {
-        put_address(&mut bytes, from.network());
-    }
-    bytes.into()
-}
-
-fn data(binding: &Binding, port: Option<u16>) -> Box<[u8]> {
-    let mut bytes = Vec::with_capacity(8);
-    if let Some(address) = binding.to.address {
-        put_address(&mut bytes, address);
-    }
-    match port {
-        // A lone field is not padded; only fields of a concatenation are.
-        Some(port) if bytes.is_empty() => bytes.extend(port.to_be_bytes()),
-        Some(port) => put_port(&mut bytes, port),
-        None => {}
-    }
-    bytes.into()
-}
-
-fn put_address(bytes: &mut Vec<u8>, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => bytes.extend(address.octets()),
-        IpAddr::V6(address) => bytes.extend(address.octets()),
-    }
-}
-
-fn put_port(bytes: &mut Vec<u8>, port: u16) {
-    bytes.extend(port.to_be_bytes());
-    bytes.extend([0, 0]);
-}
-
-/// Reads an element back into a binding; the other direction of [`elements`]. A port of a shifted range comes back on
-/// its own: [`crate::nft::lift`] joins them.
-///
-/// `None` where the element is none of ours.
-pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> {
-    let (set, remark) = read_comment(&element.comment)?;
-    let mut words = Words(&key.first);
-    let family = id.class.family;
-    let protocol = Protocol::from_number(words.take::<1>()?[0])?;
-    let first = words.port()?;
-    let address = if id.class.address { Some(words.address(family)?) } else { None };
-    let interface = if id.class.interface { Some(words.interface()?) } else { None };
-    let from = match id.class.from {
-        Some(length) => Some(IpNetwork::new(words.address(family)?, length).ok()?),
-        None => None,
-    };
-    let last = match &key.last {
-        Some(last) => Words(last.get(4..)?).port()?,
-        None => first,
-    };
-    let mut words = Words(&element.data);
-    let to = if id.redirect { None } else { Some(words.address(family)?) };
-    let port = match id.kind {
-        Kind::Ranges => PortMap::Keep,
-        Kind::Ports | Kind::Gathered | Kind::Shifted => PortMap::One(words.port()?),
-    };
-    let comment: Option<Comment> = remark.map(str::parse).transpose().ok()?;
-    let ports = PortRange::new(first, last)?;
-    let to = Destination { address: to, port };
-    Some(Owned { set, rule: Binding { family, address, interface, from, protocol, ports, to, comment } })
-}
-
-/// Reads a key or data word by word.
-struct Words<'a>(&'a [u8]);
-
-impl Words<'_> {
-    /// Takes a field of `N` bytes and its padding.
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let field = self.0.get(..N)?.try_into().ok()?;
-        self.0 = self.0.get(N.next_multiple_of(4)..).unwrap_or_default();
-        Some(field)
-    }
-
-    fn address(&mut self, family: Family) -> Option<IpAddr> {
-        Some(match family {
-            Family::Ipv4 => Ipv4Addr::from(self.take::<4>()?).into(),
-            Family::Ipv6 => Ipv6Addr::from(self.take::<16>()?).into(),
-        })
-    }
-
-    fn interface(&mut self) -> Option<IfName> {
-        IfName::from_bytes(&self.take::<16>()?).ok()
-    }
-
-    fn port(&mut self) -> Option<u16> {
-        Some(u16::from_be_bytes(self.take::<2>()?))
+        Ok(Self { place, class: Class { family, address, interface, from }, kind, redirect, chain, labels })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Forward;
 
     fn ids() -> Vec<MapId> {
         let mut ids = Vec::new();
@@ -317,8 +236,14 @@ mod tests {
                     for chain in ["forwards", "DOCKER", "br-ip-x"] {
                         let from = (bits & 1 > 0).then_some(24);
                         let class = Class { family, address: bits & 2 > 0, interface: bits & 4 > 0, from };
-                        for redirect in [false, true] {
-                            ids.push(MapId { class, kind, redirect, chain: chain.parse().expect(chain) });
+                        for (redirect, labels) in [(false, false), (false, true), (true, false), (true, true)] {
+                            let chain = chain.parse().expect(chain);
+                            let id = MapId { place: Place::Outside, class, kind, redirect, chain, labels };
+                            ids.push(MapId { place: Place::Loopback, ..id.clone() });
+                            if class.address && !class.interface {
+                                ids.push(MapId { place: Place::LoopbackAt, ..id.clone() });
+                            }
+                            ids.push(id);
                         }
                     }
                 }
@@ -333,50 +258,18 @@ mod tests {
         for id in &ids {
             assert_eq!(id.to_string().parse().as_ref(), Ok(id));
         }
-        for foreign in ["", "ports", "ip", "ip7-ports", "ip-port", "ip-from-ports", "ip-from999-ports"] {
-            assert!(foreign.parse::<MapId>().is_err(), "{foreign}");
-        }
-    }
-
-    #[test]
-    fn every_element_is_read_back() {
-        for (listen, to) in [
-            ("8080", "172.17.0.3:80"),
-            ("192.0.2.1:53/udp", "10.0.0.2"),
-            ("[2001:db8::1]:8000-8010", "fd00::2"),
-            ("8000-8010", "10.0.0.2:80"),
-            ("80", ":8080"),
-            ("80-90", ":8080"),
+        for foreign in [
+            "",
+            "ports",
+            "ip",
+            "ip-at-ports",
+            "ip-loopback-at-interface-ports",
+            "ip7-ports",
+            "ip-port",
+            "ip-from-ports",
+            "ip-from999-ports",
         ] {
-            for interface in [None, Some("eth0".parse().expect("name"))] {
-                let mut forward = Forward::new(listen.parse().expect(listen), to.parse().expect(to));
-                forward.interface = interface;
-                forward.comment = Some("a: b".parse().expect("comment"));
-                for rule in forward.bindings().expect("valid") {
-                    let id = MapId::of(&rule, ChainName::docker());
-                    let comment = comment(&SetName::cli(), Some("a: b")).into();
-                    let elements = elements(&rule, &comment);
-                    let [(key, element)] = elements.as_slice() else { panic!("one element") };
-                    let shape = id.shape();
-                    assert_eq!(key.first.len(), usize::from(Shape::length(&shape.key)));
-                    assert_eq!(element.data.len(), usize::from(Shape::length(&shape.data)));
-                    assert_eq!(key.last.is_some(), shape.interval);
-                    assert_eq!(read(&id, key, element), Some(Owned { set: SetName::cli(), rule }));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_truncated_element_is_none_of_ours() {
-        let rule = Forward::new("8080".parse().expect("listen"), "10.0.0.1".parse().expect("to"));
-        let rule = rule.bindings().expect("valid").remove(0);
-        let id = MapId::of(&rule, ChainName::docker());
-        for (mut key, mut element) in elements(&rule, &"cli".into()) {
-            element.data = element.data[..4].into();
-            assert_eq!(read(&id, &key, &element), None);
-            key.first = key.first[..5].into();
-            assert_eq!(read(&id, &key, &element), None);
+            assert!(foreign.parse::<MapId>().is_err(), "{foreign}");
         }
     }
 }

@@ -13,10 +13,13 @@
 pub mod compile;
 pub mod decode;
 pub mod diff;
+pub mod element;
 pub mod encode;
 pub mod expr;
 mod ffi;
+pub mod label;
 pub mod lift;
 pub mod map;
 pub mod program;
 pub mod transaction;
+pub mod user_data;

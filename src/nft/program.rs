@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::expr::Expr;
+use super::user_data::Span;
 
 /// The only table that is ours.
 pub const TABLE: &str = "portfwd";
@@ -127,8 +128,6 @@ pub struct Shape {
     pub key: Vec<Field>,
     /// The fields of the data, each padded to whole words.
     pub data: Vec<Field>,
-    /// Whether an element stands for a range of keys.
-    pub interval: bool,
 }
 
 impl Shape {
@@ -158,14 +157,9 @@ impl Shape {
     }
 }
 
-/// The key of an element; for an interval both ends.
+/// The key of an element.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// The key, or the lower end.
-    pub first: Box<[u8]>,
-    /// The upper end, included, in an interval map.
-    pub last: Option<Box<[u8]>>,
-}
+pub struct Key(pub Box<[u8]>);
 
 /// How often an element was met: by the first packet of every new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -176,6 +170,14 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+impl Counter {
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
 /// An element of a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
@@ -183,6 +185,8 @@ pub struct Element {
     pub data: Box<[u8]>,
     /// The set it belongs to, and the forward's comment.
     pub comment: Arc<str>,
+    /// The range of ports that it is a part of, if it is of one.
+    pub span: Option<Span>,
     /// As read from the kernel; zero in what is asked.
     pub counter: Counter,
 }
@@ -190,7 +194,7 @@ pub struct Element {
 impl Element {
     /// Whether both say the same; what was counted does not matter.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        self.data == other.data && self.comment == other.comment
+        (&self.data, &self.comment, self.span) == (&other.data, &other.comment, other.span)
     }
 }
 
@@ -260,7 +264,7 @@ impl fmt::Display for Shape {
         if !self.data.is_empty() {
             write!(f, " : {}", list(&self.data))?;
         }
-        if self.interval { f.write_str(" interval") } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -273,10 +277,7 @@ impl fmt::Display for Program {
         for (name, map) in &self.maps {
             writeln!(f, "  map {name} {}", map.shape)?;
             for (key, element) in &map.elements {
-                write!(f, "    {}", Hex(&key.first))?;
-                if let Some(last) = &key.last {
-                    write!(f, " - {}", Hex(last))?;
-                }
+                write!(f, "    {}", Hex(&key.0))?;
                 if !element.data.is_empty() {
                     write!(f, " : {}", Hex(&element.data))?;
                 }

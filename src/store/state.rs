@@ -16,12 +16,16 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Asked, Binding, Masquerade, Network, Owned, SetName, Settings};
+use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
 use crate::netfilter::namespace::Identity;
 use crate::netfilter::sysctl;
 
-/// The shape of the store; another number is not touched.
-const VERSION: &str = "1";
+/// The shape of the store; a number that is not known is not touched.
+///
+/// 2 added `source`, `hairpin` and `loopback` to an atom, and `snats` and `netmaps` to a set, all with defaults.
+const VERSION: &str = "2";
+/// Shapes that can be read as the present one, because they only lack what has a default.
+const READABLE: [&str; 1] = ["1"];
 
 /// Set and listening half of an atom, to the atom as JSON.
 const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
@@ -48,6 +52,10 @@ struct SetRecord {
     networks: Vec<Network>,
     #[serde(default)]
     masquerades: Vec<Masquerade>,
+    #[serde(default)]
+    snats: Vec<Snat>,
+    #[serde(default)]
+    netmaps: Vec<Netmap>,
     #[serde(default)]
     settings: Settings,
     #[serde(default)]
@@ -131,10 +139,12 @@ impl Store {
             Ok(Some((text("version")?, text("namespace")?)))
         })();
         match known.map_err(|error| self.failed(error))? {
-            Some((Some(version), _)) if version != VERSION => {
+            Some((Some(version), _)) if version != VERSION && !READABLE.contains(&version.as_str()) => {
                 return Err(StateError::Version(self.path.clone(), version));
             }
-            Some((Some(_), namespace)) if namespace.as_deref() == incarnation => return Ok(()),
+            Some((Some(version), namespace)) if namespace.as_deref() == incarnation => {
+                return if version == VERSION { Ok(()) } else { self.upgrade() };
+            }
             _ => {}
         }
         self.write(|transaction| {
@@ -147,6 +157,15 @@ impl Store {
             if let Some(incarnation) = incarnation {
                 meta.insert("namespace", incarnation)?;
             }
+            Ok(())
+        })
+    }
+
+    /// Says that the store is of the present shape, so that an older program does not take what it does not know for
+    /// nothing.
+    fn upgrade(&self) -> Result<(), StateError> {
+        self.write(|transaction| {
+            transaction.open_table(META)?.insert("version", VERSION)?;
             Ok(())
         })
     }
@@ -181,6 +200,8 @@ impl Store {
             let own = |name: &SetName| name.clone();
             state.asked.networks.extend(record.networks.into_iter().map(|rule| Owned { set: own(&name), rule }));
             state.asked.masquerades.extend(record.masquerades.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            state.asked.snats.extend(record.snats.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            state.asked.netmaps.extend(record.netmaps.into_iter().map(|rule| Owned { set: own(&name), rule }));
             state.origins.extend(record.origin.map(|origin| (own(&name), origin)));
             state.asked.settings.insert(name, record.settings);
         }
@@ -295,6 +316,12 @@ fn records(state: &State) -> Result<BTreeMap<SetName, String>, serde_json::Error
     for owned in &state.asked.masquerades {
         records.entry(&owned.set).or_default().masquerades.push(owned.rule.clone());
     }
+    for owned in &state.asked.snats {
+        records.entry(&owned.set).or_default().snats.push(owned.rule.clone());
+    }
+    for owned in &state.asked.netmaps {
+        records.entry(&owned.set).or_default().netmaps.push(owned.rule);
+    }
     for (name, origin) in &state.origins {
         records.entry(name).or_default().origin = Some(origin.clone());
     }
@@ -372,15 +399,44 @@ mod tests {
         assert!(matches!(second, Err(StateError::Busy(_))));
     }
 
+    fn with_version(directory: &Path, version: &str) -> Result<Store, StateError> {
+        let store = open(directory, &Identity::Host);
+        let put = |transaction: &redb::WriteTransaction| {
+            transaction.open_table(META)?.insert("version", version)?;
+            Ok(())
+        };
+        store.write(put).expect("writes");
+        drop(store);
+        Store::open(directory, &Identity::Host, true, Duration::ZERO)
+    }
+
     #[test]
     fn a_newer_store_is_left_alone() {
         let directory = tempfile::tempdir().expect("directory");
+        let newer = with_version(directory.path(), "3");
+        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "3"));
+    }
+
+    #[test]
+    fn a_store_of_version_1_is_read_and_becomes_one_of_version_2() {
+        let directory = tempfile::tempdir().expect("directory");
         let store = open(directory.path(), &Identity::Host);
-        store
-            .write(|transaction| transaction.open_table(META)?.insert("version", "2").map(drop).map_err(Into::into))
-            .expect("writes");
+        // As the program wrote them when its shape was 1.
+        let binding =
+            r#"{"family":"ipv4","protocol":"tcp","ports":"80","to":{"address":"10.0.0.1","port":{"one":80}}}"#;
+        let set = r#"{"networks":[],"masquerades":[],"settings":{"ip_forward":"enable"},"origin":null}"#;
+        let put = |transaction: &redb::WriteTransaction| {
+            transaction.open_table(BINDINGS)?.insert("cli\0IPv4\080/tcp", binding)?;
+            transaction.open_table(SETS)?.insert("cli", set)?;
+            Ok(())
+        };
+        store.write(put).expect("writes");
         drop(store);
-        let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
-        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "2"));
+        let store = with_version(directory.path(), "1").expect("opens");
+        let asked = store.load().expect("loads").asked;
+        assert_eq!(asked.bindings.len(), 1);
+        assert_eq!(asked.bindings[0].rule.to_string(), "80/tcp -> 10.0.0.1:80");
+        drop(store);
+        open(directory.path(), &Identity::Host);
     }
 }

@@ -5,89 +5,148 @@
 //! meta nfproto ipv4 ct label set 121
 //!     dnat ip to meta l4proto . th dport . ip daddr . iifname . ip saddr & 255.255.255.0 map @ip-address-interface-from24-ports
 //! ```
-//! The client's address is masked before it is looked up, so nested prefixes are separate maps of constant cost and never
+//! Of ports in blocks, the low bits are masked. The client's address is masked before it is looked up, so nested prefixes are separate maps of constant cost and never
 //! overlap in one. The label is set between the lookup and the rewriting, so only on what a forward caught.
-//! Be aware: nft(8) can only print that label in front of the lookup; a table restored from that text labels
+//!
+//! Where some of a map's forwards ask for another source, no hairpin or loopback addresses, a rule before it takes their
+//! labels from a map of the same keys:
+//! ```text
+//! meta nfproto ipv4 ct label set meta l4proto . th dport map @ip-ports-labels dnat ip to meta l4proto . th dport map @ip-ports
+//! ```
+//! Be aware: nft(8) can only print the first rule's label in front of the lookup; a table restored from that text labels
 //! every connection to this host. `plan` sees the difference and `apply` mends it. nft(8) 1.0.6 prints a mask behind the
-//! first field of a key, but cannot read it.
+//! first field of a key, but cannot read it; nor can it read back a label that comes from a map.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{End, FIRST, LABEL_OURS, address_in, family_is, load_address, mask, set_label};
-use crate::model::{Asked, ChainName, Comment, Owned, Protocol, SetName};
+use super::{End, FIRST, address_in, family_is, load_address, mask, set_label};
+use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, Protocol, SetName, address};
+use crate::nft::element;
 use crate::nft::expr::{
-    Bitwise, Cmp, Expr, Fib, FibResult, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect, Register, Verdict,
+    Bitwise, Choice, Cmp, CtSetLabel, Expr, Fib, FibResult, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect,
+    Register, Verdict,
 };
-use crate::nft::map::{self, MapId};
-use crate::nft::program::{Chain, Element, Field, Key, Map, Program, Rule};
+use crate::nft::label::{self, MASQUERADE, OURS, Sources};
+use crate::nft::map::{MapId, Place};
+use crate::nft::program::{Chain, Field, Map, Program, Rule};
 
 /// The routing table's word for an address of this host. Source: `RTN_LOCAL` in include/uapi/linux/rtnetlink.h.
 const RTN_LOCAL: u32 = 2;
 
+/// The rules that lead a packet through the forwards.
+#[derive(Default)]
+pub(super) struct Jumps {
+    /// About packets to loopback addresses, which only this host sends.
+    pub(super) loopback: Vec<Rule>,
+    /// About all others.
+    pub(super) outside: Vec<Rule>,
+}
+
 /// Adds the maps and the chains of forwards, and gives the rules that lead a packet through them.
-pub(super) fn maps_and_chains(asked: &Asked, program: &mut Program) -> Vec<Rule> {
-    let mut protocols: BTreeMap<MapId, BTreeSet<Protocol>> = BTreeMap::new();
-    let mut comments = Comments::default();
+pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Program) -> Jumps {
+    let mut maps = Maps { program, comments: HashMap::new(), protocols: BTreeMap::new() };
     for owned in &asked.bindings {
-        let id = MapId::of(&owned.rule, asked.chain_of(&owned.rule));
-        let map = (program.maps.entry(id.to_string()))
-            .or_insert_with(|| Map { shape: id.shape(), elements: BTreeMap::new() });
-        map.elements.extend(elements(owned, &mut comments));
-        protocols.entry(id).or_default().insert(owned.rule.protocol);
+        for kind in element::kinds(&owned.rule) {
+            let id = MapId::of(&owned.rule, kind, asked.chain_of(&owned.rule));
+            if id.place == Place::Outside {
+                maps.put(&id, owned, label::of(&owned.rule, sources));
+                if owned.rule.loopback {
+                    maps.put(&id.at_loopback(), owned, label::at_loopback(&owned.rule, sources));
+                }
+            } else {
+                maps.put(&id, owned, label::at_loopback(&owned.rule, sources));
+            }
+        }
     }
-    let mut jumps = Vec::new();
-    for run in runs(protocols.into_iter().collect()) {
+    let mut jumps = Jumps::default();
+    for run in runs(maps.protocols.into_iter().collect()) {
+        match run.stage {
+            Stage::Loopback => {
+                let families: BTreeSet<Family> = run.maps.iter().map(|(id, _)| id.class.family).collect();
+                jumps.loopback.extend(families.into_iter().map(|family| jump_loopback(&run.name, family)));
+            }
+            stage => jumps.outside.push(jump(&run.name, stage)),
+        }
         let rules = run.maps.iter().flat_map(|(id, protocols)| rules(id, protocols)).collect();
-        jumps.push(jump(&run.name, run.by_address));
         program.chains.insert(run.name, Chain { base: None, rules });
     }
     jumps
 }
 
-/// The elements of one forward's atom; all that is sent when it is added to a table that has its map.
-fn elements(owned: &Owned<crate::model::Binding>, comments: &mut Comments) -> Vec<(Key, Element)> {
-    map::elements(&owned.rule, &comments.of(&owned.set, owned.rule.comment.as_ref()))
+/// The maps that are being filled.
+struct Maps<'a> {
+    program: &'a mut Program,
+    /// The text of every comment once, however many elements carry it.
+    comments: HashMap<(SetName, Option<Comment>), Arc<str>>,
+    /// Which maps there are, and the protocols in each.
+    protocols: BTreeMap<MapId, BTreeSet<Protocol>>,
 }
 
-/// The text of every comment once, however many elements carry it.
-#[derive(Default)]
-struct Comments(HashMap<(SetName, Option<Comment>), Arc<str>>);
+impl Maps<'_> {
+    /// Puts a binding into a map, and its label, if it has one of its own, into the map of labels.
+    fn put(&mut self, id: &MapId, owned: &Owned<Binding>, label: Option<Vec<u8>>) {
+        let remark = owned.rule.comment.as_ref();
+        let text = || element::comment(&owned.set, remark.map(Comment::as_str)).into();
+        let comment = self.comments.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone();
+        let labels = label.map(|label| (id.labels(), label));
+        for (id, label) in [(id.clone(), Vec::new())].into_iter().chain(labels) {
+            let map = (self.program.maps.entry(id.to_string()))
+                .or_insert_with(|| Map { shape: id.shape(), elements: BTreeMap::new() });
+            map.elements.extend(element::elements(&id, &owned.rule, &comment, &label));
+            self.protocols.entry(id).or_default().insert(owned.rule.protocol);
+        }
+    }
+}
 
-impl Comments {
-    fn of(&mut self, set: &SetName, remark: Option<&Comment>) -> Arc<str> {
-        let text = || map::comment(set, remark.map(Comment::as_str)).into();
-        Arc::clone(self.0.entry((set.clone(), remark.cloned())).or_insert_with(text))
+/// About which packets a chain of forwards is asked, in that order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Loopback,
+    ByAddress,
+    Any,
+}
+
+impl Stage {
+    fn of(id: &MapId) -> Self {
+        match (id.place, id.class.address) {
+            (Place::Outside, true) => Self::ByAddress,
+            (Place::Outside, false) => Self::Any,
+            (Place::Loopback | Place::LoopbackAt, _) => Self::Loopback,
+        }
+    }
+
+    /// What the name of such a chain ends in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Loopback => "-loopback",
+            Self::ByAddress => "-by-address",
+            Self::Any => "",
+        }
     }
 }
 
 /// Maps that are asked one after the other in one chain.
 struct Run {
     name: String,
-    by_address: bool,
+    stage: Stage,
     chain: ChainName,
     maps: Vec<(MapId, BTreeSet<Protocol>)>,
 }
 
 /// Lays the maps out in chains so that following them is following precedence.
 ///
-/// A chain name's forwards are in one chain for those with an address and one for those without. Only where forwards of
-/// different chain names take turns in precedence is a chain continued, in `NAME-2` and so on.
+/// A chain name's forwards are in one chain for each stage. Only where forwards of different chain names take turns in
+/// precedence is a chain continued, in `NAME-2` and so on.
 fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
-    // Families never compete, so they share a level; within a level chains may come in any order.
-    maps.sort_by_key(|(id, _)| {
+    let level = |id: &MapId| {
         let class = id.class;
-        (
-            !class.address,
-            !class.interface,
-            std::cmp::Reverse(class.from),
-            id.chain.clone(),
-            class.family,
-            id.kind,
-            id.redirect,
-        )
-    });
-    let level = |id: &MapId| (id.class.address, id.class.interface, id.class.from);
+        (Stage::of(id), !class.address, !class.interface, std::cmp::Reverse(class.from))
+    };
+    // Families never compete, so they share a level; within a level chains may come in any order, but a label before the
+    // forwards that it belongs to.
+    let rest = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.place, !id.labels);
+    maps.sort_by_cached_key(|(id, _)| (level(id), rest(id)));
     let mut runs: Vec<Run> = Vec::new();
     while let Some((first, _)) = maps.first() {
         let end = maps.iter().position(|(id, _)| level(id) != level(first)).unwrap_or(maps.len());
@@ -98,12 +157,12 @@ fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
             now.sort_by_key(|(id, _)| id.chain != chain);
         }
         for (id, protocols) in now {
-            let by_address = id.class.address;
+            let stage = Stage::of(&id);
             match runs.last_mut() {
-                Some(run) if run.chain == id.chain && run.by_address == by_address => run.maps.push((id, protocols)),
+                Some(run) if run.chain == id.chain && run.stage == stage => run.maps.push((id, protocols)),
                 _ => {
-                    let name = run_name(&runs, &id.chain, by_address);
-                    runs.push(Run { name, by_address, chain: id.chain.clone(), maps: vec![(id, protocols)] });
+                    let name = run_name(&runs, &id.chain, stage);
+                    runs.push(Run { name, stage, chain: id.chain.clone(), maps: vec![(id, protocols)] });
                 }
             }
         }
@@ -111,16 +170,16 @@ fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     runs
 }
 
-fn run_name(runs: &[Run], chain: &ChainName, by_address: bool) -> String {
-    let before = runs.iter().filter(|run| run.chain == *chain && run.by_address == by_address).count();
-    let base = if by_address { format!("{chain}-by-address") } else { chain.to_string() };
+fn run_name(runs: &[Run], chain: &ChainName, stage: Stage) -> String {
+    let before = runs.iter().filter(|run| run.chain == *chain && run.stage == stage).count();
+    let base = format!("{chain}{}", stage.suffix());
     if before == 0 { base } else { format!("{base}-{}", before + 1) }
 }
 
 /// `fib daddr type local jump DOCKER`; what names its address needs no such guard.
-fn jump(chain: &str, by_address: bool) -> Rule {
+fn jump(chain: &str, stage: Stage) -> Rule {
     let mut exprs = Vec::with_capacity(3);
-    if !by_address {
+    if stage == Stage::Any {
         exprs.push(Expr::Fib(Fib { result: FibResult::DestinationType, to: FIRST }));
         exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data: RTN_LOCAL.to_ne_bytes().to_vec() }));
     }
@@ -128,17 +187,20 @@ fn jump(chain: &str, by_address: bool) -> Rule {
     Rule { exprs, comment: None }
 }
 
-/// `ip daddr 127.0.0.0/8 return`, `ip6 daddr ::1 return`: what this host says to itself stays with it.
+/// `ip daddr 127.0.0.0/8 jump DOCKER-loopback`.
+fn jump_loopback(chain: &str, family: Family) -> Rule {
+    to_loopback(family, Verdict::Jump(chain.to_owned()))
+}
+
+/// `ip daddr 127.0.0.0/8 return`, `ip6 daddr ::1 return`: what else this host says to itself stays with it.
 pub(super) fn own_loopback() -> [Rule; 2] {
-    let networks = [
-        ipnetwork::Ipv4Network::new(std::net::Ipv4Addr::new(127, 0, 0, 0), 8).map(ipnetwork::IpNetwork::V4),
-        ipnetwork::Ipv6Network::new(std::net::Ipv6Addr::LOCALHOST, 128).map(ipnetwork::IpNetwork::V6),
-    ];
-    networks.map(|network| {
-        let mut exprs = address_in(network.expect("both lengths fit their family"), End::Destination);
-        exprs.push(Expr::Verdict(Verdict::Return));
-        Rule { exprs, comment: None }
-    })
+    Family::ALL.map(|family| to_loopback(family, Verdict::Return))
+}
+
+fn to_loopback(family: Family, verdict: Verdict) -> Rule {
+    let mut exprs = address_in(address::loopback(family), End::Destination);
+    exprs.push(Expr::Verdict(verdict));
+    Rule { exprs, comment: None }
 }
 
 /// The rules that ask one map: one, or for a redirect one for each protocol, because nft(8) takes `redirect to :PORT`
@@ -157,19 +219,44 @@ fn rule(id: &MapId, protocol: Option<Protocol>) -> Rule {
         exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to: FIRST }));
         exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data: vec![protocol.number()] }));
     }
-    let shape = id.shape();
-    exprs.extend(load_key(id, &shape.key));
-    let has_data = !shape.data.is_empty();
-    exprs.push(Expr::Lookup(Lookup { map: id.to_string(), from: FIRST, to: has_data.then_some(FIRST) }));
-    exprs.extend(set_label(LABEL_OURS, LABEL_SCRATCH));
-    let has_port = shape.data.last() == Some(&Field::Port);
-    exprs.push(if id.redirect {
-        Expr::Redirect(Redirect { port: has_port.then_some(FIRST) })
-    } else {
-        let words = shape.data.first().map_or(0, |address| address.words());
-        Expr::Nat(Nat { source: false, family, address: FIRST, port: has_port.then(|| FIRST.after(words)) })
-    });
+    if id.labels {
+        exprs.extend(look_up(id));
+        exprs.push(Expr::CtSetLabel(CtSetLabel { from: FIRST }));
+    }
+    let targets = id.targets();
+    exprs.extend(look_up(&targets));
+    if !id.labels {
+        exprs.extend(set_label(common_label(id), LABEL_SCRATCH));
+    }
+    exprs.push(rewrite(&targets));
     Rule { exprs, comment: None }
+}
+
+/// The labels of a map's connections that have none of their own.
+fn common_label(id: &MapId) -> &'static [u8] {
+    // Answers to a loopback address would never come back; what a redirect sends to this host need not.
+    if id.place == Place::Outside || id.redirect { &[OURS] } else { &[OURS, MASQUERADE] }
+}
+
+/// Loads the key of a map, and asks it.
+fn look_up(id: &MapId) -> Vec<Expr> {
+    let shape = id.shape();
+    let mut exprs = load_key(id, &shape.key);
+    let to = (!shape.data.is_empty()).then_some(FIRST);
+    exprs.push(Expr::Lookup(Lookup { map: id.to_string(), from: FIRST, to }));
+    exprs
+}
+
+/// Rewrites the destination to what a map answered.
+fn rewrite(id: &MapId) -> Expr {
+    let data = id.shape().data;
+    let has_port = data.last() == Some(&Field::Port);
+    if id.redirect {
+        return Expr::Redirect(Redirect { port: has_port.then_some(FIRST) });
+    }
+    let words = data.first().map_or(0, |address| address.words());
+    let port = has_port.then(|| FIRST.after(words).into());
+    Expr::Nat(Nat { source: false, family: id.class.family, address: FIRST.into(), port, choice: Choice::Plain })
 }
 
 /// Behind the data of any map, which take five words at most.
@@ -179,7 +266,7 @@ fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
     let family = id.class.family;
     let mut exprs = Vec::with_capacity(fields.len() + 1);
     let mut to = FIRST;
-    let mut destination = id.class.address;
+    let mut destination = id.keys_address();
     for field in fields {
         match field {
             Field::Ipv4 | Field::Ipv6 if destination => {
@@ -195,7 +282,13 @@ fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
             }
             Field::Interface => exprs.push(Expr::Meta(Meta { key: MetaKey::IifName, to })),
             Field::Protocol => exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to })),
-            Field::Port => exprs.push(Expr::Payload(Payload { header: Header::Transport, offset: 2, length: 2, to })),
+            Field::Port => {
+                exprs.push(Expr::Payload(Payload { header: Header::Transport, offset: 2, length: 2, to }));
+                if id.kind.is_block() {
+                    let mask = element::BLOCK_MASK.to_be_bytes().to_vec();
+                    exprs.push(Expr::Bitwise(Bitwise { register: to, mask }));
+                }
+            }
         }
         to = to.after(field.words());
     }

@@ -9,8 +9,10 @@
 //!     chain nat-output      { type nat hook output priority -105;        ip daddr 127.0.0.0/8 return
 //!                                                                        ip6 daddr ::1 return
 //!                                                                        fib daddr type local jump DOCKER }
-//!     chain filter-forward  { type filter hook forward priority 5;       ct state new ct label 121 fib daddr . iif oif exists ct label set 120 }
-//!     chain nat-postrouting { type nat hook postrouting priority 95;     ct label 120 masquerade
+//!     chain filter-forward  { type filter hook forward priority 5;       ct state new ct label & (121, 119) == 121
+//!                                                                        fib daddr . iif oif exists ct label set 120 }
+//!     chain nat-postrouting { type nat hook postrouting priority 95;     oifname "lo" return
+//!                                                                        ct label 120 masquerade
 //!                                                                        ip saddr 172.17.0.0/16 oifname != "docker0" masquerade }
 //! }
 //! ```
@@ -18,26 +20,33 @@
 //! number of rules does not grow with the number of forwards. Rules are in the order of precedence, so a packet's first
 //! match is the forward that wins.
 //!
-//! `forward.rs` makes the maps and the rules that ask them, `hairpin.rs` the way back for neighbours of a target,
-//! `network.rs` what networks and masquerades ask for.
+//! `forward.rs` makes the maps and the rules that ask them, `hairpin.rs` the way back for neighbours of a target, `guard.rs`
+//! what a loopback forward needs, `netmap.rs`, `isolate.rs` and `source.rs` the rest.
 
 mod forward;
+mod guard;
 mod hairpin;
-mod network;
+mod isolate;
+mod netmap;
+mod source;
 
-pub(super) use network::{ISOLATE, NETWORK};
+pub(super) use isolate::ISOLATE;
+pub(super) use netmap::NETMAP;
+pub(super) use source::{NETWORK, sources_name, sources_shape};
 
 use super::expr::{Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register};
+use super::label::{Sources, bits};
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
-use crate::model::{Asked, Family, SetName};
+use crate::model::{Asked, Binding, Family, SetName, Source};
 
-/// The connection label of a connection that must take the address of the interface it leaves by.
-pub const LABEL_MASQUERADE: u8 = 120;
-/// The connection label of a connection that one of our forwards sent on.
-pub const LABEL_OURS: u8 = 121;
+/// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
+/// belongs to no connection is never tracked as one, and destinations are still those on the wire.
+pub const GUARD_PRIORITY: i32 = -300;
 /// Where we look at packets that pass through: just after everybody's ordinary filters.
 pub const FORWARD_PRIORITY: i32 = 5;
 
+/// The base chain that drops loopback addresses from a wire.
+pub const GUARD_PREROUTING: &str = "guard-prerouting";
 /// The base chain that serves what arrives.
 pub const NAT_PREROUTING: &str = "nat-prerouting";
 /// The base chain that serves this host itself.
@@ -66,30 +75,57 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
     }
     program.table = true;
     let priority = asked.priority().map_err(|(one, other)| CompileError::Priorities(one, other))?;
-    let jumps = forward::maps_and_chains(asked, &mut program);
-    let nat = |hook, priority, rules: Vec<Rule>| Chain {
-        base: Some(Base { chain_type: ChainType::Nat, hook, priority }),
-        rules,
+    let sources = Sources::of(asked);
+    let jumps = forward::maps_and_chains(asked, &sources, &mut program);
+    let mut add = |name: &str, chain_type, hook, priority, rules: Vec<Rule>| {
+        if !rules.is_empty() {
+            let base = Some(Base { chain_type, hook, priority });
+            program.chains.insert(name.into(), Chain { base, rules });
+        }
     };
-    if !jumps.is_empty() {
-        let output = forward::own_loopback().into_iter().chain(jumps.iter().cloned()).collect();
-        program.chains.insert(NAT_OUTPUT.into(), nat(Hook::Output, priority.value(), output));
-        program.chains.insert(NAT_PREROUTING.into(), nat(Hook::Prerouting, priority.value(), jumps));
-    }
-    let mut passing = network::isolation(asked);
-    let mut leaving = network::masquerades(asked);
-    if asked.bindings.iter().any(|owned| owned.rule.to.address.is_some()) {
+    let inward: Vec<Rule> = jumps.outside.into_iter().chain(netmap::inward(asked)).collect();
+    let output = if inward.is_empty() && jumps.loopback.is_empty() {
+        Vec::new()
+    } else {
+        jumps.loopback.into_iter().chain(forward::own_loopback()).chain(inward.iter().cloned()).collect()
+    };
+    let rewritten = Masqueraded::of(asked);
+    let mut passing = isolate::rules(asked);
+    if rewritten.neighbours {
         passing.insert(0, hairpin::mark());
-        leaving.insert(0, hairpin::masquerade());
     }
-    if !passing.is_empty() {
-        let base = Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: FORWARD_PRIORITY };
-        program.chains.insert(FILTER_FORWARD.into(), Chain { base: Some(base), rules: passing });
-    }
+    add(GUARD_PREROUTING, ChainType::Filter, Hook::Prerouting, GUARD_PRIORITY, guard::rules(asked));
+    add(NAT_OUTPUT, ChainType::Nat, Hook::Output, priority.value(), output);
+    add(NAT_PREROUTING, ChainType::Nat, Hook::Prerouting, priority.value(), inward);
+    add(FILTER_FORWARD, ChainType::Filter, Hook::Forward, FORWARD_PRIORITY, passing);
+    let leaving = source::rules(asked, &sources, rewritten.any(), &mut program);
     if !leaving.is_empty() {
-        program.chains.insert(NAT_POSTROUTING.into(), nat(Hook::Postrouting, priority.source(), leaving));
+        let base = Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: priority.source() };
+        program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: leaving });
     }
     Ok(program)
+}
+
+/// Which connections of forwards take the address of the interface they leave by.
+#[derive(Default)]
+struct Masqueraded {
+    /// Those of neighbours of a target.
+    neighbours: bool,
+    /// Others: on request, or to loopback addresses.
+    others: bool,
+}
+
+impl Masqueraded {
+    fn of(asked: &Asked) -> Self {
+        let to_others = || asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.to.address.is_some());
+        let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_others();
+        let others = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
+        Self { neighbours: to_others().any(neighbours), others: to_others().any(others) }
+    }
+
+    fn any(&self) -> bool {
+        self.neighbours || self.others
+    }
 }
 
 const FIRST: Register = Register::word(0);
@@ -135,10 +171,7 @@ fn mask(family: Family, length: u8) -> Vec<u8> {
 /// `ip saddr 10.0.0.0/8`: goes on only where an address is in a network.
 fn address_in(network: ipnetwork::IpNetwork, end: End) -> Vec<Expr> {
     let family = Family::of_network(network);
-    let data = match network.network() {
-        std::net::IpAddr::V4(address) => address.octets().to_vec(),
-        std::net::IpAddr::V6(address) => address.octets().to_vec(),
-    };
+    let data = octets(network.network());
     let mut exprs = family_is(family).to_vec();
     if network.prefix() == 0 {
         return exprs;
@@ -154,37 +187,42 @@ fn address_in(network: ipnetwork::IpNetwork, end: End) -> Vec<Expr> {
 
 /// `iifname "eth0"` or `oifname != "eth0"`.
 fn interface(key: MetaKey, equal: bool, name: &crate::model::IfName) -> [Expr; 2] {
-    [Expr::Meta(Meta { key, to: FIRST }), Expr::Cmp(Cmp { register: FIRST, equal, data: name.to_bytes().to_vec() })]
+    name_is(key, equal, name.to_bytes())
 }
 
-/// The 128 bits in which only `label` is set. Labels are counted from the low bit of the first byte.
-fn label_bits(label: u8) -> Vec<u8> {
-    (0..16).map(|byte| if byte == label / 8 { 1 << (label % 8) } else { 0 }).collect()
+fn name_is(key: MetaKey, equal: bool, name: [u8; 16]) -> [Expr; 2] {
+    [Expr::Meta(Meta { key, to: FIRST }), Expr::Cmp(Cmp { register: FIRST, equal, data: name.to_vec() })]
+}
+
+/// An address in network byte order.
+fn octets(address: std::net::IpAddr) -> Vec<u8> {
+    match address {
+        std::net::IpAddr::V4(address) => address.octets().to_vec(),
+        std::net::IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// `ct label set 121`, through registers from `scratch` on.
-fn set_label(label: u8, scratch: Register) -> [Expr; 2] {
-    [
-        Expr::Immediate(Immediate { to: scratch, data: label_bits(label) }),
-        Expr::CtSetLabel(CtSetLabel { from: scratch }),
-    ]
+fn set_label(labels: &[u8], scratch: Register) -> [Expr; 2] {
+    [Expr::Immediate(Immediate { to: scratch, data: bits(labels) }), Expr::CtSetLabel(CtSetLabel { from: scratch })]
 }
 
 /// `ct label 121`.
 fn has_label(label: u8) -> [Expr; 3] {
-    compare_label(label, false)
+    compare_label(&[label], false, vec![0; 16])
 }
 
 /// `ct label ! 121`.
 fn has_not_label(label: u8) -> [Expr; 3] {
-    compare_label(label, true)
+    compare_label(&[label], true, vec![0; 16])
 }
 
-fn compare_label(label: u8, absent: bool) -> [Expr; 3] {
+/// Compares what is set of `labels` with `data`.
+fn compare_label(labels: &[u8], equal: bool, data: Vec<u8>) -> [Expr; 3] {
     [
         Expr::Ct(Ct { key: CtKey::Label, to: FIRST }),
-        Expr::Bitwise(Bitwise { register: FIRST, mask: label_bits(label) }),
-        Expr::Cmp(Cmp { register: FIRST, equal: absent, data: vec![0; 16] }),
+        Expr::Bitwise(Bitwise { register: FIRST, mask: bits(labels) }),
+        Expr::Cmp(Cmp { register: FIRST, equal, data }),
     ]
 }
 

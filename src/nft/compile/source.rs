@@ -1,69 +1,166 @@
-//! Networks and masquerades.
+//! What leaves: the sources that forwards name, 1:1 translations, source NAT, masquerades.
 //!
 //! ```text
-//! chain filter-forward  { ip daddr 172.17.0.0/16 oifname "docker0" iifname != "docker0"
-//!                         ct state new,invalid,untracked ct label ! 121 drop comment "web: isolate docker0 DOCKER" }
-//! chain nat-postrouting { ip saddr 172.17.0.0/16 oifname != "docker0" masquerade comment "web: network docker0 DOCKER" }
-//! chain nat-postrouting { ip saddr 10.0.0.0/24 oifname "eth0" masquerade comment "web" }
+//! chain nat-postrouting {
+//!     oifname "lo" return
+//!     meta nfproto ipv4 snat ip to ct label & … map @sources-ip
+//!     ct label 120 masquerade
+//!     ip saddr 10.0.0.0/24 snat ip prefix to 192.0.2.0/24 comment "web: netmap"
+//!     ip saddr 10.0.0.0/24 oifname "eth0" snat ip to 203.0.113.5-203.0.113.9:1024-2047 fully-random comment "web"
+//!     ip saddr 172.17.0.0/16 oifname != "docker0" masquerade comment "web: network docker0 DOCKER"
+//!     oifname "eth0" masquerade comment "web"
+//! }
 //! ```
-//! The comment says what the rule alone does not: whose it is, and the network's chain. A network that neither
-//! masquerades nor isolates leaves no rule.
+//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins. The
+//! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
+//! does not leave, and is left alone.
+//!
+//! Be aware: the ports of a pool are also the range of ICMP's echo identifiers. nft(8) prints such a rule, but reads it only
+//! behind a match of a protocol that has ports.
 
-use super::{End, FIRST, LABEL_OURS, address_in, has_not_label, interface};
-use crate::model::{Asked, Masquerade, Network, Owned};
-use crate::nft::expr::{self, Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
+use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
+use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use crate::model::{Asked, Family, IfName, Mode, Network, Pool, SetName};
+use crate::nft::element;
+use crate::nft::expr::{
+    self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
+};
+use crate::nft::label::{self, MASQUERADE, Sources};
 use crate::nft::map;
-use crate::nft::program::Rule;
-
-/// New, invalid and untracked: what does not belong to a connection that was let through before.
-/// Source: `NF_CT_STATE_BIT`, `NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_UNTRACKED_BIT` in
-/// include/uapi/linux/netfilter/nf_conntrack_common.h.
-const STATE_UNKNOWN: u32 = 8 | 1 | 64;
+use crate::nft::program::{Counter, Element, Field, Key, Map, Program, Rule, Shape};
 
 /// The word in a comment that says that a rule stands for a network.
 pub(in crate::nft) const NETWORK: &str = "network";
-/// The word in a comment that says that a rule keeps the outside out of a network.
-pub(in crate::nft) const ISOLATE: &str = "isolate";
 
-/// One rule for each subnet of a network that masquerades, one for each masquerade.
-pub(super) fn masquerades(asked: &Asked) -> Vec<Rule> {
-    let networks = asked.networks.iter().filter(|owned| owned.rule.masquerade);
-    let networks = networks.flat_map(|owned| owned.rule.subnets.iter().map(|subnet| of_network(owned, *subnet)));
-    networks.chain(asked.masquerades.iter().map(of_masquerade)).collect()
-}
-
-fn of_network(owned: &Owned<Network>, subnet: ipnetwork::IpNetwork) -> Rule {
-    let mut exprs = address_in(subnet, End::Source);
-    exprs.extend(interface(MetaKey::OifName, false, &owned.rule.name));
-    exprs.push(Expr::Masquerade(expr::Masquerade));
-    let remark = format!("{NETWORK} {} {}", owned.rule.name, owned.rule.chain);
-    Rule { exprs, comment: Some(map::comment(&owned.set, Some(&remark))) }
-}
-
-fn of_masquerade(owned: &Owned<Masquerade>) -> Rule {
-    let mut exprs = owned.rule.from.map(|from| address_in(from, End::Source)).unwrap_or_default();
-    if let Some(out) = &owned.rule.out {
-        exprs.extend(interface(MetaKey::OifName, true, out));
+/// Adds the maps of sources, and gives the rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
+pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in Family::ALL {
+        if let Some(map) = sources_map(sources, family) {
+            program.maps.insert(sources_name(family).into(), map);
+            rules.push(named_source(family));
+        }
     }
-    exprs.push(Expr::Masquerade(expr::Masquerade));
-    Rule { exprs, comment: Some(map::comment(&owned.set, None)) }
+    if labelled {
+        rules.push(masquerade_labelled());
+    }
+    rules.extend(netmap::outward(asked));
+    rules.extend(egress::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    if !rules.is_empty() {
+        rules.insert(0, ignore_loopback());
+    }
+    rules
 }
 
-/// One rule for each subnet of a network that is isolated.
-pub(super) fn isolation(asked: &Asked) -> Vec<Rule> {
-    let networks = asked.networks.iter().filter(|owned| owned.rule.isolate);
-    networks.flat_map(|owned| owned.rule.subnets.iter().map(|subnet| isolate(owned, *subnet))).collect()
+/// The map from the numbers in labels to addresses.
+pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "sources-ip",
+        Family::Ipv6 => "sources-ip6",
+    }
 }
 
-fn isolate(owned: &Owned<Network>, subnet: ipnetwork::IpNetwork) -> Rule {
-    let mut exprs = address_in(subnet, End::Destination);
-    exprs.extend(interface(MetaKey::OifName, true, &owned.rule.name));
-    exprs.extend(interface(MetaKey::IifName, false, &owned.rule.name));
-    exprs.push(Expr::Ct(Ct { key: CtKey::State, to: FIRST }));
-    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: STATE_UNKNOWN.to_ne_bytes().to_vec() }));
-    exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: false, data: vec![0; 4] }));
-    exprs.extend(has_not_label(LABEL_OURS));
-    exprs.push(Expr::Verdict(Verdict::Drop));
-    let remark = format!("{ISOLATE} {} {}", owned.rule.name, owned.rule.chain);
-    Rule { exprs, comment: Some(map::comment(&owned.set, Some(&remark))) }
+/// The shape of that map.
+pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
+    let address = match family {
+        Family::Ipv4 => Field::Ipv4,
+        Family::Ipv6 => Field::Ipv6,
+    };
+    Shape { key: vec![map::LABEL], data: vec![address] }
+}
+
+fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
+    let element = |(label, address): (Vec<u8>, std::net::IpAddr)| {
+        let data = super::octets(address).into();
+        let element = Element { data, comment: "".into(), span: None, counter: Counter::default() };
+        (Key(label.into()), element)
+    };
+    let elements: std::collections::BTreeMap<_, _> = sources.elements(family).map(element).collect();
+    (!elements.is_empty()).then(|| Map { shape: sources_shape(family), elements })
+}
+
+/// `meta nfproto ipv4 snat ip to ct label & … map @sources-ip`.
+fn named_source(family: Family) -> Rule {
+    let mut exprs = family_is(family).to_vec();
+    exprs.push(Expr::Ct(Ct { key: CtKey::Label, to: FIRST }));
+    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::number_mask() }));
+    exprs.push(Expr::Lookup(Lookup { map: sources_name(family).into(), from: FIRST, to: Some(FIRST) }));
+    exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, choice: Choice::Plain }));
+    Rule { exprs, comment: None }
+}
+
+/// `ct label 120 masquerade`.
+fn masquerade_labelled() -> Rule {
+    let mut exprs = has_label(MASQUERADE).to_vec();
+    exprs.push(Expr::Masquerade(Masquerade));
+    Rule { exprs, comment: None }
+}
+
+/// `oifname "lo" return`.
+fn ignore_loopback() -> Rule {
+    let mut exprs = super::name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
+    exprs.push(Expr::Verdict(Verdict::Return));
+    Rule { exprs, comment: None }
+}
+
+fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
+    let mut exprs = egress.from.map(|from| address_in(from, End::Source)).unwrap_or_default();
+    if let Rewrite::Snat(pool, _) = egress.rewrite
+        && egress.from.is_none()
+    {
+        exprs.extend(family_is(pool.family()));
+    }
+    match &egress.way {
+        Way::Any => {}
+        Way::By(out) => exprs.extend(interface(MetaKey::OifName, true, out)),
+        Way::NotBy(name) => exprs.extend(interface(MetaKey::OifName, false, name)),
+    }
+    match egress.rewrite {
+        Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
+        Rewrite::Snat(pool, mode) => exprs.extend(snat(pool, mode)),
+    }
+    Rule { exprs, comment: comment(asked, written) }
+}
+
+fn comment(asked: &Asked, written: Written) -> Option<String> {
+    let of_network = |set: &SetName, network: &Network| element::comment(set, Some(&remark(NETWORK, network)));
+    match written {
+        Written::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
+        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| element::comment(&owned.set, None)),
+        Written::Snat(at) => asked.snats.get(at).map(|owned| element::comment(&owned.set, None)),
+    }
+}
+
+/// What the rules of a network say besides the set: a word, its name, its chain.
+pub(super) fn remark(word: &str, network: &Network) -> String {
+    let name: &IfName = &network.name;
+    format!("{word} {name} {}", network.chain)
+}
+
+fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
+    let last = (pool.first() != pool.last()).then(|| super::octets(pool.last()));
+    let address = super::octets(pool.first());
+    let mut next = FIRST;
+    let mut load = |exprs: &mut Vec<Expr>, data: Vec<u8>| {
+        let to = next;
+        next = to.after(if data.len() > 4 { 4 } else { 1 });
+        exprs.push(Expr::Immediate(Immediate { to, data }));
+        to
+    };
+    let mut exprs = Vec::new();
+    let first = load(&mut exprs, address);
+    let last = last.map(|last| load(&mut exprs, last));
+    let port = pool.ports().map(|ports| {
+        let first = load(&mut exprs, ports.first().to_be_bytes().to_vec());
+        let last = (!ports.is_single()).then(|| load(&mut exprs, ports.last().to_be_bytes().to_vec()));
+        Ends { first, last }
+    });
+    let choice = match mode {
+        None => Choice::Plain,
+        Some(Mode::Random) => Choice::Random,
+        Some(Mode::FullyRandom) => Choice::FullyRandom,
+        Some(Mode::Persistent) => Choice::Persistent,
+    };
+    exprs.push(Expr::Nat(Nat { source: true, family: pool.family(), address: Ends { first, last }, port, choice }));
+    exprs
 }

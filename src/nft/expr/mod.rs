@@ -22,7 +22,7 @@ pub use fib::{Fib, FibResult};
 pub use immediate::{Immediate, Verdict};
 pub use lookup::Lookup;
 pub use meta::{Meta, MetaKey};
-pub use nat::{Masquerade, Nat, Redirect};
+pub use nat::{Choice, Ends, Masquerade, Nat, Redirect};
 pub use payload::{Header, Payload};
 
 /// A 32-bit register word, 0 to 15, where a value begins.
@@ -223,6 +223,7 @@ pub(in crate::nft) use tests::one_of_each;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Family;
 
     impl Read for Attributes {
         fn number(&self, attribute: u16) -> Option<u32> {
@@ -250,6 +251,8 @@ mod tests {
         let a = Register::word(0);
         let b = Register::word(1);
         let label = Register::word(8);
+        let a_to_b = Ends { first: a, last: Some(b) };
+        let nat = |source, family, address, port, choice| Expr::Nat(Nat { source, family, address, port, choice });
         vec![
             Expr::Meta(Meta { key: MetaKey::NfProto, to: a }),
             Expr::Meta(Meta { key: MetaKey::L4Proto, to: a }),
@@ -262,8 +265,11 @@ mod tests {
             Expr::Cmp(Cmp { register: a, equal: false, data: vec![0; 16] }),
             Expr::Lookup(Lookup { map: "ip-ports".into(), from: a, to: Some(a) }),
             Expr::Lookup(Lookup { map: "ip-ranges-redirect".into(), from: a, to: None }),
-            Expr::Nat(Nat { source: false, family: crate::model::Family::Ipv4, address: a, port: Some(b) }),
-            Expr::Nat(Nat { source: true, family: crate::model::Family::Ipv6, address: a, port: None }),
+            nat(false, Family::Ipv4, a.into(), Some(b.into()), Choice::Plain),
+            nat(true, Family::Ipv6, a.into(), None, Choice::Persistent),
+            nat(true, Family::Ipv4, a_to_b, Some(Ends { first: label, last: Some(b) }), Choice::FullyRandom),
+            nat(true, Family::Ipv4, a_to_b, None, Choice::Random),
+            nat(false, Family::Ipv6, a_to_b, None, Choice::Prefix),
             Expr::Redirect(Redirect { port: Some(a) }),
             Expr::Redirect(Redirect { port: None }),
             Expr::Masquerade(Masquerade),

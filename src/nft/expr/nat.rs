@@ -13,6 +13,7 @@ const ADDRESS_MIN: u16 = attribute(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN);
 const ADDRESS_MAX: u16 = attribute(sys::NFTNL_EXPR_NAT_REG_ADDR_MAX);
 const PORT_MIN: u16 = attribute(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN);
 const PORT_MAX: u16 = attribute(sys::NFTNL_EXPR_NAT_REG_PROTO_MAX);
+const FLAGS: u16 = attribute(sys::NFTNL_EXPR_NAT_FLAGS);
 const REDIRECT_MIN: u16 = attribute(sys::NFTNL_EXPR_REDIR_REG_PROTO_MIN);
 const REDIRECT_MAX: u16 = attribute(sys::NFTNL_EXPR_REDIR_REG_PROTO_MAX);
 const MASQUERADE_PORT: u16 = attribute(sys::NFTNL_EXPR_MASQ_REG_PROTO_MIN);
@@ -22,6 +23,79 @@ const DNAT: u32 = constant(libc::NFT_NAT_DNAT);
 const IPV4: u32 = constant(libc::NFPROTO_IPV4);
 const IPV6: u32 = constant(libc::NFPROTO_IPV6);
 
+/// What the kernel adds by itself where there is an address or a port. Source: `NF_NAT_RANGE_MAP_IPS`,
+/// `NF_NAT_RANGE_PROTO_SPECIFIED` in include/uapi/linux/netfilter/nf_nat.h.
+const IMPLIED: u32 = 1 | 2;
+
+/// How an address and a port are chosen from ranges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The first that is free.
+    #[default]
+    Plain,
+    /// `random`.
+    Random,
+    /// `fully-random`.
+    FullyRandom,
+    /// `persistent`.
+    Persistent,
+    /// `prefix`: only the part of the address that the ends of the range have in common is rewritten.
+    Prefix,
+}
+
+impl Choice {
+    const ALL: [Self; 5] = [Self::Plain, Self::Random, Self::FullyRandom, Self::Persistent, Self::Prefix];
+
+    /// Source: `NF_NAT_RANGE_…` in include/uapi/linux/netfilter/nf_nat.h.
+    fn number(self) -> u32 {
+        match self {
+            Self::Plain => 0,
+            Self::Random => 1 << 2,
+            Self::Persistent => 1 << 3,
+            Self::FullyRandom => 1 << 4,
+            Self::Prefix => 1 << 6,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Random => " random",
+            Self::FullyRandom => " fully-random",
+            Self::Persistent => " persistent",
+            Self::Prefix => " prefix",
+        }
+    }
+}
+
+/// The registers of the two ends of a range, or of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// Where the lower end is.
+    pub first: Register,
+    /// Where the upper end is, included; none: there is but one value.
+    pub last: Option<Register>,
+}
+
+impl From<Register> for Ends {
+    fn from(first: Register) -> Self {
+        Self { first, last: None }
+    }
+}
+
+impl Ends {
+    fn attributes(self, first: u16, last: u16) -> impl Iterator<Item = (u16, Value)> {
+        let upper = self.last.map(|register| (last, Value::U32(register.to_wire())));
+        std::iter::once((first, Value::U32(self.first.to_wire()))).chain(upper)
+    }
+
+    /// The kernel reports an upper end for every lower one, the same where none was given.
+    fn read(attributes: &impl Read, first: u16, last: u16) -> Option<Self> {
+        let first = attributes.register(first)?;
+        Some(Self { first, last: attributes.register(last).filter(|last| *last != first) })
+    }
+}
+
 /// Rewrites the destination, or the source, to what registers hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nat {
@@ -30,9 +104,11 @@ pub struct Nat {
     /// The family of the address.
     pub family: Family,
     /// Where the address is.
-    pub address: Register,
+    pub address: Ends,
     /// Where the port is; none: it stays.
-    pub port: Option<Register>,
+    pub port: Option<Ends>,
+    /// How they are chosen.
+    pub choice: Choice,
 }
 
 impl Nat {
@@ -41,12 +117,13 @@ impl Nat {
             Family::Ipv4 => IPV4,
             Family::Ipv6 => IPV6,
         };
-        let mut attributes = vec![
-            (TYPE, Value::U32(if self.source { SNAT } else { DNAT })),
-            (FAMILY, Value::U32(family)),
-            (ADDRESS_MIN, Value::U32(self.address.to_wire())),
-        ];
-        attributes.extend(self.port.map(|port| (PORT_MIN, Value::U32(port.to_wire()))));
+        let mut attributes =
+            vec![(TYPE, Value::U32(if self.source { SNAT } else { DNAT })), (FAMILY, Value::U32(family))];
+        attributes.extend(self.address.attributes(ADDRESS_MIN, ADDRESS_MAX));
+        attributes.extend(self.port.into_iter().flat_map(|port| port.attributes(PORT_MIN, PORT_MAX)));
+        if self.choice != Choice::Plain {
+            attributes.push((FLAGS, Value::U32(self.choice.number())));
+        }
         attributes
     }
 
@@ -61,12 +138,11 @@ impl Nat {
             IPV6 => Family::Ipv6,
             _ => return None,
         };
-        let address = attributes.register(ADDRESS_MIN)?;
-        let port = attributes.register(PORT_MIN);
-        // The kernel reports an end for every beginning; a real range is none of ours.
-        let one = |end: Option<Register>, begin: Option<Register>| end.is_none() || end == begin;
-        let plain = one(attributes.register(ADDRESS_MAX), Some(address)) && one(attributes.register(PORT_MAX), port);
-        plain.then_some(Self { source, family, address, port })
+        let flags = attributes.number(FLAGS).unwrap_or(0) & !IMPLIED;
+        let choice = Choice::ALL.into_iter().find(|choice| choice.number() == flags)?;
+        let address = Ends::read(attributes, ADDRESS_MIN, ADDRESS_MAX)?;
+        let port = Ends::read(attributes, PORT_MIN, PORT_MAX);
+        Some(Self { source, family, address, port, choice })
     }
 }
 
@@ -76,11 +152,15 @@ impl fmt::Display for Nat {
             Family::Ipv4 => "ip",
             Family::Ipv6 => "ip6",
         };
-        write!(f, "nat {} {family} addr_min {}", if self.source { "snat" } else { "dnat" }, self.address)?;
-        match self.port {
-            Some(port) => write!(f, " proto_min {port}"),
-            None => Ok(()),
+        write!(f, "nat {} {family}", if self.source { "snat" } else { "dnat" })?;
+        for (name, ends) in [("addr", Some(self.address)), ("proto", self.port)] {
+            let Some(ends) = ends else { continue };
+            write!(f, " {name}_min {}", ends.first)?;
+            if let Some(last) = ends.last {
+                write!(f, " {name}_max {last}")?;
+            }
         }
+        f.write_str(self.choice.name())
     }
 }
 

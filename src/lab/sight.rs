@@ -1,0 +1,151 @@
+//! Where packets go: numbered packets sent from everywhere in a throw-away network, and watched for everywhere.
+//!
+//! Comes in: packets. Goes out: for each, whether this host got it, whom it left for, or that nobody saw it, and with which
+//! source. Only the first packet of a connection is sent, so answers need not find their way back.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::wire::{Datagram, Sender, Watch};
+use super::{LabError, Netns, Topology};
+use crate::model::Packet;
+use crate::model::meaning::Fate;
+
+/// How long nothing must have been seen for everything to have arrived.
+const QUIET: Duration = Duration::from_millis(40);
+/// How long a network may take until packets get through.
+const WARM_UP: Duration = Duration::from_secs(10);
+/// How many packets are sent before what arrived is taken out of the buffers.
+const BURST: usize = 64;
+
+/// Where a packet was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sighting {
+    /// By nobody.
+    Nowhere,
+    /// This host got it.
+    Here {
+        /// Whom it was sent to in the end.
+        to: SocketAddr,
+        /// Who had sent it, as this host sees it.
+        from: SocketAddr,
+    },
+    /// It left this host.
+    Left {
+        /// The interface it left by.
+        by: String,
+        /// Whom it was sent to in the end.
+        to: SocketAddr,
+        /// Who had sent it, as the receiver sees it.
+        from: SocketAddr,
+    },
+}
+
+impl Sighting {
+    /// Whether this is what should become of `packet`.
+    pub fn agrees(&self, packet: &Packet, fate: &Fate) -> bool {
+        let sent = packet.source.port();
+        match (fate, self) {
+            (Fate::Dropped(_), Self::Nowhere) => true,
+            (Fate::Here { address, port, seen }, Self::Here { to, from }) => {
+                address.is_none_or(|address| address == to.ip()) && *port == to.port() && seen.allows(*from, sent)
+            }
+            (Fate::Leaves { to, by, seen }, Self::Left { by: left, to: found, from }) => {
+                to == found && by.as_str() == left && seen.allows(*from, sent)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Senders and watchers in every namespace of a network.
+pub struct Sight<'a> {
+    topology: &'a Topology,
+    senders: Vec<(&'a Netns, Sender)>,
+    here: Watch,
+    others: Vec<(&'a str, Watch)>,
+}
+
+impl<'a> Sight<'a> {
+    /// Opens them, and waits until packets really get through between the host and everybody else. Rules must not have
+    /// been applied yet.
+    ///
+    /// A link that was made a moment ago swallows packets until the kernel's link watcher has been at it, which may take
+    /// longer than anybody waits for a packet (seen on Linux 6.18 while many namespaces come and go).
+    ///
+    /// # Errors
+    /// Where raw sockets cannot be had, or packets do not get through.
+    pub fn open(topology: &'a Topology) -> Result<Self, LabError> {
+        let mut senders = vec![(&topology.host, Sender::open(&topology.host)?)];
+        let mut others = Vec::new();
+        for (interface, namespace) in topology.others() {
+            senders.push((namespace, Sender::open(namespace)?));
+            others.push((interface, Watch::arriving(namespace)?));
+        }
+        let sight = Self { topology, senders, here: Watch::delivered(&topology.host)?, others };
+        let mut missing = topology.neighbourly();
+        let start = Instant::now();
+        while !missing.is_empty() {
+            if start.elapsed() > WARM_UP {
+                let stuck = missing.iter().map(|packet| packet.destination.ip().to_string()).collect::<Vec<_>>();
+                return Err(LabError::Topology(format!("no packet gets through to {}", stuck.join(", "))));
+            }
+            let seen = sight.send(&missing)?;
+            let mut arrived = seen.into_iter().map(|sighting| sighting != Sighting::Nowhere);
+            missing.retain(|_| !arrived.next().unwrap_or(false));
+        }
+        Ok(sight)
+    }
+
+    /// Sends packets, each from where it comes from, and says where each was seen. The packets of a run, and of earlier
+    /// runs in the same network, must be of different connections.
+    ///
+    /// # Errors
+    /// Where the sockets fail. That a packet cannot be sent is no error: nobody sees it.
+    pub fn send(&self, packets: &[Packet]) -> Result<Vec<Sighting>, LabError> {
+        let mut seen: HashMap<u64, Sighting> = HashMap::new();
+        for (number, packet) in (0u64..).zip(packets) {
+            let datagram =
+                Datagram { protocol: packet.protocol, source: packet.source, destination: packet.destination, number };
+            let namespace = self.topology.sender(packet);
+            let sender =
+                self.senders.iter().find(|(here, _)| namespace.is_some_and(|wanted| std::ptr::eq(*here, wanted)));
+            if let Some((_, sender)) = sender {
+                // Unreachable, forbidden: either way nobody gets it, which is what is reported.
+                let sent = sender.send(&datagram);
+                drop(sent);
+            }
+            if number % BURST as u64 == 0 {
+                self.collect(&mut seen)?;
+            }
+        }
+        let mut last = Instant::now();
+        while seen.len() < packets.len() && last.elapsed() < QUIET {
+            if self.collect(&mut seen)? > 0 {
+                last = Instant::now();
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok((0u64..).zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Sighting::Nowhere)).collect())
+    }
+
+    /// Takes what arrived out of the buffers; gives how much that was.
+    fn collect(&self, seen: &mut HashMap<u64, Sighting>) -> Result<usize, LabError> {
+        let failed = |error| LabError::Io("watching for packets", error);
+        let mut count = 0;
+        for Datagram { number, source, destination, .. } in self.here.drain().map_err(failed)? {
+            count += 1;
+            seen.entry(number).or_insert(Sighting::Here { to: destination, from: source });
+        }
+        for (interface, watch) in &self.others {
+            for Datagram { number, source, destination, .. } in watch.drain().map_err(failed)? {
+                count += 1;
+                let by = (*interface).to_owned();
+                seen.entry(number).or_insert(Sighting::Left { by, to: destination, from: source });
+            }
+        }
+        Ok(count)
+    }
+}

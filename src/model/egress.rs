@@ -1,0 +1,197 @@
+//! Rules about what leaves this host, in one form: which of two wins, and which two contradict each other.
+//!
+//! Networks that masquerade, `[[masquerade]]` and `[[snat]]` all say: what comes from here and leaves there takes such an
+//! address. The one with `out` wins over the one without; then the one with the longer `from` prefix. Two that are equal
+//! in both and ask for different addresses are a conflict.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use ipnetwork::IpNetwork;
+
+use super::{Asked, Family, IfName, Masquerade, Mode, Network, Owned, Pool, Snat};
+
+/// The address that something takes when it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrite {
+    /// The one of the interface that it leaves by.
+    Masquerade,
+    /// One of a pool.
+    Snat(Pool, Option<Mode>),
+}
+
+/// Where something must leave for a rule to be about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// Anywhere.
+    Any,
+    /// By this interface.
+    By(IfName),
+    /// By any interface but this one.
+    NotBy(IfName),
+}
+
+/// One rule about what leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Egress {
+    /// Only what comes from here.
+    pub from: Option<IpNetwork>,
+    /// Where it leaves.
+    pub way: Way,
+    /// What it takes.
+    pub rewrite: Rewrite,
+}
+
+impl Egress {
+    /// What a masquerade asks.
+    pub fn of_masquerade(rule: &Masquerade) -> Self {
+        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Masquerade }
+    }
+
+    /// What source NAT asks.
+    pub fn of_snat(rule: &Snat) -> Self {
+        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Snat(rule.to, rule.mode) }
+    }
+
+    /// What a network asks, one for each subnet; nothing where it does not masquerade.
+    pub fn of_network(network: &Network) -> Vec<Self> {
+        let way = || Way::NotBy(network.name.clone());
+        let of = |subnet: &IpNetwork| Self { from: Some(*subnet), way: way(), rewrite: Rewrite::Masquerade };
+        if network.masquerade { network.subnets.iter().map(of).collect() } else { Vec::new() }
+    }
+
+    /// The key to sort by: who wins comes first.
+    pub fn precedence(&self) -> (bool, Reverse<Option<u8>>) {
+        (!matches!(self.way, Way::By(_)), Reverse(self.from.map(|from| from.prefix())))
+    }
+
+    /// The families whose packets it is about.
+    pub fn families(&self) -> Vec<Family> {
+        match (self.from, self.rewrite) {
+            (Some(from), _) => vec![Family::of_network(from)],
+            (None, Rewrite::Snat(pool, _)) => vec![pool.family()],
+            (None, Rewrite::Masquerade) => Family::ALL.to_vec(),
+        }
+    }
+}
+
+fn way(out: Option<&IfName>) -> Way {
+    out.map_or(Way::Any, |out| Way::By(out.clone()))
+}
+
+/// A rule about what leaves, as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Written {
+    /// A network, by its place in [`Asked::networks`].
+    Network(usize),
+    /// A masquerade, by its place in [`Asked::masquerades`].
+    Masquerade(usize),
+    /// Source NAT, by its place in [`Asked::snats`].
+    Snat(usize),
+}
+
+/// Every rule about what leaves, in the order of precedence, with the rule that it comes from. Among equals the order is
+/// that of [`Asked`], which is sorted.
+pub fn ordered(asked: &Asked) -> Vec<(Egress, Written)> {
+    let mut all = in_order_of_writing(asked);
+    all.sort_by_key(|(egress, _)| egress.precedence());
+    all
+}
+
+fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
+    fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
+        rules.iter().map(|owned| &owned.rule).enumerate()
+    }
+    let networks = numbered(&asked.networks)
+        .flat_map(|(at, rule)| Egress::of_network(rule).into_iter().map(move |egress| (egress, Written::Network(at))));
+    let masquerades =
+        numbered(&asked.masquerades).map(|(at, rule)| (Egress::of_masquerade(rule), Written::Masquerade(at)));
+    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::of_snat(rule), Written::Snat(at)));
+    networks.chain(masquerades).chain(snats).collect()
+}
+
+/// Finds every two rules that are about the same packets with the same precedence and ask for different addresses:
+/// (earlier, later) as they are written, networks before masquerades before source NAT.
+pub fn conflicts(asked: &Asked) -> Vec<(Written, Written)> {
+    type Key = (Family, Option<IfName>, Option<IpNetwork>);
+    let mut met: HashMap<Key, (Rewrite, Written)> = HashMap::new();
+    let mut pairs = Vec::new();
+    for (egress, written) in in_order_of_writing(asked) {
+        let out = if let Way::By(out) = &egress.way { Some(out.clone()) } else { None };
+        for family in egress.families() {
+            let first = *met.entry((family, out.clone(), egress.from)).or_insert((egress.rewrite, written));
+            if first.0 != egress.rewrite {
+                pairs.push((first.1, written));
+            }
+        }
+    }
+    pairs.dedup();
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChainName, SetName};
+
+    fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
+        fn own<T>(rule: T) -> Owned<T> {
+            Owned { set: SetName::cli(), rule }
+        }
+        let from = |text: Option<&str>| text.map(|text| text.parse().expect(text));
+        let out = |text: Option<&str>| text.map(|text| text.parse().expect(text));
+        let masquerade = |(prefix, name): &(_, _)| own(Masquerade { from: from(*prefix), out: out(*name) });
+        let snat = |(prefix, name, to): &(_, _, &str)| {
+            own(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
+        };
+        Asked {
+            masquerades: masquerades.iter().map(masquerade).collect(),
+            snats: snats.iter().map(snat).collect(),
+            ..Asked::default()
+        }
+    }
+
+    #[test]
+    fn out_wins_and_then_the_longer_prefix() {
+        let asked = asked(
+            &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.0/8"), Some("eth0"))],
+            &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
+        );
+        let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
+        let expected = [
+            Written::Snat(1),
+            Written::Masquerade(2),
+            Written::Masquerade(1),
+            Written::Snat(0),
+            Written::Masquerade(0),
+        ];
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn equals_that_ask_for_different_addresses_conflict() {
+        let same = [(Some("10.0.0.0/24"), Some("eth0"))];
+        for (name, asked, expected) in [
+            ("other out", asked(&same, &[(Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7")]), 0),
+            ("other from", asked(&same, &[(Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7")]), 0),
+            ("equal", asked(&same, &[(Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7")]), 1),
+            ("twice the same", asked(&[same[0], same[0]], &[]), 0),
+            ("of both families and of one", asked(&[(None, Some("e"))], &[(None, Some("e"), "fd00::1")]), 1),
+            ("of each family", asked(&[], &[(None, Some("e"), "fd00::1"), (None, Some("e"), "192.0.2.1")]), 0),
+        ] {
+            assert_eq!(conflicts(&asked).len(), expected, "{name}");
+        }
+        let mut with_network = asked(&[], &[(Some("172.17.0.0/16"), None, "192.0.2.7")]);
+        with_network.networks.push(Owned {
+            set: SetName::cli(),
+            rule: Network {
+                name: "docker0".parse().expect("name"),
+                subnets: vec!["172.17.0.0/16".parse().expect("subnet")],
+                masquerade: true,
+                chain: ChainName::docker(),
+                isolate: false,
+            },
+        });
+        assert_eq!(conflicts(&with_network), [(Written::Network(0), Written::Snat(0))]);
+    }
+}

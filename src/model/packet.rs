@@ -1,0 +1,111 @@
+//! The first packet of a connection, as text: `tcp 198.51.100.7:40000 -> 192.0.2.1:8080 -i eth0`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use super::{Family, IfName, ParseError, Protocol};
+
+/// The source port of a packet whose text names none: the first of the ephemeral ones of IANA.
+const EPHEMERAL: u16 = 49152;
+
+const HELP: &str = "write `tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0`; without `-i` it is this host that sends it";
+
+/// A packet that reaches this host, or that this host sends.
+///
+/// Text form: `PROTO SRC[:PORT] -> DST:PORT [-i IF]`; IPv6 addresses with a port are in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// Who sends it, and from which port.
+    pub source: SocketAddr,
+    /// Whom it is sent to, and to which port.
+    pub destination: SocketAddr,
+    /// The interface it arrived by; none: this host sends it.
+    pub interface: Option<IfName>,
+}
+
+impl Packet {
+    /// The family of its addresses.
+    pub fn family(&self) -> Family {
+        Family::of(self.destination.ip())
+    }
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.protocol, self.source, self.destination)?;
+        match &self.interface {
+            Some(interface) => write!(f, " -i {interface}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Packet {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let (ends, interface) = match words.as_slice() {
+            [ends @ .., "-i", name] => (ends, Some(name.parse()?)),
+            ends => (ends, None),
+        };
+        let [protocol, source, "->", destination] = ends else {
+            return Err(ParseError::new(format!("`{text}` is not a packet"), HELP));
+        };
+        let source = match source.parse::<IpAddr>() {
+            Ok(address) => SocketAddr::new(address, EPHEMERAL),
+            Err(_) => end(source)?,
+        };
+        let destination = end(destination)?;
+        if Family::of(source.ip()) != Family::of(destination.ip()) {
+            return Err(ParseError::new(format!("`{source}` and `{destination}` are of different families"), HELP));
+        }
+        Ok(Self { protocol: protocol.parse()?, source, destination, interface })
+    }
+}
+
+fn end(text: &str) -> Result<SocketAddr, ParseError> {
+    match text.parse::<SocketAddr>() {
+        Ok(end) if end.port() > 0 => Ok(end),
+        _ => Err(ParseError::new(format!("`{text}` is not an address with a port"), HELP)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_goes_both_ways() {
+        for text in [
+            "tcp 198.51.100.7:40000 -> 192.0.2.1:8080 -i eth0",
+            "udp [2001:db8::7]:1 -> [2001:db8::1]:53 -i br-1",
+            "sctp 127.0.0.1:9 -> 127.0.0.1:80",
+        ] {
+            assert_eq!(text.parse::<Packet>().expect(text).to_string(), text);
+        }
+        let without = "tcp 198.51.100.7 -> 192.0.2.1:8080".parse::<Packet>().expect("valid");
+        assert_eq!(without.source.port(), 49152);
+    }
+
+    #[test]
+    fn what_is_no_packet_is_refused() {
+        for text in [
+            "",
+            "tcp",
+            "tcp 198.51.100.7 192.0.2.1:80",
+            "tcp 198.51.100.7 -> 192.0.2.1",
+            "tcp 198.51.100.7 -> 192.0.2.1:0",
+            "icmp 198.51.100.7 -> 192.0.2.1:80",
+            "tcp 198.51.100.7 -> [2001:db8::1]:80",
+            "tcp 198.51.100.7 -> 192.0.2.1:80 -i",
+            "tcp 198.51.100.7 -> 192.0.2.1:80 -i a/b",
+            "tcp 198.51.100.7 -> 192.0.2.1:80 eth0",
+        ] {
+            assert!(text.parse::<Packet>().is_err(), "{text:?}");
+        }
+    }
+}

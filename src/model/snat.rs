@@ -1,0 +1,271 @@
+//! Source NAT: what leaves this host takes other addresses and, if asked, other ports.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use super::address::no_host;
+use super::{Family, IfName, ParseError, PortRange};
+
+const HELP: &str = "write `203.0.113.5`, `203.0.113.5-203.0.113.9`, `203.0.113.5:1024-2047`, `2001:db8::5` or \
+     `[2001:db8::5-2001:db8::9]:1024-2047`";
+
+/// The addresses and ports that sources are rewritten to.
+///
+/// Text form: `ADDR` or `ADDR-ADDR`, then optionally `:PORT-PORT`; IPv6 with ports is in brackets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Pool {
+    first: IpAddr,
+    last: IpAddr,
+    ports: Option<PortRange>,
+}
+
+impl Pool {
+    /// A pool from `first` to `last`, both included; `None` where it is reversed or the families differ.
+    pub fn new(first: IpAddr, last: IpAddr, ports: Option<PortRange>) -> Option<Self> {
+        (Family::of(first) == Family::of(last) && first <= last).then_some(Self { first, last, ports })
+    }
+
+    /// The lowest address.
+    pub fn first(self) -> IpAddr {
+        self.first
+    }
+
+    /// The highest address, included.
+    pub fn last(self) -> IpAddr {
+        self.last
+    }
+
+    /// The ports, for protocols that have them; none: the client's port stays where it can.
+    pub fn ports(self) -> Option<PortRange> {
+        self.ports
+    }
+
+    /// The family of the addresses.
+    pub fn family(self) -> Family {
+        Family::of(self.first)
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let brackets = self.ports.is_some() && self.family() == Family::Ipv6;
+        let (open, close) = if brackets { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}", self.first)?;
+        if self.first != self.last {
+            write!(f, "-{}", self.last)?;
+        }
+        f.write_str(close)?;
+        match self.ports {
+            Some(ports) => write!(f, ":{ports}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Pool {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let (addresses, ports) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (addresses, tail) = rest
+                    .split_once(']')
+                    .ok_or_else(|| ParseError::new(format!("`{text}` has no closing bracket"), HELP))?;
+                match tail.strip_prefix(':') {
+                    Some(ports) => (addresses, Some(ports)),
+                    None if tail.is_empty() => (addresses, None),
+                    None => return Err(ParseError::new(format!("`{tail}` follows the bracket"), HELP)),
+                }
+            }
+            None if text.matches(':').count() == 1 => {
+                text.split_once(':').map_or((text, None), |(addresses, ports)| (addresses, Some(ports)))
+            }
+            None => (text, None),
+        };
+        let (first, last) = addresses.split_once('-').unwrap_or((addresses, addresses));
+        let ports = ports.map(str::parse).transpose()?;
+        let (first, last) = (source(first)?, source(last)?);
+        if Family::of(first) != Family::of(last) {
+            return Err(ParseError::new(format!("`{first}` and `{last}` are of different families"), HELP));
+        }
+        Self::new(first, last, ports).ok_or_else(|| {
+            let help = format!("write the lower address first: `{last}-{first}`");
+            ParseError::new(format!("the pool `{first}-{last}` is reversed"), help)
+        })
+    }
+}
+
+fn source(text: &str) -> Result<IpAddr, ParseError> {
+    let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is not an IP address"), HELP))?;
+    let what = if address.is_loopback() { Some("is a loopback address") } else { no_host(address) };
+    match what {
+        Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), HELP)),
+        None => Ok(address),
+    }
+}
+
+impl TryFrom<String> for Pool {
+    type Error = ParseError;
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        text.parse()
+    }
+}
+
+impl From<Pool> for String {
+    fn from(pool: Pool) -> Self {
+        pool.to_string()
+    }
+}
+
+/// How the kernel chooses from a [`Pool`]. Source: nft(8), NAT STATEMENTS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Source ports by a hash with a random part.
+    Random,
+    /// Source ports at random.
+    FullyRandom,
+    /// A client gets the same address for every connection.
+    Persistent,
+}
+
+impl Mode {
+    /// All modes.
+    pub const ALL: [Self; 3] = [Self::Random, Self::FullyRandom, Self::Persistent];
+
+    /// The name, as nft(8) writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::FullyRandom => "fully-random",
+            Self::Persistent => "persistent",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let help = "write `random`, `fully-random` or `persistent`, or leave it out";
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| ParseError::new(format!("`{text}` is no mode"), help))
+    }
+}
+
+/// Traffic that takes an address of a pool when it leaves. At least one of `from` and `out` is given where it is written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Snat {
+    /// Only what comes from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpNetwork>,
+    /// Only what leaves here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<IfName>,
+    /// The addresses it takes.
+    pub to: Pool,
+    /// How one of them is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+}
+
+impl Snat {
+    /// The one form of rules that mean the same: the prefix of everybody is left out, because the pool says the family.
+    pub fn canonical(mut self) -> Self {
+        self.from = self.from.filter(|from| from.prefix() > 0);
+        self
+    }
+
+    /// Checks that the parts fit together.
+    ///
+    /// # Errors
+    /// Where the families of `from` and `to` differ.
+    pub fn check(&self) -> Result<(), ParseError> {
+        match self.from {
+            Some(from) if Family::of_network(from) != self.to.family() => {
+                let (one, other) = (Family::of_network(from), self.to.family());
+                let help = "give both the same address family; NAT does not translate between them";
+                Err(ParseError::new(format!("`{from}` is {one} but `{}` is {other}", self.to), help))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Snat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("snat")?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if let Some(out) = &self.out {
+            write!(f, " out {out}")?;
+        }
+        write!(f, " to {}", self.to)?;
+        match self.mode {
+            Some(mode) => write!(f, " {mode}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_go_both_ways() {
+        for text in [
+            "203.0.113.5",
+            "203.0.113.5-203.0.113.9",
+            "203.0.113.5:1024-2047",
+            "203.0.113.5-203.0.113.9:1024-2047",
+            "2001:db8::5",
+            "2001:db8::5-2001:db8::9",
+            "[2001:db8::5]:1024-2047",
+            "[2001:db8::5-2001:db8::9]:1024-2047",
+        ] {
+            assert_eq!(text.parse::<Pool>().expect(text).to_string(), text);
+        }
+        assert_eq!("[2001:db8::5]".parse::<Pool>().map(|pool| pool.to_string()), Ok("2001:db8::5".into()));
+    }
+
+    #[test]
+    fn what_is_no_pool_is_named() {
+        for (text, what) in [
+            ("", "`` is not an IP address"),
+            ("203.0.113.9-203.0.113.5", "the pool `203.0.113.9-203.0.113.5` is reversed"),
+            ("203.0.113.5-2001:db8::5", "`203.0.113.5` and `2001:db8::5` are of different families"),
+            ("[203.0.113.5-2001:db8::5]", "`203.0.113.5` and `2001:db8::5` are of different families"),
+            ("203.0.113.5:2047-1024", "the range `2047-1024` is reversed"),
+            ("0.0.0.0", "the source `0.0.0.0` is the unspecified address"),
+            ("127.0.0.1", "the source `127.0.0.1` is a loopback address"),
+            ("[2001:db8::5", "`[2001:db8::5` has no closing bracket"),
+            ("[2001:db8::5]1", "`1` follows the bracket"),
+            ("203.0.113.5:", "`` is not a port"),
+        ] {
+            assert_eq!(text.parse::<Pool>().expect_err(text).to_string(), what, "{text}");
+        }
+    }
+
+    #[test]
+    fn modes_go_both_ways() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert!("Random".parse::<Mode>().is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! What is kept with an element or a rule besides what the kernel understands: the comment, in nft(8)'s form, and the
+//! range that an element is a part of, in ours.
+//!
+//! User data are a list of type, length and value, a byte each for the first two. nft(8) reads type 0 as the comment and
+//! passes over what it does not know.
+
+use std::ffi::CStr;
+
+use crate::model::{PortMap, PortRange};
+
+/// `NFTNL_UDATA_RULE_COMMENT`, `NFTNL_UDATA_SET_ELEM_COMMENT`: text with a closing zero.
+const COMMENT: u8 = 0;
+/// Ours: a range's first and last port, what becomes of them, and a port, the numbers in network byte order. Far from
+/// those that nft(8) gives out from 0 on.
+const SPAN: u8 = 0x9f;
+
+/// The range of ports that an element stands for a part of, and what becomes of all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    /// The range.
+    pub ports: PortRange,
+    /// What becomes of it.
+    pub to: PortMap,
+}
+
+impl Span {
+    fn to_bytes(self) -> [u8; 7] {
+        let (kind, port) = match self.to {
+            PortMap::Keep => (0, 0),
+            PortMap::One(port) => (1, port),
+            PortMap::Shift(port) => (2, port),
+        };
+        let ([a, b], [c, d], [e, f]) =
+            (self.ports.first().to_be_bytes(), self.ports.last().to_be_bytes(), port.to_be_bytes());
+        [a, b, c, d, kind, e, f]
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, d, kind, e, f] = bytes.try_into().ok()?;
+        let ports = PortRange::new(u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))?;
+        let port = u16::from_be_bytes([e, f]);
+        let to = match kind {
+            0 => PortMap::Keep,
+            1 => PortMap::One(port),
+            2 => PortMap::Shift(port),
+            _ => return None,
+        };
+        Some(Self { ports, to })
+    }
+}
+
+/// Writes a comment, if there is one, and a span, if there is one.
+pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
+    let mut data = Vec::with_capacity(comment.len() + 12);
+    if !comment.is_empty() {
+        data.extend([COMMENT, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)]);
+        data.extend(comment.bytes());
+        data.push(0);
+    }
+    if let Some(span) = span {
+        data.extend([SPAN, 7]);
+        data.extend(span.to_bytes());
+    }
+    data
+}
+
+/// Reads the comment, empty where there is none, and the span; the other direction of [`write`]. What is cut short or not
+/// known is passed over.
+pub fn read(mut data: &[u8]) -> (&str, Option<Span>) {
+    let (mut comment, mut span) = ("", None);
+    while let [kind, length, rest @ ..] = data {
+        let Some((value, rest)) = rest.split_at_checked(usize::from(*length)) else { break };
+        match *kind {
+            COMMENT => {
+                let text = CStr::from_bytes_until_nul(value).ok().and_then(|text| text.to_str().ok());
+                comment = text.unwrap_or_default();
+            }
+            SPAN => span = Span::from_bytes(value),
+            _ => {}
+        }
+        data = rest;
+    }
+    (comment, span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_spans_go_both_ways() {
+        let ports = PortRange::new(8000, 8010).expect("range");
+        for to in [PortMap::Keep, PortMap::One(80), PortMap::Shift(9000)] {
+            let span = Some(Span { ports, to });
+            assert_eq!(read(&write("web: a", span)), ("web: a", span));
+            assert_eq!(read(&write("", span)), ("", span));
+        }
+        assert_eq!(read(&write("web: a", None)), ("web: a", None));
+        assert_eq!(read(&[1, 1, 0, 0, 2, b'x', 0]), ("x", None));
+        for broken in [&[0u8][..], &[0, 9, b'x'], &[0, 1, b'x'], &[], &[SPAN, 7, 0, 0, 0, 0, 0, 0, 0], &[SPAN, 1, 0]] {
+            assert_eq!(read(broken), ("", None));
+        }
+    }
+}

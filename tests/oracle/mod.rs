@@ -1,0 +1,162 @@
+//! The packet oracle: random rule sets, really applied; random packets, really sent; where each arrives must be what
+//! [`portfwd::model::meaning`] says.
+//!
+//! For every rule set it also holds that what was compiled is lifted to the same model, that two files in either order
+//! ask the same, that the way there by another rule set ends in the same rules, and that a plan is empty then.
+//!
+//! `ORACLE_CASES` is how many packets are sent at least, `ORACLE_SEED` where the dice begin; both are printed. A mismatch is
+//! shrunk and printed as a rule-set file and one packet for `portfwd try FILE --packet PACKET`.
+
+mod generate;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use fastrand::Rng;
+use portfwd::engine::{self, Engine};
+use portfwd::lab::{self, Choice, Sight, Topology};
+use portfwd::model::meaning::{Dropped, Fate, meaning};
+use portfwd::model::{Asked, Packet};
+use portfwd::store::State;
+
+use crate::support::privileged;
+use generate::Case;
+
+/// How many tables a rule set has at most, and how many packets meet it.
+const TABLES: usize = 14;
+const PACKETS: usize = 120;
+
+fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")),
+        Err(_) => default,
+    }
+}
+
+#[test]
+fn packets_go_where_the_rule_sets_say() {
+    if !privileged() {
+        return;
+    }
+    let (cases, seed) = (number("ORACLE_CASES", 6_000), number("ORACLE_SEED", 1));
+    println!("oracle: seed {seed}, at least {cases} packets");
+    let (done, next) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (done, next) = (&done, &next);
+    let start = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(move || {
+                while (done.load(Ordering::Relaxed) as u64) < cases {
+                    let round = next.fetch_add(1, Ordering::Relaxed) as u64;
+                    let sent = one_rule_set(&mut Rng::with_seed(seed.wrapping_mul(1_000_003) + round));
+                    done.fetch_add(sent, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (packets, sets) = (done.load(Ordering::Relaxed), next.load(Ordering::Relaxed));
+    println!("oracle: {packets} packets met {sets} rule sets as expected, in {:?}", start.elapsed());
+}
+
+/// Tries one rule set and gives the number of packets that were sent.
+fn one_rule_set(rng: &mut Rng) -> usize {
+    let case = generate::case(rng, TABLES);
+    let Some(asked) = case.asked() else { return 0 };
+    let orders = [false, true].map(|swapped| case.asked_from_two(swapped));
+    assert_eq!(orders[0], orders[1], "{}", case.text());
+    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
+    let topology = Topology::build(&asked, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
+    // Most hosts with containers have it on.
+    let switched = rng.u8(..3) == 0;
+    topology.host.run(|| lab::bridges_ask_netfilter(switched)).expect("the host's namespace").expect("switched");
+    let before = if rng.bool() { generate::case(rng, TABLES).asked() } else { None };
+    // The way to a target that this network lacks cannot be told.
+    let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
+    let packets: Vec<Packet> = (0u16..)
+        .map(|index| 20_000 + index)
+        .take(PACKETS)
+        .filter_map(|port| generate::packet(rng, &asked, &topology, port))
+        .collect();
+    let sight = Sight::open(&topology).expect("packets get through");
+    topology.host.run(|| incrementally(before, &asked, &case)).expect("the host's namespace");
+    let (_, host) = lab::apply(&topology, &asked).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
+    let sets = asked.sets();
+    let sightings = sight.send(&packets).expect("sends");
+    for (packet, sighting) in packets.iter().zip(&sightings) {
+        let fate = meaning(&sets, &host, packet).fate;
+        if !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
+            explain(&case, packet, &format!("{sighting:?} is not {fate:?}"));
+        }
+    }
+    packets.len()
+}
+
+/// Whether it can be seen in this network where a packet goes: somebody must be there. And where bridges ask netfilter, it
+/// must be none that a bridge takes into its own hands ([`lab::bridges_ask_netfilter`]): one that goes back to the port it
+/// came from, or one that this host does not forward.
+fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) -> bool {
+    let to = match fate {
+        Fate::Leaves { to, .. } => to,
+        Fate::Dropped(Dropped::NotForwarded) => return !switched,
+        Fate::Dropped(_) | Fate::Here { .. } => return true,
+    };
+    let Some(receiver) = topology.owner(to.ip()) else { return false };
+    let sender = topology.sender(packet).filter(|_| packet.interface.is_some());
+    !(switched && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
+}
+
+/// Goes from one rule set to another, and checks that this is where it ends.
+fn incrementally(before: Option<Asked>, asked: &Asked, case: &Case) {
+    let mut engine = Engine::in_memory().expect("opens");
+    for step in before.into_iter().chain([asked.clone()]) {
+        let after = State { asked: step, ..engine.state().clone() };
+        engine::commit(&mut engine, after).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
+    }
+    let plan = engine.plan(asked).expect("plans");
+    assert!(plan.is_empty(), "{:?}\n{}", plan.steps, case.text());
+    let mut lifted = engine.live().expect("reads").lift();
+    let mut wanted = asked.clone();
+    wanted.settings.clear();
+    // A network that neither masquerades nor isolates leaves nothing in a kernel.
+    wanted.networks.retain(|owned| owned.rule.masquerade || owned.rule.isolate);
+    wanted.normalize();
+    lifted.asked.normalize();
+    assert_eq!(lifted.foreign, Vec::<String>::new(), "{}", case.text());
+    assert_eq!(lifted.asked, wanted, "{}", case.text());
+    // The network goes back to what it was, for the rules alone to be there when packets come.
+    engine::commit(&mut engine, State::default()).expect("flushes");
+}
+
+/// Shrinks a mismatch to the tables that it takes, and fails with what anyone can replay.
+fn explain(case: &Case, packet: &Packet, found: &str) -> ! {
+    let mut small = case.clone();
+    let alone = mismatches(&small, packet);
+    if alone {
+        let mut index = 0;
+        while index < small.pieces.len() {
+            let mut fewer = small.clone();
+            fewer.pieces.remove(index);
+            if mismatches(&fewer, packet) {
+                small = fewer;
+            } else {
+                index += 1;
+            }
+        }
+    }
+    let path = std::env::temp_dir().join(format!("oracle-{}.toml", packet.source.port()));
+    std::fs::write(&path, small.text()).expect("written");
+    let again = if alone { "" } else { "(only in company of the other packets of its run)\n" };
+    panic!(
+        "MISMATCH {found}\n{again}{}\nreplay with: portfwd try {} --packet '{packet}'\n",
+        small.text(),
+        path.display()
+    );
+}
+
+/// Whether a packet alone does not go where a rule set says.
+fn mismatches(case: &Case, packet: &Packet) -> bool {
+    let Some(asked) = case.asked() else { return false };
+    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
+    let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
+    let trial = || lab::try_out(&asked, &Choice::Packets(vec![packet.clone()])).expect("tried");
+    sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
+}
