@@ -3,6 +3,7 @@
 //! Comes in: packets. Goes out: for each, whether this host got it, whom it left for, or that nobody saw it, and with which
 //! source. Only the first packet of a connection is sent, so answers need not find their way back.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ const QUIET: Duration = Duration::from_millis(40);
 /// How long a network may take until packets get through.
 const WARM_UP: Duration = Duration::from_secs(10);
 /// How many packets are sent before what arrived is taken out of the buffers.
-const BURST: usize = 64;
+const BURST: u64 = 64;
 
 /// Where a packet was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct Sight<'a> {
     senders: Vec<(&'a Netns, Sender)>,
     here: Watch,
     others: Vec<(&'a str, Watch)>,
+    /// The number of the next packet: what arrives late must not be taken for another.
+    next: Cell<u64>,
 }
 
 impl<'a> Sight<'a> {
@@ -83,7 +86,8 @@ impl<'a> Sight<'a> {
             senders.push((namespace, Sender::open(namespace)?));
             others.push((interface, Watch::arriving(namespace)?));
         }
-        let sight = Self { topology, senders, here: Watch::delivered(&topology.host)?, others };
+        let here = Watch::delivered(&topology.host)?;
+        let sight = Self { topology, senders, here, others, next: Cell::new(0) };
         let mut missing = topology.neighbourly();
         let start = Instant::now();
         while !missing.is_empty() {
@@ -105,7 +109,10 @@ impl<'a> Sight<'a> {
     /// Where the sockets fail. That a packet cannot be sent is no error: nobody sees it.
     pub fn send(&self, packets: &[Packet]) -> Result<Vec<Sighting>, LabError> {
         let mut seen: HashMap<u64, Sighting> = HashMap::new();
-        for (number, packet) in (0u64..).zip(packets) {
+        let first = self.next.get();
+        let numbers = first..;
+        for (number, packet) in numbers.clone().zip(packets) {
+            self.next.set(number + 1);
             let datagram =
                 Datagram { protocol: packet.protocol, source: packet.source, destination: packet.destination, number };
             let namespace = self.topology.sender(packet);
@@ -116,36 +123,35 @@ impl<'a> Sight<'a> {
                 let sent = sender.send(&datagram);
                 drop(sent);
             }
-            if number % BURST as u64 == 0 {
-                self.collect(&mut seen)?;
+            if number.is_multiple_of(BURST) {
+                self.collect(first, &mut seen)?;
             }
         }
         let mut last = Instant::now();
         while seen.len() < packets.len() && last.elapsed() < QUIET {
-            if self.collect(&mut seen)? > 0 {
+            if self.collect(first, &mut seen)? > 0 {
                 last = Instant::now();
             } else {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok((0u64..).zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Sighting::Nowhere)).collect())
+        Ok(numbers.zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Sighting::Nowhere)).collect())
     }
 
-    /// Takes what arrived out of the buffers; gives how much that was.
-    fn collect(&self, seen: &mut HashMap<u64, Sighting>) -> Result<usize, LabError> {
+    /// Takes what arrived out of the buffers, and keeps what was numbered from `first` on; gives how much that was.
+    fn collect(&self, first: u64, seen: &mut HashMap<u64, Sighting>) -> Result<usize, LabError> {
         let failed = |error| LabError::Io("watching for packets", error);
-        let mut count = 0;
-        for Datagram { number, source, destination, .. } in self.here.drain().map_err(failed)? {
-            count += 1;
+        let before = seen.len();
+        let new = |datagram: &Datagram| datagram.number >= first;
+        for Datagram { number, source, destination, .. } in self.here.drain().map_err(failed)?.into_iter().filter(new) {
             seen.entry(number).or_insert(Sighting::Here { to: destination, from: source });
         }
         for (interface, watch) in &self.others {
-            for Datagram { number, source, destination, .. } in watch.drain().map_err(failed)? {
-                count += 1;
+            for Datagram { number, source, destination, .. } in watch.drain().map_err(failed)?.into_iter().filter(new) {
                 let by = (*interface).to_owned();
                 seen.entry(number).or_insert(Sighting::Left { by, to: destination, from: source });
             }
         }
-        Ok(count)
+        Ok(seen.len() - before)
     }
 }

@@ -470,6 +470,7 @@ pub fn client_in(from: Option<IpNetwork>) -> Option<IpAddr> {
     if from.prefix() < 8 {
         return None;
     }
-    let own = |address: &IpAddr| (0..MOST_UPLINKS).any(|number| uplink_address(number, 1).contains(address));
-    hosts(from).find(|address| !own(address))
+    // Nor is an address free that the host or an ordinary client has.
+    let taken = |address: &IpAddr, end| (0..MOST_UPLINKS).any(|number| uplink_address(number, end).contains(address));
+    hosts(from).find(|address| !taken(address, 1) && !taken(address, 2))
 }

@@ -142,13 +142,16 @@ impl FromStr for ChainName {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let ours = ["nat-", "filter-", "guard-"].iter().any(|prefix| text.starts_with(prefix));
-        let tail = ["-by-address", "-2"].iter().any(|suffix| text.ends_with(suffix));
+        let number = text.rsplit_once('-').and_then(|(_, tail)| tail.parse::<u32>().ok());
+        let counted = number.is_some_and(|number| number > 1);
+        let tail = counted || ["-by-address", "-loopback"].iter().any(|suffix| text.ends_with(suffix));
+        let tail = tail || text.contains("-clients");
         if !ours && !tail && is_word(text, 28, |c| c.is_ascii_alphabetic()) && !text.contains('.') {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
             format!("`{text}` cannot be the name of a chain of forwards"),
-            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of our own prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-2`",
+            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of our own prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-loopback`, `-clients…`, `-2`",
         ))
     }
 }
@@ -209,7 +212,18 @@ mod tests {
     #[test]
     fn chains_of_our_own_cannot_be_taken() {
         assert!("DOCKER".parse::<ChainName>().is_ok());
-        for bad in ["nat-prerouting", "filter-forward", "guard-x", "X-by-address", "X-2", "1st", ""] {
+        for bad in [
+            "nat-prerouting",
+            "filter-forward",
+            "guard-x",
+            "X-by-address",
+            "X-2",
+            "X-17",
+            "X-loopback",
+            "X-clients-ip",
+            "1st",
+            "",
+        ] {
             assert!(bad.parse::<ChainName>().is_err(), "{bad:?}");
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::map::{Kind, MapId, Place};
+use super::map::{Kind, MapId, Place, Role};
 use super::program::{Counter, Element, Key};
 use super::user_data::Span;
 use crate::model::{
@@ -88,7 +88,7 @@ pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
 pub fn elements(id: &MapId, binding: &Binding, comment: &Arc<str>, label: &[u8]) -> Vec<(Key, Element)> {
     let span = (!binding.is_exact()).then_some(Span { ports: binding.ports, to: binding.to.port });
     let element = |port| {
-        let data = if id.labels { label.into() } else { data(id, binding, port) };
+        let data = if id.role == Role::Labels { label.into() } else { data(id, binding, port) };
         let element = Element { data, comment: Arc::clone(comment), span, counter: Counter::default() };
         (key(id, binding, port), element)
     };
@@ -143,7 +143,7 @@ fn put_port(bytes: &mut Vec<u8>, port: u16) {
 ///
 /// `None` where the element is none of ours, or of a map that does not say where bindings lead.
 pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> {
-    if id.labels || id.place == Place::Loopback {
+    if id.role != Role::Targets || id.place == Place::Loopback {
         return None;
     }
     let (set, remark) = read_comment(&element.comment)?;

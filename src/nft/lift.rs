@@ -13,7 +13,7 @@ use super::compile::{
 use super::element;
 use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
 use super::label::{self, Sources};
-use super::map::{MapId, Place};
+use super::map::{MapId, Place, Role};
 use super::program::{Counter, Element, Key, Program, Rule};
 use crate::model::{
     Asked, Binding, ChainName, Family, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName, Snat,
@@ -44,7 +44,7 @@ pub fn lift(program: &Program) -> Lifted {
     }
     let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
     let mut ranges: HashMap<Owned<Binding>, (Counter, usize)> = HashMap::new();
-    for (id, elements) in ids.iter().filter(|(id, _)| !id.labels && id.place != Place::Loopback) {
+    for (id, elements) in ids.iter().filter(|(id, _)| id.role == Role::Targets && id.place != Place::Loopback) {
         let labels = program.maps.get(&id.labels().to_string()).map(|map| &map.elements);
         for (key, element) in *elements {
             match read(id, key, element, labels, &sources) {
@@ -101,7 +101,7 @@ fn loopback(
     foreign: &mut Vec<String>,
 ) {
     let mut left: BTreeMap<(String, Key), Counter> = BTreeMap::new();
-    for (id, elements) in ids.iter().filter(|(id, _)| id.place == Place::Loopback && !id.labels) {
+    for (id, elements) in ids.iter().filter(|(id, _)| id.place == Place::Loopback && id.role == Role::Targets) {
         left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element.counter)));
     }
     if !left.is_empty() {
@@ -109,7 +109,7 @@ fn loopback(
         for (owned, sum) in also {
             // The chain is not known of a binding, so every chain's map is asked.
             let of_class = |id: &&MapId| **id == MapId::of(&owned.rule, id.kind, id.chain.clone()).at_loopback();
-            let mine = ids.iter().map(|(id, _)| id).filter(of_class);
+            let mine = ids.iter().map(|(id, _)| id).filter(|id| id.role == Role::Targets).filter(of_class);
             for id in mine {
                 for (key, _) in element::elements(id, &owned.rule, &"".into(), &[]) {
                     if let Some(counter) = left.remove(&(id.to_string(), key)) {
@@ -120,7 +120,7 @@ fn loopback(
         }
     }
     foreign.extend(left.keys().map(|(name, _)| format!("an element of map {name}")));
-    for (id, elements) in ids.iter().filter(|(id, _)| id.labels) {
+    for (id, elements) in ids.iter().filter(|(id, _)| id.role == Role::Labels) {
         let targets = ids.iter().find(|(other, _)| *other == id.targets()).map(|(_, elements)| *elements);
         let strays = elements.keys().filter(|key| !targets.is_some_and(|targets| targets.contains_key(*key)));
         foreign.extend(strays.map(|_| format!("an element of map {id}")));

@@ -20,7 +20,9 @@
 //! matters only that the forward names them. A map of `labels` has the keys of another one, for those of its elements
 //! that need more of a label than all have (see [`super::label`]).
 //!
-//! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels]`, for example
+//! A set of `clients` has the keys, without the client, of several maps with client prefixes (see `compile/clients.rs`).
+//!
+//! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`, for example
 //! `DOCKER-ip-ports` or `ip6-address-from64-ranges`; it says all that is needed to read an element back
 //! ([`super::element`]).
 
@@ -86,8 +88,19 @@ pub struct MapId {
     pub redirect: bool,
     /// The chain whose rule asks it.
     pub chain: ChainName,
-    /// Whether it holds the labels of connections, not where they lead.
-    pub labels: bool,
+    /// What it answers.
+    pub role: Role,
+}
+
+/// What a map answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Which label a connection gets. First, because it is asked before where the connection leads.
+    Labels,
+    /// Where a connection leads.
+    Targets,
+    /// Whether any forward of those with a client prefix is about the packet, whoever sends it. A set, without data.
+    Clients,
 }
 
 impl MapId {
@@ -95,7 +108,7 @@ impl MapId {
     pub fn of(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
         let place = if binding.serves_others() { Place::Outside } else { Place::LoopbackAt };
         let redirect = binding.to.address.is_none();
-        Self { place, class: binding.class(), kind, redirect, chain, labels: false }
+        Self { place, class: binding.class(), kind, redirect, chain, role: Role::Targets }
     }
 
     /// The map that a binding lives in besides, because it also serves the loopback addresses.
@@ -105,12 +118,18 @@ impl MapId {
 
     /// The map with the labels of this one's elements.
     pub fn labels(&self) -> Self {
-        Self { labels: true, ..self.clone() }
+        Self { role: Role::Labels, ..self.clone() }
     }
 
     /// The map whose elements' labels this one holds.
     pub fn targets(&self) -> Self {
-        Self { labels: false, ..self.clone() }
+        Self { role: Role::Targets, ..self.clone() }
+    }
+
+    /// The set that says whether this map, or one like it for another length of client prefixes, is worth asking.
+    pub fn clients(&self) -> Self {
+        let class = Class { from: None, ..self.class };
+        Self { class, redirect: false, role: Role::Clients, ..self.clone() }
     }
 
     /// Whether a key has the address that is asked for.
@@ -142,11 +161,13 @@ impl MapId {
             key.push(address);
         }
         let mut data = Vec::with_capacity(2);
-        if self.labels {
-            data.push(LABEL);
-        } else {
-            data.extend((!self.redirect).then_some(address));
-            data.extend((self.kind != Kind::Ranges).then_some(Field::Port));
+        match self.role {
+            Role::Labels => data.push(LABEL),
+            Role::Targets => {
+                data.extend((!self.redirect).then_some(address));
+                data.extend((self.kind != Kind::Ranges).then_some(Field::Port));
+            }
+            Role::Clients => {}
         }
         Shape { key, data }
     }
@@ -180,7 +201,11 @@ impl fmt::Display for MapId {
         if self.redirect {
             f.write_str("-redirect")?;
         }
-        if self.labels { f.write_str("-labels") } else { Ok(()) }
+        match self.role {
+            Role::Labels => f.write_str("-labels"),
+            Role::Targets => Ok(()),
+            Role::Clients => f.write_str("-clients"),
+        }
     }
 }
 
@@ -196,7 +221,12 @@ impl FromStr for MapId {
         let foreign = || ForeignName(name.to_owned());
         let mut words: Vec<&str> = name.split('-').collect();
         let mut take = |word: &str| words.pop_if(|last| *last == word).is_some();
-        let labels = take("labels");
+        let role = match (take("labels"), take("clients")) {
+            (false, false) => Role::Targets,
+            (true, false) => Role::Labels,
+            (false, true) => Role::Clients,
+            (true, true) => return Err(foreign()),
+        };
         let redirect = take("redirect");
         let kind = Kind::ALL.into_iter().find(|kind| take(kind.name())).ok_or_else(foreign)?;
         let from = words.pop_if(|last| last.starts_with("from") && last.len() > 4);
@@ -220,7 +250,7 @@ impl FromStr for MapId {
         };
         let chain =
             if words.is_empty() { ChainName::forwards() } else { words.join("-").parse().map_err(|_| foreign())? };
-        Ok(Self { place, class: Class { family, address, interface, from }, kind, redirect, chain, labels })
+        Ok(Self { place, class: Class { family, address, interface, from }, kind, redirect, chain, role })
     }
 }
 
@@ -236,9 +266,12 @@ mod tests {
                     for chain in ["forwards", "DOCKER", "br-ip-x"] {
                         let from = (bits & 1 > 0).then_some(24);
                         let class = Class { family, address: bits & 2 > 0, interface: bits & 4 > 0, from };
-                        for (redirect, labels) in [(false, false), (false, true), (true, false), (true, true)] {
+                        let roles = [Role::Targets, Role::Labels];
+                        let mut each: Vec<_> = roles.iter().flat_map(|role| [(false, *role), (true, *role)]).collect();
+                        each.extend(from.is_none().then_some((false, Role::Clients)));
+                        for (redirect, role) in each {
                             let chain = chain.parse().expect(chain);
-                            let id = MapId { place: Place::Outside, class, kind, redirect, chain, labels };
+                            let id = MapId { place: Place::Outside, class, kind, redirect, chain, role };
                             ids.push(MapId { place: Place::Loopback, ..id.clone() });
                             if class.address && !class.interface {
                                 ids.push(MapId { place: Place::LoopbackAt, ..id.clone() });

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::clients;
 use super::{End, FIRST, address_in, family_is, load_address, mask, set_label};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, Protocol, SetName, address};
 use crate::nft::element;
@@ -28,7 +29,7 @@ use crate::nft::expr::{
     Register, Verdict,
 };
 use crate::nft::label::{self, MASQUERADE, OURS, Sources};
-use crate::nft::map::{MapId, Place};
+use crate::nft::map::{Kind, MapId, Place, Role};
 use crate::nft::program::{Chain, Field, Map, Program, Rule};
 
 /// The routing table's word for an address of this host. Source: `RTN_LOCAL` in include/uapi/linux/rtnetlink.h.
@@ -68,7 +69,7 @@ pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Pr
             }
             stage => jumps.outside.push(jump(&run.name, stage)),
         }
-        let rules = run.maps.iter().flat_map(|(id, protocols)| rules(id, protocols)).collect();
+        let rules = clients::rules(&run, program);
         program.chains.insert(run.name, Chain { base: None, rules });
     }
     jumps
@@ -127,11 +128,13 @@ impl Stage {
 }
 
 /// Maps that are asked one after the other in one chain.
-struct Run {
-    name: String,
+pub(super) struct Run {
+    /// The chain's name.
+    pub(super) name: String,
     stage: Stage,
     chain: ChainName,
-    maps: Vec<(MapId, BTreeSet<Protocol>)>,
+    /// The maps in the order of precedence, each with the protocols in it.
+    pub(super) maps: Vec<(MapId, BTreeSet<Protocol>)>,
 }
 
 /// Lays the maps out in chains so that following them is following precedence.
@@ -141,11 +144,11 @@ struct Run {
 fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     let level = |id: &MapId| {
         let class = id.class;
-        (Stage::of(id), !class.address, !class.interface, std::cmp::Reverse(class.from))
+        (Stage::of(id), !class.address, !class.interface, std::cmp::Reverse(class.from), id.kind != Kind::Ports)
     };
     // Families never compete, so they share a level; within a level chains may come in any order, but a label before the
     // forwards that it belongs to.
-    let rest = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.place, !id.labels);
+    let rest = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.place, id.role);
     maps.sort_by_cached_key(|(id, _)| (level(id), rest(id)));
     let mut runs: Vec<Run> = Vec::new();
     while let Some((first, _)) = maps.first() {
@@ -205,7 +208,7 @@ fn to_loopback(family: Family, verdict: Verdict) -> Rule {
 
 /// The rules that ask one map: one, or for a redirect one for each protocol, because nft(8) takes `redirect to :PORT`
 /// only behind a match of the protocol.
-fn rules(id: &MapId, protocols: &BTreeSet<Protocol>) -> Vec<Rule> {
+pub(super) fn rules(id: &MapId, protocols: &BTreeSet<Protocol>) -> Vec<Rule> {
     if id.redirect {
         return protocols.iter().map(|protocol| rule(id, Some(*protocol))).collect();
     }
@@ -219,13 +222,13 @@ fn rule(id: &MapId, protocol: Option<Protocol>) -> Rule {
         exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to: FIRST }));
         exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data: vec![protocol.number()] }));
     }
-    if id.labels {
+    if id.role == Role::Labels {
         exprs.extend(look_up(id));
         exprs.push(Expr::CtSetLabel(CtSetLabel { from: FIRST }));
     }
     let targets = id.targets();
     exprs.extend(look_up(&targets));
-    if !id.labels {
+    if id.role != Role::Labels {
         exprs.extend(set_label(common_label(id), LABEL_SCRATCH));
     }
     exprs.push(rewrite(&targets));
@@ -262,7 +265,7 @@ fn rewrite(id: &MapId) -> Expr {
 /// Behind the data of any map, which take five words at most.
 const LABEL_SCRATCH: Register = Register::word(8);
 
-fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
+pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
     let family = id.class.family;
     let mut exprs = Vec::with_capacity(fields.len() + 1);
     let mut to = FIRST;

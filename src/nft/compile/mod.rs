@@ -20,9 +20,10 @@
 //! number of rules does not grow with the number of forwards. Rules are in the order of precedence, so a packet's first
 //! match is the forward that wins.
 //!
-//! `forward.rs` makes the maps and the rules that ask them, `hairpin.rs` the way back for neighbours of a target, `guard.rs`
+//! `forward.rs` makes the maps and the rules that ask them, `clients.rs` those with many client prefixes, `hairpin.rs` the way back for neighbours of a target, `guard.rs`
 //! what a loopback forward needs, `netmap.rs`, `isolate.rs` and `source.rs` the rest.
 
+mod clients;
 mod forward;
 mod guard;
 mod hairpin;
