@@ -2,6 +2,8 @@
 
 /// The command line against rule-set files, without privileges.
 mod cli;
+/// The examples of the documentation, with real packets.
+mod docs;
 /// What others see of our table: `nft`, message counts, round trips with the kernel.
 mod kernel;
 /// How the code is laid out: arrows between rooms, where unsafe is.
@@ -13,3 +15,5 @@ mod oracle;
 mod packet;
 /// Helpers of the others.
 mod support;
+/// Switches of the kernel that forwards need: set, guarded, put back.
+mod switches;

@@ -1,0 +1,162 @@
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use portfwd::lab::wire::{Datagram, Sender, Watch};
+use portfwd::lab::{Links, Netns};
+use portfwd::model::Protocol;
+
+use crate::support::{Net, ask, privileged};
+
+/// A switch of the host, below `/proc/sys/net`.
+fn switch(net: &Net, key: &str) -> String {
+    let text = net.in_host(|| std::fs::read_to_string(format!("/proc/sys/net/{key}")).expect("readable"));
+    text.trim().to_owned()
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("address")
+}
+
+const ROUTE_LOCALNET: &str = "ipv4/conf/docker0/route_localnet";
+
+#[test]
+fn a_loopback_forward_opens_one_interface_to_this_host_alone() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    let from_host = |to: &str| net.in_host(|| ask(address(to), false));
+    assert_eq!(from_host("127.0.0.1:8080"), "ConnectionRefused");
+    let said = net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
+    assert!(said.stderr.contains("net.ipv4.conf.docker0.route_localnet was 0, is now 1"), "{said:?}");
+    assert!(said.stdout.contains("changed 8080/tcp -> 172.17.0.3:80 loopback"), "{said:?}");
+    assert_eq!(from_host("127.0.0.1:8080"), "172.17.0.3:80 saw 172.17.0.1");
+    assert_eq!(from_host("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.1");
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    assert_eq!(switch(&net, "ipv4/conf/eth0/route_localnet"), "0");
+    // The counter is that of both places together.
+    assert!(net.ok(&["list", "--json"]).stdout.contains(r#""packets":3,"#));
+    net.ok(&["add", "127.0.0.1:8081", "172.17.0.3:80", "--loopback"]);
+    assert_eq!(from_host("127.0.0.1:8081"), "172.17.0.3:80 saw 172.17.0.1");
+    assert_eq!(net.tcp("192.0.2.1:8081"), "ConnectionRefused");
+    net.ok(&["rm", "127.0.0.1:8081"]);
+    assert_eq!(
+        (from_host("127.0.0.1:8081").as_str(), switch(&net, ROUTE_LOCALNET).as_str()),
+        ("ConnectionRefused", "1")
+    );
+    net.ok(&["rm", "8080"]);
+    assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
+    net.ok(&["flush"]);
+    assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
+}
+
+/// A neighbour behind docker0 that has no loopback interface, so that it can send to loopback addresses elsewhere.
+fn intruder(net: &Net) -> Netns {
+    let intruder = Netns::new().expect("namespace");
+    net.in_host(|| {
+        let links = Links::open().expect("rtnetlink");
+        links.veth("port9", "eth0", &intruder).expect("veth");
+        links.join("port9", "docker0").expect("join");
+    });
+    let wire = || {
+        let links = Links::open().expect("rtnetlink");
+        links.up("eth0").expect("up");
+        let ip = |text: &str| text.parse().expect("address");
+        links.address("eth0", ip("172.17.0.9"), 16).expect("address");
+        links.route(ip("127.0.0.1"), 32, ip("172.17.0.1")).expect("route");
+    };
+    intruder.run(wire).expect("the intruder's namespace");
+    intruder
+}
+
+#[test]
+fn loopback_addresses_from_a_wire_stay_outside() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let intruder = intruder(&net);
+    net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
+    assert_eq!(switch(&net, ROUTE_LOCALNET), "1");
+    let (sender, here) = (Sender::open(&intruder).expect("sender"), Watch::delivered(&net.host).expect("watch"));
+    let send = |first: u64| {
+        let ends = [
+            ("172.17.0.9:1000", "127.0.0.1:631"),
+            ("127.0.0.1:1000", "172.17.0.1:631"),
+            ("172.17.0.9:1000", "172.17.0.1:631"),
+        ];
+        for (number, (source, destination)) in (first..).zip(ends) {
+            let (source, destination) = (address(source), address(destination));
+            sender.send(&Datagram { protocol: Protocol::Udp, source, destination, number }).expect("sent");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let mut seen: Vec<u64> = here.drain().expect("watch").iter().map(|datagram| datagram.number - first).collect();
+        seen.sort_unstable();
+        seen
+    };
+    // The link's first packets may be lost.
+    for warm_up in 1..50 {
+        if !send(warm_up * 100).is_empty() {
+            break;
+        }
+    }
+    assert_eq!(send(10_000), [2], "only what has no loopback address in it");
+    // Without our rules the open switch lets them in, loopback sources where `accept_local` does not matter: the guard is
+    // what keeps them out.
+    net.nft(&["flush", "ruleset"]);
+    assert_eq!(send(20_000), [0, 2]);
+}
+
+/// Sends a router advertisement for a prefix of /64 from the client to everybody on its link.
+fn advertise(net: &Net, prefix: Ipv6Addr) {
+    let mut message = vec![134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend([3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0]);
+    message.extend(prefix.octets());
+    let send = || {
+        let index = nix::net::if_::if_nametoindex("eth0").expect("eth0");
+        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::RAW, Some(socket2::Protocol::ICMPV6));
+        let socket = socket.expect("raw socket");
+        socket.set_multicast_hops_v6(255).expect("hops");
+        let everybody = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
+        socket.send_to(&message, &everybody.into()).expect("sent");
+    };
+    net.client.run(send).expect("the client's namespace");
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+#[test]
+fn router_advertisements_are_listened_to_as_before() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let own = |prefix: &str| {
+        let text = net.in_host(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6").expect("readable"));
+        text.contains(prefix)
+    };
+    let default_route = || {
+        let text = net.in_host(|| std::fs::read_to_string("/proc/thread-self/net/ipv6_route").expect("readable"));
+        let default = "00000000000000000000000000000000 00 ";
+        text.lines().any(|line| line.starts_with(default) && line.ends_with("eth0"))
+    };
+    let prefix = |third| Ipv6Addr::new(0x2001, 0xdb8, third, 0, 0, 0, 0, 0);
+    for _ in 0..50 {
+        advertise(&net, prefix(0x77));
+        if own("20010db800770000") {
+            break;
+        }
+    }
+    assert!(own("20010db800770000") && default_route());
+    let said = net.ok(&["add", "8080", "[fd00:17::3]:80"]);
+    assert!(said.stderr.contains("net.ipv6.conf.all.forwarding was 0, is now 1"), "{said:?}");
+    assert!(said.stderr.contains("net.ipv6.conf.eth0.accept_ra was 1, is now 2"), "{said:?}");
+    assert!(own("20010db800770000") && default_route(), "what was learned before stays");
+    advertise(&net, prefix(0x78));
+    assert!(own("20010db800780000") && default_route(), "and what is said now is heard");
+    net.ok(&["flush"]);
+    assert_eq!(switch(&net, "ipv6/conf/all/forwarding"), "0");
+    assert_eq!(switch(&net, "ipv6/conf/eth0/accept_ra"), "1");
+}
