@@ -1,67 +1,13 @@
-//! Whole processes compared with `nft -f` in one run, in a network namespace that is made for it.
+//! What portfwd costs: a bench a module, each against something that is measured in the same run, alternating.
 //!
-//! Prints for each number of forwards N: the medians of several runs of each, alternating, their ratio, and, where GNU
-//! time(1) is installed, the ratio of their peak memories. Only ratios of one run mean anything. Needs root and `nft`.
-//!
-//! Unfair to nobody that we know of: both read a file, both send one batch with a comment and a counter for each element;
-//! portfwd also keeps its state on disk and reads the kernel again to check.
+//! `cargo bench` runs all, `cargo bench -- connection` those whose names are given; with `--quick` connections take a
+//! quarter of the time and are less exact. Only ratios of one run mean anything. Needs root and `nft`; everything happens
+//! in network namespaces that are made for it.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
-use std::fmt::Write as _;
-use std::process::Command;
-use std::time::Instant;
-
-use portfwd::lab::Netns;
-
-const NUMBERS: [u32; 5] = [1, 1_000, 6_000, 10_000, 60_000];
-const ROUNDS: usize = 7;
-
-/// A target for forward number `n`.
-fn target(n: u32) -> String {
-    format!("10.{}.{}.{}", n >> 14, (n >> 6) & 255, (n & 63) + 1)
-}
-
-fn rule_set(count: u32) -> String {
-    let mut text = String::new();
-    for n in 1..=count {
-        let written = writeln!(text, "[[forward]]\nlisten = \"{n}\"\nto = \"{}:80\"", target(n));
-        written.expect("text grows");
-    }
-    text
-}
-
-fn nft_script(count: u32) -> String {
-    let elements: Vec<String> =
-        (1..=count).map(|n| format!("tcp . {n} comment \"bench\" : {} . 80", target(n))).collect();
-    let elements = elements.join(",\n");
-    format!(
-        "table inet rival {{\n map m {{ type inet_proto . inet_service : ipv4_addr . inet_service; counter;\n elements = {{ {elements} }}\n }}\n chain c {{ type nat hook prerouting priority -105;\n fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @m\n }}\n}}\n"
-    )
-}
-
-/// Runs a program in the namespace and gives its wall-clock seconds.
-fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> f64 {
-    let (seconds, output) = namespace
-        .run(|| {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            let start = Instant::now();
-            let output = command.output().expect("the program starts");
-            (start.elapsed().as_secs_f64(), output)
-        })
-        .expect("the namespace");
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    seconds
-}
-
-/// The peak resident kilobytes of a program, by GNU time(1); none where that is not installed.
-fn peak(namespace: &Netns, program: &str, arguments: &[&str]) -> Option<f64> {
-    let output = namespace.run(|| Command::new("/usr/bin/time").args(["-f", "%M", program]).args(arguments).output());
-    let output = output.expect("the namespace").ok()?;
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stderr).lines().last()?.trim().parse().ok()
-}
+mod apply;
+mod connection;
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -69,50 +15,21 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test` builds and runs benches too, with `--test`; there is nothing to measure then.
-    if std::env::args().any(|argument| argument == "--test") {
+    if arguments.iter().any(|argument| argument == "--test") {
         return;
     }
-    let namespace = Netns::new().expect("run as root");
-    let directory = tempfile::tempdir().expect("directory");
-    let state = directory.path().join("state").to_string_lossy().into_owned();
-    let ours = env!("CARGO_BIN_EXE_portfwd");
-    let flush = || {
-        run(&namespace, ours, &["--state-dir", &state, "flush"]);
-        run(&namespace, "nft", &["flush", "ruleset"]);
-    };
-    println!("{:<16} {:>12} {:>12} {:>8} {:>14}", "apply/nft/N", "nft -f (s)", "portfwd (s)", "ratio", "memory ratio");
-    let mut times = Vec::new();
-    for count in NUMBERS {
-        let set = directory.path().join("bench.toml");
-        let script = directory.path().join("rival.nft");
-        std::fs::write(&set, rule_set(count)).expect("written");
-        std::fs::write(&script, nft_script(count)).expect("written");
-        let apply = ["--state-dir", &state, "apply", &set.to_string_lossy()].map(str::to_owned);
-        let apply: Vec<&str> = apply.iter().map(String::as_str).collect();
-        let load = ["-f", &script.to_string_lossy()].map(str::to_owned);
-        let load: Vec<&str> = load.iter().map(String::as_str).collect();
-        let (mut mine, mut rival) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            rival.push(run(&namespace, "nft", &load));
-            flush();
-            mine.push(run(&namespace, ours, &apply));
-            flush();
-        }
-        let rival_peak = peak(&namespace, "nft", &load);
-        flush();
-        let memory = peak(&namespace, ours, &apply).zip(rival_peak).map(|(mine, rival)| format!("{:.2}", mine / rival));
-        let one = ["--state-dir", &state, "add", "65000/udp", "10.9.9.9"];
-        let one_more = run(&namespace, ours, &one);
-        flush();
-        let (rival, mine) = (median(rival), median(mine));
-        let memory = memory.unwrap_or_else(|| "-".into());
-        println!("{:<16} {rival:>12.4} {mine:>12.4} {:>8.2} {memory:>14}", format!("apply/nft/{count}"), mine / rival);
-        times.push((count, mine, one_more));
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    // Cargo adds `--bench`.
+    let names: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    let unknown = names.iter().find(|name| !["apply", "connection"].contains(&name.as_str()));
+    assert!(unknown.is_none(), "no bench is called {unknown:?}: there are apply and connection");
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
+    if wanted("apply") {
+        apply::bench();
     }
-    let of = |wanted: u32| times.iter().find(|(count, ..)| *count == wanted).map_or(f64::NAN, |(_, time, _)| *time);
-    println!("growth: apply(60,000) / apply(6,000) = {:.1}", of(60_000) / of(6_000));
-    for (count, _, one_more) in &times {
-        println!("one more forward on {count}: {one_more:.4} s, one run");
+    if wanted("connection") {
+        connection::bench(quick);
     }
 }
