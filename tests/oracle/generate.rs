@@ -86,10 +86,12 @@ fn one<'a, T: ?Sized>(rng: &mut Rng, list: &[&'a T]) -> &'a T {
     list[rng.usize(..list.len())]
 }
 
-/// Makes rule sets of up to `most` tables.
-pub fn case(rng: &mut Rng, most: usize) -> Case {
+/// Makes rule sets of up to `most` tables; with `first` at priorities before everybody else's, where sources are rewritten
+/// before everybody else too.
+pub fn case(rng: &mut Rng, most: usize, first: bool) -> Case {
     let keep = if rng.u8(..12) == 0 { "ip_forward = \"keep\"\n" } else { "" };
-    let priority = if rng.u8(..4) == 0 { format!("priority = {}\n", rng.i32(-199..50)) } else { String::new() };
+    let priorities = if first { -109..-100 } else { -199..50 };
+    let priority = if rng.u8(..4) == 0 { format!("priority = {}\n", rng.i32(priorities)) } else { String::new() };
     let mut case = Case { settings: format!("[settings]\n{keep}{priority}"), pieces: Vec::new() };
     // Many lengths of client prefixes are compiled in another way than a few.
     let choosy = rng.u8(..3) == 0;

@@ -1,6 +1,8 @@
 //! The packet oracle: random rule sets, really applied; random packets, really sent; where each arrives must be what
 //! [`portfwd::model::meaning`] says.
 //!
+//! Some rule sets have a rival at the places that most other programs take: what ours rewrite it must not get.
+//!
 //! For every rule set it also holds that what was compiled is lifted to the same model, that two files in either order
 //! ask the same, that the way there by another rule set ends in the same rules, and that a plan is empty then.
 //!
@@ -9,12 +11,13 @@
 
 mod generate;
 
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastrand::Rng;
 use portfwd::engine::{self, Engine};
 use portfwd::lab::{self, Choice, Sight, Topology};
-use portfwd::model::meaning::{Dropped, Fate, meaning};
+use portfwd::model::meaning::{Dropped, Fate, Meaning, meaning};
 use portfwd::model::{Asked, Packet};
 use portfwd::store::State;
 
@@ -47,7 +50,7 @@ fn packets_go_where_the_rule_sets_say() {
             scope.spawn(move || {
                 while (done.load(Ordering::Relaxed) as u64) < cases {
                     let round = next.fetch_add(1, Ordering::Relaxed) as u64;
-                    let sent = one_rule_set(&mut Rng::with_seed(seed.wrapping_mul(1_000_003) + round));
+                    let sent = one_rule_set(&mut Rng::with_seed(seed.wrapping_mul(1_000_003) + round), done);
                     done.fetch_add(sent, Ordering::Relaxed);
                 }
             });
@@ -57,9 +60,10 @@ fn packets_go_where_the_rule_sets_say() {
     println!("oracle: {packets} packets met {sets} rule sets as expected, in {:?}", start.elapsed());
 }
 
-/// Tries one rule set and gives the number of packets that were sent.
-fn one_rule_set(rng: &mut Rng) -> usize {
-    let case = generate::case(rng, TABLES);
+/// Tries one rule set and gives the number of packets that were sent. `done` is how many went right before.
+fn one_rule_set(rng: &mut Rng, done: &AtomicUsize) -> usize {
+    let rivalled = rng.u8(..6) == 0;
+    let case = generate::case(rng, TABLES, rivalled);
     let Some(asked) = case.asked() else { return 0 };
     let orders = [false, true].map(|swapped| case.asked_from_two(swapped));
     assert_eq!(orders[0], orders[1], "{}", case.text());
@@ -68,7 +72,7 @@ fn one_rule_set(rng: &mut Rng) -> usize {
     // Most hosts with containers have it on.
     let switched = rng.u8(..3) == 0;
     topology.host.run(|| lab::bridges_ask_netfilter(switched)).expect("the host's namespace").expect("switched");
-    let before = if rng.bool() { generate::case(rng, TABLES).asked() } else { None };
+    let before = if rng.bool() { generate::case(rng, TABLES, false).asked() } else { None };
     // The way to a target that this network lacks cannot be told.
     let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
     let packets: Vec<Packet> = (0u16..)
@@ -79,15 +83,40 @@ fn one_rule_set(rng: &mut Rng) -> usize {
     let sight = Sight::open(&topology).expect("packets get through");
     topology.host.run(|| incrementally(before, &asked, &case)).expect("the host's namespace");
     let (_, host) = lab::apply(&topology, &asked).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
+    if rivalled {
+        topology.host.run(rival).expect("the host's namespace");
+    }
     let sets = asked.sets();
     let sightings = sight.send(&packets).expect("sends");
     for (packet, sighting) in packets.iter().zip(&sightings) {
-        let fate = meaning(&sets, &host, packet).fate;
-        if !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
-            explain(&case, packet, &format!("{sighting:?} is not {fate:?}"));
+        let Meaning { forward, fate } = meaning(&sets, &host, packet);
+        // What we rewrite nobody rewrites after us; the rest is the rival's.
+        let ours = forward.is_some() && !matches!(fate, Fate::Leaves { seen, .. } if seen.first == packet.source.ip());
+        if (ours || !rivalled) && !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
+            let against = if rivalled { " (against a rival)" } else { "" };
+            explain(
+                &case,
+                packet,
+                &format!("after {} packets: {sighting:?} is not {fate:?}{against}", done.load(Ordering::Relaxed)),
+            );
         }
     }
     packets.len()
+}
+
+/// Another program's NAT at the places that Docker and most others take, after ours by default: all that it can get goes to
+/// a port of this host, or leaves with an address that nobody else gives.
+fn rival() {
+    let rules = "add table inet rival
+        add chain inet rival in { type nat hook prerouting priority -100; }
+        add chain inet rival own { type nat hook output priority -100; }
+        add chain inet rival out { type nat hook postrouting priority 100; }
+        add rule inet rival in meta l4proto { tcp, udp, sctp } th dport 990-3100 redirect to :9999
+        add rule inet rival own meta l4proto { tcp, udp, sctp } th dport 990-3100 redirect to :9999
+        add rule inet rival out oifname != lo meta nfproto ipv4 snat ip to 203.0.113.200
+        add rule inet rival out oifname != lo meta nfproto ipv6 snat ip6 to 2001:db8:ffff::1";
+    let output = Command::new("nft").arg(rules).output().expect("nft is installed");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Whether it can be seen in this network where a packet goes: somebody must be there. And where bridges ask netfilter, it
