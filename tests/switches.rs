@@ -47,7 +47,8 @@ fn a_loopback_forward_opens_one_interface_to_this_host_alone() {
         (from_host("127.0.0.1:8081").as_str(), switch(&net, ROUTE_LOCALNET).as_str()),
         ("ConnectionRefused", "1")
     );
-    net.ok(&["rm", "8080"]);
+    let said = net.ok(&["rm", "8080"]);
+    assert!(said.stderr.contains("net.ipv4.conf.docker0.route_localnet is 0 again"), "{said:?}");
     assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
     net.ok(&["flush"]);
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");

@@ -23,10 +23,13 @@ pub fn to_do(plan: &Plan) -> String {
     format!("{add} to add, {change} to change, {remove} to remove")
 }
 
-/// Prints what was sent, and the switches that had to be set, to stderr.
+/// Prints what was sent, and the switches that were set or given back, to stderr.
 pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
     for change in &outcome.sysctls {
         writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;
+    }
+    for change in &outcome.given_back {
+        writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;
     }
     if verbose {
         for line in &outcome.messages {

@@ -25,6 +25,8 @@ pub struct Outcome {
     pub messages: Vec<String>,
     /// The switches that had to be set.
     pub sysctls: Vec<sysctl::Change>,
+    /// The switches that got back the values that they had.
+    pub given_back: Vec<sysctl::Change>,
 }
 
 /// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
@@ -40,13 +42,13 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
         engine.store.save(&before, &after)?;
     }
     match switches.around(|| to_kernel(engine, &after)) {
-        Ok((plan, messages)) => {
+        Ok(((plan, messages), given_back)) => {
             engine.state = after;
             // From here on it is done, and an error can only say that it does not look so.
             if !plan.is_empty() {
                 check(engine, &plan)?;
             }
-            Ok(Outcome { plan, messages, sysctls: switches.set() })
+            Ok(Outcome { plan, messages, sysctls: switches.set(), given_back })
         }
         Err(error) => {
             if after != before {
@@ -89,19 +91,22 @@ impl Switches {
         Ok(Self { forward, open, close, give_back })
     }
 
-    /// Sets them in their order around a commit; where that fails, all are as before.
-    fn around<T>(&self, commit: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    /// Sets them in their order around a commit, and says which were given back; where that fails, all are as before.
+    fn around<T>(
+        &self,
+        commit: impl FnOnce() -> Result<T, EngineError>,
+    ) -> Result<(T, Vec<sysctl::Change>), EngineError> {
         sysctl::may_set(&self.open)?;
         sysctl::set(&self.forward)?;
-        sysctl::undo(&self.close);
+        let mut given_back = sysctl::undo(&self.close);
         match commit() {
             Ok(done) => {
                 sysctl::set(&self.open)?;
-                sysctl::undo(&self.give_back);
-                Ok(done)
+                given_back.extend(sysctl::undo(&self.give_back));
+                Ok((done, given_back))
             }
             Err(error) => {
-                sysctl::redo(&self.close);
+                sysctl::redo(&given_back);
                 sysctl::undo(&self.forward);
                 Err(error)
             }

@@ -186,14 +186,12 @@ pub fn redo(changes: &[Change]) {
     }
 }
 
-/// Puts switches back, last first, where nobody else has changed them since. What cannot be put back stays.
-pub fn undo(changes: &[Change]) {
-    for change in changes.iter().rev() {
-        if read(&change.key).is_ok_and(|now| now == change.after) {
-            let put_back = fs::write(path(&change.key), &change.before);
-            drop(put_back);
-        }
-    }
+/// Puts switches back, last first, where nobody else has changed them since; gives those that were. What cannot be put
+/// back stays.
+pub fn undo(changes: &[Change]) -> Vec<Change> {
+    let ours = |change: &&Change| read(&change.key).is_ok_and(|now| now == change.after);
+    let put_back = |change: &&Change| fs::write(path(&change.key), &change.before).is_ok();
+    changes.iter().rev().filter(ours).filter(put_back).cloned().collect()
 }
 
 #[cfg(test)]

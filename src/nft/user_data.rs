@@ -64,7 +64,7 @@ pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
     data
 }
 
-/// Reads the comment, empty where there is none, and the span; the other direction of [`write`]. What is cut short or not
+/// Reads the comment, empty where there is none, and the span; the other direction of [`write()`]. What is cut short or not
 /// known is passed over.
 pub fn read(mut data: &[u8]) -> (&str, Option<Span>) {
     let (mut comment, mut span) = ("", None);

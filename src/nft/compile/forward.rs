@@ -46,7 +46,7 @@ pub(super) struct Jumps {
 
 /// Adds the maps and the chains of forwards, and gives the rules that lead a packet through them.
 pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Program) -> Jumps {
-    let mut maps = Maps { program, comments: HashMap::new(), protocols: BTreeMap::new() };
+    let mut maps = Maps::default();
     for owned in &asked.bindings {
         for kind in element::kinds(&owned.rule) {
             let id = MapId::of(&owned.rule, kind, asked.chain_of(&owned.rule));
@@ -60,8 +60,13 @@ pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Pr
             }
         }
     }
+    let mut protocols = Vec::with_capacity(maps.filled.len());
+    for (id, (spoken, map)) in maps.filled {
+        program.maps.insert(id.to_string(), map);
+        protocols.push((id, spoken));
+    }
     let mut jumps = Jumps::default();
-    for run in runs(maps.protocols.into_iter().collect()) {
+    for run in runs(protocols) {
         match run.stage {
             Stage::Loopback => {
                 let families: BTreeSet<Family> = run.maps.iter().map(|(id, _)| id.class.family).collect();
@@ -76,26 +81,34 @@ pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Pr
 }
 
 /// The maps that are being filled.
-struct Maps<'a> {
-    program: &'a mut Program,
+#[derive(Default)]
+struct Maps {
     /// The text of every comment once, however many elements carry it.
     comments: HashMap<(SetName, Option<Comment>), Arc<str>>,
-    /// Which maps there are, and the protocols in each.
-    protocols: BTreeMap<MapId, BTreeSet<Protocol>>,
+    /// The maps, each with the protocols in it.
+    filled: BTreeMap<MapId, (BTreeSet<Protocol>, Map)>,
 }
 
-impl Maps<'_> {
+impl Maps {
     /// Puts a binding into a map, and its label, if it has one of its own, into the map of labels.
     fn put(&mut self, id: &MapId, owned: &Owned<Binding>, label: Option<Vec<u8>>) {
         let remark = owned.rule.comment.as_ref();
         let text = || element::comment(&owned.set, remark.map(Comment::as_str)).into();
         let comment = self.comments.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone();
-        let labels = label.map(|label| (id.labels(), label));
-        for (id, label) in [(id.clone(), Vec::new())].into_iter().chain(labels) {
-            let map = (self.program.maps.entry(id.to_string()))
-                .or_insert_with(|| Map { shape: id.shape(), elements: BTreeMap::new() });
-            map.elements.extend(element::elements(&id, &owned.rule, &comment, &label));
-            self.protocols.entry(id).or_default().insert(owned.rule.protocol);
+        if let Some(label) = label {
+            self.fill(&id.labels(), &owned.rule, &comment, &label);
+        }
+        self.fill(id, &owned.rule, &comment, &[]);
+    }
+
+    fn fill(&mut self, id: &MapId, rule: &Binding, comment: &Arc<str>, label: &[u8]) {
+        if !self.filled.contains_key(id) {
+            let map = Map { shape: id.shape(), elements: BTreeMap::new() };
+            self.filled.insert(id.clone(), (BTreeSet::new(), map));
+        }
+        if let Some((protocols, map)) = self.filled.get_mut(id) {
+            map.elements.extend(element::elements(id, rule, comment, label));
+            protocols.insert(rule.protocol);
         }
     }
 }
