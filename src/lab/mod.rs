@@ -7,6 +7,7 @@
 //! behind because nothing is put anywhere.
 
 mod ask;
+mod datagram;
 mod link;
 pub mod netns;
 mod probe;

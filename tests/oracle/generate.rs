@@ -1,6 +1,7 @@
 //! Random rule sets, and random packets aimed at their edges.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -95,13 +96,17 @@ pub fn case(rng: &mut Rng, most: usize, first: bool) -> Case {
     let mut case = Case { settings: format!("[settings]\n{keep}{priority}"), pieces: Vec::new() };
     // Many lengths of client prefixes are compiled in another way than a few.
     let choosy = rng.u8(..3) == 0;
+    // In a narrow space of ports forwards compete.
+    let ports = if rng.bool() { 1000..1030 } else { 1000..1006 };
+    // Networks with chains of their own make forwards of one class live in several.
+    let networks = rng.u8(0..3);
     for _ in 0..rng.usize(1..=most) {
         let piece = match rng.u8(..20) {
-            0 => network(rng),
-            1 => masquerade(rng),
-            2 => snat(rng),
-            3 => netmap_table(rng),
-            _ => forward(rng, choosy),
+            0 => masquerade(rng),
+            1 => snat(rng),
+            2 => netmap_table(rng),
+            kind if kind < 3 + networks => network(rng),
+            _ => forward(rng, choosy, ports.clone()),
         };
         case.pieces.push(piece);
         if case.asked().is_none() {
@@ -166,8 +171,8 @@ fn netmap_table(rng: &mut Rng) -> String {
     format!("[[netmap]]\nlisten = \"{listen}\"\nto = \"{to}\"\n")
 }
 
-fn ports(rng: &mut Rng) -> String {
-    let first = rng.u16(1000..1030);
+fn ports(rng: &mut Rng, space: Range<u16>) -> String {
+    let first = rng.u16(space);
     match rng.u8(..6) {
         0..=2 => first.to_string(),
         3 | 4 => format!("{first}-{}", first + rng.u16(1..12)),
@@ -175,8 +180,8 @@ fn ports(rng: &mut Rng) -> String {
     }
 }
 
-fn forward(rng: &mut Rng, choosy: bool) -> String {
-    let ports = ports(rng);
+fn forward(rng: &mut Rng, choosy: bool, space: Range<u16>) -> String {
+    let ports = ports(rng, space);
     let target = one(rng, &TARGETS);
     let width = ports.split_once('-').and_then(|(a, b)| Some(b.parse::<u16>().ok()? - a.parse::<u16>().ok()?));
     let end = match (rng.u8(..5), width) {
