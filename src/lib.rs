@@ -20,7 +20,7 @@
 //! | [`config`] | TOML to model, with places for errors |
 //! | [`store`] | durable state |
 //! | [`nft`] | the nftables backend |
-//! | [`netfilter`] | what a backend needs of the kernel besides: sysctls, namespaces |
+//! | [`netfilter`] | what a backend needs of the kernel besides: sysctls, routes, what is tracked, namespaces |
 //! | [`model`] | the nouns and their meaning; knows nothing of the rest |
 
 pub mod cli;

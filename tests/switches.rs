@@ -1,11 +1,12 @@
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::process::Command;
 use std::time::Duration;
 
 use portfwd::lab::wire::{Datagram, Sender, Watch};
 use portfwd::lab::{Links, Netns};
 use portfwd::model::Protocol;
 
-use crate::support::{Net, ask, privileged};
+use crate::support::{Net, PORTFWD, Said, ask, privileged};
 
 /// A switch of the host, below `/proc/sys/net`.
 fn switch(net: &Net, key: &str) -> String {
@@ -52,6 +53,38 @@ fn a_loopback_forward_opens_one_interface_to_this_host_alone() {
     assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
     net.ok(&["flush"]);
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
+}
+
+#[test]
+fn killed_while_a_switch_goes_back_the_next_command_gives_it_back() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let open = format!("/proc/sys/net/{ROUTE_LOCALNET}");
+    let forward = "/proc/sys/net/ipv4/ip_forward";
+    let cases =
+        [(open.as_str(), &["rm", "8080"][..], &["add", "9090", "172.17.0.3"][..]), (forward, &["flush"], &["flush"])];
+    for (path, command, next) in cases {
+        // Killed when it opens the switch for the first time, the second time and so on, until it is not killed any more.
+        let kills = (1..20).take_while(|when| {
+            net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
+            let said: Said = net.in_host(|| {
+                let mut strace = Command::new("strace");
+                strace.args(["-f", "-o", "/dev/null", "-P", path]);
+                strace.args(["-e", &format!("inject=openat:signal=KILL:when={when}")]);
+                strace.arg(PORTFWD).arg("--state-dir").arg(net.state.path()).args(command);
+                strace.output().expect("strace is installed").into()
+            });
+            net.ok(next);
+            let now = net.in_host(|| std::fs::read_to_string(path).expect("readable"));
+            assert_eq!(now.trim(), "0", "{path} {when}");
+            net.ok(&["flush"]);
+            assert_eq!((switch(&net, ROUTE_LOCALNET), switch(&net, "ipv4/ip_forward")), ("0".into(), "0".into()));
+            said.code != 0
+        });
+        assert!(kills.count() > 0, "{path}");
+    }
 }
 
 /// A neighbour behind docker0 that has no loopback interface, so that it can send to loopback addresses elsewhere.
@@ -160,4 +193,37 @@ fn router_advertisements_are_listened_to_as_before() {
     net.ok(&["flush"]);
     assert_eq!(switch(&net, "ipv6/conf/all/forwarding"), "0");
     assert_eq!(switch(&net, "ipv6/conf/eth0/accept_ra"), "1");
+}
+
+#[test]
+fn a_plan_shows_switches_and_a_bridge_that_is_not_there_yet_opens_no_other() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let set = "[[network]]\nname = \"br-later\"\nsubnet = [\"10.5.0.0/24\"]\n\n[[forward]]\nlisten = \"8080\"\nto = \"10.5.0.2:80\"\nloopback = true\n";
+    let path = crate::support::file(&net.state, set).to_string_lossy().into_owned();
+    // Everything that has no route of its own leaves by eth0, which must not be opened for it.
+    net.in_host(|| {
+        let links = Links::open().expect("rtnetlink");
+        let ip = |text: &str| text.parse().expect("address");
+        links.route(ip("0.0.0.0"), 0, ip("192.0.2.2")).expect("route");
+    });
+    let plan = net.ok(&["plan", &path]).stdout;
+    assert!(plan.contains("~ net.ipv4.ip_forward = 0  =>  net.ipv4.ip_forward = 1"), "{plan}");
+    let said = net.ok(&["apply", &path]);
+    assert!(said.stderr.contains("note: nothing leads to 10.5.0.2 yet"), "{said:?}");
+    assert_eq!(switch(&net, "ipv4/conf/eth0/route_localnet"), "0");
+    net.in_host(|| Links::open().expect("rtnetlink").bridge("br-later").expect("bridge"));
+    let planned = net.portfwd(&["plan", "--detailed-exitcode", &path]);
+    assert_eq!(planned.code, 3, "{planned:?}");
+    assert!(planned.stdout.contains("net.ipv4.conf.br-later.route_localnet = 1"), "{planned:?}");
+    net.ok(&["apply", &path]);
+    assert_eq!(switch(&net, "ipv4/conf/br-later/route_localnet"), "1");
+    assert_eq!(net.ok(&["plan", "--detailed-exitcode", &path]).stdout, "0 to add, 0 to change, 0 to remove\n");
+    // A route that forbids is no reason to refuse everything else.
+    net.ok(&["add", "8086", "10.6.0.2:80", "--loopback"]);
+    let forbid = || Command::new("ip").args(["route", "add", "prohibit", "10.6.0.0/24"]).status();
+    assert!(net.in_host(forbid).expect("ip is installed").success());
+    net.ok(&["add", "9999", "10.7.0.2:80"]);
 }

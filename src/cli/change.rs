@@ -14,7 +14,7 @@ pub fn carry_out(
     output: &mut Output<'_>,
 ) -> anyhow::Result<Option<Outcome>> {
     if dry_run {
-        let plan = engine.plan(&after.asked)?;
+        let plan = engine.plan_all(&after)?;
         if global.json {
             json::print(&json::Changes::new(&plan, false), output.stdout)?;
         } else {

@@ -165,6 +165,7 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         }
         EngineError::State(StateError::Version(..)) => (FAILED, "use the newer program".into()),
         EngineError::State(StateError::Damaged(..)) => (FAILED, "move the file away; the kernel's rules stay".into()),
+        EngineError::Closed(_) => (FAILED, "see the switch that is named, and apply again".into()),
         EngineError::Sysctl(SysctlError { name, error, .. }) => {
             let code = match error.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => MISSING,
@@ -182,7 +183,7 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         EngineError::Commit(CommitError::Refused { .. })
         | EngineError::State(_)
         | EngineError::Namespace(_)
-        | EngineError::Route(_) => (FAILED, "nothing was changed".into()),
+        | EngineError::Route(..) => (FAILED, "nothing was changed".into()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Failure, Global, Output, failure, json, sets, view};
 use crate::config;
+use crate::store::State;
 
 /// Show what `apply` would change in the kernel, and change nothing
 #[derive(Debug, clap::Args)]
@@ -20,12 +21,12 @@ pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow:
     let loaded = sets::load(&args.paths)?;
     let mut engine = global.engine(false)?;
     let asked = config::union(engine.state().asked.clone(), &loaded).map_err(Failure::Problems)?;
-    let plan = engine.plan(&asked)?;
+    let plan = engine.plan_all(&State { asked, ..engine.state().clone() })?;
     if global.json {
         json::print(&json::Changes::new(&plan, false), output.stdout)?;
     } else {
         view::steps(&plan.steps, output)?;
         writeln!(output.stdout, "{}", view::to_do(&plan))?;
     }
-    Ok(if args.detailed_exitcode && !plan.is_empty() { failure::CHANGES } else { 0 })
+    Ok(if args.detailed_exitcode && !plan.steps.is_empty() { failure::CHANGES } else { 0 })
 }

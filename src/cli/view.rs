@@ -25,8 +25,14 @@ pub fn to_do(plan: &Plan) -> String {
 
 /// Prints what was sent, and the switches that were set or given back, to stderr.
 pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
-    for change in &outcome.sysctls {
+    for change in outcome.switches.to_set() {
         writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;
+    }
+    for target in &outcome.switches.unreachable {
+        writeln!(
+            output.stderr,
+            "note: nothing leads to {target} yet; apply again when it does, for loopback to reach it"
+        )?;
     }
     for change in &outcome.given_back {
         writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;

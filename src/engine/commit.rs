@@ -1,11 +1,7 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
-use super::{Engine, EngineError, Plan};
-use crate::model::Asked;
-use crate::netfilter::{route, sysctl};
+use super::{Engine, EngineError, Plan, Switches};
+use crate::netfilter::sysctl;
 use crate::nft::decode;
 use crate::nft::element;
 use crate::nft::encode::{Batch, Subject, encode};
@@ -23,8 +19,8 @@ pub struct Outcome {
     pub plan: Plan,
     /// What was sent, a line a message; empty where nothing was.
     pub messages: Vec<String>,
-    /// The switches that had to be set.
-    pub sysctls: Vec<sysctl::Change>,
+    /// The switches that had to be set, or should have been.
+    pub switches: Switches,
     /// The switches that got back the values that they had.
     pub given_back: Vec<sysctl::Change>,
 }
@@ -33,108 +29,36 @@ pub struct Outcome {
 /// back the values that they had.
 ///
 /// # Errors
-/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`] and
-/// [`EngineError::Unchecked`], which come after everything was done.
+/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`], [`EngineError::Unchecked`]
+/// and [`EngineError::Closed`], which come after the rules were committed.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
-    let switches = Switches::of(&mut after, &engine.state)?;
     let before = engine.state.clone();
-    if after != before {
-        engine.store.save(&before, &after)?;
-    }
-    match switches.around(|| to_kernel(engine, &after)) {
-        Ok(((plan, messages), given_back)) => {
-            engine.state = after;
-            // From here on it is done, and an error can only say that it does not look so.
+    let switches = Switches::of(&mut after, &before)?;
+    let during = switches.during(&after);
+    engine.keep(&during)?;
+    let mut given_back = match switches.before_commit() {
+        Ok(given_back) => given_back,
+        Err(error) => {
+            engine.keep(&before)?;
+            return Err(error);
+        }
+    };
+    match to_kernel(engine, &after) {
+        Ok((plan, messages)) => {
+            // From here on it is done, and an error can only say what does not look so.
+            given_back.extend(switches.after_commit()?);
+            engine.keep(&after)?;
             if !plan.is_empty() {
                 check(engine, &plan)?;
             }
-            Ok(Outcome { plan, messages, sysctls: switches.set(), given_back })
+            Ok(Outcome { plan, messages, switches, given_back })
         }
         Err(error) => {
-            if after != before {
-                engine.store.save(&after, &before)?;
-            }
+            switches.commit_failed(&given_back);
+            engine.keep(&before)?;
             Err(error)
         }
     }
-}
-
-/// The switches that change with a commit.
-struct Switches {
-    /// Forwarding: on before the rules that need it.
-    forward: Vec<sysctl::Change>,
-    /// Loopback addresses on an interface: on when the rules that guard them are there.
-    open: Vec<sysctl::Change>,
-    /// The same, off again before those rules go.
-    close: Vec<sysctl::Change>,
-    /// Back to what they were, at the end.
-    give_back: Vec<sysctl::Change>,
-}
-
-impl Switches {
-    /// What `after` needs and `before` had. `after` is made to remember what is set, and to forget what is given back.
-    fn of(after: &mut State, before: &State) -> Result<Self, EngineError> {
-        let mut forward = Vec::new();
-        for family in after.asked.forwarding() {
-            forward.extend(sysctl::forwarding(family)?);
-        }
-        let (needed, open) = loopback(&after.asked)?;
-        after.sysctls.retain(|known| !sysctl::is_route_localnet(&known.key) || needed.contains(&known.key));
-        for change in forward.iter().chain(&open) {
-            // Only the first value counts: what the host had before we came.
-            if !after.sysctls.iter().any(|known| known.key == change.key) {
-                after.sysctls.push(change.clone());
-            }
-        }
-        let gone = before.sysctls.iter().filter(|known| !after.sysctls.iter().any(|kept| kept.key == known.key));
-        let (close, give_back) = gone.cloned().partition(|change| sysctl::is_route_localnet(&change.key));
-        Ok(Self { forward, open, close, give_back })
-    }
-
-    /// Sets them in their order around a commit, and says which were given back; where that fails, all are as before.
-    fn around<T>(
-        &self,
-        commit: impl FnOnce() -> Result<T, EngineError>,
-    ) -> Result<(T, Vec<sysctl::Change>), EngineError> {
-        sysctl::may_set(&self.open)?;
-        sysctl::set(&self.forward)?;
-        let mut given_back = sysctl::undo(&self.close);
-        match commit() {
-            Ok(done) => {
-                sysctl::set(&self.open)?;
-                given_back.extend(sysctl::undo(&self.give_back));
-                Ok((done, given_back))
-            }
-            Err(error) => {
-                sysctl::redo(&given_back);
-                sysctl::undo(&self.forward);
-                Err(error)
-            }
-        }
-    }
-
-    /// Those that had to be set.
-    fn set(self) -> Vec<sysctl::Change> {
-        self.forward.into_iter().chain(self.open).collect()
-    }
-}
-
-/// The switches that let loopback forwards reach other hosts: the keys of all that are needed, and those to be changed. A
-/// target that no route leads to yet needs none.
-fn loopback(asked: &Asked) -> Result<(BTreeSet<String>, Vec<sysctl::Change>), EngineError> {
-    let opened = asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.loopback);
-    let targets: BTreeSet<IpAddr> = opened.filter_map(|rule| rule.to.address).collect();
-    let mut interfaces = BTreeSet::new();
-    for target in targets {
-        interfaces.extend(route::interface_to(target).map_err(EngineError::Route)?);
-    }
-    // To itself this host gets without any switch.
-    interfaces.retain(|interface| interface.as_str() != "lo");
-    let mut changes = Vec::new();
-    for interface in &interfaces {
-        changes.extend(sysctl::route_localnet(interface)?);
-    }
-    Ok((interfaces.iter().map(sysctl::route_localnet_key).collect(), changes))
 }
 
 fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), EngineError> {

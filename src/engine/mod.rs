@@ -12,7 +12,9 @@
 
 pub mod commit;
 pub mod plan;
+mod switches;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ use crate::store::{State, StateError, Store};
 
 pub use commit::{Outcome, commit};
 pub use plan::{Plan, Sign, Step};
+pub use switches::Switches;
 
 /// How long a command waits for another portfwd that is at work in the same namespace.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -71,8 +74,11 @@ pub enum EngineError {
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
     /// The way to a target could not be told.
-    #[error("cannot ask the routing table for the way to a target")]
-    Route(#[source] std::io::Error),
+    #[error("cannot ask the routing table for the way to the target {0}")]
+    Route(IpAddr, #[source] std::io::Error),
+    /// The rules are there, but loopback forwards do not reach their targets.
+    #[error("the rules were committed, but loopback forwards cannot reach their targets")]
+    Closed(#[source] SysctlError),
     /// The namespace could not be told.
     #[error("cannot tell which network namespace this is")]
     Namespace(#[source] std::io::Error),
@@ -138,7 +144,34 @@ impl Engine {
         Ok(Live { program, generation })
     }
 
-    /// What would have to change for the kernel to hold what is asked.
+    /// Keeps a state on disk, in the place of the one that is kept now.
+    fn keep(&mut self, state: &State) -> Result<(), EngineError> {
+        if *state != self.state {
+            self.store.save(&self.state, state)?;
+            self.state = state.clone();
+        }
+        Ok(())
+    }
+
+    /// What would have to change for the kernel to do what a state asks: rules and switches.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`]; where switches or the routing table cannot be read.
+    pub fn plan_all(&mut self, after: &State) -> Result<Plan, EngineError> {
+        let mut plan = self.plan(&after.asked)?;
+        let switches = Switches::of(&mut after.clone(), &self.state)?;
+        let step = |name: String, before: &str, after: &str| Step {
+            sign: Sign::Change,
+            set: None,
+            before: Some(format!("{name} = {before}")),
+            after: Some(format!("{name} = {after}")),
+        };
+        plan.steps.extend(switches.to_set().map(|change| step(change.name(), &change.before, &change.after)));
+        plan.steps.extend(switches.to_give_back().map(|change| step(change.name(), &change.after, &change.before)));
+        Ok(plan)
+    }
+
+    /// What would have to change for the kernel to hold the rules that are asked.
     ///
     /// # Errors
     /// Where the kernel does not tell what it holds, or the sets cannot be one table.

@@ -1,6 +1,7 @@
 //! Everything that all sets together ask of a host, in normal form. What is read back from a kernel has the same form.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::{
     Binding, ChainName, Egress, Family, Forward, IpForward, Masquerade, Netmap, Network, ParseError, Priority, RuleSet,
@@ -122,11 +123,15 @@ impl Asked {
 
     /// The chain that a binding lives in: its network's, or the one of those in no network.
     pub fn chain_of(&self, binding: &Binding) -> ChainName {
-        let home = binding.to.address.and_then(|address| {
-            let holds = |network: &&Owned<Network>| network.rule.subnets.iter().any(|subnet| subnet.contains(address));
-            self.networks.iter().filter(holds).min_by_key(|network| &network.rule.name)
-        });
-        home.map_or_else(ChainName::forwards, |network| network.rule.chain.clone())
+        let home = binding.to.address.and_then(|address| self.network_of(address));
+        home.map_or_else(ChainName::forwards, |network| network.chain.clone())
+    }
+
+    /// The network that an address is in; of several the first by name.
+    pub fn network_of(&self, address: IpAddr) -> Option<&Network> {
+        let networks = self.networks.iter().map(|owned| &owned.rule);
+        let holds = |network: &&Network| network.subnets.iter().any(|subnet| subnet.contains(address));
+        networks.filter(holds).min_by_key(|network| &network.name)
     }
 
     /// The families in which packets must be forwarded between interfaces, as far as the sets want that to be seen to:

@@ -119,8 +119,7 @@ impl PartialOrd for Class {
     }
 }
 
-/// The order in which bindings are stored, listed and searched for overlaps: all that must be equal for a conflict
-/// comes before the ports.
+/// The order in which bindings are listed.
 pub type SortKey<'a> = (Family, bool, Protocol, u16, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
 impl Binding {
@@ -270,7 +269,7 @@ impl fmt::Display for Binding {
 }
 
 impl Binding {
-    /// The key to sort by: equal places are neighbours, and within a place the ports rise.
+    /// The key to sort by: single ports before ranges, and the ports of a protocol rise.
     pub fn sort_key(&self) -> SortKey<'_> {
         (
             self.family,

@@ -62,7 +62,12 @@ impl Egress {
 
     /// The key to sort by: who wins comes first.
     pub fn precedence(&self) -> (bool, Reverse<Option<u8>>) {
-        (!matches!(self.way, Way::By(_)), Reverse(self.from.map(|from| from.prefix())))
+        (!matches!(self.way, Way::By(_)), Reverse(self.narrowed().map(|from| from.prefix())))
+    }
+
+    /// The prefix, where it says more than none would: that of everybody does not.
+    fn narrowed(&self) -> Option<IpNetwork> {
+        self.from.filter(|from| from.prefix() > 0)
     }
 
     /// The families whose packets it is about.
@@ -119,7 +124,7 @@ pub fn conflicts(asked: &Asked) -> Vec<(Written, Written)> {
     for (egress, written) in in_order_of_writing(asked) {
         let out = if let Way::By(out) = &egress.way { Some(out.clone()) } else { None };
         for family in egress.families() {
-            let first = *met.entry((family, out.clone(), egress.from)).or_insert((egress.rewrite, written));
+            let first = *met.entry((family, out.clone(), egress.narrowed())).or_insert((egress.rewrite, written));
             if first.0 != egress.rewrite {
                 pairs.push((first.1, written));
             }
@@ -177,6 +182,7 @@ mod tests {
             ("equal", asked(&same, &[(Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7")]), 1),
             ("twice the same", asked(&[same[0], same[0]], &[]), 0),
             ("of both families and of one", asked(&[(None, Some("e"))], &[(None, Some("e"), "fd00::1")]), 1),
+            ("everybody and no prefix", asked(&[(Some("0.0.0.0/0"), Some("e"))], &[(None, Some("e"), "192.0.2.1")]), 1),
             ("of each family", asked(&[], &[(None, Some("e"), "fd00::1"), (None, Some("e"), "192.0.2.1")]), 0),
         ] {
             assert_eq!(conflicts(&asked).len(), expected, "{name}");

@@ -2,15 +2,15 @@
 //!
 //! This is the reference. It reads like the documentation, looks at every rule for every packet, and shares nothing with
 //! the compilers: it starts from the rules as they are written, not from their normal form. Where a backend and this file
-//! disagree, one of them has a fault; `tests/oracle.rs` looks for such packets with real ones.
+//! disagree, one of them has a fault; `tests/oracle` looks for such packets with real ones.
 //!
 //! A packet's way, in this order:
 //! 1. Loopback addresses on a wire are nobody's: dropped.
 //! 2. The forward that wins sends it on; where none is about it, the 1:1 translation with the longest prefix.
 //! 3. It is for this host, or it is routed. What passes through needs forwarding switched on, and an isolated network is
 //!    entered only by what was published.
-//! 4. What leaves takes another source: the one that its forward names; the interface's, where it goes back to where it
-//!    came from (hairpin) or was sent to a loopback address; the one of its 1:1 translation; the one of the first rule about
+//! 4. What leaves takes another source: the one that its forward names; the interface's, where a forward or a 1:1
+//!    translation sends it back to where it came from (hairpin) or was sent to a loopback address; the one of its 1:1 translation; the one of the first rule about
 //!    what leaves. Otherwise it keeps its own.
 //!
 //! Be aware: it is about the packets that open a connection. All others follow their connection.
@@ -203,6 +203,7 @@ fn fate(sets: &[RuleSet], host: &Host, packet: &Packet, forward: Option<&Forward
         Some((Source::Address(address), _)) => Seen::one(address),
         Some((Source::Masquerade, _)) => own()?,
         Some((Source::Keep, hairpin)) if hairpin && back_again || destination.is_loopback() => own()?,
+        None if translated.is_some() && back_again => own()?,
         _ => match (outward(sets, source), leaving(sets, source, &route.by)) {
             (Some(address), _) => Seen::one(address),
             (None, Some(Leaving::Masquerade)) => own()?,
@@ -313,7 +314,9 @@ fn leaving(sets: &[RuleSet], source: IpAddr, by: &IfName) -> Option<Leaving> {
     let out = |out: &Option<IfName>| out.as_ref().is_none_or(|out| out == by);
     type Rank = (bool, Reverse<Option<u8>>);
     let mut rules: Vec<(Rank, Leaving)> = Vec::new();
-    let rank = |out: bool, from: Option<IpNetwork>| (!out, Reverse(from.map(|from| from.prefix())));
+    // The prefix of everybody says no more than none.
+    let length = |from: Option<IpNetwork>| from.map(|from| from.prefix()).filter(|length| *length > 0);
+    let rank = |out: bool, from: Option<IpNetwork>| (!out, Reverse(length(from)));
     for set in sets {
         for Masquerade { from, out: named } in &set.masquerades {
             if inside(*from) && out(named) {

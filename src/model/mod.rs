@@ -1,11 +1,12 @@
 //! The nouns of port forwarding, their text forms and their meaning. Pure: knows no kernel, no file, no backend.
 //!
-//! Text and TOML become [`Forward`]s, [`Network`]s and [`Masquerade`]s in a [`RuleSet`]; those are brought into
-//! one normal form, [`Asked`], whose atoms are [`Binding`]s: one protocol, one contiguous span of ports, at most
+//! Text and TOML become [`Forward`]s, [`Network`]s, [`Masquerade`]s, [`Snat`]s and [`Netmap`]s in a [`RuleSet`]; those
+//! are brought into one normal form, [`Asked`], whose atoms are [`Binding`]s: one protocol, one contiguous span of ports, at most
 //! one client prefix, one family. Everything behind this room (compilers, state, listing) works on the normal form,
 //! so no other room has to know what a port list is.
 //!
-//! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, never their order.
+//! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, [`egress`] which of two rules
+//! about what leaves, never their order. What all of it means for a packet is in [`meaning`].
 
 pub mod address;
 pub mod asked;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::{Family, ParseError};
 
 /// Each address of `listen` stands for the address of `to` at the same place in its network, all protocols and ports,
-/// in both directions: what is sent to the one reaches the other, and what the other sends leaves as the one.
+/// in both directions: what is sent to the one reaches the other, and what the other sends leaves as the one. Neighbours of
+/// the other that reach it by the one are masqueraded, as with a forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Netmap {
     /// The network that is seen outside.

@@ -1,5 +1,6 @@
 //! The routing table of the namespace, over rtnetlink.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,48 +11,82 @@ use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
 
 use crate::model::IfName;
 
-/// The interface that packets to `address` leave by; `None` where no route leads there.
+/// The interfaces that packets to each of `addresses` leave by; `None` where none leave.
 ///
 /// # Errors
-/// Where the kernel cannot be asked.
-pub fn interface_to(address: IpAddr) -> io::Result<Option<IfName>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+/// Where the kernel cannot be asked about an address.
+pub fn interfaces_to(
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> Result<BTreeMap<IpAddr, Option<IfName>>, (IpAddr, io::Error)> {
+    let mut addresses = addresses.into_iter().peekable();
+    let Some(first) = addresses.peek().copied() else { return Ok(BTreeMap::new()) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(|error| (first, error))?;
     let guard = runtime.enter();
-    let (connection, handle, _) = new_connection()?;
+    let (connection, handle, _) = new_connection().map_err(|error| (first, error))?;
     drop(guard);
     runtime.spawn(connection);
     runtime.block_on(async {
-        match ask(&handle, address).await {
-            Ok(found) => Ok(found),
-            Err(rtnetlink::Error::NetlinkError(message)) => match message.to_io() {
-                error if is_no_route(&error) => Ok(None),
-                error => Err(error),
-            },
-            Err(error) => Err(io::Error::other(error)),
+        let mut names: HashMap<u32, Option<IfName>> = HashMap::new();
+        let mut found = BTreeMap::new();
+        for address in addresses {
+            let way = way_to(&handle, &mut names, address).await.map_err(|error| (address, error))?;
+            found.insert(address, way);
         }
+        Ok(found)
     })
 }
 
-fn is_no_route(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::NetworkUnreachable, io::ErrorKind::HostUnreachable, io::ErrorKind::NotFound];
+async fn way_to(
+    handle: &Handle,
+    names: &mut HashMap<u32, Option<IfName>>,
+    address: IpAddr,
+) -> io::Result<Option<IfName>> {
+    let index = match index_to(handle, address).await {
+        Ok(index) => index,
+        Err(rtnetlink::Error::NetlinkError(message)) if leads_nowhere(&message.to_io()) => None,
+        Err(rtnetlink::Error::NetlinkError(message)) => return Err(message.to_io()),
+        Err(error) => return Err(io::Error::other(error)),
+    };
+    let Some(index) = index else { return Ok(None) };
+    if let Some(name) = names.get(&index) {
+        return Ok(name.clone());
+    }
+    let name = name_of(handle, index).await.map_err(io::Error::other)?;
+    names.insert(index, name.clone());
+    Ok(name)
+}
+
+/// What the kernel answers where no route leads anywhere: none, an `unreachable` one, a `blackhole` (EINVAL), a `prohibit`
+/// (EACCES). Source: `fib_props` in net/ipv4/fib_semantics.c.
+fn leads_nowhere(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    let kinds = [
+        ErrorKind::NetworkUnreachable,
+        ErrorKind::HostUnreachable,
+        ErrorKind::NotFound,
+        ErrorKind::InvalidInput,
+        ErrorKind::PermissionDenied,
+    ];
     kinds.contains(&error.kind())
 }
 
-async fn ask(handle: &Handle, address: IpAddr) -> Result<Option<IfName>, rtnetlink::Error> {
+async fn index_to(handle: &Handle, address: IpAddr) -> Result<Option<u32>, rtnetlink::Error> {
     let question = match address {
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
         IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
     };
-    let Some(route) = handle.route().get(question).execute().next().await.transpose()? else { return Ok(None) };
-    let index = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
+    let route = handle.route().get(question).execute().next().await.transpose()?;
+    Ok(route.into_iter().flat_map(|route| route.attributes).find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(index),
         _ => None,
-    });
-    let Some(index) = index else { return Ok(None) };
+    }))
+}
+
+async fn name_of(handle: &Handle, index: u32) -> Result<Option<IfName>, rtnetlink::Error> {
     let link = handle.link().get().match_index(index).execute().next().await.transpose()?;
-    let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+    Ok(link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => name.parse().ok(),
         _ => None,
-    });
-    Ok(name)
+    }))
 }

@@ -107,6 +107,11 @@ pub fn route_localnet_key(interface: &IfName) -> String {
     format!("ipv4/conf/{interface}/{ROUTE_LOCALNET}")
 }
 
+/// Whether there is an interface of this name.
+pub fn has_interface(interface: &IfName) -> bool {
+    path(&route_localnet_key(interface)).exists()
+}
+
 /// Whether it is such a switch.
 pub fn is_route_localnet(key: &str) -> bool {
     key.ends_with(ROUTE_LOCALNET)
@@ -149,6 +154,11 @@ fn failed(key: &str, value: &str, error: io::Error) -> SysctlError {
     SysctlError { name: name(key), value: value.to_owned(), error }
 }
 
+/// An interface that vanished has no switch to set.
+fn vanished(change: &Change, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound && (change.key.ends_with("/accept_ra") || is_route_localnet(&change.key))
+}
+
 /// Carries out changes, in order; what was changed before one fails is put back.
 ///
 /// # Errors
@@ -156,8 +166,7 @@ fn failed(key: &str, value: &str, error: io::Error) -> SysctlError {
 pub fn set(changes: &[Change]) -> Result<(), SysctlError> {
     for (index, change) in changes.iter().enumerate() {
         if let Err(error) = fs::write(path(&change.key), &change.after) {
-            // An interface that vanished has no switch to set.
-            if error.kind() == io::ErrorKind::NotFound && change.key.ends_with("/accept_ra") {
+            if vanished(change, &error) {
                 continue;
             }
             undo(changes.get(..index).unwrap_or_default());
@@ -173,7 +182,11 @@ pub fn set(changes: &[Change]) -> Result<(), SysctlError> {
 /// The first that the kernel refuses.
 pub fn may_set(changes: &[Change]) -> Result<(), SysctlError> {
     for change in changes {
-        fs::write(path(&change.key), &change.before).map_err(|error| failed(&change.key, &change.after, error))?;
+        if let Err(error) = fs::write(path(&change.key), &change.before)
+            && !vanished(change, &error)
+        {
+            return Err(failed(&change.key, &change.after, error));
+        }
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ impl Untracked {
 /// # Errors
 /// Why they cannot.
 pub fn rewrites_ports(protocol: Protocol) -> Result<(), Untracked> {
+    if matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+        return Ok(());
+    }
     let root = Path::new(ROOT);
     if !root.join("nf_conntrack_max").exists() {
         // Not loaded yet, or not visible from here.

@@ -1,8 +1,9 @@
 //! One binding as elements of the maps it lives in, and back.
 //!
-//! A single port is one element. A range is an element for each block of 16 ports that is whole in it, aligned, and one for
-//! each other port; a range that is shifted, one for each port. Each carries the whole range with it ([`Span`]), so any one
-//! of them gives the binding back, and a range of which some are missing is known for that.
+//! A single port is one element. A range is an element for each aligned block of 1,024 ports that is whole in it, one for
+//! each block of 16 in what is left, and one for each port in what is left then: 141 for all ports together. A range that
+//! is shifted is one for each port. Each carries the whole range with it ([`Span`]), so any one of them gives the binding
+//! back, and a range of which some are missing is known for that.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -10,56 +11,61 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::map::{Kind, MapId, Place, Role};
+use super::map::{Kind, MapId, NARROW, Place, Role, WIDE};
 use super::program::{Counter, Element, Key};
 use super::user_data::Span;
 use crate::model::{
     Binding, Comment, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, SetName, Source,
 };
 
-/// How many ports a block has. A power of two; of 16, ranges as people write them (10 to 1,000 ports) take the fewest
-/// elements, and all ports together 4,125.
-const BLOCK: u16 = 16;
-
-/// The bits of a port that all ports of its block have in common.
-pub const BLOCK_MASK: u16 = !(BLOCK - 1);
-
 /// The kinds of maps that a binding has elements in.
 pub fn kinds(binding: &Binding) -> impl Iterator<Item = Kind> {
     Kind::ALL.into_iter().filter(|kind| pieces(binding, *kind).next().is_some())
 }
 
-/// The whole blocks of a range, from the first port of the first to behind the last port of the last, as 32-bit numbers
-/// because the last block ends at 65,535. Empty where a range is shifted.
-fn blocks(binding: &Binding) -> Range<u32> {
-    let block = u32::from(BLOCK);
-    match binding.to.port {
-        PortMap::Shift(_) => 0..0,
-        PortMap::Keep | PortMap::One(_) => {
-            let first = u32::from(binding.ports.first()).next_multiple_of(block);
-            first..(u32::from(binding.ports.last()) + 1) / block * block
-        }
-    }
-}
-
-/// Whether a binding is in a map of a kind by this port, or first port of a block.
-fn is_piece(binding: &Binding, kind: Kind, port: u16) -> bool {
-    let inside = (binding.ports.first()..=binding.ports.last()).contains(&port);
-    let block = blocks(binding).contains(&u32::from(port));
-    let right = match (kind, binding.to.port) {
-        (Kind::Ports, _) => binding.is_exact(),
-        (Kind::Spans, _) => !binding.is_exact() && !block,
-        (Kind::Ranges, PortMap::Keep) | (Kind::Gathered, PortMap::One(_)) => {
-            !binding.is_exact() && block && port.is_multiple_of(BLOCK)
-        }
-        _ => false,
-    };
-    inside && right
+/// The whole blocks of so many ports in a range: from the first port of the first to behind the last port of the last, as
+/// 32-bit numbers because the last block ends at 65,535. Empty where there is none, or where every port goes its own way.
+fn blocks(binding: &Binding, size: u16) -> Range<u32> {
+    let (first, end) = (u32::from(binding.ports.first()), u32::from(binding.ports.last()) + 1);
+    let start = first.next_multiple_of(size.into());
+    let kept = matches!(binding.to.port, PortMap::Keep | PortMap::One(_)) && !binding.is_exact();
+    if kept { start..(end / u32::from(size) * u32::from(size)).max(start) } else { first..first }
 }
 
 /// The ports, or the first ports of the blocks, by which a binding is in a map of a kind; rising.
 fn pieces(binding: &Binding, kind: Kind) -> impl Iterator<Item = u16> {
-    binding.ports.iter().filter(move |port| is_piece(binding, kind, *port))
+    let all = u32::from(binding.ports.first())..u32::from(binding.ports.last()) + 1;
+    let (wide, narrow) = (blocks(binding, WIDE), blocks(binding, NARROW));
+    // Where larger blocks leave nothing out, smaller ones lie around no gap.
+    let inside =
+        |inner: &Range<u32>, outer: &Range<u32>| if inner.is_empty() { outer.end..outer.end } else { inner.clone() };
+    let (outer, inner) = match (kind, binding.to.port) {
+        (Kind::Ports, _) if binding.is_exact() => (all.clone(), all.end..all.end),
+        (Kind::Spans, _) if !binding.is_exact() => (all.clone(), inside(&narrow, &all)),
+        (Kind::Ranges16, PortMap::Keep) | (Kind::Gathered16, PortMap::One(_)) => {
+            (narrow.clone(), inside(&wide, &narrow))
+        }
+        (Kind::Ranges1024, PortMap::Keep) | (Kind::Gathered1024, PortMap::One(_)) => (wide.clone(), wide.end..wide.end),
+        _ => (0..0, 0..0),
+    };
+    let step = usize::from(kind.block());
+    let around = (outer.start..inner.start).step_by(step).chain((inner.end..outer.end).step_by(step));
+    around.filter_map(|port| u16::try_from(port).ok())
+}
+
+/// The kind of map that a port, or a block that begins at it, is in; `None` where it is inside of a block.
+fn kind_of(binding: &Binding, port: u16) -> Option<Kind> {
+    let (wide, narrow) = (blocks(binding, WIDE), blocks(binding, NARROW));
+    let begins = |size: u16| port.is_multiple_of(size);
+    let at = u32::from(port);
+    match binding.to.port {
+        _ if binding.is_exact() => Some(Kind::Ports),
+        _ if !narrow.contains(&at) => Some(Kind::Spans),
+        PortMap::Keep if wide.contains(&at) => begins(WIDE).then_some(Kind::Ranges1024),
+        PortMap::Keep => begins(NARROW).then_some(Kind::Ranges16),
+        _ if wide.contains(&at) => begins(WIDE).then_some(Kind::Gathered1024),
+        _ => begins(NARROW).then_some(Kind::Gathered16),
+    }
 }
 
 /// How many elements a binding has in all maps together, those of labels and of loopback addresses not counted.
@@ -118,7 +124,7 @@ fn data(id: &MapId, binding: &Binding, port: u16) -> Box<[u8]> {
     }
     let port = binding.target_port(port).to_be_bytes();
     match id.kind {
-        Kind::Ranges => {}
+        Kind::Ranges16 | Kind::Ranges1024 => {}
         // A lone field is not padded; only fields of a concatenation are.
         _ if bytes.is_empty() => bytes.extend(port),
         _ => bytes.extend([port, [0, 0]].concat()),
@@ -178,7 +184,8 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> 
         comment: remark.map(str::parse::<Comment>).transpose().ok()?,
     };
     // A part must be where it would be written, and lead where that would lead.
-    let written = is_piece(&rule, id.kind, port) && data(id, &rule, port) == element.data;
+    let inside = (rule.ports.first()..=rule.ports.last()).contains(&port);
+    let written = inside && kind_of(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
     written.then_some(Owned { set, rule })
 }
 
@@ -269,12 +276,14 @@ mod tests {
             let rule = bindings(listen, to, None).remove(0);
             Kind::ALL.map(|kind| pieces(&rule, kind).count())
         };
-        assert_eq!(shape("80", "10.0.0.1"), [1, 0, 0, 0]);
-        assert_eq!(shape("8000-8010", "10.0.0.1"), [0, 11, 0, 0]);
-        assert_eq!(shape("8000-8015", "10.0.0.1"), [0, 0, 1, 0]);
-        assert_eq!(shape("7999-8016", "10.0.0.1:80"), [0, 2, 0, 1]);
-        assert_eq!(shape("8000-8031", "10.0.0.1:9000-9031"), [0, 32, 0, 0]);
-        assert_eq!(shape("1-65535", "10.0.0.1"), [0, 15, 4095, 0]);
+        assert_eq!(shape("80", "10.0.0.1"), [1, 0, 0, 0, 0, 0]);
+        assert_eq!(shape("8000-8010", "10.0.0.1"), [0, 11, 0, 0, 0, 0]);
+        assert_eq!(shape("8000-8015", "10.0.0.1"), [0, 0, 1, 0, 0, 0]);
+        assert_eq!(shape("7999-8016", "10.0.0.1:80"), [0, 2, 0, 0, 1, 0]);
+        assert_eq!(shape("8000-8031", "10.0.0.1:9000-9031"), [0, 32, 0, 0, 0, 0]);
+        assert_eq!(shape("1-65535", "10.0.0.1"), [0, 15, 63, 63, 0, 0]);
+        assert_eq!(shape("1-65535", "10.0.0.1:80"), [0, 15, 0, 0, 63, 63]);
+        assert_eq!(shape("1024-2047", "10.0.0.1"), [0, 0, 0, 1, 0, 0]);
     }
 
     #[test]
@@ -290,14 +299,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_port_of_a_range_is_in_one_element_and_no_other_port_is(first in 1u16.., width in 1u16..200) {
+        fn every_port_of_a_range_is_in_one_element_and_no_other_port_is(first in 1u16.., width in 1u16..5000) {
             let last = first.saturating_add(width);
             prop_assume!(first < last);
             let rule = bindings(&format!("{first}-{last}"), "10.0.0.1", None).remove(0);
-            let mut ports: Vec<u16> = pieces(&rule, Kind::Spans).collect();
-            ports.extend(pieces(&rule, Kind::Ranges).flat_map(|block| (block..=block + (BLOCK - 1)).collect::<Vec<_>>()));
+            let ports_of = |kind: Kind, port: u16| port..=port + (kind.block() - 1);
+            let of_kind = |kind| pieces(&rule, kind).flat_map(move |port| ports_of(kind, port)).collect::<Vec<_>>();
+            let mut ports: Vec<u16> = Kind::ALL.into_iter().flat_map(of_kind).collect();
             ports.sort_unstable();
             prop_assert!(ports.into_iter().eq(first..=last));
+            for kind in Kind::ALL {
+                prop_assert!(pieces(&rule, kind).all(|port| kind_of(&rule, port) == Some(kind)));
+            }
         }
     }
 }

@@ -48,7 +48,10 @@ pub fn number_mask() -> Vec<u8> {
 
 /// The addresses that forwards name as their source, each with its number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sources(BTreeMap<IpAddr, u32>);
+pub struct Sources {
+    numbers: BTreeMap<IpAddr, u32>,
+    addresses: BTreeMap<u32, IpAddr>,
+}
 
 impl Sources {
     /// Numbers the addresses. A number is a hash of its address, so that one address more leaves all others theirs, and
@@ -58,35 +61,41 @@ impl Sources {
         let address =
             |binding: &Binding| if let Source::Address(address) = binding.source { Some(address) } else { None };
         let addresses: BTreeSet<IpAddr> = asked.bindings.iter().filter_map(|owned| address(&owned.rule)).collect();
-        let mut taken = BTreeSet::new();
-        let mut numbers = BTreeMap::new();
+        let mut sources = Self::default();
         for address in addresses {
             let mut number = hash(address);
-            while !taken.insert(number) {
+            while sources.addresses.contains_key(&number) {
                 number = next(number);
             }
-            numbers.insert(address, number);
+            sources.put(number, address);
         }
-        Self(numbers)
+        sources
     }
 
     /// Reads the numbers back from keys and addresses of the maps.
     pub fn read(elements: impl IntoIterator<Item = (u32, IpAddr)>) -> Self {
-        Self(elements.into_iter().map(|(number, address)| (address, number)).collect())
+        let mut sources = Self::default();
+        elements.into_iter().for_each(|(number, address)| sources.put(number, address));
+        sources
+    }
+
+    fn put(&mut self, number: u32, address: IpAddr) {
+        self.numbers.insert(address, number);
+        self.addresses.insert(number, address);
     }
 
     /// The addresses of a family, each with the bits of its number.
     pub fn elements(&self, family: Family) -> impl Iterator<Item = (Vec<u8>, IpAddr)> {
-        let of_family = self.0.iter().filter(move |(address, _)| Family::of(**address) == family);
+        let of_family = self.numbers.iter().filter(move |(address, _)| Family::of(**address) == family);
         of_family.map(|(address, number)| (number_bits(*number), *address))
     }
 
     fn number(&self, address: IpAddr) -> Option<u32> {
-        self.0.get(&address).copied()
+        self.numbers.get(&address).copied()
     }
 
     fn address(&self, wanted: u32) -> Option<IpAddr> {
-        self.0.iter().find(|(_, number)| **number == wanted).map(|(address, _)| *address)
+        self.addresses.get(&wanted).copied()
     }
 }
 
@@ -223,9 +232,9 @@ mod tests {
             Sources::of(&asked)
         };
         let (few, many) = (numbers(2_000), numbers(4_000));
-        let distinct: BTreeSet<u32> = many.0.values().copied().collect();
+        let distinct: BTreeSet<u32> = many.numbers.values().copied().collect();
         assert!(distinct.len() == 4_000 && !distinct.contains(&0));
-        assert!(few.0.iter().filter(|(address, number)| many.0.get(address) != Some(number)).count() < 3);
+        assert!(few.numbers.iter().filter(|(address, number)| many.numbers.get(address) != Some(number)).count() < 3);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::compile::{
-    FILTER_FORWARD, ISOLATE, NAT_POSTROUTING, NAT_PREROUTING, NETMAP, NETWORK, sources_name, sources_shape,
+    FILTER_FORWARD, ISOLATE, NAT_OUTPUT, NAT_POSTROUTING, NAT_PREROUTING, NETMAP, NETWORK, sources_name, sources_shape,
 };
 use super::element;
 use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
@@ -94,31 +94,36 @@ fn sources(program: &Program) -> Sources {
     Sources::read(elements.filter_map(|(key, element)| Some((label::number(&key.0)?, address(&element.data)?))))
 }
 
-/// Adds what bindings counted at the loopback addresses, and finds the elements there, and the labels, that belong to none.
+/// Adds what bindings counted at the loopback addresses, and takes out those that lack something there; finds the elements
+/// there, and the labels, that belong to none.
 fn loopback(
     ids: &[(MapId, &BTreeMap<Key, Element>)],
-    found: &mut [(Owned<Binding>, Counter)],
+    found: &mut Vec<(Owned<Binding>, Counter)>,
     foreign: &mut Vec<String>,
 ) {
-    let mut left: BTreeMap<(String, Key), Counter> = BTreeMap::new();
-    for (id, elements) in ids.iter().filter(|(id, _)| id.place == Place::Loopback && id.role == Role::Targets) {
-        left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element.counter)));
+    let at_loopback = |id: &MapId| id.place == Place::Loopback && id.role == Role::Targets;
+    let mut left: BTreeMap<(String, Key), &Element> = BTreeMap::new();
+    for (id, elements) in ids.iter().filter(|(id, _)| at_loopback(id)) {
+        left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
     }
-    if !left.is_empty() {
-        let also = found.iter_mut().filter(|(owned, _)| owned.rule.loopback && owned.rule.serves_others());
-        for (owned, sum) in also {
-            // The chain is not known of a binding, so every chain's map is asked.
-            let of_class = |id: &&MapId| **id == MapId::of(&owned.rule, id.kind, id.chain.clone()).at_loopback();
-            let mine = ids.iter().map(|(id, _)| id).filter(|id| id.role == Role::Targets).filter(of_class);
-            for id in mine {
-                for (key, _) in element::elements(id, &owned.rule, &"".into(), &[]) {
-                    if let Some(counter) = left.remove(&(id.to_string(), key)) {
-                        sum.add(counter);
-                    }
+    found.retain_mut(|(Owned { rule, .. }, sum)| {
+        if !rule.loopback || !rule.serves_others() {
+            return true;
+        }
+        // The chain is not known of a binding, so every chain's map is asked.
+        let of_class = |id: &&MapId| **id == MapId::of(rule, id.kind, id.chain.clone()).at_loopback();
+        let mut parts = 0;
+        for id in ids.iter().map(|(id, _)| id).filter(|id| at_loopback(id)).filter(of_class) {
+            for (key, wanted) in element::elements(id, rule, &"".into(), &[]) {
+                let entry = (id.to_string(), key);
+                if let Some(element) = left.remove(&entry).filter(|element| element.data == wanted.data) {
+                    sum.add(element.counter);
+                    parts += 1;
                 }
             }
         }
-    }
+        parts == element::count(rule)
+    });
     foreign.extend(left.keys().map(|(name, _)| format!("an element of map {name}")));
     for (id, elements) in ids.iter().filter(|(id, _)| id.role == Role::Labels) {
         let targets = ids.iter().find(|(other, _)| *other == id.targets()).map(|(_, elements)| *elements);
@@ -138,34 +143,38 @@ struct Parts<'a> {
 
 fn rules(program: &Program, lifted: &mut Lifted) {
     let mut networks: BTreeMap<(SetName, IfName), Network> = BTreeMap::new();
-    for chain in [NAT_PREROUTING, NAT_POSTROUTING, FILTER_FORWARD] {
+    let mut netmaps: BTreeMap<Owned<Netmap>, usize> = BTreeMap::new();
+    let chains = [NAT_PREROUTING, NAT_OUTPUT, NAT_POSTROUTING, FILTER_FORWARD];
+    for chain in chains {
         for rule in program.chains.get(chain).map(|chain| chain.rules.as_slice()).unwrap_or_default() {
             // Rules of our own making that no set asked for have no comment.
             let Some(comment) = &rule.comment else { continue };
-            if read_rule(chain, rule, comment, &mut networks, &mut lifted.asked).is_none() {
+            if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.asked).is_none() {
                 lifted.foreign.push(format!("rule \"{comment}\" of chain {chain}"));
             }
         }
     }
     lifted.asked.networks = networks.into_iter().map(|((set, _), rule)| Owned { set, rule }).collect();
+    // Arriving, sent by this host, and leaving: with one of them missing it is not there. A set may say it twice.
+    lifted.asked.netmaps =
+        netmaps.into_iter().flat_map(|(netmap, count)| std::iter::repeat_n(netmap, count / 3)).collect();
 }
 
 fn read_rule(
-    chain: &str,
     rule: &Rule,
     comment: &str,
     networks: &mut BTreeMap<(SetName, IfName), Network>,
+    netmaps: &mut BTreeMap<Owned<Netmap>, usize>,
     asked: &mut Asked,
 ) -> Option<()> {
     let (set, remark) = element::read_comment(comment)?;
     let parts = read_parts(rule)?;
     match remark {
         Some(NETMAP) => {
-            // Both directions say the same; one of them is read.
-            if chain == NAT_PREROUTING {
-                let rule = Netmap { listen: parts.subnet?, to: netmapped(&parts)? };
-                asked.netmaps.push(Owned { set, rule });
-            }
+            let (matched, translated) = (parts.subnet?, netmapped(&parts)?);
+            let outward = parts.nat.is_some_and(|nat| nat.source);
+            let (listen, to) = if outward { (translated, matched) } else { (matched, translated) };
+            *netmaps.entry(Owned { set, rule: Netmap { listen, to } }).or_default() += 1;
         }
         Some(remark) => read_network(set, remark, parts.subnet?, networks)?,
         None => match parts.nat {

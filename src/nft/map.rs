@@ -6,8 +6,8 @@
 //! | --- | --- | --- | --- |
 //! | `ports` | single ports | port | address and port |
 //! | `spans` | ports of ranges, an element each | port | address and port |
-//! | `ranges` | blocks of 16 ports of ranges that are kept as they are | port without its low bits | address |
-//! | `gathered` | blocks of 16 ports of ranges that are sent to one port | port without its low bits | address and port |
+//! | `ranges16`, `ranges1024` | blocks of so many ports of ranges that are kept | port without its low bits | address |
+//! | `gathered16`, `gathered1024` | blocks of ranges that are sent to one port | port without its low bits | address and port |
 //!
 //! Every map is a hash table, so a lookup costs the same however much is in it. Intervals would not: a concatenation with
 //! a range in it is a `pipapo` set, and its lookups grow with the number of its elements (2.1 times the cost of a whole
@@ -23,7 +23,7 @@
 //! A set of `clients` has the keys, without the client, of several maps with client prefixes (see `compile/clients.rs`).
 //!
 //! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`, for example
-//! `DOCKER-ip-ports` or `ip6-address-from64-ranges`; it says all that is needed to read an element back
+//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`; it says all that is needed to read an element back
 //! ([`super::element`]).
 
 use std::fmt;
@@ -39,27 +39,43 @@ pub enum Kind {
     Ports,
     /// Ports of ranges.
     Spans,
-    /// Blocks of ports of ranges kept as they are.
-    Ranges,
-    /// Blocks of ports of ranges sent to one port.
-    Gathered,
+    /// Blocks of 16 ports of ranges kept as they are.
+    Ranges16,
+    /// Blocks of 1,024 ports of such ranges.
+    Ranges1024,
+    /// Blocks of 16 ports of ranges sent to one port.
+    Gathered16,
+    /// Blocks of 1,024 ports of such ranges.
+    Gathered1024,
 }
+
+/// How many ports a small block has: ranges as people write them, of 10 to 1,000 ports, take the fewest elements of 16.
+pub const NARROW: u16 = 16;
+/// How many ports a large block has.
+pub const WIDE: u16 = 1024;
 
 impl Kind {
     /// All kinds in the order in which they are asked.
-    pub const ALL: [Self; 4] = [Self::Ports, Self::Spans, Self::Ranges, Self::Gathered];
+    pub const ALL: [Self; 6] =
+        [Self::Ports, Self::Spans, Self::Ranges16, Self::Ranges1024, Self::Gathered16, Self::Gathered1024];
 
-    /// Whether keys are blocks of ports rather than ports.
-    pub fn is_block(self) -> bool {
-        matches!(self, Self::Ranges | Self::Gathered)
+    /// How many ports a key stands for: a power of two.
+    pub fn block(self) -> u16 {
+        match self {
+            Self::Ports | Self::Spans => 1,
+            Self::Ranges16 | Self::Gathered16 => NARROW,
+            Self::Ranges1024 | Self::Gathered1024 => WIDE,
+        }
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Ports => "ports",
             Self::Spans => "spans",
-            Self::Ranges => "ranges",
-            Self::Gathered => "gathered",
+            Self::Ranges16 => "ranges16",
+            Self::Ranges1024 => "ranges1024",
+            Self::Gathered16 => "gathered16",
+            Self::Gathered1024 => "gathered1024",
         }
     }
 }
@@ -165,7 +181,8 @@ impl MapId {
             Role::Labels => data.push(LABEL),
             Role::Targets => {
                 data.extend((!self.redirect).then_some(address));
-                data.extend((self.kind != Kind::Ranges).then_some(Field::Port));
+                let kept = matches!(self.kind, Kind::Ranges16 | Kind::Ranges1024);
+                data.extend((!kept).then_some(Field::Port));
             }
             Role::Clients => {}
         }

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use ipnetwork::IpNetwork;
 use portfwd::config::{self, Source};
 use portfwd::lab::Topology;
-use portfwd::model::{Asked, Binding, Family, Packet, Protocol, netmap};
+use portfwd::model::{Asked, Binding, Family, Packet, Protocol, RuleSet, netmap};
 use portfwd::netfilter::tracking::{Untracked, rewrites_ports};
 
 /// Tables of a rule-set file. Any subset of them is valid, because every one was when it came.
@@ -29,6 +29,11 @@ impl Case {
 
     /// What it asks; none where something contradicts something.
     pub fn asked(&self) -> Option<Asked> {
+        load(&[("oracle", &self.text())]).map(|(asked, _)| asked)
+    }
+
+    /// The same, with the rule sets as they are written.
+    pub fn written(&self) -> Option<(Asked, Vec<RuleSet>)> {
         load(&[("oracle", &self.text())])
     }
 
@@ -43,23 +48,25 @@ impl Case {
         if swapped {
             files.reverse();
         }
-        load(&files)
+        load(&files).map(|(asked, _)| asked)
     }
 }
 
-fn load(files: &[(&str, &str)]) -> Option<Asked> {
+fn load(files: &[(&str, &str)]) -> Option<(Asked, Vec<RuleSet>)> {
     let mut sets = Vec::new();
     for (name, text) in files {
         let source = Source { path: format!("{name}.toml").into(), text: (*text).to_owned() };
         let (loaded, problems) = config::load(&Arc::new(source));
         sets.push(loaded.filter(|_| problems.is_empty())?);
     }
-    config::union(Asked::default(), &sets).ok()
+    let asked = config::union(Asked::default(), &sets).ok()?;
+    Some((asked, sets.into_iter().map(|loaded| loaded.set).collect()))
 }
 
 const TARGETS: [&str; 8] =
     ["172.17.0.2", "172.17.0.3", "10.1.0.2", "10.1.0.9", "10.9.0.2", "fd00:17::2", "fd00:a::2", "fd00:9::2"];
-const LISTENS: [&str; 7] = ["", "", "", "192.0.2.1:", "192.0.2.2:", "[2001:db8::1]:", "127.0.0.1:"];
+// The last is also in a network that is translated.
+const LISTENS: [&str; 9] = ["", "", "", "", "192.0.2.1:", "192.0.2.2:", "[2001:db8::1]:", "127.0.0.1:", "192.0.3.9:"];
 const FROMS: [&str; 16] = [
     "198.51.100.0/24",
     "198.51.100.128/25",

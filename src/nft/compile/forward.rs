@@ -300,8 +300,8 @@ pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
             Field::Protocol => exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to })),
             Field::Port => {
                 exprs.push(Expr::Payload(Payload { header: Header::Transport, offset: 2, length: 2, to }));
-                if id.kind.is_block() {
-                    let mask = element::BLOCK_MASK.to_be_bytes().to_vec();
+                if id.kind.block() > 1 {
+                    let mask = (!(id.kind.block() - 1)).to_be_bytes().to_vec();
                     exprs.push(Expr::Bitwise(Bitwise { register: to, mask }));
                 }
             }

@@ -121,7 +121,8 @@ impl Masqueraded {
         let to_others = || asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.to.address.is_some());
         let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_others();
         let others = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
-        Self { neighbours: to_others().any(neighbours), others: to_others().any(others) }
+        let neighbours = to_others().any(neighbours) || !asked.netmaps.is_empty();
+        Self { neighbours, others: to_others().any(others) }
     }
 
     fn any(&self) -> bool {

@@ -1,13 +1,13 @@
 //! 1:1 translations of networks, in both directions.
 //!
 //! ```text
-//! chain nat-prerouting  { ip daddr 192.0.2.0/24 ct label set 121 ct label set 119 dnat ip prefix to 10.0.0.0/24 comment "web: netmap" }
+//! chain nat-prerouting  { ip daddr 192.0.2.0/24 ct label set 121 dnat ip prefix to 10.0.0.0/24 comment "web: netmap" }
 //! chain nat-output      { the same }
 //! chain nat-postrouting { ip saddr 10.0.0.0/24 snat ip prefix to 192.0.2.0/24 comment "web: netmap" }
 //! ```
 //! Longer prefixes come first, and all of them behind every forward, so a forward for one port of one address wins.
-//! The label lets the connection into isolated networks; neighbours of a target need no masquerade, because the second rule
-//! gives them an address of the other network.
+//! The label lets the connection into isolated networks, and has neighbours of a target masqueraded like those of a
+//! forward's: not all of them need be in the network that is translated.
 
 use std::cmp::Reverse;
 
@@ -17,7 +17,7 @@ use super::{End, FIRST, address_in, octets, set_label};
 use crate::model::{Asked, Family, Netmap, Owned};
 use crate::nft::element;
 use crate::nft::expr::{Choice, Ends, Expr, Immediate, Nat};
-use crate::nft::label::{OURS, SETTLED};
+use crate::nft::label::OURS;
 use crate::nft::program::Rule;
 
 /// The word in a comment that says that a rule stands for a 1:1 translation.
@@ -28,7 +28,7 @@ pub(super) fn inward(asked: &Asked) -> Vec<Rule> {
     let rule = |owned: &Owned<Netmap>| {
         let Netmap { listen, to } = owned.rule;
         let mut exprs = address_in(listen, End::Destination);
-        exprs.extend(set_label(&[OURS, SETTLED], FIRST));
+        exprs.extend(set_label(&[OURS], FIRST));
         exprs.extend(prefix(false, to));
         rule(owned, exprs)
     };
