@@ -112,6 +112,9 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
     let directory = tempfile::tempdir().expect("directory");
     let forward =
         |listen: &str, to: &str, more: &str| format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n{more}\n");
+    let network = |name: &str, subnet: &str, more: &str| {
+        format!("[[network]]\nname = \"{name}\"\nsubnet = [\"{subnet}\"]\n{more}\n")
+    };
     for (text, code, what) in [
         (forward("80", "fd00::1", "loopback = true"), 2, "the kernel does not let answers for ::1 in from outside"),
         (forward("127.0.0.1:80", "10.0.0.1", ""), 2, "`127.0.0.1` serves this host only"),
@@ -126,6 +129,21 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
         ("[[snat]]\nout = \"e\"\nto = \"203.0.113.5\"\nmode = \"odd\"\n".into(), 2, "`odd` is no mode"),
         ("[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/25\"\n".into(), 2, "not of the same size"),
         ("[[netmap]]\nlisten = \"192.0.2.0/24\"\n".into(), 2, "[[netmap]] has no `to`"),
+        ("[[netmap]]\nlisten = \"64.0.0.0/2\"\nto = \"128.0.0.0/2\"\n".into(), 2, "holds loopback addresses"),
+        ("[[snat]]\nout = \"e\"\nto = \"126.0.0.1-128.0.0.1\"\n".into(), 2, "holds loopback addresses"),
+        (forward("80", "0.0.0.5", ""), 2, "is in 0.0.0.0/8"),
+        (forward("0.0.0.5:80", "10.0.0.1", ""), 2, "is in 0.0.0.0/8"),
+        (forward("80", "fd00::1", "source = \"fe80::1\""), 2, "is link-local"),
+        (forward("80", "10.0.0.1", "interface = \"all\""), 2, "the kernel keeps that name"),
+        (forward("80", "10.0.0.1", "comment = \"a\\u202eb\""), 2, "holds the character \\u{202e}"),
+        (network("lo", "172.17.0.0/16", ""), 2, "`lo` is no network"),
+        (network("br0", "127.0.0.0/16", ""), 2, "holds loopback addresses"),
+        (network("br0", "239.1.0.0/16", ""), 2, "holds multicast addresses"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-17\""), 2, "ends like the names of our own"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-loopback\""), 2, "ends like the names of our own"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-clients-a\""), 2, "ends like the names of our own"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-1\""), 0, ""),
+        ("[settings]\nip_forward = true\n".into(), 2, "not `\"enable\"` or `\"keep\"`"),
     ] {
         let said = portfwd(&["check", &file(&directory, &text).to_string_lossy()]);
         // A kernel that still has DCCP may take it.
@@ -133,8 +151,60 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
             continue;
         }
         assert_eq!(said.code, code, "{text}{said:?}");
-        assert!(said.stderr.contains(what) && said.stderr.contains("help: "), "{text}{}", said.stderr);
+        assert!(code == 0 || said.stderr.contains(what) && said.stderr.contains("help: "), "{text}{}", said.stderr);
     }
+}
+
+#[test]
+fn parts_that_do_not_fit_are_shown_where_they_are_written() {
+    let directory = tempfile::tempdir().expect("directory");
+    for (listen, to, more, place) in [
+        ("80", "10.0.0.1", "interface = \"lo\"", "4:13"),
+        ("127.0.0.1:80", "10.0.0.1", "interface = \"eth0\"\nloopback = true", "4:13"),
+        ("80", ":81", "source = \"masquerade\"", "4:10"),
+        ("80", "10.0.0.1", "source = \"fd00::1\"", "4:10"),
+        ("80", "10.0.0.1", "from = \"fd00::/64\"", "4:8"),
+        ("80/tcp", "10.0.0.1", "protocol = \"udp\"", "4:12"),
+        ("80", "fd00::1", "loopback = true", "4:12"),
+        ("127.0.0.1:80", "10.0.0.1", "loopback = false", "4:12"),
+        // What is missing has no place: the one that it is missing for.
+        ("127.0.0.1:80", "10.0.0.1", "", "2:10"),
+        ("192.0.2.1:80", "fd00::1", "", "3:6"),
+        ("80-90", "10.0.0.1:80-89", "", "3:6"),
+        ("80,90-99", "10.0.0.1:80-89", "", "3:6"),
+    ] {
+        let text = format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n{more}\n");
+        let said = portfwd(&["check", &file(&directory, &text).to_string_lossy()]);
+        assert!(said.stderr.contains(&format!(".toml:{place}\n")), "{place}: {text}{}", said.stderr);
+    }
+}
+
+#[test]
+fn a_file_that_is_given_twice_is_read_once() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = file(&directory, "[[forward]]\nlisten = \"80\"\nto = \"10.0.0.1\"\n");
+    let link = directory.path().join("link.toml");
+    std::os::unix::fs::symlink(&path, &link).expect("linked");
+    let around = directory.path().join(".").join(path.file_name().expect("a name"));
+    let all = [&path, &path, &around, &link].map(|path| path.to_string_lossy().into_owned());
+    let said = portfwd(&["check", &all[0], &all[1], &all[2], &all[3], &directory.path().to_string_lossy()]);
+    assert_eq!((said.code, said.stdout.lines().count()), (0, 1), "{said:?}");
+}
+
+#[test]
+fn names_of_files_cannot_speak_to_the_terminal() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("a\u{1b}[31m\u{202e}b.toml");
+    for (text, code) in [("[settings]\nname = \"x\"\n", 0), ("[settings]\nname = \"x\"\nodd = 1\n", 2), ("", 2)] {
+        std::fs::write(&path, text).expect("written");
+        let said = portfwd(&["check", &path.to_string_lossy()]);
+        assert_eq!(said.code, code, "{said:?}");
+        let all = said.stdout + &said.stderr;
+        assert!(!all.contains(['\u{1b}', '\u{202e}']) && all.contains("\\u{1b}[31m\\u{202e}b"), "{all:?}");
+    }
+    std::fs::remove_file(&path).expect("removed");
+    let said = portfwd(&["check", &path.to_string_lossy()]);
+    assert!(said.code == 2 && !said.stderr.contains(['\u{1b}', '\u{202e}']), "{said:?}");
 }
 
 #[test]

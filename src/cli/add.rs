@@ -1,6 +1,7 @@
 //! `portfwd add`: one more forward, live and durable.
 
 use super::{Failure, Global, Output, change, sets};
+use crate::config::union::{apart, taken};
 use crate::config::{Kind, Problem};
 use crate::model::{
     Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
@@ -114,13 +115,13 @@ fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure
     if let Some(met) = other {
         return Err(Failure::Problems(vec![Problem {
             kind: Kind::Conflict,
-            what: format!("`{}` already goes to {}", met.rule.listen(), met.rule.target()),
+            what: taken(&met.rule, &binding),
             place: None,
             other: Some((
                 format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set),
                 None,
             )),
-            help: "remove the first, or give one of them an address, an interface or other clients".into(),
+            help: format!("remove the first, or {}", apart(&met.rule, &binding)),
         }]));
     }
     match asked.bindings.iter_mut().find(|owned| itself(owned)) {

@@ -1,13 +1,18 @@
-//! `portfwd check`: validates rule sets; needs no privileges and looks at nothing but the files.
+//! `portfwd check`: validates rule sets; needs no privileges. Looks at nothing but the files and, because a forward whose
+//! ports the kernel cannot rewrite is a mistake too, at which protocols the running kernel tracks.
 
 use std::path::PathBuf;
 
 use super::{Failure, Global, Output, sets};
 use crate::config;
 use crate::model::Asked;
+use crate::model::error::printable;
 use crate::nft::compile::compile;
 
 /// Validate rule sets; every mistake is reported, not only the first
+///
+/// Needs no privileges. Looks at nothing but the files, and at which protocols
+/// the running kernel tracks: the ports of others cannot be forwarded.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd
@@ -45,7 +50,8 @@ pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     for set in &loaded {
         let count = set.set.forwards.len();
         let plural = if count == 1 { "" } else { "s" };
-        writeln!(output.stdout, "{}: rule set `{}` is valid, {count} forward{plural}", path(set), set.set.name)?;
+        let path = printable(&path(set));
+        writeln!(output.stdout, "{path}: rule set `{}` is valid, {count} forward{plural}", set.set.name)?;
     }
     Ok(0)
 }

@@ -7,6 +7,7 @@ use crate::config::source::ReadError;
 use crate::config::{Kind, Problem};
 use crate::engine::EngineError;
 use crate::lab::LabError;
+use crate::model::error::printable;
 use crate::netfilter::namespace::NamespaceError;
 use crate::netfilter::sysctl::{self, SysctlError};
 use crate::nft::transaction::{CommitError, KernelError};
@@ -88,6 +89,8 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
             text.push_str(&cause);
         }
     }
+    // File names and other words of others are in it.
+    let text = printable(&text);
     let problem = Problem { kind: Kind::Invalid, what: text, place: None, other: None, help };
     let written = write!(output.stderr, "{}", problem.render(output.color));
     drop(written);

@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use super::json::{self, Forward, List, Other};
 use super::{Global, Output};
+use crate::model::error::printable;
 use crate::model::{Asked, Binding, Owned};
 use crate::nft::lift::Lifted;
 
@@ -84,7 +85,7 @@ fn print(forwards: &[Forward<'_>], others: &[Other], output: &mut Output<'_>) ->
             forward.state.to_owned(),
             forward.packets.to_string(),
             forward.bytes.to_string(),
-            forward.comment.unwrap_or_default().to_owned(),
+            printable(forward.comment.unwrap_or_default()),
         ]);
     }
     let mut table = table.build();

@@ -1,5 +1,6 @@
 //! Rule-set files from the paths of a command line.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::netfilter::tracking::{self, Untracked};
 /// Where rule sets are when no path is given.
 pub const DEFAULT: &str = "/etc/portfwd";
 
-/// Loads all files that the paths name.
+/// Loads all files that the paths name, each once.
 ///
 /// # Errors
 /// Every mistake in every one of them.
@@ -28,8 +29,13 @@ pub fn load_for(paths: &[PathBuf], limits: impl Fn(&Untracked) -> bool) -> anyho
     let paths = if paths.is_empty() { &default } else { paths };
     let mut sets = Vec::new();
     let mut problems = Vec::new();
+    let mut met = HashSet::new();
     for path in paths {
         for file in source::files(path)? {
+            // One that is named twice, also by another path, is read once. Where there is no such path, reading says so.
+            if file.canonicalize().is_ok_and(|real| !met.insert(real)) {
+                continue;
+            }
             let (loaded, found) = config::load(&Arc::new(source::read(&file)?));
             problems.extend(loaded.iter().flat_map(|loaded| untracked(loaded, &limits)));
             sets.extend(loaded);

@@ -3,6 +3,7 @@
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::source::Place;
+use crate::model::error::printable;
 
 /// What kind of mistake, which decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl Problem {
 fn snippet(place: &Place, kind: AnnotationKind) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
     let (lines, span) = place.lines();
     let (line, _) = place.line_and_column();
-    let path = place.source.path.to_string_lossy().into_owned();
+    let path = printable(&place.source.path.to_string_lossy());
     Snippet::source(lines).line_start(line).path(path).annotation(kind.span(span))
 }
 

@@ -41,7 +41,9 @@ pub(super) fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Networ
     let (listen, to) = (listen?, to?);
     let forward = Forward { listen, to, protocols, interface, from, source, hairpin, loopback, comment };
     if let Err(error) = forward.bindings() {
-        reader.wrong(to_span, &error);
+        // A key that is wrong because it is missing has no place of its own.
+        let value = error.key().and_then(|key| table.values.get(key));
+        reader.wrong(value.map_or(listen_span.clone(), toml::Spanned::span), &error);
     }
     (reader.problems.len() == before).then_some((forward, listen_span))
 }

@@ -126,19 +126,15 @@ fn settings(reader: &mut Reader, root: &DeTable<'_>) -> ReadSettings {
             reader.problem(value.span(), "`priority` is no priority at which NAT can be done", help);
         }
     }
-    if let Some(value) = values.get("ip_forward")
-        && let Some(text) = reader.text(value, "ip_forward")
-    {
-        match text {
-            "enable" => settings.ip_forward = IpForward::Enable,
-            "keep" => settings.ip_forward = IpForward::Keep,
-            other => {
-                reader.problem(
-                    value.span(),
-                    format!("`{other}` is no choice for `ip_forward`"),
-                    "write `enable` or `keep`",
-                );
+    if let Some(value) = values.get("ip_forward") {
+        match value.get_ref() {
+            DeValue::String(text) if text == "enable" => settings.ip_forward = IpForward::Enable,
+            DeValue::String(text) if text == "keep" => settings.ip_forward = IpForward::Keep,
+            DeValue::String(other) => {
+                let what = format!("`{other}` is no choice for `ip_forward`");
+                reader.problem(value.span(), what, "write `\"enable\"` or `\"keep\"`");
             }
+            other => reader.wrong_type(value, "ip_forward", other, "`\"enable\"` or `\"keep\"`"),
         }
     }
     (settings, name, place)

@@ -1,12 +1,13 @@
 //! Several sets brought together: what they ask in all, or every two rules that contradict each other, with both places.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
 use crate::model::egress::{self, Written};
-use crate::model::{Asked, Netmap, Network, Owned, SetName, conflict};
+use crate::model::{Asked, Binding, Family, Netmap, Network, Owned, SetName, conflict};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -46,12 +47,14 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
         let (Some(first), Some(second)) = (asked.bindings.get(earlier), asked.bindings.get(later)) else { continue };
         problems.push(Problem {
             kind: Kind::Conflict,
-            what: format!("`{}` already goes to {}", first.rule.listen(), first.rule.target()),
+            what: taken(&first.rule, &second.rule),
             place: place(&forwards, later),
             other: Some(first_given(&first.set, place(&forwards, earlier))),
             help: format!(
-                "`{second}` cannot be told apart from it; remove one, or give one an address, an interface or other clients",
-                second = second.rule
+                "`{}` cannot be told apart from it{}; remove one, or {}",
+                second.rule,
+                if only_at_loopback(&first.rule, &second.rule) { " there" } else { "" },
+                apart(&first.rule, &second.rule)
             ),
         });
     }
@@ -94,6 +97,43 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     }
 }
 
+/// Says that the place of the second of two bindings that contradict each other is taken by the first.
+pub fn taken(first: &Binding, second: &Binding) -> String {
+    let goes = format!("`{}` already goes to {}", first.listen(), first.target());
+    if !only_at_loopback(first, second) {
+        return goes;
+    }
+    let named = first.loopback_address().or(second.loopback_address());
+    format!("at {} {goes}", named.unwrap_or(localhost(first.family)))
+}
+
+/// What to do, besides removing one, with two bindings that contradict each other.
+pub fn apart(first: &Binding, second: &Binding) -> String {
+    if !only_at_loopback(first, second) {
+        return "give one an address, an interface or other clients".into();
+    }
+    // One that names a loopback address has nothing else to serve.
+    let of = match (first.serves_others(), second.serves_others()) {
+        (true, true) => "one".into(),
+        (true, false) => format!("`{}`", first.listen()),
+        (false, _) => format!("`{}`", second.listen()),
+    };
+    format!("leave `loopback` out of {of}, or give one other ports or other clients")
+}
+
+/// Whether two bindings that contradict each other do so at loopback addresses only: there it does not matter which other
+/// address or interface they name.
+fn only_at_loopback(first: &Binding, second: &Binding) -> bool {
+    !first.listens_like(second)
+}
+
+fn localhost(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+        Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
 /// The rules about what leaves that contradict each other.
 fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
     let conflicts = egress::conflicts(asked);
@@ -107,14 +147,27 @@ fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
         Written::Masquerade(at) => place_of(at, &asked.masquerades, sets, |loaded| &loaded.masquerades),
         Written::Snat(at) => place_of(at, &asked.snats, sets, |loaded| &loaded.snats),
     };
+    let network = |written: Written| match written {
+        Written::Network(at) => asked.networks.get(at).map(|owned| &owned.rule.name),
+        Written::Masquerade(_) | Written::Snat(_) => None,
+    };
     let problem = |(earlier, later)| {
+        // Networks are before all others, also those of a file at hand before what was asked already.
+        let (earlier, later) = match (place(earlier), place(later)) {
+            (Some(_), None) => (later, earlier),
+            _ => (earlier, later),
+        };
         let ((first, set), (second, _)) = (describe(earlier)?, describe(later)?);
+        let help = match network(earlier).or(network(later)) {
+            Some(name) => format!("remove one, or write `masquerade = false` for the network `{name}`"),
+            None => "remove one, or give one of them an `out` or another `from`".into(),
+        };
         Some(Problem {
             kind: Kind::Conflict,
             what: format!("`{second}` and `{first}` ask for different addresses of the same packets"),
             place: place(later),
             other: Some(first_given(set, place(earlier))),
-            help: "remove one, or give one of them an `out` or another `from`".into(),
+            help,
         })
     };
     conflicts.into_iter().filter_map(problem).collect()
@@ -169,5 +222,108 @@ fn same_name(first: &Loaded, second: &Loaded) -> Problem {
         place: start(second),
         other: Some(("the other is here".into(), start(first))),
         help: "set another `name` under `[settings]` in one of them".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Source, load};
+    use std::sync::Arc;
+
+    fn loaded(name: &str, text: &str) -> Loaded {
+        let (loaded, problems) = load(&Arc::new(Source { path: format!("{name}.toml").into(), text: text.into() }));
+        assert_eq!(problems, []);
+        loaded.expect("a set")
+    }
+
+    /// The one problem of a new file with what is asked already.
+    fn problem(before: &str, new: &str) -> Problem {
+        let before = union(Asked::default(), &[loaded("before", before)]).expect("no conflict");
+        let mut problems = union(before, &[loaded("new", new)]).expect_err(new);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems.remove(0)
+    }
+
+    #[test]
+    fn the_new_file_is_the_main_place_whatever_it_contradicts() {
+        const NETWORK: &str = "[[network]]\nname = \"br0\"\nsubnet = \"10.0.0.0/24\"\n";
+        const SNAT: &str = "[[snat]]\nfrom = \"10.0.0.0/24\"\nto = \"203.0.113.5\"\n";
+        const MASQUERADE: &str = "[[masquerade]]\nfrom = \"10.0.0.0/24\"\n";
+        const NETMAP: &str = "[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/24\"\n";
+        const OTHER: &str = "[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.1.0/24\"\n";
+        const QUIET: &str = "write `masquerade = false` for the network `br0`";
+        for (before, new, begins, help) in [
+            (NETWORK, SNAT, "`snat ", QUIET),
+            (SNAT, NETWORK, "`network br0 ", QUIET),
+            (MASQUERADE, SNAT, "`snat ", "give one of them an `out`"),
+            (SNAT, MASQUERADE, "`masquerade ", "give one of them an `out`"),
+            (NETMAP, OTHER, "`netmap 192.0.2.0/24 to 10.0.1.0/24` contradicts", "every network"),
+            (OTHER, NETMAP, "`netmap 192.0.2.0/24 to 10.0.0.0/24` contradicts", "every network"),
+        ] {
+            let problem = problem(before, new);
+            assert_eq!(problem.place.map(|place| place.source.path.clone()), Some("new.toml".into()), "{new}");
+            assert_eq!(problem.other, Some(("it is in the rule set `before`".into(), None)), "{new}");
+            assert!(
+                problem.what.starts_with(begins) && problem.help.contains(help),
+                "{}: {}",
+                problem.what,
+                problem.help
+            );
+        }
+    }
+
+    #[test]
+    fn the_order_of_subnets_means_nothing() {
+        let network = |subnets: &str| {
+            let text = format!("[[network]]\nname = \"br0\"\nsubnet = [{subnets}]\n");
+            loaded("x", &text).set.networks
+        };
+        let both = network("\"10.0.0.0/24\", \"10.0.1.0/24\"");
+        assert_eq!(network("\"10.0.1.0/24\", \"10.0.0.0/24\", \"10.0.1.0/24\""), both);
+        assert_eq!(both.first().map(|network| network.subnets.len()), Some(2));
+    }
+
+    #[test]
+    fn what_contradicts_only_at_loopback_addresses_says_so() {
+        let forward = |listen: &str, to: &str, more: &str| {
+            format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\nloopback = true\n{more}\n")
+        };
+        for (before, new, what, help) in [
+            (
+                forward("192.0.2.1:80", "10.0.0.1", ""),
+                forward("192.0.2.2:80", "10.0.0.2", ""),
+                "at 127.0.0.1 `192.0.2.1:80/tcp` already goes to 10.0.0.1:80",
+                "leave `loopback` out of one, or",
+            ),
+            (
+                forward("127.0.0.2:80", "10.0.0.1", ""),
+                forward("192.0.2.2:80", "10.0.0.2", ""),
+                "at 127.0.0.2 `127.0.0.2:80/tcp` already goes to 10.0.0.1:80",
+                "leave `loopback` out of `192.0.2.2:80/tcp`, or",
+            ),
+            (
+                forward("[2001:db8::1]:80", ":81", ""),
+                forward("[2001:db8::2]:80", ":82", ""),
+                "at ::1 `[2001:db8::1]:80/tcp` already goes to :81",
+                "leave `loopback` out of one, or",
+            ),
+            (
+                forward("80", "10.0.0.1", "interface = \"eth0\""),
+                forward("80", "10.0.0.2", "interface = \"eth1\""),
+                "at 127.0.0.1 `80/tcp on eth0` already goes to 10.0.0.1:80",
+                "leave `loopback` out of one, or",
+            ),
+            (
+                forward("80", "10.0.0.1", ""),
+                forward("80", "10.0.0.2", ""),
+                "`80/tcp` already goes to 10.0.0.1:80",
+                "give one an address, an interface or other clients",
+            ),
+        ] {
+            let problem = problem(&before, &new);
+            assert_eq!(problem.what, what);
+            assert!(problem.help.contains(help), "{}", problem.help);
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 pub struct ParseError {
     what: String,
     help: String,
+    about: Option<&'static str>,
 }
 
 impl ParseError {
@@ -16,7 +17,18 @@ impl ParseError {
     ///
     /// Control characters that came in with foreign text are made printable here, once.
     pub fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { what: printable(&what.into()), help: printable(&help.into()) }
+        Self { what: printable(&what.into()), help: printable(&help.into()), about: None }
+    }
+
+    /// Says which key of a rule it is about, for who knows where that is written.
+    #[must_use]
+    pub fn about(self, key: &'static str) -> Self {
+        Self { about: Some(key), ..self }
+    }
+
+    /// The key of a rule that it is about, where it is about one of several.
+    pub fn key(&self) -> Option<&'static str> {
+        self.about
     }
 
     /// What to write instead.
@@ -33,11 +45,20 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
-/// Replaces control characters by their escapes, so that foreign text cannot move a terminal's cursor.
+/// Whether a character shows nothing itself but changes how its surroundings are shown: control characters, line
+/// separators, and those that reverse the direction of writing.
+///
+/// Source: Unicode TR 36, 3.1, and CVE-2021-42574, where text reads otherwise than it is.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Replaces hidden characters by their escapes, so that foreign text can neither move a terminal's cursor nor read
+/// otherwise than it is.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if is_hidden(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -49,5 +70,6 @@ mod tests {
     #[test]
     fn control_characters_become_visible() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
+        assert_eq!(printable("ü\u{202e}\u{2066}\u{2028}"), "ü\\u{202e}\\u{2066}\\u{2028}");
     }
 }

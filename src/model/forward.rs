@@ -49,7 +49,7 @@ impl Forward {
     ///
     /// # Errors
     /// Where its parts do not fit together: families differ, widths differ, protocols are named twice; or where the
-    /// kernel cannot do it.
+    /// kernel cannot do it. [`ParseError::key`] is the key that is wrong or, where it has none, missing.
     pub fn bindings(&self) -> Result<Vec<Binding>, ParseError> {
         let families = self.families()?;
         let protocols = self.all_protocols()?;
@@ -124,7 +124,8 @@ impl Forward {
             return Err(ParseError::new(
                 format!("`{}` is {listen} but `{}` is {to}", self.listen, self.to),
                 "give both ends the same address family; NAT does not translate between them",
-            ));
+            )
+            .about("to"));
         }
         let given = listen.or(to);
         for from in &self.from {
@@ -135,7 +136,8 @@ impl Forward {
                 return Err(ParseError::new(
                     format!("the clients `{from}` are {family} but the forward is {given}"),
                     format!("write {given} prefixes"),
-                ));
+                )
+                .about("from"));
             }
         }
         Ok(match given {
@@ -153,7 +155,8 @@ impl Forward {
             Some(interface) if interface.as_str() == "lo" => Err(ParseError::new(
                 "nothing arrives at `lo`: what this host sends to itself is decided on when it is sent",
                 "leave the interface out; write `loopback = true` for 127.0.0.1",
-            )),
+            )
+            .about("interface")),
             _ => Ok(()),
         }
     }
@@ -165,11 +168,13 @@ impl Forward {
             (source, None) => Err(ParseError::new(
                 format!("the source of a redirect to this host cannot be `{source}`: it never leaves this host"),
                 help,
-            )),
+            )
+            .about("source")),
             (Source::Address(source), Some(to)) if Family::of(source) != Family::of(to) => Err(ParseError::new(
                 format!("the source `{source}` is {} but the target `{to}` is {}", Family::of(source), Family::of(to)),
                 format!("write an {} address of this host", Family::of(to)),
-            )),
+            )
+            .about("source")),
             _ => Ok(()),
         }
     }
@@ -181,13 +186,15 @@ impl Forward {
                 return Err(ParseError::new(
                     format!("`{address}` serves this host only, and needs `loopback`"),
                     "write `loopback = true` (`--loopback`) with it, or listen at another address",
-                ));
+                )
+                .about("loopback"));
             }
             if let Some(interface) = &self.interface {
                 return Err(ParseError::new(
                     format!("nothing to `{address}` ever arrives at `{interface}`"),
                     "leave the interface out",
-                ));
+                )
+                .about("interface"));
             }
         }
         if self.loopback && self.to.address.is_some() && families.contains(&Family::Ipv6) {
@@ -196,7 +203,8 @@ impl Forward {
             return Err(ParseError::new(
                 "the kernel does not let answers for ::1 in from outside, so `loopback` cannot lead to another host over IPv6",
                 "leave `loopback` out, or use an IPv4 target",
-            ));
+            )
+            .about("loopback"));
         }
         Ok(())
     }
@@ -209,7 +217,8 @@ impl Forward {
             (false, false) => Err(ParseError::new(
                 format!("`{}` names its protocol, and so does `protocol`", self.listen),
                 "name protocols in one place",
-            )),
+            )
+            .about("protocol")),
         }
     }
 
@@ -228,11 +237,13 @@ impl Forward {
             Some(range) => Err(ParseError::new(
                 format!("`{range}` is {} ports wide but `{target}` is {}", range.width(), target.width()),
                 "make the two ranges equally wide, or give one target port for all",
-            )),
+            )
+            .about("to")),
             None => Err(ParseError::new(
                 format!("the list `{}` cannot be mapped onto the range `{target}`", self.listen.ports),
                 "write one forward for each range, or give one target port for all",
-            )),
+            )
+            .about("to")),
         }
     }
 }
@@ -301,24 +312,27 @@ mod tests {
 
     #[test]
     fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
-        let mut wrong: Vec<(&str, Forward)> = Vec::new();
-        let mut add = |what, listen, to, change: fn(&mut Forward)| {
+        let mut wrong: Vec<(&str, &str, Forward)> = Vec::new();
+        let mut add = |what, key, listen, to, change: fn(&mut Forward)| {
             let mut forward = forward(listen, to);
             change(&mut forward);
-            wrong.push((what, forward));
+            wrong.push((what, key, forward));
         };
-        add("nothing arrives at `lo`", "80", "10.0.0.1", |f| f.interface = Some("lo".parse().expect("name")));
-        add("cannot be `masquerade`: it never leaves", "80", ":81", |f| f.source = Source::Masquerade);
-        add("is IPv6 but the target", "80", "10.0.0.1", |f| f.source = "fd00::1".parse().expect("source"));
-        add("needs `loopback`", "127.0.0.1:80", "10.0.0.1", |_| {});
-        add("does not let answers for ::1", "80", "fd00::2", |f| f.loopback = true);
-        add("ever arrives at `eth0`", "127.0.0.1:80", "10.0.0.1", |f| {
+        add("nothing arrives at `lo`", "interface", "80", "10.0.0.1", |f| {
+            f.interface = Some("lo".parse().expect("name"))
+        });
+        add("cannot be `masquerade`: it never leaves", "source", "80", ":81", |f| f.source = Source::Masquerade);
+        add("is IPv6 but the target", "source", "80", "10.0.0.1", |f| f.source = "fd00::1".parse().expect("source"));
+        add("needs `loopback`", "loopback", "127.0.0.1:80", "10.0.0.1", |_| {});
+        add("does not let answers for ::1", "loopback", "80", "fd00::2", |f| f.loopback = true);
+        add("ever arrives at `eth0`", "interface", "127.0.0.1:80", "10.0.0.1", |f| {
             f.loopback = true;
             f.interface = Some("eth0".parse().expect("name"));
         });
-        for (what, forward) in wrong {
+        for (what, key, forward) in wrong {
             let error = forward.bindings().expect_err(what);
             assert!(error.to_string().contains(what), "{error}");
+            assert_eq!(error.key(), Some(key), "{error}");
         }
         let mut both = forward("80", ":8080");
         both.loopback = true;

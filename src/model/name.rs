@@ -1,4 +1,7 @@
-//! Names that end up in the kernel: validated once, at the only door, [`FromStr`].
+//! Names that end up in the kernel: validated once, at the door for what somebody writes, [`FromStr`].
+//!
+//! What is stored or in a kernel comes in by `TryFrom<String>`, which refuses only what cannot be represented: a name that
+//! an earlier version took must not make its whole state unreadable.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,9 +10,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::ParseError;
+use super::error::is_hidden;
 
 macro_rules! text_form {
-    ($name:ident) => {
+    ($name:ident, $stored:path) => {
         impl $name {
             /// The text.
             pub fn as_str(&self) -> &str {
@@ -24,7 +28,7 @@ macro_rules! text_form {
         impl TryFrom<String> for $name {
             type Error = ParseError;
             fn try_from(text: String) -> Result<Self, ParseError> {
-                text.parse()
+                $stored(&text)
             }
         }
         impl From<$name> for String {
@@ -35,13 +39,15 @@ macro_rules! text_form {
     };
 }
 
-/// The name of a network interface: 1 to 15 bytes, none of them a slash, a colon or white space.
+/// The name of a network interface: 1 to 15 bytes, none of them a slash, a colon or white space; neither `all` nor
+/// `default`.
 ///
-/// Source: `dev_valid_name` in net/core/dev.c; `IFNAMSIZ` is 16 with the closing zero.
+/// Source: `dev_valid_name` in net/core/dev.c; `IFNAMSIZ` is 16 with the closing zero; `sysctl_dev_name_is_allowed` in
+/// net/ipv4/devinet.c.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(Arc<str>);
-text_form!(IfName);
+text_form!(IfName, IfName::stored);
 
 impl IfName {
     /// The longest name, in bytes.
@@ -63,15 +69,11 @@ impl IfName {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseError> {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let name = bytes.get(..end).unwrap_or_default();
-        String::from_utf8_lossy(name).parse()
+        Self::stored(&String::from_utf8_lossy(name))
     }
-}
 
-impl FromStr for IfName {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        let help = "write an interface as `ip link` shows it, for example `eth0`";
+    /// Takes what fits into a name.
+    fn stored(text: &str) -> Result<Self, ParseError> {
         let why = if text.is_empty() {
             "it is empty"
         } else if text.len() > Self::MAX {
@@ -85,7 +87,26 @@ impl FromStr for IfName {
         } else {
             return Ok(Self(text.into()));
         };
-        Err(ParseError::new(format!("`{text}` cannot be an interface name: {why}"), help))
+        Err(Self::no_name(text, why))
+    }
+
+    fn no_name(text: &str, why: &str) -> ParseError {
+        let help = "write an interface as `ip link` shows it, for example `eth0`";
+        ParseError::new(format!("`{text}` cannot be an interface name: {why}"), help)
+    }
+}
+
+impl FromStr for IfName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "all" | "default" => Err(Self::no_name(
+                text,
+                "the kernel keeps that name for the settings of interfaces, in /proc/sys/net/ipv4/conf",
+            )),
+            _ => Self::stored(text),
+        }
     }
 }
 
@@ -93,7 +114,7 @@ impl FromStr for IfName {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SetName(Arc<str>);
-text_form!(SetName);
+text_form!(SetName, str::parse);
 
 impl SetName {
     /// The set that `add` and `rm` work on when none is named.
@@ -123,7 +144,7 @@ impl FromStr for SetName {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChainName(Arc<str>);
-text_form!(ChainName);
+text_form!(ChainName, str::parse);
 
 impl ChainName {
     /// Where the forwards into a network live unless it says otherwise.
@@ -142,16 +163,13 @@ impl FromStr for ChainName {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let ours = ["nat-", "filter-", "guard-"].iter().any(|prefix| text.starts_with(prefix));
-        let number = text.rsplit_once('-').and_then(|(_, tail)| tail.parse::<u32>().ok());
-        let counted = number.is_some_and(|number| number > 1);
-        let tail = counted || ["-by-address", "-loopback"].iter().any(|suffix| text.ends_with(suffix));
-        let tail = tail || text.contains("-clients");
+        let tail = ["-by-address", "-2"].iter().any(|suffix| text.ends_with(suffix));
         if !ours && !tail && is_word(text, 28, |c| c.is_ascii_alphabetic()) && !text.contains('.') {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
             format!("`{text}` cannot be the name of a chain of forwards"),
-            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of our own prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-loopback`, `-clients…`, `-2`",
+            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of our own prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-2`",
         ))
     }
 }
@@ -162,23 +180,20 @@ fn is_word(text: &str, most: usize, first: impl Fn(char) -> bool) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// A remark on a forward: 1 to 90 bytes without control characters.
+/// A remark on a forward: 1 to 90 bytes without control characters, line separators and changes of direction.
 ///
 /// The kernel keeps it with the map element, in 128 bytes of user data together with the set's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Comment(Arc<str>);
-text_form!(Comment);
+text_form!(Comment, Comment::stored);
 
 impl Comment {
     /// The longest comment, in bytes.
     pub const MAX: usize = 90;
-}
 
-impl FromStr for Comment {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
+    /// Takes what the kernel can keep and nft(8) can print.
+    fn stored(text: &str) -> Result<Self, ParseError> {
         let what = if text.is_empty() {
             "the comment is empty".to_owned()
         } else if text.len() > Self::MAX {
@@ -190,7 +205,26 @@ impl FromStr for Comment {
         } else {
             return Ok(Self(text.into()));
         };
-        Err(ParseError::new(what, "write 1 to 90 bytes of plain text, or leave the comment out"))
+        Err(Self::no_comment(what))
+    }
+
+    fn no_comment(what: impl Into<String>) -> ParseError {
+        ParseError::new(what, "write 1 to 90 bytes of plain text, or leave the comment out")
+    }
+}
+
+impl FromStr for Comment {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let comment = Self::stored(text)?;
+        match text.chars().find(|c| is_hidden(*c)) {
+            Some(hidden) => Err(Self::no_comment(format!(
+                "the comment holds the character {}, which changes how text around it is shown",
+                hidden.escape_default()
+            ))),
+            None => Ok(comment),
+        }
     }
 }
 
@@ -204,7 +238,7 @@ mod tests {
             let name: IfName = good.parse().expect(good);
             assert_eq!(IfName::from_bytes(&name.to_bytes()), Ok(name));
         }
-        for bad in ["", ".", "..", "a/b", "eth0:1", "two words", "sixteen-bytes-xx", "tab\t"] {
+        for bad in ["", ".", "..", "a/b", "eth0:1", "two words", "sixteen-bytes-xx", "tab\t", "all", "default"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
     }
@@ -212,18 +246,7 @@ mod tests {
     #[test]
     fn chains_of_our_own_cannot_be_taken() {
         assert!("DOCKER".parse::<ChainName>().is_ok());
-        for bad in [
-            "nat-prerouting",
-            "filter-forward",
-            "guard-x",
-            "X-by-address",
-            "X-2",
-            "X-17",
-            "X-loopback",
-            "X-clients-ip",
-            "1st",
-            "",
-        ] {
+        for bad in ["nat-prerouting", "filter-forward", "guard-x", "X-by-address", "X-2", "1st", ""] {
             assert!(bad.parse::<ChainName>().is_err(), "{bad:?}");
         }
     }
@@ -233,5 +256,16 @@ mod tests {
         assert!("x".repeat(Comment::MAX).parse::<Comment>().is_ok());
         assert!("x".repeat(Comment::MAX + 1).parse::<Comment>().is_err());
         assert!(Comment::MAX + 32 + ": ".len() < 128);
+    }
+
+    #[test]
+    fn what_was_stored_before_a_name_was_refused_still_loads() {
+        for name in ["all", "default"] {
+            assert!(IfName::try_from(name.to_owned()).is_ok() && IfName::from_bytes(name.as_bytes()).is_ok());
+        }
+        for text in ["a\u{202e}b", "a\u{2069}", "a\u{2028}b"] {
+            assert!(text.parse::<Comment>().is_err() && Comment::try_from(text.to_owned()).is_ok(), "{text:?}");
+        }
+        assert!(["X-17", "X-loopback", "X-clients-ip"].iter().all(|name| name.parse::<ChainName>().is_ok()));
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use super::address::unsendable_in;
 use super::{Family, ParseError};
 
 /// Each address of `listen` stands for the address of `to` at the same place in its network, all protocols and ports,
@@ -23,7 +24,7 @@ impl Netmap {
     /// Checks that the parts fit together.
     ///
     /// # Errors
-    /// Where the networks are of different families or sizes, or have an address in common.
+    /// Where the networks are of different families or sizes, have an address in common, or one that no host can have.
     pub fn check(&self) -> Result<(), ParseError> {
         let (one, other) = (Family::of_network(self.listen), Family::of_network(self.to));
         if one != other {
@@ -45,10 +46,9 @@ impl Netmap {
             ));
         }
         for network in [self.listen, self.to] {
-            let address = network.network();
-            if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+            if let Some(what) = unsendable_in(network) {
                 return Err(ParseError::new(
-                    format!("`{network}` is not a network of hosts"),
+                    format!("`{network}` is not a network of hosts: it holds {what}"),
                     "write the network of the hosts that are to be reached",
                 ));
             }
@@ -108,6 +108,11 @@ mod tests {
             ("127.0.0.0/24", "10.0.0.0/24"),
             ("192.0.2.0/24", "224.0.0.0/24"),
             ("0.0.0.0/0", "0.0.0.0/0"),
+            ("240.0.0.0/24", "10.0.0.0/24"),
+            ("192.0.2.0/24", "0.0.1.0/24"),
+            // Loopback addresses are behind its first one.
+            ("64.0.0.0/2", "128.0.0.0/2"),
+            ("2001:db8::/64", "fe80::/64"),
         ] {
             assert!(netmap(listen, to).check().is_err(), "{listen} {to}");
         }

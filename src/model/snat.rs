@@ -7,8 +7,8 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::address::no_host;
-use super::{Family, IfName, ParseError, PortRange};
+use super::address::unsendable;
+use super::{Family, IfName, ParseError, PortRange, source};
 
 const HELP: &str = "write `203.0.113.5`, `203.0.113.5-203.0.113.9`, `203.0.113.5:1024-2047`, `2001:db8::5` or \
      `[2001:db8::5-2001:db8::9]:1024-2047`";
@@ -71,6 +71,22 @@ impl FromStr for Pool {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        let pool = Self::stored(text)?;
+        source::check(pool.first, HELP)?;
+        source::check(pool.last, HELP)?;
+        match unsendable(pool.first, pool.last) {
+            Some(what) => Err(ParseError::new(
+                format!("the pool `{}-{}` holds {what}", pool.first, pool.last),
+                "write addresses that hosts can have, from the lowest to the highest",
+            )),
+            None => Ok(pool),
+        }
+    }
+}
+
+impl Pool {
+    /// Takes every pool, also one that an earlier version took and this one does not.
+    fn stored(text: &str) -> Result<Self, ParseError> {
         let (addresses, ports) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (addresses, tail) = rest
@@ -89,7 +105,10 @@ impl FromStr for Pool {
         };
         let (first, last) = addresses.split_once('-').unwrap_or((addresses, addresses));
         let ports = ports.map(str::parse).transpose()?;
-        let (first, last) = (source(first)?, source(last)?);
+        let address = |text: &str| -> Result<IpAddr, ParseError> {
+            text.parse().map_err(|_| ParseError::new(format!("`{text}` is not an IP address"), HELP))
+        };
+        let (first, last) = (address(first)?, address(last)?);
         if Family::of(first) != Family::of(last) {
             return Err(ParseError::new(format!("`{first}` and `{last}` are of different families"), HELP));
         }
@@ -100,19 +119,10 @@ impl FromStr for Pool {
     }
 }
 
-fn source(text: &str) -> Result<IpAddr, ParseError> {
-    let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is not an IP address"), HELP))?;
-    let what = if address.is_loopback() { Some("is a loopback address") } else { no_host(address) };
-    match what {
-        Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), HELP)),
-        None => Ok(address),
-    }
-}
-
 impl TryFrom<String> for Pool {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
+        Self::stored(&text)
     }
 }
 
@@ -253,6 +263,10 @@ mod tests {
             ("203.0.113.5:2047-1024", "the range `2047-1024` is reversed"),
             ("0.0.0.0", "the source `0.0.0.0` is the unspecified address"),
             ("127.0.0.1", "the source `127.0.0.1` is a loopback address"),
+            ("126.0.0.1-128.0.0.1", "the pool `126.0.0.1-128.0.0.1` holds loopback addresses"),
+            ("203.0.113.5-250.0.0.1", "the source `250.0.0.1` is in 240.0.0.0/4, which is reserved (RFC 6890)"),
+            ("fe80::1", "the source `fe80::1` is link-local, which means nothing without an interface"),
+            ("2001:db8::5-fec0::1", "the pool `2001:db8::5-fec0::1` holds link-local addresses"),
             ("[2001:db8::5", "`[2001:db8::5` has no closing bracket"),
             ("[2001:db8::5]1", "`1` follows the bracket"),
             ("203.0.113.5:", "`` is not a port"),

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::ParseError;
-use super::address::no_host;
+use super::address::no_source;
 
 /// What the target of a forward sees as the client's address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,30 +39,44 @@ impl fmt::Display for Source {
     }
 }
 
+const HELP: &str = "write `keep`, `masquerade` or an address of this host";
+
 impl FromStr for Source {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let help = "write `keep`, `masquerade` or an address of this host";
-        match text {
-            "keep" => return Ok(Self::Keep),
-            "masquerade" => return Ok(Self::Masquerade),
-            _ => {}
+        let source = stored(text)?;
+        if let Source::Address(address) = source {
+            check(address, HELP)?;
         }
-        let address: IpAddr =
-            text.parse().map_err(|_| ParseError::new(format!("`{text}` is no choice for the source"), help))?;
-        let what = if address.is_loopback() { Some("is a loopback address") } else { no_host(address) };
-        match what {
-            Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), help)),
-            None => Ok(Self::Address(address)),
-        }
+        Ok(source)
+    }
+}
+
+/// Takes every address, also one that an earlier version took and this one does not.
+fn stored(text: &str) -> Result<Source, ParseError> {
+    match text {
+        "keep" => Ok(Source::Keep),
+        "masquerade" => Ok(Source::Masquerade),
+        _ => match text.parse() {
+            Ok(address) => Ok(Source::Address(address)),
+            Err(_) => Err(ParseError::new(format!("`{text}` is no choice for the source"), HELP)),
+        },
+    }
+}
+
+/// Refuses an address that cannot be the source of what leaves this host.
+pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
+    match no_source(address) {
+        Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), help)),
+        None => Ok(()),
     }
 }
 
 impl TryFrom<String> for Source {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        text.parse()
+        stored(&text)
     }
 }
 
@@ -81,9 +95,11 @@ mod tests {
         for text in ["keep", "masquerade", "192.0.2.1", "2001:db8::1"] {
             assert_eq!(text.parse::<Source>().expect(text).to_string(), text);
         }
-        for text in ["", "Keep", "client", "0.0.0.0", "127.0.0.1", "::1", "239.1.1.1", "192.0.2.1:80", "::ffff:1.2.3.4"]
-        {
-            assert!(text.parse::<Source>().is_err(), "{text:?}");
+        for text in ["", "Keep", "client", "192.0.2.1:80"] {
+            assert!(text.parse::<Source>().is_err() && Source::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+        for text in ["0.0.0.0", "0.0.0.1", "127.0.0.1", "::1", "239.1.1.1", "240.0.0.1", "fe80::1", "::ffff:1.2.3.4"] {
+            assert!(text.parse::<Source>().is_err() && Source::try_from(text.to_owned()).is_ok(), "{text:?}");
         }
     }
 }

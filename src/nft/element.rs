@@ -181,7 +181,7 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> 
         source: Source::Keep,
         hairpin: true,
         loopback: id.place == Place::LoopbackAt,
-        comment: remark.map(str::parse::<Comment>).transpose().ok()?,
+        comment: remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?,
     };
     // A part must be where it would be written, and lead where that would lead.
     let inside = (rule.ports.first()..=rule.ports.last()).contains(&port);

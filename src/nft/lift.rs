@@ -193,7 +193,7 @@ fn read_network(
 ) -> Option<()> {
     let mut words = remark.split(' ');
     let (word, name, chain) = (words.next()?, words.next()?, words.next()?);
-    let name: IfName = name.parse().ok()?;
+    let name = IfName::try_from(name.to_owned()).ok()?;
     let chain: ChainName = chain.parse().ok()?;
     let network = networks.entry((set, name.clone())).or_insert_with(|| Network {
         name,

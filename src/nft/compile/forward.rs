@@ -163,6 +163,7 @@ fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     // forwards that it belongs to.
     let rest = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.place, id.role);
     maps.sort_by_cached_key(|(id, _)| (level(id), rest(id)));
+    let named: BTreeSet<ChainName> = maps.iter().map(|(id, _)| id.chain.clone()).collect();
     let mut runs: Vec<Run> = Vec::new();
     while let Some((first, _)) = maps.first() {
         let end = maps.iter().position(|(id, _)| level(id) != level(first)).unwrap_or(maps.len());
@@ -177,7 +178,7 @@ fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
             match runs.last_mut() {
                 Some(run) if run.chain == id.chain && run.stage == stage => run.maps.push((id, protocols)),
                 _ => {
-                    let name = run_name(&runs, &id.chain, stage);
+                    let name = run_name(&runs, &named, &id.chain, stage);
                     runs.push(Run { name, stage, chain: id.chain.clone(), maps: vec![(id, protocols)] });
                 }
             }
@@ -186,10 +187,16 @@ fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     runs
 }
 
-fn run_name(runs: &[Run], chain: &ChainName, stage: Stage) -> String {
-    let before = runs.iter().filter(|run| run.chain == *chain && run.stage == stage).count();
+/// The name of the next chain of forwards: what it is, and a number where a chain has that name already, be it because a
+/// set of an older program named its own so.
+fn run_name(runs: &[Run], named: &BTreeSet<ChainName>, chain: &ChainName, stage: Stage) -> String {
     let base = format!("{chain}{}", stage.suffix());
-    if before == 0 { base } else { format!("{base}-{}", before + 1) }
+    let numbered = |number: usize| if number == 1 { base.clone() } else { format!("{base}-{number}") };
+    let own = |name: &str| stage == Stage::Any && name == chain.as_str();
+    let taken = |name: &str| {
+        runs.iter().any(|run| run.name == name) || !own(name) && named.iter().any(|other| other.as_str() == name)
+    };
+    (1..).map(numbered).find(|name| !taken(name)).unwrap_or(base)
 }
 
 /// `fib daddr type local jump DOCKER`; what names its address needs no such guard.
