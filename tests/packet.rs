@@ -165,6 +165,99 @@ fn every_example_is_tried_with_real_packets() {
 }
 
 #[test]
+fn odd_rule_sets_are_tried_too() {
+    if !privileged() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("directory");
+    for (name, rules, line) in [
+        (
+            "udp is answered from the address that was asked",
+            r#"forward = [{ listen = "81/udp", to = "10.0.0.2", interface = "eth0" }, { listen = "82/udp", to = ":83" }]"#,
+            "inside   10.0.0.3 -> 198.18.0.1:81/udp: this host port 81 answered",
+        ),
+        (
+            "a client is not the host",
+            r#"forward = [{ listen = "192.0.2.1:80", to = "10.0.0.2", from = ["192.0.2.0/24"] }]"#,
+            "192.0.2.2 -> 192.0.2.1:80/tcp: 10.0.0.2 port 80 answered and saw 192.0.2.2",
+        ),
+        (
+            "the client of a short prefix is not the one of a long prefix",
+            r#"forward = [{ listen = "80", to = "10.0.0.2", from = ["192.0.2.0/24", "192.0.2.1"], interface = "a" },
+                { listen = "80", to = "10.0.0.3", from = ["192.0.2.0/24"], interface = "b" }]"#,
+            "192.0.2.3 -> 198.18.1.1:80/tcp: 10.0.0.3 port 80 answered and saw 192.0.2.3",
+        ),
+        (
+            "no two packets are of one connection",
+            r#"forward = [{ listen = "81-82/sctp", to = "10.0.0.2:80" },
+                { listen = "81-83", to = "10.0.0.2:80", hairpin = false }]"#,
+            "hairpin  10.0.0.3 -> 198.18.0.1:83/tcp: 10.0.0.2:80 got it from 10.0.0.3",
+        ),
+        (
+            "a target that is listened at is the host",
+            r#"forward = [{ listen = "192.0.2.1:80", to = "192.0.2.1:8080" }, { listen = "81", to = "192.0.2.1:8081" }]"#,
+            "-> 198.18.0.1:81/tcp: this host port 8081 answered",
+        ),
+        (
+            "nobody is at an address of every router or of everybody",
+            r#"netmap = [{ listen = "2001:db8::/128", to = "8000::/128" }]
+                masquerade = [{ from = "10.0.0.255" }, { from = "10.0.0.0/24" }]"#,
+            "1 of 1 probes",
+        ),
+        (
+            "rules without a prefix are met",
+            r#"masquerade = [{ out = "wan1" }]
+                snat = [{ out = "wan2", to = "203.0.113.5" }, { from = "0.0.0.0/0", out = "wan3", to = "203.0.113.6" }]"#,
+            "answered and saw 203.0.113.6",
+        ),
+        (
+            "isolated networks are tried",
+            r#"network = [{ name = "docker0", subnet = ["172.17.0.0/16"], isolate = true }]"#,
+            "outside  198.18.0.2 -> 172.17.0.3:9/tcp: seen by nobody",
+        ),
+    ] {
+        let path = file(&directory, rules);
+        let output = Command::new(PORTFWD).arg("try").arg(&path).output().expect("the program starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && !text.contains("FAIL"), "{name}: {output:?}");
+        assert!(text.contains(line), "{name}: {text}");
+    }
+}
+
+#[test]
+fn given_packets_arrive_by_an_interface_that_there_is() {
+    if !privileged() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("directory");
+    let mut rules = String::from("[[network]]\nname = \"docker0\"\nsubnet = [\"172.17.0.0/16\", \"fd00:17::/64\"]\n");
+    for number in 0..500 {
+        let (port, high, low) = (1000 + number, number / 200, number % 200);
+        rules += &format!("[[forward]]\nlisten = \"{port}\"\nto = \"10.{high}.{low}.2:80\"\n");
+    }
+    let path = file(&directory, &rules);
+    let sent = |packet: &str| {
+        let mut command = Command::new(PORTFWD);
+        let output = command.arg("try").arg(&path).args(["--packet", packet]).output().expect("the program starts");
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        (output.status.code(), text)
+    };
+    let (code, text) = sent("tcp 198.18.0.2 -> 198.18.0.1:1007 -i nope");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("`nope` is no interface") && text.contains("has `eth0`, `docker0`, `pf-net2`, "), "{text}");
+    // Only whom a packet can concern is there, under the same names.
+    let start = std::time::Instant::now();
+    for (packet, arrives) in [
+        ("tcp 198.18.0.2 -> 198.18.0.1:1007 -i eth0", "10.0.7.2:80 got it from 198.18.0.2"),
+        ("tcp 10.2.99.3 -> 10.0.9.2:5 -i pf-net501", "10.0.9.2:5 got it from 10.2.99.3"),
+    ] {
+        let (code, text) = sent(packet);
+        assert!(code == Some(0) && text.contains(arrives), "{text}");
+    }
+    assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
 fn try_needs_no_root_and_says_where_it_may_not() {
     if !privileged() {
         return;

@@ -150,10 +150,23 @@ impl Net {
     }
 }
 
+/// Binds as soon as the address can be used: one of IPv6 is tentative for a moment, longer where the machine is busy.
+fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    for _ in 0..500 {
+        match bind() {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other.expect("bind"),
+        }
+    }
+    panic!("the address cannot be used after five seconds");
+}
+
 pub fn serve(at: SocketAddr, udp: bool) {
     use std::io::Write;
     if udp {
-        let socket = std::net::UdpSocket::bind(at).expect("bind");
+        let socket = bind(|| std::net::UdpSocket::bind(at));
         std::thread::spawn(move || {
             let mut question = [0; 16];
             while let Ok((_, peer)) = socket.recv_from(&mut question) {
@@ -162,7 +175,7 @@ pub fn serve(at: SocketAddr, udp: bool) {
             }
         });
     } else {
-        let listener = std::net::TcpListener::bind(at).expect("bind");
+        let listener = bind(|| std::net::TcpListener::bind(at));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (mut stream, peer) = (&stream, stream.peer_addr());

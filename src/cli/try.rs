@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Failure, Global, Output, add, failure, json, sets, view};
 use crate::config;
 use crate::lab::{self, Choice, Trial};
-use crate::model::{Asked, Packet};
+use crate::model::{Asked, Packet, RuleSet};
 use crate::netfilter::tracking::Untracked;
 
 /// Try rule sets with real packets in a throw-away network
@@ -13,8 +13,10 @@ use crate::netfilter::tracking::Untracked;
 /// From the rule sets alone a network is made: a host under test, the bridge
 /// of each network, a namespace for every target, a client outside. The rules
 /// are applied there, and every forward is asked for from outside, from the
-/// host itself and from inside the target's network; every other rule is met
-/// by a packet too. What arrives is compared with what the documentation says.
+/// host itself and from inside the target's network. Every rule about what
+/// leaves and every [[netmap]] is met by a packet too, unless nobody can be in
+/// its prefix; and a packet from outside tries to get into every isolated
+/// network. What arrives is compared with what the documentation says.
 /// Needs no root where user namespaces are allowed. Leaves nothing behind.
 #[derive(Debug, clap::Args)]
 pub struct TryArgs {
@@ -60,14 +62,15 @@ pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         packets.push(add::parse("--packet", text, str::parse)?);
     }
     let choice = if packets.is_empty() { Choice::Forwards(args.limit) } else { Choice::Packets(packets) };
-    let trial = lab::try_out(&asked, &choice)?;
+    let written: Vec<RuleSet> = loaded.into_iter().map(|loaded| loaded.set).collect();
+    let trial = lab::try_out(&asked, &written, &choice)?;
     if global.verbose {
         view::aside(&trial.outcome, true, output)?;
     }
     if global.json {
         json::print(&tried(&trial), output.stdout)?;
     } else {
-        print(&trial, output)?;
+        print(&trial, args.packets.is_empty(), output)?;
     }
     let failed = trial.reports.iter().filter(|report| !report.is_as_expected()).count();
     if failed > 0 {
@@ -95,7 +98,7 @@ fn tried(trial: &Trial) -> Tried<'_> {
     Tried { version: json::VERSION, forwards, probed, probes: probes.collect() }
 }
 
-fn print(trial: &Trial, output: &mut Output<'_>) -> anyhow::Result<()> {
+fn print(trial: &Trial, limited: bool, output: &mut Output<'_>) -> anyhow::Result<()> {
     for report in &trial.reports {
         let packet = &report.probe.packet;
         let good = report.is_as_expected();
@@ -109,7 +112,7 @@ fn print(trial: &Trial, output: &mut Output<'_>) -> anyhow::Result<()> {
         }
     }
     let (forwards, probed) = trial.forwards;
-    if probed < forwards {
+    if limited && probed < forwards {
         writeln!(output.stdout, "{probed} of {forwards} forwards were probed; --limit sets how many")?;
     }
     let good = trial.reports.iter().filter(|report| report.is_as_expected()).count();

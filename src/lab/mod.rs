@@ -8,6 +8,7 @@
 
 mod ask;
 mod datagram;
+mod layout;
 mod link;
 pub mod netns;
 mod probe;
@@ -20,7 +21,7 @@ use std::io;
 
 use crate::engine::{self, Engine, EngineError, Outcome};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Packet, Protocol};
+use crate::model::{Asked, Packet, Protocol, RuleSet};
 use crate::netfilter::{sysctl, tracking};
 use crate::store::State;
 
@@ -56,7 +57,7 @@ pub enum LabError {
 pub struct Trial {
     /// What applying the rules did.
     pub outcome: Outcome,
-    /// How many forwards there are, and how many of them were probed.
+    /// How many forwards there are, and how many of them were probed; of given packets, how many one of them could meet.
     pub forwards: (usize, usize),
     /// The probes, in order.
     pub reports: Vec<Report>,
@@ -71,23 +72,26 @@ pub enum Choice {
     Packets(Vec<Packet>),
 }
 
-/// Builds the network that the rule sets are about, applies them there, and sends packets from everywhere.
+/// Builds the network that the rule sets are about, applies them there, and sends packets from everywhere. `asked` is
+/// what the rule sets, `written`, ask together; what must become of packets is told from these.
 ///
 /// # Errors
 /// [`LabError::NotAllowed`] where no namespace may be made; others where the network cannot be built or the rules not
 /// be applied.
-pub fn try_out(asked: &Asked, choice: &Choice) -> Result<Trial, LabError> {
+pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
-    let limit = if let Choice::Forwards(limit) = choice { *limit } else { usize::MAX };
-    let chosen = probe::choose(asked, limit);
-    let topology = Topology::build(asked, &chosen)?;
+    let (chosen, named) = match choice {
+        Choice::Forwards(limit) => (probe::choose(asked, *limit), &[][..]),
+        Choice::Packets(packets) => (probe::meetable(asked, packets), packets.as_slice()),
+    };
+    let topology = Topology::build_for(asked, &chosen, named)?;
     let packets = match choice {
         Choice::Forwards(_) => probe::packets(asked, &chosen, &topology),
         Choice::Packets(packets) => packets.clone(),
     };
     let sight = Sight::open(&topology)?;
     let (outcome, host) = apply(&topology, asked)?;
-    let probes = probe::expect(packets, &asked.sets(), &host);
+    let probes = probe::expect(packets, written, &host);
     let _responders = match choice {
         Choice::Forwards(_) => Some(responder::start(&topology, &probes)?),
         Choice::Packets(_) => None,

@@ -1,23 +1,29 @@
 //! Probes: who asks what, what must become of it, what did.
 //!
 //! Where an answer finds its way back a real client asks a real server, which proves both directions. Otherwise (protocols
-//! that no server here speaks, targets that answer past this host) the first packet is sent and watched for.
+//! that no server here speaks, targets that answer past this host, nobody who should get it) the first packet is sent and
+//! watched for.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use super::ask::{Answer, ask};
 use super::sight::{Sight, Sighting};
-use super::topology::{DISCARD, Topology, client_in, of, resident};
+use super::topology::{DISCARD, Subnet, Topology, of};
 use super::{LabError, Netns};
 use crate::model::egress::{self, Way};
-use crate::model::meaning::{Fate, Host, meaning};
+use crate::model::meaning::{Dropped, Fate, Host, meaning};
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
-/// How long an answer may take, and how long one that should not come is waited for.
+/// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-const DOUBT: Duration = Duration::from_millis(300);
+
+/// The source ports of planned packets, one after the other: none that a client which asks gets (`ip_local_port_range`).
+const SOURCE_PORTS: std::ops::Range<u16> = 10_000..30_000;
 
 /// From where a probe is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +102,7 @@ impl Report {
     /// What must become of it, in the words of an answer.
     pub fn expected(&self) -> String {
         match &self.probe.fate {
-            Fate::Dropped(why) => format!("nobody gets it ({why:?})"),
+            Fate::Dropped(why) => format!("nobody gets it: {}", reason(*why)),
             Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
             Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
                 format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
@@ -105,6 +111,17 @@ impl Report {
                 format!("{} port {} sees one of {}-{}", to.ip(), to.port(), seen.first, seen.last)
             }
         }
+    }
+}
+
+/// Why nobody gets a packet.
+fn reason(why: Dropped) -> &'static str {
+    match why {
+        Dropped::Martian => "over a wire no loopback address is anybody's",
+        Dropped::NoRoute => "this host has no route to it",
+        Dropped::NotForwarded => "this host does not forward its family",
+        Dropped::Isolated => "the network is isolated, and nothing publishes this",
+        Dropped::NoAddress => "the interface has no address for it",
     }
 }
 
@@ -126,6 +143,16 @@ pub(super) fn choose(asked: &Asked, limit: usize) -> Vec<&Binding> {
     (0..count).filter_map(|index| all.get(index * all.len() / count).copied()).collect()
 }
 
+/// The forwards that one of the packets could meet, by protocol and port.
+pub(super) fn meetable<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a Binding> {
+    let meets = |binding: &&Binding| {
+        let of_protocol = packets.iter().filter(|packet| packet.protocol == binding.protocol);
+        let ports = binding.ports.first()..=binding.ports.last();
+        of_protocol.map(|packet| packet.destination.port()).any(|port| ports.contains(&port))
+    };
+    asked.bindings.iter().map(|owned| &owned.rule).filter(meets).collect()
+}
+
 /// Packets for the chosen forwards: first, middle and last port of each, from everywhere; and for every other rule.
 pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
     let mut packets: Vec<Packet> = Vec::new();
@@ -136,29 +163,27 @@ pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -
         packets.extend(ports.into_iter().flat_map(|port| of_forward(binding, port, topology)));
     }
     packets.extend(asked.netmaps.iter().filter_map(|owned| {
-        let inside = resident(owned.rule.to)?;
+        let inside = *topology.residents.get(&owned.rule.to)?;
         let destination = crate::model::netmap::translate(inside, owned.rule.listen);
         let uplink = topology.uplink(None)?;
         let source = *uplink.address.get(of(Family::of(inside)))?;
         packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
     }));
-    let leaving = egress::ordered(asked).into_iter().map(|(egress, _)| (egress.from, egress.way));
-    let translated = asked.netmaps.iter().map(|owned| (Some(owned.rule.to), Way::Any));
-    packets.extend(leaving.chain(translated).filter_map(|(from, way)| outward(from?, &way, topology)));
-    let mut sent: Vec<Packet> = Vec::new();
-    for packet in packets {
-        if !sent.contains(&packet) {
-            sent.push(packet);
-        }
+    packets.extend(leaving(asked, topology));
+    packets.extend(intruding(asked, topology));
+    let mut sent = HashSet::new();
+    packets.retain(|packet| sent.insert(packet.clone()));
+    for (packet, port) in packets.iter_mut().zip(SOURCE_PORTS.cycle()) {
+        packet.source.set_port(port);
     }
-    sent
+    packets
 }
 
-/// The source port does not matter to any rule; a real client gets another one.
+/// A packet whose source port is still to be said. No rule looks at it, but two connections must not have the same.
 fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface: Option<IfName>) -> Option<Packet> {
     (Family::of(source) == Family::of(destination.ip())).then(|| Packet {
         protocol,
-        source: SocketAddr::new(source, 49152),
+        source: SocketAddr::new(source, 0),
         destination,
         interface,
     })
@@ -175,8 +200,7 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
     };
     let mut packets = Vec::with_capacity(5);
     if binding.serves_others() {
-        let let_in = client_in(binding.from).filter(|address| topology.subnet_of(*address).is_none());
-        packets.extend(let_in.and_then(|let_in| send(let_in, Some(&uplink.name))));
+        packets.extend(topology.client_of(binding).and_then(|let_in| send(let_in, Some(&uplink.name))));
         packets.extend(send(*client, Some(&uplink.name)));
         packets.extend(send(destination.ip(), None).filter(|_| topology.plan.owns(destination.ip())));
         let neighbour = binding.to.address.and_then(|target| topology.subnet_of(target));
@@ -191,14 +215,83 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
     packets
 }
 
-/// A packet from a network to a client outside, by a way that a rule is about.
-fn outward(from: ipnetwork::IpNetwork, way: &Way, topology: &Topology) -> Option<Packet> {
-    let source = resident(from).filter(|address| topology.targets.contains_key(address))?;
+/// A packet for every rule about what leaves, and for what 1:1 translations make of it.
+fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+    let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
+    for (egress, _) in egress::ordered(asked) {
+        let families = egress.families();
+        rules.push((egress.from, egress.way, families));
+    }
+    let netmaps = asked.netmaps.iter().map(|owned| owned.rule.to);
+    rules.extend(netmaps.map(|to| (Some(to), Way::Any, vec![Family::of_network(to)])));
+    let narrow: Vec<IpNetwork> = rules.iter().filter_map(|(from, ..)| *from).collect();
+    let mut packets = Vec::new();
+    for (from, way, families) in &rules {
+        packets.extend(families.iter().filter_map(|family| outward(*from, way, *family, &narrow, topology)));
+    }
+    packets
+}
+
+/// A packet that leaves by a way that a rule is about, from whom it is about; if possible from one that no `narrow` prefix
+/// is about as well.
+fn outward(
+    from: Option<IpNetwork>,
+    way: &Way,
+    family: Family,
+    narrow: &[IpNetwork],
+    topology: &Topology,
+) -> Option<Packet> {
     let out = if let Way::By(out) = way { Some(out.as_str()) } else { None };
-    let uplink = topology.uplink(out)?;
-    let destination = *uplink.address.get(of(Family::of(source)))?;
-    let bridge = topology.subnet_of(source)?.bridge.parse().ok();
-    packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), bridge)
+    let uplink = topology.uplink(out);
+    let bridged = || topology.subnets.iter().filter(|subnet| Some(subnet.bridge.as_str()) == out);
+    let destination = match uplink {
+        Some(uplink) => uplink.address.get(of(family)).copied(),
+        None => bridged().filter_map(|subnet| subnet.neighbour).find(|address| Family::of(*address) == family),
+    }?;
+    let by = uplink.map(|uplink| uplink.name.as_str()).or(out);
+    let destination = SocketAddr::new(destination, DISCARD);
+    if let Some(resident) = from.and_then(|from| topology.residents.get(&from)) {
+        let bridge = topology.subnet_of(*resident)?.bridge.as_str();
+        return packet(Protocol::Tcp, *resident, destination, bridge.parse().ok());
+    }
+    let narrower = |address: IpAddr| {
+        let longer = |prefix: &&IpNetwork| from.is_none_or(|from| prefix.prefix() > from.prefix());
+        narrow.iter().filter(longer).any(|prefix| prefix.contains(address))
+    };
+    let about = |(address, arrived): &(IpAddr, Option<&str>)| {
+        Family::of(*address) == family && from.is_none_or(|from| from.contains(*address)) && *arrived != by
+    };
+    // The first of the least.
+    let (source, arrived) = senders(topology).filter(about).min_by_key(|(address, _)| narrower(*address))?;
+    packet(Protocol::Tcp, source, destination, arrived.and_then(|name| name.parse().ok()))
+}
+
+/// Everybody who may send, with the interface that he is behind; this host comes last.
+fn senders(topology: &Topology) -> impl Iterator<Item = (IpAddr, Option<&str>)> {
+    let neighbours =
+        topology.subnets.iter().filter_map(|subnet| Some((subnet.neighbour?, Some(subnet.bridge.as_str()))));
+    let targets = topology.targets.keys().filter_map(|address| {
+        let subnet = topology.subnet_of(*address)?;
+        Some((*address, Some(subnet.bridge.as_str())))
+    });
+    let clients =
+        topology.uplinks.iter().flat_map(|uplink| uplink.address.map(|address| (address, Some(uplink.name.as_str()))));
+    let host = topology.uplinks.iter().flat_map(|uplink| uplink.host.map(|address| (address, None)));
+    neighbours.chain(targets).chain(clients).chain(host)
+}
+
+/// A packet from outside into every isolated network, at a port that nothing publishes.
+fn intruding(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+    let isolated =
+        |bridge: &str| asked.networks.iter().any(|owned| owned.rule.isolate && owned.rule.name.as_str() == bridge);
+    let subnets = topology.subnets.iter().filter(|subnet| isolated(&subnet.bridge));
+    let into = |subnet: &Subnet| {
+        let uplink = topology.uplink(None)?;
+        let inside = subnet.neighbour?;
+        let source = *uplink.address.get(of(Family::of(inside)))?;
+        packet(Protocol::Tcp, source, SocketAddr::new(inside, DISCARD), uplink.name.parse().ok())
+    };
+    subnets.filter_map(into).collect()
 }
 
 /// What must become of packets.
@@ -246,12 +339,9 @@ pub(super) fn watch(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Res
 /// Sends a probe, by a client that asks where there may be an answer, and says what became of it.
 pub(super) fn send(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Result<Report, LabError> {
     let packet = &probe.packet;
-    let dropped = matches!(probe.fate, Fate::Dropped(_));
-    let spoken = matches!(packet.protocol, Protocol::Tcp | Protocol::Udp);
     match topology.sender(packet) {
-        Some(namespace) if spoken && (dropped || probe.server(topology).is_some()) => {
-            let patience = if dropped { DOUBT } else { PATIENCE };
-            let answer = ask(namespace, packet.protocol, packet.source.ip(), packet.destination, patience)?;
+        Some(namespace) if probe.server(topology).is_some() => {
+            let answer = ask(namespace, packet.protocol, packet.source.ip(), packet.destination, PATIENCE)?;
             Ok(Report { vantage: probe.vantage(topology), outcome: Outcome::Heard(answer), probe })
         }
         _ => watch(probe, topology, sight),

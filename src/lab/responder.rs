@@ -1,9 +1,15 @@
 //! Servers at the targets that say whom they see.
 
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread;
+
+use nix::cmsg_space;
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt};
 
 use super::LabError;
 use super::probe::Probe;
@@ -31,8 +37,7 @@ pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders,
 
 /// Binds in the namespace of the calling thread, and serves from then on.
 fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Result<()> {
-    let any: IpAddr =
-        if ipv6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let at = SocketAddr::new(any, port);
     let say = {
         let name = name.to_owned();
@@ -43,8 +48,8 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
             let socket = bind_udp(at)?;
             thread::spawn(move || {
                 let mut question = [0; 64];
-                while let Ok((_, peer)) = socket.recv_from(&mut question) {
-                    let sent = socket.send_to(say(peer).as_bytes(), peer);
+                while let Ok((peer, asked)) = receive(&socket, &mut question) {
+                    let sent = answer(&socket, say(peer).as_bytes(), peer, asked);
                     drop(sent);
                 }
             });
@@ -78,7 +83,53 @@ fn bind_udp(at: SocketAddr) -> std::io::Result<UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::DGRAM, None)?;
     if at.is_ipv6() {
         socket.set_only_v6(true)?;
+        setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+    } else {
+        setsockopt(&socket, Ipv4PacketInfo, &true)?;
     }
     socket.bind(&at.into())?;
     Ok(socket.into())
+}
+
+/// Receives a question: who asks, and at which address of ours.
+fn receive(socket: &UdpSocket, question: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
+    let (mut parts, mut control) = ([IoSliceMut::new(question)], cmsg_space!(in6_pktinfo, in_pktinfo));
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut asked = None;
+    for extra in message.cmsgs()? {
+        match extra {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                asked = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => asked = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
+            _ => {}
+        }
+    }
+    let peer = message.address.as_ref().and_then(|peer| {
+        let v4 = peer.as_sockaddr_in().map(|peer| SocketAddr::new(peer.ip().into(), peer.port()));
+        v4.or_else(|| peer.as_sockaddr_in6().map(|peer| SocketAddr::new(peer.ip().into(), peer.port())))
+    });
+    Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, asked))
+}
+
+/// Answers from the address that was asked at: left to itself the kernel takes the one that leads to the peer, and NAT
+/// does not know the answer then.
+fn answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, asked: Option<IpAddr>) -> std::io::Result<usize> {
+    let parts = [IoSlice::new(text)];
+    let (v4, v6);
+    let from = match asked {
+        Some(IpAddr::V4(address)) => {
+            let ipi_spec_dst = in_addr { s_addr: u32::from(address).to_be() };
+            v4 = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: in_addr { s_addr: 0 } };
+            Some(ControlMessage::Ipv4PacketInfo(&v4))
+        }
+        Some(IpAddr::V6(address)) => {
+            v6 = in6_pktinfo { ipi6_addr: in6_addr { s6_addr: address.octets() }, ipi6_ifindex: 0 };
+            Some(ControlMessage::Ipv6PacketInfo(&v6))
+        }
+        None => None,
+    };
+    let flags = MsgFlags::empty();
+    Ok(sendmsg(socket.as_raw_fd(), &parts, from.as_slice(), flags, Some(&SockaddrStorage::from(peer)))?)
 }

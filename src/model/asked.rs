@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{
-    Binding, ChainName, Egress, Family, Forward, IpForward, Masquerade, Netmap, Network, ParseError, Priority, RuleSet,
-    SetName, Settings, Snat,
+    Binding, ChainName, Egress, Family, IpForward, Masquerade, Netmap, Network, ParseError, Priority, RuleSet, SetName,
+    Settings, Snat,
 };
 
 /// A rule together with the set that it belongs to.
@@ -84,27 +84,6 @@ impl Asked {
             && self.netmaps.is_empty()
     }
 
-    /// The sets that this is the union of, each binding as a forward of its own; the other direction of [`Asked::add`].
-    pub fn sets(&self) -> Vec<RuleSet> {
-        let mut sets: BTreeMap<&SetName, RuleSet> = BTreeMap::new();
-        for (name, settings) in &self.settings {
-            sets.insert(name, RuleSet { settings: *settings, ..RuleSet::new(name.clone()) });
-        }
-        for Owned { set, rule } in &self.bindings {
-            let forwards = &mut sets.entry(set).or_insert_with(|| RuleSet::new(set.clone())).forwards;
-            // A redirect that names no address is one forward with a binding in each family.
-            let of_both = rule.to.address.is_none() && rule.address.is_none() && rule.from.is_none();
-            if !of_both || rule.family == Family::Ipv4 {
-                forwards.push(Forward::of(rule));
-            }
-        }
-        distribute(&self.networks, &mut sets, |set| &mut set.networks);
-        distribute(&self.masquerades, &mut sets, |set| &mut set.masquerades);
-        distribute(&self.snats, &mut sets, |set| &mut set.snats);
-        distribute(&self.netmaps, &mut sets, |set| &mut set.netmaps);
-        sets.into_values().collect()
-    }
-
     /// The priority of the DNAT chains.
     ///
     /// # Errors
@@ -158,14 +137,4 @@ impl Asked {
 
 fn owned<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
     rules.iter().map(|rule| Owned { set: set.clone(), rule: rule.clone() })
-}
-
-fn distribute<'a, T: Clone>(
-    rules: &'a [Owned<T>],
-    sets: &mut BTreeMap<&'a SetName, RuleSet>,
-    list: impl Fn(&mut RuleSet) -> &mut Vec<T>,
-) {
-    for Owned { set, rule } in rules {
-        list(sets.entry(set).or_insert_with(|| RuleSet::new(set.clone()))).push(rule.clone());
-    }
 }

@@ -91,29 +91,6 @@ impl Forward {
         Ok(bindings)
     }
 
-    /// The forward that has this binding in its normal form; the other direction of [`Forward::bindings`]. Of a redirect
-    /// that names no address both families' bindings give the same forward.
-    pub fn of(binding: &Binding) -> Self {
-        let ports = match binding.to.port {
-            PortMap::Keep => None,
-            PortMap::One(port) => PortRange::single(port),
-            PortMap::Shift(first) => PortRange::new(first, binding.target_port(binding.ports.last())),
-        };
-        // A redirect has ports in its text form, also where it keeps them.
-        let ports = ports.or_else(|| binding.to.address.is_none().then_some(binding.ports));
-        Self {
-            listen: Listen { address: binding.address, ports: binding.ports.into(), protocols: vec![binding.protocol] },
-            to: Target { address: binding.to.address, ports },
-            protocols: Vec::new(),
-            interface: binding.interface.clone(),
-            from: binding.from.into_iter().collect(),
-            source: binding.source,
-            hairpin: binding.hairpin,
-            loopback: binding.loopback,
-            comment: binding.comment.clone(),
-        }
-    }
-
     /// The families it applies to. A redirect without any address applies to both.
     fn families(&self) -> Result<Vec<Family>, ParseError> {
         let listen = self.listen.address.map(Family::of);
@@ -288,26 +265,6 @@ mod tests {
         let mut only = forward("80", ":8080");
         only.from = vec!["2001:db8::/32".parse().expect("prefix")];
         assert_eq!(shown(&only), ["80/tcp from 2001:db8::/32 -> :8080"]);
-    }
-
-    #[test]
-    fn a_binding_gives_back_its_forward() {
-        for (listen, to) in [
-            ("8080", "172.17.0.3:80"),
-            ("192.0.2.1:53/udp", "10.0.0.2"),
-            ("8000-8010", "10.0.0.2:9000-9010"),
-            ("8000-8010", "10.0.0.2:80"),
-            ("[2001:db8::1]:8000-8010", "fd00::2"),
-            ("80-90", ":80-90"),
-            ("80-90", ":8080"),
-        ] {
-            let mut forward = forward(listen, to);
-            forward.source = if forward.to.address.is_some() { Source::Masquerade } else { Source::Keep };
-            for binding in forward.bindings().expect("valid") {
-                let again = Forward::of(&binding).bindings().expect("valid");
-                assert!(again.contains(&binding), "{binding}: {again:?}");
-            }
-        }
     }
 
     #[test]

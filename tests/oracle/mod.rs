@@ -182,9 +182,9 @@ fn explain(case: &Case, packet: &Packet, found: &str) -> ! {
 
 /// Whether a packet alone does not go where a rule set says.
 fn mismatches(case: &Case, packet: &Packet) -> bool {
-    let Some(asked) = case.asked() else { return false };
+    let Some((asked, written)) = case.written() else { return false };
     let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
     let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
-    let trial = || lab::try_out(&asked, &Choice::Packets(vec![packet.clone()])).expect("tried");
+    let trial = || lab::try_out(&asked, &written, &Choice::Packets(vec![packet.clone()])).expect("tried");
     sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
 }

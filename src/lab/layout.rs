@@ -1,0 +1,353 @@
+//! What a throw-away network is to be: who is where, and under which address. Derived from the rules alone; nothing is made
+//! here.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use super::LabError;
+use super::topology::{Subnet, of};
+use crate::model::meaning::{Host, Interface, Route};
+use crate::model::{Asked, Binding, Family, IfName, Packet, egress, netmap};
+
+/// How many uplinks there are at most.
+const MOST_UPLINKS: u8 = 16;
+
+/// The end of an uplink that is this host's, as the last part of its addresses, and the one that is the client's.
+const HOST: u8 = 1;
+const CLIENT: u8 = 2;
+
+/// How many names an error lists at most.
+const MOST_NAMES: usize = 20;
+
+/// A network that has not been made yet.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// The host's interfaces and routes; what it forwards is its own to say.
+    pub host: Host,
+    /// The names of its uplinks, at least one.
+    pub uplinks: Vec<String>,
+    /// The subnets behind its bridges.
+    pub subnets: Vec<Subnet>,
+    /// Who is in them besides a neighbour.
+    pub targets: BTreeSet<IpAddr>,
+    /// Who is in a network that a rule other than a forward is about.
+    pub residents: BTreeMap<IpNetwork, IpAddr>,
+    /// A client for every prefix that a forward lets in, by uplink.
+    pub clients: BTreeMap<(String, IpNetwork), IpAddr>,
+}
+
+impl Layout {
+    /// Lays out a network for the chosen forwards, for what `packets` name, and for everything else that is asked.
+    ///
+    /// Names and addresses do not depend on what was chosen.
+    pub fn new(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
+        let all = || asked.bindings.iter().map(|owned| &owned.rule);
+        // These are this host's, whatever else leads to them.
+        let listened: BTreeSet<IpAddr> =
+            all().filter_map(|binding| binding.address).filter(|address| !address.is_loopback()).collect();
+        let target = |binding: &Binding| binding.to.address.filter(|address| !listened.contains(address));
+        let mentioned = mentioned(asked, packets);
+        let declared = declared(asked);
+        let residents = residents(asked, &declared, &listened);
+        let everybody: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
+        let mut targets: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| target(binding)).collect();
+        if let Some((address, home)) = targets.iter().find_map(|address| shared(*address, &declared)) {
+            return Err(LabError::Topology(format!(
+                "`{address}` cannot be tried: no single host of `{home}` can have it; declare the network that it is in"
+            )));
+        }
+        targets.extend(residents.values());
+        targets.extend(everybody.intersection(&mentioned));
+        let networks = networks(declared, &everybody);
+        let uplinks = uplink_names(asked, chosen, &networks);
+        let names = || uplinks.iter().chain(networks.iter().map(|(bridge, _)| bridge)).map(String::as_str);
+        for interface in packets.iter().filter_map(|packet| packet.interface.as_ref()) {
+            if !names().any(|name| name == interface.as_str()) {
+                return Err(unknown_interface(interface, names()));
+            }
+        }
+        let wanted = |(bridge, network): &&(String, IpNetwork)| {
+            asked.networks.iter().any(|owned| owned.rule.name.as_str() == bridge)
+                || targets.iter().chain(&mentioned).any(|address| network.contains(*address))
+                || packets.iter().filter_map(|packet| packet.interface.as_ref()).any(|name| name.as_str() == bridge)
+        };
+        let subnets = subnets(networks.iter().filter(wanted), &everybody, &listened)?;
+        let (host, clients) = (Host::default(), BTreeMap::new());
+        let mut layout = Self { host, uplinks, subnets, targets, residents, clients };
+        layout.clients = layout.clients_of(chosen, &listened);
+        let mut own: BTreeSet<IpAddr> =
+            chosen.iter().flat_map(|binding| [binding.address, binding.to.address]).flatten().collect();
+        own.extend(mentioned);
+        layout.host =
+            layout.host_of(all().filter(|binding| binding.address.is_some_and(|address| own.contains(&address))));
+        Ok(layout)
+    }
+
+    /// The number of the uplink that a forward's clients come from.
+    fn uplink_of(&self, binding: &Binding) -> u8 {
+        let named =
+            binding.interface.as_ref().and_then(|name| self.uplinks.iter().position(|here| here == name.as_str()));
+        named.and_then(|number| u8::try_from(number).ok()).unwrap_or(0)
+    }
+
+    fn numbered_uplinks(&self) -> impl Iterator<Item = (u8, &String)> {
+        (0..MOST_UPLINKS).zip(&self.uplinks)
+    }
+
+    /// Clients that only some addresses of are let in: each has an address that nobody else has. The ordinary client is
+    /// none of them.
+    fn clients_of(&self, chosen: &[&Binding], listened: &BTreeSet<IpAddr>) -> BTreeMap<(String, IpNetwork), IpAddr> {
+        let wanted: BTreeSet<_> = chosen
+            .iter()
+            // Where a prefix holds everybody the ordinary client is one of them.
+            .filter_map(|binding| Some((self.uplink_of(binding), binding.from.filter(|from| from.prefix() >= 8)?)))
+            .collect();
+        let mut wanted: Vec<_> = wanted.into_iter().collect();
+        // A long prefix leaves no choice.
+        wanted.sort_by_key(|(_, from)| Reverse(from.prefix()));
+        let mut taken: BTreeSet<IpAddr> = (0..MOST_UPLINKS)
+            .flat_map(|number| [HOST, CLIENT].map(|end| uplink_address(number, end)))
+            .flatten()
+            .collect();
+        let mut clients = BTreeMap::new();
+        for (number, from) in wanted {
+            let Some(name) = self.uplinks.get(usize::from(number)) else { continue };
+            let free = |address: &IpAddr| {
+                let inside = self.subnets.iter().any(|subnet| subnet.network.contains(*address));
+                !inside && !address.is_loopback() && !listened.contains(address) && !taken.contains(address)
+            };
+            if let Some(address) = hosts(from).find(free) {
+                taken.insert(address);
+                clients.insert((name.clone(), from), address);
+            }
+        }
+        clients
+    }
+
+    /// The host's addresses, those that `listening` forwards listen at included, and its routes.
+    fn host_of<'a>(&self, listening: impl Iterator<Item = &'a Binding>) -> Host {
+        let mut interfaces: Vec<(&String, Vec<IpNetwork>)> = Vec::new();
+        for (number, name) in self.numbered_uplinks() {
+            let own = uplink_address(number, HOST).into_iter();
+            let own = own.filter_map(|address| IpNetwork::new(address, uplink_prefix(address)).ok());
+            interfaces.push((name, own.collect()));
+        }
+        for subnet in &self.subnets {
+            let Ok(gateway) = IpNetwork::new(subnet.gateway, subnet.network.prefix()) else { continue };
+            match interfaces.iter_mut().find(|(name, _)| **name == subnet.bridge) {
+                Some((_, addresses)) => addresses.push(gateway),
+                None => interfaces.push((&subnet.bridge, vec![gateway])),
+            }
+        }
+        let mut taken: BTreeSet<IpAddr> =
+            interfaces.iter().flat_map(|(_, addresses)| addresses.iter().map(IpNetwork::ip)).collect();
+        for binding in listening {
+            // The uplinks come first.
+            if let Some(address) = binding.address.filter(|address| !address.is_loopback())
+                && let Some((_, addresses)) = interfaces.get_mut(usize::from(self.uplink_of(binding)))
+                && taken.insert(address)
+            {
+                addresses.extend(IpNetwork::new(address, full(address)));
+            }
+        }
+        let mut routes = Vec::new();
+        for (number, name) in self.numbered_uplinks() {
+            // They live behind the ordinary client.
+            for ((_, from), address) in self.clients.iter().filter(|((uplink, _), _)| uplink == name) {
+                let gateway = uplink_address(number, CLIENT).get(of(Family::of_network(*from))).copied();
+                if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, full(*address)), name.parse()) {
+                    routes.push(Route { to, by, gateway });
+                }
+            }
+        }
+        let named =
+            |(name, addresses): (&String, Vec<IpNetwork>)| Some(Interface { name: name.parse().ok()?, addresses });
+        let interfaces: Vec<Interface> = interfaces.into_iter().filter_map(named).collect();
+        for interface in &interfaces {
+            for own in &interface.addresses {
+                let Ok(to) = IpNetwork::new(own.network(), own.prefix()) else { continue };
+                routes.push(Route { to, by: interface.name.clone(), gateway: None });
+            }
+        }
+        Host { interfaces, routes, forwarding: Vec::new() }
+    }
+}
+
+/// The addresses that packets come from and are for, and those that 1:1 translations lead them to.
+fn mentioned(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
+    let mut mentioned = BTreeSet::new();
+    for packet in packets {
+        let (source, destination) = (packet.source.ip(), packet.destination.ip());
+        let netmaps =
+            asked.netmaps.iter().map(|owned| &owned.rule).filter(|netmap| netmap.listen.contains(destination));
+        mentioned.extend(netmaps.map(|found| netmap::translate(destination, found.to)));
+        mentioned.extend([source, destination]);
+    }
+    mentioned
+}
+
+fn unknown_interface<'a>(interface: &IfName, names: impl Iterator<Item = &'a str>) -> LabError {
+    let mut names: Vec<&str> = names.collect();
+    // The subnets of a bridge are neighbours.
+    names.dedup();
+    let more = if names.len() > MOST_NAMES { ", …" } else { "" };
+    names.truncate(MOST_NAMES);
+    let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    LabError::Topology(format!("`{interface}` is no interface of the throw-away network, which has {listed}{more}"))
+}
+
+/// The declared networks, by bridge.
+fn declared(asked: &Asked) -> Vec<(String, IpNetwork)> {
+    let networks = asked.networks.iter().map(|owned| &owned.rule);
+    networks.flat_map(|network| network.subnets.iter().map(|subnet| (network.name.to_string(), *subnet))).collect()
+}
+
+/// An address in every network that a rule other than a forward is about, so that somebody is there: its second host,
+/// because the first is the gateway.
+fn residents(
+    asked: &Asked,
+    declared: &[(String, IpNetwork)],
+    listened: &BTreeSet<IpAddr>,
+) -> BTreeMap<IpNetwork, IpAddr> {
+    let egress = egress::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
+    let clients = client_networks();
+    let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));
+    let resident = |network: IpNetwork| {
+        let free = |address: &IpAddr| !listened.contains(address) && shared(*address, declared).is_none();
+        let mut hosts = hosts(network).filter(free);
+        let first = hosts.next()?;
+        Some((network, hosts.next().unwrap_or(first)))
+    };
+    egress.chain(inside).filter(|network| network.prefix() >= 8 && !outside(network)).filter_map(resident).collect()
+}
+
+/// The network around an address that is no single host's in it, if that is so: the first of an IPv6 network is every
+/// router's (RFC 4291, section 2.6.1), the last of an IPv4 network everybody's.
+fn shared(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, IpNetwork)> {
+    let home = declared.iter().map(|(_, network)| *network).find(|network| network.contains(address));
+    let home = home.or_else(|| around(address))?;
+    let shared = match home {
+        IpNetwork::V4(home) => home.prefix() < 31 && address == IpAddr::V4(home.broadcast()),
+        IpNetwork::V6(home) => home.prefix() < 127 && address == IpAddr::V6(home.network()),
+    };
+    shared.then_some((address, home))
+}
+
+/// The network that an address is in where none is declared.
+fn around(address: IpAddr) -> Option<IpNetwork> {
+    let length = uplink_prefix(address);
+    let around = IpNetwork::new(address, length).ok()?;
+    IpNetwork::new(around.network(), length).ok()
+}
+
+/// Declared networks, and one for every /24 or /64 of targets that are in none, with their bridges.
+fn networks(declared: Vec<(String, IpNetwork)>, everybody: &BTreeSet<IpAddr>) -> Vec<(String, IpNetwork)> {
+    let homeless = |address: &&IpAddr| !declared.iter().any(|(_, network)| network.contains(**address));
+    let made: BTreeSet<IpNetwork> = everybody.iter().filter(homeless).filter_map(|address| around(*address)).collect();
+    let first = declared.len();
+    let made = (first..).zip(made).map(|(number, network)| (format!("pf-net{number}"), network));
+    declared.iter().cloned().chain(made).collect()
+}
+
+fn subnets<'a>(
+    networks: impl Iterator<Item = &'a (String, IpNetwork)>,
+    everybody: &BTreeSet<IpAddr>,
+    listened: &BTreeSet<IpAddr>,
+) -> Result<Vec<Subnet>, LabError> {
+    let uplinks = client_networks();
+    let mut subnets = Vec::new();
+    for (bridge, network) in networks {
+        let (bridge, network) = (bridge.clone(), *network);
+        if uplinks.iter().any(|uplink| uplink.contains(network.network()) || network.contains(uplink.network())) {
+            return Err(LabError::Topology(format!(
+                "`{network}` cannot be tried: the throw-away network uses 198.18.0.0/15 and 2001:2::/48 for its clients"
+            )));
+        }
+        let free = |address: &IpAddr| !everybody.contains(address);
+        let Some(gateway) = hosts(network).find(free) else {
+            return Err(LabError::Topology(format!("`{network}` has no address left for the host itself")));
+        };
+        let neighbour = hosts(network).find(|other| free(other) && *other != gateway && !listened.contains(other));
+        subnets.push(Subnet { bridge, network, gateway, neighbour });
+    }
+    Ok(subnets)
+}
+
+/// The addresses that hosts of a network can have, the first 4,000 of them.
+fn hosts(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
+    let narrow = network.prefix() + 1 >= full(network.ip());
+    match network {
+        IpNetwork::V4(network) => {
+            let (first, last) = (u32::from(network.network()), u32::from(network.broadcast()));
+            let range = if narrow { first..=last } else { first + 1..=last - 1 };
+            Box::new(range.take(4000).map(|bits| Ipv4Addr::from(bits).into()))
+        }
+        IpNetwork::V6(network) => {
+            let (first, last) = (u128::from(network.network()), u128::from(network.broadcast()));
+            let range = if narrow { first..=last } else { first + 1..=last };
+            Box::new(range.take(4000).map(|bits| Ipv6Addr::from(bits).into()))
+        }
+    }
+}
+
+/// The interfaces that the rules name and that are no bridge; `eth0` where that is none.
+fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwork)]) -> Vec<String> {
+    let all = asked.bindings.iter().map(|owned| &owned.rule).chain(chosen.iter().copied());
+    let interfaces = all.filter_map(|binding| binding.interface.as_ref());
+    let masquerades = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let leaving = masquerades.chain(asked.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
+    let is_bridge = |name: &str| networks.iter().any(|(bridge, _)| bridge == name);
+    let mut names: Vec<String> = Vec::new();
+    for name in interfaces.chain(leaving).map(IfName::as_str) {
+        let known = names.iter().any(|known| known == name);
+        if !known && names.len() < usize::from(MOST_UPLINKS) && name != "lo" && !is_bridge(name) {
+            names.push(name.to_owned());
+        }
+    }
+    if names.is_empty() {
+        names.push(if is_bridge("eth0") { "pf-uplink".into() } else { "eth0".into() });
+    }
+    names
+}
+
+/// The host's addresses at an uplink, IPv4 and IPv6.
+pub(super) fn uplink_host(number: u8) -> [IpAddr; 2] {
+    uplink_address(number, HOST)
+}
+
+/// The client's addresses at an uplink, IPv4 and IPv6.
+pub(super) fn uplink_client(number: u8) -> [IpAddr; 2] {
+    uplink_address(number, CLIENT)
+}
+
+/// Addresses for measuring, which nobody has: RFC 2544 and RFC 5180.
+fn uplink_address(number: u8, end: u8) -> [IpAddr; 2] {
+    let end6 = u16::from(end);
+    [Ipv4Addr::new(198, 18, number, end).into(), Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, end6).into()]
+}
+
+/// The networks that all uplinks are in.
+fn client_networks() -> Vec<IpNetwork> {
+    let [v4, v6] = uplink_address(0, 0);
+    [IpNetwork::new(v4, 15), IpNetwork::new(v6, 48)].into_iter().flatten().collect()
+}
+
+/// The length of the prefix that an address is in where nothing says otherwise.
+pub(super) fn uplink_prefix(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 24,
+        IpAddr::V6(_) => 64,
+    }
+}
+
+/// The length of the prefix that holds an address alone.
+pub(super) fn full(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
