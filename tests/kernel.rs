@@ -213,3 +213,18 @@ fn a_refused_element_is_named() {
         assert_eq!(decode(&mut connection).expect("reads").0.element_count(), 300);
     });
 }
+
+#[test]
+fn a_dormant_table_is_shown_and_mended() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    assert_eq!(net.nft(&["add table inet portfwd { flags dormant; }"]).code, 0);
+    let list = net.ok(&["list"]);
+    assert!(list.stderr.contains("a flag of the table, such as `dormant`,"), "{list:?}");
+    net.ok(&["add", "8081", "172.17.0.3:80"]);
+    assert!(!net.nft(&["list", "ruleset"]).stdout.contains("dormant"));
+    assert!(!net.ok(&["list"]).stderr.contains("warning"));
+}

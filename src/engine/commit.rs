@@ -116,7 +116,7 @@ fn check(engine: &mut Engine, plan: &Plan) -> Result<(), EngineError> {
 /// What of the table, its elements aside, is not as planned.
 fn difference<'a>(live: &'a Program, plan: &'a Plan) -> Option<&'a str> {
     let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
-    if live.table != plan.program.table {
+    if (live.table, live.flagged) != (plan.program.table, plan.program.flagged) {
         Some("the table")
     } else if live.chains != plan.program.chains {
         Some("a chain")

@@ -8,7 +8,7 @@ use nftnl_sys::libc;
 
 use super::encode::put_attribute;
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Shape, TABLE};
-use super::transaction::{Connection, KernelError, names};
+use super::transaction::{Connection, KernelError, names, string_or_bytes};
 
 /// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
 const ATTEMPTS: u32 = 200;
@@ -22,6 +22,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
 mod key {
     pub const TABLE_NAME: u16 = 1;
+    pub const TABLE_FLAGS: u16 = 2;
     pub const CHAIN_TABLE: u16 = 1;
     pub const RULE_TABLE: u16 = 1;
     pub const SET_TABLE: u16 = 1;
@@ -104,7 +105,13 @@ type ReadElements = fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, 
 
 fn program(connection: &mut Connection, elements: ReadElements) -> Result<Program, KernelError> {
     let mut program = Program::default();
-    if !connection.exists(libc::NFT_MSG_GETTABLE, &names(&[(key::TABLE_NAME, TABLE)]))? {
+    let ours = names(&[(key::TABLE_NAME, TABLE)]);
+    let there = connection.get("our table", libc::NFT_MSG_GETTABLE, &ours, |message| {
+        let flags = string_or_bytes(message.bytes(), key::TABLE_FLAGS).unwrap_or_default();
+        program.flagged |= flags.iter().any(|byte| *byte != 0);
+        Some(())
+    })?;
+    if !there {
         return Ok(program);
     }
     program.table = true;

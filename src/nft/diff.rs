@@ -60,7 +60,7 @@ pub fn diff(live: &Program, asked: &Program) -> Changes {
     }
     let reshaped = asked.maps.iter().any(|(name, map)| live.maps.get(name).is_some_and(|now| now.shape != map.shape));
     let nothing = Program::default();
-    let live = if live.table && reshaped {
+    let live = if live.table && (reshaped || live.flagged) {
         changes.delete_table = true;
         &nothing
     } else {

@@ -33,6 +33,9 @@ pub struct Lifted {
 /// Lifts a program.
 pub fn lift(program: &Program) -> Lifted {
     let mut lifted = Lifted::default();
+    if program.flagged {
+        lifted.foreign.push("a flag of the table, such as `dormant`,".into());
+    }
     let sources = sources(program);
     let mut ids: Vec<(MapId, &BTreeMap<Key, Element>)> = Vec::new();
     for (name, map) in &program.maps {

@@ -212,6 +212,8 @@ pub struct Map {
 pub struct Program {
     /// Whether the table is there at all.
     pub table: bool,
+    /// Whether the table has flags, which ours never has: `dormant`, for one, means that no packet is asked about.
+    pub flagged: bool,
     /// The chains by name.
     pub chains: BTreeMap<String, Chain>,
     /// The maps by name.

@@ -101,11 +101,6 @@ impl Connection {
         found.ok_or(KernelError::Unreadable("the generation"))
     }
 
-    /// Whether the kernel has an object; `attributes` name it.
-    pub(super) fn exists(&mut self, kind: i32, attributes: &[u8]) -> Result<bool, KernelError> {
-        self.get("an object", kind, attributes, |_| Some(()))
-    }
-
     /// Asks for what `attributes` name and gives each message of the answer to `each`; false where there is no such thing.
     pub(super) fn get(
         &mut self,
@@ -303,7 +298,7 @@ fn refusal(message: &[u8]) -> Option<Refusal> {
 }
 
 /// The value of an attribute of a message.
-fn string_or_bytes(message: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn string_or_bytes(message: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut at = 20;
     while let Some((length, kind)) = attribute(message, at) {
         if kind & 0x3fff == wanted {
