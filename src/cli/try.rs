@@ -14,8 +14,8 @@ use crate::netfilter::tracking::Untracked;
 /// of each network, a namespace for every target, a client outside. The rules
 /// are applied there, and every forward is asked for from outside, from the
 /// host itself and from inside the target's network. Every rule about what
-/// leaves and every [[netmap]] is met by a packet too, unless nobody can be in
-/// its prefix; and a packet from outside tries to get into every isolated
+/// leaves and every 1:1 translation is met by a packet too, unless nobody can
+/// be in its prefix; and a packet from outside tries to get into every isolated
 /// network. What arrives is compared with what the documentation says.
 /// Needs no root where user namespaces are allowed. Leaves nothing behind.
 #[derive(Debug, clap::Args)]
