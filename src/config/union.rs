@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
-use crate::model::egress::{self, Written};
-use crate::model::{Asked, Binding, Family, Netmap, Network, Owned, SetName, conflict};
+use crate::model::{Asked, Binding, Family, Netmap, Network, Owned, SetName, conflict, egress};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -134,43 +133,20 @@ fn localhost(family: Family) -> IpAddr {
     }
 }
 
-/// The rules about what leaves that contradict each other.
+/// The source NATs that contradict each other.
 fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
-    let conflicts = egress::conflicts(asked);
-    let describe = |written: Written| match written {
-        Written::Network(at) => asked.networks.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| (owned.rule.to_string(), &owned.set)),
-    };
-    let place = |written: Written| match written {
-        Written::Network(at) => place_of(at, &asked.networks, sets, |loaded| &loaded.networks),
-        Written::Masquerade(at) => place_of(at, &asked.masquerades, sets, |loaded| &loaded.masquerades),
-        Written::Snat(at) => place_of(at, &asked.snats, sets, |loaded| &loaded.snats),
-    };
-    let network = |written: Written| match written {
-        Written::Network(at) => asked.networks.get(at).map(|owned| &owned.rule.name),
-        Written::Masquerade(_) | Written::Snat(_) => None,
-    };
-    let problem = |(earlier, later)| {
-        // Networks are before all others, also those of a file at hand before what was asked already.
-        let (earlier, later) = match (place(earlier), place(later)) {
-            (Some(_), None) => (later, earlier),
-            _ => (earlier, later),
-        };
-        let ((first, set), (second, _)) = (describe(earlier)?, describe(later)?);
-        let help = match network(earlier).or(network(later)) {
-            Some(name) => format!("remove one, or write `masquerade = false` for the network `{name}`"),
-            None => "remove one, or give one of them an `out` or another `from`".into(),
-        };
+    let place = |at| place_of(at, &asked.snats, sets, |loaded| &loaded.snats);
+    let problem = |(earlier, later): (usize, usize)| {
+        let (first, second) = (asked.snats.get(earlier)?, asked.snats.get(later)?);
         Some(Problem {
             kind: Kind::Conflict,
-            what: format!("`{second}` and `{first}` ask for different addresses of the same packets"),
+            what: format!("`{}` and `{}` name different addresses for the same packets", second.rule, first.rule),
             place: place(later),
-            other: Some(first_given(set, place(earlier))),
-            help,
+            other: Some(first_given(&first.set, place(earlier))),
+            help: "remove one, or give one of them an `out` or another `from`".into(),
         })
     };
-    conflicts.into_iter().filter_map(problem).collect()
+    egress::conflicts(asked).into_iter().filter_map(problem).collect()
 }
 
 /// The 1:1 translations that contradict each other: one network that stands for two, or two that stand for one.
@@ -247,17 +223,13 @@ mod tests {
 
     #[test]
     fn the_new_file_is_the_main_place_whatever_it_contradicts() {
-        const NETWORK: &str = "[[network]]\nname = \"br0\"\nsubnet = \"10.0.0.0/24\"\n";
         const SNAT: &str = "[[snat]]\nfrom = \"10.0.0.0/24\"\nto = \"203.0.113.5\"\n";
-        const MASQUERADE: &str = "[[masquerade]]\nfrom = \"10.0.0.0/24\"\n";
+        const ANOTHER: &str = "[[snat]]\nfrom = \"10.0.0.0/24\"\nto = \"203.0.113.6\"\n";
         const NETMAP: &str = "[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/24\"\n";
         const OTHER: &str = "[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.1.0/24\"\n";
-        const QUIET: &str = "write `masquerade = false` for the network `br0`";
         for (before, new, begins, help) in [
-            (NETWORK, SNAT, "`snat ", QUIET),
-            (SNAT, NETWORK, "`network br0 ", QUIET),
-            (MASQUERADE, SNAT, "`snat ", "give one of them an `out`"),
-            (SNAT, MASQUERADE, "`masquerade ", "give one of them an `out`"),
+            (SNAT, ANOTHER, "`snat from 10.0.0.0/24 to 203.0.113.6` and ", "give one of them an `out`"),
+            (ANOTHER, SNAT, "`snat from 10.0.0.0/24 to 203.0.113.5` and ", "give one of them an `out`"),
             (NETMAP, OTHER, "`netmap 192.0.2.0/24 to 10.0.1.0/24` contradicts", "every network"),
             (OTHER, NETMAP, "`netmap 192.0.2.0/24 to 10.0.0.0/24` contradicts", "every network"),
         ] {

@@ -1,8 +1,8 @@
 //! Rules about what leaves this host, in one form: which of two wins, and which two contradict each other.
 //!
 //! Networks that masquerade, `[[masquerade]]` and `[[snat]]` all say: what comes from here and leaves there takes such an
-//! address. The one with `out` wins over the one without; then the one with the longer `from` prefix. Two that are equal
-//! in both and ask for different addresses are a conflict.
+//! address. The one with `out` wins over the one without; then the one with the longer `from` prefix; then the one that
+//! names its addresses over a masquerade. Two that are equal in all of that and name different ones are a conflict.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -61,8 +61,9 @@ impl Egress {
     }
 
     /// The key to sort by: who wins comes first.
-    pub fn precedence(&self) -> (bool, Reverse<Option<u8>>) {
-        (!matches!(self.way, Way::By(_)), Reverse(self.narrowed().map(|from| from.prefix())))
+    pub fn precedence(&self) -> (bool, Reverse<Option<u8>>, bool) {
+        let masquerade = self.rewrite == Rewrite::Masquerade;
+        (!matches!(self.way, Way::By(_)), Reverse(self.narrowed().map(|from| from.prefix())), masquerade)
     }
 
     /// The prefix, where it says more than none would: that of everybody does not.
@@ -115,29 +116,27 @@ fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
     networks.chain(masquerades).chain(snats).collect()
 }
 
-/// Finds every two rules that are about the same packets with the same precedence and ask for different addresses:
-/// (earlier, later) as they are written, networks before masquerades before source NAT.
-pub fn conflicts(asked: &Asked) -> Vec<(Written, Written)> {
+/// Finds every two source NATs that are about the same packets with the same precedence and name different addresses, by
+/// their places in [`Asked::snats`]: (earlier, later).
+pub fn conflicts(asked: &Asked) -> Vec<(usize, usize)> {
     type Key = (Family, Option<IfName>, Option<IpNetwork>);
-    let mut met: HashMap<Key, (Rewrite, Written)> = HashMap::new();
+    let mut met: HashMap<Key, (Rewrite, usize)> = HashMap::new();
     let mut pairs = Vec::new();
-    for (egress, written) in in_order_of_writing(asked) {
-        let out = if let Way::By(out) = &egress.way { Some(out.clone()) } else { None };
-        for family in egress.families() {
-            let first = *met.entry((family, out.clone(), egress.narrowed())).or_insert((egress.rewrite, written));
-            if first.0 != egress.rewrite {
-                pairs.push((first.1, written));
-            }
+    for (at, owned) in asked.snats.iter().enumerate() {
+        let egress = Egress::of_snat(&owned.rule);
+        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.narrowed());
+        let (first, before) = *met.entry(key).or_insert((egress.rewrite, at));
+        if first != egress.rewrite {
+            pairs.push((before, at));
         }
     }
-    pairs.dedup();
     pairs
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ChainName, SetName};
+    use crate::model::SetName;
 
     fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
         fn own<T>(rule: T) -> Owned<T> {
@@ -157,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn out_wins_and_then_the_longer_prefix() {
+    fn out_wins_then_the_longer_prefix_then_who_names_addresses() {
         let asked = asked(
-            &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.0/8"), Some("eth0"))],
+            &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
             &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
         );
         let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
@@ -174,30 +173,20 @@ mod tests {
     }
 
     #[test]
-    fn equals_that_ask_for_different_addresses_conflict() {
-        let same = [(Some("10.0.0.0/24"), Some("eth0"))];
-        for (name, asked, expected) in [
-            ("other out", asked(&same, &[(Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7")]), 0),
-            ("other from", asked(&same, &[(Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7")]), 0),
-            ("equal", asked(&same, &[(Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7")]), 1),
-            ("twice the same", asked(&[same[0], same[0]], &[]), 0),
-            ("of both families and of one", asked(&[(None, Some("e"))], &[(None, Some("e"), "fd00::1")]), 1),
-            ("everybody and no prefix", asked(&[(Some("0.0.0.0/0"), Some("e"))], &[(None, Some("e"), "192.0.2.1")]), 1),
-            ("of each family", asked(&[], &[(None, Some("e"), "fd00::1"), (None, Some("e"), "192.0.2.1")]), 0),
+    fn equals_that_name_different_addresses_conflict() {
+        let first = (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.1");
+        for (name, other, expected) in [
+            ("other out", (Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7"), 0),
+            ("other from", (Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7"), 0),
+            ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
+            ("the same", first, 0),
         ] {
-            assert_eq!(conflicts(&asked).len(), expected, "{name}");
+            assert_eq!(conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
         }
-        let mut with_network = asked(&[], &[(Some("172.17.0.0/16"), None, "192.0.2.7")]);
-        with_network.networks.push(Owned {
-            set: SetName::cli(),
-            rule: Network {
-                name: "docker0".parse().expect("name"),
-                subnets: vec!["172.17.0.0/16".parse().expect("subnet")],
-                masquerade: true,
-                chain: ChainName::docker(),
-                isolate: false,
-            },
-        });
-        assert_eq!(conflicts(&with_network), [(Written::Network(0), Written::Snat(0))]);
+        let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
+        assert_eq!(conflicts(&asked(&[], &both)), []);
+        let everybody = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
+        assert_eq!(conflicts(&asked(&[], &everybody)), [(0, 1)]);
+        assert_eq!(conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
     }
 }

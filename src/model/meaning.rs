@@ -308,29 +308,30 @@ enum Leaving {
     Pool(Pool, Option<Mode>),
 }
 
-/// The rule about what leaves that wins: one that names the interface, then the longer prefix.
+/// The rule about what leaves that wins: one that names the interface, then the longer prefix, then one that names its
+/// addresses.
 fn leaving(sets: &[RuleSet], source: IpAddr, by: &IfName) -> Option<Leaving> {
     let inside = |from: Option<IpNetwork>| from.is_none_or(|from| from.contains(source));
     let out = |out: &Option<IfName>| out.as_ref().is_none_or(|out| out == by);
-    type Rank = (bool, Reverse<Option<u8>>);
+    type Rank = (bool, Reverse<Option<u8>>, bool);
     let mut rules: Vec<(Rank, Leaving)> = Vec::new();
     // The prefix of everybody says no more than none.
     let length = |from: Option<IpNetwork>| from.map(|from| from.prefix()).filter(|length| *length > 0);
-    let rank = |out: bool, from: Option<IpNetwork>| (!out, Reverse(length(from)));
+    let rank = |out: bool, from, masquerade: bool| (!out, Reverse(length(from)), masquerade);
     for set in sets {
         for Masquerade { from, out: named } in &set.masquerades {
             if inside(*from) && out(named) {
-                rules.push((rank(named.is_some(), *from), Leaving::Masquerade));
+                rules.push((rank(named.is_some(), *from, true), Leaving::Masquerade));
             }
         }
         for Snat { from, out: named, to, mode } in &set.snats {
             if inside(*from) && out(named) && to.family() == Family::of(source) {
-                rules.push((rank(named.is_some(), *from), Leaving::Pool(*to, *mode)));
+                rules.push((rank(named.is_some(), *from, false), Leaving::Pool(*to, *mode)));
             }
         }
         for network in set.networks.iter().filter(|network| network.masquerade && network.name != *by) {
             let subnets = network.subnets.iter().filter(|subnet| subnet.contains(source));
-            rules.extend(subnets.map(|subnet| (rank(false, Some(*subnet)), Leaving::Masquerade)));
+            rules.extend(subnets.map(|subnet| (rank(false, Some(*subnet), true), Leaving::Masquerade)));
         }
     }
     rules.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, leaving)| leaving)
