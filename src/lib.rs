@@ -8,7 +8,7 @@
 //! one transaction, compared with the live kernel at any time, and can be tried with real packets in a throw-away network.
 //!
 //! To follow one forward, `portfwd add 8080 172.17.0.3:80`, read in this order: [`cli`] (`add.rs`),
-//! [`model::forward`], [`nft::compile`] (`forward.rs`), [`nft::map`], [`nft::encode`].
+//! [`model::forward`], [`nft::compile`] (`forward.rs`), [`nft::element`], [`nft::encode`].
 //!
 //! The rooms in the order in which data walks through them; each uses only those below it:
 //!
