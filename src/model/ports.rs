@@ -57,11 +57,6 @@ impl PortRange {
     pub fn contains(self, other: Self) -> bool {
         self.first <= other.first && other.last <= self.last
     }
-
-    /// Every port, rising.
-    pub fn iter(self) -> impl Iterator<Item = u16> {
-        self.first..=self.last
-    }
 }
 
 impl fmt::Display for PortRange {
