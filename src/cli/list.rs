@@ -6,8 +6,7 @@ use std::fmt::Display;
 use super::json::{self, Forward, List, Other};
 use super::{Global, Output};
 use crate::model::error::printable;
-use crate::model::{Asked, Binding, Owned};
-use crate::nft::lift::Lifted;
+use crate::model::{Asked, Binding, Held, Owned};
 
 /// List what the kernel really holds
 ///
@@ -45,7 +44,7 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     Ok(0)
 }
 
-fn forwards<'a>(lifted: &'a Lifted, asked: &'a Asked) -> Vec<Forward<'a>> {
+fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Forward<'a>> {
     let mut wanted: HashMap<&Owned<Binding>, bool> = asked.bindings.iter().map(|owned| (owned, false)).collect();
     let mut forwards = Vec::with_capacity(lifted.asked.bindings.len());
     for (owned, counter) in lifted.asked.bindings.iter().zip(&lifted.counters) {

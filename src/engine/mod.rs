@@ -18,12 +18,12 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::model::Asked;
+use crate::model::{Asked, Held};
 use crate::netfilter::namespace;
 use crate::netfilter::sysctl::SysctlError;
 use crate::nft::compile::CompileError;
 use crate::nft::decode::decode;
-use crate::nft::lift::{Lifted, lift};
+use crate::nft::lift::lift;
 use crate::nft::program::Program;
 use crate::nft::transaction::{CommitError, Connection, KernelError};
 use crate::store::{State, StateError, Store};
@@ -101,7 +101,7 @@ pub struct Live {
 
 impl Live {
     /// What it means.
-    pub fn lift(&self) -> Lifted {
+    pub fn lift(&self) -> Held {
         lift(&self.program)
     }
 }

@@ -1,5 +1,7 @@
 //! What the backends need of the kernel besides their rules, one interface a file.
 
+pub mod comment;
+pub mod label;
 pub mod namespace;
 pub mod route;
 pub mod sysctl;

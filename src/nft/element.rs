@@ -12,11 +12,12 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::map::{Kind, MapId, NARROW, Place, Role, WIDE};
-use super::program::{Counter, Element, Key};
+use super::program::{Element, Key};
 use super::user_data::Span;
 use crate::model::{
-    Binding, Comment, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, SetName, Source,
+    Binding, Comment, Counter, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, Source,
 };
+use crate::netfilter::comment::read_comment;
 
 /// The kinds of maps that a binding has elements in.
 pub fn kinds(binding: &Binding) -> impl Iterator<Item = Kind> {
@@ -71,23 +72,6 @@ fn kind_of(binding: &Binding, port: u16) -> Option<Kind> {
 /// How many elements a binding has in all maps together, those of labels and of loopback addresses not counted.
 pub fn count(binding: &Binding) -> usize {
     Kind::ALL.into_iter().map(|kind| pieces(binding, kind).count()).sum()
-}
-
-/// The comment of an element or a rule: the set's name, then the owner's remark.
-pub fn comment(set: &SetName, remark: Option<&str>) -> String {
-    match remark {
-        Some(remark) => format!("{set}: {remark}"),
-        None => set.to_string(),
-    }
-}
-
-/// The set and the remark of a comment; `None` where it is not one of ours.
-pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
-    let (set, remark) = match text.split_once(": ") {
-        Some((set, remark)) => (set, Some(remark)),
-        None => (text, None),
-    };
-    Some((set.parse().ok()?, remark))
 }
 
 /// Writes a binding as elements of a map that it lives in. The data are where it leads, or `label` in a map of labels.
@@ -219,7 +203,8 @@ impl Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ChainName, Forward};
+    use crate::model::{ChainName, Forward, SetName};
+    use crate::netfilter::comment::comment;
     use crate::nft::program::Shape;
     use proptest::prelude::*;
 

@@ -15,8 +15,9 @@ use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
 use nftnl_sys::{self as sys, libc};
 
 use super::expr::{Expr, Read, Value};
-use super::program::{Counter, Key, Shape};
+use super::program::{Key, Shape};
 use super::user_data::{self, Span};
+use crate::model::Counter;
 
 /// Memory for messages in both directions, aligned for netlink headers.
 pub(super) struct Buffer(Vec<u64>);

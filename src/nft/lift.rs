@@ -7,32 +7,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::compile::{
-    FILTER_FORWARD, ISOLATE, NAT_OUTPUT, NAT_POSTROUTING, NAT_PREROUTING, NETMAP, NETWORK, sources_name, sources_shape,
-};
+use super::compile::{FILTER_FORWARD, NAT_OUTPUT, NAT_POSTROUTING, NAT_PREROUTING, sources_name, sources_shape};
 use super::element;
 use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
-use super::label::{self, Sources};
 use super::map::{MapId, Place, Role};
-use super::program::{Counter, Element, Key, Program, Rule};
+use super::program::{Element, Key, Program, Rule};
 use crate::model::{
-    Asked, Binding, ChainName, Family, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName, Snat,
+    Asked, Binding, Counter, Family, Held, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName,
+    Snat,
 };
-
-/// What a table means.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lifted {
-    /// The model; its settings are empty, for the kernel does not hold them.
-    pub asked: Asked,
-    /// What each binding counted, in the order of [`Asked::bindings`].
-    pub counters: Vec<Counter>,
-    /// What is in our table and cannot be ours, by name.
-    pub foreign: Vec<String>,
-}
+use crate::netfilter::comment::{NETMAP, read_comment, read_network};
+use crate::netfilter::label::{self, Sources};
 
 /// Lifts a program.
-pub fn lift(program: &Program) -> Lifted {
-    let mut lifted = Lifted::default();
+pub fn lift(program: &Program) -> Held {
+    let mut lifted = Held::default();
     if program.flagged {
         lifted.foreign.push("a flag of the table, such as `dormant`,".into());
     }
@@ -144,7 +133,7 @@ struct Parts<'a> {
     nat: Option<&'a Nat>,
 }
 
-fn rules(program: &Program, lifted: &mut Lifted) {
+fn rules(program: &Program, lifted: &mut Held) {
     let mut networks: BTreeMap<(SetName, IfName), Network> = BTreeMap::new();
     let mut netmaps: BTreeMap<Owned<Netmap>, usize> = BTreeMap::new();
     let chains = [NAT_PREROUTING, NAT_OUTPUT, NAT_POSTROUTING, FILTER_FORWARD];
@@ -170,7 +159,7 @@ fn read_rule(
     netmaps: &mut BTreeMap<Owned<Netmap>, usize>,
     asked: &mut Asked,
 ) -> Option<()> {
-    let (set, remark) = element::read_comment(comment)?;
+    let (set, remark) = read_comment(comment)?;
     let parts = read_parts(rule)?;
     match remark {
         Some(NETMAP) => {
@@ -184,34 +173,6 @@ fn read_rule(
             Some(_) => asked.snats.push(Owned { set, rule: read_snat(&parts)? }),
             None => asked.masquerades.push(Owned { set, rule: Masquerade { from: parts.subnet, out: parts.leaves } }),
         },
-    }
-    Some(())
-}
-
-fn read_network(
-    set: SetName,
-    remark: &str,
-    subnet: IpNetwork,
-    networks: &mut BTreeMap<(SetName, IfName), Network>,
-) -> Option<()> {
-    let mut words = remark.split(' ');
-    let (word, name, chain) = (words.next()?, words.next()?, words.next()?);
-    let name = IfName::try_from(name.to_owned()).ok()?;
-    let chain: ChainName = chain.parse().ok()?;
-    let network = networks.entry((set, name.clone())).or_insert_with(|| Network {
-        name,
-        subnets: Vec::new(),
-        masquerade: false,
-        chain,
-        isolate: false,
-    });
-    match word {
-        NETWORK => network.masquerade = true,
-        ISOLATE => network.isolate = true,
-        _ => return None,
-    }
-    if !network.subnets.contains(&subnet) {
-        network.subnets.push(subnet);
     }
     Some(())
 }
@@ -304,7 +265,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, RuleSet};
+    use crate::model::{ChainName, Forward, RuleSet};
     use crate::nft::compile::compile;
 
     /// Forwards that have labels, or serve loopback addresses.

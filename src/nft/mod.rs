@@ -17,7 +17,6 @@ pub mod element;
 pub mod encode;
 pub mod expr;
 mod ffi;
-pub mod label;
 pub mod lift;
 pub mod map;
 pub mod program;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::expr::Expr;
 use super::user_data::Span;
+use crate::model::Counter;
 
 /// The only table that is ours.
 pub const TABLE: &str = "portfwd";
@@ -160,23 +161,6 @@ impl Shape {
 /// The key of an element.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub Box<[u8]>);
-
-/// How often an element was met: by the first packet of every new connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counter {
-    /// Packets, which for NAT are connections.
-    pub packets: u64,
-    /// Bytes of those packets.
-    pub bytes: u64,
-}
-
-impl Counter {
-    /// Adds what another one counted.
-    pub fn add(&mut self, other: Self) {
-        self.packets = self.packets.saturating_add(other.packets);
-        self.bytes = self.bytes.saturating_add(other.bytes);
-    }
-}
 
 /// An element of a map.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::forward::{Run, load_key, rules as rules_of_map};
 use super::{FIRST, family_is};
-use crate::model::Family;
+use crate::model::{Counter, Family};
 use crate::nft::expr::{Expr, Lookup, Verdict};
 use crate::nft::map::{MapId, Role};
-use crate::nft::program::{Chain, Counter, Element, Key, Map, Program, Rule, Shape};
+use crate::nft::program::{Chain, Element, Key, Map, Program, Rule, Shape};
 
 /// From how many lengths on they are worth a chain of their own: the set costs as much as one of them.
 const WORTH: usize = 3;

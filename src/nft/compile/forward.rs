@@ -23,12 +23,13 @@ use std::sync::Arc;
 use super::clients;
 use super::{End, FIRST, address_in, family_is, load_address, mask, set_label};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, Protocol, SetName, address};
+use crate::netfilter::comment::comment;
+use crate::netfilter::label::{self, MASQUERADE, OURS, Sources};
 use crate::nft::element;
 use crate::nft::expr::{
     Bitwise, Choice, Cmp, CtSetLabel, Expr, Fib, FibResult, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect,
     Register, Verdict,
 };
-use crate::nft::label::{self, MASQUERADE, OURS, Sources};
 use crate::nft::map::{Kind, MapId, Place, Role};
 use crate::nft::program::{Chain, Field, Map, Program, Rule};
 
@@ -93,7 +94,7 @@ impl Maps {
     /// Puts a binding into a map, and its label, if it has one of its own, into the map of labels.
     fn put(&mut self, id: &MapId, owned: &Owned<Binding>, label: Option<Vec<u8>>) {
         let remark = owned.rule.comment.as_ref();
-        let text = || element::comment(&owned.set, remark.map(Comment::as_str)).into();
+        let text = || comment(&owned.set, remark.map(Comment::as_str)).into();
         let comment = self.comments.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone();
         if let Some(label) = label {
             self.fill(&id.labels(), &owned.rule, &comment, &label);

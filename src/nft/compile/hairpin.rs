@@ -15,8 +15,8 @@
 //! and rewrite the source only when it leaves (`nft_fib_validate` in net/netfilter/nft_fib.c).
 
 use super::{FIRST, compare_label, set_label};
+use crate::netfilter::label::{MASQUERADE, OURS, SETTLED, bits};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, Fib, FibResult};
-use crate::nft::label::{MASQUERADE, OURS, SETTLED, bits};
 use crate::nft::program::Rule;
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)` in include/uapi/linux/netfilter/nf_conntrack_common.h.

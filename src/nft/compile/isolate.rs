@@ -5,21 +5,17 @@
 //!                         ct state new,invalid,untracked ct label ! 121 drop comment "web: isolate docker0 DOCKER" }
 //! ```
 
-use super::source::remark;
 use super::{End, FIRST, address_in, has_not_label, interface};
 use crate::model::{Asked, Network, Owned};
-use crate::nft::element;
+use crate::netfilter::comment::{ISOLATE, comment, of_network};
+use crate::netfilter::label::OURS;
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
-use crate::nft::label::OURS;
 use crate::nft::program::Rule;
 
 /// New, invalid and untracked: what does not belong to a connection that was let through before.
 /// Source: `NF_CT_STATE_BIT`, `NF_CT_STATE_INVALID_BIT`, `NF_CT_STATE_UNTRACKED_BIT` in
 /// include/uapi/linux/netfilter/nf_conntrack_common.h.
 const STATE_UNKNOWN: u32 = 8 | 1 | 64;
-
-/// The word in a comment that says that a rule keeps the outside out of a network.
-pub(in crate::nft) const ISOLATE: &str = "isolate";
 
 /// One rule for each subnet of a network that is isolated.
 pub(super) fn rules(asked: &Asked) -> Vec<Rule> {
@@ -36,5 +32,5 @@ fn isolate(owned: &Owned<Network>, subnet: ipnetwork::IpNetwork) -> Rule {
     exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: false, data: vec![0; 4] }));
     exprs.extend(has_not_label(OURS));
     exprs.push(Expr::Verdict(Verdict::Drop));
-    Rule { exprs, comment: Some(element::comment(&owned.set, Some(&remark(ISOLATE, &owned.rule)))) }
+    Rule { exprs, comment: Some(comment(&owned.set, Some(&of_network(ISOLATE, &owned.rule)))) }
 }

@@ -31,14 +31,12 @@ mod isolate;
 mod netmap;
 mod source;
 
-pub(super) use isolate::ISOLATE;
-pub(super) use netmap::NETMAP;
-pub(super) use source::{NETWORK, sources_name, sources_shape};
+pub(super) use source::{sources_name, sources_shape};
 
 use super::expr::{Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register};
-use super::label::{Sources, bits};
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
 use crate::model::{Asked, Binding, Family, SetName, Source};
+use crate::netfilter::label::{Sources, bits};
 
 /// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
 /// belongs to no connection is never tracked as one, and destinations are still those on the wire.

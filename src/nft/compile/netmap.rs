@@ -15,13 +15,10 @@ use ipnetwork::IpNetwork;
 
 use super::{End, FIRST, address_in, octets, set_label};
 use crate::model::{Asked, Family, Netmap, Owned};
-use crate::nft::element;
+use crate::netfilter::comment::{NETMAP, comment};
+use crate::netfilter::label::OURS;
 use crate::nft::expr::{Choice, Ends, Expr, Immediate, Nat};
-use crate::nft::label::OURS;
 use crate::nft::program::Rule;
-
-/// The word in a comment that says that a rule stands for a 1:1 translation.
-pub(in crate::nft) const NETMAP: &str = "netmap";
 
 /// The rules about what is sent to the networks that are seen outside.
 pub(super) fn inward(asked: &Asked) -> Vec<Rule> {
@@ -53,7 +50,7 @@ fn sorted(asked: &Asked, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&Owned<Netm
 }
 
 fn rule(owned: &Owned<Netmap>, exprs: Vec<Expr>) -> Rule {
-    Rule { exprs, comment: Some(element::comment(&owned.set, Some(NETMAP))) }
+    Rule { exprs, comment: Some(comment(&owned.set, Some(NETMAP))) }
 }
 
 /// `dnat ip prefix to 10.0.0.0/24`: what the network's first and last address have in common is what is rewritten.

@@ -20,17 +20,14 @@
 
 use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
 use crate::model::egress::{self, Egress, Rewrite, Way, Written};
-use crate::model::{Asked, Family, IfName, Mode, Network, Pool, SetName};
-use crate::nft::element;
+use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
+use crate::netfilter::comment::{self, NETWORK};
+use crate::netfilter::label::{self, MASQUERADE, Sources};
 use crate::nft::expr::{
     self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
 };
-use crate::nft::label::{self, MASQUERADE, Sources};
 use crate::nft::map;
-use crate::nft::program::{Counter, Element, Field, Key, Map, Program, Rule, Shape};
-
-/// The word in a comment that says that a rule stands for a network.
-pub(in crate::nft) const NETWORK: &str = "network";
+use crate::nft::program::{Element, Field, Key, Map, Program, Rule, Shape};
 
 /// Adds the maps of sources, and gives the rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
 pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
@@ -119,22 +116,17 @@ fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
         Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
         Rewrite::Snat(pool, mode) => exprs.extend(snat(pool, mode)),
     }
-    Rule { exprs, comment: comment(asked, written) }
+    Rule { exprs, comment: of_written(asked, written) }
 }
 
-fn comment(asked: &Asked, written: Written) -> Option<String> {
-    let of_network = |set: &SetName, network: &Network| element::comment(set, Some(&remark(NETWORK, network)));
+fn of_written(asked: &Asked, written: Written) -> Option<String> {
+    let of_network =
+        |set: &SetName, network: &Network| comment::comment(set, Some(&comment::of_network(NETWORK, network)));
     match written {
         Written::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| element::comment(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| element::comment(&owned.set, None)),
+        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| comment::comment(&owned.set, None)),
+        Written::Snat(at) => asked.snats.get(at).map(|owned| comment::comment(&owned.set, None)),
     }
-}
-
-/// What the rules of a network say besides the set: a word, its name, its chain.
-pub(super) fn remark(word: &str, network: &Network) -> String {
-    let name: &IfName = &network.name;
-    format!("{word} {name} {}", network.chain)
 }
 
 fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {

@@ -1,0 +1,107 @@
+//! The comments of our rules and elements: whose they are, the owner's remark, and for rules what they alone do not say.
+//!
+//! ```text
+//! web                              a forward, a masquerade or source NAT of the set `web`
+//! web: the blog                    a forward with a remark
+//! web: netmap                      a 1:1 translation
+//! web: network docker0 DOCKER      a network that is masqueraded, with the chain of its forwards
+//! web: isolate docker0 DOCKER      the same network, isolated
+//! ```
+
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{ChainName, IfName, Network, SetName};
+
+/// The word that says that a rule stands for a 1:1 translation.
+pub const NETMAP: &str = "netmap";
+/// The word that says that a rule masquerades what leaves a network.
+pub const NETWORK: &str = "network";
+/// The word that says that a rule keeps the outside out of a network.
+pub const ISOLATE: &str = "isolate";
+
+/// The comment of a rule or element: the set's name, then the owner's remark.
+pub fn comment(set: &SetName, remark: Option<&str>) -> String {
+    match remark {
+        Some(remark) => format!("{set}: {remark}"),
+        None => set.to_string(),
+    }
+}
+
+/// The set and the remark of a comment; `None` where it is not one of ours. The other direction of [`comment`].
+pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
+    let (set, remark) = match text.split_once(": ") {
+        Some((set, remark)) => (set, Some(remark)),
+        None => (text, None),
+    };
+    Some((set.parse().ok()?, remark))
+}
+
+/// What the rules of a network say besides the set: a word, its name, its chain.
+pub fn of_network(word: &str, network: &Network) -> String {
+    format!("{word} {} {}", network.name, network.chain)
+}
+
+/// Puts what a rule with such a remark says into the networks that were read so far; the other direction of [`of_network`].
+/// `None` where it says nothing about a network.
+pub fn read_network(
+    set: SetName,
+    remark: &str,
+    subnet: IpNetwork,
+    networks: &mut BTreeMap<(SetName, IfName), Network>,
+) -> Option<()> {
+    let mut words = remark.split(' ');
+    let (word, name, chain) = (words.next()?, words.next()?, words.next()?);
+    let name = IfName::try_from(name.to_owned()).ok()?;
+    let chain: ChainName = chain.parse().ok()?;
+    let network = networks.entry((set, name.clone())).or_insert_with(|| Network {
+        name,
+        subnets: Vec::new(),
+        masquerade: false,
+        chain,
+        isolate: false,
+    });
+    match word {
+        NETWORK => network.masquerade = true,
+        ISOLATE => network.isolate = true,
+        _ => return None,
+    }
+    if !network.subnets.contains(&subnet) {
+        network.subnets.push(subnet);
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_go_both_ways() {
+        let set = SetName::cli();
+        for remark in [None, Some("the blog"), Some("a: b"), Some(NETMAP)] {
+            assert_eq!(read_comment(&comment(&set, remark)), Some((set.clone(), remark)));
+        }
+        for foreign in ["", "two words", ": x"] {
+            assert_eq!(read_comment(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn networks_go_both_ways() {
+        let network = Network {
+            name: "docker0".parse().expect("name"),
+            subnets: vec!["172.17.0.0/16".parse().expect("subnet")],
+            masquerade: true,
+            chain: ChainName::docker(),
+            isolate: true,
+        };
+        let mut read = BTreeMap::new();
+        for word in [NETWORK, ISOLATE] {
+            let remark = of_network(word, &network);
+            assert_eq!(read_network(SetName::cli(), &remark, network.subnets[0], &mut read), Some(()));
+        }
+        assert_eq!(read.into_values().collect::<Vec<_>>(), [network]);
+    }
+}
