@@ -26,6 +26,7 @@
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod iptables;
 pub mod lab;
 pub mod model;
 pub mod netfilter;

@@ -10,6 +10,7 @@
 //! | 120 | [`MASQUERADE`]: it takes the address of the interface it leaves by |
 //! | 119 | [`SETTLED`]: hairpin or not, its source is seen to elsewhere or stays |
 //! | 118 | [`LOOPBACK`]: its forward also serves the loopback addresses; for reading the forward back, packets do not care |
+//! | 117 | [`PASSED`]: with iptables, where [`OURS`] is set before the forwards are asked: none of them wanted it |
 //! | 88 to 111 | the number of the address it takes, in the maps `sources-ip` and `sources-ip6`; 0 is none |
 //!
 //! Most forwards need nothing but [`OURS`], which their rule sets. A forward that asks for more has an element in a map
@@ -32,6 +33,10 @@ pub const SETTLED: u8 = 119;
 /// Its forward also serves the loopback addresses.
 pub const LOOPBACK: u8 = 118;
 
+/// No forward or 1:1 translation wanted the connection, although it has [`OURS`]: set behind the last of them, by iptables
+/// alone, where one rule before and one behind thousands cost less than one more match in each.
+pub const PASSED: u8 = 117;
+
 /// Where the number of a source begins in a label, in bytes, and how long it is.
 const NUMBER: std::ops::Range<usize> = 11..14;
 
@@ -41,9 +46,50 @@ pub fn bits(labels: &[u8]) -> Vec<u8> {
     (0..16).map(of_byte).collect()
 }
 
+/// The labels that are set in 128 bits, rising; the other direction of [`bits`].
+pub fn labels(bits: &[u8]) -> impl Iterator<Item = u8> {
+    let set = |label: &u8| bits.get(usize::from(label / 8)).is_some_and(|byte| byte >> (label % 8) & 1 > 0);
+    (0..128).filter(set)
+}
+
+/// How many bits the number of a source has.
+pub const NUMBER_BITS: u8 = 24;
+
+/// The label that stands for a bit of the number of a source, counted from its lowest.
+pub fn of_number_bit(bit: u8) -> u8 {
+    let last = u8::try_from(NUMBER.end).unwrap_or(u8::MAX) - 1;
+    (last - bit / 8) * 8 + bit % 8
+}
+
 /// The bits that hold the number of a source.
 pub fn number_mask() -> Vec<u8> {
     (0..16).map(|byte| if NUMBER.contains(&byte) { 0xff } else { 0 }).collect()
+}
+
+/// Which connections of forwards take the address of the interface they leave by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Masqueraded {
+    /// Those of neighbours of a target.
+    pub neighbours: bool,
+    /// Others: on request, or to loopback addresses.
+    pub others: bool,
+}
+
+impl Masqueraded {
+    /// Tells it of everything that is asked of some families.
+    pub fn of(asked: &Asked, families: impl Fn(Family) -> bool) -> Self {
+        let here = |rule: &&Binding| rule.to.address.is_some() && families(rule.family);
+        let to_others = || asked.bindings.iter().map(|owned| &owned.rule).filter(here);
+        let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_others();
+        let others = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
+        let translated = asked.netmaps.iter().any(|owned| families(Family::of_network(owned.rule.listen)));
+        Self { neighbours: to_others().any(neighbours) || translated, others: to_others().any(others) }
+    }
+
+    /// Whether any do.
+    pub fn any(&self) -> bool {
+        self.neighbours || self.others
+    }
 }
 
 /// The addresses that forwards name as their source, each with its number.
@@ -235,6 +281,19 @@ mod tests {
         let distinct: BTreeSet<u32> = many.numbers.values().copied().collect();
         assert!(distinct.len() == 4_000 && !distinct.contains(&0));
         assert!(few.numbers.iter().filter(|(address, number)| many.numbers.get(address) != Some(number)).count() < 3);
+    }
+
+    #[test]
+    fn labels_and_bits_go_both_ways() {
+        for some in [&[][..], &[0], &[7, 8, 121], &[88, 111, 127]] {
+            assert!(labels(&bits(some)).eq(some.iter().copied()));
+        }
+        for number in [1, 0x80_0000, 0x12_3456] {
+            let expected = (0..NUMBER_BITS).filter(|bit| number >> bit & 1 > 0).map(of_number_bit);
+            let mut expected: Vec<u8> = expected.collect();
+            expected.sort_unstable();
+            assert!(labels(&number_bits(number)).eq(expected));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod comment;
 pub mod label;
+pub mod link;
 pub mod namespace;
 pub mod route;
 pub mod sysctl;

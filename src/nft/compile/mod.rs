@@ -35,8 +35,8 @@ pub(super) use source::{sources_name, sources_shape};
 
 use super::expr::{Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register};
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
-use crate::model::{Asked, Binding, Family, SetName, Source};
-use crate::netfilter::label::{Sources, bits};
+use crate::model::{Asked, Family, SetName};
+use crate::netfilter::label::{Masqueraded, Sources, bits};
 
 /// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
 /// belongs to no connection is never tracked as one, and destinations are still those on the wire.
@@ -88,7 +88,7 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
     } else {
         jumps.loopback.into_iter().chain(forward::own_loopback()).chain(inward.iter().cloned()).collect()
     };
-    let rewritten = Masqueraded::of(asked);
+    let rewritten = Masqueraded::of(asked, |_| true);
     let mut passing = isolate::rules(asked);
     if rewritten.neighbours {
         passing.insert(0, hairpin::mark());
@@ -103,29 +103,6 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
         program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: leaving });
     }
     Ok(program)
-}
-
-/// Which connections of forwards take the address of the interface they leave by.
-#[derive(Default)]
-struct Masqueraded {
-    /// Those of neighbours of a target.
-    neighbours: bool,
-    /// Others: on request, or to loopback addresses.
-    others: bool,
-}
-
-impl Masqueraded {
-    fn of(asked: &Asked) -> Self {
-        let to_others = || asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.to.address.is_some());
-        let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_others();
-        let others = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
-        let neighbours = to_others().any(neighbours) || !asked.netmaps.is_empty();
-        Self { neighbours, others: to_others().any(others) }
-    }
-
-    fn any(&self) -> bool {
-        self.neighbours || self.others
-    }
 }
 
 const FIRST: Register = Register::word(0);

@@ -1,0 +1,260 @@
+//! The programs of iptables(8): the only place where a process is started.
+//!
+//! They are found in fixed directories, never by `PATH`, run without a shell, and with an environment of our own: what
+//! `XTABLES_LIBDIR` and the like would have them load is the caller's word, and they run as root.
+//!
+//! The crate `iptables` is not used: it starts what `PATH` names, one process a rule.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::rule::LabelNames;
+use super::save::SaveError;
+use crate::model::Family;
+
+/// Where the programs may be.
+const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"];
+
+/// How long, in seconds, the lock of another program is waited for.
+pub const LOCK_WAIT: u32 = 5;
+
+/// Names for labels. Source: connlabel.conf of libnetfilter_conntrack.
+const LABEL_NAMES: &str = "/etc/xtables/connlabel.conf";
+
+/// Which part of the kernel iptables speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// nf_tables, in its own tables.
+    Nft,
+    /// x_tables.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    /// Its word in the names of programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// Why iptables did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It is not installed.
+    #[error("there is no `{0}` in /usr/sbin, /sbin, /usr/bin, /bin or /usr/local/sbin")]
+    Missing(String),
+    /// It could not be started, or not be spoken to.
+    #[error("cannot run `{}`", .0.display())]
+    Run(PathBuf, #[source] io::Error),
+    /// Another program held its lock for too long.
+    #[error("another program has been changing the rules of iptables for {LOCK_WAIT} seconds")]
+    Busy,
+    /// The process may not administer this network namespace.
+    #[error("not permitted to read or change the firewall of this network namespace: {0}")]
+    NotPermitted(String),
+    /// The kernel lacks something.
+    #[error("the kernel lacks a part that iptables needs: {0}")]
+    NoKernel(String),
+    /// It refused something.
+    #[error("{program} refused {line}: {message}")]
+    Refused {
+        /// The program.
+        program: String,
+        /// What it refused: a line of its input, or all of it.
+        line: String,
+        /// Its words.
+        message: String,
+    },
+    /// What it printed cannot be read.
+    #[error("the rules of iptables cannot be read")]
+    Unreadable(#[from] SaveError),
+}
+
+/// The programs of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    /// The family.
+    pub family: Family,
+    /// Which part of the kernel they speak to.
+    pub variant: Variant,
+    /// What they say of their version.
+    pub version: String,
+    restore: PathBuf,
+    save: PathBuf,
+}
+
+impl Tools {
+    /// Those that the host's own `iptables` or `ip6tables` is of.
+    ///
+    /// # Errors
+    /// Where there is none, or it does not say which it is.
+    pub fn of_host(family: Family) -> Result<Self, CommandError> {
+        let word = word(family);
+        let version = version(&find(&[word.to_owned()])?)?;
+        // Before 1.8 there was only one.
+        let variant = if version.contains("(nf_tables)") { Variant::Nft } else { Variant::Legacy };
+        Self::with(family, variant, version)
+    }
+
+    /// Those of a variant.
+    ///
+    /// # Errors
+    /// Where it is not installed.
+    pub fn of_variant(family: Family, variant: Variant) -> Result<Self, CommandError> {
+        let path = find(&[format!("{}-{}", word(family), variant.name())])?;
+        let version = version(&path)?;
+        Self::with(family, variant, version)
+    }
+
+    fn with(family: Family, variant: Variant, version: String) -> Result<Self, CommandError> {
+        let word = word(family);
+        let program = |verb: &str| find(&[format!("{word}-{}-{verb}", variant.name()), format!("{word}-{verb}")]);
+        Ok(Self { family, variant, version, restore: program("restore")?, save: program("save")? })
+    }
+
+    /// What it prints of all rules, with what they counted.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn save(&self) -> Result<String, CommandError> {
+        let output = self.run(&self.save, &["-c"], Stdio::null())?;
+        String::from_utf8(output.stdout).map_err(|_| CommandError::Refused {
+            program: name(&self.save),
+            line: "to print text".into(),
+            message: "it is not UTF-8".into(),
+        })
+    }
+
+    /// Has the changes in `text` made, all of a table at once. They are written to `input`, which the program holds open
+    /// until it has ended: whatever becomes of us meanwhile, it has all of its text.
+    ///
+    /// # Errors
+    /// Where they were not made; those of earlier tables in the text may have been.
+    pub fn restore(&self, text: &str, input: &mut File) -> Result<(), CommandError> {
+        self.restore_with(&["--noflush", "--counters", "--wait", &LOCK_WAIT.to_string()], text, input)
+    }
+
+    /// Whether it would take a text; changes nothing.
+    pub fn accepts(&self, text: &str, input: &mut File) -> bool {
+        let wait = LOCK_WAIT.to_string();
+        self.restore_with(&["--noflush", "--test", "--wait", &wait], text, input).is_ok()
+    }
+
+    fn restore_with(&self, arguments: &[&str], text: &str, input: &mut File) -> Result<(), CommandError> {
+        let failed = |error| CommandError::Run(self.restore.clone(), error);
+        let stdin = (|| {
+            input.set_len(0)?;
+            input.rewind()?;
+            input.write_all(text.as_bytes())?;
+            input.rewind()?;
+            input.try_clone()
+        })();
+        let stdin = stdin.map_err(failed)?;
+        match self.run(&self.restore, arguments, Stdio::from(stdin)) {
+            Err(CommandError::Refused { program, message, .. }) => {
+                let line = line_of(&message).and_then(|at| text.lines().nth(at - 1)).map(|text| format!("`{text}`"));
+                Err(CommandError::Refused { program, line: line.unwrap_or_else(|| "it".into()), message })
+            }
+            other => other.map(drop),
+        }
+    }
+
+    fn run(&self, program: &Path, arguments: &[&str], stdin: Stdio) -> Result<Output, CommandError> {
+        let output = command(program).args(arguments).stdin(stdin).output();
+        let output = output.map_err(|error| CommandError::Run(program.to_owned(), error))?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(judge(program, &output))
+    }
+}
+
+/// The names of labels on this host, which iptables-save prints in the place of their numbers.
+pub fn label_names() -> LabelNames {
+    std::fs::read_to_string(LABEL_NAMES).map_or_else(|_| LabelNames::default(), |text| LabelNames::read(&text))
+}
+
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "iptables",
+        Family::Ipv6 => "ip6tables",
+    }
+}
+
+/// The first of some names that there is a program of.
+fn find(names: &[String]) -> Result<PathBuf, CommandError> {
+    let paths = names.iter().flat_map(|name| DIRECTORIES.iter().map(move |directory| Path::new(directory).join(name)));
+    let first = || names.last().cloned().unwrap_or_default();
+    paths.into_iter().find(|path| path.is_file()).ok_or_else(|| CommandError::Missing(first()))
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C").current_dir("/");
+    command
+}
+
+/// `iptables v1.8.9 (nf_tables)`.
+fn version(program: &Path) -> Result<String, CommandError> {
+    let output = command(program).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| CommandError::Run(program.to_owned(), error))?;
+    if !output.status.success() {
+        return Err(judge(program, &output));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn name(program: &Path) -> String {
+    program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// What a failure means. Exit codes do not say: 4 is a lock that is held, missing privileges, and a kernel that refused.
+/// Source: iptables(8) and xshared.c; measured with 1.8.9.
+fn judge(program: &Path, output: &Output) -> CommandError {
+    let text = String::from_utf8_lossy(&output.stderr);
+    // The hint at the end, and what every rule with a label says where there is no file of their names, say nothing.
+    let says = |line: &&str| !line.starts_with("Try `") && !line.contains("connlabel.conf") && !line.is_empty();
+    let message = text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ");
+    let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if has(&["xtables lock"]) {
+        CommandError::Busy
+    } else if has(&["Permission denied", "you must be root", "Operation not permitted", "can't open lock file"]) {
+        CommandError::NotPermitted(message)
+    } else if has(&["do you need to insmod", "Protocol not supported", "Address family not supported"]) {
+        CommandError::NoKernel(message)
+    } else {
+        CommandError::Refused { program: name(program), line: "it".into(), message }
+    }
+}
+
+/// The number of the line that `Error occurred at line: 10` or `line 10 failed` names; the first is 1.
+fn line_of(message: &str) -> Option<usize> {
+    let at = message.find("line: ").map(|at| at + 6).or_else(|| message.find("line ").map(|at| at + 5))?;
+    let digits: String = message.get(at..)?.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok().filter(|at| *at > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_refusal_is_found() {
+        assert_eq!(line_of("x: Bad\nError occurred at line: 10"), Some(10));
+        assert_eq!(line_of("iptables-restore: line 7 failed"), Some(7));
+        for text in ["", "line: 0", "line: x", "failed"] {
+            assert_eq!(line_of(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The model compiled to a program. Pure.
+//!
+//! In the words of iptables-save(8), with one network and one forward in it:
+//! ```text
+//! *nat
+//! -A PREROUTING -j PORTFWD.PREROUTING
+//! -A PORTFWD.PREROUTING -m connlabel --label 121 --set
+//! -A PORTFWD.PREROUTING -m addrtype --dst-type LOCAL -m comment --comment web -j PORTFWD-DOCKER
+//! -A PORTFWD.PREROUTING -m connlabel --label 117 --set
+//! -A PORTFWD-DOCKER -p tcp --dport 8080 -j DNAT --to-destination 172.17.0.3:80
+//! -A PORTFWD.POSTROUTING -o lo -j RETURN
+//! -A PORTFWD.POSTROUTING -m connlabel --label 120 -j MASQUERADE
+//! -A PORTFWD.POSTROUTING -s 172.17.0.0/16 ! -o docker0 -m comment --comment "web: network docker0 DOCKER" -j MASQUERADE
+//! *mangle
+//! -A FORWARD -j PORTFWD.FORWARD
+//! -A PORTFWD.FORWARD -m conntrack --ctstate NEW -m connlabel --label 121 … -j PORTFWD.HAIRPIN
+//! -A PORTFWD.HAIRPIN -i eth0 -o eth0 -m connlabel --label 120 --set
+//! ```
+//! Rules are in the order of precedence, so a packet's first match is the forward that wins. `forward.rs` makes the rules of
+//! forwards and the chains that they live in, `tree.rs` lays thousands of them out so that a packet meets tens, `passing.rs`
+//! sees to what passes through (hairpin, isolated networks, the guard of loopback addresses), `leaving.rs` to what leaves.
+
+mod forward;
+mod leaving;
+mod passing;
+mod tree;
+
+pub(super) use forward::{Place, rules_of};
+pub(super) use leaving::{SAME, SOURCES, number_bits};
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::limits::{self, Limit};
+use super::program::{Attached, Chain, Contents, Half, Hook, Program};
+use super::rule::{Interface, Match, Rule};
+use crate::model::{Asked, Family, IfName, SetName};
+use crate::netfilter::label::{Masqueraded, Sources};
+
+/// Why a model cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// A rule set asks what iptables cannot do.
+    #[error("in the rule set `{0}`, {1}")]
+    Limit(SetName, Limit),
+}
+
+/// What of a host the rules depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// The interfaces that packets are routed by.
+    pub interfaces: BTreeSet<IfName>,
+    /// Whether its iptables can shift a range of ports (`--to-destination ADDR:LO-HI/BASE`).
+    pub shifts: bool,
+}
+
+/// Compiles all that is asked.
+///
+/// # Errors
+/// The first thing that iptables cannot do.
+pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
+    if let Some((set, limit)) = limits::find(asked).into_iter().next() {
+        return Err(CompileError::Limit(set, limit));
+    }
+    let of = |family| half(asked, family, host);
+    Ok(Program { ipv4: of(Family::Ipv4), ipv6: of(Family::Ipv6) })
+}
+
+fn half(asked: &Asked, family: Family, host: &Host) -> Half {
+    let mut half = Half::default();
+    let sources = Sources::of(asked);
+    let masqueraded = Masqueraded::of(asked, |of| of == family);
+    let (hairpin, isolated) = (masqueraded.neighbours, passing::isolates(asked, family));
+    let forwards = forward::chains(asked, family, &sources, host.shifts, &mut half.nat);
+    let inward = leaving::inward(asked, family);
+    let mut arriving: Vec<Rule> = forwards.outside.iter().chain(&inward).cloned().collect();
+    let mut sent = forwards.loopback;
+    if !(sent.is_empty() && arriving.is_empty()) {
+        sent.extend(forward::own_loopback(family));
+        sent.extend(arriving.iter().cloned());
+    }
+    if !arriving.is_empty() && (hairpin || isolated) {
+        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::netfilter::label::OURS)));
+        arriving.push(Rule::default().with(Match::SetLabel(crate::netfilter::label::PASSED)));
+    }
+    let leaving = leaving::rules(asked, family, &sources, masqueraded.any(), &mut half.nat);
+    attach(&mut half.nat, Hook::Prerouting, arriving);
+    attach(&mut half.nat, Hook::Output, sent);
+    attach(&mut half.nat, Hook::Postrouting, leaving);
+    let through = passing::rules(asked, family, hairpin, host, &mut half.mangle);
+    attach(&mut half.mangle, Hook::Forward, through);
+    attach(&mut half.mangle, Hook::Prerouting, passing::guard(asked, family));
+    half
+}
+
+/// Puts rules into the chain that a built-in chain jumps to, where there are any.
+fn attach(contents: &mut Contents, hook: Hook, rules: Vec<Rule>) {
+    if !rules.is_empty() {
+        contents.chains.insert(hook.entry().into(), Chain::from(rules));
+        contents.hooks.insert(hook, Attached::ONCE);
+    }
+}
+
+fn interface(name: &IfName, not: bool) -> Option<Interface> {
+    Some(Interface { not, name: name.clone() })
+}
+
+/// The network of one address.
+fn only(address: IpAddr) -> IpNetwork {
+    IpNetwork::from(address)
+}
+
+/// The prefix where it says more than none would; iptables leaves out that of everybody.
+fn narrowed(network: Option<IpNetwork>) -> Option<IpNetwork> {
+    network.filter(|network| network.prefix() > 0)
+}

@@ -1,0 +1,225 @@
+//! Thousands of rules, laid out so that a packet meets tens of them.
+//!
+//! ```text
+//! -A PORTFWD-DOCKER       -p tcp -j PORTFWD.0a-t
+//! -A PORTFWD.0a-t         -p tcp --dport 4096:8191 -j PORTFWD.0a-t4096-8191
+//! -A PORTFWD.0a-t4096-8191 -p tcp --dport 4096:4607 -j PORTFWD.0a-t4096-4607
+//! ```
+//! A chain of more rules than [`LEAF`] is split: by protocol, then by blocks of ports, the whole space into 16, each of those
+//! into 8, and so on down to one port; where one port has too many still, by destination, then by source, four bits at a time.
+//! What spans several blocks stays in the chain, behind the jumps to the blocks. A jump comes back where nothing matched, so the
+//! rules that a packet meets are those it would meet in one long chain, in the same order, but for those that a jump's own
+//! condition rules out.
+//!
+//! Blocks begin at multiples of their size, whatever ports there are, so one more forward changes the chain it falls into
+//! and no other.
+//!
+//! Measured with 60,000 forwards of single ports, iptables 1.8.9, Linux 6.18, a new connection through the last of them
+//! against one forward: 1.035 times with iptables-legacy, 1.05 with iptables-nft; leaves of 8 gave 1.036 and 1.032, but took
+//! 1.5 and 2.4 times as long to load.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use crate::iptables::program::{Chain, PREFIX};
+use crate::iptables::rule::{Rule, Transport};
+use crate::model::{PortRange, Protocol};
+
+/// How many rules a chain has at most before it is split.
+const LEAF: usize = 64;
+
+/// The sizes of blocks of ports, each a multiple of the next.
+const BLOCKS: [u32; 6] = [65_536, 4_096, 512, 64, 8, 1];
+
+/// How many bits of an address one split looks at.
+const BITS: u8 = 4;
+
+/// Chains that are being laid out.
+pub(super) struct Tree<'a> {
+    chains: &'a mut BTreeMap<Arc<str>, Chain>,
+    /// What the names of all its chains begin with: the run's number and the block's letters.
+    prefix: String,
+}
+
+impl<'a> Tree<'a> {
+    /// Begins one, the `block`th of the `run`th.
+    pub(super) fn new(chains: &'a mut BTreeMap<Arc<str>, Chain>, run: usize, block: usize) -> Self {
+        Self { chains, prefix: format!("{PREFIX}.{run}.{block}-") }
+    }
+
+    /// Lays rules out in a chain: adds to `out` what it holds itself, and to the tree what it jumps to. Those that may match
+    /// the same packet must be in the order in which they are to be asked.
+    pub(super) fn lay_out(&mut self, mut rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+        // Stable, so what competes for a port stays in order.
+        rules.sort_by_key(|rule| (protocol(rule), rule.ports));
+        self.fill(rules, chain, out);
+    }
+
+    fn fill(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+        if rules.len() <= LEAF {
+            out.extend(rules);
+            return;
+        }
+        let mut protocols: BTreeMap<Option<Protocol>, Vec<Rule>> = BTreeMap::new();
+        for rule in rules {
+            protocols.entry(protocol(&rule)).or_default().push(rule);
+        }
+        let several = protocols.len() > 1;
+        for (protocol, rules) in protocols {
+            let Some(protocol) = protocol.filter(|_| several) else {
+                self.by_port(rules, chain, out);
+                continue;
+            };
+            let guard = Rule { protocol: Some(Transport::Ports(protocol)), ..Rule::default() };
+            let name = format!("{}{}", self.prefix, letter(protocol));
+            self.child(guard, name, rules, out);
+        }
+    }
+
+    /// Splits the rules of one protocol into the blocks of the smallest block that holds them all.
+    fn by_port(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+        let Some(protocol) = rules.first().and_then(protocol) else {
+            out.extend(rules);
+            return;
+        };
+        let ends = |rule: &Rule| rule.ports.map_or((0, u32::from(u16::MAX)), |p| (p.first().into(), p.last().into()));
+        let lowest = rules.iter().map(|rule| ends(rule).0).min().unwrap_or(0);
+        let highest = rules.iter().map(|rule| ends(rule).1).max().unwrap_or(0);
+        let Some(size) = BLOCKS.into_iter().find(|size| lowest / size != highest / size) else {
+            self.by_network(rules, chain, out);
+            return;
+        };
+        let mut blocks: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+        let mut wider = Vec::new();
+        for rule in rules {
+            let (first, last) = ends(&rule);
+            if first / size == last / size {
+                blocks.entry(first / size).or_default().push(rule);
+            } else {
+                wider.push(rule);
+            }
+        }
+        for (block, rules) in blocks {
+            let range = (block * size, block * size + (size - 1));
+            let ports = u16::try_from(range.0).ok().zip(u16::try_from(range.1).ok());
+            // Port 0 is never asked for, but the first block begins there.
+            let ports = ports.and_then(|(first, last)| PortRange::new(first.max(1), last));
+            if rules.len() == 1 || ports.is_none() {
+                out.extend(rules);
+                continue;
+            }
+            let guard = Rule { protocol: Some(Transport::Ports(protocol)), ports, ..Rule::default() };
+            let range = if size == 1 { format!("{}", range.0) } else { format!("{}-{}", range.0, range.1) };
+            let name = format!("{}{}{range}", self.prefix, letter(protocol));
+            self.child(guard, name, rules, out);
+        }
+        if wider.len() <= LEAF {
+            out.extend(wider);
+        } else {
+            self.by_network(wider, chain, out);
+        }
+    }
+
+    /// Splits rules of the same ports by addresses, those of each class by themselves: within one they never overlap.
+    fn by_network(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+        let class = |rule: &Rule| {
+            (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()))
+        };
+        let mut rules = rules.into_iter().peekable();
+        while let Some(first) = rules.next() {
+            let of = class(&first);
+            let mut group = vec![first];
+            group.extend(std::iter::from_fn(|| rules.next_if(|rule| class(rule) == of)));
+            if group.len() <= LEAF {
+                out.extend(group);
+            } else {
+                self.by_bits(group, chain, out);
+            }
+        }
+    }
+
+    fn by_bits(&mut self, group: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+        let ends: [(&str, fn(&Rule) -> Option<IpNetwork>); 2] =
+            [("d", |rule| rule.destination), ("s", |rule| rule.source)];
+        for (end, network) in ends {
+            let Some(networks) = group.iter().map(network).collect::<Option<Vec<_>>>() else { continue };
+            let Some(length) = distinguishing(&networks) else { continue };
+            let mut parts: BTreeMap<IpNetwork, Vec<Rule>> = BTreeMap::new();
+            for (rule, of) in group.into_iter().zip(networks) {
+                parts.entry(cut(of, length)).or_default().push(rule);
+            }
+            for (part, rules) in parts {
+                let mut guard = Rule::default();
+                *(if end == "d" { &mut guard.destination } else { &mut guard.source }) = Some(part);
+                let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {end} {part}")) >> 16);
+                self.child(guard, name, rules, out);
+            }
+            return;
+        }
+        // Only interfaces tell them apart, which no prefix covers.
+        out.extend(group);
+    }
+
+    /// Adds a chain that is asked where `guard` matches.
+    fn child(&mut self, mut guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
+        let mut inside = Vec::new();
+        self.fill(rules, &name, &mut inside);
+        let mut name = name;
+        // Two hashes may be the same; no other two names can.
+        while let Entry::Occupied(_) = self.chains.entry(name.as_str().into()) {
+            name = format!("{}{:012x}", self.prefix, hash(&name) >> 16);
+        }
+        guard.target = Rule::jump(&name).target;
+        self.chains.insert(name.into(), Chain::from(inside));
+        out.push(guard);
+    }
+}
+
+fn protocol(rule: &Rule) -> Option<Protocol> {
+    match rule.protocol {
+        Some(Transport::Ports(protocol)) => Some(protocol),
+        _ => None,
+    }
+}
+
+/// What stands for a protocol in the name of a chain; no hexadecimal digit, so that no hash looks like it.
+fn letter(protocol: Protocol) -> char {
+    match protocol {
+        Protocol::Tcp => 't',
+        Protocol::Udp => 'u',
+        Protocol::Sctp => 's',
+        Protocol::Dccp => 'k',
+        Protocol::Udplite => 'l',
+    }
+}
+
+/// The length of the prefixes that networks of one length are to be told apart by: the one they have in common, and a few
+/// bits more. `None` where they are all the same.
+fn distinguishing(networks: &[IpNetwork]) -> Option<u8> {
+    let (lowest, highest) = (networks.iter().min()?, networks.iter().max()?);
+    let common = match (lowest.network(), highest.network()) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    let common = u8::try_from(common).ok()?;
+    let longest = lowest.prefix();
+    // In whole steps from the left, so that another address changes no other part.
+    (common < longest).then(|| (common / BITS * BITS + BITS).min(longest))
+}
+
+/// The first bits of a network.
+fn cut(network: IpNetwork, length: u8) -> IpNetwork {
+    IpNetwork::new(network.network(), length).map_or(network, |cut| {
+        IpNetwork::new(cut.network(), length).unwrap_or(network)
+    })
+}
+
+/// FNV-1a of 64 bits.
+pub(super) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

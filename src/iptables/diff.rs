@@ -1,0 +1,172 @@
+//! What must change for a family's rules to become others: whole chains, because iptables changes nothing smaller at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::program::{Attached, Chain, Contents, Half, Hook, Table};
+use super::rule::Rule;
+use crate::model::Counter;
+
+/// What changes in one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableChanges {
+    /// Jumps from built-in chains that go, and how many of each.
+    pub unhook: Vec<(Hook, usize)>,
+    /// Jumps from built-in chains that come, in the first place.
+    pub hook: Vec<Hook>,
+    /// Chains that come or become others. Rules that were there before keep what they counted.
+    pub write: Vec<(Arc<str>, Chain)>,
+    /// Chains that go.
+    pub remove: Vec<Arc<str>>,
+}
+
+impl TableChanges {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.unhook.is_empty() && self.hook.is_empty() && self.write.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// What changes in one family: the tables in the order in which they are committed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes(pub Vec<(Table, TableChanges)>);
+
+impl Changes {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many rules are written.
+    pub fn rules(&self) -> usize {
+        self.0.iter().flat_map(|(_, changes)| &changes.write).map(|(_, chain)| chain.rules.len()).sum()
+    }
+}
+
+/// Compares what is there with what is wanted.
+pub fn diff(live: &Half, wanted: &Half) -> Changes {
+    let mut tables = Table::ALL;
+    // What drops comes before what is let through, and goes after it.
+    if wanted.mangle.is_empty() {
+        tables.reverse();
+    }
+    let of = |table| (table, of_table(live.of(table), wanted.of(table)));
+    Changes(tables.into_iter().map(of).filter(|(_, changes)| !changes.is_empty()).collect())
+}
+
+fn of_table(live: &Contents, wanted: &Contents) -> TableChanges {
+    let mut changes = TableChanges::default();
+    for hook in Hook::ALL {
+        match (live.hooks.get(&hook), wanted.hooks.get(&hook)) {
+            (Some(now), Some(_)) if *now == Attached::ONCE => {}
+            (Some(now), wanted) => {
+                changes.unhook.push((hook, now.times));
+                changes.hook.extend(wanted.map(|_| hook));
+            }
+            (None, Some(_)) => changes.hook.push(hook),
+            (None, None) => {}
+        }
+    }
+    let differs = |name: &Arc<str>, chain: &Chain| live.chains.get(name).is_none_or(|now| now.rules != chain.rules);
+    let mut counted = Counted::default();
+    for (name, now) in &live.chains {
+        if wanted.chains.get(name).is_none_or(|wanted| now.rules != wanted.rules) {
+            counted.add(name, now);
+        }
+        if !wanted.chains.contains_key(name) {
+            changes.remove.push(Arc::clone(name));
+        }
+    }
+    for (name, chain) in wanted.chains.iter().filter(|(name, chain)| differs(name, chain)) {
+        changes.write.push((Arc::clone(name), counted.carry_over(name, chain)));
+    }
+    changes
+}
+
+/// What the rules of chains that change counted so far.
+#[derive(Default)]
+struct Counted<'a> {
+    in_chain: HashMap<(&'a str, &'a Rule), Counter>,
+    anywhere: HashMap<&'a Rule, Counter>,
+}
+
+impl<'a> Counted<'a> {
+    fn add(&mut self, name: &'a str, chain: &'a Chain) {
+        for (at, rule) in chain.rules.iter().enumerate().filter(|(at, _)| chain.counter(*at) != Counter::default()) {
+            self.in_chain.insert((name, rule), chain.counter(at));
+            self.anywhere.insert(rule, chain.counter(at));
+        }
+    }
+
+    /// A chain that is written with what its rules counted: in it before, or in another one that they came from.
+    fn carry_over(&self, name: &str, chain: &Chain) -> Chain {
+        let counter = |rule: &Rule| {
+            let found = self.in_chain.get(&(name, rule)).or_else(|| self.anywhere.get(rule));
+            found.copied().unwrap_or_default()
+        };
+        let counters = if self.anywhere.is_empty() && chain.counters.is_empty() {
+            Vec::new()
+        } else if chain.counters.is_empty() {
+            chain.rules.iter().map(counter).collect()
+        } else {
+            chain.counters.clone()
+        };
+        Chain { rules: chain.rules.clone(), counters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::rule::Target;
+
+    fn contents(chains: &[(&str, &[&str])]) -> Contents {
+        let chain = |jumps: &[&str]| Chain::from(jumps.iter().map(|name| Rule::jump(name)).collect::<Vec<_>>());
+        Contents {
+            chains: chains.iter().map(|(name, jumps)| ((*name).into(), chain(jumps))).collect(),
+            hooks: [(Hook::Prerouting, Attached::ONCE)].into(),
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_counts_on() {
+        let mut live = contents(&[("PORTFWD-A", &["PORTFWD-B", "PORTFWD-C"]), ("PORTFWD-B", &[]), ("PORTFWD-C", &[])]);
+        let counter = Counter { packets: 3, bytes: 4 };
+        live.chains.get_mut("PORTFWD-A").expect("there").counters = vec![counter, Counter::default()];
+        let wanted = contents(&[("PORTFWD-A", &["PORTFWD-D", "PORTFWD-B"]), ("PORTFWD-B", &[]), ("PORTFWD-D", &[])]);
+        let changes = of_table(&live, &wanted);
+        let written: Vec<&str> = changes.write.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(written, ["PORTFWD-A", "PORTFWD-D"]);
+        assert_eq!(changes.write[0].1.counters, [Counter::default(), counter]);
+        assert_eq!(changes.remove, ["PORTFWD-C".into()]);
+        assert!(changes.hook.is_empty() && changes.unhook.is_empty());
+        assert!(of_table(&live, &live).is_empty());
+    }
+
+    #[test]
+    fn a_jump_behind_somebody_elses_is_moved() {
+        let wanted = contents(&[]);
+        for (first, times) in [(false, 1), (true, 2)] {
+            let mut live = wanted.clone();
+            live.hooks.insert(Hook::Prerouting, Attached { first, times });
+            let changes = of_table(&live, &wanted);
+            assert_eq!((changes.unhook, changes.hook), (vec![(Hook::Prerouting, times)], vec![Hook::Prerouting]));
+        }
+    }
+
+    #[test]
+    fn what_drops_comes_first_and_goes_last() {
+        let full = Half {
+            mangle: Contents {
+                chains: [("PORTFWD.FORWARD".into(), vec![Rule::to(Target::Drop)].into())].into(),
+                hooks: [].into(),
+            },
+            nat: contents(&[]),
+        };
+        let order = |live: &Half, wanted: &Half| -> Vec<Table> {
+            diff(live, wanted).0.into_iter().map(|(table, _)| table).collect()
+        };
+        assert_eq!(order(&Half::default(), &full), [Table::Mangle, Table::Nat]);
+        assert_eq!(order(&full, &Half::default()), [Table::Nat, Table::Mangle]);
+    }
+}

@@ -1,0 +1,384 @@
+//! A program lifted back into the model; the other direction of [`super::compile`].
+//!
+//! Chains are walked from the built-in ones, so what no packet reaches is not there. What cannot be lifted is counted as
+//! foreign: somebody else put it into our chains.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::compile::{Place, SAME, SOURCES, number_bits, rules_of};
+use super::program::{Chain, Contents, Half, Hook, Program, Table};
+use super::rule::{DestinationPort, Match, Rule, Target, Transport};
+use crate::model::{
+    Asked, Binding, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned, PortMap,
+    SetName, Snat, Source,
+};
+use crate::netfilter::comment::{NETMAP, read_comment, read_network};
+use crate::netfilter::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
+
+/// Lifts a program.
+pub fn lift(program: &Program) -> Held {
+    let mut held = Held::default();
+    let mut rest = Rest::default();
+    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
+    for family in Family::ALL {
+        let half = program.of(family);
+        let forwards = Forwards::read(half, family, &mut held.foreign);
+        found.extend(forwards.whole());
+        rest.read(half, family, &mut held.foreign);
+        strangers(half, &mut held.foreign);
+    }
+    found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
+    (held.asked.bindings, held.counters) = found.into_iter().unzip();
+    rest.put(&mut held.asked);
+    held.asked.normalize();
+    held
+}
+
+/// The chain that a built-in chain jumps to, if it does.
+fn entry(contents: &Contents, hook: Hook) -> &[Rule] {
+    let chain = contents.hooks.get(&hook).and_then(|_| contents.chains.get(hook.entry().as_str()));
+    chain.map(|chain| chain.rules.as_slice()).unwrap_or_default()
+}
+
+/// Names the rules in our chains that are not written as ours are.
+fn strangers(half: &Half, foreign: &mut Vec<String>) {
+    for table in Table::ALL {
+        for (name, chain) in &half.of(table).chains {
+            let strange = chain.rules.iter().filter_map(|rule| rule.foreign.as_deref());
+            foreign.extend(strange.map(|words| format!("rule `{words}` of chain {name} in table {}", table.name())));
+        }
+    }
+}
+
+/// The forwards of a family.
+struct Forwards<'a> {
+    half: &'a Half,
+    family: Family,
+    sources: Sources,
+    /// What is served at other than loopback addresses, or at one of them alone: how many rules there are of it, and what
+    /// they counted.
+    found: HashMap<Owned<Binding>, (u32, Counter)>,
+    /// The rules about loopback addresses, without comments.
+    loopback: HashMap<Rule, Counter>,
+}
+
+impl<'a> Forwards<'a> {
+    fn read(half: &'a Half, family: Family, foreign: &mut Vec<String>) -> Self {
+        let sources = Sources::read(sources(&half.nat));
+        let (found, loopback) = (HashMap::new(), HashMap::new());
+        let mut forwards = Self { half, family, sources, found, loopback };
+        let local = |jump: &Rule| jump.destination == Some(crate::model::address::loopback(family));
+        let jumps = |hook| entry(&half.nat, hook).iter().filter(|rule| rule.asks().is_some());
+        for jump in jumps(Hook::Prerouting).filter(|jump| !local(jump)) {
+            forwards.walk(jump, None, Place::Outside, &mut HashSet::new(), foreign);
+        }
+        for jump in jumps(Hook::Output).filter(|jump| local(jump)) {
+            forwards.walk(jump, None, Place::Loopback, &mut HashSet::new(), foreign);
+        }
+        forwards
+    }
+
+    /// Reads the chain that a rule jumps to, and those behind it. `owner` is whose rules without a comment are.
+    fn walk(
+        &mut self,
+        jump: &'a Rule,
+        owner: Option<&'a Arc<str>>,
+        place: Place,
+        met: &mut HashSet<&'a str>,
+        foreign: &mut Vec<String>,
+    ) {
+        let owner = jump.comment().or(owner);
+        let half = self.half;
+        let Some((name, chain)) = jump.asks().and_then(|name| half.nat.chains.get_key_value(name)) else { return };
+        if !met.insert(name) {
+            return;
+        }
+        for (at, rule) in chain.rules.iter().enumerate() {
+            if rule.asks().is_some() {
+                self.walk(rule, owner, place, met, foreign);
+            } else if rule.foreign.is_none() && self.leaf(rule, owner, place, chain.counter(at)).is_none() {
+                foreign.push(format!("a rule of chain {name} in table nat"));
+            }
+        }
+    }
+
+    fn leaf(&mut self, rule: &Rule, owner: Option<&Arc<str>>, place: Place, counter: Counter) -> Option<()> {
+        let (set, remark) = read_comment(rule.comment().or(owner)?)?;
+        if place == Place::Loopback {
+            self.loopback.insert(without_comment(rule), counter);
+            if rule.destination.is_none() {
+                // It belongs to a forward that is found outside.
+                return Some(());
+            }
+        }
+        let rule = binding(rule, self.family, place, &self.sources, remark)?;
+        let (parts, sum) = self.found.entry(Owned { set, rule }).or_default();
+        *parts += 1;
+        sum.add(counter);
+        Some(())
+    }
+
+    /// The forwards of which no rule is missing.
+    fn whole(mut self) -> Vec<(Owned<Binding>, Counter)> {
+        let mut whole = Vec::with_capacity(self.found.len());
+        for (owned, (parts, mut sum)) in std::mem::take(&mut self.found) {
+            let rule = &owned.rule;
+            let place = if rule.serves_others() { Place::Outside } else { Place::Loopback };
+            let rules = |place, shifts| rules_of(rule, place, None, &self.sources, shifts);
+            let complete = |place, parts: u32| {
+                parts == 1 && rules(place, true).len() == 1 || parts as usize == rules(place, false).len()
+            };
+            let mut there = complete(place, parts);
+            if there && rule.loopback && rule.serves_others() {
+                let mut parts = 0;
+                let mut met = HashSet::new();
+                for wanted in rules(Place::Loopback, true).into_iter().chain(rules(Place::Loopback, false)) {
+                    if let Some(counter) = self.loopback.get(&wanted).filter(|_| met.insert(wanted.clone())) {
+                        sum.add(*counter);
+                        parts += 1;
+                    }
+                }
+                there = complete(Place::Loopback, parts);
+            }
+            if there {
+                whole.push((owned, sum));
+            }
+        }
+        whole
+    }
+}
+
+fn without_comment(rule: &Rule) -> Rule {
+    let matches = rule.matches.iter().filter(|found| !matches!(found, Match::Comment(_))).cloned().collect();
+    Rule { matches, ..rule.clone() }
+}
+
+/// Reads a rule back into the binding that it is all or a part of; the other direction of [`rules_of`].
+fn binding(rule: &Rule, family: Family, place: Place, sources: &Sources, remark: Option<&str>) -> Option<Binding> {
+    let Some(Transport::Ports(protocol)) = rule.protocol else { return None };
+    let port = rule.ports?;
+    let ports = rule.part_of.unwrap_or(port);
+    let everyone = rule.matches.contains(&Match::Everyone);
+    let (address, to) = match rule.target.as_ref()? {
+        Target::Dnat(to) => (Some(to.address), to.port),
+        Target::Redirect(None) => (None, DestinationPort::Keep),
+        Target::Redirect(Some(port)) => (None, DestinationPort::One(*port)),
+        _ => return None,
+    };
+    let mapped = match to {
+        DestinationPort::Keep => PortMap::kept(ports),
+        DestinationPort::One(to) if rule.part_of.is_some() => {
+            PortMap::Shift(to.checked_sub(port.first().checked_sub(ports.first())?)?)
+        }
+        DestinationPort::One(to) => PortMap::One(to),
+        DestinationPort::Shift { to, base } => {
+            (base == ports.first() && to.width() == ports.width()).then_some(PortMap::Shift(to.first()))?
+        }
+    };
+    let mut binding = Binding {
+        family,
+        address: rule.destination.map(|network| network.ip()),
+        interface: rule.input.as_ref().filter(|input| !input.not).map(|input| input.name.clone()),
+        from: if everyone { everybody(family) } else { rule.source },
+        protocol,
+        ports,
+        to: Destination { address, port: mapped },
+        source: Source::Keep,
+        hairpin: true,
+        loopback: place == Place::Loopback,
+        comment: remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?,
+    };
+    let own: Vec<u8> = rule.labels().collect();
+    match place {
+        Place::Outside if own.is_empty() => {}
+        Place::Outside => {
+            let all: Vec<u8> = own.iter().copied().chain([OURS]).collect();
+            label::read(&label::bits(&all), sources, &mut binding)?;
+        }
+        // What every such connection gets says nothing.
+        Place::Loopback if own.is_empty() || own == [MASQUERADE] => {}
+        Place::Loopback => label::read(&label::bits(&own), sources, &mut binding)?,
+    }
+    let claims = own.contains(&LOOPBACK) || place == Place::Loopback;
+    (binding.loopback == claims && binding.to.address.is_none_or(|to| Family::of(to) == family)).then_some(binding)
+}
+
+/// The network of every address of a family.
+fn everybody(family: Family) -> Option<IpNetwork> {
+    let any: IpAddr = match family {
+        Family::Ipv4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::Ipv6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(any, 0).ok()
+}
+
+/// The numbers of the addresses that labels name.
+fn sources(nat: &Contents) -> Vec<(u32, IpAddr)> {
+    fn walk<'a>(nat: &'a Contents, name: &'a str, number: u32, depth: u8, found: &mut Vec<(u32, IpAddr)>) {
+        let rules = nat.chains.get(name).map(|chain: &Chain| chain.rules.as_slice()).unwrap_or_default();
+        for rule in rules {
+            let number = number | number_bits(rule);
+            match &rule.target {
+                Some(Target::Snat(pool, _)) => found.push((number, pool.first())),
+                // No deeper than a number has steps.
+                Some(Target::Jump(next)) if depth > 0 => walk(nat, next, number, depth - 1, found),
+                _ => {}
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(nat, SOURCES, 0, label::NUMBER_BITS / 4, &mut found);
+    found
+}
+
+/// Everything but forwards, of both families.
+#[derive(Default)]
+struct Rest {
+    networks: BTreeMap<(SetName, IfName), Network>,
+    /// Arriving, sent by this host, and leaving: with one of them missing it is not there. A set may say it twice.
+    netmaps: BTreeMap<Owned<Netmap>, usize>,
+    masquerades: Vec<Owned<Masquerade>>,
+    /// Those without a prefix, of each family.
+    for_both: BTreeMap<Owned<Masquerade>, [usize; 2]>,
+    snats: Vec<Owned<Snat>>,
+}
+
+impl Rest {
+    fn read(&mut self, half: &Half, family: Family, foreign: &mut Vec<String>) {
+        let of = [
+            (&half.nat, Hook::Prerouting),
+            (&half.nat, Hook::Output),
+            (&half.nat, Hook::Postrouting),
+            (&half.mangle, Hook::Forward),
+        ];
+        for (contents, hook) in of {
+            for rule in entry(contents, hook) {
+                // Rules of our own making that no set asked for have no comment; forwards are read elsewhere.
+                let Some(comment) = rule.comment().filter(|_| !leads_to_forwards(rule, hook)) else { continue };
+                if self.rule(rule, comment, family, hook).is_none() {
+                    foreign.push(format!("rule \"{comment}\" of chain {}", hook.entry()));
+                }
+            }
+        }
+    }
+
+    fn rule(&mut self, rule: &Rule, comment: &str, family: Family, hook: Hook) -> Option<()> {
+        let (set, remark) = read_comment(comment)?;
+        let out = rule.output.as_ref().filter(|out| !out.not).map(|out| out.name.clone());
+        match (&rule.target, remark) {
+            (_, Some(SAME)) => {}
+            (Some(Target::Netmap(to)), Some(NETMAP)) if hook == Hook::Postrouting => {
+                *self.netmaps.entry(Owned { set, rule: Netmap { listen: *to, to: rule.source? } }).or_default() += 1;
+            }
+            (Some(Target::Netmap(to)), Some(NETMAP)) => {
+                let netmap = Netmap { listen: rule.destination?, to: *to };
+                *self.netmaps.entry(Owned { set, rule: netmap }).or_default() += 1;
+            }
+            (_, Some(remark)) => {
+                read_network(set, remark, rule.source.or(rule.destination)?, &mut self.networks)?;
+            }
+            (Some(Target::Snat(pool, mode)), None) => {
+                self.snats.push(Owned { set, rule: Snat { from: rule.source, out, to: *pool, mode: *mode } });
+            }
+            (Some(Target::Masquerade), None) => {
+                let everyone = rule.matches.contains(&Match::Everyone).then(|| everybody(family)).flatten();
+                let masquerade = Owned { set, rule: Masquerade { from: rule.source.or(everyone), out } };
+                if masquerade.rule.from.is_some() {
+                    self.masquerades.push(masquerade);
+                } else {
+                    let [ipv4, ipv6] = self.for_both.entry(masquerade).or_default();
+                    *(if family == Family::Ipv4 { ipv4 } else { ipv6 }) += 1;
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn put(self, asked: &mut Asked) {
+        asked.networks = self.networks.into_iter().map(|((set, _), rule)| Owned { set, rule }).collect();
+        let times = |(netmap, count)| std::iter::repeat_n(netmap, count / 3);
+        asked.netmaps = self.netmaps.into_iter().flat_map(times).collect();
+        asked.masquerades = self.masquerades;
+        let both = |(rule, [ipv4, ipv6]): (Owned<Masquerade>, [usize; 2])| std::iter::repeat_n(rule, ipv4.min(ipv6));
+        asked.masquerades.extend(self.for_both.into_iter().flat_map(both));
+        asked.snats = self.snats;
+    }
+}
+
+/// Whether a rule of an entry chain leads to forwards: its comment says whose those without one are.
+fn leads_to_forwards(rule: &Rule, hook: Hook) -> bool {
+    rule.asks().is_some() && matches!(hook, Hook::Prerouting | Hook::Output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::compile::{Host, compile};
+    use crate::model::{Forward, RuleSet};
+
+    fn asked(count: u16) -> Asked {
+        let mut set = RuleSet::new(SetName::cli());
+        let unusual = [
+            ("1000", "10.0.0.2", "masquerade", true, false),
+            ("1001-1005/udp", "10.0.0.2", "192.0.2.9", true, false),
+            ("1006-1009", "10.0.0.2:2006-2009", "192.0.2.10", true, true),
+            ("1010", "fd00::2", "2001:db8::9", true, false),
+            ("1011", "fd00::2", "keep", false, false),
+            ("1012", "10.0.0.2", "keep", true, true),
+            ("1013", "10.0.0.2", "keep", false, true),
+            ("192.0.2.1:1014", "10.0.0.2", "masquerade", true, true),
+            ("127.0.0.1:1015", "10.0.0.2", "keep", true, true),
+            ("127.0.0.1:1016", "10.0.0.2", "masquerade", true, true),
+            ("127.0.0.1:1017-1019", "10.0.0.2:3017-3019", "192.0.2.9", true, true),
+            ("1020", ":1021", "keep", true, true),
+            ("[::1]:1022", ":1021", "keep", true, true),
+            ("1023-1025", ":2023-2025", "keep", true, true),
+            ("1026-1029", ":2023", "keep", true, false),
+            ("[2001:db8::1]:1030-1039", "[fd00::2]:2030-2039", "keep", true, false),
+        ];
+        for (listen, to, source, hairpin, loopback) in unusual {
+            let mut forward = Forward::new(listen.parse().expect(listen), to.parse().expect(to));
+            forward.source = source.parse().expect(source);
+            (forward.hairpin, forward.loopback) = (hairpin, loopback);
+            set.forwards.push(forward);
+        }
+        for port in 2_000..2_000 + count {
+            let to = format!("10.1.{}.{}", port / 250, port % 250 + 1);
+            let listen = if port % 3 == 0 { format!("{port}/udp") } else { format!("{port}") };
+            let mut forward = Forward::new(listen.parse().expect("listen"), to.parse().expect("target"));
+            forward.comment = (port % 7 == 0).then(|| format!("p {port}").parse().expect("comment"));
+            forward.from = if port % 5 == 0 { vec!["0.0.0.0/0".parse().expect("prefix")] } else { Vec::new() };
+            set.forwards.push(forward);
+        }
+        let mut asked = Asked::default();
+        asked.add(&set).expect("valid");
+        asked.settings.clear();
+        asked.normalize();
+        asked
+    }
+
+    #[test]
+    fn what_was_compiled_is_lifted() {
+        for (count, shifts) in [(0, true), (0, false), (3_000, true)] {
+            let asked = asked(count);
+            let host = Host { shifts, ..Host::default() };
+            let held = lift(&compile(&asked, &host).expect("compiles"));
+            assert_eq!(held.foreign, Vec::<String>::new());
+            assert_eq!(held.asked, asked);
+        }
+    }
+
+    #[test]
+    fn what_no_packet_reaches_is_not_there() {
+        let asked = asked(0);
+        let mut program = compile(&asked, &Host { shifts: true, ..Host::default() }).expect("compiles");
+        program.ipv4.nat.hooks.remove(&Hook::Prerouting);
+        program.ipv4.nat.hooks.remove(&Hook::Output);
+        assert!(lift(&program).asked.bindings.iter().all(|owned| owned.rule.family == Family::Ipv6));
+    }
+}
