@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use crate::support::root;
 
 /// The rooms from bottom to top: each may use only those before it.
-const ROOMS: [&str; 8] = ["model", "netfilter", "nft", "store", "config", "engine", "lab", "cli"];
+const ROOMS: [&str; 9] = ["model", "netfilter", "nft", "iptables", "store", "config", "engine", "lab", "cli"];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("readable").flatten() {
@@ -39,10 +39,10 @@ fn arrows_between_rooms_point_down() {
 }
 
 #[test]
-fn unsafe_is_in_one_file_and_processes_are_started_nowhere() {
+fn unsafe_is_in_one_file_and_processes_are_started_in_one_other() {
     for (file, text) in all() {
         assert!(file == "nft/ffi.rs" || !text.contains("unsafe {"), "{file}");
-        assert!(!text.contains("Command::new"), "{file}");
+        assert!(file == "iptables/command.rs" || !text.contains("Command::new"), "{file}");
     }
 }
 

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -218,4 +218,15 @@ pub fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
     let path = directory.path().join(format!("set{}.toml", NUMBER.fetch_add(1, Ordering::Relaxed)));
     std::fs::write(&path, text).expect("written");
     path
+}
+
+/// Runs a program where the thread is, with a text as its input; it must succeed.
+pub fn feed(program: &str, arguments: &[&str], text: &str) {
+    use std::io::Write as _;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("ends");
+    assert!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
 }

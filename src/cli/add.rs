@@ -87,7 +87,7 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         let (what, help) = sets::in_words(&forward, &why);
         return Err(Failure::Unsupported { what, help }.into());
     }
-    let mut engine = global.engine(!args.dry_run)?;
+    let mut engine = global.engine(!args.dry_run, output)?;
     let mut after = engine.state().clone();
     for binding in &bindings {
         put(&mut after.asked, &set, binding.clone())?;

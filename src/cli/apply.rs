@@ -19,8 +19,8 @@ pub struct ApplyArgs {
 }
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = sets::load(&args.paths)?;
-    let mut engine = global.engine(!args.dry_run)?;
+    let loaded = sets::load(&args.paths, global.choice())?;
+    let mut engine = global.engine(!args.dry_run, output)?;
     let mut after = engine.state().clone();
     after.asked = config::union(after.asked, &loaded).map_err(Failure::Problems)?;
     for set in &loaded {

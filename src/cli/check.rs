@@ -34,7 +34,7 @@ struct CheckedSet<'a> {
 }
 
 pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = sets::load(&args.paths)?;
+    let loaded = sets::load(&args.paths, global.choice())?;
     let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
     compile(&asked).map_err(crate::engine::EngineError::from)?;
     let path = |set: &config::Loaded| set.source.path.display().to_string();

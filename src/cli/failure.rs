@@ -6,6 +6,9 @@ use super::Output;
 use crate::config::source::ReadError;
 use crate::config::{Kind, Problem};
 use crate::engine::EngineError;
+use crate::iptables::command::CommandError;
+use crate::iptables::compile::CompileError as ChainError;
+use crate::iptables::save::SaveError;
 use crate::lab::LabError;
 use crate::model::error::printable;
 use crate::netfilter::namespace::NamespaceError;
@@ -182,10 +185,16 @@ fn of_engine(error: &EngineError) -> (u8, String) {
             (code, help)
         }
         EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
+        EngineError::Limit(ChainError::Limit(_, limit)) => (MISSING, limit.help.clone()),
+        EngineError::Iptables(error) => of_iptables(error),
+        EngineError::NoIpv6(_) => (MISSING, "install the package `iptables`, or leave IPv6 out".into()),
+        EngineError::Half { .. } | EngineError::Left { .. } => (FAILED, "see `portfwd plan`, and apply again".into()),
         EngineError::Differs(_) | EngineError::Unchecked(_) => (FAILED, "see `portfwd plan`".into()),
         EngineError::Commit(CommitError::Refused { .. })
         | EngineError::State(_)
         | EngineError::Namespace(_)
+        | EngineError::Input(_)
+        | EngineError::Interfaces(_)
         | EngineError::Route(..) => (FAILED, "nothing was changed".into()),
     }
 }
@@ -202,6 +211,21 @@ fn of_kernel(error: &KernelError) -> (u8, String) {
         KernelError::NoNfTables(_) => (MISSING, "load the module `nf_tables`, or use a kernel that has it".into()),
         KernelError::Interrupted => (BUSY, "try again".into()),
         KernelError::Unreadable(_) | KernelError::Socket(..) => (FAILED, "nothing was changed".into()),
+    }
+}
+
+fn of_iptables(error: &CommandError) -> (u8, String) {
+    match error {
+        CommandError::Missing(_) => (MISSING, "install the package `iptables`".into()),
+        CommandError::Busy => (BUSY, "try again when it has ended".into()),
+        CommandError::NotPermitted(_) => (MISSING, "run as root, or with CAP_NET_ADMIN and CAP_NET_RAW".into()),
+        CommandError::NoKernel(_) => (MISSING, "load the modules `ip_tables` and `ip6_tables`, or use nftables".into()),
+        CommandError::Unreadable(SaveError::Incompatible(table)) => {
+            (FAILED, format!("see `nft list table ip {table}`; what it holds was not made with iptables"))
+        }
+        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Run(..) => {
+            (FAILED, "nothing was changed; `-v` shows which iptables this is".into())
+        }
     }
 }
 

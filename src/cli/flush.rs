@@ -14,7 +14,9 @@ pub struct FlushArgs {
 }
 
 pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.engine(!args.dry_run)?;
+    let mut engine = global.engine(!args.dry_run, output)?;
+    // Where nothing of ours is to be left, what the state knows is not enough.
+    engine.suspect_everywhere();
     if let Some(outcome) = change::carry_out(&mut engine, State::default(), args.dry_run, global, output)? {
         change::summary(&outcome, output)?;
     }

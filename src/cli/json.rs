@@ -16,8 +16,8 @@ pub const VERSION: u32 = 1;
 pub struct List<'a> {
     /// [`VERSION`].
     pub version: u32,
-    /// The generation of the rules that was read.
-    pub generation: u32,
+    /// The generation of the rules that was read; null of iptables, which has none.
+    pub generation: Option<u32>,
     /// The forwards.
     pub forwards: Vec<Forward<'a>>,
     /// The networks.

@@ -18,7 +18,7 @@ use crate::model::{Asked, Binding, Held, Owned};
 pub struct ListArgs {}
 
 pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.engine(false)?;
+    let mut engine = global.engine(false, output)?;
     let live = engine.live()?;
     let lifted = live.lift();
     let asked = &engine.state().asked;
@@ -35,7 +35,7 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         writeln!(output.stderr, "warning: {name} in our table is not ours; `portfwd apply` removes it")?;
     }
     if global.json {
-        let (version, generation) = (json::VERSION, live.generation);
+        let (version, generation) = (json::VERSION, live.generation());
         let list = List { version, generation, forwards, networks, masquerades, snats, netmaps };
         json::print(&list, output.stdout)?;
         return Ok(0);

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::engine::Engine;
+use crate::engine::{Choice, Engine};
 use crate::netfilter::namespace;
 pub use failure::Failure;
 
@@ -70,11 +70,11 @@ pub struct Global {
 /// Which part of the kernel does the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
-    /// nftables where the kernel has it
+    /// nftables where the kernel has it, iptables otherwise
     Auto,
     /// nftables
     Nft,
-    /// iptables (not supported yet)
+    /// iptables, of the variant that the host's own is
     Iptables,
 }
 
@@ -138,13 +138,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
 
 fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let global = &cli.global;
-    if global.backend == Backend::Iptables {
-        return Err(Failure::Unsupported {
-            what: "the iptables backend is not supported yet".into(),
-            help: "leave `--backend` out to use nftables".into(),
-        }
-        .into());
-    }
     if let Some(name) = &global.netns {
         namespace::enter(name)?;
     }
@@ -161,8 +154,24 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
 }
 
 impl Global {
-    fn engine(&self, write: bool) -> anyhow::Result<Engine> {
-        Ok(Engine::open(&self.state_dir, write)?)
+    fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = Engine::open(&self.state_dir, write, self.choice())?;
+        let by = || if engine.versions().is_empty() { engine.home().to_string() } else { engine.versions().join(", ") };
+        if let Some(why) = engine.instead() {
+            writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
+        }
+        if self.verbose {
+            writeln!(output.stderr, "note: the backend is {}", by())?;
+        }
+        Ok(engine)
+    }
+
+    fn choice(&self) -> Choice {
+        match self.backend {
+            Backend::Auto => Choice::Auto,
+            Backend::Nft => Choice::Nft,
+            Backend::Iptables => Choice::Iptables,
+        }
     }
 }
 

@@ -18,8 +18,8 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = sets::load(&args.paths)?;
-    let mut engine = global.engine(false)?;
+    let loaded = sets::load(&args.paths, global.choice())?;
+    let mut engine = global.engine(false, output)?;
     let asked = config::union(engine.state().asked.clone(), &loaded).map_err(Failure::Problems)?;
     let plan = engine.plan_all(&State { asked, ..engine.state().clone() })?;
     if global.json {

@@ -27,7 +27,7 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
         listens.push(add::parse("LISTEN", text, str::parse::<Listen>)?);
     }
     let set = add::parse("--set", &args.set, str::parse::<SetName>)?;
-    let mut engine = global.engine(!args.dry_run)?;
+    let mut engine = global.engine(!args.dry_run, output)?;
     let mut after = engine.state().clone();
     // All are looked for before one is removed, so that naming one twice is naming it once.
     let mut gone = BTreeSet::new();

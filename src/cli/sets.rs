@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Failure;
-use crate::config::{self, Kind, Loaded, Problem, source};
-use crate::model::{Asked, Forward};
+use crate::config::{self, Kind, Loaded, Place, Problem, source};
+use crate::engine::Choice as Backend;
+use crate::iptables::limits::{self, Limit};
+use crate::model::{Asked, Forward, IfName};
 use crate::netfilter::tracking::{self, Untracked};
 
 /// Where rule sets are when no path is given.
@@ -16,15 +18,19 @@ pub const DEFAULT: &str = "/etc/portfwd";
 ///
 /// # Errors
 /// Every mistake in every one of them.
-pub fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
-    load_for(paths, |_| true)
+pub fn load(paths: &[PathBuf], backend: Backend) -> anyhow::Result<Vec<Loaded>> {
+    load_for(paths, backend, |_| true)
 }
 
 /// Loads all files that the paths name, for a host that has only some of this one's limits.
 ///
 /// # Errors
 /// Every mistake in every one of them.
-pub fn load_for(paths: &[PathBuf], limits: impl Fn(&Untracked) -> bool) -> anyhow::Result<Vec<Loaded>> {
+pub fn load_for(
+    paths: &[PathBuf],
+    backend: Backend,
+    limits: impl Fn(&Untracked) -> bool,
+) -> anyhow::Result<Vec<Loaded>> {
     let default = [PathBuf::from(DEFAULT)];
     let paths = if paths.is_empty() { &default } else { paths };
     let mut sets = Vec::new();
@@ -38,6 +44,9 @@ pub fn load_for(paths: &[PathBuf], limits: impl Fn(&Untracked) -> bool) -> anyho
             }
             let (loaded, found) = config::load(&Arc::new(source::read(&file)?));
             problems.extend(loaded.iter().flat_map(|loaded| untracked(loaded, &limits)));
+            if matches!(backend, Backend::Iptables | Backend::Variant(_)) {
+                problems.extend(loaded.iter().flat_map(inexpressible));
+            }
             sets.extend(loaded);
             problems.extend(found);
         }
@@ -59,6 +68,31 @@ fn untracked(loaded: &Loaded, limits: impl Fn(&Untracked) -> bool) -> Vec<Proble
         Some(Problem { kind: Kind::Missing, what, place: Some(Clone::clone(place)), other: None, help })
     };
     forwards.filter_map(problem).collect()
+}
+
+/// What a file asks that iptables cannot do.
+fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
+    let set = &loaded.set;
+    let missing = |limit: Limit, place: Option<&Place>| Problem {
+        kind: Kind::Missing,
+        what: limit.what,
+        place: place.cloned(),
+        other: None,
+        help: limit.help,
+    };
+    let priority = limits::of_priority(set.settings.priority).map(|limit| missing(limit, loaded.priority.as_ref()));
+    let networks = (set.networks.iter().zip(&loaded.networks))
+        .filter_map(|(network, place)| Some(missing(limits::of_interface(&network.name)?, Some(place))));
+    let forwards = set.forwards.iter().zip(&loaded.forwards).filter_map(|(forward, place)| {
+        // One mistake for each forward says enough.
+        let bindings = forward.bindings().ok()?;
+        Some(missing(bindings.iter().find_map(limits::of_binding)?, Some(place)))
+    });
+    let named = |out: &Option<IfName>| out.as_ref().and_then(limits::of_interface);
+    let masquerades = set.masquerades.iter().filter_map(|rule| Some(missing(named(&rule.out)?, None)));
+    let snats =
+        (set.snats.iter().zip(&loaded.snats)).filter_map(|(rule, place)| Some(missing(named(&rule.out)?, Some(place))));
+    priority.into_iter().chain(networks).chain(forwards).chain(masquerades).chain(snats).collect()
 }
 
 /// Why this kernel cannot rewrite the ports of a forward; `None` where it can.

@@ -55,7 +55,7 @@ struct Probed<'a> {
 
 pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     // What a switch of this host forbids is not forbidden there.
-    let loaded = sets::load_for(&args.paths, |why| matches!(why, Untracked::Absent(_)))?;
+    let loaded = sets::load_for(&args.paths, global.choice(), |why| matches!(why, Untracked::Absent(_)))?;
     let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
     let mut packets: Vec<Packet> = Vec::with_capacity(args.packets.len());
     for text in &args.packets {
@@ -63,7 +63,7 @@ pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     }
     let choice = if packets.is_empty() { Choice::Forwards(args.limit) } else { Choice::Packets(packets) };
     let written: Vec<RuleSet> = loaded.into_iter().map(|loaded| loaded.set).collect();
-    let trial = lab::try_out(&asked, &written, &choice)?;
+    let trial = lab::try_out(&asked, &written, &choice, global.choice())?;
     if global.verbose {
         view::aside(&trial.outcome, true, output)?;
     }

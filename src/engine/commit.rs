@@ -1,13 +1,9 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use super::{Engine, EngineError, Plan, Switches};
+use super::{Choice, Engine, EngineError, Home, Plan, Switches, kernel};
+use crate::model::Asked;
 use crate::netfilter::sysctl;
-use crate::nft::decode;
-use crate::nft::element;
-use crate::nft::encode::{Batch, Subject, encode};
-use crate::nft::program::{Element, Key, Program};
-use crate::nft::transaction::CommitError;
-use crate::store::State;
+use crate::store::{State, Unusable};
 
 /// How often a plan is made anew because somebody else committed in between.
 const ATTEMPTS: u32 = 100;
@@ -23,18 +19,21 @@ pub struct Outcome {
     pub switches: Switches,
     /// The switches that got back the values that they had.
     pub given_back: Vec<sysctl::Change>,
+    /// Where rules of ours were besides, and were removed.
+    pub moved_from: Vec<Home>,
 }
 
 /// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
-/// back the values that they had.
+/// back the values that they had. Rules of ours that another backend holds go when those of this one are there.
 ///
 /// # Errors
-/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`], [`EngineError::Unchecked`]
-/// and [`EngineError::Closed`], which come after the rules were committed.
+/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`], [`EngineError::Unchecked`],
+/// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
     let before = engine.state.clone();
     let switches = Switches::of(&mut after, &before)?;
-    let during = switches.during(&after);
+    let mut during = switches.during(&after);
+    during.iptables.extend(before.iptables.iter().chain(engine.variant().as_ref()));
     engine.keep(&during)?;
     let mut given_back = match switches.before_commit() {
         Ok(given_back) => given_back,
@@ -43,15 +42,17 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             return Err(error);
         }
     };
-    match to_kernel(engine, &after) {
+    match to_kernel(engine, &after.asked).or_else(|error| fall_back(engine, &mut during, &mut after, error)) {
         Ok((plan, messages)) => {
             // From here on it is done, and an error can only say what does not look so.
+            let moved_from = engine.leave_others()?;
+            after.iptables = engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect();
             given_back.extend(switches.after_commit()?);
             engine.keep(&after)?;
             if !plan.is_empty() {
-                check(engine, &plan)?;
+                engine.backend.check(&plan.work)?;
             }
-            Ok(Outcome { plan, messages, switches, given_back })
+            Ok(Outcome { plan, messages, switches, given_back, moved_from })
         }
         Err(error) => {
             switches.commit_failed(&given_back);
@@ -61,87 +62,41 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     }
 }
 
-fn to_kernel(engine: &mut Engine, after: &State) -> Result<(Plan, Vec<String>), EngineError> {
+fn to_kernel(engine: &mut Engine, asked: &Asked) -> Result<(Plan, Vec<String>), EngineError> {
     for _ in 0..ATTEMPTS {
-        let plan = engine.plan(&after.asked)?;
+        let plan = engine.plan(asked)?;
         if plan.is_empty() {
             return Ok((plan, Vec::new()));
         }
-        let batch = encode(&plan.changes, plan.generation);
-        match engine.connection.commit(&batch) {
-            Ok(()) => {
-                let messages = batch.lines().collect();
-                return Ok((plan, messages));
-            }
-            Err(CommitError::Stale) => {}
-            Err(error) => return Err(named(error, &batch)),
+        if let Some(messages) = engine.backend.carry_out(&plan.work)? {
+            return Ok((plan, messages));
         }
     }
     Err(EngineError::Busy)
 }
 
-/// How many of the changed elements are read back.
-const CHECKED: usize = 256;
-
-/// Reads the kernel again and compares: every chain, rule and map, and of the elements that were changed as many as
-/// [`CHECKED`], spread over all of them.
-///
-/// Elements are asked for by their keys. A dump of 60,000 costs more than their commit, because the kernel begins at the
-/// first of them again for every 32 KiB of the answer.
-fn check(engine: &mut Engine, plan: &Plan) -> Result<(), EngineError> {
-    let (live, generation) = decode::structure(&mut engine.connection).map_err(EngineError::Unchecked)?;
-    let mut differs = difference(&live, plan).map(str::to_owned);
-    let count: usize = plan.changes.add_elements.iter().map(|come| come.elements.len()).sum();
-    let step = count.div_ceil(CHECKED).max(1);
-    for come in &plan.changes.add_elements {
-        let sample: Vec<&(Key, Element)> = come.elements.iter().step_by(step).collect();
-        for some in sample.chunks(decode::KEYS_PER_QUESTION) {
-            let keys = some.iter().map(|(key, _)| key);
-            let found = decode::elements_by_key(&mut engine.connection, &come.map, keys)
-                .map_err(EngineError::Unchecked)?
-                .unwrap_or_default();
-            let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.says_the_same(now));
-            if !some.iter().copied().all(|element| same(&element)) {
-                differs = Some(format!("the map `{}`", come.map));
-            }
-        }
+/// Commits to iptables instead, where the choice is ours and the kernel's nf_tables lacks what it takes.
+fn fall_back(
+    engine: &mut Engine,
+    during: &mut State,
+    after: &mut State,
+    error: EngineError,
+) -> Result<(Plan, Vec<String>), EngineError> {
+    let Some(why) = lacking(&error).filter(|_| engine.choice == Choice::Auto) else { return Err(error) };
+    if engine.use_iptables(&why).is_err() {
+        return Err(error);
     }
-    match differs {
-        // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
-        Some(what) if generation.wrapping_sub(plan.generation) == 1 => Err(EngineError::Differs(what)),
-        _ => Ok(()),
-    }
+    during.iptables.extend(engine.variant());
+    let unusable = Some(Unusable { kernel: kernel(), why });
+    (during.unusable, after.unusable) = (unusable.clone(), unusable);
+    engine.keep(during)?;
+    to_kernel(engine, &after.asked)
 }
 
-/// What of the table, its elements aside, is not as planned.
-fn difference<'a>(live: &'a Program, plan: &'a Plan) -> Option<&'a str> {
-    let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
-    if (live.table, live.flagged) != (plan.program.table, plan.program.flagged) {
-        Some("the table")
-    } else if live.chains != plan.program.chains {
-        Some("a chain")
-    } else if !shapes(live).eq(shapes(&plan.program)) {
-        Some("a map")
-    } else {
-        None
-    }
-}
-
-/// Says of a refusal which forward it is about.
-fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
-    let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
-    let element = offset.and_then(|offset| batch.element_at(seq, offset));
-    let forward = element.and_then(|(map, key, element)| {
-        let owned = element::read(&map.parse().ok()?, key, element)?;
-        Some(format!("the forward `{}` of the rule set `{}`", owned.rule, owned.set))
-    });
-    let subject = forward.unwrap_or_else(|| match batch.subject(seq) {
-        Some(Subject::Table) => "our table".into(),
-        Some(Subject::Chain(name)) => format!("the chain `{name}`"),
-        Some(Subject::Rule(chain, rule)) => format!("a rule of the chain `{chain}`, `{rule}`"),
-        Some(Subject::Map(name)) => format!("the map `{name}`"),
-        Some(Subject::Elements(map, _)) => format!("a forward in the map `{map}`"),
-        Some(Subject::Batch) | None => "the batch".into(),
-    });
-    EngineError::Refused { subject, reason, error }
+/// What the kernel's nf_tables lacks, where that is why it refused something: an expression that it was built without, or
+/// whose module it cannot load.
+fn lacking(error: &EngineError) -> Option<String> {
+    let EngineError::Refused { subject, error, .. } = error else { return None };
+    let kinds = [std::io::ErrorKind::NotFound, std::io::ErrorKind::Unsupported];
+    kinds.contains(&error.kind()).then(|| format!("the nf_tables of this kernel lacks a part of {subject}"))
 }

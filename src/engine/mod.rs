@@ -10,7 +10,10 @@
 //! The state is written before the kernel and taken back if the kernel refuses, so that being killed in between leaves
 //! a wish that the next command fulfils.
 
+mod backend;
 pub mod commit;
+mod iptables;
+mod nft;
 pub mod plan;
 mod switches;
 
@@ -18,16 +21,20 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::model::{Asked, Held};
-use crate::netfilter::namespace;
+use crate::iptables::command::{CommandError, Tools, Variant};
+use crate::iptables::lift::lift as lift_chains;
+use crate::iptables::program::Program as Chains;
+use crate::model::{Asked, Family, Held};
 use crate::netfilter::sysctl::SysctlError;
+use crate::netfilter::{namespace, privilege};
 use crate::nft::compile::CompileError;
-use crate::nft::decode::decode;
 use crate::nft::lift::lift;
 use crate::nft::program::Program;
-use crate::nft::transaction::{CommitError, Connection, KernelError};
+use crate::nft::transaction::{CommitError, KernelError, namespace_cookie};
 use crate::store::{State, StateError, Store};
 
+use backend::Backend;
+pub use backend::{Choice, Home, Work};
 pub use commit::{Outcome, commit};
 pub use plan::{Plan, Sign, Step};
 pub use switches::Switches;
@@ -70,6 +77,39 @@ pub enum EngineError {
     /// The rule sets cannot be one table.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// The rule sets ask what iptables cannot do.
+    #[error(transparent)]
+    Limit(#[from] crate::iptables::compile::CompileError),
+    /// iptables could not be asked, or did not do what it was told.
+    #[error(transparent)]
+    Iptables(#[from] CommandError),
+    /// There is no ip6tables, and it is needed.
+    #[error("IPv6 is asked for, but {0}")]
+    NoIpv6(String),
+    /// One family is changed, the other is not, and the first could not be put back.
+    #[error("{family} could not be put back to what it was when the other family was refused")]
+    Half {
+        /// The family that is neither as before nor as asked.
+        family: Family,
+        /// Why not.
+        #[source]
+        error: Box<EngineError>,
+    },
+    /// The rules are there, but older ones of another backend could not be removed.
+    #[error("the rules were committed, but those that {home} holds could not be removed")]
+    Left {
+        /// Where they are.
+        home: Home,
+        /// Why not.
+        #[source]
+        error: Box<EngineError>,
+    },
+    /// What iptables-restore reads could not be written.
+    #[error("cannot prepare the input of iptables-restore")]
+    Input(#[source] std::io::Error),
+    /// The interfaces could not be listed.
+    #[error("cannot list the interfaces of this network namespace")]
+    Interfaces(#[source] std::io::Error),
     /// A switch could not be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -86,24 +126,48 @@ pub enum EngineError {
 
 /// The kernel's rules and the state of one network namespace: the one the thread is in.
 pub struct Engine {
-    connection: Connection,
+    backend: Backend,
+    choice: Choice,
+    /// Why it is not the backend that the choice would prefer.
+    instead: Option<String>,
     store: Store,
     state: State,
 }
 
 /// What the kernel holds.
-pub struct Live {
-    /// As a program.
-    pub program: Program,
-    /// The generation of which it is the truth.
-    pub generation: u32,
+pub enum Live {
+    /// In nftables.
+    Nft {
+        /// As a program.
+        program: Program,
+        /// The generation of which it is the truth.
+        generation: u32,
+    },
+    /// In iptables.
+    Iptables(Chains),
 }
 
 impl Live {
     /// What it means.
     pub fn lift(&self) -> Held {
-        lift(&self.program)
+        match self {
+            Self::Nft { program, .. } => lift(program),
+            Self::Iptables(program) => lift_chains(program),
+        }
     }
+
+    /// The generation of which it is the truth; iptables has none.
+    pub fn generation(&self) -> Option<u32> {
+        match self {
+            Self::Nft { generation, .. } => Some(*generation),
+            Self::Iptables(_) => None,
+        }
+    }
+}
+
+/// The kernel's release, as uname(1) prints it.
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
 impl Engine {
@@ -111,23 +175,35 @@ impl Engine {
     ///
     /// # Errors
     /// Where one of them cannot be opened, or another portfwd keeps the state for longer than [`LOCK_WAIT`].
-    pub fn open(state_directory: &Path, write: bool) -> Result<Self, EngineError> {
-        let mut connection = Connection::open()?;
-        // Asked first, so that who may not do anything at all leaves no trace on disk.
-        connection.generation()?;
-        let identity = namespace::identity(connection.namespace_cookie()).map_err(EngineError::Namespace)?;
+    pub fn open(state_directory: &Path, write: bool, choice: Choice) -> Result<Self, EngineError> {
+        let (nft, instead) = nftables(choice)?;
+        let cookie = match &nft {
+            Some(Backend::Nft(connection)) => connection.namespace_cookie(),
+            _ => namespace_cookie(),
+        };
+        let identity = namespace::identity(cookie).map_err(EngineError::Namespace)?;
         let store = Store::open(state_directory, &identity, write, LOCK_WAIT)?;
         let state = store.load()?;
-        Ok(Self { connection, store, state })
+        let found_out = state.unusable.as_ref().filter(|it| choice == Choice::Auto && it.kernel == kernel());
+        let instead = instead.or_else(|| found_out.map(|unusable| unusable.why.clone()));
+        let backend = match nft.filter(|_| instead.is_none()) {
+            Some(nft) => nft,
+            None => Backend::iptables(variant(choice), store.beside("restore").filter(|_| write).as_deref())?,
+        };
+        Ok(Self { backend, choice, instead, store, state })
     }
 
     /// Opens the kernel's rules, with a state that nobody sees and that is gone afterwards.
     ///
     /// # Errors
     /// Where the kernel cannot be asked.
-    pub fn in_memory() -> Result<Self, EngineError> {
-        let connection = Connection::open()?;
-        Ok(Self { connection, store: Store::in_memory(), state: State::default() })
+    pub fn in_memory(choice: Choice) -> Result<Self, EngineError> {
+        let (nft, instead) = nftables(choice)?;
+        let backend = match nft {
+            Some(nft) => nft,
+            None => Backend::iptables(variant(choice), None)?,
+        };
+        Ok(Self { backend, choice, instead, store: Store::in_memory(), state: State::default() })
     }
 
     /// The state as it was when it was opened, or as it was committed last.
@@ -135,13 +211,92 @@ impl Engine {
         &self.state
     }
 
+    /// Where the rules are kept.
+    pub fn home(&self) -> Home {
+        self.backend.home()
+    }
+
+    /// Why it is not nftables, where that was not asked for.
+    pub fn instead(&self) -> Option<&str> {
+        self.instead.as_deref()
+    }
+
+    /// What the programs of iptables say of their versions, where they do the work.
+    pub fn versions(&self) -> Vec<String> {
+        match &self.backend {
+            Backend::Nft(_) => Vec::new(),
+            Backend::Iptables(iptables) => iptables.versions().map(str::to_owned).collect(),
+        }
+    }
+
+    fn variant(&self) -> Option<Variant> {
+        match self.home() {
+            Home::Nft => None,
+            Home::Iptables(variant) => Some(variant),
+        }
+    }
+
+    /// Goes on with iptables.
+    fn use_iptables(&mut self, why: &str) -> Result<(), EngineError> {
+        self.backend = Backend::iptables(None, self.store.beside("restore").as_deref())?;
+        self.instead = Some(why.to_owned());
+        Ok(())
+    }
+
+    /// Takes it that every variant of iptables that is installed may hold rules of ours, whatever the state knows.
+    pub fn suspect_everywhere(&mut self) {
+        let installed = |variant: &Variant| Tools::of_variant(Family::Ipv4, *variant).is_ok();
+        self.state.iptables.extend(Variant::ALL.into_iter().filter(installed));
+    }
+
+    /// The other places that hold rules of ours.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn others(&self) -> Result<Vec<(Backend, Live)>, EngineError> {
+        let here = self.home();
+        let variants = self.state.iptables.iter().filter(|variant| here != Home::Iptables(**variant));
+        let mut others =
+            variants.map(|variant| Backend::iptables(Some(*variant), None)).collect::<Result<Vec<_>, _>>()?;
+        if here != Home::Nft {
+            others.extend(Backend::nft().ok());
+        }
+        let mut holding = Vec::new();
+        for mut other in others {
+            let live = other.live()?;
+            let empty = match &live {
+                Live::Nft { program, .. } => !program.table,
+                Live::Iptables(program) => program.is_empty(),
+            };
+            if !empty {
+                holding.push((other, live));
+            }
+        }
+        Ok(holding)
+    }
+
+    /// Removes the rules of ours that other backends hold, and gives where they were.
+    fn leave_others(&mut self) -> Result<Vec<Home>, EngineError> {
+        let mut left = Vec::new();
+        let nothing = Asked::default();
+        for (mut other, live) in self.others()? {
+            let home = other.home();
+            let remove = |other: &mut Backend, live| -> Result<(), EngineError> {
+                let work = other.work(live, &nothing)?;
+                other.carry_out(&work)?.map(drop).ok_or(EngineError::Busy)
+            };
+            remove(&mut other, &live).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
+            left.push(home);
+        }
+        Ok(left)
+    }
+
     /// Reads what the kernel holds.
     ///
     /// # Errors
     /// Where it does not tell.
     pub fn live(&mut self) -> Result<Live, EngineError> {
-        let (program, generation) = decode(&mut self.connection)?;
-        Ok(Live { program, generation })
+        self.backend.live()
     }
 
     /// Keeps a state on disk, in the place of the one that is kept now.
@@ -166,6 +321,10 @@ impl Engine {
             before: Some(format!("{name} = {before}")),
             after: Some(format!("{name} = {after}")),
         };
+        for (other, _) in self.others()? {
+            let before = Some(format!("what {} holds of it, which is here then", other.home()));
+            plan.steps.push(Step { sign: Sign::Remove, set: None, before, after: None });
+        }
         plan.steps.extend(switches.to_set().map(|change| step(change.name(), &change.before, &change.after)));
         plan.steps.extend(switches.to_give_back().map(|change| step(change.name(), &change.after, &change.before)));
         Ok(plan)
@@ -177,6 +336,37 @@ impl Engine {
     /// Where the kernel does not tell what it holds, or the sets cannot be one table.
     pub fn plan(&mut self, asked: &Asked) -> Result<Plan, EngineError> {
         let live = self.live()?;
-        Plan::new(&live, asked)
+        let work = self.backend.work(&live, asked)?;
+        Ok(Plan::new(&live, asked, work))
+    }
+}
+
+/// Opens nftables where the choice is for it, or nothing where it is for iptables; with why it is not nftables where the
+/// choice would have preferred that.
+fn nftables(choice: Choice) -> Result<(Option<Backend>, Option<String>), EngineError> {
+    match (choice, Backend::nft()) {
+        (Choice::Iptables | Choice::Variant(_), nft) => {
+            // Asked first, so that who may not do anything at all leaves no trace on disk.
+            privilege::may_administer_network()
+                .map_err(|()| CommandError::NotPermitted("CAP_NET_ADMIN is missing".into()))?;
+            drop(nft);
+            Ok((None, None))
+        }
+        (_, Ok(nft)) => Ok((Some(nft), None)),
+        (Choice::Auto, Err(KernelError::NoNfTables(error))) => {
+            // Without iptables either, what is missing first is what to say.
+            match Tools::of_host(Family::Ipv4) {
+                Ok(_) => Ok((None, Some("this kernel has no nf_tables".into()))),
+                Err(_) => Err(KernelError::NoNfTables(error).into()),
+            }
+        }
+        (_, Err(error)) => Err(error.into()),
+    }
+}
+
+fn variant(choice: Choice) -> Option<Variant> {
+    match choice {
+        Choice::Variant(variant) => Some(variant),
+        Choice::Auto | Choice::Nft | Choice::Iptables => None,
     }
 }

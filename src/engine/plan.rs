@@ -3,11 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{EngineError, Live};
+use super::{Live, Work};
 use crate::model::{Asked, Binding, Owned};
-use crate::nft::compile::compile;
-use crate::nft::diff::{Changes, diff};
-use crate::nft::program::Program;
 
 /// What becomes of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,34 +40,25 @@ pub struct Step {
     pub after: Option<String>,
 }
 
-/// What would have to change, and what the kernel holds afterwards.
+/// What would have to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// What becomes of each rule.
     pub steps: Vec<Step>,
     /// What would be sent.
-    pub changes: Changes,
-    /// What the kernel will hold.
-    pub program: Program,
-    /// The generation it was decided on.
-    pub generation: u32,
+    pub work: Work,
 }
 
 impl Plan {
-    /// Compares what is asked with what the kernel holds.
-    ///
-    /// # Errors
-    /// Where the sets cannot be one table.
-    pub fn new(live: &Live, asked: &Asked) -> Result<Self, EngineError> {
-        let program = compile(asked)?;
-        let changes = diff(&live.program, &program);
-        let steps = if changes.is_empty() { Vec::new() } else { steps(live, asked) };
-        Ok(Self { steps, changes, program, generation: live.generation })
+    /// Puts the difference between what is asked and what the kernel holds into words.
+    pub fn new(live: &Live, asked: &Asked, work: Work) -> Self {
+        let steps = if work.is_empty() { Vec::new() } else { steps(live, asked) };
+        Self { steps, work }
     }
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.work.is_empty()
     }
 
     /// How many rules come, change and go.
@@ -92,8 +80,11 @@ fn steps(live: &Live, asked: &Asked) -> Vec<Step> {
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name), after: None });
     }
     if steps.is_empty() {
-        // The rules of all sets are there, but the table around them is not as we make it.
-        let after = Some(format!("table inet {}", crate::nft::program::TABLE));
+        // The rules of all sets are there, but what is around them is not as we make it.
+        let after = Some(match live {
+            Live::Nft { .. } => format!("table inet {}", crate::nft::program::TABLE),
+            Live::Iptables(_) => format!("chains {}…", crate::iptables::program::PREFIX),
+        });
         steps.push(Step { sign: Sign::Change, set: None, before: after.clone(), after });
     }
     steps

@@ -402,7 +402,9 @@ impl<'a> Reader<'a> {
                 return slot.replace(range).is_none().then_some(());
             }
             "addrtype" => (self.takes("--dst-type") && self.next()? == "LOCAL").then_some(Match::LocalDestination)?,
-            "iprange" => (self.takes("--src-range") && self.next()? == everyone(self.family)).then_some(Match::Everyone)?,
+            "iprange" => {
+                (self.takes("--src-range") && self.next()? == everyone(self.family)).then_some(Match::Everyone)?
+            }
             "conntrack" if self.takes("--ctstate") => {
                 let text = self.next()?;
                 Match::State([States::New, States::Unknown].into_iter().find(|states| states.text() == text)?)
@@ -468,9 +470,7 @@ fn ports(text: &str) -> Option<PortRange> {
 fn destination(text: &str, family: Family) -> Option<Destination> {
     let (address, port) = match (text.strip_prefix('['), family) {
         (Some(rest), Family::Ipv6) => rest.split_once("]:").map(|(address, port)| (address, Some(port)))?,
-        (None, Family::Ipv4) => {
-            text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port)))
-        }
+        (None, Family::Ipv4) => text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port))),
         (None, Family::Ipv6) => (text, None),
         (Some(_), Family::Ipv4) => return None,
     };

@@ -135,7 +135,10 @@ COMMIT
     #[test]
     fn what_is_no_dump_is_an_error() {
         let read = |text: &str| parse(text, Family::Ipv4, &LabelNames::default());
-        assert_eq!(read("# Table `nat' is incompatible, use 'nft' tool.\n"), Err(SaveError::Incompatible("nat".into())));
+        assert_eq!(
+            read("# Table `nat' is incompatible, use 'nft' tool.\n"),
+            Err(SaveError::Incompatible("nat".into()))
+        );
         assert!(read("# Table `security' is incompatible, use 'nft' tool.\n").is_ok());
         for line in ["x", "[1:2 -A PORTFWD-X", "[1:x] -A PORTFWD-X", "[1:2] -I PORTFWD-X"] {
             assert_eq!(read(&format!("*nat\n{line}\n")), Err(SaveError::Line(2, line.into())));

@@ -19,7 +19,7 @@ pub mod wire;
 
 use std::io;
 
-use crate::engine::{self, Engine, EngineError, Outcome};
+use crate::engine::{self, Choice as Backend, Engine, EngineError, Outcome};
 use crate::model::meaning::Host;
 use crate::model::{Asked, Packet, Protocol, RuleSet};
 use crate::netfilter::{sysctl, tracking};
@@ -78,7 +78,7 @@ pub enum Choice {
 /// # Errors
 /// [`LabError::NotAllowed`] where no namespace may be made; others where the network cannot be built or the rules not
 /// be applied.
-pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice) -> Result<Trial, LabError> {
+pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice, backend: Backend) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
     let (chosen, named) = match choice {
         Choice::Forwards(limit) => (probe::choose(asked, *limit), &[][..]),
@@ -90,7 +90,7 @@ pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice) -> Result<Tr
         Choice::Packets(packets) => packets.clone(),
     };
     let sight = Sight::open(&topology)?;
-    let (outcome, host) = apply(&topology, asked)?;
+    let (outcome, host) = apply(&topology, asked, backend)?;
     let probes = probe::expect(packets, written, &host);
     let _responders = match choice {
         Choice::Forwards(_) => Some(responder::start(&topology, &probes)?),
@@ -111,13 +111,13 @@ pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice) -> Result<Tr
 ///
 /// # Errors
 /// Where they cannot be applied.
-pub fn apply(topology: &Topology, asked: &Asked) -> Result<(Outcome, Host), LabError> {
+pub fn apply(topology: &Topology, asked: &Asked, backend: Backend) -> Result<(Outcome, Host), LabError> {
     if asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
         let set = topology.host.run(tracking::ignore_checksums)?;
         set.map_err(|error| LabError::Io("switching checksums off for UDP-Lite", error))?;
     }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
-        let mut engine = Engine::in_memory()?;
+        let mut engine = Engine::in_memory(backend)?;
         engine::commit(&mut engine, State { asked: asked.clone(), ..State::default() })
     })??;
     let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;

@@ -4,6 +4,7 @@ pub mod comment;
 pub mod label;
 pub mod link;
 pub mod namespace;
+pub mod privilege;
 pub mod route;
 pub mod sysctl;
 pub mod tracking;

@@ -56,6 +56,12 @@ pub enum CommitError {
     Kernel(#[from] KernelError),
 }
 
+/// The number of the calling thread's network namespace that [`Connection::namespace_cookie`] gives, for kernels without
+/// netfilter netlink.
+pub fn namespace_cookie() -> Option<u64> {
+    mnl::Socket::new(mnl::Bus::Route).ok().and_then(|socket| ffi::namespace_cookie(&socket))
+}
+
 /// An open conversation about the rules of one network namespace: the one the thread was in when it was opened.
 pub struct Connection {
     socket: mnl::Socket,

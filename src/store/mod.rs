@@ -2,4 +2,4 @@
 
 pub mod state;
 
-pub use state::{State, StateError, Store};
+pub use state::{State, StateError, Store, Unusable};

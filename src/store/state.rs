@@ -6,7 +6,7 @@
 //!
 //! Be aware: redb locks the file while it is open; a second process waits, see [`Store::open`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
 use crate::netfilter::namespace::Identity;
 use crate::netfilter::sysctl;
@@ -43,6 +44,27 @@ pub struct State {
     pub origins: BTreeMap<SetName, PathBuf>,
     /// The sysctls that we changed, in order.
     pub sysctls: Vec<sysctl::Change>,
+    /// The variants of iptables that may hold rules of ours.
+    pub iptables: BTreeSet<Variant>,
+    /// Why nf_tables is not used, where the kernel was found to lack a part of it.
+    pub unusable: Option<Unusable>,
+}
+
+/// What a kernel was found to lack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unusable {
+    /// The kernel's release; another one may have it.
+    pub kernel: String,
+    /// What it lacks.
+    pub why: String,
+}
+
+/// What is kept beside the rules, each under the name of its key.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Rest {
+    sysctls: Option<String>,
+    iptables: Option<String>,
+    unusable: Option<String>,
 }
 
 /// A set without its forwards, as it is kept.
@@ -179,7 +201,7 @@ impl Store {
         let Some(database) = &self.database else { return Ok(state) };
         let mut records: Vec<(String, String)> = Vec::new();
         let mut bindings: Vec<(String, String)> = Vec::new();
-        let mut sysctls = None;
+        let mut rest = Rest::default();
         (|| {
             let transaction = database.begin_read()?;
             for entry in transaction.open_table(SETS)?.iter()? {
@@ -190,7 +212,9 @@ impl Store {
                 let (key, value) = entry?;
                 bindings.push((key.value().to_owned(), value.value().to_owned()));
             }
-            sysctls = transaction.open_table(META)?.get("sysctls")?.map(|value| value.value().to_owned());
+            let meta = transaction.open_table(META)?;
+            let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_owned()));
+            rest = Rest { sysctls: text("sysctls")?, iptables: text("iptables")?, unusable: text("unusable")? };
             Ok(())
         })()
         .map_err(|error| self.failed(error))?;
@@ -219,9 +243,9 @@ impl Store {
             let rule: Binding = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
             state.asked.bindings.push(Owned { set, rule });
         }
-        if let Some(json) = sysctls {
-            state.sysctls = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
-        }
+        state.sysctls = self.read(rest.sysctls)?;
+        state.iptables = self.read(rest.iptables)?;
+        state.unusable = self.read(rest.unusable)?;
         state.asked.normalize();
         Ok(state)
     }
@@ -235,7 +259,13 @@ impl Store {
         let new: BTreeMap<String, &Binding> = keyed(&after.asked);
         let records = records(after).map_err(|error| self.damaged(&error))?;
         let old_records = self::records(before).map_err(|error| self.damaged(&error))?;
-        let sysctls = serde_json::to_string(&after.sysctls).map_err(|error| self.damaged(&error))?;
+        let rest = [
+            (before.sysctls != after.sysctls).then(|| Ok(("sysctls", serde_json::to_string(&after.sysctls)?))),
+            (before.iptables != after.iptables).then(|| Ok(("iptables", serde_json::to_string(&after.iptables)?))),
+            (before.unusable != after.unusable).then(|| Ok(("unusable", serde_json::to_string(&after.unusable)?))),
+        ];
+        let rest: Result<Vec<_>, serde_json::Error> = rest.into_iter().flatten().collect();
+        let rest = rest.map_err(|error| self.damaged(&error))?;
         let mut changed: Vec<(&String, Option<String>)> = Vec::new();
         for (key, binding) in &new {
             if old.get(key) != Some(binding) {
@@ -259,11 +289,25 @@ impl Store {
             for name in old_records.keys().filter(|name| !records.contains_key(*name)) {
                 sets.remove(name.as_str())?;
             }
-            if before.sysctls != after.sysctls {
-                transaction.open_table(META)?.insert("sysctls", sysctls.as_str())?;
+            if !rest.is_empty() {
+                let mut meta = transaction.open_table(META)?;
+                for (key, json) in &rest {
+                    meta.insert(*key, json.as_str())?;
+                }
             }
             Ok(())
         })
+    }
+
+    /// Reads what is kept as JSON under a key, if it is.
+    fn read<T: Default + serde::de::DeserializeOwned>(&self, json: Option<String>) -> Result<T, StateError> {
+        let read = |json: String| serde_json::from_str(&json).map_err(|error| self.damaged(&error));
+        json.map_or_else(|| Ok(T::default()), read)
+    }
+
+    /// The path of a file beside the store, with another ending; none where nothing is kept.
+    pub fn beside(&self, ending: &str) -> Option<PathBuf> {
+        self.database.as_ref().map(|_| self.path.with_extension(ending))
     }
 
     fn write(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StateError> {
@@ -347,6 +391,8 @@ mod tests {
         state.asked.add(&set).expect("valid");
         state.asked.normalize();
         state.origins.insert(SetName::cli(), "/etc/portfwd/cli.toml".into());
+        state.iptables.insert(Variant::Legacy);
+        state.unusable = Some(Unusable { kernel: "1.0".into(), why: "old".into() });
         state.sysctls.push(sysctl::Change { key: "ipv4/ip_forward".into(), before: "0".into(), after: "1".into() });
         state
     }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use fastrand::Rng;
 use ipnetwork::IpNetwork;
 use portfwd::config::{self, Source};
+use portfwd::engine::Choice as Backend;
+use portfwd::iptables::limits;
 use portfwd::lab::Topology;
 use portfwd::model::{Asked, Binding, Family, Packet, Protocol, RuleSet, netmap};
 use portfwd::netfilter::tracking::{Untracked, rewrites_ports};
@@ -22,6 +24,21 @@ pub struct Case {
 }
 
 impl Case {
+    /// The same without what a backend refuses.
+    pub fn for_backend(mut self, backend: Backend) -> Self {
+        if backend == Backend::Nft {
+            return self;
+        }
+        let kept = self.settings.lines().filter(|line| !line.starts_with("priority"));
+        self.settings = kept.map(|line| format!("{line}\n")).collect();
+        let fits = |piece: &String| {
+            let alone = Self { settings: String::new(), pieces: vec![piece.clone()] };
+            alone.asked().is_some_and(|asked| limits::find(&asked).is_empty())
+        };
+        self.pieces.retain(fits);
+        self
+    }
+
     /// One file with everything.
     pub fn text(&self) -> String {
         format!("{}\n{}", self.settings, self.pieces.join("\n"))

@@ -16,9 +16,7 @@ use super::tree::Tree;
 use super::{interface, narrowed, only};
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
-use crate::model::{
-    Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address,
-};
+use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
 use crate::netfilter::label::{self, MASQUERADE, OURS, Sources};
 
 /// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
@@ -107,8 +105,9 @@ fn labels(binding: &Binding, place: Place, sources: &Sources) -> impl Iterator<I
     let own = match place {
         Place::Outside => label::of(binding, sources),
         // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-        Place::Loopback => label::at_loopback(binding, sources)
-            .or_else(|| binding.to.address.map(|_| label::bits(&[MASQUERADE]))),
+        Place::Loopback => {
+            label::at_loopback(binding, sources).or_else(|| binding.to.address.map(|_| label::bits(&[MASQUERADE])))
+        }
     };
     let own = own.unwrap_or_default();
     // Outside it is set before the forwards are asked.
@@ -154,13 +153,7 @@ struct Block {
 }
 
 /// Adds the chains of a family's forwards, and gives the rules that lead a packet through them.
-pub(super) fn chains(
-    asked: &Asked,
-    family: Family,
-    sources: &Sources,
-    shifts: bool,
-    nat: &mut Contents,
-) -> Jumps {
+pub(super) fn chains(asked: &Asked, family: Family, sources: &Sources, shifts: bool, nat: &mut Contents) -> Jumps {
     let bindings: Vec<(&Owned<Binding>, ChainName)> = (asked.bindings.iter())
         .filter(|owned| owned.rule.family == family)
         .map(|owned| (owned, asked.chain_of(&owned.rule)))

@@ -38,13 +38,7 @@ pub(in crate::iptables) const SAME: &str = "same";
 const LEAF: usize = 16;
 
 /// The rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
-pub(super) fn rules(
-    asked: &Asked,
-    family: Family,
-    sources: &Sources,
-    labelled: bool,
-    nat: &mut Contents,
-) -> Vec<Rule> {
+pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: bool, nat: &mut Contents) -> Vec<Rule> {
     let mut rules = Vec::new();
     let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::number(&label)?, address));
     let numbers: Vec<(u32, IpAddr)> = sources.elements(family).filter_map(numbered).collect();
@@ -179,4 +173,3 @@ pub(in crate::iptables) fn number_bits(rule: &Rule) -> u32 {
     let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::of_number_bit(*bit), not: false });
     (0..label::NUMBER_BITS).filter(set).map(|bit| 1 << bit).sum()
 }
-

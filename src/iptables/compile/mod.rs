@@ -27,6 +27,7 @@ mod tree;
 
 pub(super) use forward::{Place, rules_of};
 pub(super) use leaving::{SAME, SOURCES, number_bits};
+pub use passing::HAIRPIN;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

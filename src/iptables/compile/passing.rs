@@ -18,11 +18,16 @@ use std::collections::BTreeSet;
 
 use super::{Host, interface};
 use crate::iptables::limits;
-use crate::iptables::program::{Chain, Contents, PREFIX};
+use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};
 use crate::model::{Asked, Family, IfName, address};
 use crate::netfilter::comment::{ISOLATE, comment, of_network};
 use crate::netfilter::label::{MASQUERADE, OURS, PASSED, SETTLED};
+
+/// The chain with a rule for every interface that a neighbour may come in and go out by.
+pub const HAIRPIN: &str = "PORTFWD.HAIRPIN";
+/// The chain that decides on what is sent into an isolated network.
+const ISOLATED: &str = "PORTFWD.ISOLATE";
 
 /// Whether a network of the family is isolated.
 pub(super) fn isolates(asked: &Asked, family: Family) -> bool {
@@ -31,18 +36,11 @@ pub(super) fn isolates(asked: &Asked, family: Family) -> bool {
 }
 
 /// The rules about what passes through. Adds the chains that they jump to.
-pub(super) fn rules(
-    asked: &Asked,
-    family: Family,
-    hairpin: bool,
-    host: &Host,
-    mangle: &mut Contents,
-) -> Vec<Rule> {
+pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, mangle: &mut Contents) -> Vec<Rule> {
     let mut rules = Vec::new();
     if hairpin {
-        let name = format!("{PREFIX}.HAIRPIN");
         let label = |bit, not| Match::Label { bit, not };
-        let mark = Rule::jump(&name).with(Match::State(States::New));
+        let mark = Rule::jump(HAIRPIN).with(Match::State(States::New));
         rules.push(mark.with(label(OURS, false)).with(label(PASSED, true)).with(label(SETTLED, true)));
         let back = |name: &IfName| Rule {
             input: interface(name, false),
@@ -50,10 +48,9 @@ pub(super) fn rules(
             ..Rule::default().with(Match::SetLabel(MASQUERADE))
         };
         let marks: Vec<Rule> = interfaces(asked, host).iter().map(back).collect();
-        mangle.chains.insert(name.into(), Chain::from(marks));
+        mangle.chains.insert(HAIRPIN.into(), Chain::from(marks));
     }
     if isolates(asked, family) {
-        let name = format!("{PREFIX}.ISOLATE");
         for owned in asked.networks.iter().filter(|owned| owned.rule.isolate) {
             let remark = comment(&owned.set, Some(&of_network(ISOLATE, &owned.rule)));
             for subnet in owned.rule.subnets.iter().filter(|subnet| Family::of_network(**subnet) == family) {
@@ -61,13 +58,13 @@ pub(super) fn rules(
                     destination: Some(*subnet),
                     input: interface(&owned.rule.name, true),
                     output: interface(&owned.rule.name, false),
-                    ..Rule::jump(&name)
+                    ..Rule::jump(ISOLATED)
                 };
                 rules.push(rule.with(Match::State(States::Unknown)).with(Match::Comment(remark.as_str().into())));
             }
         }
         let drop = |bit, not| Rule::to(Target::Drop).with(Match::Label { bit, not });
-        mangle.chains.insert(name.into(), Chain::from(vec![drop(PASSED, false), drop(OURS, true)]));
+        mangle.chains.insert(ISOLATED.into(), Chain::from(vec![drop(PASSED, false), drop(OURS, true)]));
     }
     rules
 }

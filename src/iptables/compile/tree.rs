@@ -126,9 +126,8 @@ impl<'a> Tree<'a> {
 
     /// Splits rules of the same ports by addresses, those of each class by themselves: within one they never overlap.
     fn by_network(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
-        let class = |rule: &Rule| {
-            (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()))
-        };
+        let class =
+            |rule: &Rule| (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()));
         let mut rules = rules.into_iter().peekable();
         while let Some(first) = rules.next() {
             let of = class(&first);
@@ -214,9 +213,8 @@ fn distinguishing(networks: &[IpNetwork]) -> Option<u8> {
 
 /// The first bits of a network.
 fn cut(network: IpNetwork, length: u8) -> IpNetwork {
-    IpNetwork::new(network.network(), length).map_or(network, |cut| {
-        IpNetwork::new(cut.network(), length).unwrap_or(network)
-    })
+    IpNetwork::new(network.network(), length)
+        .map_or(network, |cut| IpNetwork::new(cut.network(), length).unwrap_or(network))
 }
 
 /// FNV-1a of 64 bits.

@@ -1,0 +1,158 @@
+//! Which part of the kernel holds the rules, and one way to speak to either.
+
+use std::path::Path;
+
+use super::iptables::Iptables;
+use super::{EngineError, Live, nft};
+use crate::iptables::command::Variant;
+use crate::iptables::compile as to_chains;
+use crate::iptables::diff::Changes as ChainChanges;
+use crate::iptables::program::Program as Chains;
+use crate::model::{Asked, Family};
+use crate::nft::compile::compile;
+use crate::nft::decode::decode;
+use crate::nft::diff::{Changes, diff};
+use crate::nft::program::Program;
+use crate::nft::transaction::{Connection, KernelError};
+
+/// Which backend is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// nftables where the kernel has it, iptables otherwise.
+    Auto,
+    /// nftables.
+    Nft,
+    /// iptables, of the host's own variant.
+    Iptables,
+    /// iptables of this variant.
+    Variant(Variant),
+}
+
+/// Where rules are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// Our table of nf_tables.
+    Nft,
+    /// Chains of ours in iptables.
+    Iptables(Variant),
+}
+
+impl std::fmt::Display for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nft => f.write_str("nftables"),
+            Self::Iptables(variant) => write!(f, "iptables-{}", variant.name()),
+        }
+    }
+}
+
+/// A backend that is ready to work.
+pub(super) enum Backend {
+    Nft(Connection),
+    Iptables(Iptables),
+}
+
+/// What would have to be sent for the kernel to hold what is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    /// One netlink batch.
+    Nft {
+        /// What would be sent.
+        changes: Changes,
+        /// What the kernel will hold.
+        program: Program,
+        /// The generation it was decided on.
+        generation: u32,
+    },
+    /// The input of one iptables-restore for each family.
+    Iptables {
+        /// What would be written, by family.
+        changes: Vec<(Family, ChainChanges)>,
+        /// What the kernel will hold.
+        program: Chains,
+        /// What it held when that was decided.
+        before: Chains,
+    },
+}
+
+impl Work {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Nft { changes, .. } => changes.is_empty(),
+            Self::Iptables { changes, .. } => changes.is_empty(),
+        }
+    }
+}
+
+impl Backend {
+    /// Opens nftables.
+    pub(super) fn nft() -> Result<Self, KernelError> {
+        let mut connection = Connection::open()?;
+        // Asked first, so that who may not do anything at all leaves no trace on disk.
+        connection.generation()?;
+        Ok(Self::Nft(connection))
+    }
+
+    /// Opens iptables. `input` is the file that what is to be restored is written to; none: one without a name.
+    pub(super) fn iptables(variant: Option<Variant>, input: Option<&Path>) -> Result<Self, EngineError> {
+        Ok(Self::Iptables(Iptables::open(variant, input)?))
+    }
+
+    pub(super) fn home(&self) -> Home {
+        match self {
+            Self::Nft(_) => Home::Nft,
+            Self::Iptables(iptables) => Home::Iptables(iptables.variant()),
+        }
+    }
+
+    /// Reads what is there.
+    pub(super) fn live(&mut self) -> Result<Live, EngineError> {
+        match self {
+            Self::Nft(connection) => {
+                let (program, generation) = decode(connection)?;
+                Ok(Live::Nft { program, generation })
+            }
+            Self::Iptables(iptables) => Ok(Live::Iptables(iptables.read()?)),
+        }
+    }
+
+    /// Compares what is asked with what is there.
+    pub(super) fn work(&mut self, live: &Live, asked: &Asked) -> Result<Work, EngineError> {
+        match (self, live) {
+            (Self::Iptables(iptables), Live::Iptables(before)) => iptables.work(before, asked),
+            (_, Live::Nft { program: now, generation }) => {
+                let program = compile(asked)?;
+                Ok(Work::Nft { changes: diff(now, &program), program, generation: *generation })
+            }
+            (Self::Nft(_), Live::Iptables(before)) => {
+                // Nobody asks nftables about the rules of iptables.
+                let program = to_chains::compile(asked, &to_chains::Host::default())?;
+                Ok(Work::Iptables { changes: Vec::new(), program, before: before.clone() })
+            }
+        }
+    }
+
+    /// Does it, all or nothing, and gives what was sent, a line each; `None` where somebody else changed the rules in
+    /// between, and the work must be planned anew.
+    pub(super) fn carry_out(&mut self, work: &Work) -> Result<Option<Vec<String>>, EngineError> {
+        match (self, work) {
+            (Self::Nft(connection), Work::Nft { changes, generation, .. }) => {
+                nft::carry_out(connection, changes, *generation)
+            }
+            (Self::Iptables(iptables), Work::Iptables { changes, before, .. }) => iptables.carry_out(changes, before),
+            _ => Ok(None),
+        }
+    }
+
+    /// Reads back what was done, as far as that is worth it.
+    pub(super) fn check(&mut self, work: &Work) -> Result<(), EngineError> {
+        match (self, work) {
+            (Self::Nft(connection), Work::Nft { changes, program, generation }) => {
+                nft::check(connection, changes, program, *generation)
+            }
+            (Self::Iptables(iptables), Work::Iptables { changes, program, .. }) => iptables.check(changes, program),
+            _ => Ok(()),
+        }
+    }
+}

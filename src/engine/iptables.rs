@@ -1,0 +1,227 @@
+//! Committing to iptables: one iptables-restore for each family.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::backend::Work;
+use super::{EngineError, LOCK_WAIT};
+use crate::iptables::command::{CommandError, Tools, Variant, label_names};
+use crate::iptables::compile::{HAIRPIN, Host, compile};
+use crate::iptables::diff::{Changes, diff};
+use crate::iptables::program::{Half, PREFIX, Program, Table};
+use crate::iptables::rule::LabelNames;
+use crate::iptables::{restore, save};
+use crate::model::{Asked, Family, IfName, PortMap};
+use crate::netfilter::link;
+
+/// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
+/// iptables-restore says itself whether the kernel took it.
+const CHECKED: usize = 2_000;
+
+/// The programs of both families, and the file they are fed from.
+pub(super) struct Iptables {
+    ipv4: Tools,
+    ipv6: Result<Tools, CommandError>,
+    input: Flock<File>,
+    names: LabelNames,
+    /// Whether ranges can be shifted; not known before it was needed.
+    shifts: Option<bool>,
+}
+
+impl Iptables {
+    /// Finds the programs of a variant, or those that the host's own are of. Without IPv6 there may be none for it.
+    ///
+    /// `path` is the file that an iptables-restore reads its input from. It is locked as long as one of them runs, also one
+    /// that outlived the portfwd which started it; so this waits for that to end.
+    pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
+        let of = |family| match variant {
+            Some(variant) => Tools::of_variant(family, variant),
+            None => Tools::of_host(family),
+        };
+        let ipv4 = of(Family::Ipv4)?;
+        Ok(Self { ipv4, ipv6: of(Family::Ipv6), input: input(path)?, names: label_names(), shifts: None })
+    }
+
+    pub(super) fn variant(&self) -> Variant {
+        self.ipv4.variant
+    }
+
+    /// What the programs say of their versions.
+    pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
+        [Some(&self.ipv4), self.ipv6.as_ref().ok()].into_iter().flatten().map(|tools| tools.version.as_str())
+    }
+
+    fn tools(&self, family: Family) -> Result<&Tools, EngineError> {
+        match (family, &self.ipv6) {
+            (Family::Ipv4, _) => Ok(&self.ipv4),
+            (Family::Ipv6, Ok(tools)) => Ok(tools),
+            (Family::Ipv6, Err(error)) => Err(EngineError::NoIpv6(error.to_string())),
+        }
+    }
+
+    /// Reads what is ours.
+    pub(super) fn read(&self) -> Result<Program, EngineError> {
+        let ipv4 = self.read_family(Family::Ipv4)?;
+        let ipv6 = match self.read_family(Family::Ipv6) {
+            // A host without IPv6 holds nothing of it.
+            Err(EngineError::NoIpv6(_) | EngineError::Iptables(CommandError::NoKernel(_))) => Half::default(),
+            other => other?,
+        };
+        Ok(Program { ipv4, ipv6 })
+    }
+
+    fn read_family(&self, family: Family) -> Result<Half, EngineError> {
+        let text = self.tools(family)?.save()?;
+        Ok(save::parse(&text, family, &self.names).map_err(CommandError::from)?)
+    }
+
+    /// What would have to change.
+    pub(super) fn work(&mut self, before: &Program, asked: &Asked) -> Result<Work, EngineError> {
+        let shifts = self.shifts(asked);
+        let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
+        let work = |interfaces| -> Result<Work, EngineError> {
+            let program = compile(asked, &Host { interfaces, shifts })?;
+            let of = |family| (family, diff(before.of(family), program.of(family)));
+            let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
+            Ok(Work::Iptables { changes, program, before: before.clone() })
+        };
+        // A rule for an interface that is gone does no harm; for that alone nothing is changed.
+        let gone: BTreeSet<IfName> = met_interfaces(before).difference(&interfaces).cloned().collect();
+        if !gone.is_empty() {
+            let lenient = work(interfaces.union(&gone).cloned().collect())?;
+            if lenient.is_empty() {
+                return Ok(lenient);
+            }
+        }
+        work(interfaces)
+    }
+
+    /// Whether these programs and this kernel shift ranges of ports, found out by use where something asks for it.
+    fn shifts(&mut self, asked: &Asked) -> bool {
+        let shifted = asked.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
+        if !shifted {
+            return true;
+        }
+        if let Some(known) = self.shifts {
+            return known;
+        }
+        let trial = format!(
+            "*nat\n:{PREFIX}.TRIAL - [0:0]\n-A {PREFIX}.TRIAL -p tcp --dport 8000:8001 -j DNAT --to-destination 192.0.2.1:9000-9001/8000\nCOMMIT\n"
+        );
+        let known = self.ipv4.accepts(&trial, &mut self.input);
+        self.shifts = Some(known);
+        known
+    }
+
+    /// Has the changes made. Where one family's fail, both are as before.
+    pub(super) fn carry_out(
+        &mut self,
+        changes: &[(Family, Changes)],
+        before: &Program,
+    ) -> Result<Option<Vec<String>>, EngineError> {
+        let mut lines = Vec::new();
+        for (family, changes) in changes {
+            let text = restore::text(changes, *family);
+            match self.restore(*family, &text) {
+                Ok(()) => lines.extend(text.lines().map(str::to_owned)),
+                Err(EngineError::Iptables(CommandError::Refused { .. })) if self.changed_since(before, *family) => {
+                    self.put_back(before)?;
+                    return Ok(None);
+                }
+                Err(error) => {
+                    self.put_back(before)?;
+                    return Err(error);
+                }
+            }
+        }
+        // Nobody needs to read our rules there.
+        let emptied = self.input.set_len(0);
+        drop(emptied);
+        Ok(Some(lines))
+    }
+
+    fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
+        let tools = self.tools(family)?.clone();
+        Ok(tools.restore(text, &mut self.input)?)
+    }
+
+    /// Whether somebody else changed where we are jumped from, or our own chains, so that what was refused was decided on
+    /// something that is no more.
+    fn changed_since(&self, before: &Program, family: Family) -> bool {
+        let untouched = |table: Table, now: &Half| {
+            let (now, before) = (now.of(table), before.of(family).of(table));
+            now.hooks == before.hooks && now.chains.keys().eq(before.chains.keys())
+        };
+        // Which of the tables was refused is not known, but a table that was taken is not the one.
+        self.read_family(family).is_ok_and(|now| !Table::ALL.into_iter().any(|table| untouched(table, &now)))
+    }
+
+    /// Makes the rules what they were, counters included.
+    fn put_back(&mut self, before: &Program) -> Result<(), EngineError> {
+        let now = self.read()?;
+        for family in Family::ALL {
+            let changes = diff(now.of(family), before.of(family));
+            if !changes.is_empty() {
+                self.restore(family, &restore::text(&changes, family))
+                    .map_err(|error| EngineError::Half { family, error: Box::new(error) })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what was written, where it is little, and compares.
+    pub(super) fn check(&self, changes: &[(Family, Changes)], program: &Program) -> Result<(), EngineError> {
+        for (family, changes) in changes {
+            if changes.rules() >= CHECKED {
+                continue;
+            }
+            let now = self.read_family(*family)?;
+            if let Some((table, _)) = diff(&now, program.of(*family)).0.first() {
+                return Err(EngineError::Differs(format!("the table `{}` of {family}", table.name())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The interfaces that rules about neighbours of a target name.
+fn met_interfaces(program: &Program) -> BTreeSet<IfName> {
+    let chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
+    let rules = chains.flat_map(|chain| &chain.rules);
+    rules.filter_map(|rule| rule.input.as_ref()).map(|input| input.name.clone()).collect()
+}
+
+/// Opens and locks the file that iptables-restore reads from.
+fn input(path: Option<&Path>) -> Result<Flock<File>, EngineError> {
+    let failed = |error: io::Error| EngineError::Input(error);
+    let mut file = match path {
+        Some(path) => {
+            let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).to_owned();
+            options.open(path).map_err(failed)?
+        }
+        None => {
+            let unnamed = memfd_create(c"portfwd", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;
+            File::from(unnamed)
+        }
+    };
+    let start = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(EngineError::Busy),
+            Err((_, error)) => return Err(failed(error.into())),
+        }
+    }
+}

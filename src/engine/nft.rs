@@ -1,0 +1,95 @@
+//! Committing to nftables: one batch, and a look at what came of it.
+
+use super::EngineError;
+use crate::nft::decode;
+use crate::nft::diff::Changes;
+use crate::nft::element;
+use crate::nft::encode::{Batch, Subject, encode};
+use crate::nft::program::{Element, Key, Program};
+use crate::nft::transaction::{CommitError, Connection};
+
+/// Sends changes that were decided on at a generation. Gives the messages, a line each; `None` where others committed in
+/// between.
+pub(super) fn carry_out(
+    connection: &mut Connection,
+    changes: &Changes,
+    generation: u32,
+) -> Result<Option<Vec<String>>, EngineError> {
+    let batch = encode(changes, generation);
+    match connection.commit(&batch) {
+        Ok(()) => Ok(Some(batch.lines().collect())),
+        Err(CommitError::Stale) => Ok(None),
+        Err(error) => Err(named(error, &batch)),
+    }
+}
+
+/// How many of the changed elements are read back.
+const CHECKED: usize = 256;
+
+/// Reads the kernel again and compares: every chain, rule and map, and of the elements that were changed as many as
+/// [`CHECKED`], spread over all of them.
+///
+/// Elements are asked for by their keys. A dump of 60,000 costs more than their commit, because the kernel begins at the
+/// first of them again for every 32 KiB of the answer.
+pub(super) fn check(
+    connection: &mut Connection,
+    changes: &Changes,
+    program: &Program,
+    decided_on: u32,
+) -> Result<(), EngineError> {
+    let (live, generation) = decode::structure(connection).map_err(EngineError::Unchecked)?;
+    let mut differs = difference(&live, program).map(str::to_owned);
+    let count: usize = changes.add_elements.iter().map(|come| come.elements.len()).sum();
+    let step = count.div_ceil(CHECKED).max(1);
+    for come in &changes.add_elements {
+        let sample: Vec<&(Key, Element)> = come.elements.iter().step_by(step).collect();
+        for some in sample.chunks(decode::KEYS_PER_QUESTION) {
+            let keys = some.iter().map(|(key, _)| key);
+            let found = decode::elements_by_key(connection, &come.map, keys)
+                .map_err(EngineError::Unchecked)?
+                .unwrap_or_default();
+            let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.says_the_same(now));
+            if !some.iter().copied().all(|element| same(&element)) {
+                differs = Some(format!("the map `{}`", come.map));
+            }
+        }
+    }
+    match differs {
+        // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
+        Some(what) if generation.wrapping_sub(decided_on) == 1 => Err(EngineError::Differs(what)),
+        _ => Ok(()),
+    }
+}
+
+/// What of the table, its elements aside, is not as planned.
+fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
+    let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
+    if (live.table, live.flagged) != (planned.table, planned.flagged) {
+        Some("the table")
+    } else if live.chains != planned.chains {
+        Some("a chain")
+    } else if !shapes(live).eq(shapes(planned)) {
+        Some("a map")
+    } else {
+        None
+    }
+}
+
+/// Says of a refusal which forward it is about.
+fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
+    let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
+    let element = offset.and_then(|offset| batch.element_at(seq, offset));
+    let forward = element.and_then(|(map, key, element)| {
+        let owned = element::read(&map.parse().ok()?, key, element)?;
+        Some(format!("the forward `{}` of the rule set `{}`", owned.rule, owned.set))
+    });
+    let subject = forward.unwrap_or_else(|| match batch.subject(seq) {
+        Some(Subject::Table) => "our table".into(),
+        Some(Subject::Chain(name)) => format!("the chain `{name}`"),
+        Some(Subject::Rule(chain, rule)) => format!("a rule of the chain `{chain}`, `{rule}`"),
+        Some(Subject::Map(name)) => format!("the map `{name}`"),
+        Some(Subject::Elements(map, _)) => format!("a forward in the map `{map}`"),
+        Some(Subject::Batch) | None => "the batch".into(),
+    });
+    EngineError::Refused { subject, reason, error }
+}
