@@ -344,14 +344,14 @@ impl Engine {
 /// Opens nftables where the choice is for it, or nothing where it is for iptables; with why it is not nftables where the
 /// choice would have preferred that.
 fn nftables(choice: Choice) -> Result<(Option<Backend>, Option<String>), EngineError> {
-    match (choice, Backend::nft()) {
-        (Choice::Iptables | Choice::Variant(_), nft) => {
-            // Asked first, so that who may not do anything at all leaves no trace on disk.
-            privilege::may_administer_network()
-                .map_err(|()| CommandError::NotPermitted("CAP_NET_ADMIN is missing".into()))?;
-            drop(nft);
-            Ok((None, None))
+    if matches!(choice, Choice::Iptables | Choice::Variant(_)) {
+        // Asked first, so that who may not do anything at all leaves no trace on disk.
+        if !privilege::may_administer_network() {
+            return Err(CommandError::NotPermitted("CAP_NET_ADMIN is missing".into()).into());
         }
+        return Ok((None, None));
+    }
+    match (choice, Backend::nft()) {
         (_, Ok(nft)) => Ok((Some(nft), None)),
         (Choice::Auto, Err(KernelError::NoNfTables(error))) => {
             // Without iptables either, what is missing first is what to say.

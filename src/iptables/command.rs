@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -201,6 +202,8 @@ fn find(names: &[String]) -> Result<PathBuf, CommandError> {
 
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
+    // In a group of its own, so that what ends us by a signal to ours lets it come to its end.
+    command.process_group(0);
     command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C").current_dir("/");
     command
 }

@@ -38,6 +38,22 @@ const BLOCKS: [u32; 6] = [65_536, 4_096, 512, 64, 8, 1];
 /// How many bits of an address one split looks at.
 const BITS: u8 = 4;
 
+/// An address of a packet.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Destination,
+    Source,
+}
+
+impl End {
+    fn of(self, rule: &Rule) -> Option<IpNetwork> {
+        match self {
+            Self::Destination => rule.destination,
+            Self::Source => rule.source,
+        }
+    }
+}
+
 /// Chains that are being laid out.
 pub(super) struct Tree<'a> {
     chains: &'a mut BTreeMap<Arc<str>, Chain>,
@@ -142,20 +158,20 @@ impl<'a> Tree<'a> {
     }
 
     fn by_bits(&mut self, group: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
-        let ends: [(&str, fn(&Rule) -> Option<IpNetwork>); 2] =
-            [("d", |rule| rule.destination), ("s", |rule| rule.source)];
-        for (end, network) in ends {
-            let Some(networks) = group.iter().map(network).collect::<Option<Vec<_>>>() else { continue };
+        for end in [End::Destination, End::Source] {
+            let Some(networks) = group.iter().map(|rule| end.of(rule)).collect::<Option<Vec<_>>>() else { continue };
             let Some(length) = distinguishing(&networks) else { continue };
             let mut parts: BTreeMap<IpNetwork, Vec<Rule>> = BTreeMap::new();
             for (rule, of) in group.into_iter().zip(networks) {
                 parts.entry(cut(of, length)).or_default().push(rule);
             }
             for (part, rules) in parts {
-                let mut guard = Rule::default();
-                *(if end == "d" { &mut guard.destination } else { &mut guard.source }) = Some(part);
-                let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {end} {part}")) >> 16);
-                self.child(guard, name, rules, out);
+                let guard = match end {
+                    End::Destination => Rule { destination: Some(part), ..Rule::default() },
+                    End::Source => Rule { source: Some(part), ..Rule::default() },
+                };
+                let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {end:?} {part}")) >> 16);
+                self.child_of_network(guard, name, rules, out);
             }
             return;
         }
@@ -164,10 +180,20 @@ impl<'a> Tree<'a> {
     }
 
     /// Adds a chain that is asked where `guard` matches.
-    fn child(&mut self, mut guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
+    fn child(&mut self, guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
         let mut inside = Vec::new();
         self.fill(rules, &name, &mut inside);
-        let mut name = name;
+        self.put(guard, name, inside, out);
+    }
+
+    /// The same, of rules that have their ports in common.
+    fn child_of_network(&mut self, guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
+        let mut inside = Vec::new();
+        self.by_network(rules, &name, &mut inside);
+        self.put(guard, name, inside, out);
+    }
+
+    fn put(&mut self, mut guard: Rule, mut name: String, inside: Vec<Rule>, out: &mut Vec<Rule>) {
         // Two hashes may be the same; no other two names can.
         while let Entry::Occupied(_) = self.chains.entry(name.as_str().into()) {
             name = format!("{}{:012x}", self.prefix, hash(&name) >> 16);
