@@ -1,6 +1,7 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use super::{Choice, Engine, EngineError, Home, Plan, Switches, kernel};
+use super::backend::Backend;
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Switches, Work, kernel, plan};
 use crate::model::Asked;
 use crate::netfilter::sysctl;
 use crate::store::{State, Unusable};
@@ -34,7 +35,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     let switches = Switches::of(&mut after, &before)?;
     let mut during = switches.during(&after);
     during.iptables.extend(before.iptables.iter().chain(engine.variant().as_ref()));
-    engine.keep(&during)?;
+    let first = keep_and_plan(engine, &during, &after.asked)?;
     let mut given_back = match switches.before_commit() {
         Ok(given_back) => given_back,
         Err(error) => {
@@ -42,7 +43,9 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             return Err(error);
         }
     };
-    match to_kernel(engine, &after.asked).or_else(|error| fall_back(engine, &mut during, &mut after, error)) {
+    match to_kernel(engine, &after.asked, Some(first))
+        .or_else(|error| fall_back(engine, &mut during, &mut after, error))
+    {
         Ok((plan, messages)) => {
             // From here on it is done, and an error can only say what does not look so.
             let moved_from = engine.leave_others()?;
@@ -62,14 +65,57 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     }
 }
 
-fn to_kernel(engine: &mut Engine, asked: &Asked) -> Result<(Plan, Vec<String>), EngineError> {
-    for _ in 0..ATTEMPTS {
-        let plan = engine.plan(asked)?;
-        if plan.is_empty() {
-            return Ok((plan, Vec::new()));
+/// Keeps a state, and meanwhile decides what must be sent.
+fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(Live, Work), EngineError> {
+    let before = engine.state.clone();
+    let (store, backend) = (&engine.store, &mut engine.backend);
+    let (kept, decided) =
+        together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || decide(backend, asked));
+    kept?;
+    engine.state = during.clone();
+    match decided {
+        Ok(decided) => Ok(decided),
+        Err(error) => {
+            engine.keep(&before)?;
+            Err(error)
         }
-        if let Some(messages) = engine.backend.carry_out(&plan.work)? {
-            return Ok((plan, messages));
+    }
+}
+
+/// Does two things at once, the first in a thread of its own.
+fn together<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+    })
+}
+
+fn decide(backend: &mut Backend, asked: &Asked) -> Result<(Live, Work), EngineError> {
+    let live = backend.live()?;
+    let work = backend.work(&live, asked)?;
+    Ok((live, work))
+}
+
+/// Has the kernel hold what is asked. `first` is what was decided already.
+fn to_kernel(
+    engine: &mut Engine,
+    asked: &Asked,
+    mut first: Option<(Live, Work)>,
+) -> Result<(Plan, Vec<String>), EngineError> {
+    for _ in 0..ATTEMPTS {
+        let (live, work) = match first.take() {
+            Some(decided) => decided,
+            None => decide(&mut engine.backend, asked)?,
+        };
+        if work.is_empty() {
+            return Ok((Plan::new(&live, asked, work), Vec::new()));
+        }
+        // What it means is put into words while the kernel is at work.
+        let backend = &mut engine.backend;
+        let (steps, sent) = together(|| plan::steps(&live, asked), || backend.carry_out(&work));
+        if let Some(messages) = sent? {
+            return Ok((Plan { steps, work }, messages));
         }
     }
     Err(EngineError::Busy)
@@ -90,7 +136,7 @@ fn fall_back(
     let unusable = Some(Unusable { kernel: kernel(), why });
     (during.unusable, after.unusable) = (unusable.clone(), unusable);
     engine.keep(during)?;
-    to_kernel(engine, &after.asked)
+    to_kernel(engine, &after.asked, None)
 }
 
 /// What the kernel's nf_tables lacks, where that is why it refused something: an expression that it was built without, or

@@ -68,7 +68,8 @@ impl Plan {
     }
 }
 
-fn steps(live: &Live, asked: &Asked) -> Vec<Step> {
+/// What becomes of each rule, where something must change.
+pub(super) fn steps(live: &Live, asked: &Asked) -> Vec<Step> {
     let lifted = live.lift();
     let mut steps = forwards(&lifted.asked, asked);
     let networks = |asked: &Asked| shown(asked.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
