@@ -8,15 +8,18 @@ fn many(count: u32) -> String {
 
 /// Runs the program under strace and gives the sizes of what it sent in batches.
 fn batches(net: &Net, arguments: &[&str]) -> Vec<usize> {
-    let log = net.state.path().join("strace");
+    // A file for each thread, so that no line is torn.
+    let directory = tempfile::tempdir().expect("directory");
+    let log = directory.path().join("strace");
     let said: Said = net.in_host(|| {
         let mut command = Command::new("strace");
-        command.args(["-f", "-e", "trace=sendto,sendmsg", "-o"]).arg(&log).arg(PORTFWD);
+        command.args(["-ff", "-e", "trace=sendto,sendmsg", "-o"]).arg(&log).arg(PORTFWD);
         command.arg("--state-dir").arg(net.state.path()).args(arguments);
         command.output().expect("strace is installed").into()
     });
     assert_eq!(said.code, 0, "{said:?}");
-    let text = std::fs::read_to_string(&log).expect("log");
+    let logs = std::fs::read_dir(directory.path()).expect("logs").flatten();
+    let text: String = logs.map(|log| std::fs::read_to_string(log.path()).expect("log")).collect();
     // A batch begins with message type 0x10, NFNL_MSG_BATCH_BEGIN.
     let batch = |line: &&str| line.contains("NFNL_MSG_BATCH_BEGIN") || line.contains("nlmsg_type=0x10,");
     let size = |line: &str| line.rsplit_once("= ").and_then(|(_, size)| size.trim().parse().ok()).expect("a size");

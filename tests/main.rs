@@ -4,6 +4,8 @@
 mod cli;
 /// The examples of the documentation, with real packets.
 mod docs;
+/// The iptables backend on hosts of either variant: packets, other writers, accidents.
+mod iptables;
 /// What others see of our table: `nft`, message counts, round trips with the kernel.
 mod kernel;
 /// How the code is laid out: arrows between rooms, where unsafe is.

@@ -4,6 +4,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use portfwd::iptables::command::Variant;
 use portfwd::lab::{Links, Netns};
 
 /// The program under test.
@@ -114,6 +115,54 @@ impl Net {
             command.args(["--state-dir", &state]).args(arguments).current_dir(root());
             command.output().expect("the program starts").into()
         })
+    }
+
+    /// Runs a program in the host's namespace, where its `iptables` is of this variant, as update-alternatives(1) makes it
+    /// one. `before` is run by a shell first, with private mounts.
+    pub fn with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Said {
+        let script = format!(
+            "set -e; d=$(mktemp -d); cp -a /etc/alternatives/. $d; mount --bind $d /etc/alternatives
+             for p in iptables ip6tables; do ln -sfn /usr/sbin/$p-{} $d/$p; done
+             {before}
+             exec \"$@\"",
+            variant.name()
+        );
+        self.in_host(|| {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
+            // What is mounted is gone with the namespace, but not the directory below it.
+            command.env("TMPDIR", self.state.path());
+            command.output().expect("unshare is installed").into()
+        })
+    }
+
+    /// Runs our program with `--backend iptables` on such a host; it must succeed.
+    pub fn chains(&self, variant: Variant, arguments: &[&str]) -> Said {
+        let said = self.try_chains(variant, arguments);
+        assert_eq!(said.code, 0, "{variant:?} {arguments:?}: {said:?}");
+        said
+    }
+
+    /// The same, whatever comes of it.
+    pub fn try_chains(&self, variant: Variant, arguments: &[&str]) -> Said {
+        let state = self.state.path().to_string_lossy().into_owned();
+        let ours = [&["--state-dir", &state, "--backend", "iptables"], arguments].concat();
+        self.with(variant, "", PORTFWD, &ours)
+    }
+
+    /// What iptables-save prints of both families, without its remarks.
+    pub fn saved(&self, variant: Variant) -> String {
+        let save = |word: &str| {
+            let program = format!("{word}-{}-save", variant.name());
+            let said: Said = self.in_host(|| Command::new(&program).output().expect("iptables is installed").into());
+            assert_eq!(said.code, 0, "{said:?}");
+            said.stdout
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+        };
+        save("iptables") + &save("ip6tables")
     }
 
     /// The same, and it must succeed.

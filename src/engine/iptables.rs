@@ -129,7 +129,7 @@ impl Iptables {
     ) -> Result<Option<Vec<String>>, EngineError> {
         let mut lines = Vec::new();
         for (family, changes) in changes {
-            let text = restore::text(changes, *family);
+            let text = restore::text(changes, *family, self.variant());
             match self.restore(*family, &text) {
                 Ok(()) => lines.extend(text.lines().map(str::to_owned)),
                 Err(EngineError::Iptables(CommandError::Refused { .. })) if self.changed_since(before, *family) => {
@@ -170,7 +170,7 @@ impl Iptables {
         for family in Family::ALL {
             let changes = diff(now.of(family), before.of(family));
             if !changes.is_empty() {
-                self.restore(family, &restore::text(&changes, family))
+                self.restore(family, &restore::text(&changes, family, self.variant()))
                     .map_err(|error| EngineError::Half { family, error: Box::new(error) })?;
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::program::{Attached, Chain, Contents, Half, Hook, Table};
+use super::program::{Attached, Chain, Contents, Half, Hook, Policy, Table};
 use super::rule::Rule;
 use crate::model::Counter;
 
@@ -18,6 +18,8 @@ pub struct TableChanges {
     pub write: Vec<(Arc<str>, Chain)>,
     /// Chains that go.
     pub remove: Vec<Arc<str>>,
+    /// The policies of the built-in chains, which do not change.
+    pub policies: Vec<Policy>,
 }
 
 impl TableChanges {
@@ -55,7 +57,7 @@ pub fn diff(live: &Half, wanted: &Half) -> Changes {
 }
 
 fn of_table(live: &Contents, wanted: &Contents) -> TableChanges {
-    let mut changes = TableChanges::default();
+    let mut changes = TableChanges { policies: live.policies.clone(), ..TableChanges::default() };
     for hook in Hook::ALL {
         match (live.hooks.get(&hook), wanted.hooks.get(&hook)) {
             (Some(now), Some(_)) if *now == Attached::ONCE => {}
@@ -125,6 +127,7 @@ mod tests {
         Contents {
             chains: chains.iter().map(|(name, jumps)| ((*name).into(), chain(jumps))).collect(),
             hooks: [(Hook::Prerouting, Attached::ONCE)].into(),
+            policies: Vec::new(),
         }
     }
 
@@ -159,7 +162,7 @@ mod tests {
         let full = Half {
             mangle: Contents {
                 chains: [("PORTFWD.FORWARD".into(), vec![Rule::to(Target::Drop)].into())].into(),
-                hooks: [].into(),
+                ..Contents::default()
             },
             nat: contents(&[]),
         };

@@ -101,6 +101,18 @@ impl Chain {
     }
 }
 
+/// What becomes of what a built-in chain lets pass, and how much that was; not ours, but iptables-legacy sets the count to
+/// zero with every change to the table unless it is said again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The built-in chain.
+    pub chain: String,
+    /// `ACCEPT` or `DROP`.
+    pub policy: String,
+    /// What it counted.
+    pub counter: Counter,
+}
+
 /// What is ours of one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -108,10 +120,12 @@ pub struct Contents {
     pub chains: BTreeMap<Arc<str>, Chain>,
     /// Where built-in chains jump to them.
     pub hooks: BTreeMap<Hook, Attached>,
+    /// The policies of the built-in chains, as far as they were read from a kernel.
+    pub policies: Vec<Policy>,
 }
 
 impl Contents {
-    /// Whether nothing is there.
+    /// Whether nothing of ours is there.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()
     }

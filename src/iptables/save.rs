@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::program::{Attached, Half, Hook, PREFIX, Table};
+use super::program::{Attached, Half, Hook, PREFIX, Policy, Table};
 use super::rule::{LabelNames, Rule};
 use crate::model::{Counter, Family};
 
@@ -35,8 +35,11 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
             met.clear();
         } else if let Some(chain) = line.strip_prefix(':') {
             let name = chain.split(' ').next().unwrap_or_default();
-            if let Some(table) = table.filter(|_| name.starts_with(PREFIX)) {
-                half.of_mut(table).chains.entry(name.into()).or_default();
+            if let Some(table) = table {
+                if name.starts_with(PREFIX) {
+                    half.of_mut(table).chains.entry(name.into()).or_default();
+                }
+                half.of_mut(table).policies.extend(policy(chain));
             }
         } else if let Some(table) = table.filter(|_| line != "COMMIT" && !line.is_empty()) {
             let (counter, chain, rest) = appended(line).ok_or_else(|| SaveError::Line(at + 1, line.to_owned()))?;
@@ -67,6 +70,19 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
     Ok(half)
 }
 
+/// The parts of `PREROUTING ACCEPT [12:345]`; chains that are not built in have no policy.
+fn policy(text: &str) -> Option<Policy> {
+    let mut words = text.split(' ');
+    let (chain, policy) = (words.next()?.to_owned(), words.next().filter(|policy| *policy != "-")?.to_owned());
+    Some(Policy { chain, policy, counter: counter(words.next()?.strip_prefix('[')?.strip_suffix(']')?)? })
+}
+
+/// `12:345`.
+fn counter(text: &str) -> Option<Counter> {
+    let (packets, bytes) = text.split_once(':')?;
+    Some(Counter { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? })
+}
+
 /// ``# Table `nat' is incompatible, use 'nft' tool.`` stands in the place of such a table.
 fn incompatible(comment: &str) -> Result<(), SaveError> {
     let name = comment.strip_prefix(" Table `").and_then(|rest| rest.split_once("' is incompatible"));
@@ -83,8 +99,7 @@ fn appended(line: &str) -> Option<(Counter, &str, &str)> {
     let (counter, rest) = match line.strip_prefix('[') {
         Some(rest) => {
             let (counts, rest) = rest.split_once("] ")?;
-            let (packets, bytes) = counts.split_once(':')?;
-            (Counter { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? }, rest)
+            (counter(counts)?, rest)
         }
         None => (Counter::default(), line),
     };
@@ -122,6 +137,9 @@ COMMIT
     fn only_what_is_ours_is_read() {
         let half = parse(SAVED, Family::Ipv4, &LabelNames::default()).expect("a dump");
         assert!(half.mangle.is_empty());
+        let policies: Vec<(&str, u64)> =
+            half.nat.policies.iter().map(|policy| (policy.chain.as_str(), policy.counter.packets)).collect();
+        assert_eq!(policies, [("PREROUTING", 1), ("OUTPUT", 0)]);
         assert_eq!(half.nat.hooks.get(&Hook::Prerouting), Some(&Attached { first: false, times: 1 }));
         // What jumps under a condition is somebody else's wish.
         assert_eq!(half.nat.hooks.len(), 1);

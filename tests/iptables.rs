@@ -1,0 +1,394 @@
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use portfwd::iptables::command::Variant;
+
+use crate::support::{Net, PORTFWD, Said, ask, feed, file, portfwd, privileged, root};
+
+const BOTH: [Variant; 2] = Variant::ALL;
+
+/// Feeds a table to the host's iptables-restore, as somebody else.
+fn others(net: &Net, variant: Variant, word: &str, text: &str) {
+    net.in_host(|| feed(&format!("{word}-{}-restore", variant.name()), &["--noflush", "--wait"], text));
+}
+
+#[test]
+fn examples_are_applied_listed_and_flushed() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    for variant in BOTH {
+        for entry in std::fs::read_dir(root().join("rules")).expect("rules").flatten() {
+            let path = entry.path().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).expect("readable");
+            if text.contains("\npriority = ") {
+                assert_eq!(net.try_chains(variant, &["apply", &path]).code, 5, "{path}");
+                continue;
+            }
+            let said = net.chains(variant, &["-v", "apply", &path]);
+            let word = if variant == Variant::Nft { "(nf_tables)" } else { "(legacy)" };
+            assert!(said.stderr.contains("the backend is iptables v") && said.stderr.contains(word), "{said:?}");
+            let planned = net.chains(variant, &["plan", "--detailed-exitcode", &path]);
+            assert_eq!(planned.stdout, "0 to add, 0 to change, 0 to remove\n", "{variant:?} {path}");
+            let list = net.chains(variant, &["list"]).stdout;
+            assert!(list.contains("live") && !list.contains("missing") && !list.contains("foreign"), "{path}: {list}");
+            let other = BOTH.into_iter().find(|other| *other != variant).expect("two");
+            assert!(!net.saved(other).contains("PORTFWD"), "{variant:?} {path}");
+            net.chains(variant, &["flush"]);
+            assert!(!net.saved(variant).contains("PORTFWD"), "{variant:?} {path}");
+        }
+    }
+    // What is ours in nftables stayed as it was: nothing.
+    assert!(!net.nft(&["list", "tables"]).stdout.contains("portfwd"));
+}
+
+#[test]
+fn one_forward_from_add_to_rm() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        net.serve("172.17.0.3:80", false);
+        net.serve("[fd00:17::3]:80", false);
+        assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
+        net.chains(variant, &["add", "8080", "172.17.0.3:80", "--comment", "it's $(id) \\ `x`"]);
+        net.chains(variant, &["add", "8080", "[fd00:17::3]:80"]);
+        assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+        assert_eq!(net.tcp("[2001:db8::1]:8080"), "[fd00:17::3]:80 saw 2001:db8::2");
+        // What was counted is still there when another forward comes into the same chain.
+        net.chains(variant, &["add", "8081", "172.17.0.3:80"]);
+        let list = net.chains(variant, &["list", "--json"]).stdout;
+        assert_eq!(list.matches(r#""packets":1,"#).count(), 2, "{list}");
+        assert!(list.contains(r#""generation":null"#) && list.contains(r#""comment":"it's $(id) \\ `x`""#), "{list}");
+        let again = net.chains(variant, &["add", "8081", "172.17.0.3:80"]);
+        assert!(again.stdout.starts_with("unchanged "), "{again:?}");
+        net.chains(variant, &["rm", "8080", "8081"]);
+        assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
+        assert!(!net.saved(variant).contains("PORTFWD"));
+    }
+}
+
+#[test]
+fn what_iptables_cannot_do_is_refused_with_its_place() {
+    let directory = tempfile::tempdir().expect("directory");
+    for (text, what, at) in [
+        ("[settings]\npriority = -110\n", "iptables cannot run at priority -110", ":2:"),
+        (
+            "[[forward]]\nlisten = \"80/udplite\"\nto = \"10.0.0.1:81\"\n",
+            "changes the port, and iptables rewrites no ports of UDP-Lite",
+            ":2:",
+        ),
+        (
+            "[[forward]]\nlisten = \"80\"\nto = \"10.0.0.1\"\ninterface = \"eth+\"\n",
+            "cannot name the interface `eth+`",
+            ":2:",
+        ),
+        ("[[network]]\nname = \"!br\"\nsubnet = [\"10.0.0.0/24\"]\n", "cannot name the interface `!br`", ":2:"),
+        ("[[masquerade]]\nout = \"a\\\"b\"\n", "cannot name the interface `a\"b`", ""),
+    ] {
+        let path = file(&directory, text);
+        let path = path.to_string_lossy();
+        let said = portfwd(&["--backend", "iptables", "check", &path]);
+        assert_eq!(said.code, 5, "{text}: {said:?}");
+        assert!(said.stderr.contains(what) && said.stderr.contains(at), "{text}: {said:?}");
+        let with_nft = portfwd(&["--backend", "nft", "check", &path]);
+        assert!(!with_nft.stderr.contains("iptables"), "{with_nft:?}");
+    }
+}
+
+/// Rules in an order in which those of the same family, table and chain stay as they are.
+fn ours(saved: &str) -> Vec<&str> {
+    saved.lines().filter(|line| line.contains("PORTFWD") || line.starts_with('*')).collect()
+}
+
+#[test]
+fn drift_is_shown_and_mended() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        let path = "rules/docker.toml";
+        net.chains(variant, &["apply", path]);
+        let whole = net.saved(variant);
+        for (word, drift) in [
+            ("iptables", "*nat\n-I PREROUTING 1 -p tcp -j ACCEPT\nCOMMIT\n"),
+            ("iptables", "*nat\n-D PREROUTING -j PORTFWD.PREROUTING\nCOMMIT\n"),
+            ("iptables", "*nat\n-A PREROUTING -j PORTFWD.PREROUTING\nCOMMIT\n"),
+            ("ip6tables", "*nat\n:PORTFWD-DOCKER - [0:0]\nCOMMIT\n"),
+            ("iptables", "*nat\n-A PORTFWD-DOCKER -p tcp -m tcp --sport 9 -j RETURN\nCOMMIT\n"),
+            ("iptables", "*mangle\n-F FORWARD\n-F PORTFWD.FORWARD\n-X PORTFWD.FORWARD\nCOMMIT\n"),
+            ("iptables", "*nat\n:PORTFWD-STRANGER - [0:0]\nCOMMIT\n"),
+        ] {
+            others(&net, variant, word, drift);
+            let planned = net.try_chains(variant, &["plan", "--detailed-exitcode", path]);
+            assert_eq!(planned.code, 3, "{variant:?} {drift}: {planned:?}");
+            net.chains(variant, &["apply", path]);
+            let now = net.saved(variant);
+            assert_eq!(ours(&now), ours(&whole), "{variant:?} {drift}");
+            let chain: Vec<&str> = now.lines().filter(|line| line.starts_with("-A PREROUTING")).collect();
+            assert_eq!(chain.first(), Some(&"-A PREROUTING -j PORTFWD.PREROUTING"), "{variant:?} {drift}");
+        }
+        // Nobody else's rule went.
+        assert!(net.saved(variant).contains("-A PREROUTING -p tcp -j ACCEPT"));
+    }
+}
+
+/// Connects again and again while `job` works, and gives how often that went right, and every answer that was wrong.
+fn while_connecting(net: &Net, job: impl FnOnce()) -> (u32, Vec<String>) {
+    let (stop, right) = (AtomicBool::new(false), AtomicU32::new(0));
+    let mut wrong = Vec::new();
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let connect = || {
+                let mut wrong = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match ask("192.0.2.1:8080".parse().expect("address"), false).as_str() {
+                        "172.17.0.3:80 saw 192.0.2.2" => drop(right.fetch_add(1, Ordering::Relaxed)),
+                        other => wrong.push(other.to_owned()),
+                    }
+                }
+                wrong
+            };
+            net.client.run(connect).expect("the client's namespace")
+        });
+        job();
+        stop.store(true, Ordering::Relaxed);
+        wrong = client.join().expect("ends");
+    });
+    (right.load(Ordering::Relaxed), wrong)
+}
+
+#[test]
+fn from_one_backend_to_another_no_connection_is_lost() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    let set = file(&net.state, "[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n");
+    let path = set.to_string_lossy();
+    net.ok(&["--backend", "nft", "apply", &path]);
+    let table = |net: &Net| net.nft(&["list", "tables"]).stdout.contains("inet portfwd");
+    let (right, wrong) = while_connecting(&net, || {
+        for _ in 0..3 {
+            for variant in BOTH {
+                let other = BOTH.into_iter().find(|other| *other != variant).expect("two");
+                let said = net.chains(variant, &["apply", &path]);
+                assert!(said.stderr.contains("note: the rules that"), "{said:?}");
+                assert!(net.saved(variant).contains("PORTFWD") && !net.saved(other).contains("PORTFWD"));
+                assert!(!table(&net));
+            }
+            net.ok(&["--backend", "nft", "apply", &path]);
+            assert!(table(&net) && !BOTH.into_iter().any(|variant| net.saved(variant).contains("PORTFWD")));
+        }
+    });
+    assert_eq!(wrong, [""; 0], "{right} went right");
+    assert!(right > 20, "{right}");
+}
+
+#[test]
+fn a_change_is_seen_whole() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        net.serve("172.17.0.3:80", false);
+        net.chains(variant, &["add", "8080", "172.17.0.3:80"]);
+        let (right, wrong) = while_connecting(&net, || {
+            for port in 9000..9010 {
+                net.chains(variant, &["add", &port.to_string(), "172.17.0.3:80"]);
+            }
+        });
+        assert_eq!(wrong, [""; 0], "{variant:?}: {right} went right");
+        assert!(right > 20, "{right}");
+    }
+}
+
+/// The rules of one family and table that are ours, in order.
+fn part<'a>(saved: &'a str, family: usize, table: &str) -> Vec<&'a str> {
+    let mut tables = saved.split_inclusive("COMMIT\n").filter(|text| text.starts_with(&format!("*{table}\n")));
+    tables.nth(family).map(ours).unwrap_or_default()
+}
+
+#[test]
+fn killed_anywhere_each_family_has_the_old_or_the_new_rules() {
+    if !privileged() {
+        return;
+    }
+    let text = |ports: &str| {
+        format!(
+            "[[forward]]\nlisten = \"{ports}\"\nto = \"172.17.0.3\"\n[[forward]]\nlisten = \"{ports}\"\nto = \"fd00:17::3\"\n"
+        )
+    };
+    for variant in BOTH {
+        let net = Net::new();
+        let [old, new] = ["80,8000-8010", "443,9000-9010"].map(|ports| {
+            let path = net.state.path().join("set.toml");
+            std::fs::write(&path, text(ports)).expect("written");
+            net.chains(variant, &["apply", &path.to_string_lossy()]);
+            (ports, net.saved(variant))
+        });
+        let path = net.state.path().join("set.toml");
+        let apply = |ports: &str| {
+            std::fs::write(&path, text(ports)).expect("written");
+            net.chains(variant, &["apply", &path.to_string_lossy()])
+        };
+        let mut kills = 0;
+        // The state is written by a thread of its own. What portfwd starts is not killed with it: it makes none of the calls
+        // that are followed.
+        for (follow, call) in [
+            ("-ff", "fdatasync"),
+            ("-ff", "pwrite64"),
+            ("-D", "clone3"),
+            ("-D", "wait4"),
+            ("-D", "ftruncate"),
+            ("-D", "write"),
+            ("-D", "lseek"),
+            ("-D", "flock"),
+        ] {
+            for when in [1, 2, 4, 7, 12, 20] {
+                apply(old.0);
+                std::fs::write(&path, text(new.0)).expect("written");
+                let state = net.state.path().to_string_lossy().into_owned();
+                let inject = format!("inject={call}:signal=KILL:when={when}");
+                let arguments = [follow, "-o", "/dev/null", "-e", &inject, PORTFWD];
+                let command = ["--state-dir", &state, "--backend", "iptables", "apply", &path.to_string_lossy()];
+                let said = net.with(variant, "", "strace", &[&arguments[..], &command].concat());
+                if said.code == 0 {
+                    break;
+                }
+                kills += 1;
+                // Whoever comes next waits for what is still at work.
+                let next = net.try_chains(variant, &["add", "--dry-run", "1", ":2"]);
+                assert_eq!(next.code, 0, "{next:?}");
+                let now = net.saved(variant);
+                for family in 0..2 {
+                    let [now, old, new] = [&now, &old.1, &new.1].map(|saved| part(saved, family, "nat"));
+                    assert!(now == old || now == new, "{variant:?} {call} {when}: {now:#?}");
+                }
+                net.chains(variant, &["apply", &path.to_string_lossy()]);
+                assert_eq!(ours(&net.saved(variant)), ours(&new.1), "{variant:?} {call} {when}");
+            }
+        }
+        assert!(kills > 20, "{variant:?}: {kills}");
+    }
+}
+
+/// What iptables-save printed without what built-in chains let pass, and the packets of that.
+fn split(saved: &str) -> (Vec<&str>, Vec<u64>) {
+    let policies = saved.lines().filter_map(|line| line.strip_prefix(':')?.split_once(" ACCEPT ["));
+    let packets = |(_, counts): (&str, &str)| counts.split(':').next()?.parse().ok();
+    (saved.lines().filter(|line| !line.contains(" ACCEPT [")).collect(), policies.filter_map(packets).collect())
+}
+
+#[test]
+fn where_the_second_family_is_refused_the_first_is_put_back() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        net.serve("172.17.0.3:80", false);
+        let set = |chain: &str| {
+            format!(
+                "[[network]]\nname = \"docker0\"\nsubnet = [\"172.17.0.0/16\", \"fd00:17::/64\"]\nchain = \"{chain}\"\n[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n[[forward]]\nlisten = \"8080\"\nto = \"[fd00:17::3]:80\"\n"
+            )
+        };
+        let path = net.state.path().join("set.toml");
+        std::fs::write(&path, set("ONE")).expect("written");
+        net.chains(variant, &["apply", &path.to_string_lossy()]);
+        assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+        // Somebody asks our chain from his own, so it cannot go.
+        others(&net, variant, "ip6tables", "*nat\n:THEIRS - [0:0]\n-A THEIRS -j PORTFWD-ONE\nCOMMIT\n");
+        let counted = |net: &Net| net.chains(variant, &["list", "--json"]).stdout;
+        let (before, list) = (net.saved(variant), counted(&net));
+        std::fs::write(&path, set("OTHER")).expect("written");
+        let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
+        assert_eq!(said.code, 1, "{variant:?}: {said:?}");
+        assert!(said.stderr.contains("PORTFWD-ONE") && said.stderr.contains("refused"), "{said:?}");
+        assert_eq!(counted(&net), list, "what was counted");
+        let after = net.saved(variant);
+        let (before, after) = (split(&before), split(&after));
+        assert_eq!(after.0, before.0, "{variant:?}");
+        // Others' packets go on being counted.
+        assert!(before.1.iter().zip(&after.1).all(|(before, after)| before <= after), "{variant:?}");
+    }
+}
+
+#[test]
+fn a_lock_of_others_is_waited_for_with_a_limit() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.chains(Variant::Legacy, &["add", "80", "172.17.0.3"]);
+    let before = net.saved(Variant::Legacy);
+    let state = net.state.path().to_string_lossy().into_owned();
+    let start = Instant::now();
+    // The lock file of this host is left alone.
+    let hold = "mount -t tmpfs none /run
+        (exec 9>/run/xtables.lock; flock 9; exec sleep 60) >/dev/null 2>&1 & holder=$!
+        until ! flock -n /run/xtables.lock true; do sleep 0.01; done";
+    let script = format!("{hold}; (\"$@\"); code=$?; kill -9 $holder; exit $code");
+    let arguments =
+        ["-c", &script, "sh", PORTFWD, "--state-dir", &state, "--backend", "iptables", "add", "81", "172.17.0.3"];
+    let said = net.with(Variant::Legacy, "", "sh", &arguments);
+    assert_eq!(said.code, 75, "{said:?}");
+    assert!(said.stderr.contains("another program has been changing the rules"), "{said:?}");
+    assert!(start.elapsed() > Duration::from_secs(4) && start.elapsed() < Duration::from_secs(30));
+    assert_eq!(net.saved(Variant::Legacy), before);
+    let list = net.chains(Variant::Legacy, &["list"]).stdout;
+    assert!(!list.contains("81/tcp"), "{list}");
+}
+
+#[test]
+fn without_nf_tables_iptables_does_the_work() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    let state = net.state.path().to_string_lossy().into_owned();
+    // The first socket is the one that nf_tables would be asked by.
+    let arguments = ["-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT:when=1", PORTFWD];
+    let run = |ours: &[&str]| {
+        net.with(Variant::Legacy, "", "strace", &[&arguments, &["--state-dir", &state][..], ours].concat())
+    };
+    let said = run(&["add", "8080", "172.17.0.3:80"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let note = "note: this kernel has no nf_tables; iptables-legacy is used instead";
+    assert!(said.stderr.contains(note), "{said:?}");
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    assert!(run(&["list"]).stdout.contains("live"));
+    let asked_for = run(&["--backend", "nft", "list"]);
+    assert_eq!(asked_for.code, 5, "{asked_for:?}");
+}
+
+#[test]
+fn nothing_of_the_callers_decides_what_runs() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let evil = net.state.path().join("evil");
+    std::fs::create_dir(&evil).expect("made");
+    let marker = net.state.path().join("marker");
+    for name in ["iptables", "iptables-nft-save", "iptables-nft-restore", "sh", "modprobe"] {
+        let path = evil.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\ntouch {}\n", marker.display())).expect("written");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    }
+    let said: Said = net.in_host(|| {
+        let mut command = Command::new(PORTFWD);
+        command.arg("--state-dir").arg(net.state.path()).args(["--backend", "iptables", "add", "80", "172.17.0.3"]);
+        command.env("PATH", &evil).env("XTABLES_LIBDIR", &evil).env("XTABLES_LOCKFILE", "/nowhere/lock");
+        command.output().expect("the program starts").into()
+    });
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!marker.exists());
+}
