@@ -1,13 +1,14 @@
 //! What portfwd costs: a bench a module, each against something that is measured in the same run, alternating.
 //!
 //! `cargo bench` runs all, `cargo bench -- connection` those whose names are given; with `--quick` connections take a
-//! quarter of the time and are less exact. Only ratios of one run mean anything. Needs root and `nft`; everything happens
+//! quarter of the time and are less exact. Only ratios of one run mean anything. Needs root, `nft` and both variants of iptables; everything happens
 //! in network namespaces that are made for it.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 mod apply;
 mod connection;
+mod host;
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

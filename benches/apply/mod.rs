@@ -1,4 +1,4 @@
-//! Whole processes compared with `nft -f` in one run, in a network namespace that is made for it.
+//! Whole processes compared with `nft -f`, and with iptables-restore, in one run, in a network namespace that is made for it.
 //!
 //! Prints for each number of forwards N: the medians of several runs of each, alternating, their ratio, and, where GNU
 //! time(1) is installed, the ratio of their peak memories. Only ratios of one run mean anything. Needs root and `nft`.
@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Instant;
 
+use portfwd::iptables::command::Variant;
 use portfwd::lab::Netns;
 
 use crate::median;
@@ -63,8 +64,55 @@ fn peak(namespace: &Netns, program: &str, arguments: &[&str]) -> Option<f64> {
     String::from_utf8_lossy(&output.stderr).lines().last()?.trim().parse().ok()
 }
 
+/// One rule a forward in one chain, as others write them.
+fn plain(count: u32) -> String {
+    let mut text = "*nat\n:RIVAL - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j RIVAL\n".to_owned();
+    for n in 1..=count {
+        let written = writeln!(text, "-A RIVAL -p tcp --dport {n} -j DNAT --to-destination {}:80", target(n));
+        written.expect("text grows");
+    }
+    text + "COMMIT\n"
+}
+
 /// Measures and prints.
 pub fn bench() {
+    with_nft();
+    println!("{:<28} {:>12} {:>12} {:>8}", "apply/iptables-VARIANT/N", "restore (s)", "portfwd (s)", "ratio");
+    for variant in Variant::ALL {
+        for count in CHAINS {
+            crate::host::with(variant, || with_iptables(variant, count));
+        }
+    }
+}
+
+/// How many forwards are compared with iptables-restore.
+const CHAINS: [u32; 3] = [1, 6_000, 60_000];
+
+fn with_iptables(variant: Variant, count: u32) {
+    let namespace = Netns::new().expect("run as root");
+    let directory = tempfile::tempdir().expect("directory");
+    let state = directory.path().join("state").to_string_lossy().into_owned();
+    let (set, rules) = (directory.path().join("bench.toml"), directory.path().join("rival.rules"));
+    std::fs::write(&set, rule_set(count)).expect("written");
+    std::fs::write(&rules, plain(count)).expect("written");
+    let (set, rules) = (set.to_string_lossy(), rules.to_string_lossy());
+    let restore = format!("/usr/sbin/iptables-{}-restore", variant.name());
+    let (mut mine, mut rival) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        rival.push(run(&namespace, &restore, &["--noflush", &rules]));
+        for table in ["-F", "-X"] {
+            run(&namespace, &format!("/usr/sbin/iptables-{}", variant.name()), &["-t", "nat", table]);
+        }
+        let ours = ["--state-dir", &state, "--backend", "iptables"];
+        mine.push(run(&namespace, env!("CARGO_BIN_EXE_portfwd"), &[&ours[..], &["apply", &set]].concat()));
+        run(&namespace, env!("CARGO_BIN_EXE_portfwd"), &[&ours[..], &["flush"]].concat());
+    }
+    let (rival, mine) = (median(rival), median(mine));
+    let name = format!("apply/iptables-{}/{count}", variant.name());
+    println!("{name:<28} {rival:>12.4} {mine:>12.4} {:>8.2}", mine / rival);
+}
+
+fn with_nft() {
     let namespace = Netns::new().expect("run as root");
     let directory = tempfile::tempdir().expect("directory");
     let state = directory.path().join("state").to_string_lossy().into_owned();

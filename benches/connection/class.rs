@@ -95,6 +95,20 @@ fn range(number: u16) -> u16 {
     FIRST_OWN + number * WIDTH
 }
 
+/// A rule set with so many forwards of single ports.
+pub fn singles(count: u16) -> String {
+    let mut text = String::new();
+    for port in FIRST_OWN..FIRST_OWN + count {
+        forward(&mut text, Class { address: false, interface: false, from: None }, port);
+    }
+    text
+}
+
+/// The last ports of these.
+pub fn last_singles(count: u16) -> Vec<u16> {
+    (FIRST_OWN + count.saturating_sub(OWN)..FIRST_OWN + count).collect()
+}
+
 /// A rule set with one forward, of the simplest class.
 pub fn one_forward(port: u16) -> String {
     let mut text = String::new();

@@ -5,8 +5,9 @@
 //! that is asked last, to the last forwards of each. With thousands of ranges of ports, they go through the last ranges.
 //! Both hosts stand side by side and take turns; a connection is connected and reset (`SO_LINGER` 0).
 //!
-//! Prints the medians of the slices, their ratio, and how many rules of the table rewrite destinations: at most one for each
-//! class and kind of ports, however many forwards there are.
+//! Prints the medians of the slices, their ratio, and for nftables how many rules of the table rewrite destinations: at most
+//! one for each class and kind of ports, however many forwards there are. With iptables there is one for each forward, and
+//! what counts is how few of them a connection meets.
 //!
 //! Be aware: the client is in all prefixes, but meets a forward of one class only. A class's misses cost what they cost
 //! anybody; the conntrack table is shared by all namespaces, so both sides pay for what it grows by.
@@ -14,8 +15,10 @@
 mod class;
 mod net;
 
+use portfwd::iptables::command::Variant;
+
 use crate::median;
-use class::{classes, last_ranges, one_forward, own_ports, ranges, rule_set};
+use class::{classes, last_ranges, last_singles, one_forward, own_ports, ranges, rule_set, singles};
 use net::{CONNECTIONS, Net};
 
 /// The port of the only forward that the other host has.
@@ -53,11 +56,26 @@ pub fn bench(quick: bool) {
         });
         measure(&rule_set(&classes, count), classes.len() * usize::from(count), classes.len(), ways.into(), rounds);
     }
+    for variant in Variant::ALL {
+        crate::host::with(variant, || with_iptables(variant, rounds));
+    }
     for count in [1, 1_000, 3_000] {
         let name = format!("connection/nft/ranges/{count}");
         let way = Way { name, class: "-".into(), ports: last_ranges(count) };
         // Of a range sent to one port, whole blocks are in one map and the ports around them in another.
         measure(&ranges(count), usize::from(count), 2, vec![way], rounds);
+    }
+}
+
+/// Connections through the last of many forwards of single ports, with a variant of iptables on both hosts.
+fn with_iptables(variant: Variant, rounds: usize) {
+    for count in [1, 6_000, 60_000] {
+        let (mut one, mut all) = (Net::new(), Net::new());
+        one.apply_with("iptables", &one_forward(ONE));
+        all.apply_with("iptables", &singles(count));
+        let name = format!("connection/iptables-{}/{count}", variant.name());
+        let way = Way { name, class: "-".into(), ports: last_singles(count) };
+        compare(&mut one, &mut all, usize::from(count), None, vec![way], rounds);
     }
 }
 
@@ -68,6 +86,11 @@ fn measure(rule_set: &str, forwards: usize, most: usize, ways: Vec<Way>, rounds:
     let table = all.table();
     let rules = table.lines().filter(|line| line.contains("dnat")).count();
     assert!(rules <= most, "{rules} rules, not {most} at most:\n{table}");
+    compare(&mut one, &mut all, forwards, Some(rules), ways, rounds);
+}
+
+fn compare(one: &mut Net, all: &mut Net, forwards: usize, rules: Option<usize>, ways: Vec<Way>, rounds: usize) {
+    let rules = rules.map_or_else(|| "-".to_owned(), |rules| rules.to_string());
     let mut slices: Vec<_> = ways.into_iter().map(|way| (way, Vec::new(), Vec::new())).collect();
     for _ in 0..rounds {
         for (way, of_one, of_all) in &mut slices {

@@ -75,11 +75,16 @@ impl Net {
 
     /// Makes a rule set live on the host.
     pub fn apply(&self, rule_set: &str) {
+        self.apply_with("nft", rule_set);
+    }
+
+    /// The same with a backend of one's choice.
+    pub fn apply_with(&self, backend: &str, rule_set: &str) {
         let file = self.state.path().join("bench.toml");
         std::fs::write(&file, rule_set).expect("written");
         let state = self.state.path().join("state");
         let mut command = Command::new(env!("CARGO_BIN_EXE_portfwd"));
-        command.arg("--state-dir").arg(&state).arg("apply").arg(&file);
+        command.arg("--state-dir").arg(&state).args(["--backend", backend, "apply"]).arg(&file);
         self.in_host(command);
     }
 

@@ -1,6 +1,7 @@
 //! Which part of the kernel holds the rules, and one way to speak to either.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::iptables::Iptables;
 use super::{EngineError, Live, nft};
@@ -69,9 +70,9 @@ pub enum Work {
         /// What would be written, by family.
         changes: Vec<(Family, ChainChanges)>,
         /// What the kernel will hold.
-        program: Chains,
+        program: Arc<Chains>,
         /// What it held when that was decided.
-        before: Chains,
+        before: Arc<Chains>,
     },
 }
 
@@ -113,7 +114,7 @@ impl Backend {
                 let (program, generation) = decode(connection)?;
                 Ok(Live::Nft { program, generation })
             }
-            Self::Iptables(iptables) => Ok(Live::Iptables(iptables.read()?)),
+            Self::Iptables(iptables) => Ok(Live::Iptables(iptables.read()?.into())),
         }
     }
 
@@ -127,8 +128,8 @@ impl Backend {
             }
             (Self::Nft(_), Live::Iptables(before)) => {
                 // Nobody asks nftables about the rules of iptables.
-                let program = to_chains::compile(asked, &to_chains::Host::default())?;
-                Ok(Work::Iptables { changes: Vec::new(), program, before: before.clone() })
+                let program = to_chains::compile(asked, &to_chains::Host::default())?.into();
+                Ok(Work::Iptables { changes: Vec::new(), program, before: Arc::clone(before) })
             }
         }
     }

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -84,14 +85,14 @@ impl Iptables {
     }
 
     /// What would have to change.
-    pub(super) fn work(&mut self, before: &Program, asked: &Asked) -> Result<Work, EngineError> {
+    pub(super) fn work(&mut self, before: &Arc<Program>, asked: &Asked) -> Result<Work, EngineError> {
         let shifts = self.shifts(asked);
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
         let work = |interfaces| -> Result<Work, EngineError> {
             let program = compile(asked, &Host { interfaces, shifts })?;
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
-            Ok(Work::Iptables { changes, program, before: before.clone() })
+            Ok(Work::Iptables { changes, program: program.into(), before: Arc::clone(before) })
         };
         // A rule for an interface that is gone does no harm; for that alone nothing is changed.
         let gone: BTreeSet<IfName> = met_interfaces(before).difference(&interfaces).cloned().collect();

@@ -19,6 +19,7 @@ mod switches;
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
@@ -144,7 +145,7 @@ pub enum Live {
         generation: u32,
     },
     /// In iptables.
-    Iptables(Chains),
+    Iptables(Arc<Chains>),
 }
 
 impl Live {

@@ -247,3 +247,192 @@ fn cut(network: IpNetwork, length: u8) -> IpNetwork {
 pub(super) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iptables::rule::Interface;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    /// A packet, as far as rules of forwards look at one.
+    #[derive(Debug, Clone)]
+    struct Packet {
+        protocol: Protocol,
+        port: u16,
+        source: IpAddr,
+        destination: IpAddr,
+        interface: &'static str,
+    }
+
+    fn matches(rule: &Rule, packet: &Packet) -> bool {
+        rule.protocol.is_none_or(|protocol| protocol == Transport::Ports(packet.protocol))
+            && rule.ports.is_none_or(|ports| (ports.first()..=ports.last()).contains(&packet.port))
+            && rule.source.is_none_or(|source| source.contains(packet.source))
+            && rule.destination.is_none_or(|destination| destination.contains(packet.destination))
+            && rule.input.as_ref().is_none_or(|input| input.name.as_str() == packet.interface)
+    }
+
+    /// The first rule that decides on a packet, and how many it met on the way.
+    fn walk<'a>(
+        rules: &'a [Rule],
+        chains: &'a BTreeMap<Arc<str>, Chain>,
+        packet: &Packet,
+        met: &mut usize,
+    ) -> Option<&'a Rule> {
+        for rule in rules {
+            *met += 1;
+            if matches(rule, packet) {
+                match rule.asks() {
+                    None => return Some(rule),
+                    Some(next) => {
+                        if let Some(found) = walk(&chains[next].rules, chains, packet, met) {
+                            return Some(found);
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn lay_out(rules: Vec<Rule>) -> (Vec<Rule>, BTreeMap<Arc<str>, Chain>) {
+        let (mut chains, mut root) = (BTreeMap::new(), Vec::new());
+        Tree::new(&mut chains, 0, 0).lay_out(rules, "PORTFWD-X", &mut root);
+        (root, chains)
+    }
+
+    fn rule(protocol: Protocol, first: u16, last: u16) -> Rule {
+        Rule {
+            protocol: Some(Transport::Ports(protocol)),
+            ports: PortRange::new(first, last),
+            target: Some(crate::iptables::rule::Target::Redirect(Some(first))),
+            ..Rule::default()
+        }
+    }
+
+    fn address(number: u32) -> IpAddr {
+        Ipv4Addr::from_bits(number).into()
+    }
+
+    fn packet(protocol: Protocol, port: u16) -> Packet {
+        Packet { protocol, port, source: address(1), destination: address(2), interface: "eth0" }
+    }
+
+    /// The most rules that a packet to any of these meets.
+    fn most(rules: &[Rule], packets: impl Iterator<Item = Packet>) -> usize {
+        let (root, chains) = lay_out(rules.to_vec());
+        assert!(chains.keys().all(|name| name.len() <= 28), "names that iptables takes");
+        let met = |packet: Packet| {
+            let mut met = 0;
+            assert!(walk(&root, &chains, &packet, &mut met).is_some(), "{packet:?}");
+            met
+        };
+        packets.map(met).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn among_60_000_single_ports_a_packet_meets_tens() {
+        let of = |protocol| (1..=30_000).map(move |port| rule(protocol, port * 2, port * 2));
+        let rules: Vec<Rule> = of(Protocol::Tcp).chain(of(Protocol::Udp)).collect();
+        let packets = (1..=30_000).flat_map(|port| [Protocol::Tcp, Protocol::Udp].map(|of| packet(of, port * 2)));
+        assert!(most(&rules, packets) <= 2 + 16 + 8 + 8 + LEAF);
+    }
+
+    #[test]
+    fn among_ranges_that_span_blocks_too() {
+        let rules: Vec<Rule> = (0..8_000).map(|n| rule(Protocol::Tcp, n * 8 + 5, n * 8 + 11)).collect();
+        let packets = (0..8_000).map(|n| packet(Protocol::Tcp, n * 8 + 10));
+        let most = most(&rules, packets);
+        assert!(most <= 2 * (16 + 8 + 8 + LEAF), "{most}");
+    }
+
+    #[test]
+    fn among_thousands_of_addresses_or_clients_of_one_port_too() {
+        for end in [End::Destination, End::Source] {
+            let with = |number: u32| {
+                let network = Some(IpNetwork::from(address(number * 77)));
+                let rule = rule(Protocol::Tcp, 80, 80);
+                match end {
+                    End::Destination => Rule { destination: network, ..rule },
+                    End::Source => Rule { source: network, ..rule },
+                }
+            };
+            let rules: Vec<Rule> = (1..20_000).map(with).collect();
+            let packets = (1..20_000).map(|number| {
+                let at = address(number * 77);
+                let packet = packet(Protocol::Tcp, 80);
+                match end {
+                    End::Destination => Packet { destination: at, ..packet },
+                    End::Source => Packet { source: at, ..packet },
+                }
+            });
+            let most = most(&rules, packets);
+            assert!(most <= 8 * 16 + LEAF, "{end:?}: {most}");
+        }
+    }
+
+    #[test]
+    fn one_more_changes_one_chain() {
+        let rules: Vec<Rule> = (1..=20_000).map(|port| rule(Protocol::Tcp, port * 3, port * 3)).collect();
+        let more = rules.iter().cloned().chain([rule(Protocol::Tcp, 100, 100)]).collect();
+        let ((root, before), (same, after)) = (lay_out(rules), lay_out(more));
+        assert_eq!(root, same);
+        assert!(before.keys().eq(after.keys()));
+        assert_eq!(before.iter().zip(&after).filter(|(before, after)| before != after).count(), 1);
+    }
+
+    /// Rules of many classes, in the order of precedence, each with a number of its own in its target.
+    fn rules() -> impl Strategy<Value = Vec<Rule>> {
+        let one = (0u32..40, 0u32..40, 0u32..4, 0u16..6, any::<[bool; 4]>());
+        proptest::collection::vec(one, 100..700).prop_map(|all| {
+            let mut rules: Vec<Rule> = Vec::new();
+            for (destination, source, length, port, [named, on, udp, from]) in all {
+                let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+                let source = IpNetwork::new(address(source << 26), 4 + u8::try_from(length).unwrap_or(0)).ok();
+                let mut rule = rule(protocol, 1000 + port, 1000 + port);
+                rule.destination = named.then(|| IpNetwork::from(address(destination)));
+                rule.input = on.then(|| Interface { not: false, name: "eth0".parse().expect("name") });
+                rule.source = source.filter(|_| from).map(|source| cut(source, source.prefix()));
+                let same = |other: &&Rule| {
+                    (&other.destination, &other.input, other.source, other.protocol, other.ports)
+                        == (&rule.destination, &rule.input, rule.source, rule.protocol, rule.ports)
+                };
+                if rules.iter().find(same).is_none() {
+                    rules.push(rule);
+                }
+            }
+            let class = |rule: &Rule| {
+                let length = rule.source.map(|source| source.prefix());
+                (rule.destination.is_none(), rule.input.is_none(), std::cmp::Reverse(length))
+            };
+            rules.sort_by_key(class);
+            for (number, rule) in (1..).zip(&mut rules) {
+                rule.target = Some(crate::iptables::rule::Target::Redirect(Some(number)));
+            }
+            rules
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn the_first_match_is_that_of_one_long_chain(
+            rules in rules(),
+            packets in proptest::collection::vec((0u32..40, any::<u32>(), 0u16..7, any::<[bool; 2]>()), 200),
+        ) {
+            let (root, chains) = lay_out(rules.clone());
+            for (destination, source, port, [udp, on]) in packets {
+                let packet = Packet {
+                    protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                    port: 1000 + port,
+                    source: address(source),
+                    destination: address(destination),
+                    interface: if on { "eth0" } else { "eth1" },
+                };
+                let expected = rules.iter().find(|rule| matches(rule, &packet));
+                prop_assert_eq!(walk(&root, &chains, &packet, &mut 0), expected);
+            }
+        }
+    }
+}
