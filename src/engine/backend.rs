@@ -59,7 +59,7 @@ pub enum Work {
     /// One netlink batch.
     Nft {
         /// What would be sent.
-        changes: Changes,
+        changes: Box<Changes>,
         /// What the kernel will hold.
         program: Program,
         /// The generation it was decided on.
@@ -124,7 +124,7 @@ impl Backend {
             (Self::Iptables(iptables), Live::Iptables(before)) => iptables.work(before, asked),
             (_, Live::Nft { program: now, generation }) => {
                 let program = compile(asked)?;
-                Ok(Work::Nft { changes: diff(now, &program), program, generation: *generation })
+                Ok(Work::Nft { changes: Box::new(diff(now, &program)), program, generation: *generation })
             }
             (Self::Nft(_), Live::Iptables(before)) => {
                 // Nobody asks nftables about the rules of iptables.
