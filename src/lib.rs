@@ -3,6 +3,8 @@
 //! ```text
 //! LISTEN/TARGET text, TOML ──config──▶ model ──compile──▶ program ──encode──▶ one netlink batch ──▶ kernel
 //!                                      model ◀───lift──── program ◀──decode──── netlink dumps ◀──────┘
+//!                                            with iptables program ──restore─▶ iptables-restore ───▶ kernel
+//!                                                          program ◀───save─── iptables-save ◀───────┘
 //! ```
 //! A rule set is a set: its order never matters. It is compiled to a few rules and large maps, committed to the kernel as
 //! one transaction, compared with the live kernel at any time, and can be tried with real packets in a throw-away network.
@@ -19,8 +21,9 @@
 //! | [`engine`] | plan and commit: the only place where state and kernel meet |
 //! | [`config`] | TOML to model, with places for errors |
 //! | [`store`] | durable state |
+//! | [`iptables`] | the iptables backend, for where nftables is missing |
 //! | [`nft`] | the nftables backend |
-//! | [`netfilter`] | what a backend needs of the kernel besides: sysctls, routes, what is tracked, namespaces |
+//! | [`netfilter`] | what both backends need: connection labels, comments, sysctls, links and routes, what is tracked, namespaces |
 //! | [`model`] | the nouns and their meaning; knows nothing of the rest |
 
 pub mod cli;
