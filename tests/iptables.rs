@@ -2,7 +2,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use portfwd::engine::{self, Choice, Engine};
 use portfwd::iptables::command::Variant;
+use portfwd::store::{State, Unusable};
 
 use crate::support::{Net, PORTFWD, Said, ask, feed, file, portfwd, privileged, root};
 
@@ -367,6 +369,32 @@ fn without_nf_tables_iptables_does_the_work() {
     assert!(run(&["list"]).stdout.contains("live"));
     let asked_for = run(&["--backend", "nft", "list"]);
     assert_eq!(asked_for.code, 5, "{asked_for:?}");
+}
+
+#[test]
+fn what_nf_tables_was_found_to_lack_is_remembered() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let keep = |kernel: String| {
+        net.in_host(|| {
+            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
+            let after = State { unusable, ..engine.state().clone() };
+            engine::commit(&mut engine, after).expect("commits");
+        });
+    };
+    let now = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
+    keep(now.trim().to_owned());
+    let said = net.ok(&["add", "80", "172.17.0.3"]);
+    assert!(said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; iptables-"), "{said:?}");
+    assert!(net.ok(&["list"]).stdout.contains("live") && !net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
+    // Another kernel may have it.
+    keep("0.0".into());
+    let said = net.ok(&["add", "81", "172.17.0.3"]);
+    assert!(said.stderr.contains("note: the rules that iptables-"), "{said:?}");
+    assert!(net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
 }
 
 #[test]

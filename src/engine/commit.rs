@@ -48,13 +48,17 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     {
         Ok((plan, messages)) => {
             // From here on it is done, and an error can only say what does not look so.
-            let moved_from = engine.leave_others()?;
-            after.iptables = engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect();
             given_back.extend(switches.after_commit()?);
+            let left = engine.leave_others();
+            after.iptables = match left {
+                Ok(_) => engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect(),
+                Err(_) => engine.state.iptables.clone(),
+            };
             engine.keep(&after)?;
             if !plan.is_empty() {
                 engine.backend.check(&plan.work)?;
             }
+            let moved_from = left?;
             Ok(Outcome { plan, messages, switches, given_back, moved_from })
         }
         Err(error) => {
@@ -145,4 +149,27 @@ fn lacking(error: &EngineError) -> Option<String> {
     let EngineError::Refused { subject, error, .. } = error else { return None };
     let kinds = [std::io::ErrorKind::NotFound, std::io::ErrorKind::Unsupported];
     kinds.contains(&error.kind()).then(|| format!("the nf_tables of this kernel lacks a part of {subject}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn only_what_a_kernel_was_built_without_makes_it_unusable() {
+        let refused = |code: i32| EngineError::Refused {
+            subject: "a rule of the chain `nat-prerouting`".into(),
+            reason: None,
+            error: io::Error::from_raw_os_error(code),
+        };
+        for code in [nix::libc::ENOENT, nix::libc::EOPNOTSUPP] {
+            let why = lacking(&refused(code)).expect("lacks it");
+            assert_eq!(why, "the nf_tables of this kernel lacks a part of a rule of the chain `nat-prerouting`");
+        }
+        for code in [nix::libc::EPERM, nix::libc::EBUSY, nix::libc::ENOMEM, nix::libc::EINVAL] {
+            assert_eq!(lacking(&refused(code)), None, "{code}");
+        }
+        assert_eq!(lacking(&EngineError::Busy), None);
+    }
 }

@@ -43,12 +43,13 @@ impl Iptables {
     /// `path` is the file that an iptables-restore reads its input from. It is locked as long as one of them runs, also one
     /// that outlived the portfwd which started it; so this waits for that to end.
     pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
-        let of = |family| match variant {
-            Some(variant) => Tools::of_variant(family, variant),
-            None => Tools::of_host(family),
+        let ipv4 = match variant {
+            Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
+            None => Tools::of_host()?,
         };
-        let ipv4 = of(Family::Ipv4)?;
-        Ok(Self { ipv4, ipv6: of(Family::Ipv6), input: input(path)?, names: label_names(), shifts: None })
+        // One variant for both families, whatever `ip6tables` is: so it is clear where all rules of ours are.
+        let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
+        Ok(Self { ipv4, ipv6, input: input(path)?, names: label_names(), shifts: None })
     }
 
     pub(super) fn variant(&self) -> Variant {

@@ -356,7 +356,7 @@ fn nftables(choice: Choice) -> Result<(Option<Backend>, Option<String>), EngineE
         (_, Ok(nft)) => Ok((Some(nft), None)),
         (Choice::Auto, Err(KernelError::NoNfTables(error))) => {
             // Without iptables either, what is missing first is what to say.
-            match Tools::of_host(Family::Ipv4) {
+            match Tools::of_host() {
                 Ok(_) => Ok((None, Some("this kernel has no nf_tables".into()))),
                 Err(_) => Err(KernelError::NoNfTables(error).into()),
             }

@@ -40,6 +40,11 @@ impl Variant {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
+    /// What a program is that says `iptables v1.8.9 (nf_tables)` of itself; before 1.8 none said it, and there was only one.
+    fn of_version(version: &str) -> Self {
+        if version.contains("(nf_tables)") { Self::Nft } else { Self::Legacy }
+    }
+
     /// Its word in the names of programs.
     pub fn name(self) -> &'static str {
         match self {
@@ -96,16 +101,15 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Those that the host's own `iptables` or `ip6tables` is of.
+    /// Those of IPv4 that the host's own `iptables` is one of.
     ///
     /// # Errors
-    /// Where there is none, or it does not say which it is.
-    pub fn of_host(family: Family) -> Result<Self, CommandError> {
-        let word = word(family);
+    /// Where there is none, or it does not say what it is.
+    pub fn of_host() -> Result<Self, CommandError> {
+        let word = word(Family::Ipv4);
         let version = version(&find(&[word.to_owned()])?)?;
-        // Before 1.8 there was only one.
-        let variant = if version.contains("(nf_tables)") { Variant::Nft } else { Variant::Legacy };
-        Self::with(family, variant, version)
+        let variant = Variant::of_version(&version);
+        Self::with(Family::Ipv4, variant, version, &[format!("{word}-{}", variant.name()), word.to_owned()])
     }
 
     /// Those of a variant.
@@ -113,14 +117,20 @@ impl Tools {
     /// # Errors
     /// Where it is not installed.
     pub fn of_variant(family: Family, variant: Variant) -> Result<Self, CommandError> {
-        let path = find(&[format!("{}-{}", word(family), variant.name())])?;
-        let version = version(&path)?;
-        Self::with(family, variant, version)
+        let (plain, word) = (word(family), format!("{}-{}", word(family), variant.name()));
+        if let Ok(path) = find(std::slice::from_ref(&word)) {
+            return Self::with(family, variant, version(&path)?, &[word, plain.to_owned()]);
+        }
+        // Before 1.8 there was only one, and programs had no longer names.
+        let version = version(&find(&[plain.to_owned()])?)?;
+        if Variant::of_version(&version) != variant {
+            return Err(CommandError::Missing(word));
+        }
+        Self::with(family, variant, version, &[plain.to_owned()])
     }
 
-    fn with(family: Family, variant: Variant, version: String) -> Result<Self, CommandError> {
-        let word = word(family);
-        let program = |verb: &str| find(&[format!("{word}-{}-{verb}", variant.name()), format!("{word}-{verb}")]);
+    fn with(family: Family, variant: Variant, version: String, words: &[String]) -> Result<Self, CommandError> {
+        let program = |verb: &str| find(&words.iter().map(|word| format!("{word}-{verb}")).collect::<Vec<_>>());
         Ok(Self { family, variant, version, restore: program("restore")?, save: program("save")? })
     }
 
@@ -234,7 +244,9 @@ fn judge(program: &Path, output: &Output) -> CommandError {
         CommandError::Busy
     } else if has(&["Permission denied", "you must be root", "Operation not permitted", "can't open lock file"]) {
         CommandError::NotPermitted(message)
-    } else if has(&["do you need to insmod", "Protocol not supported", "Address family not supported"]) {
+    } else if has(&["do you need to insmod", "missing kernel module", "Couldn't load", "Protocol not supported"])
+        || has(&["Address family not supported"])
+    {
         CommandError::NoKernel(message)
     } else {
         CommandError::Refused { program: name(program), line: "it".into(), message }

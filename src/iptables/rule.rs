@@ -54,6 +54,15 @@ pub enum Match {
     LocalDestination,
     /// The source is any of the family's. iptables leaves `-s 0.0.0.0/0` out; this it keeps.
     Everyone,
+    /// An address is in this range.
+    Range {
+        /// Whether the source's; otherwise the destination's.
+        source: bool,
+        /// The lowest address.
+        first: IpAddr,
+        /// The highest.
+        last: IpAddr,
+    },
     /// The connection is in one of these states.
     State(States),
     /// The connection has this label, or has not.
@@ -246,6 +255,9 @@ impl Match {
         match self {
             Self::LocalDestination => out.write_str(" -m addrtype --dst-type LOCAL"),
             Self::Everyone => write!(out, " -m iprange --src-range {}", everyone(family)),
+            Self::Range { source, first, last } => {
+                write!(out, " -m iprange --{}-range {first}-{last}", if *source { "src" } else { "dst" })
+            }
             Self::State(states) => write!(out, " -m conntrack --ctstate {}", states.text()),
             Self::Label { bit, not } => {
                 write!(out, " -m connlabel{} --label {bit}", if *not { " !" } else { "" })
@@ -403,7 +415,12 @@ impl<'a> Reader<'a> {
             }
             "addrtype" => (self.takes("--dst-type") && self.next()? == "LOCAL").then_some(Match::LocalDestination)?,
             "iprange" => {
-                (self.takes("--src-range") && self.next()? == everyone(self.family)).then_some(Match::Everyone)?
+                let source = match self.next()? {
+                    "--src-range" => true,
+                    "--dst-range" => false,
+                    _ => return None,
+                };
+                self.range(source)?
             }
             "conntrack" if self.takes("--ctstate") => {
                 let text = self.next()?;
@@ -423,6 +440,17 @@ impl<'a> Reader<'a> {
         };
         self.rule.matches.push(found);
         Some(())
+    }
+
+    fn range(&mut self, source: bool) -> Option<Match> {
+        let text = self.next()?;
+        if source && text == everyone(self.family) {
+            return Some(Match::Everyone);
+        }
+        let (first, last) = text.split_once('-')?;
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        let same = Family::of(first) == self.family && Family::of(last) == self.family;
+        same.then_some(Match::Range { source, first, last })
     }
 
     fn target(&mut self) -> Option<Target> {
@@ -499,7 +527,8 @@ mod tests {
     }
 
     /// What iptables-save 1.8.9 prints of rules like ours, both variants alike.
-    const SAVED: [&str; 21] = [
+    const SAVED: [&str; 22] = [
+        "-m iprange --dst-range 10.0.0.1-10.0.0.9 -j PORTFWD.0a-0123456789ab",
         "-j PORTFWD.PREROUTING",
         "-i eth0 -o eth0 -m connlabel --label \"120\" --set",
         "-m conntrack --ctstate NEW -m connlabel --label \"121\" -m connlabel ! --label \"119\" -j PORTFWD.HAIRPIN",

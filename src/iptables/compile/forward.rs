@@ -177,11 +177,12 @@ pub(super) fn chains(asked: &Asked, family: Family, sources: &Sources, shifts: b
     }
     let mut jumps = Jumps::default();
     let mut names = BTreeSet::new();
-    for (number, run) in runs(placed).into_iter().enumerate() {
+    for run in runs(placed) {
         let name = unused(&mut names, &run);
         let mut rules = Vec::new();
-        for (block, Block { rules: unordered, .. }) in run.blocks.into_iter().enumerate() {
-            Tree::new(&mut nat.chains, number, block).lay_out(unordered, &name, &mut rules);
+        for (block, Block { ranges, rules: unordered }) in run.blocks.into_iter().enumerate() {
+            let tree = format!("{name} {} {block}", if ranges { "ranges" } else { "ports" });
+            Tree::new(&mut nat.chains, &tree).lay_out(unordered, &name, &mut rules);
         }
         let owner = owners.get(&run.chain).map(|set| Match::Comment(shared_comment(set, None)));
         match run.stage {

@@ -9,7 +9,7 @@
 //!     chain nat-output      { type nat hook output priority -105;        ip daddr 127.0.0.0/8 return
 //!                                                                        ip6 daddr ::1 return
 //!                                                                        fib daddr type local jump DOCKER }
-//!     chain filter-forward  { type filter hook forward priority 5;       ct state new ct label & (121, 119) == 121
+//!     chain filter-forward  { type filter hook forward priority 5;       ct state new ct label & (121, 119, 117) == 121
 //!                                                                        fib daddr . iif oif exists ct label set 120 }
 //!     chain nat-postrouting { type nat hook postrouting priority 95;     oifname "lo" return
 //!                                                                        ct label 120 masquerade
@@ -189,9 +189,14 @@ fn has_label(label: u8) -> [Expr; 3] {
     compare_label(&[label], false, vec![0; 16])
 }
 
-/// `ct label ! 121`.
-fn has_not_label(label: u8) -> [Expr; 3] {
-    compare_label(&[label], true, vec![0; 16])
+/// `ct label & (121, 119) == 121`: of some labels these are set and no others.
+fn label_is(of: &[u8], set: &[u8]) -> [Expr; 3] {
+    compare_label(of, true, bits(set))
+}
+
+/// `ct label & (121, 119) != 121`: of some labels others are set than these.
+fn label_is_not(of: &[u8], set: &[u8]) -> [Expr; 3] {
+    compare_label(of, false, bits(set))
 }
 
 /// Compares what is set of `labels` with `data`.
