@@ -10,6 +10,8 @@ mod iptables;
 mod kernel;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
+/// Others who have rules in iptables: theirs stay as they are, and a live Docker Engine goes on.
+mod neighbours;
 /// Random rule sets and random packets against the model's meaning.
 #[expect(clippy::print_stdout, reason = "says where its dice began, and how far it came")]
 mod oracle;

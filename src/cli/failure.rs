@@ -218,11 +218,17 @@ fn of_iptables(error: &CommandError) -> (u8, String) {
     match error {
         CommandError::Missing(_) => (MISSING, "install the package `iptables`".into()),
         CommandError::Busy => (BUSY, "try again when it has ended".into()),
-        CommandError::NotPermitted(_) => (MISSING, "run as root, or with CAP_NET_ADMIN and CAP_NET_RAW".into()),
+        CommandError::NotPermitted(_) => {
+            (MISSING, "run as root; iptables-legacy needs that, iptables-nft only CAP_NET_ADMIN".into())
+        }
         CommandError::NoKernel(_) => (MISSING, "load the modules `ip_tables` and `ip6_tables`, or use nftables".into()),
         CommandError::Unreadable(SaveError::Incompatible(table)) => {
             (FAILED, format!("see `nft list table ip {table}`; what it holds was not made with iptables"))
         }
+        CommandError::Refused { line, .. } if line.starts_with("`-X ") => (
+            FAILED,
+            "a chain of somebody else's jumps to it: see who, with `iptables-save`; nothing was changed".into(),
+        ),
         CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Run(..) => {
             (FAILED, "nothing was changed; `-v` shows which iptables this is".into())
         }

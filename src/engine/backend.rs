@@ -141,7 +141,9 @@ impl Backend {
             (Self::Nft(connection), Work::Nft { changes, generation, .. }) => {
                 nft::carry_out(connection, changes, *generation)
             }
-            (Self::Iptables(iptables), Work::Iptables { changes, before, .. }) => iptables.carry_out(changes, before),
+            (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
+                iptables.carry_out(changes, before, program)
+            }
             _ => Ok(None),
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::backend::Work;
@@ -17,7 +18,7 @@ use super::{EngineError, LOCK_WAIT};
 use crate::iptables::command::{CommandError, Tools, Variant, label_names};
 use crate::iptables::compile::{HAIRPIN, Host, compile};
 use crate::iptables::diff::{Changes, diff};
-use crate::iptables::program::{Half, PREFIX, Program, Table};
+use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
@@ -26,6 +27,9 @@ use crate::netfilter::link;
 /// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
 /// iptables-restore says itself whether the kernel took it.
 const CHECKED: usize = 2_000;
+
+/// How many times the lock of others is waited for where giving up would leave the families apart.
+const PATIENCE: u32 = 12;
 
 /// The programs of both families, and the file they are fed from.
 pub(super) struct Iptables {
@@ -87,7 +91,7 @@ impl Iptables {
 
     /// What would have to change.
     pub(super) fn work(&mut self, before: &Arc<Program>, asked: &Asked) -> Result<Work, EngineError> {
-        let shifts = self.shifts(asked);
+        let shifts = self.shifts(asked)?;
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
         let work = |interfaces| -> Result<Work, EngineError> {
             let program = compile(asked, &Host { interfaces, shifts })?;
@@ -107,42 +111,49 @@ impl Iptables {
     }
 
     /// Whether these programs and this kernel shift ranges of ports, found out by use where something asks for it.
-    fn shifts(&mut self, asked: &Asked) -> bool {
+    fn shifts(&mut self, asked: &Asked) -> Result<bool, EngineError> {
         let shifted = asked.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
-        if !shifted {
-            return true;
-        }
-        if let Some(known) = self.shifts {
-            return known;
+        if let Some(known) = if shifted { self.shifts } else { Some(true) } {
+            return Ok(known);
         }
         let trial = format!(
             "*nat\n:{PREFIX}.TRIAL - [0:0]\n-A {PREFIX}.TRIAL -p tcp --dport 8000:8001 -j DNAT --to-destination 192.0.2.1:9000-9001/8000\nCOMMIT\n"
         );
-        let known = self.ipv4.accepts(&trial, &mut self.input);
+        let (tools, input) = (&self.ipv4, &mut self.input);
+        let trial = || -> Result<bool, EngineError> {
+            // In a namespace that is gone afterwards, so that no table is made in this one. Where none may be made, here.
+            let _: Result<(), Errno> = unshare(CloneFlags::CLONE_NEWNET);
+            Ok(tools.accepts(&trial, input)?)
+        };
+        let known = std::thread::scope(|scope| scope.spawn(trial).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         self.shifts = Some(known);
-        known
+        Ok(known)
     }
 
-    /// Has the changes made. Where one family's fail, both are as before.
+    /// Has the changes made. Where one family's fail, both are as before; gives nothing where that was because somebody
+    /// else changed the rules since they were read.
     pub(super) fn carry_out(
         &mut self,
         changes: &[(Family, Changes)],
         before: &Program,
+        after: &Program,
     ) -> Result<Option<Vec<String>>, EngineError> {
         let mut lines = Vec::new();
         for (family, changes) in changes {
-            let text = restore::text(changes, *family, self.variant());
-            match self.restore(*family, &text) {
-                Ok(()) => lines.extend(text.lines().map(str::to_owned)),
-                Err(EngineError::Iptables(CommandError::Refused { .. })) if self.changed_since(before, *family) => {
-                    self.put_back(before)?;
-                    return Ok(None);
-                }
-                Err(error) => {
-                    self.put_back(before)?;
-                    return Err(error);
-                }
+            let mut changes = changes.clone();
+            if self.variant() == Variant::Legacy && !self.still(&mut changes, *family, before)? {
+                self.put_back(before)?;
+                return Ok(None);
             }
+            let text = restore::text(&changes, *family, self.variant());
+            if let Err(error) = self.restore(*family, &text) {
+                let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
+                let stale = refused && self.changed_since(before, after)?;
+                self.put_back(before)?;
+                return if stale { Ok(None) } else { Err(error) };
+            }
+            lines.extend(text.lines().map(str::to_owned));
         }
         // Nobody needs to read our rules there.
         let emptied = self.input.set_len(0);
@@ -150,31 +161,48 @@ impl Iptables {
         Ok(Some(lines))
     }
 
+    /// Reads a family once more, takes over what its policies are and counted by now, and says whether our rules are still
+    /// those that the changes were decided on. Only iptables-legacy needs it: it writes whole tables.
+    fn still(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
+        let now = self.read_family(family)?;
+        for (table, changes) in &mut changes.0 {
+            changes.policies.clone_from(&now.of(*table).policies);
+        }
+        Ok(Table::ALL.into_iter().all(|table| now.of(table).says_the_same(before.of(family).of(table))))
+    }
+
     fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
         let tools = self.tools(family)?.clone();
         Ok(tools.restore(text, &mut self.input)?)
     }
 
-    /// Whether somebody else changed where we are jumped from, or our own chains, so that what was refused was decided on
-    /// something that is no more.
-    fn changed_since(&self, before: &Program, family: Family) -> bool {
-        let untouched = |table: Table, now: &Half| {
-            let (now, before) = (now.of(table), before.of(family).of(table));
-            now.hooks == before.hooks && now.chains.keys().eq(before.chains.keys())
+    /// Whether some table is neither as it was read nor as it was to be: then somebody else changed it in between.
+    fn changed_since(&self, before: &Program, after: &Program) -> Result<bool, EngineError> {
+        let now = self.read()?;
+        let ours = |family: Family, table: Table| {
+            let [now, before, after] = [&now, before, after].map(|program| program.of(family).of(table));
+            now.says_the_same(before) || now.says_the_same(after)
         };
-        // Which of the tables was refused is not known, but a table that was taken is not the one.
-        self.read_family(family).is_ok_and(|now| !Table::ALL.into_iter().any(|table| untouched(table, &now)))
+        Ok(!Family::ALL.into_iter().all(|family| Table::ALL.into_iter().all(|table| ours(family, table))))
     }
 
-    /// Makes the rules what they were, counters included.
+    /// Makes the rules what they were, counters included. A lock of others is waited for longer than usual then.
     fn put_back(&mut self, before: &Program) -> Result<(), EngineError> {
         let now = self.read()?;
         for family in Family::ALL {
             let changes = diff(now.of(family), before.of(family));
-            if !changes.is_empty() {
-                self.restore(family, &restore::text(&changes, family, self.variant()))
-                    .map_err(|error| EngineError::Half { family, error: Box::new(error) })?;
+            if changes.is_empty() {
+                continue;
             }
+            let text = restore::text(&changes, family, self.variant());
+            let mut put = self.restore(family, &text);
+            for _ in 1..PATIENCE {
+                if !matches!(put, Err(EngineError::Iptables(CommandError::Busy))) {
+                    break;
+                }
+                put = self.restore(family, &text);
+            }
+            put.map_err(|error| EngineError::Half { family, error: Box::new(error) })?;
         }
         Ok(())
     }
@@ -186,7 +214,14 @@ impl Iptables {
                 continue;
             }
             let now = self.read_family(*family)?;
-            if let Some((table, _)) = diff(&now, program.of(*family)).0.first() {
+            for table in Table::ALL {
+                let (now, planned) = (now.of(table), program.of(*family).of(table));
+                // Who came in front of us meanwhile is for the next plan to show.
+                if now.says_the_same(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
+                    && now.hooks.keys().eq(planned.hooks.keys())
+                {
+                    continue;
+                }
                 return Err(EngineError::Differs(format!("the table `{}` of {family}", table.name())));
             }
         }

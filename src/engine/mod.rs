@@ -17,6 +17,7 @@ mod nft;
 pub mod plan;
 mod switches;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,6 +132,8 @@ pub struct Engine {
     choice: Choice,
     /// Why it is not the backend that the choice would prefer.
     instead: Option<String>,
+    /// Variants of iptables that may hold rules of ours although the state does not know it.
+    suspected: BTreeSet<Variant>,
     store: Store,
     state: State,
 }
@@ -166,6 +169,9 @@ impl Live {
     }
 }
 
+/// Another backend and what it holds, or why that cannot be told.
+type Found = Result<(Backend, Live), EngineError>;
+
 /// The kernel's release, as uname(1) prints it.
 fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
@@ -191,7 +197,7 @@ impl Engine {
             Some(nft) => nft,
             None => Backend::iptables(variant(choice), store.beside("restore").filter(|_| write).as_deref())?,
         };
-        Ok(Self { backend, choice, instead, store, state })
+        Ok(Self { backend, choice, instead, suspected: BTreeSet::new(), store, state })
     }
 
     /// Opens the kernel's rules, with a state that nobody sees and that is gone afterwards.
@@ -204,7 +210,8 @@ impl Engine {
             Some(nft) => nft,
             None => Backend::iptables(variant(choice), None)?,
         };
-        Ok(Self { backend, choice, instead, store: Store::in_memory(), state: State::default() })
+        let (store, state) = (Store::in_memory(), State::default());
+        Ok(Self { backend, choice, instead, suspected: BTreeSet::new(), store, state })
     }
 
     /// The state as it was when it was opened, or as it was committed last.
@@ -246,47 +253,52 @@ impl Engine {
 
     /// Takes it that every variant of iptables that is installed may hold rules of ours, whatever the state knows.
     pub fn suspect_everywhere(&mut self) {
-        let installed = |variant: &Variant| Tools::of_variant(Family::Ipv4, *variant).is_ok();
-        self.state.iptables.extend(Variant::ALL.into_iter().filter(installed));
+        self.suspected = Variant::ALL.into();
     }
 
-    /// The other places that hold rules of ours.
-    ///
-    /// # Errors
-    /// Where they cannot be read.
-    fn others(&self) -> Result<Vec<(Backend, Live)>, EngineError> {
+    /// The other places that may hold rules of ours, with what they hold. Those that are only suspected are left out where
+    /// they cannot be read.
+    fn others(&self) -> Vec<(Home, Found)> {
         let here = self.home();
-        let variants = self.state.iptables.iter().filter(|variant| here != Home::Iptables(**variant));
-        let mut others =
-            variants.map(|variant| Backend::iptables(Some(*variant), None)).collect::<Result<Vec<_>, _>>()?;
-        if here != Home::Nft {
-            others.extend(Backend::nft().ok());
-        }
-        let mut holding = Vec::new();
-        for mut other in others {
-            let live = other.live()?;
-            let empty = match &live {
-                Live::Nft { program, .. } => !program.table,
-                Live::Iptables(program) => program.is_empty(),
+        let known = |home: Home| matches!(home, Home::Iptables(variant) if self.state.iptables.contains(&variant));
+        let variants = self.state.iptables.union(&self.suspected).copied().map(Home::Iptables);
+        let homes = variants.chain([Home::Nft]).filter(|home| *home != here);
+        let read = |home: Home| -> Found {
+            let mut backend = match home {
+                Home::Nft => Backend::nft()?,
+                Home::Iptables(variant) => Backend::iptables(Some(variant), None)?,
             };
-            if !empty {
-                holding.push((other, live));
+            let live = backend.live()?;
+            Ok((backend, live))
+        };
+        let holds = |live: &Live| match live {
+            Live::Nft { program, .. } => program.table,
+            Live::Iptables(program) => !program.is_empty(),
+        };
+        let mut others = Vec::new();
+        for home in homes {
+            match read(home) {
+                Ok((backend, live)) if holds(&live) => others.push((home, Ok((backend, live)))),
+                // Without nf_tables, or the programs of a variant that the kernel holds no table of, nothing is there.
+                Err(_) if !known(home) || !may_hold(home) => {}
+                Err(error) => others.push((home, Err(error))),
+                Ok(_) => {}
             }
         }
-        Ok(holding)
+        others
     }
 
     /// Removes the rules of ours that other backends hold, and gives where they were.
     fn leave_others(&mut self) -> Result<Vec<Home>, EngineError> {
         let mut left = Vec::new();
         let nothing = Asked::default();
-        for (mut other, live) in self.others()? {
-            let home = other.home();
-            let remove = |other: &mut Backend, live| -> Result<(), EngineError> {
-                let work = other.work(live, &nothing)?;
+        for (home, found) in self.others() {
+            let remove = |found: Found| -> Result<(), EngineError> {
+                let (mut other, live) = found?;
+                let work = other.work(&live, &nothing)?;
                 other.carry_out(&work)?.map(drop).ok_or(EngineError::Busy)
             };
-            remove(&mut other, &live).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
+            remove(found).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
             left.push(home);
         }
         Ok(left)
@@ -322,8 +334,8 @@ impl Engine {
             before: Some(format!("{name} = {before}")),
             after: Some(format!("{name} = {after}")),
         };
-        for (other, _) in self.others()? {
-            let before = Some(format!("what {} holds of it, which is here then", other.home()));
+        for (home, _) in self.others() {
+            let before = Some(format!("what {home} holds of it, which is here then"));
             plan.steps.push(Step { sign: Sign::Remove, set: None, before, after: None });
         }
         plan.steps.extend(switches.to_set().map(|change| step(change.name(), &change.before, &change.after)));
@@ -369,5 +381,19 @@ fn variant(choice: Choice) -> Option<Variant> {
     match choice {
         Choice::Variant(variant) => Some(variant),
         Choice::Auto | Choice::Nft | Choice::Iptables => None,
+    }
+}
+
+/// Whether rules may be somewhere at all. The kernel lists the tables of iptables-legacy that were made since it booted.
+fn may_hold(home: Home) -> bool {
+    match home {
+        Home::Nft | Home::Iptables(Variant::Nft) => true,
+        Home::Iptables(Variant::Legacy) => {
+            let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
+            names.iter().any(|path| {
+                std::fs::read_to_string(path)
+                    .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |tables| !tables.is_empty())
+            })
+        }
     }
 }

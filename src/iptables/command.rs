@@ -140,11 +140,9 @@ impl Tools {
     /// Where it does not.
     pub fn save(&self) -> Result<String, CommandError> {
         let output = self.run(&self.save, &["-c"], Stdio::null())?;
-        String::from_utf8(output.stdout).map_err(|_| CommandError::Refused {
-            program: name(&self.save),
-            line: "to print text".into(),
-            message: "it is not UTF-8".into(),
-        })
+        // Comments of others may be in any encoding; ours are not.
+        Ok(String::from_utf8(output.stdout)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// Has the changes in `text` made, all of a table at once. They are written to `input`, which the program holds open
@@ -156,10 +154,17 @@ impl Tools {
         self.restore_with(&["--noflush", "--counters", "--wait", &LOCK_WAIT.to_string()], text, input)
     }
 
-    /// Whether it would take a text; changes nothing.
-    pub fn accepts(&self, text: &str, input: &mut File) -> bool {
+    /// Whether it would take a text; changes nothing, but may have the kernel load the tables of the text.
+    ///
+    /// # Errors
+    /// Where that cannot be told.
+    pub fn accepts(&self, text: &str, input: &mut File) -> Result<bool, CommandError> {
         let wait = LOCK_WAIT.to_string();
-        self.restore_with(&["--noflush", "--test", "--wait", &wait], text, input).is_ok()
+        match self.restore_with(&["--noflush", "--test", "--wait", &wait], text, input) {
+            Ok(()) => Ok(true),
+            Err(CommandError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn restore_with(&self, arguments: &[&str], text: &str, input: &mut File) -> Result<(), CommandError> {
@@ -193,7 +198,8 @@ impl Tools {
 
 /// The names of labels on this host, which iptables-save prints in the place of their numbers.
 pub fn label_names() -> LabelNames {
-    std::fs::read_to_string(LABEL_NAMES).map_or_else(|_| LabelNames::default(), |text| LabelNames::read(&text))
+    std::fs::read(LABEL_NAMES)
+        .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
 }
 
 fn word(family: Family) -> &'static str {
@@ -238,7 +244,10 @@ fn judge(program: &Path, output: &Output) -> CommandError {
     let text = String::from_utf8_lossy(&output.stderr);
     // The hint at the end, and what every rule with a label says where there is no file of their names, say nothing.
     let says = |line: &&str| !line.starts_with("Try `") && !line.contains("connlabel.conf") && !line.is_empty();
-    let message = text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ");
+    let mut message = text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ");
+    if message.is_empty() {
+        message = output.status.to_string();
+    }
     let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
     if has(&["xtables lock"]) {
         CommandError::Busy

@@ -7,6 +7,23 @@ use super::program::{Attached, Chain, Contents, Half, Hook, Policy, Table};
 use super::rule::Rule;
 use crate::model::Counter;
 
+/// A place in a chain where some rules are replaced by others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// The chain.
+    pub chain: Arc<str>,
+    /// How many rules stand before the place.
+    pub at: usize,
+    /// How many rules go there.
+    pub remove: usize,
+    /// The rules that come there.
+    pub insert: Vec<Rule>,
+}
+
+/// Up to how many rules at one place of a chain are changed one by one. The others go on counting then, while those of a
+/// chain that is written anew lose what is counted from the moment it was read.
+const FEW: usize = 8;
+
 /// What changes in one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableChanges {
@@ -16,6 +33,8 @@ pub struct TableChanges {
     pub hook: Vec<Hook>,
     /// Chains that come or become others. Rules that were there before keep what they counted.
     pub write: Vec<(Arc<str>, Chain)>,
+    /// Chains of which a few rules change.
+    pub edit: Vec<Edit>,
     /// Chains that go.
     pub remove: Vec<Arc<str>>,
     /// The policies of the built-in chains, which do not change.
@@ -25,7 +44,8 @@ pub struct TableChanges {
 impl TableChanges {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.unhook.is_empty() && self.hook.is_empty() && self.write.is_empty() && self.remove.is_empty()
+        let jumps = self.unhook.is_empty() && self.hook.is_empty();
+        jumps && self.write.is_empty() && self.edit.is_empty() && self.remove.is_empty()
     }
 }
 
@@ -41,7 +61,11 @@ impl Changes {
 
     /// How many rules are written.
     pub fn rules(&self) -> usize {
-        self.0.iter().flat_map(|(_, changes)| &changes.write).map(|(_, chain)| chain.rules.len()).sum()
+        let of = |changes: &TableChanges| -> usize {
+            let written: usize = changes.write.iter().map(|(_, chain)| chain.rules.len()).sum();
+            written + changes.edit.iter().map(|edit| edit.insert.len()).sum::<usize>()
+        };
+        self.0.iter().map(|(_, changes)| of(changes)).sum()
     }
 }
 
@@ -80,9 +104,24 @@ fn of_table(live: &Contents, wanted: &Contents) -> TableChanges {
         }
     }
     for (name, chain) in wanted.chains.iter().filter(|(name, chain)| differs(name, chain)) {
-        changes.write.push((Arc::clone(name), counted.carry_over(name, chain)));
+        match live.chains.get(name).and_then(|now| edit(name, &now.rules, chain)) {
+            Some(edit) => changes.edit.push(edit),
+            None => changes.write.push((Arc::clone(name), counted.carry_over(name, chain))),
+        }
     }
     changes
+}
+
+/// The one place where a chain changes; `None` where there are several, or much changes, or what is wanted says what it has
+/// counted.
+fn edit(name: &Arc<str>, now: &[Rule], wanted: &Chain) -> Option<Edit> {
+    let rules = &wanted.rules;
+    let before = now.iter().zip(rules).take_while(|(now, wanted)| now == wanted).count();
+    let (now, rules) = (now.get(before..)?, rules.get(before..)?);
+    let behind = now.iter().rev().zip(rules.iter().rev()).take_while(|(now, wanted)| now == wanted).count();
+    let (remove, insert) = (now.len() - behind, rules.get(..rules.len() - behind)?);
+    let few = remove + insert.len() <= FEW && wanted.counters.is_empty();
+    few.then(|| Edit { chain: Arc::clone(name), at: before, remove, insert: insert.to_vec() })
 }
 
 /// What the rules of chains that change counted so far.
@@ -136,14 +175,36 @@ mod tests {
         let mut live = contents(&[("PORTFWD-A", &["PORTFWD-B", "PORTFWD-C"]), ("PORTFWD-B", &[]), ("PORTFWD-C", &[])]);
         let counter = Counter { packets: 3, bytes: 4 };
         live.chains.get_mut("PORTFWD-A").expect("there").counters = vec![counter, Counter::default()];
-        let wanted = contents(&[("PORTFWD-A", &["PORTFWD-D", "PORTFWD-B"]), ("PORTFWD-B", &[]), ("PORTFWD-D", &[])]);
+        let many =
+            ["PORTFWD-B", "PORTFWD-B", "PORTFWD-B", "PORTFWD-D", "PORTFWD-B", "PORTFWD-D", "PORTFWD-D", "PORTFWD-D"];
+        let mut wanted = contents(&[("PORTFWD-A", &many), ("PORTFWD-B", &[]), ("PORTFWD-D", &[])]);
+        wanted.chains.get_mut("PORTFWD-A").expect("there").rules.reverse();
         let changes = of_table(&live, &wanted);
         let written: Vec<&str> = changes.write.iter().map(|(name, _)| &**name).collect();
-        assert_eq!(written, ["PORTFWD-A", "PORTFWD-D"]);
-        assert_eq!(changes.write[0].1.counters, [Counter::default(), counter]);
+        assert_eq!((written, changes.edit.len()), (vec!["PORTFWD-A", "PORTFWD-D"], 0));
+        let of_b = counter;
+        assert_eq!(changes.write[0].1.counters.iter().filter(|counter| **counter == of_b).count(), 4);
         assert_eq!(changes.remove, ["PORTFWD-C".into()]);
         assert!(changes.hook.is_empty() && changes.unhook.is_empty());
         assert!(of_table(&live, &live).is_empty());
+    }
+
+    #[test]
+    fn a_few_rules_are_changed_in_their_place() {
+        let (a, b, c, d) = ("PORTFWD-A", "PORTFWD-B", "PORTFWD-C", "PORTFWD-D");
+        for (now, wanted, at, remove, insert) in [
+            (&[a, b, c][..], &[a, b, d, c][..], 2, 0, &[d][..]),
+            (&[a, b, c], &[a, c], 1, 1, &[]),
+            (&[a, b, c], &[a, d, c], 1, 1, &[d]),
+            (&[], &[a], 0, 0, &[a]),
+            (&[a, a], &[a], 1, 1, &[]),
+        ] {
+            let (live, wanted) = (contents(&[("PORTFWD-X", now)]), contents(&[("PORTFWD-X", wanted)]));
+            let changes = of_table(&live, &wanted);
+            let insert = insert.iter().map(|name| Rule::jump(name)).collect();
+            assert_eq!(changes.edit, [Edit { chain: "PORTFWD-X".into(), at, remove, insert }]);
+            assert!(changes.write.is_empty());
+        }
     }
 
     #[test]

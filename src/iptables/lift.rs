@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::compile::{Place, SAME, SOURCES, number_bits, rules_of};
+use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile, number_bits, rules_of};
 use super::program::{Chain, Contents, Half, Hook, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::{
@@ -26,16 +26,53 @@ pub fn lift(program: &Program) -> Held {
     let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
     for family in Family::ALL {
         let half = program.of(family);
-        let forwards = Forwards::read(half, family, &mut held.foreign);
+        let forwards = Forwards::read(half, family);
         found.extend(forwards.whole());
-        rest.read(half, family, &mut held.foreign);
-        strangers(half, &mut held.foreign);
+        rest.read(half, family);
     }
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
     (held.asked.bindings, held.counters) = found.into_iter().unzip();
     rest.put(&mut held.asked);
     held.asked.normalize();
+    held.foreign.extend(strangers(program, &held.asked));
+    held.foreign.sort_unstable();
+    held.foreign.dedup();
     held
+}
+
+/// Names the rules in our chains that what was lifted does not account for, and chains that it has no use for.
+fn strangers(program: &Program, asked: &Asked) -> Vec<String> {
+    let shifts = Family::ALL.into_iter().any(|family| {
+        let chains = program.of(family).nat.chains.values();
+        chains.flat_map(|chain| &chain.rules).any(
+            |rule| matches!(&rule.target, Some(Target::Dnat(to)) if matches!(to.port, DestinationPort::Shift { .. })),
+        )
+    });
+    let hairpin = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
+    let back = |rule: &Rule| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
+    let interfaces = hairpin.flat_map(|chain| &chain.rules).filter_map(back).collect();
+    let Ok(expected) = compile(asked, &Host { interfaces, shifts }) else { return Vec::new() };
+    let mut strange = Vec::new();
+    for (family, table) in Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
+        let expected = &expected.of(family).of(table).chains;
+        for (name, chain) in &program.of(family).of(table).chains {
+            let place = format!("in table {} of {family}", table.name());
+            let Some(known) = expected.get(name) else {
+                strange.push(format!("chain {name} {place}"));
+                continue;
+            };
+            if known.rules == chain.rules {
+                continue;
+            }
+            let known: HashSet<&Rule> = known.rules.iter().collect();
+            for rule in chain.rules.iter().filter(|rule| !known.contains(rule)) {
+                let mut text = String::new();
+                rule.put(family, &mut text);
+                strange.push(format!("rule `{}` of chain {name} {place}", text.trim()));
+            }
+        }
+    }
+    strange
 }
 
 /// The chain that a built-in chain jumps to, if it does.
@@ -44,15 +81,8 @@ fn entry(contents: &Contents, hook: Hook) -> &[Rule] {
     chain.map(|chain| chain.rules.as_slice()).unwrap_or_default()
 }
 
-/// Names the rules in our chains that are not written as ours are.
-fn strangers(half: &Half, foreign: &mut Vec<String>) {
-    for table in Table::ALL {
-        for (name, chain) in &half.of(table).chains {
-            let strange = chain.rules.iter().filter_map(|rule| rule.foreign.as_deref());
-            foreign.extend(strange.map(|words| format!("rule `{words}` of chain {name} in table {}", table.name())));
-        }
-    }
-}
+/// How many jumps deep forwards are looked for; ours are no deeper than 14.
+const DEEPEST: u8 = 16;
 
 /// The forwards of a family.
 struct Forwards<'a> {
@@ -67,41 +97,36 @@ struct Forwards<'a> {
 }
 
 impl<'a> Forwards<'a> {
-    fn read(half: &'a Half, family: Family, foreign: &mut Vec<String>) -> Self {
+    fn read(half: &'a Half, family: Family) -> Self {
         let sources = Sources::read(sources(&half.nat));
         let (found, loopback) = (HashMap::new(), HashMap::new());
         let mut forwards = Self { half, family, sources, found, loopback };
         let local = |jump: &Rule| jump.destination == Some(crate::model::address::loopback(family));
         let jumps = |hook| entry(&half.nat, hook).iter().filter(|rule| rule.asks().is_some());
         for jump in jumps(Hook::Prerouting).filter(|jump| !local(jump)) {
-            forwards.walk(jump, None, Place::Outside, &mut HashSet::new(), foreign);
+            forwards.walk(jump, None, Place::Outside, DEEPEST);
         }
         for jump in jumps(Hook::Output).filter(|jump| local(jump)) {
-            forwards.walk(jump, None, Place::Loopback, &mut HashSet::new(), foreign);
+            forwards.walk(jump, None, Place::Loopback, DEEPEST);
         }
         forwards
     }
 
     /// Reads the chain that a rule jumps to, and those behind it. `owner` is whose rules without a comment are.
-    fn walk(
-        &mut self,
-        jump: &'a Rule,
-        owner: Option<&'a Arc<str>>,
-        place: Place,
-        met: &mut HashSet<&'a str>,
-        foreign: &mut Vec<String>,
-    ) {
+    fn walk(&mut self, jump: &'a Rule, owner: Option<&'a Arc<str>>, place: Place, depth: u8) {
         let owner = jump.comment().or(owner);
         let half = self.half;
-        let Some((name, chain)) = jump.asks().and_then(|name| half.nat.chains.get_key_value(name)) else { return };
-        if !met.insert(name) {
+        let (Some(chain), Some(deeper)) =
+            (jump.asks().and_then(|name| half.nat.chains.get(name)), depth.checked_sub(1))
+        else {
             return;
-        }
+        };
         for (at, rule) in chain.rules.iter().enumerate() {
             if rule.asks().is_some() {
-                self.walk(rule, owner, place, met, foreign);
-            } else if rule.foreign.is_none() && self.leaf(rule, owner, place, chain.counter(at)).is_none() {
-                foreign.push(format!("a rule of chain {name} in table nat"));
+                self.walk(rule, owner, place, deeper);
+            } else {
+                // What is none of ours is not accounted for by what was lifted.
+                let _: Option<()> = self.leaf(rule, owner, place, chain.counter(at));
             }
         }
     }
@@ -248,7 +273,7 @@ struct Rest {
 }
 
 impl Rest {
-    fn read(&mut self, half: &Half, family: Family, foreign: &mut Vec<String>) {
+    fn read(&mut self, half: &Half, family: Family) {
         let of = [
             (&half.nat, Hook::Prerouting),
             (&half.nat, Hook::Output),
@@ -259,9 +284,7 @@ impl Rest {
             for rule in entry(contents, hook) {
                 // Rules of our own making that no set asked for have no comment; forwards are read elsewhere.
                 let Some(comment) = rule.comment().filter(|_| !leads_to_forwards(rule, hook)) else { continue };
-                if self.rule(rule, comment, family, hook).is_none() {
-                    foreign.push(format!("rule \"{comment}\" of chain {}", hook.entry()));
-                }
+                let _: Option<()> = self.rule(rule, comment, family, hook);
             }
         }
     }

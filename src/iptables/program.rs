@@ -125,6 +125,14 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Whether both hold the same rules and jumps of ours; what was counted does not matter.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Rule>)> {
+            contents.chains.iter().map(|(name, chain)| (name, &chain.rules))
+        }
+        self.hooks == other.hooks && rules(self).eq(rules(other))
+    }
+
     /// Whether nothing of ours is there.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()

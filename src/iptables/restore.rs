@@ -6,6 +6,8 @@
 //! -D PREROUTING -j PORTFWD.PREROUTING
 //! [12:345] -A PORTFWD.PREROUTING -m addrtype --dst-type LOCAL -j PORTFWD-DOCKER
 //! -I PREROUTING 1 -j PORTFWD.PREROUTING
+//! -D PORTFWD-DOCKER 3
+//! -I PORTFWD-DOCKER 7 -p tcp --dport 8080 -j DNAT --to-destination 172.17.0.3:80
 //! -X PORTFWD-OLD
 //! COMMIT
 //! ```
@@ -56,6 +58,16 @@ fn put(table: Table, changes: &TableChanges, family: Family, variant: Variant, o
             }
             out.push_str("-A ");
             out.push_str(name);
+            rule.put(family, out);
+            out.push('\n');
+        }
+    }
+    for edit in &changes.edit {
+        for _ in 0..edit.remove {
+            writeln!(out, "-D {} {}", edit.chain, edit.at + 1)?;
+        }
+        for (number, rule) in edit.insert.iter().enumerate() {
+            write!(out, "-I {} {}", edit.chain, edit.at + number + 1)?;
             rule.put(family, out);
             out.push('\n');
         }

@@ -26,7 +26,7 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
     let mut table = None;
     // How many rules each built-in chain had so far.
     let mut met: Vec<(Hook, usize)> = Vec::new();
-    for (at, line) in text.lines().enumerate() {
+    for (at, line) in logical_lines(text) {
         let line = line.trim_end();
         if let Some(comment) = line.strip_prefix('#') {
             incompatible(comment)?;
@@ -42,7 +42,7 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
                 half.of_mut(table).policies.extend(policy(chain));
             }
         } else if let Some(table) = table.filter(|_| line != "COMMIT" && !line.is_empty()) {
-            let (counter, chain, rest) = appended(line).ok_or_else(|| SaveError::Line(at + 1, line.to_owned()))?;
+            let (counter, chain, rest) = appended(line).ok_or_else(|| SaveError::Line(at, line.to_owned()))?;
             if let Some(hook) = Hook::ALL.into_iter().find(|hook| hook.name() == chain) {
                 let before = match met.iter_mut().find(|(met, _)| *met == hook) {
                     Some((_, count)) => {
@@ -68,6 +68,35 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
         }
     }
     Ok(half)
+}
+
+/// The lines of a dump with their numbers; one in which a quote is open goes on to where it is closed, because a comment of
+/// somebody else's may hold line ends.
+fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let (mut rest, mut number) = (text, 0);
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (mut quoted, mut escaped) = (false, false);
+        let ends = |c: char| {
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if quoted => escaped = true,
+                '"' => quoted = !quoted,
+                '\n' => return !quoted,
+                _ => {}
+            }
+            false
+        };
+        // One that is never closed ends where lines do.
+        let end = rest.find(ends).or_else(|| rest.find('\n')).unwrap_or(rest.len());
+        let (line, behind) = rest.split_at(end);
+        let at = number + 1;
+        number += 1 + line.matches('\n').count();
+        rest = behind.strip_prefix('\n').unwrap_or(behind);
+        Some((at, line))
+    })
 }
 
 /// The parts of `PREROUTING ACCEPT [12:345]`; chains that are not built in have no policy.
@@ -148,6 +177,20 @@ COMMIT
         assert_eq!(entry.counter(0), Counter { packets: 7, bytes: 8 });
         let docker = half.nat.chains.get("PORTFWD-DOCKER").expect("there");
         assert!(docker.rules.iter().all(|rule| rule.foreign.is_some()) && docker.rules.len() == 1);
+    }
+
+    #[test]
+    fn a_comment_of_others_may_hold_line_ends() {
+        let text = "*nat\n[1:2] -A INPUT -m comment --comment \"a\n-A PREROUTING -j PORTFWD.PREROUTING\nb \\\" c\" -j ACCEPT\n[1:2] -A PORTFWD-X -j RETURN\nx\n";
+        assert_eq!(
+            parse(text, Family::Ipv4, &LabelNames::default()),
+            Err(SaveError::Line(6, "x".into())),
+            "the line is counted as it is in the dump"
+        );
+        let half = parse(text.trim_end_matches("x\n"), Family::Ipv4, &LabelNames::default()).expect("a dump");
+        assert!(half.nat.hooks.is_empty() && half.nat.chains.len() == 1);
+        let open = parse("*nat\n-A INPUT -m comment --comment \"a\nCOMMIT\n", Family::Ipv4, &LabelNames::default());
+        assert_eq!(open, Ok(Half::default()));
     }
 
     #[test]
