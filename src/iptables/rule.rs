@@ -3,13 +3,16 @@
 //! Prints as iptables-restore reads it; [`Rule::parse`] reads what iptables-save prints.
 
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::words;
-use crate::model::{Comment, Family, IfName, Mode, Pool, PortRange, Protocol};
+use super::words::{self, Words};
+use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
+use crate::netfilter::comment::comment;
+
+pub use super::matching::{LabelNames, Match, States};
+pub use super::target::{Destination, DestinationPort, Target};
 
 /// The interface that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,6 +23,12 @@ pub struct Interface {
     pub name: IfName,
 }
 
+impl Interface {
+    fn read(words: &mut Words<'_>, not: bool) -> Option<Self> {
+        Some(Self { not, name: IfName::try_from(words.next()?.to_owned()).ok()? })
+    }
+}
+
 /// The protocol that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
@@ -27,101 +36,6 @@ pub enum Transport {
     Ports(Protocol),
     /// The ICMP of IPv4.
     Icmp,
-}
-
-/// States of connection tracking, as `--ctstate` names them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum States {
-    /// The first packet of a connection, and those before an answer.
-    New,
-    /// What does not belong to a connection that was let through before.
-    Unknown,
-}
-
-impl States {
-    fn text(self) -> &'static str {
-        match self {
-            Self::New => "NEW",
-            Self::Unknown => "INVALID,NEW,UNTRACKED",
-        }
-    }
-}
-
-/// What a rule asks besides addresses, interfaces and ports; in the order of its text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Match {
-    /// The destination is one of this host's addresses.
-    LocalDestination,
-    /// The source is any of the family's. iptables leaves `-s 0.0.0.0/0` out; this it keeps.
-    Everyone,
-    /// An address is in this range.
-    Range {
-        /// Whether the source's; otherwise the destination's.
-        source: bool,
-        /// The lowest address.
-        first: IpAddr,
-        /// The highest.
-        last: IpAddr,
-    },
-    /// The connection is in one of these states.
-    State(States),
-    /// The connection has this label, or has not.
-    Label {
-        /// The label's bit.
-        bit: u8,
-        /// Whether it must not be there.
-        not: bool,
-    },
-    /// Always matches, and gives the connection this label.
-    SetLabel(u8),
-    /// Always matches; whose the rule is.
-    Comment(Arc<str>),
-}
-
-/// Where a rule sends the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Destination {
-    /// The address.
-    pub address: IpAddr,
-    /// What becomes of the port.
-    pub port: DestinationPort,
-}
-
-/// What becomes of a destination's port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DestinationPort {
-    /// It stays.
-    Keep,
-    /// It becomes this one.
-    One(u16),
-    /// `LO-HI/BASE`: ports from `base` on become those of the range, one to one.
-    Shift {
-        /// The range that they become.
-        to: PortRange,
-        /// The first port that is shifted.
-        base: u16,
-    },
-}
-
-/// What a rule does with what it matches.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Asks another chain, and comes back if that decides nothing.
-    Jump(Arc<str>),
-    /// Goes back to the chain that asked.
-    Return,
-    /// Drops the packet.
-    Drop,
-    /// Rewrites the destination.
-    Dnat(Destination),
-    /// Sends it to this host, and to another port if one is given.
-    Redirect(Option<u16>),
-    /// Rewrites the source to one of a pool.
-    Snat(Pool, Option<Mode>),
-    /// Rewrites the source to the address of the interface it leaves by.
-    Masquerade,
-    /// Rewrites the network of an address.
-    Netmap(IpNetwork),
 }
 
 /// A rule.
@@ -241,8 +155,38 @@ impl Rule {
 
     /// Reads a rule; the other direction of [`Rule::put`]. What is not written as we write it is kept as foreign words.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
-        let read = words::split(text).and_then(|words| Reader::new(&words, family, names).rule());
+        let read = words::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
         read.unwrap_or_else(|| Self { foreign: Some(text.trim().to_owned()), ..Self::default() })
+    }
+
+    fn read(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
+        let mut rule = Self::default();
+        while let Some(word) = words.next() {
+            match word {
+                "-s" => rule.source = Some(network(words, family)?),
+                "-d" => rule.destination = Some(network(words, family)?),
+                "-i" => rule.input = Some(Interface::read(words, false)?),
+                "-o" => rule.output = Some(Interface::read(words, false)?),
+                "!" if words.takes("-i") => rule.input = Some(Interface::read(words, true)?),
+                "!" if words.takes("-o") => rule.output = Some(Interface::read(words, true)?),
+                "-p" => rule.protocol = Some(transport(words.next()?)?),
+                "--dport" => rule.ports = Some(ports(words.next()?)?),
+                "-m" => match words.next()? {
+                    // The match of the protocol's own, which `--dport` belongs to.
+                    "tcp" | "udp" | "sctp" | "dccp" => {}
+                    "multiport" if words.takes("--dports") => {
+                        let slot = if rule.ports.is_none() { &mut rule.ports } else { &mut rule.part_of };
+                        if slot.replace(ports(words.next()?)?).is_some() {
+                            return None;
+                        }
+                    }
+                    name => rule.matches.push(Match::read(name, words, family, names)?),
+                },
+                "-j" => rule.target = Some(Target::read(words, family)?),
+                _ => return None,
+            }
+        }
+        Some(rule)
     }
 }
 
@@ -250,234 +194,9 @@ fn put_ports(ports: PortRange, out: &mut String) -> fmt::Result {
     if ports.is_single() { write!(out, "{}", ports.first()) } else { write!(out, "{}:{}", ports.first(), ports.last()) }
 }
 
-impl Match {
-    fn write(&self, family: Family, out: &mut String) -> fmt::Result {
-        match self {
-            Self::LocalDestination => out.write_str(" -m addrtype --dst-type LOCAL"),
-            Self::Everyone => write!(out, " -m iprange --src-range {}", everyone(family)),
-            Self::Range { source, first, last } => {
-                write!(out, " -m iprange --{}-range {first}-{last}", if *source { "src" } else { "dst" })
-            }
-            Self::State(states) => write!(out, " -m conntrack --ctstate {}", states.text()),
-            Self::Label { bit, not } => {
-                write!(out, " -m connlabel{} --label {bit}", if *not { " !" } else { "" })
-            }
-            Self::SetLabel(bit) => write!(out, " -m connlabel --label {bit} --set"),
-            Self::Comment(text) => {
-                out.push_str(" -m comment --comment ");
-                words::put(text, out);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// All addresses of a family as a range.
-fn everyone(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "0.0.0.0-255.255.255.255",
-        Family::Ipv6 => "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-    }
-}
-
-impl Target {
-    fn write(&self, out: &mut String) -> fmt::Result {
-        match self {
-            Self::Jump(chain) => {
-                out.push_str(" -j ");
-                words::put(chain, out);
-                Ok(())
-            }
-            Self::Return => out.write_str(" -j RETURN"),
-            Self::Drop => out.write_str(" -j DROP"),
-            Self::Dnat(destination) => write!(out, " -j DNAT --to-destination {destination}"),
-            Self::Redirect(None) => out.write_str(" -j REDIRECT"),
-            Self::Redirect(Some(port)) => write!(out, " -j REDIRECT --to-ports {port}"),
-            Self::Snat(pool, mode) => {
-                write!(out, " -j SNAT --to-source {pool}")?;
-                out.write_str(match mode {
-                    None => "",
-                    Some(Mode::Random) => " --random",
-                    Some(Mode::FullyRandom) => " --random-fully",
-                    Some(Mode::Persistent) => " --persistent",
-                })
-            }
-            Self::Masquerade => out.write_str(" -j MASQUERADE"),
-            Self::Netmap(network) => write!(out, " -j NETMAP --to {network}"),
-        }
-    }
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.address, self.port) {
-            (address, DestinationPort::Keep) => return write!(f, "{address}"),
-            (IpAddr::V4(address), _) => write!(f, "{address}")?,
-            (IpAddr::V6(address), _) => write!(f, "[{address}]")?,
-        }
-        match self.port {
-            DestinationPort::Keep => Ok(()),
-            DestinationPort::One(port) => write!(f, ":{port}"),
-            DestinationPort::Shift { to, base } => write!(f, ":{}-{}/{base}", to.first(), to.last()),
-        }
-    }
-}
-
-/// The names of labels' bits on this host, from connlabel.conf: iptables-save prints them in the place of numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LabelNames(Vec<(String, u8)>);
-
-impl LabelNames {
-    /// Reads `BIT NAME` lines. What is none is a comment.
-    pub fn read(text: &str) -> Self {
-        let line = |line: &str| {
-            let mut words = line.split_whitespace();
-            let bit = words.next()?.parse().ok()?;
-            Some((words.next()?.to_owned(), bit))
-        };
-        Self(text.lines().filter_map(line).collect())
-    }
-
-    fn bit(&self, text: &str) -> Option<u8> {
-        let named = self.0.iter().find(|(name, _)| name == text).map(|(_, bit)| *bit);
-        named.or_else(|| text.parse().ok())
-    }
-}
-
-/// Reads the words of a rule.
-struct Reader<'a> {
-    words: std::slice::Iter<'a, String>,
-    family: Family,
-    names: &'a LabelNames,
-    rule: Rule,
-}
-
-impl<'a> Reader<'a> {
-    fn new(words: &'a [String], family: Family, names: &'a LabelNames) -> Self {
-        Self { words: words.iter(), family, names, rule: Rule::default() }
-    }
-
-    fn next(&mut self) -> Option<&'a str> {
-        self.words.next().map(String::as_str)
-    }
-
-    /// Whether the next word is this one; takes it then.
-    fn takes(&mut self, word: &str) -> bool {
-        let is = self.words.as_slice().first().is_some_and(|next| next == word);
-        if is {
-            self.words.next();
-        }
-        is
-    }
-
-    fn rule(mut self) -> Option<Rule> {
-        while let Some(word) = self.next() {
-            match word {
-                "-s" => self.rule.source = Some(self.network()?),
-                "-d" => self.rule.destination = Some(self.network()?),
-                "-i" => self.rule.input = Some(self.interface(false)?),
-                "-o" => self.rule.output = Some(self.interface(false)?),
-                "!" => match self.next()? {
-                    "-i" => self.rule.input = Some(self.interface(true)?),
-                    "-o" => self.rule.output = Some(self.interface(true)?),
-                    _ => return None,
-                },
-                "-p" => self.rule.protocol = Some(transport(self.next()?)?),
-                "--dport" => self.rule.ports = Some(ports(self.next()?)?),
-                "-m" => self.extension()?,
-                "-j" => {
-                    self.rule.target = Some(self.target()?);
-                    return self.words.as_slice().is_empty().then_some(self.rule);
-                }
-                _ => return None,
-            }
-        }
-        Some(self.rule)
-    }
-
-    fn network(&mut self) -> Option<IpNetwork> {
-        let network: IpNetwork = self.next()?.parse().ok()?;
-        (Family::of_network(network) == self.family).then_some(network)
-    }
-
-    fn interface(&mut self, not: bool) -> Option<Interface> {
-        Some(Interface { not, name: IfName::try_from(self.next()?.to_owned()).ok()? })
-    }
-
-    fn extension(&mut self) -> Option<()> {
-        let found = match self.next()? {
-            // The match of the protocol's own, which `--dport` belongs to.
-            "tcp" | "udp" | "sctp" | "dccp" => return Some(()),
-            "multiport" => {
-                let range = if self.takes("--dports") { ports(self.next()?)? } else { return None };
-                let slot = if self.rule.ports.is_none() { &mut self.rule.ports } else { &mut self.rule.part_of };
-                return slot.replace(range).is_none().then_some(());
-            }
-            "addrtype" => (self.takes("--dst-type") && self.next()? == "LOCAL").then_some(Match::LocalDestination)?,
-            "iprange" => {
-                let source = match self.next()? {
-                    "--src-range" => true,
-                    "--dst-range" => false,
-                    _ => return None,
-                };
-                self.range(source)?
-            }
-            "conntrack" if self.takes("--ctstate") => {
-                let text = self.next()?;
-                Match::State([States::New, States::Unknown].into_iter().find(|states| states.text() == text)?)
-            }
-            "connlabel" => {
-                let not = self.takes("!");
-                let bit = if self.takes("--label") { self.names.bit(self.next()?)? } else { return None };
-                match (not, self.takes("--set")) {
-                    (false, true) => Match::SetLabel(bit),
-                    (not, false) => Match::Label { bit, not },
-                    (true, true) => return None,
-                }
-            }
-            "comment" if self.takes("--comment") => Match::Comment(self.next()?.into()),
-            _ => return None,
-        };
-        self.rule.matches.push(found);
-        Some(())
-    }
-
-    fn range(&mut self, source: bool) -> Option<Match> {
-        let text = self.next()?;
-        if source && text == everyone(self.family) {
-            return Some(Match::Everyone);
-        }
-        let (first, last) = text.split_once('-')?;
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        let same = Family::of(first) == self.family && Family::of(last) == self.family;
-        same.then_some(Match::Range { source, first, last })
-    }
-
-    fn target(&mut self) -> Option<Target> {
-        Some(match self.next()? {
-            "RETURN" => Target::Return,
-            "DROP" => Target::Drop,
-            "MASQUERADE" => Target::Masquerade,
-            "DNAT" if self.takes("--to-destination") => Target::Dnat(destination(self.next()?, self.family)?),
-            "REDIRECT" if self.takes("--to-ports") => Target::Redirect(Some(self.next()?.parse().ok()?)),
-            "REDIRECT" => Target::Redirect(None),
-            "SNAT" if self.takes("--to-source") => {
-                let pool: Pool = Pool::try_from(self.next()?.to_owned()).ok()?;
-                let mode = match self.words.as_slice().first().map(String::as_str) {
-                    None => None,
-                    Some("--random") => Some(Mode::Random),
-                    Some("--random-fully") => Some(Mode::FullyRandom),
-                    Some("--persistent") => Some(Mode::Persistent),
-                    Some(_) => return None,
-                };
-                self.words.next();
-                (pool.family() == self.family).then_some(Target::Snat(pool, mode))?
-            }
-            "NETMAP" if self.takes("--to") => Target::Netmap(self.network()?),
-            chain if chain.starts_with(super::program::PREFIX) => Target::Jump(chain.into()),
-            _ => return None,
-        })
-    }
+fn network(words: &mut Words<'_>, family: Family) -> Option<IpNetwork> {
+    let network: IpNetwork = words.next()?.parse().ok()?;
+    (Family::of_network(network) == family).then_some(network)
 }
 
 /// iptables prints the names that it knows, and the numbers of all others.
@@ -495,27 +214,9 @@ fn ports(text: &str) -> Option<PortRange> {
     PortRange::new(first.parse().ok()?, last.parse().ok()?)
 }
 
-fn destination(text: &str, family: Family) -> Option<Destination> {
-    let (address, port) = match (text.strip_prefix('['), family) {
-        (Some(rest), Family::Ipv6) => rest.split_once("]:").map(|(address, port)| (address, Some(port)))?,
-        (None, Family::Ipv4) => text.split_once(':').map_or((text, None), |(address, port)| (address, Some(port))),
-        (None, Family::Ipv6) => (text, None),
-        (Some(_), Family::Ipv4) => return None,
-    };
-    let address: IpAddr = address.parse().ok()?;
-    let port = match port {
-        None => DestinationPort::Keep,
-        Some(text) => match text.split_once('/') {
-            None => DestinationPort::One(text.parse().ok()?),
-            Some((to, base)) => DestinationPort::Shift { to: to.parse().ok()?, base: base.parse().ok()? },
-        },
-    };
-    (Family::of(address) == family).then_some(Destination { address, port })
-}
-
 /// The comment of a binding, shared by all rules that carry it.
-pub fn shared_comment(set: &crate::model::SetName, remark: Option<&Comment>) -> Arc<str> {
-    crate::netfilter::comment::comment(set, remark.map(Comment::as_str)).into()
+pub fn shared_comment(set: &SetName, remark: Option<&Comment>) -> Arc<str> {
+    comment(set, remark.map(Comment::as_str)).into()
 }
 
 #[cfg(test)]

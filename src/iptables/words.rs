@@ -4,7 +4,7 @@
 ///
 /// Inside of double quotes a backslash takes the next character as it is. Source: `add_param_to_argv` in iptables'
 /// xshared.c; measured with both variants of 1.8.9.
-pub fn put(text: &str, out: &mut String) {
+pub(super) fn put(text: &str, out: &mut String) {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/' | ',' | '@' | '=' | '+');
     if !text.is_empty() && text.chars().all(plain) {
         out.push_str(text);
@@ -23,7 +23,7 @@ pub fn put(text: &str, out: &mut String) {
 /// Splits a line into its words; the other direction of [`put`]. `None` where a quote is not closed.
 ///
 /// Only a quote at the beginning of a word is one: iptables-save prints names of interfaces as they are.
-pub fn split(line: &str) -> Option<Vec<String>> {
+pub(super) fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::with_capacity(16);
     let mut rest = line.trim_start_matches(' ');
     while !rest.is_empty() {
@@ -51,6 +51,35 @@ pub fn split(line: &str) -> Option<Vec<String>> {
         rest = rest.trim_start_matches(' ');
     }
     Some(words)
+}
+
+/// The words of a line, to be read one after the other.
+pub(super) struct Words<'a>(std::slice::Iter<'a, String>);
+
+impl<'a> Words<'a> {
+    /// Begins at the first of them.
+    pub(super) fn of(words: &'a [String]) -> Self {
+        Self(words.iter())
+    }
+
+    /// Takes the next one.
+    pub(super) fn next(&mut self) -> Option<&'a str> {
+        self.0.next().map(String::as_str)
+    }
+
+    /// Whether the next word is this one; takes it then.
+    pub(super) fn takes(&mut self, word: &str) -> bool {
+        let is = self.0.as_slice().first().is_some_and(|next| next == word);
+        if is {
+            self.0.next();
+        }
+        is
+    }
+
+    /// Whether there is none left.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.0.as_slice().is_empty()
+    }
 }
 
 #[cfg(test)]

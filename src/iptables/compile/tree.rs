@@ -7,9 +7,11 @@
 //! ```
 //! A chain of more rules than [`LEAF`] is split: by protocol, then by blocks of ports, the whole space into 16, each of those
 //! into 8, and so on down to one port; where one port has too many still, by ranges of destinations, then of sources, 16 at a
-//! time. No jump is more than 14 deep, and 16 are what nf_tables allows. What spans several blocks stays in the chain, behind the jumps to the blocks. A jump comes back where nothing matched, so the
-//! rules that a packet meets are those it would meet in one long chain, in the same order, but for those that a jump's own
-//! condition rules out.
+//! time. What spans several blocks stays in the chain, behind the jumps to the blocks. No jump is more than 14 deep, and 16 are
+//! what nf_tables allows (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
+//!
+//! A jump comes back where nothing matched, so the rules that a packet meets are those it would meet in one long chain, in the
+//! same order, but for those that a jump's own condition rules out.
 //!
 //! Blocks of ports begin at multiples of their size, whatever ports there are, so one more forward changes the chain it falls
 //! into and no other, but where thousands of addresses share one port.
