@@ -197,7 +197,15 @@ fn netmap_table(rng: &mut Rng) -> String {
 
 fn ports(rng: &mut Rng, space: Range<u16>) -> String {
     let first = rng.u16(space);
-    match rng.u8(..6) {
+    match rng.u8(..24) {
+        // More than one chain of iptables holds.
+        23 => (0..70).map(|number| (first + number * 3).to_string()).collect::<Vec<_>>().join(","),
+        other => few_ports(rng, first, other % 6),
+    }
+}
+
+fn few_ports(rng: &mut Rng, first: u16, kind: u8) -> String {
+    match kind {
         0..=2 => first.to_string(),
         3 | 4 => format!("{first}-{}", first + rng.u16(1..12)),
         _ => format!("{first},{}-{}", first + 3, first + 3 + rng.u16(0..6)),
