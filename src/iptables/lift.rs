@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile, number_bits, rules_of};
-use super::program::{Chain, Contents, Half, Hook, Program, Table};
+use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile_all, number_bits, rules_of};
+use super::program::{Chain, Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::{
-    Asked, Binding, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned, PortMap,
-    SetName, Snat, Source,
+    Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
+    PortMap, SetName, Snat, Source,
 };
 use crate::netfilter::comment::{NETMAP, read_comment, read_network};
 use crate::netfilter::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
@@ -23,10 +23,12 @@ use crate::netfilter::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
 pub fn lift(program: &Program) -> Held {
     let mut held = Held::default();
     let mut rest = Rest::default();
+    let mut homes = HashMap::new();
     let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
     for family in Family::ALL {
         let half = program.of(family);
         let forwards = Forwards::read(half, family);
+        homes.extend(forwards.homes.clone());
         found.extend(forwards.whole());
         rest.read(half, family);
     }
@@ -34,14 +36,27 @@ pub fn lift(program: &Program) -> Held {
     (held.asked.bindings, held.counters) = found.into_iter().unzip();
     rest.put(&mut held.asked);
     held.asked.normalize();
-    held.foreign.extend(strangers(program, &held.asked));
+    held.foreign.extend(strangers(program, &held.asked, homes));
     held.foreign.sort_unstable();
     held.foreign.dedup();
     held
 }
 
 /// Names the rules in our chains that what was lifted does not account for, and chains that it has no use for.
-fn strangers(program: &Program, asked: &Asked) -> Vec<String> {
+///
+/// `homes` are the chains that forwards to each target are in. A network that neither masquerades nor isolates leaves nothing
+/// but that to be lifted.
+fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<ChainName>>) -> Vec<String> {
+    let mut asked = asked.clone();
+    for (target, chain) in homes {
+        // What the whole of a name that was cut is cannot be told, nor then what else is ours.
+        let (Some(chain), Ok(name)) = (chain, IfName::try_from("!".to_owned())) else { return Vec::new() };
+        if asked.network_of(target).map_or_else(ChainName::forwards, |network| network.chain.clone()) != chain {
+            // First by its name, so that it wins over whatever else the target is in.
+            let rule = Network { name, subnets: vec![target.into()], masquerade: false, chain, isolate: false };
+            asked.networks.push(Owned { set: SetName::cli(), rule });
+        }
+    }
     let shifts = Family::ALL.into_iter().any(|family| {
         let chains = program.of(family).nat.chains.values();
         chains.flat_map(|chain| &chain.rules).any(
@@ -51,7 +66,7 @@ fn strangers(program: &Program, asked: &Asked) -> Vec<String> {
     let hairpin = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
     let back = |rule: &Rule| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
     let interfaces = hairpin.flat_map(|chain| &chain.rules).filter_map(back).collect();
-    let Ok(expected) = compile(asked, &Host { interfaces, shifts }) else { return Vec::new() };
+    let expected = compile_all(&asked, &Host { interfaces, shifts });
     let mut strange = Vec::new();
     for (family, table) in Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
         let expected = &expected.of(family).of(table).chains;
@@ -84,6 +99,26 @@ fn entry(contents: &Contents, hook: Hook) -> &[Rule] {
 /// How many jumps deep forwards are looked for; ours are no deeper than 14.
 const DEEPEST: u8 = 16;
 
+/// Where forwards are looked for from.
+struct Root<'a> {
+    /// Whose rules without a comment are.
+    owner: Option<&'a Arc<str>>,
+    /// The chain name of the forwards; none where it is cut.
+    chain: Option<ChainName>,
+}
+
+impl<'a> Root<'a> {
+    fn of(jump: &'a Rule) -> Self {
+        let name = jump.asks().and_then(|name| name.strip_prefix(PREFIX)?.strip_prefix('-'));
+        let chain = name.and_then(|name| match name.split_once('.') {
+            Some((_, behind)) if behind.len() == 8 => None,
+            Some((name, _)) => name.parse().ok(),
+            None => name.parse().ok(),
+        });
+        Self { owner: jump.comment(), chain }
+    }
+}
+
 /// The forwards of a family.
 struct Forwards<'a> {
     half: &'a Half,
@@ -94,27 +129,28 @@ struct Forwards<'a> {
     found: HashMap<Owned<Binding>, (u32, Counter)>,
     /// The rules about loopback addresses, without comments.
     loopback: HashMap<Rule, Counter>,
+    /// The chain that forwards to a target are in; none where its name is cut.
+    homes: HashMap<IpAddr, Option<ChainName>>,
 }
 
 impl<'a> Forwards<'a> {
     fn read(half: &'a Half, family: Family) -> Self {
         let sources = Sources::read(sources(&half.nat));
-        let (found, loopback) = (HashMap::new(), HashMap::new());
-        let mut forwards = Self { half, family, sources, found, loopback };
+        let (found, loopback, homes) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut forwards = Self { half, family, sources, found, loopback, homes };
         let local = |jump: &Rule| jump.destination == Some(crate::model::address::loopback(family));
         let jumps = |hook| entry(&half.nat, hook).iter().filter(|rule| rule.asks().is_some());
         for jump in jumps(Hook::Prerouting).filter(|jump| !local(jump)) {
-            forwards.walk(jump, None, Place::Outside, DEEPEST);
+            forwards.walk(jump, &Root::of(jump), Place::Outside, DEEPEST);
         }
         for jump in jumps(Hook::Output).filter(|jump| local(jump)) {
-            forwards.walk(jump, None, Place::Loopback, DEEPEST);
+            forwards.walk(jump, &Root::of(jump), Place::Loopback, DEEPEST);
         }
         forwards
     }
 
-    /// Reads the chain that a rule jumps to, and those behind it. `owner` is whose rules without a comment are.
-    fn walk(&mut self, jump: &'a Rule, owner: Option<&'a Arc<str>>, place: Place, depth: u8) {
-        let owner = jump.comment().or(owner);
+    /// Reads the chain that a rule jumps to, and those behind it.
+    fn walk(&mut self, jump: &'a Rule, root: &Root<'a>, place: Place, depth: u8) {
         let half = self.half;
         let (Some(chain), Some(deeper)) =
             (jump.asks().and_then(|name| half.nat.chains.get(name)), depth.checked_sub(1))
@@ -123,16 +159,19 @@ impl<'a> Forwards<'a> {
         };
         for (at, rule) in chain.rules.iter().enumerate() {
             if rule.asks().is_some() {
-                self.walk(rule, owner, place, deeper);
+                self.walk(rule, root, place, deeper);
             } else {
                 // What is none of ours is not accounted for by what was lifted.
-                let _: Option<()> = self.leaf(rule, owner, place, chain.counter(at));
+                let _: Option<()> = self.leaf(rule, root, place, chain.counter(at));
             }
         }
     }
 
-    fn leaf(&mut self, rule: &Rule, owner: Option<&Arc<str>>, place: Place, counter: Counter) -> Option<()> {
-        let (set, remark) = read_comment(rule.comment().or(owner)?)?;
+    fn leaf(&mut self, rule: &Rule, root: &Root<'_>, place: Place, counter: Counter) -> Option<()> {
+        let (set, remark) = read_comment(rule.comment().or(root.owner)?)?;
+        if let Some(Target::Dnat(to)) = &rule.target {
+            self.homes.insert(to.address, root.chain.clone());
+        }
         if place == Place::Loopback {
             self.loopback.insert(without_comment(rule), counter);
             if rule.destination.is_none() {
@@ -341,7 +380,7 @@ fn leads_to_forwards(rule: &Rule, hook: Hook) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::iptables::compile::{Host, compile};
+    use crate::iptables::compile::compile;
     use crate::model::{Forward, RuleSet};
 
     fn asked(count: u16) -> Asked {

@@ -65,8 +65,13 @@ pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
     if let Some((set, limit)) = limits::find(asked).into_iter().next() {
         return Err(CompileError::Limit(set, limit));
     }
+    Ok(compile_all(asked, host))
+}
+
+/// Compiles all that is asked, whether iptables can do it or not.
+pub(super) fn compile_all(asked: &Asked, host: &Host) -> Program {
     let of = |family| half(asked, family, host);
-    Ok(Program { ipv4: of(Family::Ipv4), ipv6: of(Family::Ipv6) })
+    Program { ipv4: of(Family::Ipv4), ipv6: of(Family::Ipv6) }
 }
 
 fn half(asked: &Asked, family: Family, host: &Host) -> Half {
