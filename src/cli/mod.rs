@@ -59,7 +59,7 @@ pub struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Show what is sent to the kernel
+    /// Show which backend works, and what is sent to the kernel
     #[arg(short, long, global = true)]
     verbose: bool,
     /// When to color messages

@@ -5,6 +5,8 @@
 //!                                       ├─diff──▶ changes ──encode──▶ batch ──commit──▶ kernel ──decode──▶ checked
 //! kernel ───────── decode ───▶ program ─┘
 //! ```
+//! `backend.rs` is the same walk with nftables or with iptables, where text goes to iptables-restore in the place of a batch.
+//!
 //! Everything is decided on what the kernel holds now, never on a memory of what was sent, and the batch carries the
 //! generation it was decided on: when somebody else commits in between, the kernel refuses it and we look again.
 //! The state is written before the kernel and taken back if the kernel refuses, so that being killed in between leaves
