@@ -75,18 +75,21 @@ impl Iptables {
 
     /// Reads what is ours.
     pub(super) fn read(&self) -> Result<Program, EngineError> {
-        let ipv4 = self.read_family(Family::Ipv4)?;
-        let ipv6 = match self.read_family(Family::Ipv6) {
-            // A host without IPv6 holds nothing of it.
-            Err(EngineError::NoIpv6(_) | EngineError::Iptables(CommandError::NoKernel(_))) => Half::default(),
-            other => other?,
-        };
-        Ok(Program { ipv4, ipv6 })
+        Ok(Program { ipv4: self.read_family(Family::Ipv4)?, ipv6: self.read_family(Family::Ipv6)? })
     }
 
     fn read_family(&self, family: Family) -> Result<Half, EngineError> {
-        let text = self.tools(family)?.save()?;
-        Ok(save::parse(&text, family, &self.names).map_err(CommandError::from)?)
+        let saved = self.tools(family).and_then(|tools| Ok(tools.save()?));
+        match saved {
+            Ok(text) => Ok(save::parse(&text, family, &self.names).map_err(CommandError::from)?),
+            // A host without IPv6 holds nothing of it.
+            Err(EngineError::NoIpv6(_) | EngineError::Iptables(CommandError::NoKernel(_)))
+                if family == Family::Ipv6 =>
+            {
+                Ok(Half::default())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What would have to change.
@@ -140,24 +143,25 @@ impl Iptables {
         after: &Program,
     ) -> Result<Option<Vec<String>>, EngineError> {
         let mut lines = Vec::new();
+        let mut touched = Vec::new();
         for (family, changes) in changes {
             let mut changes = changes.clone();
             if self.variant() == Variant::Legacy && !self.still(&mut changes, *family, before)? {
-                self.put_back(before)?;
+                self.put_back(&touched, before)?;
                 return Ok(None);
             }
+            touched.push(*family);
             let text = restore::text(&changes, *family, self.variant());
             if let Err(error) = self.restore(*family, &text) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
                 let stale = refused && self.changed_since(before, after)?;
-                self.put_back(before)?;
+                self.put_back(&touched, before)?;
                 return if stale { Ok(None) } else { Err(error) };
             }
             lines.extend(text.lines().map(str::to_owned));
         }
         // Nobody needs to read our rules there.
-        let emptied = self.input.set_len(0);
-        drop(emptied);
+        let _: io::Result<()> = self.input.set_len(0);
         Ok(Some(lines))
     }
 
@@ -186,11 +190,12 @@ impl Iptables {
         Ok(!Family::ALL.into_iter().all(|family| Table::ALL.into_iter().all(|table| ours(family, table))))
     }
 
-    /// Makes the rules what they were, counters included. A lock of others is waited for longer than usual then.
-    fn put_back(&mut self, before: &Program) -> Result<(), EngineError> {
-        let now = self.read()?;
-        for family in Family::ALL {
-            let changes = diff(now.of(family), before.of(family));
+    /// Makes the rules of some families what they were, counters included. A lock of others is waited for longer than usual
+    /// then.
+    fn put_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
+        for family in families.iter().copied() {
+            let half = |error| EngineError::Half { family, error: Box::new(error) };
+            let changes = diff(&self.read_family(family).map_err(half)?, before.of(family));
             if changes.is_empty() {
                 continue;
             }
@@ -202,7 +207,7 @@ impl Iptables {
                 }
                 put = self.restore(family, &text);
             }
-            put.map_err(|error| EngineError::Half { family, error: Box::new(error) })?;
+            put.map_err(half)?;
         }
         Ok(())
     }
