@@ -180,14 +180,15 @@ impl Iptables {
         Ok(tools.restore(text, &mut self.input)?)
     }
 
-    /// Whether some table is neither as it was read nor as it was to be: then somebody else changed it in between.
+    /// Whether some table is neither as it was read nor as it was to be, or all are as they were to be although something was
+    /// refused: then somebody else changed them in between.
     fn changed_since(&self, before: &Program, after: &Program) -> Result<bool, EngineError> {
         let now = self.read()?;
-        let ours = |family: Family, table: Table| {
-            let [now, before, after] = [&now, before, after].map(|program| program.of(family).of(table));
-            now.says_the_same(before) || now.says_the_same(after)
+        let tables = || Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table)));
+        let is = |of: &Program, (family, table): (Family, Table)| {
+            now.of(family).of(table).says_the_same(of.of(family).of(table))
         };
-        Ok(!Family::ALL.into_iter().all(|family| Table::ALL.into_iter().all(|table| ours(family, table))))
+        Ok(!tables().all(|table| is(before, table) || is(after, table)) || tables().all(|table| is(after, table)))
     }
 
     /// Makes the rules of some families what they were, counters included. A lock of others is waited for longer than usual

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile_all, number_bits, rules_of};
-use super::program::{Chain, Contents, Half, Hook, PREFIX, Program, Table};
+use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::{
     Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
@@ -141,25 +141,25 @@ impl<'a> Forwards<'a> {
         let local = |jump: &Rule| jump.destination == Some(crate::model::address::loopback(family));
         let jumps = |hook| entry(&half.nat, hook).iter().filter(|rule| rule.asks().is_some());
         for jump in jumps(Hook::Prerouting).filter(|jump| !local(jump)) {
-            forwards.walk(jump, &Root::of(jump), Place::Outside, DEEPEST);
+            forwards.walk(jump, &Root::of(jump), Place::Outside, DEEPEST, &mut HashSet::new());
         }
         for jump in jumps(Hook::Output).filter(|jump| local(jump)) {
-            forwards.walk(jump, &Root::of(jump), Place::Loopback, DEEPEST);
+            forwards.walk(jump, &Root::of(jump), Place::Loopback, DEEPEST, &mut HashSet::new());
         }
         forwards
     }
 
-    /// Reads the chain that a rule jumps to, and those behind it.
-    fn walk(&mut self, jump: &'a Rule, root: &Root<'a>, place: Place, depth: u8) {
+    /// Reads the chain that a rule jumps to, and those behind it that were not met yet: ours are jumped to once.
+    fn walk(&mut self, jump: &'a Rule, root: &Root<'a>, place: Place, depth: u8, met: &mut HashSet<&'a str>) {
         let half = self.half;
-        let (Some(chain), Some(deeper)) =
-            (jump.asks().and_then(|name| half.nat.chains.get(name)), depth.checked_sub(1))
-        else {
+        let chain = jump.asks().and_then(|name| half.nat.chains.get_key_value(name));
+        let (Some((name, chain)), Some(deeper)) = (chain, depth.checked_sub(1)) else { return };
+        if !met.insert(name) {
             return;
-        };
+        }
         for (at, rule) in chain.rules.iter().enumerate() {
             if rule.asks().is_some() {
-                self.walk(rule, root, place, deeper);
+                self.walk(rule, root, place, deeper, met);
             } else {
                 // What is none of ours is not accounted for by what was lifted.
                 let _: Option<()> = self.leaf(rule, root, place, chain.counter(at));
@@ -282,20 +282,20 @@ fn everybody(family: Family) -> Option<IpNetwork> {
 
 /// The numbers of the addresses that labels name.
 fn sources(nat: &Contents) -> Vec<(u32, IpAddr)> {
-    fn walk<'a>(nat: &'a Contents, name: &'a str, number: u32, depth: u8, found: &mut Vec<(u32, IpAddr)>) {
-        let rules = nat.chains.get(name).map(|chain: &Chain| chain.rules.as_slice()).unwrap_or_default();
-        for rule in rules {
+    let mut found = Vec::new();
+    // From one chain to the next; each is jumped to once.
+    let (mut next, mut met) = (vec![(SOURCES, 0)], HashSet::new());
+    while let Some((name, number)) = next.pop() {
+        let chain = nat.chains.get(name).filter(|_| met.insert(name));
+        for rule in chain.map(|chain| chain.rules.as_slice()).unwrap_or_default() {
             let number = number | number_bits(rule);
             match &rule.target {
                 Some(Target::Snat(pool, _)) => found.push((number, pool.first())),
-                // No deeper than a number has steps.
-                Some(Target::Jump(next)) if depth > 0 => walk(nat, next, number, depth - 1, found),
+                Some(Target::Jump(behind)) => next.push((behind, number)),
                 _ => {}
             }
         }
     }
-    let mut found = Vec::new();
-    walk(nat, SOURCES, 0, label::NUMBER_BITS / 4, &mut found);
     found
 }
 
@@ -433,6 +433,17 @@ mod tests {
             assert_eq!(held.foreign, Vec::<String>::new());
             assert_eq!(held.asked, asked);
         }
+    }
+
+    #[test]
+    fn chains_in_a_circle_have_an_end() {
+        let mut program = compile(&asked(0), &Host { shifts: true, ..Host::default() }).expect("compiles");
+        let nat = &mut program.ipv4.nat;
+        for name in nat.chains.keys().cloned().collect::<Vec<_>>() {
+            let jumps: Vec<Rule> = nat.chains.keys().map(|name| Rule::jump(name)).collect();
+            nat.chains.get_mut(&name).expect("there").rules.splice(0..0, jumps);
+        }
+        lift(&program);
     }
 
     #[test]
