@@ -154,7 +154,7 @@ impl Iptables {
             let text = restore::text(&changes, *family, self.variant());
             if let Err(error) = self.restore(*family, &text) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
-                let stale = refused && self.changed_since(before, after)?;
+                let stale = refused && self.changed_since(before.of(*family), after.of(*family), *family)?;
                 self.put_back(&touched, before)?;
                 return if stale { Ok(None) } else { Err(error) };
             }
@@ -180,15 +180,13 @@ impl Iptables {
         Ok(tools.restore(text, &mut self.input)?)
     }
 
-    /// Whether some table is neither as it was read nor as it was to be, or all are as they were to be although something was
-    /// refused: then somebody else changed them in between.
-    fn changed_since(&self, before: &Program, after: &Program) -> Result<bool, EngineError> {
-        let now = self.read()?;
-        let tables = || Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table)));
-        let is = |of: &Program, (family, table): (Family, Table)| {
-            now.of(family).of(table).says_the_same(of.of(family).of(table))
-        };
-        Ok(!tables().all(|table| is(before, table) || is(after, table)) || tables().all(|table| is(after, table)))
+    /// Whether some table of a family is neither as it was read nor as it was to be, or all are as they were to be although
+    /// they were refused: then somebody else changed them in between.
+    fn changed_since(&self, before: &Half, after: &Half, family: Family) -> Result<bool, EngineError> {
+        let now = self.read_family(family)?;
+        let is = |of: &Half, table: Table| now.of(table).says_the_same(of.of(table));
+        let known = |table| is(before, table) || is(after, table);
+        Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
     }
 
     /// Makes the rules of some families what they were, counters included. A lock of others is waited for longer than usual
