@@ -29,7 +29,8 @@ pub struct Outcome {
 ///
 /// # Errors
 /// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`], [`EngineError::Unchecked`],
-/// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed.
+/// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed, and for
+/// [`EngineError::Half`], which says what is not as it was.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
     let before = engine.state.clone();
     let switches = Switches::of(&mut after, &before)?;
@@ -54,6 +55,10 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 Ok(_) => engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect(),
                 Err(_) => engine.state.iptables.clone(),
             };
+            if engine.home() == Home::Nft && !plan.is_empty() {
+                // What it was found to lack it has by now.
+                after.unusable = None;
+            }
             engine.keep(&after)?;
             if !plan.is_empty() {
                 engine.backend.check(&plan.work)?;

@@ -146,15 +146,19 @@ impl Iptables {
         let mut touched = Vec::new();
         for (family, changes) in changes {
             let mut changes = changes.clone();
-            if self.variant() == Variant::Legacy && !self.still(&mut changes, *family, before)? {
-                self.put_back(&touched, before)?;
-                return Ok(None);
+            if self.variant() == Variant::Legacy {
+                let still = self.still(&mut changes, *family, before);
+                if !matches!(still, Ok(true)) {
+                    self.put_back(&touched, before)?;
+                    return still.map(|_| None);
+                }
             }
             touched.push(*family);
             let text = restore::text(&changes, *family, self.variant());
             if let Err(error) = self.restore(*family, &text) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
-                let stale = refused && self.changed_since(before.of(*family), after.of(*family), *family)?;
+                let stale =
+                    refused && self.changed_since(before.of(*family), after.of(*family), *family).unwrap_or_default();
                 self.put_back(&touched, before)?;
                 return if stale { Ok(None) } else { Err(error) };
             }
@@ -199,6 +203,10 @@ impl Iptables {
                 continue;
             }
             let text = restore::text(&changes, family, self.variant());
+            if !restore::is_sound(&changes) {
+                let what = "somebody else's rule in our chains holds a line end, and is not written".to_owned();
+                return Err(half(EngineError::Differs(what)));
+            }
             let mut put = self.restore(family, &text);
             for _ in 1..PATIENCE {
                 if !matches!(put, Err(EngineError::Iptables(CommandError::Busy))) {
@@ -217,7 +225,7 @@ impl Iptables {
             if changes.rules() >= CHECKED {
                 continue;
             }
-            let now = self.read_family(*family)?;
+            let now = self.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
             for table in Table::ALL {
                 let (now, planned) = (now.of(table), program.of(*family).of(table));
                 // Who came in front of us meanwhile is for the next plan to show.
@@ -238,6 +246,12 @@ fn met_interfaces(program: &Program) -> BTreeSet<IfName> {
     let chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
     let rules = chains.flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| rule.input.as_ref()).map(|input| input.name.clone()).collect()
+}
+
+/// Waits for an iptables-restore that outlived the portfwd which started it: what it does must not come after what others
+/// do.
+pub(super) fn wait_for_the_last(path: &Path) -> Result<(), EngineError> {
+    input(Some(path)).map(drop)
 }
 
 /// Opens and locks the file that iptables-restore reads from.

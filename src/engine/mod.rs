@@ -74,7 +74,7 @@ pub enum EngineError {
     Differs(String),
     /// It was committed, but the kernel could not be asked whether it holds it.
     #[error("the rules were committed, but could not be read back")]
-    Unchecked(#[source] KernelError),
+    Unchecked(#[source] Box<EngineError>),
     /// The state could not be read or kept.
     #[error(transparent)]
     State(#[from] StateError),
@@ -199,6 +199,11 @@ impl Engine {
             Some(nft) => nft,
             None => Backend::iptables(variant(choice), store.beside("restore").filter(|_| write).as_deref())?,
         };
+        if let (Backend::Nft(_), true, false, Some(path)) =
+            (&backend, write, state.iptables.is_empty(), store.beside("restore"))
+        {
+            iptables::wait_for_the_last(&path)?;
+        }
         Ok(Self { backend, choice, instead, suspected: BTreeSet::new(), store, state })
     }
 
@@ -281,8 +286,9 @@ impl Engine {
         for home in homes {
             match read(home) {
                 Ok((backend, live)) if holds(&live) => others.push((home, Ok((backend, live)))),
-                // Without nf_tables, or the programs of a variant that the kernel holds no table of, nothing is there.
-                Err(_) if !known(home) || !may_hold(home) => {}
+                Err(EngineError::Kernel(KernelError::NoNfTables(_))) => {}
+                // Without the programs of a variant that the kernel holds no table of, nothing is there.
+                Err(_) if home != Home::Nft && (!known(home) || !may_hold(home)) => {}
                 Err(error) => others.push((home, Err(error))),
                 Ok(_) => {}
             }

@@ -6,7 +6,7 @@ use crate::nft::diff::Changes;
 use crate::nft::element;
 use crate::nft::encode::{Batch, Subject, encode};
 use crate::nft::program::{Element, Key, Program};
-use crate::nft::transaction::{CommitError, Connection};
+use crate::nft::transaction::{CommitError, Connection, KernelError};
 
 /// Sends changes that were decided on at a generation. Gives the messages, a line each; `None` where others committed in
 /// between.
@@ -37,7 +37,7 @@ pub(super) fn check(
     program: &Program,
     decided_on: u32,
 ) -> Result<(), EngineError> {
-    let (live, generation) = decode::structure(connection).map_err(EngineError::Unchecked)?;
+    let (live, generation) = decode::structure(connection).map_err(unchecked)?;
     let mut differs = difference(&live, program).map(str::to_owned);
     let count: usize = changes.add_elements.iter().map(|come| come.elements.len()).sum();
     let step = count.div_ceil(CHECKED).max(1);
@@ -45,9 +45,7 @@ pub(super) fn check(
         let sample: Vec<&(Key, Element)> = come.elements.iter().step_by(step).collect();
         for some in sample.chunks(decode::KEYS_PER_QUESTION) {
             let keys = some.iter().map(|(key, _)| key);
-            let found = decode::elements_by_key(connection, &come.map, keys)
-                .map_err(EngineError::Unchecked)?
-                .unwrap_or_default();
+            let found = decode::elements_by_key(connection, &come.map, keys).map_err(unchecked)?.unwrap_or_default();
             let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.says_the_same(now));
             if !some.iter().copied().all(|element| same(&element)) {
                 differs = Some(format!("the map `{}`", come.map));
@@ -59,6 +57,10 @@ pub(super) fn check(
         Some(what) if generation.wrapping_sub(decided_on) == 1 => Err(EngineError::Differs(what)),
         _ => Ok(()),
     }
+}
+
+fn unchecked(error: KernelError) -> EngineError {
+    EngineError::Unchecked(Box::new(error.into()))
 }
 
 /// What of the table, its elements aside, is not as planned.

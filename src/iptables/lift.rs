@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile_all, number_bits, rules_of};
 use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
+use crate::model::error::printable;
 use crate::model::{
     Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
     PortMap, SetName, Snat, Source,
@@ -73,7 +74,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
         for (name, chain) in &program.of(family).of(table).chains {
             let place = format!("in table {} of {family}", table.name());
             let Some(known) = expected.get(name) else {
-                strange.push(format!("chain {name} {place}"));
+                strange.push(printable(&format!("chain {name} {place}")));
                 continue;
             };
             if known.rules == chain.rules {
@@ -83,7 +84,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
             for rule in chain.rules.iter().filter(|rule| !known.contains(rule)) {
                 let mut text = String::new();
                 rule.put(family, &mut text);
-                strange.push(format!("rule `{}` of chain {name} {place}", text.trim()));
+                strange.push(printable(&format!("rule `{}` of chain {name} {place}", text.trim())));
             }
         }
     }

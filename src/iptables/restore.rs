@@ -20,6 +20,7 @@ use std::fmt::Write as _;
 use super::command::Variant;
 use super::diff::{Changes, TableChanges};
 use super::program::{Policy, Table};
+use super::rule::Rule;
 use crate::model::Family;
 
 /// Bytes of a usual line.
@@ -34,6 +35,17 @@ pub fn text(changes: &Changes, family: Family, variant: Variant) -> String {
         debug_assert!(written.is_ok());
     }
     out
+}
+
+/// Whether a text is nothing but the changes it was written for: no word of it, such as a comment of somebody else's in our
+/// chains, holds a line end and so begins a line of its own.
+pub fn is_sound(changes: &Changes) -> bool {
+    let control = |text: &str| text.chars().any(char::is_control);
+    let broken = |rule: &Rule| {
+        rule.foreign.as_deref().is_some_and(control) || rule.comment().is_some_and(|comment| control(comment))
+    };
+    let mut written = changes.0.iter().flat_map(|(_, changes)| &changes.write);
+    !written.any(|(name, chain)| control(name) || chain.rules.iter().any(broken))
 }
 
 fn put(table: Table, changes: &TableChanges, family: Family, variant: Variant, out: &mut String) -> std::fmt::Result {

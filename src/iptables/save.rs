@@ -78,12 +78,14 @@ fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
         if rest.is_empty() {
             return None;
         }
-        let (mut quoted, mut escaped) = (false, false);
+        // Names of interfaces are printed as they are, so only a quote behind a blank is one.
+        let (mut quoted, mut escaped, mut before) = (false, false, '\n');
         let ends = |c: char| {
+            let last = std::mem::replace(&mut before, c);
             match c {
                 _ if escaped => escaped = false,
                 '\\' if quoted => escaped = true,
-                '"' => quoted = !quoted,
+                '"' if quoted || last == ' ' => quoted = !quoted,
                 '\n' => return !quoted,
                 _ => {}
             }
@@ -189,6 +191,9 @@ COMMIT
         );
         let half = parse(text.trim_end_matches("x\n"), Family::Ipv4, &LabelNames::default()).expect("a dump");
         assert!(half.nat.hooks.is_empty() && half.nat.chains.len() == 1);
+        let named = "*nat\n[0:0] -A PREROUTING -i a\"b -j ACCEPT\n[0:0] -A PREROUTING -j PORTFWD.PREROUTING\nCOMMIT\n";
+        let half = parse(named, Family::Ipv4, &LabelNames::default()).expect("a dump");
+        assert_eq!(half.nat.hooks.get(&Hook::Prerouting), Some(&Attached { first: false, times: 1 }));
         let open = parse("*nat\n-A INPUT -m comment --comment \"a\nCOMMIT\n", Family::Ipv4, &LabelNames::default());
         assert_eq!(open, Ok(Half::default()));
     }
