@@ -1,4 +1,4 @@
-//! What must change for a family's rules to become others: whole chains, because iptables changes nothing smaller at once.
+//! What must change for a family's rules to become others: whole chains, or a few rules at one place of a chain.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `priority` other than the usual one | the tables of iptables run at fixed places |
 //! | another port for UDP-Lite | DNAT and REDIRECT rewrite ports of TCP, UDP, SCTP and DCCP only |
-//! | interface names with quotes, a backslash, `+` at the end, `!` or `-` at the beginning | `+` matches every name that begins so; others iptables-restore(8) cannot read back from iptables-save(8) |
+//! | interface names with quotes, a backslash, `+` at the end, `!` or `-` at the beginning, or outside of ASCII | `+` matches every name that begins so; others iptables-restore(8) cannot read back from iptables-save(8) |
 
 use std::fmt;
 

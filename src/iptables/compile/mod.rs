@@ -1,6 +1,6 @@
 //! The model compiled to a program. Pure.
 //!
-//! In the words of iptables-save(8), with one network and one forward in it:
+//! An excerpt, as it is written for one network and one forward:
 //! ```text
 //! *nat
 //! -A PREROUTING -j PORTFWD.PREROUTING

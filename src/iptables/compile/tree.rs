@@ -13,8 +13,9 @@
 //! A jump comes back where nothing matched, so the rules that a packet meets are those it would meet in one long chain, in the
 //! same order, but for those that a jump's own condition rules out.
 //!
-//! Blocks of ports begin at multiples of their size, whatever ports there are, so one more forward changes the chain it falls
-//! into and no other, but where thousands of addresses share one port.
+//! Blocks of ports begin at multiples of their size, so one more forward usually changes the chain it falls into and no other;
+//! more where that chain is split by it, where it lies outside of all ports so far, and where thousands of addresses share one
+//! port.
 //!
 //! Measured with 60,000 forwards of single ports, iptables 1.8.9, Linux 6.18, a new connection through the last of them
 //! against one forward: 1.035 times with iptables-legacy, 1.05 with iptables-nft; leaves of 8 gave 1.036 and 1.032, but took
