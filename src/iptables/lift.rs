@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::compile::{HAIRPIN, Host, Place, SAME, SOURCES, compile_all, number_bits, rules_of};
+use super::compile::{HAIRPIN, Homes, Host, Place, SAME, SOURCES, compile_all, number_bits, rules_of};
 use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::error::printable;
@@ -48,16 +48,10 @@ pub fn lift(program: &Program) -> Held {
 /// `homes` are the chains that forwards to each target are in. A network that neither masquerades nor isolates leaves nothing
 /// but that to be lifted.
 fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<ChainName>>) -> Vec<String> {
-    let mut asked = asked.clone();
-    for (target, chain) in homes {
-        // What the whole of a name that was cut is cannot be told, nor then what else is ours.
-        let (Some(chain), Ok(name)) = (chain, IfName::try_from("!".to_owned())) else { return Vec::new() };
-        if asked.network_of(target).map_or_else(ChainName::forwards, |network| network.chain.clone()) != chain {
-            // First by its name, so that it wins over whatever else the target is in.
-            let rule = Network { name, subnets: vec![target.into()], masquerade: false, chain, isolate: false };
-            asked.networks.push(Owned { set: SetName::cli(), rule });
-        }
-    }
+    // What the whole of a name that was cut is cannot be told, nor then what else is ours.
+    let Some(homes) = homes.into_iter().map(|(target, chain)| Some((target, chain?))).collect::<Option<Homes>>() else {
+        return Vec::new();
+    };
     let shifts = Family::ALL.into_iter().any(|family| {
         let chains = program.of(family).nat.chains.values();
         chains.flat_map(|chain| &chain.rules).any(
@@ -67,7 +61,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
     let hairpin = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
     let back = |rule: &Rule| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
     let interfaces = hairpin.flat_map(|chain| &chain.rules).filter_map(back).collect();
-    let expected = compile_all(&asked, &Host { interfaces, shifts });
+    let expected = compile_all(asked, &Host { interfaces, shifts }, &homes);
     let mut strange = Vec::new();
     for (family, table) in Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
         let expected = &expected.of(family).of(table).chains;

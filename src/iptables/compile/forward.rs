@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::tree::Tree;
-use super::{interface, narrowed, only};
+use super::{Homes, interface, narrowed, only};
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
@@ -153,10 +153,21 @@ struct Block {
 }
 
 /// Adds the chains of a family's forwards, and gives the rules that lead a packet through them.
-pub(super) fn chains(asked: &Asked, family: Family, sources: &Sources, shifts: bool, nat: &mut Contents) -> Jumps {
+pub(super) fn chains(
+    asked: &Asked,
+    family: Family,
+    sources: &Sources,
+    shifts: bool,
+    homes: &Homes,
+    nat: &mut Contents,
+) -> Jumps {
+    let home = |rule: &Binding| {
+        let known = rule.to.address.and_then(|target| homes.get(&target).cloned());
+        known.unwrap_or_else(|| asked.chain_of(rule))
+    };
     let bindings: Vec<(&Owned<Binding>, ChainName)> = (asked.bindings.iter())
         .filter(|owned| owned.rule.family == family)
-        .map(|owned| (owned, asked.chain_of(&owned.rule)))
+        .map(|owned| (owned, home(&owned.rule)))
         .collect();
     let owners = owners(&bindings);
     let mut comments = Comments::default();

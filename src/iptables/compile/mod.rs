@@ -29,7 +29,7 @@ pub(super) use forward::{Place, rules_of};
 pub(super) use leaving::{SAME, SOURCES, number_bits};
 pub use passing::HAIRPIN;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -37,7 +37,7 @@ use ipnetwork::IpNetwork;
 use super::limits::{self, Limit};
 use super::program::{Attached, Chain, Contents, Half, Hook, Program};
 use super::rule::{Interface, Match, Rule};
-use crate::model::{Asked, Family, IfName, SetName};
+use crate::model::{Asked, ChainName, Family, IfName, SetName};
 use crate::netfilter::label::{Masqueraded, Sources};
 
 /// Why a model cannot be compiled.
@@ -65,21 +65,24 @@ pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
     if let Some((set, limit)) = limits::find(asked).into_iter().next() {
         return Err(CompileError::Limit(set, limit));
     }
-    Ok(compile_all(asked, host))
+    Ok(compile_all(asked, host, &Homes::new()))
 }
 
+/// The chains of forwards to some targets, whatever networks they are in.
+pub(super) type Homes = HashMap<IpAddr, ChainName>;
+
 /// Compiles all that is asked, whether iptables can do it or not.
-pub(super) fn compile_all(asked: &Asked, host: &Host) -> Program {
-    let of = |family| half(asked, family, host);
+pub(super) fn compile_all(asked: &Asked, host: &Host, homes: &Homes) -> Program {
+    let of = |family| half(asked, family, host, homes);
     Program { ipv4: of(Family::Ipv4), ipv6: of(Family::Ipv6) }
 }
 
-fn half(asked: &Asked, family: Family, host: &Host) -> Half {
+fn half(asked: &Asked, family: Family, host: &Host, homes: &Homes) -> Half {
     let mut half = Half::default();
     let sources = Sources::of(asked);
     let masqueraded = Masqueraded::of(asked, |of| of == family);
     let (hairpin, isolated) = (masqueraded.neighbours, passing::isolates(asked, family));
-    let forwards = forward::chains(asked, family, &sources, host.shifts, &mut half.nat);
+    let forwards = forward::chains(asked, family, &sources, host.shifts, homes, &mut half.nat);
     let inward = leaving::inward(asked, family);
     let mut arriving: Vec<Rule> = forwards.outside.iter().chain(&inward).cloned().collect();
     let mut sent = forwards.loopback;
