@@ -1,5 +1,7 @@
 //! The integration tests, one binary.
 
+/// The iptables backend where something goes wrong: kills, refusals, locks, hostile text and surroundings.
+mod accidents;
 /// The command line against rule-set files, without privileges.
 mod cli;
 /// The examples of the documentation, with real packets.

@@ -150,6 +150,11 @@ impl Net {
         self.with(variant, "", PORTFWD, &ours)
     }
 
+    /// Feeds a table to the host's iptables-restore or ip6tables-restore, as somebody else.
+    pub fn others(&self, variant: Variant, word: &str, text: &str) {
+        self.in_host(|| feed(&format!("{word}-{}-restore", variant.name()), &["--noflush", "--wait"], text));
+    }
+
     /// What iptables-save prints of both families, without its remarks.
     pub fn saved(&self, variant: Variant) -> String {
         let save = |word: &str| {
@@ -278,4 +283,12 @@ pub fn feed(program: &str, arguments: &[&str], text: &str) {
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("ends");
     assert!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Both variants of iptables.
+pub const BOTH: [Variant; 2] = Variant::ALL;
+
+/// The lines of what iptables-save printed that are about us, and between which tables they stand.
+pub fn ours(saved: &str) -> Vec<&str> {
+    saved.lines().filter(|line| line.contains("PORTFWD") || line.starts_with('*')).collect()
 }

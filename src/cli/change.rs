@@ -34,7 +34,7 @@ pub fn carry_out(
 
 /// Prints what was done in one line.
 pub fn summary(outcome: &Outcome, output: &mut Output<'_>) -> std::io::Result<()> {
-    if outcome.plan.is_empty() {
+    if outcome.plan.steps.is_empty() {
         return writeln!(output.stdout, "unchanged");
     }
     let (add, change, remove) = outcome.plan.counts();

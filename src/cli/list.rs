@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use super::json::{self, Forward, List, Other};
 use super::{Global, Output};
+use crate::engine::Home;
 use crate::model::error::printable;
 use crate::model::{Asked, Binding, Held, Owned};
 
@@ -31,8 +32,17 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let masquerades = others(&lifted.asked.masquerades, &asked.masquerades);
     let snats = others(&lifted.asked.snats, &asked.snats);
     let netmaps = others(&lifted.asked.netmaps, &asked.netmaps);
+    // Of iptables a name says its table itself.
+    let place = if engine.home() == Home::Nft { " in our table" } else { "" };
     for name in &lifted.foreign {
-        writeln!(output.stderr, "warning: {name} in our table is not ours; `portfwd apply` removes it")?;
+        writeln!(output.stderr, "warning: {name}{place} is not ours; `portfwd apply` removes it")?;
+    }
+    for home in engine.elsewhere() {
+        let backend = if home == Home::Nft { "nft" } else { "iptables" };
+        writeln!(
+            output.stderr,
+            "warning: {home} holds rules of ours too; `--backend {backend}` lists them, the next change moves them here"
+        )?;
     }
     if global.json {
         let (version, generation) = (json::VERSION, live.generation());

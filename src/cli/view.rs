@@ -26,7 +26,7 @@ pub fn to_do(plan: &Plan) -> String {
 /// Prints what was sent, and the switches that were set or given back, to stderr.
 pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
     for home in &outcome.moved_from {
-        writeln!(output.stderr, "note: the rules that {home} held are gone; others have their place")?;
+        writeln!(output.stderr, "note: the rules that {home} held are gone")?;
     }
     for change in outcome.switches.to_set() {
         writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;

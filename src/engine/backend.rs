@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::iptables::Iptables;
 use super::{EngineError, Live, nft};
 use crate::iptables::command::Variant;
-use crate::iptables::compile as to_chains;
 use crate::iptables::diff::Changes as ChainChanges;
 use crate::iptables::program::Program as Chains;
 use crate::model::{Asked, Family};
@@ -118,18 +117,19 @@ impl Backend {
         }
     }
 
-    /// Compares what is asked with what is there.
-    pub(super) fn work(&mut self, live: &Live, asked: &Asked) -> Result<Work, EngineError> {
-        match (self, live) {
-            (Self::Iptables(iptables), Live::Iptables(before)) => iptables.work(before, asked),
-            (_, Live::Nft { program: now, generation }) => {
+    /// Reads what is there, and compares it with what is asked.
+    pub(super) fn decide(&mut self, asked: &Asked) -> Result<(Live, Work), EngineError> {
+        match self {
+            Self::Nft(connection) => {
+                let (now, generation) = decode(connection)?;
                 let program = compile(asked)?;
-                Ok(Work::Nft { changes: Box::new(diff(now, &program)), program, generation: *generation })
+                let changes = Box::new(diff(&now, &program));
+                Ok((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation }))
             }
-            (Self::Nft(_), Live::Iptables(before)) => {
-                // Nobody asks nftables about the rules of iptables.
-                let program = to_chains::compile(asked, &to_chains::Host::default())?.into();
-                Ok(Work::Iptables { changes: Vec::new(), program, before: Arc::clone(before) })
+            Self::Iptables(iptables) => {
+                let before = Arc::new(iptables.read()?);
+                let work = iptables.work(&before, asked)?;
+                Ok((Live::Iptables(before), work))
             }
         }
     }
@@ -144,6 +144,7 @@ impl Backend {
             (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
                 iptables.carry_out(changes, before, program)
             }
+            // It was planned for another backend.
             _ => Ok(None),
         }
     }

@@ -1,7 +1,6 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use super::backend::Backend;
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Switches, Work, kernel, plan};
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan};
 use crate::model::Asked;
 use crate::netfilter::sysctl;
 use crate::store::{State, Unusable};
@@ -47,7 +46,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     match to_kernel(engine, &after.asked, Some(first))
         .or_else(|error| fall_back(engine, &mut during, &mut after, error))
     {
-        Ok((plan, messages)) => {
+        Ok((mut plan, messages)) => {
             // From here on it is done, and an error can only say what does not look so.
             given_back.extend(switches.after_commit()?);
             let left = engine.leave_others();
@@ -64,6 +63,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 engine.backend.check(&plan.work)?;
             }
             let moved_from = left?;
+            plan.steps.extend(moved_from.iter().map(|home| Step::leave(*home)));
             Ok(Outcome { plan, messages, switches, given_back, moved_from })
         }
         Err(error) => {
@@ -79,7 +79,7 @@ fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(
     let before = engine.state.clone();
     let (store, backend) = (&engine.store, &mut engine.backend);
     let (kept, decided) =
-        together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || decide(backend, asked));
+        together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || backend.decide(asked));
     kept?;
     engine.state = during.clone();
     match decided {
@@ -100,12 +100,6 @@ fn together<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> 
     })
 }
 
-fn decide(backend: &mut Backend, asked: &Asked) -> Result<(Live, Work), EngineError> {
-    let live = backend.live()?;
-    let work = backend.work(&live, asked)?;
-    Ok((live, work))
-}
-
 /// Has the kernel hold what is asked. `first` is what was decided already.
 fn to_kernel(
     engine: &mut Engine,
@@ -115,7 +109,7 @@ fn to_kernel(
     for _ in 0..ATTEMPTS {
         let (live, work) = match first.take() {
             Some(decided) => decided,
-            None => decide(&mut engine.backend, asked)?,
+            None => engine.backend.decide(asked)?,
         };
         if work.is_empty() {
             return Ok((Plan::new(&live, asked, work), Vec::new()));

@@ -146,7 +146,8 @@ impl Iptables {
         let mut touched = Vec::new();
         for (family, changes) in changes {
             let mut changes = changes.clone();
-            if self.variant() == Variant::Legacy {
+            // What is changed by its place must be in that place; and iptables-legacy writes policies with whole tables.
+            if self.variant() == Variant::Legacy || changes.has_edits() {
                 let still = self.still(&mut changes, *family, before);
                 if !matches!(still, Ok(true)) {
                     self.put_back(&touched, before)?;
@@ -170,7 +171,7 @@ impl Iptables {
     }
 
     /// Reads a family once more, takes over what its policies are and counted by now, and says whether our rules are still
-    /// those that the changes were decided on. Only iptables-legacy needs it: it writes whole tables.
+    /// those that the changes were decided on.
     fn still(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
         let now = self.read_family(family)?;
         for (table, changes) in &mut changes.0 {

@@ -171,8 +171,8 @@ impl Live {
     }
 }
 
-/// Another backend and what it holds, or why that cannot be told.
-type Found = Result<(Backend, Live), EngineError>;
+/// Another backend that holds rules of ours, or why that cannot be told.
+type Found = Result<Backend, EngineError>;
 
 /// The kernel's release, as uname(1) prints it.
 fn kernel() -> String {
@@ -263,34 +263,37 @@ impl Engine {
         self.suspected = Variant::ALL.into();
     }
 
-    /// The other places that may hold rules of ours, with what they hold. Those that are only suspected are left out where
+    /// The other places that hold rules of ours, or may and cannot be asked.
+    pub fn elsewhere(&self) -> Vec<Home> {
+        self.others().into_iter().map(|(home, _)| home).collect()
+    }
+
+    /// The other places that may hold rules of ours. Those that are only suspected are left out where
     /// they cannot be read.
     fn others(&self) -> Vec<(Home, Found)> {
         let here = self.home();
         let known = |home: Home| matches!(home, Home::Iptables(variant) if self.state.iptables.contains(&variant));
         let variants = self.state.iptables.union(&self.suspected).copied().map(Home::Iptables);
         let homes = variants.chain([Home::Nft]).filter(|home| *home != here);
-        let read = |home: Home| -> Found {
+        let read = |home: Home| -> Result<Option<Backend>, EngineError> {
             let mut backend = match home {
                 Home::Nft => Backend::nft()?,
                 Home::Iptables(variant) => Backend::iptables(Some(variant), None)?,
             };
-            let live = backend.live()?;
-            Ok((backend, live))
-        };
-        let holds = |live: &Live| match live {
-            Live::Nft { program, .. } => program.table,
-            Live::Iptables(program) => !program.is_empty(),
+            let holds = match backend.live()? {
+                Live::Nft { program, .. } => program.table,
+                Live::Iptables(program) => !program.is_empty(),
+            };
+            Ok(holds.then_some(backend))
         };
         let mut others = Vec::new();
         for home in homes {
             match read(home) {
-                Ok((backend, live)) if holds(&live) => others.push((home, Ok((backend, live)))),
+                Ok(found) => others.extend(found.map(|backend| (home, Ok(backend)))),
                 Err(EngineError::Kernel(KernelError::NoNfTables(_))) => {}
                 // Without the programs of a variant that the kernel holds no table of, nothing is there.
                 Err(_) if home != Home::Nft && (!known(home) || !may_hold(home)) => {}
                 Err(error) => others.push((home, Err(error))),
-                Ok(_) => {}
             }
         }
         others
@@ -302,8 +305,8 @@ impl Engine {
         let nothing = Asked::default();
         for (home, found) in self.others() {
             let remove = |found: Found| -> Result<(), EngineError> {
-                let (mut other, live) = found?;
-                let work = other.work(&live, &nothing)?;
+                let mut other = found?;
+                let (_, work) = other.decide(&nothing)?;
                 other.carry_out(&work)?.map(drop).ok_or(EngineError::Busy)
             };
             remove(found).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
@@ -342,10 +345,7 @@ impl Engine {
             before: Some(format!("{name} = {before}")),
             after: Some(format!("{name} = {after}")),
         };
-        for (home, _) in self.others() {
-            let before = Some(format!("what {home} holds of it, which is here then"));
-            plan.steps.push(Step { sign: Sign::Remove, set: None, before, after: None });
-        }
+        plan.steps.extend(self.elsewhere().into_iter().map(Step::leave));
         plan.steps.extend(switches.to_set().map(|change| step(change.name(), &change.before, &change.after)));
         plan.steps.extend(switches.to_give_back().map(|change| step(change.name(), &change.after, &change.before)));
         Ok(plan)
@@ -356,8 +356,7 @@ impl Engine {
     /// # Errors
     /// Where the kernel does not tell what it holds, or the sets cannot be one table.
     pub fn plan(&mut self, asked: &Asked) -> Result<Plan, EngineError> {
-        let live = self.live()?;
-        let work = self.backend.work(&live, asked)?;
+        let (live, work) = self.backend.decide(asked)?;
         Ok(Plan::new(&live, asked, work))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Live, Work};
+use super::{Home, Live, Work};
 use crate::model::{Asked, Binding, Owned};
 
 /// What becomes of a rule.
@@ -38,6 +38,13 @@ pub struct Step {
     pub before: Option<String>,
     /// The rule as it will be.
     pub after: Option<String>,
+}
+
+impl Step {
+    /// Rules of ours go from a place where they are no more.
+    pub(super) fn leave(home: Home) -> Self {
+        Self { sign: Sign::Remove, set: None, before: Some(format!("what {home} holds of ours")), after: None }
+    }
 }
 
 /// What would have to change.

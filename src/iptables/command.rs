@@ -211,9 +211,9 @@ fn word(family: Family) -> &'static str {
 
 /// The first of some names that there is a program of.
 fn find(names: &[String]) -> Result<PathBuf, CommandError> {
-    let paths = names.iter().flat_map(|name| DIRECTORIES.iter().map(move |directory| Path::new(directory).join(name)));
-    let first = || names.last().cloned().unwrap_or_default();
-    paths.into_iter().find(|path| path.is_file()).ok_or_else(|| CommandError::Missing(first()))
+    let mut paths = names.iter().flat_map(|name| DIRECTORIES.map(|directory| Path::new(directory).join(name)));
+    let wanted = || names.first().cloned().unwrap_or_default();
+    paths.find(|path| path.is_file()).ok_or_else(|| CommandError::Missing(wanted()))
 }
 
 fn command(program: &Path) -> Command {

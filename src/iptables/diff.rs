@@ -59,6 +59,11 @@ impl Changes {
         self.0.is_empty()
     }
 
+    /// Whether rules are changed by their place in a chain.
+    pub fn has_edits(&self) -> bool {
+        self.0.iter().any(|(_, changes)| !changes.edit.is_empty())
+    }
+
     /// How many rules are written.
     pub fn rules(&self) -> usize {
         let of = |changes: &TableChanges| -> usize {
