@@ -1,8 +1,8 @@
 //! What portfwd costs: a bench a module, each against something that is measured in the same run, alternating.
 //!
 //! `cargo bench` runs all, `cargo bench -- connection` those whose names are given; with `--quick` connections take a
-//! quarter of the time and are less exact. Only ratios of one run mean anything. Needs root, `nft` and both variants of iptables; everything happens
-//! in network namespaces that are made for it.
+//! quarter of the time and are less exact. Only ratios of one run mean anything. Needs root, `nft` and both variants of
+//! iptables; everything happens in network namespaces that are made for it.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 

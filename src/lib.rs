@@ -10,7 +10,8 @@
 //! one transaction, compared with the live kernel at any time, and can be tried with real packets in a throw-away network.
 //!
 //! To follow one forward, `portfwd add 8080 172.17.0.3:80`, read in this order: [`cli`] (`add.rs`),
-//! [`model::forward`], [`nft::compile`] (`forward.rs`), [`nft::element`], [`nft::encode`].
+//! [`model::forward`], [`nft::compile`] (`forward.rs`), [`nft::element`], [`nft::encode`]. With iptables the last three are
+//! [`iptables::compile`] (`forward.rs`), [`iptables::rule`], [`iptables::restore`].
 //!
 //! The rooms in the order in which data walks through them; each uses only those below it:
 //!

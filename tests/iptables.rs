@@ -81,7 +81,7 @@ fn what_iptables_cannot_do_is_refused_with_its_place() {
             ":2:",
         ),
         ("[[network]]\nname = \"!br\"\nsubnet = [\"10.0.0.0/24\"]\n", "cannot name the interface `!br`", ":2:"),
-        ("[[masquerade]]\nout = \"a\\\"b\"\n", "cannot name the interface `a\"b`", ""),
+        ("[[masquerade]]\nout = \"a\\\"b\"\n", "cannot name the interface `a\"b`", ":1:1"),
     ] {
         let path = file(&directory, text);
         let path = path.to_string_lossy();

@@ -89,7 +89,8 @@ fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
         Some(missing(bindings.iter().find_map(limits::of_binding)?, Some(place)))
     });
     let named = |out: &Option<IfName>| out.as_ref().and_then(limits::of_interface);
-    let masquerades = set.masquerades.iter().filter_map(|rule| Some(missing(named(&rule.out)?, None)));
+    let masquerades = (set.masquerades.iter().zip(&loaded.masquerades))
+        .filter_map(|(rule, place)| Some(missing(named(&rule.out)?, Some(place))));
     let snats =
         (set.snats.iter().zip(&loaded.snats)).filter_map(|(rule, place)| Some(missing(named(&rule.out)?, Some(place))));
     priority.into_iter().chain(networks).chain(forwards).chain(masquerades).chain(snats).collect()

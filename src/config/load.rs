@@ -23,6 +23,8 @@ pub struct Loaded {
     pub forwards: Vec<Place>,
     /// Where each network says its name.
     pub networks: Vec<Place>,
+    /// Where each masquerade says what it is about.
+    pub masquerades: Vec<Place>,
     /// Where each source NAT says what sources become.
     pub snats: Vec<Place>,
     /// Where each 1:1 translation says what it listens at.
@@ -49,7 +51,7 @@ pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
     let (networks, network_places) = each(&mut reader, root, "network", "[[network]]", tables::network);
     let forward = |reader: &mut Reader, table: &Table<'_>| super::forward::forward(reader, table, &networks);
     let (forwards, forward_places) = each(&mut reader, root, "forward", "[[forward]]", forward);
-    let (masquerades, _) = each(&mut reader, root, "masquerade", "[[masquerade]]", tables::masquerade);
+    let (masquerades, masquerade_places) = each(&mut reader, root, "masquerade", "[[masquerade]]", tables::masquerade);
     let (snats, snat_places) = each(&mut reader, root, "snat", "[[snat]]", tables::snat);
     let (netmaps, netmap_places) = each(&mut reader, root, "netmap", "[[netmap]]", tables::netmap);
     let loaded = name.map(|name| Loaded {
@@ -57,6 +59,7 @@ pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
         source: Arc::clone(source),
         forwards: forward_places,
         networks: network_places,
+        masquerades: masquerade_places,
         snats: snat_places,
         netmaps: netmap_places,
         priority,

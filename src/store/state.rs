@@ -32,7 +32,7 @@ const READABLE: [&str; 1] = ["1"];
 const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
 /// Set to the rest of it as JSON.
 const SETS: TableDefinition<'_, &str, &str> = TableDefinition::new("sets");
-/// Version, namespace and changed sysctls.
+/// Version, namespace, changed sysctls, where iptables holds rules of ours, and why nf_tables is not used.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 
 /// What is kept.
