@@ -40,6 +40,7 @@ impl Asked {
     /// # Errors
     /// The first forward whose parts do not fit together.
     pub fn add(&mut self, set: &RuleSet) -> Result<(), ParseError> {
+        self.bindings.reserve(set.forwards.len());
         for forward in &set.forwards {
             for rule in forward.bindings()? {
                 self.bindings.push(Owned { set: set.name.clone(), rule });
@@ -118,9 +119,13 @@ impl Asked {
     pub fn forwarding(&self) -> Vec<Family> {
         let wants =
             |set: &SetName| self.settings.get(set).is_none_or(|settings| settings.ip_forward == IpForward::Enable);
-        let bindings = (self.bindings.iter())
-            .filter(|owned| owned.rule.to.address.is_some())
-            .map(|owned| (&owned.set, vec![owned.rule.family]));
+        // One of each set and family says as much as all of them.
+        let bindings: BTreeSet<(&SetName, Family)> =
+            (self.bindings.chunk_by(|a, b| a.set == b.set && a.rule.family == b.rule.family))
+                .filter_map(|alike| alike.iter().find(|owned| owned.rule.to.address.is_some()))
+                .map(|owned| (&owned.set, owned.rule.family))
+                .collect();
+        let bindings = bindings.into_iter().map(|(set, family)| (set, vec![family]));
         let netmaps = self.netmaps.iter().map(|owned| (&owned.set, vec![Family::of_network(owned.rule.listen)]));
         let networks = self
             .networks

@@ -53,46 +53,48 @@ impl Forward {
     pub fn bindings(&self) -> Result<Vec<Binding>, ParseError> {
         let families = self.families()?;
         let protocols = self.all_protocols()?;
-        let spans = self.spans()?;
+        self.check_ports()?;
         self.check_interface()?;
         self.check_source()?;
-        self.check_loopback(&families)?;
+        self.check_loopback(families)?;
         let only_loopback = self.listen.address.is_some_and(|address| address.is_loopback());
         let no_neighbours = self.to.address.is_none() || !self.source.is_keep() || only_loopback;
-        let mut bindings = Vec::with_capacity(families.len() * protocols.len() * spans.len());
+        let ranges = self.listen.ports.ranges();
+        let mut bindings = Vec::with_capacity(families.len() * protocols.len() * ranges.len());
         for family in families {
-            let mut clients: Vec<Option<IpNetwork>> =
-                self.from.iter().copied().filter(|from| Family::of_network(*from) == family).map(Some).collect();
-            clients.sort_unstable();
-            clients.dedup();
-            if clients.is_empty() {
-                clients.push(None);
-            }
-            for from in clients {
-                for protocol in &protocols {
-                    for (ports, port) in &spans {
-                        bindings.push(Binding {
-                            family,
-                            address: self.listen.address,
-                            interface: self.interface.clone(),
-                            from,
-                            protocol: *protocol,
-                            ports: *ports,
-                            to: Destination { address: self.to.address, port: *port },
-                            source: self.source,
-                            hairpin: self.hairpin || no_neighbours,
-                            loopback: self.loopback,
-                            comment: self.comment.clone(),
-                        });
-                    }
+            for from in self.clients(*family) {
+                for protocol in protocols {
+                    bindings.extend(ranges.iter().map(|ports| Binding {
+                        family: *family,
+                        address: self.listen.address,
+                        interface: self.interface.clone(),
+                        from,
+                        protocol: *protocol,
+                        ports: *ports,
+                        to: Destination { address: self.to.address, port: self.port_map(*ports) },
+                        source: self.source,
+                        hairpin: self.hairpin || no_neighbours,
+                        loopback: self.loopback,
+                        comment: self.comment.clone(),
+                    }));
                 }
             }
         }
         Ok(bindings)
     }
 
+    /// The client prefixes of a family, each once; the one of all clients where none is named.
+    fn clients(&self, family: Family) -> impl Iterator<Item = Option<IpNetwork>> {
+        let mut clients: Vec<IpNetwork> =
+            self.from.iter().copied().filter(|from| Family::of_network(*from) == family).collect();
+        clients.sort_unstable();
+        clients.dedup();
+        let all = clients.is_empty().then_some(None);
+        clients.into_iter().map(Some).chain(all)
+    }
+
     /// The families it applies to. A redirect without any address applies to both.
-    fn families(&self) -> Result<Vec<Family>, ParseError> {
+    fn families(&self) -> Result<&'static [Family], ParseError> {
         let listen = self.listen.address.map(Family::of);
         let to = self.to.address.map(Family::of);
         if let (Some(listen), Some(to)) = (listen, to)
@@ -117,13 +119,13 @@ impl Forward {
                 .about("from"));
             }
         }
+        let has = |family| self.from.is_empty() || self.from.iter().any(|from| Family::of_network(*from) == family);
         Ok(match given {
-            Some(family) => vec![family],
-            None if self.from.is_empty() => Family::ALL.to_vec(),
-            None => Family::ALL
-                .into_iter()
-                .filter(|family| self.from.iter().any(|from| Family::of_network(*from) == *family))
-                .collect(),
+            Some(Family::Ipv4) => &[Family::Ipv4],
+            Some(Family::Ipv6) => &[Family::Ipv6],
+            None if !has(Family::Ipv6) => &[Family::Ipv4],
+            None if !has(Family::Ipv4) => &[Family::Ipv6],
+            None => &Family::ALL,
         })
     }
 
@@ -186,11 +188,15 @@ impl Forward {
         Ok(())
     }
 
-    fn all_protocols(&self) -> Result<Vec<Protocol>, ParseError> {
+    /// The protocols it is about.
+    ///
+    /// # Errors
+    /// Where they are named in two places.
+    pub fn all_protocols(&self) -> Result<&[Protocol], ParseError> {
         match (self.listen.protocols.is_empty(), self.protocols.is_empty()) {
-            (true, true) => Ok(vec![Protocol::Tcp]),
-            (false, true) => Ok(self.listen.protocols.clone()),
-            (true, false) => Ok(self.protocols.clone()),
+            (true, true) => Ok(&[Protocol::Tcp]),
+            (false, true) => Ok(&self.listen.protocols),
+            (true, false) => Ok(&self.protocols),
             (false, false) => Err(ParseError::new(
                 format!("`{}` names its protocol, and so does `protocol`", self.listen),
                 "name protocols in one place",
@@ -199,18 +205,11 @@ impl Forward {
         }
     }
 
-    /// Each span of ports with what becomes of it.
-    fn spans(&self) -> Result<Vec<(PortRange, PortMap)>, ParseError> {
-        let ranges = self.listen.ports.ranges();
-        let Some(target) = self.to.ports else {
-            return Ok(ranges.iter().map(|range| (*range, PortMap::kept(*range))).collect());
-        };
-        if target.is_single() {
-            return Ok(ranges.iter().map(|range| (*range, PortMap::One(target.first()))).collect());
-        }
+    /// Whether the ports it listens at can be brought to the target's.
+    fn check_ports(&self) -> Result<(), ParseError> {
+        let Some(target) = self.to.ports.filter(|target| !target.is_single()) else { return Ok(()) };
         match self.listen.ports.only() {
-            Some(range) if range == target => Ok(vec![(range, PortMap::Keep)]),
-            Some(range) if range.width() == target.width() => Ok(vec![(range, PortMap::Shift(target.first()))]),
+            Some(range) if range.width() == target.width() => Ok(()),
             Some(range) => Err(ParseError::new(
                 format!("`{range}` is {} ports wide but `{target}` is {}", range.width(), target.width()),
                 "make the two ranges equally wide, or give one target port for all",
@@ -221,6 +220,16 @@ impl Forward {
                 "write one forward for each range, or give one target port for all",
             )
             .about("to")),
+        }
+    }
+
+    /// What becomes of one span of the ports, after [`Forward::check_ports`].
+    fn port_map(&self, range: PortRange) -> PortMap {
+        match self.to.ports {
+            None => PortMap::kept(range),
+            Some(target) if target.is_single() => PortMap::One(target.first()),
+            Some(target) if target == range => PortMap::Keep,
+            Some(target) => PortMap::Shift(target.first()),
         }
     }
 }

@@ -108,32 +108,43 @@ impl From<PortRange> for String {
 
 /// A list of port ranges, as written; never empty, no two overlap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Ports(Vec<PortRange>);
+pub struct Ports(Ranges);
+
+/// Of thousands of forwards nearly all have one range, which takes no memory of its own here.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Ranges {
+    One(PortRange),
+    /// Never just one.
+    List(Box<[PortRange]>),
+}
 
 impl Ports {
     /// The ranges in the order in which they were written.
     pub fn ranges(&self) -> &[PortRange] {
-        &self.0
+        match &self.0 {
+            Ranges::One(range) => std::slice::from_ref(range),
+            Ranges::List(ranges) => ranges,
+        }
     }
 
     /// The only range, where there is just one.
     pub fn only(&self) -> Option<PortRange> {
-        match self.0.as_slice() {
-            [range] => Some(*range),
-            _ => None,
+        match self.0 {
+            Ranges::One(range) => Some(range),
+            Ranges::List(_) => None,
         }
     }
 }
 
 impl From<PortRange> for Ports {
     fn from(range: PortRange) -> Self {
-        Self(vec![range])
+        Self(Ranges::One(range))
     }
 }
 
 impl fmt::Display for Ports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, range) in self.0.iter().enumerate() {
+        for (index, range) in self.ranges().iter().enumerate() {
             if index > 0 {
                 f.write_str(",")?;
             }
@@ -147,6 +158,9 @@ impl FromStr for Ports {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        if !text.contains(',') {
+            return Ok(text.parse::<PortRange>()?.into());
+        }
         let mut ranges = Vec::new();
         for part in text.split(',') {
             ranges.push(part.parse::<PortRange>()?);
@@ -163,7 +177,7 @@ impl FromStr for Ports {
                 ));
             }
         }
-        Ok(Self(ranges))
+        Ok(Self(Ranges::List(ranges.into())))
     }
 }
 

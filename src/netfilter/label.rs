@@ -48,8 +48,8 @@ pub fn bits(labels: &[u8]) -> Vec<u8> {
 
 /// The labels that are set in 128 bits, rising; the other direction of [`bits`].
 pub fn labels(bits: &[u8]) -> impl Iterator<Item = u8> {
-    let set = |label: &u8| bits.get(usize::from(label / 8)).is_some_and(|byte| byte >> (label % 8) & 1 > 0);
-    (0..128).filter(set)
+    let bytes = (0..16).zip(bits).filter(|(_, byte)| **byte > 0);
+    bytes.flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 > 0).map(move |bit| at * 8 + bit))
 }
 
 /// How many bits the number of a source has.
