@@ -5,13 +5,17 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::reader::{Reader, Table};
-use crate::model::{Family, Forward, Listen, Network, Protocol, Source, Target, prefix};
+use crate::model::{Family, Forward, Listen, Network, ParseError, Protocol, Source, Target, prefix};
 
 const FORWARD_KEYS: [&str; 9] =
     ["listen", "to", "protocol", "interface", "from", "source", "hairpin", "loopback", "comment"];
 
 /// Reads a forward; the place is where it says what it listens at.
-pub(super) fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Network]) -> Option<(Forward, Range<usize>)> {
+pub(super) fn forward(
+    reader: &mut Reader,
+    table: &Table<'_>,
+    networks: &[(Network, Range<usize>)],
+) -> Option<(Forward, Range<usize>)> {
     let before = reader.problems.len();
     reader.only(table, &FORWARD_KEYS);
     let listen = reader.required(table, "listen", "\"8080\"");
@@ -33,8 +37,10 @@ pub(super) fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Networ
     let source: Option<Source> = reader.optional(table, "source");
     let hairpin = reader.boolean(table, "hairpin", true);
     let loopback = reader.boolean(table, "loopback", false);
-    if let Some(to) = &to {
-        host_of_network(reader, to, &to_span, networks);
+    if let Some(to) = &to
+        && let Err(error) = host_of_network(to, networks)
+    {
+        reader.wrong(to_span, &error);
     }
     let from = from.unwrap_or_default().into_iter().map(|(prefix, _)| prefix).collect();
     let source = source.unwrap_or_default();
@@ -66,9 +72,9 @@ fn protocols(reader: &mut Reader, table: &Table<'_>) -> Vec<Protocol> {
 }
 
 /// Refuses a target that is no host of its network: the network's own address, or its broadcast address.
-fn host_of_network(reader: &mut Reader, to: &Target, span: &Range<usize>, networks: &[Network]) {
-    let Some(address) = to.address.filter(|address| Family::of(*address) == Family::Ipv4) else { return };
-    for subnet in networks.iter().flat_map(|network| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
+pub(super) fn host_of_network(to: &Target, networks: &[(Network, Range<usize>)]) -> Result<(), ParseError> {
+    let Some(address) = to.address.filter(|address| Family::of(*address) == Family::Ipv4) else { return Ok(()) };
+    for subnet in networks.iter().flat_map(|(network, _)| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
         let what = if address == subnet.broadcast() {
             "broadcast address"
         } else if address == subnet.network() {
@@ -76,7 +82,8 @@ fn host_of_network(reader: &mut Reader, to: &Target, span: &Range<usize>, networ
         } else {
             continue;
         };
-        let help = "write the address of one host";
-        reader.problem(span.clone(), format!("the target `{address}` is the {what} of `{subnet}`"), help);
+        let what = format!("the target `{address}` is the {what} of `{subnet}`");
+        return Err(ParseError::new(what, "write the address of one host"));
     }
+    Ok(())
 }

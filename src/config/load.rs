@@ -1,16 +1,14 @@
 //! One rule-set file to one model.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use toml::de::{DeTable, DeValue};
-
 use super::diagnostic::Problem;
-use super::reader::{Reader, Table};
+use super::part::{Part, Span};
+use super::pieces;
+use super::reader::Reader;
 use super::source::{Place, Source};
-use super::tables;
-use crate::model::{IpForward, ParseError, Priority, RuleSet, SetName, Settings};
+use crate::model::{ParseError, RuleSet, SetName};
 
 /// A set, and where its rules are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,55 +35,47 @@ pub struct Loaded {
 /// was meant; with one, the rest still serves to find what contradicts each other in it. No set at all where not even its
 /// name can be told.
 pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
-    let mut reader = Reader::new(source);
-    let (document, errors) = DeTable::parse_recoverable(&source.text);
-    for error in errors {
-        let help = "see https://toml.io for what a file may look like";
-        reader.problem(error.span().unwrap_or(0..0), error.message(), help);
-    }
-    let root = document.get_ref();
-    let whole = Table { values: root, span: 0..0, name: "a rule set" };
-    reader.only(&whole, &["network", "forward", "masquerade", "snat", "netmap", "settings"]);
-    let (settings, name, priority) = settings(&mut reader, root);
-    let name = name.or_else(|| stem(&mut reader, &source.path));
-    let (networks, network_places) = each(&mut reader, root, "network", "[[network]]", tables::network);
-    let forward = |reader: &mut Reader, table: &Table<'_>| super::forward::forward(reader, table, &networks);
-    let (forwards, forward_places) = each(&mut reader, root, "forward", "[[forward]]", forward);
-    let (masquerades, masquerade_places) = each(&mut reader, root, "masquerade", "[[masquerade]]", tables::masquerade);
-    let (snats, snat_places) = each(&mut reader, root, "snat", "[[snat]]", tables::snat);
-    let (netmaps, netmap_places) = each(&mut reader, root, "netmap", "[[netmap]]", tables::netmap);
-    let loaded = name.map(|name| Loaded {
-        set: RuleSet { name, forwards, networks, masquerades, snats, netmaps, settings },
-        source: Arc::clone(source),
-        forwards: forward_places,
-        networks: network_places,
-        masquerades: masquerade_places,
-        snats: snat_places,
-        netmaps: netmap_places,
-        priority,
-    });
+    let mut reader = Reader::new(source, 0);
+    let parts = pieces::read(source).unwrap_or_else(|| vec![Part::read(&mut reader, &source.text)]);
+    let name = parts.iter().find_map(|part| part.name.clone()).or_else(|| stem(&mut reader, &source.path));
+    let loaded = name.map(|name| loaded(source, name, parts));
     let mut problems = reader.problems;
     problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
     (loaded, problems)
 }
 
-/// Reads every table of a kind; each rule comes with its place.
-fn each<T>(
-    reader: &mut Reader,
-    root: &DeTable<'_>,
-    key: &'static str,
-    name: &'static str,
-    mut read: impl FnMut(&mut Reader, &Table<'_>) -> Option<(T, Range<usize>)>,
-) -> (Vec<T>, Vec<Place>) {
-    let mut rules = Vec::new();
-    let mut places = Vec::new();
-    for table in reader.tables(root, key, name) {
-        if let Some((rule, span)) = read(reader, &table) {
+/// Puts the parts of a file together.
+fn loaded(source: &Arc<Source>, name: SetName, parts: Vec<Part>) -> Loaded {
+    let place = |span: Span| Place { source: Arc::clone(source), span };
+    let mut set = RuleSet::new(name);
+    let count = parts.iter().map(|part| part.forwards.len()).sum();
+    set.forwards.reserve_exact(count);
+    let mut loaded = Loaded {
+        set,
+        source: Arc::clone(source),
+        forwards: Vec::with_capacity(count),
+        networks: Vec::new(),
+        masquerades: Vec::new(),
+        snats: Vec::new(),
+        netmaps: Vec::new(),
+        priority: None,
+    };
+    fn add<T>(from: Vec<(T, Span)>, rules: &mut Vec<T>, places: &mut Vec<Place>, place: impl Fn(Span) -> Place) {
+        for (rule, span) in from {
             rules.push(rule);
-            places.push(reader.place(span));
+            places.push(place(span));
         }
     }
-    (rules, places)
+    for part in parts {
+        add(part.networks, &mut loaded.set.networks, &mut loaded.networks, place);
+        add(part.forwards, &mut loaded.set.forwards, &mut loaded.forwards, place);
+        add(part.masquerades, &mut loaded.set.masquerades, &mut loaded.masquerades, place);
+        add(part.snats, &mut loaded.set.snats, &mut loaded.snats, place);
+        add(part.netmaps, &mut loaded.set.netmaps, &mut loaded.netmaps, place);
+        loaded.set.settings = part.settings.unwrap_or(loaded.set.settings);
+        loaded.priority = part.priority.map(place).or(loaded.priority);
+    }
+    loaded
 }
 
 /// A set's name is its file's, without `.toml`.
@@ -99,43 +89,4 @@ fn stem(reader: &mut Reader, path: &Path) -> Option<SetName> {
             None
         }
     }
-}
-
-type ReadSettings = (Settings, Option<SetName>, Option<Place>);
-
-fn settings(reader: &mut Reader, root: &DeTable<'_>) -> ReadSettings {
-    let mut settings = Settings::default();
-    let Some(value) = root.get("settings") else { return (settings, None, None) };
-    let DeValue::Table(values) = value.get_ref() else {
-        reader.wrong_type(value, "settings", value.get_ref(), "a table, `[settings]`");
-        return (settings, None, None);
-    };
-    let table = Table { values, span: value.span(), name: "[settings]" };
-    reader.only(&table, &["name", "priority", "ip_forward"]);
-    let name = reader.optional(&table, "name");
-    let mut place = None;
-    if let Some(value) = values.get("priority") {
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => i32::from_str_radix(number.as_str(), number.radix()).ok(),
-            _ => None,
-        };
-        settings.priority = number.and_then(Priority::new);
-        place = Some(reader.place(value.span()));
-        if settings.priority.is_none() {
-            let help = "write a whole number from -199 to 49; the default is -105, and -100 is where Docker is";
-            reader.problem(value.span(), "`priority` is no priority at which NAT can be done", help);
-        }
-    }
-    if let Some(value) = values.get("ip_forward") {
-        match value.get_ref() {
-            DeValue::String(text) if text == "enable" => settings.ip_forward = IpForward::Enable,
-            DeValue::String(text) if text == "keep" => settings.ip_forward = IpForward::Keep,
-            DeValue::String(other) => {
-                let what = format!("`{other}` is no choice for `ip_forward`");
-                reader.problem(value.span(), what, "write `\"enable\"` or `\"keep\"`");
-            }
-            other => reader.wrong_type(value, "ip_forward", other, "`\"enable\"` or `\"keep\"`"),
-        }
-    }
-    (settings, name, place)
 }

@@ -7,6 +7,8 @@
 pub mod diagnostic;
 mod forward;
 pub mod load;
+mod part;
+mod pieces;
 mod reader;
 pub mod source;
 mod tables;

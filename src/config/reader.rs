@@ -18,6 +18,8 @@ pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 /// The mistakes of one file so far.
 pub(super) struct Reader {
     source: Arc<Source>,
+    /// Where the text that is read begins in the file; the places of its values are counted from there.
+    begin: usize,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -31,16 +33,17 @@ pub(super) struct Table<'a> {
 }
 
 impl Reader {
-    pub(super) fn new(source: &Arc<Source>) -> Self {
-        Self { source: Arc::clone(source), problems: Vec::new() }
+    pub(super) fn new(source: &Arc<Source>, begin: usize) -> Self {
+        Self { source: Arc::clone(source), begin, problems: Vec::new() }
     }
 
-    pub(super) fn place(&self, span: Range<usize>) -> Place {
-        Place { source: Arc::clone(&self.source), span }
+    /// Where in the file that is which has this place in the text that is read.
+    pub(super) fn span(&self, span: Range<usize>) -> Range<usize> {
+        self.begin + span.start..self.begin + span.end
     }
 
     pub(super) fn problem(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
-        let place = Some(self.place(span));
+        let place = Some(Place { source: Arc::clone(&self.source), span: self.span(span) });
         let what = printable(what.as_ref());
         self.problems.push(Problem { kind: Kind::Invalid, what, place, other: None, help: help.into() });
     }

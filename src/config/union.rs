@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
-use crate::model::{Asked, Binding, Family, Netmap, Network, Owned, SetName, conflict, egress};
+use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetName, conflict, egress};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -17,18 +17,11 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
         asked.remove(&loaded.set.name);
     }
     let mut problems = Vec::new();
-    // Where each rule is written, in the order of the rules; what was asked already is in no file at hand.
-    let mut forwards: Vec<Option<&Place>> = vec![None; asked.bindings.len()];
     let mut priorities: BTreeMap<&SetName, &Place> = BTreeMap::new();
     let mut names: BTreeMap<&SetName, &Loaded> = BTreeMap::new();
     for loaded in sets {
         if let Some(first) = names.insert(&loaded.set.name, loaded) {
             problems.push(same_name(first, loaded));
-        }
-        for (forward, place) in loaded.set.forwards.iter().zip(&loaded.forwards) {
-            // The loader has made sure that the forward has a normal form.
-            let atoms = forward.bindings().map_or(0, |atoms| atoms.len());
-            forwards.extend(std::iter::repeat_n(Some(place), atoms));
         }
         priorities.extend(loaded.priority.iter().map(|place| (&loaded.set.name, place)));
         if let Err(error) = asked.add(&loaded.set) {
@@ -41,14 +34,16 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             });
         }
     }
-    let place = |places: &[Option<&Place>], index: usize| places.get(index).copied().flatten().cloned();
-    for (earlier, later) in conflict::find(asked.bindings.iter().map(|owned| &owned.rule)) {
+    let conflicts = conflict::find(asked.bindings.iter().map(|owned| &owned.rule));
+    let atoms = if conflicts.is_empty() { Vec::new() } else { places_of_atoms(sets) };
+    let place = |index| place_of(index, &asked.bindings, &atoms);
+    for (earlier, later) in conflicts {
         let (Some(first), Some(second)) = (asked.bindings.get(earlier), asked.bindings.get(later)) else { continue };
         problems.push(Problem {
             kind: Kind::Conflict,
             what: taken(&first.rule, &second.rule),
-            place: place(&forwards, later),
-            other: Some(first_given(&first.set, place(&forwards, earlier))),
+            place: place(later),
+            other: Some(first_given(&first.set, place(earlier))),
             help: format!(
                 "`{}` cannot be told apart from it{}; remove one, or {}",
                 second.rule,
@@ -57,7 +52,7 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             ),
         });
     }
-    let network_place = |at| place_of(at, &asked.networks, sets, |loaded| &loaded.networks);
+    let network_place = |at| place_of(at, &asked.networks, &places(sets, |loaded| &loaded.networks));
     for (index, owned) in asked.networks.iter().enumerate() {
         // Two sets may share a network as long as they say the same of it.
         let contradicts = |other: &&Owned<Network>| {
@@ -135,7 +130,7 @@ fn localhost(family: Family) -> IpAddr {
 
 /// The source NATs that contradict each other.
 fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
-    let place = |at| place_of(at, &asked.snats, sets, |loaded| &loaded.snats);
+    let place = |at| place_of(at, &asked.snats, &places(sets, |loaded| &loaded.snats));
     let problem = |(earlier, later): (usize, usize)| {
         let (first, second) = (asked.snats.get(earlier)?, asked.snats.get(later)?);
         Some(Problem {
@@ -158,7 +153,7 @@ fn translated(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
         };
         let before = asked.netmaps.iter().take(index).position(contradicts);
         let Some((at, first)) = before.and_then(|at| Some((at, asked.netmaps.get(at)?))) else { continue };
-        let place = |at| place_of(at, &asked.netmaps, sets, |loaded| &loaded.netmaps);
+        let place = |at| place_of(at, &asked.netmaps, &places(sets, |loaded| &loaded.netmaps));
         problems.push(Problem {
             kind: Kind::Conflict,
             what: format!("`{}` contradicts `{}`", owned.rule, first.rule),
@@ -170,17 +165,24 @@ fn translated(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
     problems
 }
 
-/// Where a rule is written. The rules of the sets at hand are the last of those that are asked, in the order of the sets;
+/// Where a rule is written. The rules of the sets at hand, whose places are given, are the last of those that are asked;
 /// what was asked before is in no file at hand.
-fn place_of<T>(
-    at: usize,
-    rules: &[Owned<T>],
-    sets: &[Loaded],
-    places: impl Fn(&Loaded) -> &Vec<Place>,
-) -> Option<Place> {
-    let count: usize = sets.iter().map(|loaded| places(loaded).len()).sum();
-    let index = at.checked_sub(rules.len().checked_sub(count)?)?;
-    sets.iter().flat_map(places).nth(index).cloned()
+fn place_of<T>(at: usize, rules: &[Owned<T>], places: &[&Place]) -> Option<Place> {
+    let index = at.checked_sub(rules.len().checked_sub(places.len())?)?;
+    places.get(index).copied().cloned()
+}
+
+/// The places of the rules of a kind, in the order of the rules.
+fn places(sets: &[Loaded], of: impl Fn(&Loaded) -> &Vec<Place>) -> Vec<&Place> {
+    sets.iter().flat_map(of).collect()
+}
+
+/// The places of the atoms of all forwards, in the order of the atoms.
+fn places_of_atoms(sets: &[Loaded]) -> Vec<&Place> {
+    let forwards = sets.iter().flat_map(|loaded| loaded.set.forwards.iter().zip(&loaded.forwards));
+    // The loader has made sure that the forward has a normal form.
+    let atoms = |forward: &Forward| forward.bindings().map_or(0, |atoms| atoms.len());
+    forwards.flat_map(|(forward, place)| std::iter::repeat_n(place, atoms(forward))).collect()
 }
 
 fn first_given(set: &SetName, place: Option<Place>) -> (String, Option<Place>) {
