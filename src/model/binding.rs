@@ -39,6 +39,8 @@ pub struct Destination {
 
 /// One element of what is asked: the atom that is compiled, stored, listed and compared.
 ///
+/// Its fields in their order are a part of what the store keeps: one that comes goes last, and the store's version with it.
+///
 /// Canonical: a single port is always [`PortMap::One`], a range that is not moved is always [`PortMap::Keep`], so two
 /// bindings mean the same exactly when they are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,13 +48,13 @@ pub struct Binding {
     /// The family of the packets it is about.
     pub family: Family,
     /// The address it listens at; none: every address of this host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub address: Option<IpAddr>,
     /// Only what arrives here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub interface: Option<IfName>,
     /// Only these clients.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub from: Option<IpNetwork>,
     /// The transport protocol.
     pub protocol: Protocol,
@@ -61,31 +63,22 @@ pub struct Binding {
     /// Where it leads.
     pub to: Destination,
     /// What the target sees as the client.
-    #[serde(default, skip_serializing_if = "Source::is_keep")]
+    #[serde(default)]
     pub source: Source,
     /// Whether clients in the target's own network are masqueraded. True where it makes no difference: of a redirect, with
     /// another source than the client, at a loopback address.
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[serde(default = "yes")]
     pub hairpin: bool,
     /// Whether it serves this host at its loopback addresses; where [`Binding::address`] is one of them, only there.
-    #[serde(default, skip_serializing_if = "is_no")]
+    #[serde(default)]
     pub loopback: bool,
     /// The forward's remark.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub comment: Option<Comment>,
 }
 
 fn yes() -> bool {
     true
-}
-
-// What serde asks takes its value by reference.
-fn is_yes(value: &bool) -> bool {
-    *value
-}
-
-fn is_no(value: &bool) -> bool {
-    !*value
 }
 
 /// What decides, before any port is looked at, which of two bindings wins.

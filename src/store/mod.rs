@@ -1,5 +1,6 @@
 //! Durable state: what was asked, so that it can be listed, planned against and put back.
 
+mod block;
 pub mod state;
 
 pub use state::{State, StateError, Store, Unusable};
