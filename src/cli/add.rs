@@ -1,5 +1,7 @@
 //! `portfwd add`: one more forward, live and durable.
 
+use std::sync::Arc;
+
 use super::{Failure, Global, Output, change, sets};
 use crate::config::union::{apart, taken};
 use crate::config::{Kind, Problem};
@@ -89,11 +91,12 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     }
     let mut engine = global.engine(!args.dry_run, output)?;
     let mut after = engine.state().clone();
+    let asked = Arc::make_mut(&mut after.asked);
     for binding in &bindings {
-        put(&mut after.asked, &set, binding.clone())?;
+        put(asked, &set, binding.clone())?;
     }
-    after.asked.settings.entry(set.clone()).or_default();
-    after.asked.normalize();
+    asked.settings.entry(set.clone()).or_default();
+    asked.normalize();
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         if outcome.plan.is_empty() {
             for binding in &bindings {

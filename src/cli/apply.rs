@@ -1,6 +1,7 @@
 //! `portfwd apply`: makes the kernel hold what rule sets ask.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{Failure, Global, Output, change, sets};
 use crate::config;
@@ -22,15 +23,17 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let loaded = sets::load(&args.paths, global.choice())?;
     let mut engine = global.engine(!args.dry_run, output)?;
     let mut after = engine.state().clone();
-    after.asked = config::union(after.asked, &loaded).map_err(Failure::Problems)?;
+    after.asked = config::union(Arc::unwrap_or_clone(after.asked), &loaded).map_err(Failure::Problems)?.into();
     for set in &loaded {
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());
         after.origins.insert(set.set.name.clone(), path);
     }
-    // Large files are large in memory too, and all that matters of them is asked by now.
-    drop(loaded);
+    // Large files are large in memory too, and all that matters of them is asked by now. Nobody waits for it to be freed.
+    std::thread::spawn(move || drop(loaded));
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         change::summary(&outcome, output)?;
+        // It is large, and the process is at its end.
+        std::mem::forget(outcome);
     }
     Ok(0)
 }

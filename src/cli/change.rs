@@ -44,8 +44,9 @@ pub fn summary(outcome: &Outcome, output: &mut Output<'_>) -> std::io::Result<()
 /// Prints what was done, a line for each rule.
 pub fn details(outcome: &Outcome, output: &mut Output<'_>) -> std::io::Result<()> {
     for step in &outcome.plan.steps {
-        let text = step.after.as_deref().or(step.before.as_deref()).unwrap_or_default();
-        writeln!(output.stdout, "{} {text}", view::verb(step.sign))?;
+        if let Some(words) = step.after.as_ref().or(step.before.as_ref()) {
+            writeln!(output.stdout, "{} {words}", view::verb(step.sign))?;
+        }
     }
     Ok(())
 }

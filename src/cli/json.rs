@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::engine::{Plan, Sign, Step};
-use crate::model::{Binding, Family};
+use crate::engine::{Plan, Sign, Step, Words};
+use crate::model::{Binding, Family, SetName};
 
 /// The number of all shapes here.
 pub const VERSION: u32 = 1;
@@ -122,9 +122,9 @@ pub struct Change<'a> {
     /// The rule set.
     pub set: Option<&'a str>,
     /// The rule as it was.
-    pub before: Option<&'a str>,
+    pub before: Option<String>,
     /// The rule as it will be.
-    pub after: Option<&'a str>,
+    pub after: Option<String>,
 }
 
 impl<'a> Changes<'a> {
@@ -141,7 +141,9 @@ impl<'a> Change<'a> {
             Sign::Change => "change",
             Sign::Remove => "remove",
         };
-        Self { action, set: step.set.as_deref(), before: step.before.as_deref(), after: step.after.as_deref() }
+        let text = |words: &Option<Words>| words.as_ref().map(ToString::to_string);
+        let set = step.set.as_ref().map(SetName::as_str);
+        Self { action, set, before: text(&step.before), after: text(&step.after) }
     }
 }
 

@@ -20,8 +20,8 @@ pub struct PlanArgs {
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
     let mut engine = global.engine(false, output)?;
-    let asked = config::union(engine.state().asked.clone(), &loaded).map_err(Failure::Problems)?;
-    let plan = engine.plan_all(&State { asked, ..engine.state().clone() })?;
+    let asked = config::union((*engine.state().asked).clone(), &loaded).map_err(Failure::Problems)?;
+    let plan = engine.plan_all(&State { asked: asked.into(), ..engine.state().clone() })?;
     if global.json {
         json::print(&json::Changes::new(&plan, false), output.stdout)?;
     } else {

@@ -1,6 +1,7 @@
 //! `portfwd rm`: removes forwards.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Failure, Global, Output, add, change};
 use crate::model::{Asked, Binding, Listen, Protocol, SetName};
@@ -35,7 +36,7 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
         gone.append(&mut find(&after.asked, &set, listen)?);
     }
     let mut at = 0..;
-    after.asked.bindings.retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
+    Arc::make_mut(&mut after.asked).bindings.retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         change::details(&outcome, output)?;
     }

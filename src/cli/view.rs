@@ -9,7 +9,7 @@ pub fn steps(steps: &[Step], output: &mut Output<'_>) -> std::io::Result<()> {
         let set = step.set.as_ref().map(|set| format!("  [{set}]")).unwrap_or_default();
         let text = match (&step.before, &step.after) {
             (Some(before), Some(after)) if before != after => format!("{before}  =>  {after}"),
-            (_, Some(text)) | (Some(text), None) => text.clone(),
+            (_, Some(text)) | (Some(text), None) => text.to_string(),
             (None, None) => continue,
         };
         writeln!(output.stdout, "{} {text}{set}", step.sign)?;
@@ -41,8 +41,8 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
         writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;
     }
     if verbose {
-        for line in &outcome.messages {
-            writeln!(output.stderr, "{line}")?;
+        for text in &outcome.messages {
+            writeln!(output.stderr, "{}", text.trim_end())?;
         }
     }
     Ok(())

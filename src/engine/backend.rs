@@ -127,14 +127,13 @@ impl Backend {
                 Ok((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation }))
             }
             Self::Iptables(iptables) => {
-                let before = Arc::new(iptables.read()?);
-                let work = iptables.work(&before, asked)?;
+                let (before, work) = iptables.decide(asked)?;
                 Ok((Live::Iptables(before), work))
             }
         }
     }
 
-    /// Does it, all or nothing, and gives what was sent, a line each; `None` where somebody else changed the rules in
+    /// Does it, all or nothing, and gives what was sent, as text; `None` where somebody else changed the rules in
     /// between, and the work must be planned anew.
     pub(super) fn carry_out(&mut self, work: &Work) -> Result<Option<Vec<String>>, EngineError> {
         match (self, work) {

@@ -1,6 +1,8 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan};
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan, together};
+use std::sync::Arc;
+
 use crate::model::Asked;
 use crate::netfilter::sysctl;
 use crate::store::{State, Unusable};
@@ -13,7 +15,7 @@ const ATTEMPTS: u32 = 100;
 pub struct Outcome {
     /// What became of each rule; empty where the kernel held all of it already.
     pub plan: Plan,
-    /// What was sent, a line a message; empty where nothing was.
+    /// What was sent, as text of a line a message or more; empty where nothing was.
     pub messages: Vec<String>,
     /// The switches that had to be set, or should have been.
     pub switches: Switches,
@@ -91,19 +93,10 @@ fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(
     }
 }
 
-/// Does two things at once, the first in a thread of its own.
-fn together<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
-    std::thread::scope(|scope| {
-        let one = scope.spawn(one);
-        let other = other();
-        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-    })
-}
-
 /// Has the kernel hold what is asked. `first` is what was decided already.
 fn to_kernel(
     engine: &mut Engine,
-    asked: &Asked,
+    asked: &Arc<Asked>,
     mut first: Option<(Live, Work)>,
 ) -> Result<(Plan, Vec<String>), EngineError> {
     for _ in 0..ATTEMPTS {

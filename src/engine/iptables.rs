@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -14,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::backend::Work;
-use super::{EngineError, LOCK_WAIT};
+use super::{EngineError, LOCK_WAIT, together};
 use crate::iptables::command::{CommandError, Tools, Variant, label_names};
 use crate::iptables::compile::{HAIRPIN, Host, compile};
 use crate::iptables::diff::{Changes, diff};
@@ -33,38 +34,22 @@ const PATIENCE: u32 = 12;
 
 /// The programs of both families, and the file they are fed from.
 pub(super) struct Iptables {
-    ipv4: Tools,
-    ipv6: Result<Tools, CommandError>,
+    programs: Arc<Programs>,
     input: Flock<File>,
-    names: LabelNames,
     /// Whether ranges can be shifted; not known before it was needed.
     shifts: Option<bool>,
+    /// What is being read since they were opened.
+    reading: Option<JoinHandle<Result<Program, EngineError>>>,
 }
 
-impl Iptables {
-    /// Finds the programs of a variant, or those that the host's own are of. Without IPv6 there may be none for it.
-    ///
-    /// `path` is the file that an iptables-restore reads its input from. It is locked as long as one of them runs, also one
-    /// that outlived the portfwd which started it; so this waits for that to end.
-    pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
-        let ipv4 = match variant {
-            Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
-            None => Tools::of_host()?,
-        };
-        // One variant for both families, whatever `ip6tables` is: so it is clear where all rules of ours are.
-        let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
-        Ok(Self { ipv4, ipv6, input: input(path)?, names: label_names(), shifts: None })
-    }
+/// The programs of both families.
+struct Programs {
+    ipv4: Tools,
+    ipv6: Result<Tools, CommandError>,
+    names: LabelNames,
+}
 
-    pub(super) fn variant(&self) -> Variant {
-        self.ipv4.variant
-    }
-
-    /// What the programs say of their versions.
-    pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
-        [Some(&self.ipv4), self.ipv6.as_ref().ok()].into_iter().flatten().map(|tools| tools.version.as_str())
-    }
-
+impl Programs {
     fn tools(&self, family: Family) -> Result<&Tools, EngineError> {
         match (family, &self.ipv6) {
             (Family::Ipv4, _) => Ok(&self.ipv4),
@@ -74,8 +59,9 @@ impl Iptables {
     }
 
     /// Reads what is ours.
-    pub(super) fn read(&self) -> Result<Program, EngineError> {
-        Ok(Program { ipv4: self.read_family(Family::Ipv4)?, ipv6: self.read_family(Family::Ipv6)? })
+    fn read(&self) -> Result<Program, EngineError> {
+        let (ipv4, ipv6) = together(|| self.read_family(Family::Ipv4), || self.read_family(Family::Ipv6));
+        Ok(Program { ipv4: ipv4?, ipv6: ipv6? })
     }
 
     fn read_family(&self, family: Family) -> Result<Half, EngineError> {
@@ -91,26 +77,67 @@ impl Iptables {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// What would have to change.
-    pub(super) fn work(&mut self, before: &Arc<Program>, asked: &Asked) -> Result<Work, EngineError> {
+impl Iptables {
+    /// Finds the programs of a variant, or those that the host's own are of. Without IPv6 there may be none for it.
+    ///
+    /// `path` is the file that an iptables-restore reads its input from. It is locked as long as one of them runs, also one
+    /// that outlived the portfwd which started it; so this waits for that to end.
+    pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
+        let ipv4 = match variant {
+            Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
+            None => Tools::of_host()?,
+        };
+        // One variant for both families, whatever `ip6tables` is: so it is clear where all rules of ours are.
+        let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
+        let (programs, input) = (Arc::new(Programs { ipv4, ipv6, names: label_names() }), input(path)?);
+        // Every command reads first; meanwhile it can find out what is asked.
+        let reader = Arc::clone(&programs);
+        let reading = Some(std::thread::spawn(move || reader.read()));
+        Ok(Self { programs, input, shifts: None, reading })
+    }
+
+    pub(super) fn variant(&self) -> Variant {
+        self.programs.ipv4.variant
+    }
+
+    /// What the programs say of their versions.
+    pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
+        let Programs { ipv4, ipv6, .. } = &*self.programs;
+        [Some(ipv4), ipv6.as_ref().ok()].into_iter().flatten().map(|tools| tools.version.as_str())
+    }
+
+    /// Reads what is ours.
+    pub(super) fn read(&mut self) -> Result<Program, EngineError> {
+        match self.reading.take() {
+            Some(reading) => reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => self.programs.read(),
+        }
+    }
+
+    /// What is there, and what would have to change.
+    pub(super) fn decide(&mut self, asked: &Asked) -> Result<(Arc<Program>, Work), EngineError> {
         let shifts = self.shifts(asked)?;
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
-        let work = |interfaces| -> Result<Work, EngineError> {
-            let program = compile(asked, &Host { interfaces, shifts })?;
+        let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
+        let program = compiled(&interfaces);
+        let before = Arc::new(self.read()?);
+        let work = |program: Program| {
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
-            Ok(Work::Iptables { changes, program: program.into(), before: Arc::clone(before) })
+            Work::Iptables { changes, program: program.into(), before: Arc::clone(&before) }
         };
         // A rule for an interface that is gone does no harm; for that alone nothing is changed.
-        let gone: BTreeSet<IfName> = met_interfaces(before).difference(&interfaces).cloned().collect();
+        let gone: BTreeSet<IfName> = met_interfaces(&before).difference(&interfaces).cloned().collect();
         if !gone.is_empty() {
-            let lenient = work(interfaces.union(&gone).cloned().collect())?;
+            let lenient = work(compiled(&interfaces.union(&gone).cloned().collect())?);
             if lenient.is_empty() {
-                return Ok(lenient);
+                return Ok((before, lenient));
             }
         }
-        work(interfaces)
+        let work = work(program?);
+        Ok((before, work))
     }
 
     /// Whether these programs and this kernel shift ranges of ports, found out by use where something asks for it.
@@ -122,7 +149,7 @@ impl Iptables {
         let trial = format!(
             "*nat\n:{PREFIX}.TRIAL - [0:0]\n-A {PREFIX}.TRIAL -p tcp --dport 8000:8001 -j DNAT --to-destination 192.0.2.1:9000-9001/8000\nCOMMIT\n"
         );
-        let (tools, input) = (&self.ipv4, &mut self.input);
+        let (tools, input) = (&self.programs.ipv4, &mut self.input);
         let trial = || -> Result<bool, EngineError> {
             // In a namespace that is gone afterwards, so that no table is made in this one. Where none may be made, here.
             let _: Result<(), Errno> = unshare(CloneFlags::CLONE_NEWNET);
@@ -142,7 +169,7 @@ impl Iptables {
         before: &Program,
         after: &Program,
     ) -> Result<Option<Vec<String>>, EngineError> {
-        let mut lines = Vec::new();
+        let mut sent = Vec::new();
         let mut touched = Vec::new();
         for (family, changes) in changes {
             let mut changes = changes.clone();
@@ -163,17 +190,17 @@ impl Iptables {
                 self.put_back(&touched, before)?;
                 return if stale { Ok(None) } else { Err(error) };
             }
-            lines.extend(text.lines().map(str::to_owned));
+            sent.push(text);
         }
         // Nobody needs to read our rules there.
         let _: io::Result<()> = self.input.set_len(0);
-        Ok(Some(lines))
+        Ok(Some(sent))
     }
 
     /// Reads a family once more, takes over what its policies are and counted by now, and says whether our rules are still
     /// those that the changes were decided on.
     fn still(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
-        let now = self.read_family(family)?;
+        let now = self.programs.read_family(family)?;
         for (table, changes) in &mut changes.0 {
             changes.policies.clone_from(&now.of(*table).policies);
         }
@@ -181,14 +208,14 @@ impl Iptables {
     }
 
     fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
-        let tools = self.tools(family)?.clone();
+        let tools = self.programs.tools(family)?.clone();
         Ok(tools.restore(text, &mut self.input)?)
     }
 
     /// Whether some table of a family is neither as it was read nor as it was to be, or all are as they were to be although
     /// they were refused: then somebody else changed them in between.
     fn changed_since(&self, before: &Half, after: &Half, family: Family) -> Result<bool, EngineError> {
-        let now = self.read_family(family)?;
+        let now = self.programs.read_family(family)?;
         let is = |of: &Half, table: Table| now.of(table).says_the_same(of.of(table));
         let known = |table| is(before, table) || is(after, table);
         Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
@@ -199,7 +226,7 @@ impl Iptables {
     fn put_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
             let half = |error| EngineError::Half { family, error: Box::new(error) };
-            let changes = diff(&self.read_family(family).map_err(half)?, before.of(family));
+            let changes = diff(&self.programs.read_family(family).map_err(half)?, before.of(family));
             if changes.is_empty() {
                 continue;
             }
@@ -226,7 +253,7 @@ impl Iptables {
             if changes.rules() >= CHECKED {
                 continue;
             }
-            let now = self.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
+            let now = self.programs.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
             for table in Table::ALL {
                 let (now, planned) = (now.of(table), program.of(*family).of(table));
                 // Who came in front of us meanwhile is for the next plan to show.

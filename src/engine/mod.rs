@@ -40,7 +40,7 @@ use crate::store::{State, StateError, Store};
 use backend::Backend;
 pub use backend::{Choice, Home, Work};
 pub use commit::{Outcome, commit};
-pub use plan::{Plan, Sign, Step};
+pub use plan::{Plan, Sign, Step, Words};
 pub use switches::Switches;
 
 /// How long a command waits for another portfwd that is at work in the same namespace.
@@ -342,8 +342,8 @@ impl Engine {
         let step = |name: String, before: &str, after: &str| Step {
             sign: Sign::Change,
             set: None,
-            before: Some(format!("{name} = {before}")),
-            after: Some(format!("{name} = {after}")),
+            before: Some(format!("{name} = {before}").into()),
+            after: Some(format!("{name} = {after}").into()),
         };
         plan.steps.extend(self.elsewhere().into_iter().map(Step::leave));
         plan.steps.extend(switches.to_set().map(|change| step(change.name(), &change.before, &change.after)));
@@ -355,10 +355,20 @@ impl Engine {
     ///
     /// # Errors
     /// Where the kernel does not tell what it holds, or the sets cannot be one table.
-    pub fn plan(&mut self, asked: &Asked) -> Result<Plan, EngineError> {
+    pub fn plan(&mut self, asked: &Arc<Asked>) -> Result<Plan, EngineError> {
         let (live, work) = self.backend.decide(asked)?;
         Ok(Plan::new(&live, asked, work))
     }
+}
+
+/// Does two things at once, the first in a thread of its own. That one should be the one that takes less memory: outside of
+/// the main thread glibc gets it from the kernel a page at a time.
+fn together<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+    })
 }
 
 /// Opens nftables where the choice is for it, or nothing where it is for iptables; with why it is not nftables where the

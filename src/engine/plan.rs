@@ -1,10 +1,13 @@
 //! The difference between what is asked and what the kernel holds, in the words of the rule sets.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
 
 use super::{Home, Live, Work};
-use crate::model::{Asked, Binding, Owned};
+use crate::model::{Asked, Binding, Family, Held, IfName, Owned, PortRange, Protocol, SetName};
 
 /// What becomes of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,23 +30,63 @@ impl fmt::Display for Sign {
     }
 }
 
+/// A rule in words. A forward is put into words when it is printed: where there are thousands, mostly they are counted.
+#[derive(Debug, Clone)]
+pub enum Words {
+    /// An atom of what is asked, by its place.
+    Forward(Arc<Asked>, usize),
+    /// Anything else.
+    Text(String),
+}
+
+impl fmt::Display for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(asked, at) => match asked.bindings.get(*at).map(|owned| &owned.rule) {
+                Some(rule) => match &rule.comment {
+                    Some(comment) => write!(f, "{rule} # {comment}"),
+                    None => rule.fmt(f),
+                },
+                None => Ok(()),
+            },
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<String> for Words {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// Equal where they read the same.
+impl PartialEq for Words {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Words {}
+
 /// What becomes of one rule of a rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     /// What.
     pub sign: Sign,
     /// The set that it belongs to; none for what belongs to no set.
-    pub set: Option<String>,
+    pub set: Option<SetName>,
     /// The rule as it is now.
-    pub before: Option<String>,
+    pub before: Option<Words>,
     /// The rule as it will be.
-    pub after: Option<String>,
+    pub after: Option<Words>,
 }
 
 impl Step {
     /// Rules of ours go from a place where they are no more.
     pub(super) fn leave(home: Home) -> Self {
-        Self { sign: Sign::Remove, set: None, before: Some(format!("what {home} holds of ours")), after: None }
+        let before = Some(format!("what {home} holds of ours").into());
+        Self { sign: Sign::Remove, set: None, before, after: None }
     }
 }
 
@@ -58,7 +101,7 @@ pub struct Plan {
 
 impl Plan {
     /// Puts the difference between what is asked and what the kernel holds into words.
-    pub fn new(live: &Live, asked: &Asked, work: Work) -> Self {
+    pub fn new(live: &Live, asked: &Arc<Asked>, work: Work) -> Self {
         let steps = if work.is_empty() { Vec::new() } else { steps(live, asked) };
         Self { steps, work }
     }
@@ -76,23 +119,24 @@ impl Plan {
 }
 
 /// What becomes of each rule, where something must change.
-pub(super) fn steps(live: &Live, asked: &Asked) -> Vec<Step> {
-    let lifted = live.lift();
-    let mut steps = forwards(&lifted.asked, asked);
+pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
+    let Held { asked: lifted, foreign, .. } = live.lift();
+    let lifted = Arc::new(lifted);
+    let mut steps = forwards(&lifted, asked);
     let networks = |asked: &Asked| shown(asked.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
-    steps.extend(others(networks(&lifted.asked), networks(asked)));
-    steps.extend(others(shown(&lifted.asked.masquerades), shown(&asked.masquerades)));
-    steps.extend(others(shown(&lifted.asked.snats), shown(&asked.snats)));
-    steps.extend(others(shown(&lifted.asked.netmaps), shown(&asked.netmaps)));
-    for name in lifted.foreign {
-        steps.push(Step { sign: Sign::Remove, set: None, before: Some(name), after: None });
+    steps.extend(others(networks(&lifted), networks(asked)));
+    steps.extend(others(shown(&lifted.masquerades), shown(&asked.masquerades)));
+    steps.extend(others(shown(&lifted.snats), shown(&asked.snats)));
+    steps.extend(others(shown(&lifted.netmaps), shown(&asked.netmaps)));
+    for name in foreign {
+        steps.push(Step { sign: Sign::Remove, set: None, before: Some(name.into()), after: None });
     }
     if steps.is_empty() {
         // The rules of all sets are there, but what is around them is not as we make it.
-        let after = Some(match live {
+        let after = Some(Words::Text(match live {
             Live::Nft { .. } => format!("table inet {}", crate::nft::program::TABLE),
             Live::Iptables(_) => format!("chains {}…", crate::iptables::program::PREFIX),
-        });
+        }));
         steps.push(Step { sign: Sign::Change, set: None, before: after.clone(), after });
     }
     steps
@@ -103,45 +147,52 @@ fn leaves_a_trace(network: &crate::model::Network) -> bool {
     network.masquerade || network.isolate
 }
 
-fn forwards(live: &Asked, asked: &Asked) -> Vec<Step> {
-    // What makes a forward the same one: whose it is and what it listens at.
-    let keyed = |asked: &'_ Asked| -> BTreeMap<_, _> {
-        let key = |owned: &Owned<Binding>| {
-            let rule = &owned.rule;
-            (owned.set.clone(), rule.family, rule.protocol, rule.ports, rule.address, rule.interface.clone(), rule.from)
-        };
-        asked.bindings.iter().map(|owned| (key(owned), owned.rule.clone())).collect()
+/// What makes a forward the same one: whose it is and what it listens at.
+type Identity<'a> = (&'a SetName, Family, Protocol, PortRange, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
+
+fn identity(owned: &Owned<Binding>) -> Identity<'_> {
+    let rule = &owned.rule;
+    (&owned.set, rule.family, rule.protocol, rule.ports, rule.address, rule.interface.as_ref(), rule.from)
+}
+
+fn forwards(live: &Arc<Asked>, asked: &Arc<Asked>) -> Vec<Step> {
+    type Placed<'a> = Vec<(usize, &'a Owned<Binding>)>;
+    fn sorted(asked: &Asked) -> Placed<'_> {
+        let mut bindings: Placed<'_> = asked.bindings.iter().enumerate().collect();
+        bindings.sort_by(|(_, a), (_, b)| identity(a).cmp(&identity(b)));
+        bindings
+    }
+    fn find<'a>(bindings: &Placed<'a>, owned: &Owned<Binding>) -> Option<(usize, &'a Owned<Binding>)> {
+        let at = bindings.binary_search_by(|(_, known)| identity(known).cmp(&identity(owned))).ok()?;
+        bindings.get(at).copied()
+    }
+    let (before, after) = (sorted(live), sorted(asked));
+    let step = |sign, set: &SetName, before: Option<usize>, after: Option<usize>| Step {
+        sign,
+        set: Some(set.clone()),
+        before: before.map(|at| Words::Forward(Arc::clone(live), at)),
+        after: after.map(|at| Words::Forward(Arc::clone(asked), at)),
     };
-    let (before, after) = (keyed(live), keyed(asked));
     let mut steps = Vec::new();
-    for (key, rule) in &after {
-        let now = before.get(key);
+    for (at, owned) in &after {
+        let now = find(&before, owned);
         let sign = match now {
             None => Sign::Add,
-            Some(now) if now != rule => Sign::Change,
+            Some((_, now)) if now.rule != owned.rule => Sign::Change,
             Some(_) => continue,
         };
-        let set = Some(key.0.to_string());
-        steps.push(Step { sign, set, before: now.map(describe), after: Some(describe(rule)) });
+        steps.push(step(sign, &owned.set, now.map(|(at, _)| at), Some(*at)));
     }
-    for (key, rule) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
-        let set = Some(key.0.to_string());
-        steps.push(Step { sign: Sign::Remove, set, before: Some(describe(rule)), after: None });
+    for (at, owned) in before.iter().filter(|(_, owned)| find(&after, owned).is_none()) {
+        steps.push(step(Sign::Remove, &owned.set, Some(*at), None));
     }
     steps
 }
 
-fn describe(binding: &Binding) -> String {
-    match &binding.comment {
-        Some(comment) => format!("{binding} # {comment}"),
-        None => binding.to_string(),
-    }
-}
-
-type Shown = Vec<(String, String)>;
+type Shown = Vec<(SetName, String)>;
 
 fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a Owned<T>>) -> Shown {
-    let mut shown: Shown = rules.into_iter().map(|owned| (owned.set.to_string(), owned.rule.to_string())).collect();
+    let mut shown: Shown = rules.into_iter().map(|owned| (owned.set.clone(), owned.rule.to_string())).collect();
     shown.sort_unstable();
     shown.dedup();
     shown
@@ -150,10 +201,10 @@ fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a Owned<T>>
 fn others(before: Shown, after: Shown) -> Vec<Step> {
     let mut steps = Vec::new();
     for (set, rule) in after.iter().filter(|rule| !before.contains(rule)) {
-        steps.push(Step { sign: Sign::Add, set: Some(set.clone()), before: None, after: Some(rule.clone()) });
+        steps.push(Step { sign: Sign::Add, set: Some(set.clone()), before: None, after: Some(rule.clone().into()) });
     }
     for (set, rule) in before.into_iter().filter(|rule| !after.contains(rule)) {
-        steps.push(Step { sign: Sign::Remove, set: Some(set), before: Some(rule), after: None });
+        steps.push(Step { sign: Sign::Remove, set: Some(set), before: Some(rule.into()), after: None });
     }
     steps
 }

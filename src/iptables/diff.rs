@@ -17,7 +17,7 @@ pub struct Edit {
     /// How many rules go there.
     pub remove: usize,
     /// The rules that come there.
-    pub insert: Vec<Rule>,
+    pub insert: Vec<Arc<Rule>>,
 }
 
 /// Up to how many rules at one place of a chain are changed one by one. The others go on counting then, while those of a
@@ -119,7 +119,7 @@ fn of_table(live: &Contents, wanted: &Contents) -> TableChanges {
 
 /// The one place where a chain changes; `None` where there are several, or much changes, or what is wanted says what it has
 /// counted.
-fn edit(name: &Arc<str>, now: &[Rule], wanted: &Chain) -> Option<Edit> {
+fn edit(name: &Arc<str>, now: &[Arc<Rule>], wanted: &Chain) -> Option<Edit> {
     let rules = &wanted.rules;
     let before = now.iter().zip(rules).take_while(|(now, wanted)| now == wanted).count();
     let (now, rules) = (now.get(before..)?, rules.get(before..)?);
@@ -153,7 +153,7 @@ impl<'a> Counted<'a> {
         let counters = if self.anywhere.is_empty() && chain.counters.is_empty() {
             Vec::new()
         } else if chain.counters.is_empty() {
-            chain.rules.iter().map(counter).collect()
+            chain.rules.iter().map(|rule| counter(rule)).collect()
         } else {
             chain.counters.clone()
         };
@@ -206,7 +206,7 @@ mod tests {
         ] {
             let (live, wanted) = (contents(&[("PORTFWD-X", now)]), contents(&[("PORTFWD-X", wanted)]));
             let changes = of_table(&live, &wanted);
-            let insert = insert.iter().map(|name| Rule::jump(name)).collect();
+            let insert = insert.iter().map(|name| Rule::jump(name).into()).collect();
             assert_eq!(changes.edit, [Edit { chain: "PORTFWD-X".into(), at, remove, insert }]);
             assert!(changes.write.is_empty());
         }

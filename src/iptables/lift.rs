@@ -59,7 +59,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
         )
     });
     let hairpin = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
-    let back = |rule: &Rule| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
+    let back = |rule: &Arc<Rule>| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
     let interfaces = hairpin.flat_map(|chain| &chain.rules).filter_map(back).collect();
     let expected = compile_all(asked, &Host { interfaces, shifts }, &homes);
     let mut strange = Vec::new();
@@ -74,7 +74,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
             if known.rules == chain.rules {
                 continue;
             }
-            let known: HashSet<&Rule> = known.rules.iter().collect();
+            let known: HashSet<&Arc<Rule>> = known.rules.iter().collect();
             for rule in chain.rules.iter().filter(|rule| !known.contains(rule)) {
                 let mut text = String::new();
                 rule.put(family, &mut text);
@@ -86,7 +86,7 @@ fn strangers(program: &Program, asked: &Asked, homes: HashMap<IpAddr, Option<Cha
 }
 
 /// The chain that a built-in chain jumps to, if it does.
-fn entry(contents: &Contents, hook: Hook) -> &[Rule] {
+fn entry(contents: &Contents, hook: Hook) -> &[Arc<Rule>] {
     let chain = contents.hooks.get(&hook).and_then(|_| contents.chains.get(hook.entry().as_str()));
     chain.map(|chain| chain.rules.as_slice()).unwrap_or_default()
 }
@@ -187,7 +187,11 @@ impl<'a> Forwards<'a> {
         for (owned, (parts, mut sum)) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
             let place = if rule.serves_others() { Place::Outside } else { Place::Loopback };
-            let rules = |place, shifts| rules_of(rule, place, None, &self.sources, shifts);
+            let rules = |place, shifts| {
+                let mut rules = Vec::new();
+                rules_of(rule, place, None, &self.sources, shifts, |rule| rules.push(rule));
+                rules
+            };
             let complete = |place, parts: u32| {
                 parts == 1 && rules(place, true).len() == 1 || parts as usize == rules(place, false).len()
             };
@@ -435,7 +439,7 @@ mod tests {
         let mut program = compile(&asked(0), &Host { shifts: true, ..Host::default() }).expect("compiles");
         let nat = &mut program.ipv4.nat;
         for name in nat.chains.keys().cloned().collect::<Vec<_>>() {
-            let jumps: Vec<Rule> = nat.chains.keys().map(|name| Rule::jump(name)).collect();
+            let jumps: Vec<Arc<Rule>> = nat.chains.keys().map(|name| Rule::jump(name).into()).collect();
             nat.chains.get_mut(&name).expect("there").rules.splice(0..0, jumps);
         }
         lift(&program);

@@ -82,15 +82,15 @@ impl Attached {
 /// A chain of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// Its rules in order.
-    pub rules: Vec<Rule>,
+    /// Its rules in order; shared, because what changes of a chain is a part of it.
+    pub rules: Vec<Arc<Rule>>,
     /// What they counted, in the same order, as far as it was read from a kernel.
     pub counters: Vec<Counter>,
 }
 
-impl From<Vec<Rule>> for Chain {
-    fn from(rules: Vec<Rule>) -> Self {
-        Self { rules, counters: Vec::new() }
+impl<T: Into<Arc<Rule>>> From<Vec<T>> for Chain {
+    fn from(rules: Vec<T>) -> Self {
+        Self { rules: rules.into_iter().map(Into::into).collect(), counters: Vec::new() }
     }
 }
 
@@ -127,7 +127,7 @@ pub struct Contents {
 impl Contents {
     /// Whether both hold the same rules and jumps of ours; what was counted does not matter.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Rule>)> {
+        fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Arc<Rule>>)> {
             contents.chains.iter().map(|(name, chain)| (name, &chain.rules))
         }
         self.hooks == other.hooks && rules(self).eq(rules(other))

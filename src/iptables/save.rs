@@ -62,7 +62,7 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
                 }
             } else if chain.starts_with(PREFIX) {
                 let chain = half.of_mut(table).chains.entry(Arc::from(chain)).or_default();
-                chain.rules.push(Rule::parse(rest, family, names));
+                chain.rules.push(Rule::parse(rest, family, names).into());
                 chain.counters.push(counter);
             }
         }
@@ -175,7 +175,7 @@ COMMIT
         // What jumps under a condition is somebody else's wish.
         assert_eq!(half.nat.hooks.len(), 1);
         let entry = half.nat.chains.get("PORTFWD.PREROUTING").expect("there");
-        assert_eq!(entry.rules, [Rule::jump("PORTFWD-DOCKER")]);
+        assert_eq!(entry.rules, [Rule::jump("PORTFWD-DOCKER").into()]);
         assert_eq!(entry.counter(0), Counter { packets: 7, bytes: 8 });
         let docker = half.nat.chains.get("PORTFWD-DOCKER").expect("there");
         assert!(docker.rules.iter().all(|rule| rule.foreign.is_some()) && docker.rules.len() == 1);

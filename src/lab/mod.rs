@@ -118,7 +118,7 @@ pub fn apply(topology: &Topology, asked: &Asked, backend: Backend) -> Result<(Ou
     }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
         let mut engine = Engine::in_memory(backend)?;
-        engine::commit(&mut engine, State { asked: asked.clone(), ..State::default() })
+        engine::commit(&mut engine, State { asked: asked.clone().into(), ..State::default() })
     })??;
     let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;
     Ok((outcome, Host { forwarding, ..topology.plan.clone() }))

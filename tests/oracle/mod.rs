@@ -177,10 +177,10 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) ->
 fn incrementally(before: Option<Asked>, asked: &Asked, case: &Case, backend: Backend) {
     let mut engine = Engine::in_memory(backend).expect("opens");
     for step in before.into_iter().chain([asked.clone()]) {
-        let after = State { asked: step, ..engine.state().clone() };
+        let after = State { asked: step.into(), ..engine.state().clone() };
         engine::commit(&mut engine, after).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
     }
-    let plan = engine.plan(asked).expect("plans");
+    let plan = engine.plan(&asked.clone().into()).expect("plans");
     assert!(plan.is_empty(), "{:?}\n{}", plan.steps, case.text());
     let mut lifted = engine.live().expect("reads").lift();
     let mut wanted = asked.clone();

@@ -62,15 +62,16 @@ fn level(binding: &Binding, place: Place) -> Level {
     (stage, !class.address, !class.interface, Reverse(class.from), !binding.is_exact())
 }
 
-/// The rules of a binding: one, or one a port where a range is shifted and iptables cannot do that. `comment` is left out
-/// where the chain says it.
+/// The rules of a binding, each given to `put`: one, or one a port where a range is shifted and iptables cannot do that.
+/// `comment` is left out where the chain says it.
 pub(in crate::iptables) fn rules_of(
     binding: &Binding,
     place: Place,
     comment: Option<Arc<str>>,
     sources: &Sources,
     shifts: bool,
-) -> Vec<Rule> {
+    mut put: impl FnMut(Rule),
+) {
     let at = if place == Place::Loopback { binding.loopback_address() } else { binding.address };
     let mut rule = Rule {
         source: narrowed(binding.from),
@@ -94,10 +95,10 @@ pub(in crate::iptables) fn rules_of(
             target: Some(target(binding, Some(port))),
             ..rule.clone()
         };
-        return ports.map(piece).collect();
+        return ports.map(piece).for_each(put);
     }
     rule.target = Some(target(binding, None));
-    vec![rule]
+    put(rule);
 }
 
 /// The labels that a binding's connections get besides [`OURS`].
@@ -149,7 +150,7 @@ struct Run {
 /// Rules of a chain that share one tree.
 struct Block {
     ranges: bool,
-    rules: Vec<Rule>,
+    rules: Vec<Arc<Rule>>,
 }
 
 /// Adds the chains of a family's forwards, and gives the rules that lead a packet through them.
@@ -171,7 +172,7 @@ pub(super) fn chains(
         .collect();
     let owners = owners(&bindings);
     let mut comments = Comments::default();
-    let mut placed: Vec<(Level, ChainName, Vec<Rule>)> = Vec::with_capacity(bindings.len());
+    let mut placed: Vec<(Level, ChainName, Arc<Rule>)> = Vec::with_capacity(bindings.len());
     for (owned, chain) in bindings {
         let plain = owned.rule.comment.is_none() && owners.get(&chain) == Some(&owned.set);
         let comment = if plain { None } else { Some(comments.of(owned)) };
@@ -181,8 +182,9 @@ pub(super) fn chains(
                 Place::Loopback => owned.rule.loopback,
             };
             if serves {
-                let rules = rules_of(&owned.rule, place, comment.clone(), sources, shifts);
-                placed.push((level(&owned.rule, place), chain.clone(), rules));
+                let level = level(&owned.rule, place);
+                let put = |rule: Rule| placed.push((level, chain.clone(), rule.into()));
+                rules_of(&owned.rule, place, comment.clone(), sources, shifts, put);
             }
         }
     }
@@ -244,16 +246,16 @@ impl Comments {
 ///
 /// A chain name's forwards are in one chain for each stage. Only where forwards of different chain names take turns in
 /// precedence is a chain continued by another one.
-fn runs(mut placed: Vec<(Level, ChainName, Vec<Rule>)>) -> Vec<Run> {
+fn runs(mut placed: Vec<(Level, ChainName, Arc<Rule>)>) -> Vec<Run> {
     placed.sort_by(|(a, one, _), (b, other, _)| (a, one).cmp(&(b, other)));
     let mut runs: Vec<Run> = Vec::new();
     let mut placed = placed.into_iter().peekable();
     while let Some((level, ..)) = placed.peek() {
         let level = *level;
         let (stage, .., ranges) = level;
-        let mut now: BTreeMap<ChainName, Vec<Rule>> = BTreeMap::new();
-        while let Some((_, chain, rules)) = placed.next_if(|(next, ..)| *next == level) {
-            now.entry(chain).or_default().extend(rules);
+        let mut now: BTreeMap<ChainName, Vec<Arc<Rule>>> = BTreeMap::new();
+        while let Some((_, chain, rule)) = placed.next_if(|(next, ..)| *next == level) {
+            now.entry(chain).or_default().push(rule);
         }
         // What continues the last run goes first.
         let last = runs.last().map(|run| run.chain.clone());

@@ -81,18 +81,18 @@ impl<'a> Tree<'a> {
 
     /// Lays rules out in a chain: adds to `out` what it holds itself, and to the tree what it jumps to. Those that may match
     /// the same packet must be in the order in which they are to be asked.
-    pub(super) fn lay_out(&mut self, mut rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+    pub(super) fn lay_out(&mut self, mut rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         // Stable, so what competes for a port stays in order.
         rules.sort_by_key(|rule| (protocol(rule), rule.ports));
         self.fill(rules, chain, out);
     }
 
-    fn fill(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+    fn fill(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         if rules.len() <= LEAF {
             out.extend(rules);
             return;
         }
-        let mut protocols: BTreeMap<Option<Protocol>, Vec<Rule>> = BTreeMap::new();
+        let mut protocols: BTreeMap<Option<Protocol>, Vec<Arc<Rule>>> = BTreeMap::new();
         for rule in rules {
             protocols.entry(protocol(&rule)).or_default().push(rule);
         }
@@ -109,8 +109,8 @@ impl<'a> Tree<'a> {
     }
 
     /// Splits the rules of one protocol into the blocks of the smallest block that holds them all.
-    fn by_port(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
-        let Some(protocol) = rules.first().and_then(protocol) else {
+    fn by_port(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+        let Some(protocol) = rules.first().and_then(|rule| protocol(rule)) else {
             out.extend(rules);
             return;
         };
@@ -121,7 +121,7 @@ impl<'a> Tree<'a> {
             self.by_class(rules, chain, out);
             return;
         };
-        let mut blocks: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+        let mut blocks: BTreeMap<u32, Vec<Arc<Rule>>> = BTreeMap::new();
         let mut wider = Vec::new();
         for rule in rules {
             let (first, last) = ends(&rule);
@@ -153,7 +153,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Splits rules of the same ports by addresses, those of each class by themselves: within one they never overlap.
-    fn by_class(&mut self, rules: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+    fn by_class(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         let class =
             |rule: &Rule| (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()));
         let mut rules = rules.into_iter().peekable();
@@ -170,7 +170,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Splits rules that never overlap into as many parts as a chain may have, by the order of one of their addresses.
-    fn by_address(&mut self, mut group: Vec<Rule>, chain: &str, out: &mut Vec<Rule>) {
+    fn by_address(&mut self, mut group: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         for end in [End::Destination, End::Source] {
             let mut networks: Vec<IpNetwork> = group.iter().filter_map(|rule| end.of(rule)).collect();
             networks.sort_unstable();
@@ -183,7 +183,7 @@ impl<'a> Tree<'a> {
             let mut rules = group.into_iter().peekable();
             for (number, part) in networks.chunks(part_size(networks.len())).enumerate() {
                 let (Some(first), Some(last)) = (part.first(), part.last()) else { continue };
-                let inside: Vec<Rule> =
+                let inside: Vec<Arc<Rule>> =
                     std::iter::from_fn(|| rules.next_if(|rule| end.of(rule).is_some_and(|of| of <= *last))).collect();
                 let source = matches!(end, End::Source);
                 let range = Match::Range { source, first: first.network(), last: last.broadcast() };
@@ -197,27 +197,27 @@ impl<'a> Tree<'a> {
     }
 
     /// Adds a chain that is asked where `guard` matches.
-    fn child(&mut self, guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
+    fn child(&mut self, guard: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
         let mut inside = Vec::new();
         self.fill(rules, &name, &mut inside);
         self.put(guard, name, inside, out);
     }
 
     /// The same, of rules that have their ports in common.
-    fn child_of_address(&mut self, guard: Rule, name: String, rules: Vec<Rule>, out: &mut Vec<Rule>) {
+    fn child_of_address(&mut self, guard: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
         let mut inside = Vec::new();
         self.by_class(rules, &name, &mut inside);
         self.put(guard, name, inside, out);
     }
 
-    fn put(&mut self, mut guard: Rule, mut name: String, inside: Vec<Rule>, out: &mut Vec<Rule>) {
+    fn put(&mut self, mut guard: Rule, mut name: String, inside: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
         // Two hashes may be the same; no other two names can.
         while let Entry::Occupied(_) = self.chains.entry(name.as_str().into()) {
             name = format!("{}{:012x}", self.prefix, hash(&name) >> 16);
         }
         guard.target = Rule::jump(&name).target;
         self.chains.insert(name.into(), Chain::from(inside));
-        out.push(guard);
+        out.push(guard.into());
     }
 }
 
@@ -287,7 +287,7 @@ mod tests {
 
     /// The first rule that decides on a packet, and how many it met on the way.
     fn walk<'a>(
-        rules: &'a [Rule],
+        rules: &'a [Arc<Rule>],
         chains: &'a BTreeMap<Arc<str>, Chain>,
         packet: &Packet,
         met: &mut usize,
@@ -308,8 +308,9 @@ mod tests {
         None
     }
 
-    fn lay_out(rules: Vec<Rule>) -> (Vec<Rule>, BTreeMap<Arc<str>, Chain>) {
+    fn lay_out(rules: Vec<Rule>) -> (Vec<Arc<Rule>>, BTreeMap<Arc<str>, Chain>) {
         let (mut chains, mut root) = (BTreeMap::new(), Vec::new());
+        let rules = rules.into_iter().map(Arc::new).collect();
         Tree::new(&mut chains, "X").lay_out(rules, "PORTFWD-X", &mut root);
         (root, chains)
     }
