@@ -184,6 +184,26 @@ fn a_place_that_only_might_hold_rules_of_ours_does_not_stop_a_flush() {
 }
 
 #[test]
+fn where_iptables_is_gone_and_its_rules_too_nobody_misses_it() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.chains(Variant::Nft, &["add", "8080", "172.17.0.3:80"]);
+    let without = "for p in nft legacy; do mount --bind /dev/null /usr/sbin/xtables-$p-multi; done";
+    let state = net.state.path().to_string_lossy().into_owned();
+    let list = || net.with(Variant::Nft, without, PORTFWD, &["--state-dir", &state, "list"]);
+    // As long as its rules are there, somebody must say so.
+    let said = list();
+    assert!(said.stderr.contains("iptables-nft"), "{said:?}");
+    net.nft(&["flush", "ruleset"]);
+    let said = list();
+    assert!(said.code == 0 && !said.stderr.contains("iptables"), "{said:?}");
+    let said = net.with(Variant::Nft, without, PORTFWD, &["--state-dir", &state, "add", "8081", "172.17.0.3:80"]);
+    assert_eq!(said.code, 0, "{said:?}");
+}
+
+#[test]
 fn who_may_administer_networks_and_nothing_else_can_use_nftables_in_full() {
     if !privileged() {
         return;

@@ -27,14 +27,15 @@ use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
 use crate::iptables::lift::lift as lift_chains;
-use crate::iptables::program::Program as Chains;
+use crate::iptables::program::{PREFIX, Program as Chains};
 use crate::model::{Asked, Family, Held};
 use crate::netfilter::sysctl::SysctlError;
 use crate::netfilter::{namespace, privilege};
 use crate::nft::compile::CompileError;
+use crate::nft::decode::has_chain;
 use crate::nft::lift::lift;
 use crate::nft::program::Program;
-use crate::nft::transaction::{CommitError, KernelError, namespace_cookie};
+use crate::nft::transaction::{CommitError, Connection, KernelError, namespace_cookie};
 use crate::store::{State, StateError, Store};
 
 use backend::Backend;
@@ -291,7 +292,7 @@ impl Engine {
             match read(home) {
                 Ok(found) => others.extend(found.map(|backend| (home, Ok(backend)))),
                 Err(EngineError::Kernel(KernelError::NoNfTables(_))) => {}
-                // Without the programs of a variant that the kernel holds no table of, nothing is there.
+                // Where the kernel holds nothing that could be ours, it does not matter that the programs are gone.
                 Err(_) if home != Home::Nft && (!known(home) || !may_hold(home)) => {}
                 Err(error) => others.push((home, Err(error))),
             }
@@ -401,10 +402,17 @@ fn variant(choice: Choice) -> Option<Variant> {
     }
 }
 
-/// Whether rules may be somewhere at all. The kernel lists the tables of iptables-legacy that were made since it booted.
+/// Whether rules of ours may be somewhere at all: whether nf_tables has a chain of such a name, and whether tables of
+/// iptables-legacy, which the kernel lists, were made since it booted.
 fn may_hold(home: Home) -> bool {
     match home {
-        Home::Nft | Home::Iptables(Variant::Nft) => true,
+        Home::Nft => true,
+        Home::Iptables(Variant::Nft) => {
+            match Connection::open().and_then(|mut kernel| has_chain(&mut kernel, PREFIX)) {
+                Ok(found) => found,
+                Err(error) => !matches!(error, KernelError::NoNfTables(_)),
+            }
+        }
         Home::Iptables(Variant::Legacy) => {
             let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
             names.iter().any(|path| {

@@ -64,6 +64,19 @@ pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelEr
     decode_with(connection, |_, _| Ok(BTreeMap::new()))
 }
 
+/// Whether a table of any family has a chain whose name begins so.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, KernelError> {
+    let mut found = false;
+    connection.dump_all("chains", libc::NFT_MSG_GETCHAIN, |message| {
+        found |= message.chain()?.name.starts_with(prefix);
+        Some(())
+    })?;
+    Ok(found)
+}
+
 /// How many elements may be asked for at once: each comes in a message of its own, and more of them than a socket of
 /// ordinary size holds would be lost.
 pub const KEYS_PER_QUESTION: usize = 16;

@@ -100,7 +100,7 @@ impl Connection {
     pub fn generation(&mut self) -> Result<u32, KernelError> {
         const ID: u16 = 1; // NFTA_GEN_ID
         let mut found = None;
-        self.ask("the generation", libc::NFT_MSG_GETGEN, 0, &[], |message| {
+        self.ask("the generation", libc::NFT_MSG_GETGEN, libc::NFPROTO_INET, 0, &[], |message| {
             found = string_or_bytes(message.bytes(), ID)?.try_into().ok().map(u32::from_be_bytes);
             Some(())
         })?;
@@ -115,7 +115,7 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<bool, KernelError> {
-        match self.ask(what, kind, 0, attributes, each) {
+        match self.ask(what, kind, libc::NFPROTO_INET, 0, attributes, each) {
             Ok(()) => Ok(true),
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
@@ -131,13 +131,24 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        self.ask(what, kind, libc::NLM_F_DUMP, attributes, each)
+        self.ask(what, kind, libc::NFPROTO_INET, libc::NLM_F_DUMP, attributes, each)
+    }
+
+    /// The same, of the tables of all families.
+    pub(super) fn dump_all(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<(), KernelError> {
+        self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each)
     }
 
     fn ask(
         &mut self,
         what: &'static str,
         kind: i32,
+        family: i32,
         flags: i32,
         attributes: &[u8],
         mut each: impl FnMut(Message<'_>) -> Option<()>,
@@ -148,7 +159,7 @@ impl Connection {
         let dump = flags == libc::NLM_F_DUMP;
         // Without a dump the acknowledgement says where the answer ends.
         let flags = if dump { flags } else { libc::NLM_F_ACK } | libc::NLM_F_REQUEST;
-        let family = u8::try_from(libc::NFPROTO_INET).unwrap_or(1);
+        let family = u8::try_from(family).unwrap_or(0);
         let request = message(kind, u16::try_from(flags).unwrap_or(1), family, 0, seq, attributes);
         self.socket.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
         let mut interrupted = false;
