@@ -1,9 +1,11 @@
 //! What the backends need of the kernel besides their rules, one interface a file.
 
 pub mod comment;
+pub mod conntrack;
 pub mod label;
 pub mod link;
 pub mod namespace;
+pub mod netlink;
 pub mod privilege;
 pub mod route;
 pub mod sysctl;

@@ -6,15 +6,12 @@ use std::time::Duration;
 
 use nftnl_sys::libc;
 
-use super::encode::put_attribute;
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Shape, TABLE};
 use super::transaction::{Connection, KernelError, names, string_or_bytes};
+use crate::netfilter::netlink::{NESTED, put_attribute};
 
 /// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
 const ATTEMPTS: u32 = 200;
-
-/// `NLA_F_NESTED` in include/uapi/linux/netlink.h.
-const NESTED: u16 = 1 << 15;
 
 /// How long the kernel is left to itself before a dump is begun again.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -18,6 +18,7 @@ use nftnl_sys::libc;
 use super::diff::{Changes, Elements};
 use super::ffi::{Buffer, ELEMENTS_PER_MESSAGE, ElementsJob, ElementsMessage, MapMessage};
 use super::program::{Chain, ChainType, Element, Hook, Key, Rule, TABLE};
+use crate::netfilter::netlink::{message, put_attribute};
 
 /// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
 const BATCH_GENERATION: u16 = 1;
@@ -136,30 +137,6 @@ pub(super) fn attribute(message: &[u8], at: usize) -> Option<(usize, u16)> {
     let [a, b, c, d] = head;
     let length = usize::from(u16::from_ne_bytes([a, b]));
     (length >= 4 && at + length <= message.len()).then_some((length, u16::from_ne_bytes([c, d])))
-}
-
-/// Appends an attribute.
-pub(super) fn put_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
-    message.resize(message.len().next_multiple_of(4), 0);
-}
-
-/// Makes a message of a header, our family's header and attributes.
-pub(super) fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32, attributes: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
-    let mut message = Vec::with_capacity(20 + attributes.len());
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend(seq.to_ne_bytes());
-    message.extend([0; 4]);
-    message.extend([family, 0]);
-    message.extend(resource.to_be_bytes());
-    message.extend(attributes);
-    message
 }
 
 /// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.

@@ -6,8 +6,9 @@ use std::io;
 
 use nftnl_sys::libc;
 
-use super::encode::{Batch, attribute, message, put_attribute};
+use super::encode::{Batch, attribute};
 use super::ffi::{self, Buffer, Message};
+use crate::netfilter::netlink::{message, put_attribute};
 
 /// Why a question to the kernel has no answer.
 #[derive(Debug, thiserror::Error)]
