@@ -4,6 +4,8 @@
 mod accidents;
 /// The command line against rule-set files, without privileges.
 mod cli;
+/// Connections that follow the rules, and those that are none of their business.
+mod connections;
 /// The examples of the documentation, with real packets.
 mod docs;
 /// The iptables backend on hosts of either variant: packets, other writers, accidents.

@@ -44,6 +44,9 @@ pub struct AddArgs {
     /// The rule set that it is added to
     #[arg(long, value_name = "NAME", default_value = "cli")]
     set: String,
+    /// Let the connections that it makes wrong finish, instead of ending them
+    #[arg(long)]
+    keep_connections: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -90,6 +93,9 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         return Err(Failure::Unsupported { what, help }.into());
     }
     let mut engine = global.engine(!args.dry_run, output)?;
+    if args.keep_connections {
+        engine.keep_connections();
+    }
     let mut after = engine.state().clone();
     let asked = Arc::make_mut(&mut after.asked);
     for binding in &bindings {

@@ -14,6 +14,9 @@ pub struct ApplyArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Let the connections that it makes wrong finish, instead of ending them
+    #[arg(long)]
+    keep_connections: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -22,6 +25,9 @@ pub struct ApplyArgs {
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
     let mut engine = global.engine(!args.dry_run, output)?;
+    if args.keep_connections {
+        engine.keep_connections();
+    }
     let mut after = engine.state().clone();
     after.asked = config::union(Arc::unwrap_or_clone(after.asked), &loaded).map_err(Failure::Problems)?.into();
     for set in &loaded {

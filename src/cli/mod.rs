@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::engine::{Choice, Engine};
+use crate::engine::{self, Choice, Engine};
 use crate::netfilter::namespace;
 pub use failure::Failure;
 
@@ -155,13 +155,17 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
 
 impl Global {
     fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = Engine::open(&self.state_dir, write, self.choice())?;
+        let mut engine = Engine::open(&self.state_dir, write, self.choice())?;
         let by = || if engine.versions().is_empty() { engine.home().to_string() } else { engine.versions().join(", ") };
         if let Some(why) = engine.instead() {
             writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
         }
         if self.verbose {
             writeln!(output.stderr, "note: the backend is {}", by())?;
+        }
+        // Where it cannot be done, what this command does may be what it takes; and if not, that says so.
+        if write && matches!(engine::finish(&mut engine), Ok(true)) {
+            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
         }
         Ok(engine)
     }

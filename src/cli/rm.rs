@@ -17,6 +17,9 @@ pub struct RmArgs {
     /// The rule set that they are removed from
     #[arg(long, value_name = "NAME", default_value = "cli")]
     set: String,
+    /// Let the connections that use it finish, instead of ending them
+    #[arg(long)]
+    keep_connections: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -29,6 +32,9 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
     }
     let set = add::parse("--set", &args.set, str::parse::<SetName>)?;
     let mut engine = global.engine(!args.dry_run, output)?;
+    if args.keep_connections {
+        engine.keep_connections();
+    }
     let mut after = engine.state().clone();
     // All are looked for before one is removed, so that naming one twice is naming it once.
     let mut gone = BTreeSet::new();

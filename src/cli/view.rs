@@ -40,6 +40,15 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
     for change in &outcome.given_back {
         writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;
     }
+    match &outcome.ended {
+        Ok(0) => {}
+        Ok(1) => writeln!(output.stderr, "note: ended one connection that followed other rules")?,
+        Ok(count) => writeln!(output.stderr, "note: ended {count} connections that followed other rules")?,
+        Err(why) => writeln!(
+            output.stderr,
+            "note: connections that follow other rules could not be ended, the next change tries again: {why}"
+        )?,
+    }
     if verbose {
         for text in &outcome.messages {
             writeln!(output.stderr, "{}", text.trim_end())?;

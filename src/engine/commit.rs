@@ -1,11 +1,12 @@
 //! Making the kernel hold what is asked, and the state say so.
 
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan, together};
 use std::sync::Arc;
 
+use super::connections::{self, Changed};
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan, together};
 use crate::model::Asked;
 use crate::netfilter::sysctl;
-use crate::store::{State, Unusable};
+use crate::store::{State, Unfinished, Unusable};
 
 /// How often a plan is made anew because somebody else committed in between.
 const ATTEMPTS: u32 = 100;
@@ -23,6 +24,8 @@ pub struct Outcome {
     pub given_back: Vec<sysctl::Change>,
     /// Where rules of ours were besides, and were removed.
     pub moved_from: Vec<Home>,
+    /// How many connections were ended because the change made them wrong, or why that is not known.
+    pub ended: Result<usize, String>,
 }
 
 /// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
@@ -37,6 +40,8 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     let switches = Switches::of(&mut after, &before)?;
     let mut during = switches.during(&after);
     during.iptables.extend(before.iptables.iter().chain(engine.variant().as_ref()));
+    after.unfinished = None;
+    during.unfinished = unfinished(engine, &after);
     let first = keep_and_plan(engine, &during, &after.asked)?;
     let mut given_back = match switches.before_commit() {
         Ok(given_back) => given_back,
@@ -48,7 +53,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     match to_kernel(engine, &after.asked, Some(first))
         .or_else(|error| fall_back(engine, &mut during, &mut after, error))
     {
-        Ok((mut plan, messages)) => {
+        Ok(Sent { mut plan, messages, was }) => {
             // From here on it is done, and an error can only say what does not look so.
             given_back.extend(switches.after_commit()?);
             let left = engine.leave_others();
@@ -60,13 +65,24 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 // What it was found to lack it has by now.
                 after.unusable = None;
             }
+            let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
+            if ended.is_err() {
+                after.unfinished.clone_from(&during.unfinished);
+            }
             engine.keep(&after)?;
             if !plan.is_empty() {
                 engine.backend.check(&plan.work)?;
             }
             let moved_from = left?;
             plan.steps.extend(moved_from.iter().map(|home| Step::leave(*home)));
-            Ok(Outcome { plan, messages, switches, given_back, moved_from })
+            Ok(Outcome {
+                plan,
+                messages,
+                switches,
+                given_back,
+                moved_from,
+                ended: ended.map_err(|error| error.to_string()),
+            })
         }
         Err(error) => {
             switches.commit_failed(&given_back);
@@ -74,6 +90,21 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             Err(error)
         }
     }
+}
+
+/// Brings a change before this command that came to no end, because its process was killed, to its end. Gives whether there
+/// was one.
+///
+/// # Errors
+/// As [`commit()`].
+pub fn finish(engine: &mut Engine) -> Result<bool, EngineError> {
+    if engine.state.unfinished.is_none() {
+        return Ok(false);
+    }
+    let state = engine.state.clone();
+    commit(engine, state)?;
+    engine.interrupted = false;
+    Ok(true)
 }
 
 /// Keeps a state, and meanwhile decides what must be sent.
@@ -93,25 +124,56 @@ fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(
     }
 }
 
+/// What is to be kept of a change, and of one before it that came to no end, until it is done; nothing where what is asked
+/// stays as it is.
+fn unfinished(engine: &Engine, after: &State) -> Option<Unfinished> {
+    let (before, last) = (&engine.state.asked, &engine.state.unfinished);
+    if *before == after.asked && last.is_none() {
+        return None;
+    }
+    let left = last.iter().filter(|last| !last.keep_connections).flat_map(|last| last.gone.iter());
+    let gone = before.less(&after.asked).into_iter().chain(left).cloned().collect();
+    Some(Unfinished { keep_connections: engine.keep_connections, gone })
+}
+
+/// Ends the connections that a change made wrong: this one, and one before it that came to no end.
+fn settle(engine: &Engine, during: &State, asked: &Asked, plan: &Plan, was: Option<&Asked>) -> std::io::Result<usize> {
+    if engine.keep_connections {
+        return Ok(0);
+    }
+    let netmaps = was.map_or(&asked.netmaps, |was| &was.netmaps);
+    let mut changed = Changed::of(&plan.steps, netmaps, &asked.netmaps);
+    if engine.interrupted {
+        // What had come until then is not known.
+        changed.extend(asked.bindings.iter().map(|owned| &owned.rule));
+        changed.extend(during.unfinished.iter().flat_map(|change| change.gone.iter()));
+    }
+    connections::settle(&changed, asked)
+}
+
+/// What was done to the kernel.
+struct Sent {
+    plan: Plan,
+    messages: Vec<String>,
+    /// What it held before; not known where nothing had to be done.
+    was: Option<Arc<Asked>>,
+}
+
 /// Has the kernel hold what is asked. `first` is what was decided already.
-fn to_kernel(
-    engine: &mut Engine,
-    asked: &Arc<Asked>,
-    mut first: Option<(Live, Work)>,
-) -> Result<(Plan, Vec<String>), EngineError> {
+fn to_kernel(engine: &mut Engine, asked: &Arc<Asked>, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
     for _ in 0..ATTEMPTS {
         let (live, work) = match first.take() {
             Some(decided) => decided,
             None => engine.backend.decide(asked)?,
         };
         if work.is_empty() {
-            return Ok((Plan::new(&live, asked, work), Vec::new()));
+            return Ok(Sent { plan: Plan::new(&live, asked, work), messages: Vec::new(), was: None });
         }
         // What it means is put into words while the kernel is at work.
         let backend = &mut engine.backend;
-        let (steps, sent) = together(|| plan::steps(&live, asked), || backend.carry_out(&work));
+        let ((steps, was), sent) = together(|| plan::steps_from(&live, asked), || backend.carry_out(&work));
         if let Some(messages) = sent? {
-            return Ok((Plan { steps, work }, messages));
+            return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was) });
         }
     }
     Err(EngineError::Busy)
@@ -123,7 +185,7 @@ fn fall_back(
     during: &mut State,
     after: &mut State,
     error: EngineError,
-) -> Result<(Plan, Vec<String>), EngineError> {
+) -> Result<Sent, EngineError> {
     let Some(why) = lacking(&error).filter(|_| engine.choice == Choice::Auto) else { return Err(error) };
     if engine.use_iptables(&why).is_err() {
         return Err(error);

@@ -14,6 +14,7 @@
 
 mod backend;
 pub mod commit;
+mod connections;
 mod iptables;
 mod nft;
 pub mod plan;
@@ -40,7 +41,7 @@ use crate::store::{State, StateError, Store};
 
 use backend::Backend;
 pub use backend::{Choice, Home, Work};
-pub use commit::{Outcome, commit};
+pub use commit::{Outcome, commit, finish};
 pub use plan::{Plan, Sign, Step, Words};
 pub use switches::Switches;
 
@@ -139,6 +140,10 @@ pub struct Engine {
     suspected: BTreeSet<Variant>,
     store: Store,
     state: State,
+    /// Whether a change before this one may have left connections that it made wrong.
+    interrupted: bool,
+    /// Whether connections that a change makes wrong are left to finish.
+    keep_connections: bool,
 }
 
 /// What the kernel holds.
@@ -205,7 +210,17 @@ impl Engine {
         {
             iptables::wait_for_the_last(&path)?;
         }
-        Ok(Self { backend, choice, instead, suspected: BTreeSet::new(), store, state })
+        let interrupted = state.unfinished.as_ref().is_some_and(|change| !change.keep_connections);
+        Ok(Self {
+            backend,
+            choice,
+            instead,
+            suspected: BTreeSet::new(),
+            store,
+            state,
+            interrupted,
+            keep_connections: false,
+        })
     }
 
     /// Opens the kernel's rules, with a state that nobody sees and that is gone afterwards.
@@ -219,7 +234,17 @@ impl Engine {
             None => Backend::iptables(variant(choice), None)?,
         };
         let (store, state) = (Store::in_memory(), State::default());
-        Ok(Self { backend, choice, instead, suspected: BTreeSet::new(), store, state })
+        let interrupted = state.unfinished.as_ref().is_some_and(|change| !change.keep_connections);
+        Ok(Self {
+            backend,
+            choice,
+            instead,
+            suspected: BTreeSet::new(),
+            store,
+            state,
+            interrupted,
+            keep_connections: false,
+        })
     }
 
     /// The state as it was when it was opened, or as it was committed last.
@@ -262,6 +287,11 @@ impl Engine {
     /// Takes it that every variant of iptables that is installed may hold rules of ours, whatever the state knows.
     pub fn suspect_everywhere(&mut self) {
         self.suspected = Variant::ALL.into();
+    }
+
+    /// Leaves the connections that the next change makes wrong to finish.
+    pub fn keep_connections(&mut self) {
+        self.keep_connections = true;
     }
 
     /// The other places that hold rules of ours, or may and cannot be asked.

@@ -120,6 +120,11 @@ impl Plan {
 
 /// What becomes of each rule, where something must change.
 pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
+    steps_from(live, asked).0
+}
+
+/// The same, with what was there, as far as it is in the words of rule sets.
+pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Asked>) {
     let Held { asked: lifted, foreign, .. } = live.lift();
     let lifted = Arc::new(lifted);
     let mut steps = forwards(&lifted, asked);
@@ -139,7 +144,7 @@ pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
         }));
         steps.push(Step { sign: Sign::Change, set: None, before: after.clone(), after });
     }
-    steps
+    (steps, lifted)
 }
 
 /// A network that neither masquerades nor isolates is nothing that a kernel could hold.

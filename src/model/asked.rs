@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::binding::SortKey;
 use super::{
     Binding, ChainName, Egress, Family, IpForward, Masquerade, Netmap, Network, ParseError, Priority, RuleSet, SetName,
     Settings, Snat,
@@ -76,6 +77,25 @@ impl Asked {
         self.netmaps.sort_unstable();
     }
 
+    /// The bindings that `other` does not have as they are. Both must be sorted, see [`Asked::normalize`].
+    pub fn less<'a>(&'a self, other: &Self) -> Vec<&'a Binding> {
+        fn place(owned: &Owned<Binding>) -> (&SetName, SortKey<'_>) {
+            (&owned.set, owned.rule.sort_key())
+        }
+        let mut rest = other.bindings.as_slice();
+        let mut missing = Vec::new();
+        // Of one place there may be several ranges, which differ in their ends.
+        for alike in self.bindings.chunk_by(|one, next| place(one) == place(next)) {
+            let Some(first) = alike.first() else { continue };
+            let before = rest.iter().take_while(|owned| place(owned) < place(first)).count();
+            rest = rest.get(before..).unwrap_or_default();
+            let here = rest.iter().take_while(|owned| place(owned) == place(first));
+            let here: Vec<&Owned<Binding>> = here.collect();
+            missing.extend(alike.iter().filter(|owned| !here.contains(owned)).map(|owned| &owned.rule));
+        }
+        missing
+    }
+
     /// Whether nothing at all is asked.
     pub fn is_empty(&self) -> bool {
         self.bindings.is_empty()
@@ -142,4 +162,37 @@ impl Asked {
 
 fn owned<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
     rules.iter().map(|rule| Owned { set: set.clone(), rule: rule.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Forward;
+    use proptest::prelude::*;
+
+    fn asked(of: &[(u8, u16, u16, u8)]) -> Asked {
+        let mut asked = Asked::default();
+        for (set, port, more, to) in of {
+            let listen = format!("{port}-{}", port + more).parse().expect("listen");
+            let forward = Forward::new(listen, format!("10.0.0.{to}").parse().expect("target"));
+            let set: SetName = format!("set{set}").parse().expect("name");
+            let rules = forward.bindings().expect("valid").into_iter();
+            asked.bindings.extend(rules.map(|rule| Owned { set: set.clone(), rule }));
+        }
+        asked.normalize();
+        asked
+    }
+
+    proptest! {
+        #[test]
+        fn less_is_what_the_other_does_not_have(
+            one in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
+            other in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
+        ) {
+            let (one, other) = (asked(&one), asked(&other));
+            let slow: Vec<&Binding> =
+                one.bindings.iter().filter(|owned| !other.bindings.contains(owned)).map(|owned| &owned.rule).collect();
+            prop_assert_eq!(one.less(&other), slow);
+        }
+    }
 }

@@ -3,4 +3,4 @@
 mod block;
 pub mod state;
 
-pub use state::{State, StateError, Store, Unusable};
+pub use state::{State, StateError, Store, Unfinished, Unusable};

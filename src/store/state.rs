@@ -38,6 +38,8 @@ const BLOCKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blocks");
 const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
 /// Set to the rest of it as JSON.
 const SETS: TableDefinition<'_, &str, &str> = TableDefinition::new("sets");
+/// `change`, to the one that may not have come to its end, in postcard's format.
+const UNFINISHED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("unfinished");
 /// Version, namespace, changed sysctls, where iptables holds rules of ours, and why nf_tables is not used.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 
@@ -54,6 +56,17 @@ pub struct State {
     pub iptables: BTreeSet<Variant>,
     /// Why nf_tables is not used, where the kernel was found to lack a part of it.
     pub unusable: Option<Unusable>,
+    /// A change that may not have come to its end.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// What is kept of a change until it is done, besides what is asked, which is kept first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// Whether the connections that it makes wrong are left to finish.
+    pub keep_connections: bool,
+    /// The forwards that go or change, for what they sent somewhere to be ended.
+    pub gone: Arc<[Binding]>,
 }
 
 /// What a kernel was found to lack.
@@ -71,6 +84,7 @@ struct Rest {
     sysctls: Option<String>,
     iptables: Option<String>,
     unusable: Option<String>,
+    unfinished: Option<Vec<u8>>,
 }
 
 /// A set without its forwards, as it is kept.
@@ -176,8 +190,10 @@ impl Store {
             _ => {}
         }
         self.write(|transaction| {
-            transaction.delete_table(BLOCKS)?;
-            transaction.open_table(BLOCKS)?;
+            for table in [BLOCKS, UNFINISHED] {
+                transaction.delete_table(table)?;
+                transaction.open_table(table)?;
+            }
             for table in [SETS, META] {
                 transaction.delete_table(table)?;
                 transaction.open_table(table)?;
@@ -244,7 +260,15 @@ impl Store {
             }
             let meta = transaction.open_table(META)?;
             let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_owned()));
-            rest = Rest { sysctls: text("sysctls")?, iptables: text("iptables")?, unusable: text("unusable")? };
+            rest = Rest {
+                sysctls: text("sysctls")?,
+                iptables: text("iptables")?,
+                unusable: text("unusable")?,
+                unfinished: match transaction.open_table(UNFINISHED) {
+                    Err(redb::TableError::TableDoesNotExist(_)) => None,
+                    table => table?.get("change")?.map(|value| value.value().to_owned()),
+                },
+            };
             Ok(())
         })()
         .map_err(|error| self.failed(error))?;
@@ -267,6 +291,8 @@ impl Store {
         state.sysctls = self.read(rest.sysctls)?;
         state.iptables = self.read(rest.iptables)?;
         state.unusable = self.read(rest.unusable)?;
+        let unfinished = rest.unfinished.map(|bytes| postcard::from_bytes(&bytes)).transpose();
+        state.unfinished = unfinished.map_err(|error| self.damaged(&error))?;
         asked.normalize();
         state.asked = asked.into();
         Ok(state)
@@ -287,6 +313,8 @@ impl Store {
         let rest: Result<Vec<_>, serde_json::Error> = rest.into_iter().flatten().collect();
         let rest = rest.map_err(|error| self.damaged(&error))?;
         let changes = changed_blocks(&before.asked, &after.asked).map_err(|error| self.damaged(&error))?;
+        let unfinished = after.unfinished.as_ref().map(postcard::to_allocvec).transpose();
+        let unfinished = unfinished.map_err(|error| self.damaged(&error))?;
         self.write(|transaction| {
             put(&mut transaction.open_table(BLOCKS)?, &changes)?;
             let mut sets = transaction.open_table(SETS)?;
@@ -295,6 +323,13 @@ impl Store {
             }
             for name in old_records.keys().filter(|name| !records.contains_key(*name)) {
                 sets.remove(name.as_str())?;
+            }
+            if before.unfinished != after.unfinished {
+                let mut table = transaction.open_table(UNFINISHED)?;
+                match &unfinished {
+                    Some(bytes) => table.insert("change", bytes.as_slice())?,
+                    None => table.remove("change")?,
+                };
             }
             if !rest.is_empty() {
                 let mut meta = transaction.open_table(META)?;
@@ -423,6 +458,8 @@ mod tests {
         asked.normalize();
         state.origins.insert(SetName::cli(), "/etc/portfwd/cli.toml".into());
         state.iptables.insert(Variant::Legacy);
+        let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();
+        state.unfinished = Some(Unfinished { keep_connections: true, gone });
         state.unusable = Some(Unusable { kernel: "1.0".into(), why: "old".into() });
         state.sysctls.push(sysctl::Change { key: "ipv4/ip_forward".into(), before: "0".into(), after: "1".into() });
         state

@@ -1,0 +1,249 @@
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use portfwd::iptables::command::Variant;
+use portfwd::netfilter::conntrack::{Conntrack, Entry};
+
+use crate::support::{Net, PORTFWD, file, privileged};
+
+/// A client that keeps one socket, and so one connection.
+struct Talker(UdpSocket);
+
+impl Talker {
+    /// From one port of the client to an address.
+    fn new(net: &Net, to: &str) -> Self {
+        let to: SocketAddr = to.parse().expect("address");
+        let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = net.client.run(|| UdpSocket::bind(any).expect("bound")).expect("the client's namespace");
+        socket.connect(to).expect("connected");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+        Self(socket)
+    }
+
+    /// What answers the next packet; nothing where nobody does.
+    fn say(&self) -> Option<String> {
+        // What an earlier packet was refused with comes with a later call.
+        let _ = self.0.take_error();
+        let mut text = [0; 128];
+        self.0.send(b"?").or_else(|_| self.0.send(b"?")).expect("sent");
+        let length = self.0.recv(&mut text).ok()?;
+        Some(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+}
+
+/// A TCP server in the target that gives back what it gets.
+fn echo(net: &Net, at: &str) {
+    let listener = net.target.run(|| TcpListener::bind(at).expect("bound")).expect("the target's namespace");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut byte = [0; 1];
+                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+            });
+        }
+    });
+}
+
+fn connect(net: &Net, to: &str) -> TcpStream {
+    let stream = net.client.run(|| TcpStream::connect(to).expect("connected")).expect("the client's namespace");
+    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("set");
+    stream
+}
+
+/// Whether a connection still gives back what it is given.
+fn lives(stream: &mut TcpStream) -> bool {
+    let mut byte = [0; 1];
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok() && byte == *b"x"
+}
+
+fn entries(net: &Net) -> Vec<Entry> {
+    net.in_host(|| Conntrack::open().expect("opens").entries().expect("reads"))
+}
+
+const TARGETS: [(&str, &str, &str); 2] = [
+    ("192.0.2.1:5000", "172.17.0.3:53", "172.17.0.4:53"),
+    ("[2001:db8::1]:5000", "[fd00:17::3]:53", "[fd00:17::4]:53"),
+];
+
+#[test]
+fn a_client_that_keeps_sending_reaches_the_new_target_at_once() {
+    if !privileged() {
+        return;
+    }
+    for variant in [None, Some(Variant::Nft), Some(Variant::Legacy)] {
+        let net = Net::new();
+        let run = |arguments: &[&str]| match variant {
+            None => net.ok(arguments),
+            Some(variant) => net.chains(variant, arguments),
+        };
+        for (listen, old, new) in TARGETS {
+            let path = net.state.path().join("set.toml");
+            let apply = |to: &str| {
+                let text = format!("[[forward]]\nlisten = \"{listen}/udp\"\nto = \"{to}\"\n");
+                std::fs::write(&path, text).expect("written");
+                run(&["apply", &path.to_string_lossy()])
+            };
+            for target in [old, new] {
+                net.serve(target, true);
+            }
+            let from = |target: &str, said: Option<String>| said.is_some_and(|said| said.starts_with(target));
+            let talker = Talker::new(&net, listen);
+            // Nobody is there before the forward is, and that is what the connection remembers.
+            assert_eq!(talker.say(), None);
+            apply(old);
+            assert!(from(old, talker.say()), "{variant:?} {listen}: on add");
+            let said = apply(new);
+            assert!(said.stderr.contains("ended one connection"), "{said:?}");
+            assert!(from(new, talker.say()), "{variant:?} {listen}: on change");
+            // What changes nothing ends nothing.
+            assert!(!apply(new).stderr.contains("ended"));
+            run(&["flush"]);
+            assert_eq!(talker.say(), None, "{variant:?} {listen}: on removal");
+        }
+    }
+}
+
+#[test]
+fn connections_of_other_forwards_are_not_disturbed() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    net.ok(&["add", "8081", "172.17.0.3:80", "--from", "192.0.2.0/24"]);
+    echo(&net, "172.17.0.3:80");
+    let mut streams = ["192.0.2.1:8080", "192.0.2.1:8081"].map(|to| connect(&net, to));
+    // To a port that is forwarded, but of another host: it only passes through.
+    echo(&net, "172.17.0.3:9001");
+    let mut passing = connect(&net, "172.17.0.3:9001");
+    let mut alive = |when: &str| {
+        assert!(streams.iter_mut().all(lives), "{when}");
+        assert!(lives(&mut passing), "{when}: what passes through");
+    };
+    alive("before");
+    let before = entries(&net);
+    let many: String =
+        (9000..10_000).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.4:80\"\n")).collect();
+    let path = file(&net.state, &many);
+    for round in 0..2 {
+        net.ok(&["apply", &path.to_string_lossy()]);
+        alive("added");
+        std::fs::write(&path, "").expect("written");
+        net.ok(&["apply", &path.to_string_lossy()]);
+        alive("removed");
+        std::fs::write(&path, &many).expect("written");
+        for port in [7000, 7001, 8082] {
+            let (listen, at) = (format!("{port}"), format!("172.17.0.3:{}", 90 + round));
+            net.ok(&["add", &listen, &at]);
+            net.ok(&["rm", &listen]);
+        }
+        alive("one by one");
+    }
+    let after = entries(&net);
+    assert!(before.iter().all(|entry| after.contains(entry)), "the very same: {before:?} {after:?}");
+}
+
+#[test]
+fn a_removed_forward_ends_its_connections_unless_they_are_kept() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    echo(&net, "172.17.0.3:80");
+    for keep in [false, true] {
+        net.ok(&["add", "8080", "172.17.0.3:80"]);
+        net.ok(&["add", "[2001:db8::1]:8080", "[fd00:17::3]:80"]);
+        let mut stream = connect(&net, "192.0.2.1:8080");
+        assert!(lives(&mut stream));
+        net.ok(if keep { &["rm", "8080", "--keep-connections"] } else { &["rm", "8080"] });
+        assert_eq!(lives(&mut stream), keep);
+        net.ok(&["flush"]);
+    }
+}
+
+#[test]
+fn what_wins_decides_and_not_what_changes() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:53", true);
+    net.serve("172.17.0.4:53", true);
+    net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.3:53"]);
+    let talker = Talker::new(&net, "192.0.2.1:5000");
+    let three = Some("172.17.0.3:53 saw 192.0.2.2".to_owned());
+    assert_eq!(talker.say(), three);
+    // Less exact, from other clients, by another interface, of another protocol: none of them is about it.
+    for other in [
+        &["add", "5000/udp", "172.17.0.4:53"][..],
+        &["add", "192.0.2.1:4990-5010/udp", "172.17.0.4:53"],
+        &["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "198.51.100.0/24"],
+        &["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--interface", "docker0"],
+        &["add", "192.0.2.1:5000", "172.17.0.4:53"],
+    ] {
+        let said = net.ok(other);
+        assert!(!said.stderr.contains("ended"), "{other:?}: {said:?}");
+        assert_eq!(talker.say(), three, "{other:?}");
+    }
+    let said = net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24"]);
+    assert!(said.stderr.contains("ended one connection"), "{said:?}");
+    assert_eq!(talker.say().as_deref(), Some("172.17.0.4:53 saw 192.0.2.2"));
+    // What its target sees of it changes.
+    net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24", "--source", "masquerade"]);
+    assert_eq!(talker.say().as_deref(), Some("172.17.0.4:53 saw 172.17.0.1"));
+}
+
+#[test]
+fn one_to_one_translations_are_followed_too() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:53", true);
+    net.serve("172.17.0.4:53", true);
+    net.client.run(|| ()).expect("the client's namespace");
+    let apply = |to: &str| {
+        let text = format!("[[netmap]]\nlisten = \"203.0.113.7/32\"\nto = \"{to}/32\"\n[settings]\nname = \"map\"\n");
+        net.ok(&["apply", &file(&net.state, &text).to_string_lossy()])
+    };
+    apply("172.17.0.3");
+    let talker = Talker::new(&net, "203.0.113.7:53");
+    assert!(talker.say().is_some_and(|said| said.starts_with("172.17.0.3:53")));
+    apply("172.17.0.4");
+    assert!(talker.say().is_some_and(|said| said.starts_with("172.17.0.4:53")));
+}
+
+#[test]
+fn a_change_that_was_killed_is_settled_by_the_next() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:53", true);
+    let state = net.state.path().to_string_lossy().into_owned();
+    let live = || net.nft(&["list", "ruleset"]).stdout.contains("5000");
+    let (mut met, mut gone, mut when) = (0, 0, 1);
+    loop {
+        net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.3:53"]);
+        let talker = Talker::new(&net, "192.0.2.1:5000");
+        assert!(talker.say().is_some());
+        // Everything that `rm` sends to the kernel, the last of which ends connections.
+        let inject = format!("inject=sendto:signal=KILL:when={when}");
+        let ours = [PORTFWD, "--state-dir", &state, "rm", "192.0.2.1:5000"];
+        let strace = [&["-f", "-qq", "-o", "/dev/null", "-e", &inject][..], &ours].concat();
+        let status = net.in_host(|| std::process::Command::new("strace").args(strace).status());
+        if status.expect("strace is installed").success() {
+            break;
+        }
+        met += usize::from(!live() && talker.say().is_some());
+        // Whatever comes next finishes it.
+        net.ok(&["add", "9999", "172.17.0.3:80"]);
+        // Killed before it was kept, nothing happened.
+        assert_eq!(live(), talker.say().is_some(), "killed at {when}");
+        gone += usize::from(!live());
+        when += 1;
+    }
+    assert!(gone > met, "most kills come after the wish was kept: {gone} of {when}");
+    assert!(met > 0, "once the connection was still there when its forward was gone");
+}
