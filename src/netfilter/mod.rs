@@ -8,5 +8,6 @@ pub mod namespace;
 pub mod netlink;
 pub mod privilege;
 pub mod route;
+pub mod sockets;
 pub mod sysctl;
 pub mod tracking;
