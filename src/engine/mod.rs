@@ -15,6 +15,7 @@
 mod backend;
 pub mod commit;
 mod connections;
+pub mod guard;
 mod iptables;
 mod nft;
 pub mod plan;

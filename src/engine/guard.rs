@@ -1,0 +1,312 @@
+//! Which new forwards would take what reaches a socket of this host today, or the ssh connection that its user is on.
+//!
+//! Pure: what is asked before and after, and the sockets, come in; what should be refused goes out. A forward that took
+//! a socket's clients before already takes nothing from it now, so what is applied once is never refused later.
+//!
+//! Be aware: a forward that takes only some clients, or those of one interface, counts as taking the socket. Sockets that
+//! are bound to an interface count as being everywhere.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{Asked, Binding, Family, IfName, Protocol};
+use crate::netfilter::sockets::Socket;
+
+/// An ssh connection, by its ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ssh {
+    /// Who is at the other end.
+    pub client: IpAddr,
+    /// Where it was made to.
+    pub server: SocketAddr,
+}
+
+impl Ssh {
+    /// Reads the value of `SSH_CONNECTION`: the client's address and port, the server's address and port. Anything else is
+    /// none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [client, client_port, server, server_port] = words.as_slice() else { return None };
+        client_port.parse::<u16>().ok()?;
+        let (client, server) = (address(client)?, address(server)?);
+        let server = SocketAddr::new(server, server_port.parse().ok()?);
+        (Family::of(client) == Family::of(server.ip())).then_some(Self { client, server })
+    }
+}
+
+/// Reads an address without the interface that a link-local one of IPv6 is given with.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.split_once('%').map_or(text, |(address, _)| address);
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// A new forward, and what it would take.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taking<'a> {
+    /// The forward.
+    pub binding: &'a Binding,
+    /// The sockets, in the order of their ports.
+    pub sockets: Vec<&'a Socket>,
+    /// The ssh connection.
+    pub ssh: Option<Ssh>,
+}
+
+/// The protocols whose sockets must be known.
+pub fn protocols(after: &Asked) -> BTreeSet<Protocol> {
+    after.bindings.iter().map(|owned| owned.rule.protocol).collect()
+}
+
+/// What new forwards take: those of `after` that are not in `before`, or did not take it there.
+pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], ssh: Option<Ssh>) -> Vec<Taking<'a>> {
+    let sockets = Sockets::new(sockets);
+    let found: Vec<Taking<'_>> = all(after, &sockets, ssh).collect();
+    if found.is_empty() {
+        return found;
+    }
+    let mut taken = HashSet::new();
+    let mut taken_ssh = HashSet::new();
+    for taking in all(before, &sockets, ssh) {
+        taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::of(taking.binding))));
+        taken_ssh.extend(taking.ssh.map(|_| Place::of(taking.binding)));
+    }
+    let new = |mut taking: Taking<'a>| {
+        let places = Place::of(taking.binding).and_wider();
+        taking.sockets.retain(|socket| !places.iter().any(|place| taken.contains(&(*socket, *place))));
+        taking.ssh = taking.ssh.filter(|_| !places.iter().any(|place| taken_ssh.contains(place)));
+        (!taking.sockets.is_empty() || taking.ssh.is_some()).then_some(taking)
+    };
+    found.into_iter().filter_map(new).collect()
+}
+
+/// Everything that forwards take, whether they are new or not.
+fn all<'a>(asked: &'a Asked, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
+    asked.bindings.iter().filter_map(move |owned| {
+        let binding = &owned.rule;
+        let sockets: Vec<&Socket> = sockets.at_ports_of(binding).filter(|socket| takes(binding, socket)).collect();
+        let ssh = ssh.filter(|ssh| takes_ssh(binding, *ssh));
+        (!sockets.is_empty() || ssh.is_some()).then_some(Taking { binding, sockets, ssh })
+    })
+}
+
+/// Sockets by protocol and port, so that as many forwards as one likes can be looked at.
+struct Sockets<'a>(Vec<&'a Socket>);
+
+impl<'a> Sockets<'a> {
+    fn new(sockets: &'a [Socket]) -> Self {
+        let mut sorted: Vec<&Socket> = sockets.iter().collect();
+        sorted.sort_by_key(|socket| (socket.protocol, socket.port, socket.address));
+        Self(sorted)
+    }
+
+    fn at_ports_of(&self, binding: &Binding) -> impl Iterator<Item = &'a Socket> {
+        let key = |socket: &&Socket| (socket.protocol, socket.port);
+        let first = self.0.partition_point(|socket| key(socket) < (binding.protocol, binding.ports.first()));
+        let last = (binding.protocol, binding.ports.last());
+        self.0.iter().skip(first).copied().take_while(move |socket| key(socket) <= last)
+    }
+}
+
+/// Where a forward listens, ports aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Place<'a> {
+    family: Family,
+    address: Option<IpAddr>,
+    interface: Option<&'a IfName>,
+    from: Option<IpNetwork>,
+    loopback: bool,
+}
+
+impl<'a> Place<'a> {
+    fn of(binding: &'a Binding) -> Self {
+        Self {
+            family: binding.family,
+            address: binding.address,
+            interface: binding.interface.as_ref(),
+            from: binding.from,
+            loopback: binding.loopback,
+        }
+    }
+
+    /// It, and the same with the loopback addresses.
+    fn and_wider(self) -> [Self; 2] {
+        [self, Self { loopback: true, ..self }]
+    }
+}
+
+/// Whether a forward takes clients of a socket, one of its protocol and ports, away from it.
+fn takes(binding: &Binding, socket: &Socket) -> bool {
+    let own = !socket.address.is_unspecified();
+    let stays_there = binding.target_port(socket.port) == socket.port
+        && binding.to.address.is_none_or(|target| own && target == socket.address);
+    let there = if own { is_about(binding, socket.address) } else { true };
+    // What is sent to a group is nobody's to forward.
+    let to_group = socket.address.is_multicast();
+    socket.serves(binding.family) && there && !to_group && !stays_there
+}
+
+/// Whether a forward takes the next connection like this one.
+fn takes_ssh(binding: &Binding, ssh: Ssh) -> bool {
+    let port = ssh.server.port();
+    let stays_there =
+        binding.target_port(port) == port && binding.to.address.is_none_or(|target| target == ssh.server.ip());
+    binding.protocol == Protocol::Tcp
+        && binding.family == Family::of(ssh.server.ip())
+        && (binding.ports.first()..=binding.ports.last()).contains(&port)
+        && binding.from.is_none_or(|from| from.contains(ssh.client))
+        && is_about(binding, ssh.server.ip())
+        && !stays_there
+}
+
+/// Whether what is sent to an address of this host is a forward's; see `listens_at` in `model/meaning.rs`.
+fn is_about(binding: &Binding, address: IpAddr) -> bool {
+    match binding.address {
+        Some(own) if own == address => true,
+        Some(own) => binding.loopback && address.is_loopback() && !own.is_loopback(),
+        None => binding.loopback || !address.is_loopback(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Forward, Owned, SetName};
+
+    fn asked(forwards: &[&str]) -> Asked {
+        let mut asked = Asked::default();
+        for text in forwards {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let [listen, to, options @ ..] = words.as_slice() else { panic!("{text}") };
+            let mut forward = Forward::new(listen.parse().expect(listen), to.parse().expect(to));
+            for option in options {
+                match option.split_once('=') {
+                    Some(("from", prefix)) => forward.from.push(prefix.parse().expect(prefix)),
+                    Some(("interface", name)) => forward.interface = Some(name.parse().expect(name)),
+                    _ => forward.loopback = true,
+                }
+            }
+            let own = |rule| Owned { set: SetName::cli(), rule };
+            asked.bindings.extend(forward.bindings().expect(text).into_iter().map(own));
+        }
+        asked
+    }
+
+    /// `0.0.0.0:22/tcp`, and `[::]:22/tcp only` for IPv6 only.
+    fn socket(text: &str) -> Socket {
+        let (text, only_ipv6) = text.strip_suffix(" only").map_or((text, false), |text| (text, true));
+        let (at, protocol) = text.split_once('/').expect(text);
+        let at: SocketAddr = at.parse().expect(at);
+        let protocol = protocol.parse().expect(protocol);
+        Socket { protocol, address: at.ip(), port: at.port(), only_ipv6, inode: 1 }
+    }
+
+    fn taken(before: &[&str], after: &[&str], sockets: &[&str]) -> Vec<String> {
+        let sockets: Vec<Socket> = sockets.iter().map(|text| socket(text)).collect();
+        let (before, after) = (asked(before), asked(after));
+        let takings = takings(&before, &after, &sockets, None);
+        takings.iter().flat_map(|taking| &taking.sockets).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn each_way_to_take_a_socket_has_its_near_miss() {
+        for (forward, taken_from, not_from) in [
+            ("22 10.0.0.1", "0.0.0.0:22/tcp", "0.0.0.0:23/tcp"),
+            ("22 10.0.0.1", "[::]:22/tcp", "[::]:22/tcp only"),
+            ("22 fd00::1", "[::]:22/tcp only", "0.0.0.0:22/tcp"),
+            ("22/udp 10.0.0.1", "0.0.0.0:22/udp", "0.0.0.0:22/tcp"),
+            ("20-22 10.0.0.1", "0.0.0.0:22/tcp", "0.0.0.0:23/tcp"),
+            ("20-22 10.0.0.1", "0.0.0.0:20/tcp", "0.0.0.0:19/tcp"),
+            ("22 10.0.0.1", "192.0.2.1:22/tcp", "127.0.0.1:22/tcp"),
+            ("22 fd00::1", "[2001:db8::1]:22/tcp", "[::1]:22/tcp"),
+            ("192.0.2.1:22 10.0.0.1", "192.0.2.1:22/tcp", "192.0.2.2:22/tcp"),
+            ("192.0.2.1:22 10.0.0.1", "0.0.0.0:22/tcp", "127.0.0.1:22/tcp"),
+            ("192.0.2.1:22 10.0.0.1 loopback", "127.0.0.1:22/tcp", "192.0.2.2:22/tcp"),
+            ("22 10.0.0.1 loopback", "127.0.0.53:22/tcp", "[::1]:22/tcp"),
+            ("127.0.0.1:22 10.0.0.1 loopback", "127.0.0.1:22/tcp", "127.0.0.2:22/tcp"),
+            ("127.0.0.1:22 10.0.0.1 loopback", "0.0.0.0:22/tcp", "192.0.2.1:22/tcp"),
+            ("22 10.0.0.1 from=198.51.100.0/24", "0.0.0.0:22/tcp", "[::]:22/tcp only"),
+            ("22 10.0.0.1 interface=eth0", "0.0.0.0:22/tcp", "127.0.0.1:22/tcp"),
+            ("5353/udp 10.0.0.1", "0.0.0.0:5353/udp", "224.0.0.251:5353/udp"),
+            ("22 :2222", "0.0.0.0:22/tcp", "0.0.0.0:2222/tcp"),
+            ("22 192.0.2.1:22", "192.0.2.2:22/tcp", "192.0.2.1:22/tcp"),
+            ("22 192.0.2.1:22", "0.0.0.0:22/tcp", "192.0.2.1:22/tcp"),
+            ("20-30 :23", "0.0.0.0:22/tcp", "0.0.0.0:23/tcp"),
+        ] {
+            assert_eq!(
+                taken(&[], &[forward], &[taken_from, not_from]).first().map(String::as_str),
+                Some(taken_from.trim_end_matches(" only")),
+                "{forward}"
+            );
+            assert_eq!(taken(&[], &[forward], &[not_from]), [""; 0], "{forward}: {not_from}");
+        }
+        for same in ["22 :22", "20-30 :20-30", "22 :22 loopback"] {
+            assert_eq!(taken(&[], &[same], &["0.0.0.0:22/tcp", "192.0.2.1:22/tcp", "[::]:22/tcp"]), [""; 0], "{same}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_forward_takes_anew_counts() {
+        let sockets = ["0.0.0.0:22/tcp", "127.0.0.1:22/tcp", "0.0.0.0:25/tcp"];
+        for (before, after, expected) in [
+            (&["22 10.0.0.1"][..], &["22 10.0.0.1"][..], &[][..]),
+            (&["22 10.0.0.1"], &["22 10.0.0.2:80"], &[]),
+            (&["20-30 10.0.0.1"], &["22 10.0.0.1"], &[]),
+            (&["20-24 10.0.0.1"], &["20-30 10.0.0.1"], &["0.0.0.0:25/tcp"]),
+            (&["22 10.0.0.1"], &["22 10.0.0.1 loopback"], &["0.0.0.0:22/tcp", "127.0.0.1:22/tcp"]),
+            (&["22 10.0.0.1 loopback"], &["22 10.0.0.1"], &[]),
+            (&["22 10.0.0.1 from=198.51.100.0/24"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
+            (&["22 10.0.0.1"], &["192.0.2.1:22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
+            (&["22 10.0.0.1"], &["22 10.0.0.1 interface=eth0"], &["0.0.0.0:22/tcp"]),
+            // It listened there before, but what arrived stayed at the socket.
+            (&["22 :22"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
+            (&["22 10.0.0.1"], &[], &[]),
+        ] {
+            assert_eq!(taken(before, after, &sockets), expected, "{before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn the_ssh_connection_is_taken_by_what_its_packets_match() {
+        for (connection, forward, is_taken) in [
+            ("198.51.100.7 50000 192.0.2.1 22", "22 10.0.0.1", true),
+            ("198.51.100.7 50000 192.0.2.1 22", "20-22 10.0.0.1", true),
+            ("198.51.100.7 50000 192.0.2.1 22", "23 10.0.0.1", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22/udp 10.0.0.1", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 fd00::1", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 :22", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 192.0.2.1", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 :2222", true),
+            ("198.51.100.7 50000 192.0.2.1 22", "192.0.2.1:22 10.0.0.1", true),
+            ("198.51.100.7 50000 192.0.2.1 22", "192.0.2.2:22 10.0.0.1", false),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 10.0.0.1 from=198.51.100.0/24", true),
+            ("198.51.100.7 50000 192.0.2.1 22", "22 10.0.0.1 from=198.51.101.0/24", false),
+            ("127.0.0.1 50000 127.0.0.1 22", "22 10.0.0.1", false),
+            ("127.0.0.1 50000 127.0.0.1 22", "22 10.0.0.1 loopback", true),
+            ("::ffff:198.51.100.7 50000 ::ffff:192.0.2.1 22", "22 10.0.0.1", true),
+            ("fe80::1%eth0 50000 fe80::2%eth0 22", "22 fd00::1", true),
+        ] {
+            let ssh = Ssh::parse(connection).expect(connection);
+            let (before, after) = (asked(&[]), asked(&[forward]));
+            let found = takings(&before, &after, &[], Some(ssh));
+            assert_eq!(found.iter().any(|taking| taking.ssh == Some(ssh)), is_taken, "{connection}: {forward}");
+            assert_eq!(takings(&after, &after, &[], Some(ssh)), [], "{connection}: {forward}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_ssh_connection_is_none() {
+        for text in [
+            "",
+            "198.51.100.7 50000 192.0.2.1",
+            "198.51.100.7 50000 192.0.2.1 22 23",
+            "198.51.100.7 x 192.0.2.1 22",
+            "198.51.100.7 50000 192.0.2.1 65536",
+            "198.51.100.7 50000 host 22",
+            "198.51.100.7 50000 2001:db8::1 22",
+            "UNKNOWN 65535 UNKNOWN 65535",
+        ] {
+            assert_eq!(Ssh::parse(text), None, "{text:?}");
+        }
+    }
+}
