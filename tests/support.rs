@@ -113,6 +113,8 @@ impl Net {
             let state = self.state.path().to_string_lossy().into_owned();
             let mut command = Command::new(PORTFWD);
             command.args(["--state-dir", &state]).args(arguments).current_dir(root());
+            // Who runs the tests may be on an ssh connection; it is not one of this network.
+            command.env_remove("SSH_CONNECTION");
             command.output().expect("the program starts").into()
         })
     }
@@ -131,7 +133,7 @@ impl Net {
             let mut command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
             // What is mounted is gone with the namespace, but not the directory below it.
-            command.env("TMPDIR", self.state.path());
+            command.env("TMPDIR", self.state.path()).env_remove("SSH_CONNECTION");
             command.output().expect("unshare is installed").into()
         })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Failure, Global, Output, change, sets};
+use super::{Failure, Global, Output, change, guard, sets};
 use crate::config::union::{apart, taken};
 use crate::config::{Kind, Problem};
 use crate::model::{
@@ -47,6 +47,10 @@ pub struct AddArgs {
     /// Let the connections that it makes wrong finish, instead of ending them
     #[arg(long)]
     keep_connections: bool,
+    /// Also where it takes the port of a listening socket, or the ssh connection
+    /// that you are on
+    #[arg(long)]
+    force: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -103,6 +107,9 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     }
     asked.settings.entry(set.clone()).or_default();
     asked.normalize();
+    if !args.force {
+        guard::check(&engine, &after.asked, &[], global, output)?;
+    }
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         if outcome.plan.is_empty() {
             for binding in &bindings {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Failure, Global, Output, change, sets};
+use super::{Failure, Global, Output, change, guard, sets};
 use crate::config;
 
 /// Make rule sets live and durable, in one transaction
@@ -17,6 +17,10 @@ pub struct ApplyArgs {
     /// Let the connections that it makes wrong finish, instead of ending them
     #[arg(long)]
     keep_connections: bool,
+    /// Also where a forward takes the port of a listening socket, or the ssh
+    /// connection that you are on
+    #[arg(long)]
+    force: bool,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -30,6 +34,9 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     }
     let mut after = engine.state().clone();
     after.asked = config::union(Arc::unwrap_or_clone(after.asked), &loaded).map_err(Failure::Problems)?.into();
+    if !args.force {
+        guard::check(&engine, &after.asked, &loaded, global, output)?;
+    }
     for set in &loaded {
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());
         after.origins.insert(set.set.name.clone(), path);

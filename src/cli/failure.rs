@@ -35,6 +35,14 @@ pub enum Failure {
     /// Mistakes in rule sets.
     #[error("{} mistakes in the rule sets", .0.len())]
     Problems(Vec<Problem>),
+    /// Forwards that would take what reaches somebody else: some of them, and how many they are.
+    #[error("{all} forwards would take what reaches somebody else")]
+    Taken {
+        /// Those that are named.
+        problems: Vec<Problem>,
+        /// How many there are.
+        all: usize,
+    },
     /// Something on the command line that is not what it should be.
     #[error("{what}")]
     Usage {
@@ -71,17 +79,18 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
         return 0;
     }
     let (code, help) = judge(error);
-    if let Some(Failure::Problems(problems)) = error.downcast_ref() {
-        for (index, problem) in problems.iter().enumerate() {
-            let gap = if index > 0 { "\n" } else { "" };
-            let written = write!(output.stderr, "{gap}{}", problem.render(output.color));
-            drop(written);
+    match error.downcast_ref() {
+        Some(Failure::Problems(problems)) => {
+            several(problems, &format!("{} mistakes; nothing was changed", problems.len()), output);
+            return code;
         }
-        if problems.len() > 1 {
-            let written = writeln!(output.stderr, "\n{} mistakes; nothing was changed", problems.len());
-            drop(written);
+        Some(Failure::Taken { problems, all }) => {
+            let more = all.saturating_sub(problems.len());
+            let more = if more > 0 { format!("and {more} more; ") } else { String::new() };
+            several(problems, &format!("{more}{all} forwards refused; nothing was changed"), output);
+            return code;
         }
-        return code;
+        _ => {}
     }
     let mut text = String::new();
     for cause in error.chain() {
@@ -98,6 +107,19 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     let written = write!(output.stderr, "{}", problem.render(output.color));
     drop(written);
     code
+}
+
+/// Prints mistakes, and where there are several a last line about all of them.
+fn several(problems: &[Problem], last: &str, output: &mut Output<'_>) {
+    for (index, problem) in problems.iter().enumerate() {
+        let gap = if index > 0 { "\n" } else { "" };
+        let written = write!(output.stderr, "{gap}{}", problem.render(output.color));
+        drop(written);
+    }
+    if problems.len() > 1 {
+        let written = writeln!(output.stderr, "\n{last}");
+        drop(written);
+    }
 }
 
 /// The exit code of an error, and what to do about it.
@@ -144,6 +166,7 @@ fn of_failure(failure: &Failure) -> (u8, String) {
             };
             (code, String::new())
         }
+        Failure::Taken { .. } => (CONFLICT, String::new()),
         Failure::Usage { help, .. } => (USAGE, help.clone()),
         Failure::Unsupported { help, .. } => (MISSING, help.clone()),
         Failure::NotFound { help, .. } => (FAILED, help.clone()),

@@ -8,6 +8,7 @@ mod change;
 mod check;
 mod failure;
 mod flush;
+mod guard;
 mod json;
 mod list;
 mod plan;

@@ -1,0 +1,232 @@
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
+
+use crate::support::{Net, PORTFWD, Said, file, privileged, root};
+
+/// A listener in the host's namespace, as long as it is kept.
+fn listen(net: &Net, at: &str) -> TcpListener {
+    let at: SocketAddr = at.parse().expect(at);
+    net.in_host(|| TcpListener::bind(at).expect("bind"))
+}
+
+fn bound(net: &Net, at: &str) -> UdpSocket {
+    let at: SocketAddr = at.parse().expect(at);
+    net.in_host(|| UdpSocket::bind(at).expect("bind"))
+}
+
+/// How the program under test must call the owner of a socket of ours.
+fn ourselves() -> String {
+    let name = std::fs::read_to_string("/proc/self/comm").expect("readable");
+    format!("{}, process {}", name.trim_end(), std::process::id())
+}
+
+/// Runs the program in the host's namespace as someone who is on an ssh connection.
+fn over_ssh(net: &Net, connection: &str, arguments: &[&str]) -> Said {
+    net.in_host(|| {
+        let mut command = Command::new(PORTFWD);
+        command.arg("--state-dir").arg(net.state.path()).args(arguments).current_dir(root());
+        command.env("SSH_CONNECTION", connection).output().expect("the program starts").into()
+    })
+}
+
+/// What the kernel holds, and what is kept.
+fn everything(net: &Net) -> (String, String) {
+    (net.nft(&["list", "ruleset"]).stdout, net.ok(&["list", "--json"]).stdout)
+}
+
+/// A refused command names what it should, and changes nothing; with `--force` it is carried out.
+fn refused(net: &Net, arguments: &[&str], named: &[&str]) {
+    let before = everything(net);
+    for dry_run in [&[][..], &["--dry-run"]] {
+        let said = net.portfwd(&[arguments, dry_run].concat());
+        assert_eq!((said.code, said.stdout.as_str()), (6, ""), "{arguments:?}: {said:?}");
+        for words in named {
+            assert!(said.stderr.contains(words), "{words:?}: {}", said.stderr);
+        }
+        assert_eq!(everything(net), before, "{arguments:?}");
+    }
+    net.ok(&[arguments, &["--force"]].concat());
+    assert_ne!(everything(net), before, "{arguments:?}");
+}
+
+#[test]
+fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let (_any, _own) = (listen(&net, "0.0.0.0:22"), listen(&net, "192.0.2.1:25"));
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    let help = "help: stop it, choose another port, or say `--force`";
+    let owner =
+        format!("error: `22/tcp -> 172.17.0.3:22` would take the port of `0.0.0.0:22/tcp` ({})\n{help}\n", ourselves());
+    refused(&net, &["add", "22", "172.17.0.3"], &[&owner]);
+    net.ok(&["rm", "22"]);
+    refused(
+        &net,
+        &["add", "20-30", "172.17.0.3", "--from", "198.51.100.0/24"],
+        &["`0.0.0.0:22/tcp`", "`192.0.2.1:25/tcp`"],
+    );
+    refused(&net, &["add", "192.0.2.1:25", "172.17.0.3"], &["`192.0.2.1:25/tcp`"]);
+    // What nobody listens at is as free as ever.
+    net.ok(&["add", "192.0.2.9:25", "172.17.0.3"]);
+    net.ok(&["add", "25/udp", "172.17.0.3"]);
+}
+
+#[test]
+fn a_redirect_to_the_same_port_takes_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let _socket = listen(&net, "0.0.0.0:22");
+    net.ok(&["add", "22", ":22", "--from", "192.0.2.0/24"]);
+    refused(&net, &["add", "22", ":23"], &["`22/tcp -> :23 (IPv4)` would take the port of `0.0.0.0:22/tcp`"]);
+}
+
+#[test]
+fn what_listens_only_at_loopback_is_taken_only_there() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let _socket = listen(&net, "127.0.0.1:22");
+    net.ok(&["add", "22", "172.17.0.3"]);
+    refused(&net, &["add", "22", "172.17.0.3", "--loopback"], &["`127.0.0.1:22/tcp`"]);
+}
+
+#[test]
+fn udp_and_ipv6_are_looked_at_as_well() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let (_udp, _both, _own) = (bound(&net, "0.0.0.0:53"), listen(&net, "[::]:80"), listen(&net, "[::1]:81"));
+    refused(&net, &["add", "53/udp", "172.17.0.3"], &["`0.0.0.0:53/udp`"]);
+    refused(&net, &["add", "80", "fd00:17::3"], &["`[::]:80/tcp`"]);
+    refused(&net, &["add", "80", "172.17.0.3"], &["`[::]:80/tcp`"]);
+    net.ok(&["add", "53/tcp", "172.17.0.3"]);
+    net.ok(&["add", "53/udp", "fd00:17::3"]);
+    net.ok(&["add", "81", "fd00:17::3"]);
+}
+
+#[test]
+fn a_set_that_was_applied_is_not_refused_again() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let text = "[[forward]]\nlisten = \"22\"\nto = \"172.17.0.3\"\n";
+    let path = file(&net.state, text);
+    let set = path.to_string_lossy().into_owned();
+    net.ok(&["apply", &set]);
+    let _socket = listen(&net, "0.0.0.0:22");
+    assert_eq!(net.ok(&["apply", &set]).stdout, "unchanged\n");
+    std::fs::write(&path, text.replace("172.17.0.3", "172.17.0.4")).expect("written");
+    net.ok(&["apply", &set]);
+    net.ok(&["flush"]);
+    let place = format!("{}:2:10", path.display());
+    refused(&net, &["apply", &set], &["`22/tcp -> 172.17.0.4:22` would take the port of `0.0.0.0:22/tcp`", &place]);
+    net.ok(&["apply", &set]);
+}
+
+#[test]
+fn plan_and_check_refuse_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let _socket = listen(&net, "0.0.0.0:22");
+    let set = file(&net.state, "[[forward]]\nlisten = \"22\"\nto = \"172.17.0.3\"\n").to_string_lossy().into_owned();
+    net.ok(&["check", &set]);
+    net.ok(&["plan", &set]);
+    assert_eq!(net.portfwd(&["apply", &set]).code, 6);
+}
+
+#[test]
+fn every_refused_forward_is_counted_and_a_handful_are_named() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let _sockets: Vec<TcpListener> = (1001..=1008).map(|port| listen(&net, &format!("0.0.0.0:{port}"))).collect();
+    let forward = |port: u16| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3\"\n");
+    let apply = |ports: std::ops::RangeInclusive<u16>| {
+        let text: String = ports.map(forward).collect();
+        net.portfwd(&["apply", &file(&net.state, &text).to_string_lossy()])
+    };
+    let said = apply(1001..=1009);
+    assert_eq!((said.code, said.stderr.matches("error: ").count()), (6, 5), "{said:?}");
+    assert!(said.stderr.ends_with("\nand 3 more; 8 forwards refused; nothing was changed\n"), "{said:?}");
+    let said = apply(1007..=1009);
+    assert!(said.stderr.ends_with("\n2 forwards refused; nothing was changed\n"), "{said:?}");
+    let said = net.portfwd(&["add", "1000-1010", "172.17.0.3"]);
+    assert!(said.code == 6 && said.stderr.contains(" and 3 more\n"), "{said:?}");
+}
+
+#[test]
+fn the_ssh_connection_of_the_user_is_not_taken() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let connection = "192.0.2.2 50000 192.0.2.1 22";
+    let before = everything(&net);
+    let add = ["add", "22", "172.17.0.3"];
+    let said = over_ssh(&net, connection, &add);
+    let words = "would take the ssh connection that you are on, from 192.0.2.2 to 192.0.2.1:22\n";
+    assert!(said.code == 6 && said.stderr.contains(words), "{said:?}");
+    assert!(said.stderr.contains("help: choose another port, or say `--force`"), "{said:?}");
+    assert_eq!(everything(&net), before);
+    // Near misses: another port, other clients, no connection at all, and a wish.
+    for arguments in [&["add", "23", "172.17.0.3"][..], &["add", "22", "172.17.0.3", "--from", "198.51.100.0/24"]] {
+        let said = over_ssh(&net, connection, arguments);
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+    assert_eq!(over_ssh(&net, "what is this", &["add", "22", "172.17.0.3", "--dry-run"]).code, 0);
+    assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--force"]).code, 0);
+    // Where it goes changes nothing that was not so before.
+    assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--comment", "x"]).code, 0);
+}
+
+/// A namespace that ip-netns(8) knows, as long as this value lives.
+struct Named(String);
+
+impl Named {
+    fn new() -> Self {
+        let name = format!("portfwd-guard-{}", std::process::id());
+        assert!(Command::new("ip").args(["netns", "add", &name]).status().expect("ip is installed").success());
+        Self(name)
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let gone = Command::new("ip").args(["netns", "del", &self.0]).status();
+        drop(gone);
+    }
+}
+
+#[test]
+fn in_another_namespace_its_sockets_count_and_the_ssh_connection_does_not() {
+    if !privileged() {
+        return;
+    }
+    let (net, there) = (Net::new(), Named::new());
+    let _here = listen(&net, "0.0.0.0:80");
+    let add =
+        |port: &str| over_ssh(&net, "192.0.2.2 50000 192.0.2.1 22", &["--netns", &there.0, "add", port, "172.17.0.3"]);
+    for port in ["22", "80"] {
+        let said = add(port);
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+    let file = std::fs::File::open(format!("/run/netns/{}", there.0)).expect("it is there");
+    let _listener = std::thread::spawn(move || {
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("entered");
+        TcpListener::bind("0.0.0.0:81").expect("bind")
+    })
+    .join()
+    .expect("bound");
+    let said = add("81");
+    assert!(said.code == 6 && said.stderr.contains("`0.0.0.0:81/tcp`"), "{said:?}");
+}
