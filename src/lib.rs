@@ -24,7 +24,7 @@
 //! | [`store`] | durable state |
 //! | [`iptables`] | the iptables backend, for where nftables is missing |
 //! | [`nft`] | the nftables backend |
-//! | [`netfilter`] | what both backends need: connection labels, comments, sysctls, links and routes, what is tracked, namespaces |
+//! | [`netfilter`] | what both backends need: connection labels, comments, sysctls, links and routes, sockets, what is tracked, namespaces |
 //! | [`model`] | the nouns and their meaning; knows nothing of the rest |
 
 pub mod cli;
