@@ -172,8 +172,8 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
         let Ok(files) = fs::read_dir(directory.join("fd")) else { continue };
         for inode in files.flatten().filter_map(|file| socket_behind(&file.path())) {
             if inodes.contains(&inode) && !found.contains_key(&inode) {
-                let name = fs::read_to_string(directory.join("comm")).unwrap_or_default().trim_end().to_owned();
-                found.insert(inode, Owner { name, process });
+                let Ok(name) = fs::read_to_string(directory.join("comm")) else { continue };
+                found.insert(inode, Owner { name: name.trim_end().to_owned(), process });
             }
         }
     }
