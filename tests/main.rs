@@ -8,6 +8,8 @@ mod cli;
 mod connections;
 /// The examples of the documentation, with real packets.
 mod docs;
+/// State that survives: kills, losses, damage, many writers.
+mod durable;
 /// Forwards that would take the port of a socket or the user's ssh connection.
 mod guards;
 /// The iptables backend on hosts of either variant: packets, other writers, accidents.

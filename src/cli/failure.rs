@@ -193,7 +193,15 @@ fn of_engine(error: &EngineError) -> (u8, String) {
             (MISSING, "run as root, or choose a directory of yours with `--state-dir`".into())
         }
         EngineError::State(StateError::Version(..)) => (FAILED, "use the newer program".into()),
-        EngineError::State(StateError::Damaged(..)) => (FAILED, "move the file away; the kernel's rules stay".into()),
+        EngineError::State(StateError::Damaged(..)) => {
+            let help = "the kernel's rules are untouched; `portfwd restore --from-kernel` makes a new state of them";
+            (FAILED, help.into())
+        }
+        EngineError::Unknown(..) => {
+            let help = "nothing was changed; `portfwd restore --from-kernel` makes a state of them, `portfwd flush` removes them";
+            (FAILED, help.into())
+        }
+        EngineError::Nothing(_) => (FAILED, "nothing was changed; apply the rule sets".into()),
         EngineError::Closed(_) => (FAILED, "see the switch that is named, and apply again".into()),
         EngineError::Sysctl(SysctlError { name, error, .. }) => {
             let code = match error.kind() {
@@ -232,6 +240,9 @@ fn of_kernel(error: &KernelError) -> (u8, String) {
     match error {
         KernelError::NotPermitted(_) => (MISSING, "run as root, or with CAP_NET_ADMIN".into()),
         KernelError::NoNfTables(_) => (MISSING, "load the module `nf_tables`, or use a kernel that has it".into()),
+        KernelError::Socket(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (MISSING, "run as root, or with CAP_NET_ADMIN".into())
+        }
         KernelError::Interrupted => (BUSY, "try again".into()),
         KernelError::Unreadable(_) | KernelError::Socket(..) => (FAILED, "nothing was changed".into()),
     }

@@ -12,6 +12,7 @@ mod guard;
 mod json;
 mod list;
 mod plan;
+mod restore;
 mod rm;
 mod sets;
 mod r#try;
@@ -99,6 +100,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
     Flush(flush::FlushArgs),
+    Restore(restore::RestoreArgs),
     Try(r#try::TryArgs),
 }
 
@@ -150,6 +152,7 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Plan(args) => plan::run(args, global, output),
         Command::Apply(args) => apply::run(args, global, output),
         Command::Flush(args) => flush::run(args, global, output),
+        Command::Restore(args) => restore::run(args, global, output),
         Command::Try(args) => r#try::run(args, global, output),
     }
 }
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn everything_that_changes_has_a_dry_run() {
         for command in Cli::command().get_subcommands() {
-            let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "flush");
+            let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "flush" | "restore");
             let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
             assert_eq!(changes, has, "{}", command.get_name());
         }

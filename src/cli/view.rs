@@ -49,6 +49,9 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
             "note: connections that follow other rules could not be ended, the next change tries again: {why}"
         )?,
     }
+    if let Some(why) = &outcome.unkept {
+        writeln!(output.stderr, "note: done, but the state does not say so yet, the next change looks again: {why}")?;
+    }
     if verbose {
         for text in &outcome.messages {
             writeln!(output.stderr, "{}", text.trim_end())?;

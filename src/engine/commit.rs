@@ -26,6 +26,9 @@ pub struct Outcome {
     pub moved_from: Vec<Home>,
     /// How many connections were ended because the change made them wrong, or why that is not known.
     pub ended: Result<usize, String>,
+    /// Why the state could not say that it is done, where it could not; it is kept as a wish, and the next change looks
+    /// again.
+    pub unkept: Option<String>,
 }
 
 /// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
@@ -36,6 +39,7 @@ pub struct Outcome {
 /// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed, and for
 /// [`EngineError::Half`], which says what is not as it was.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
+    engine.know_what_is_there()?;
     let before = engine.state.clone();
     let switches = Switches::of(&mut after, &before)?;
     let mut during = switches.during(&after);
@@ -69,7 +73,12 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             if ended.is_err() {
                 after.unfinished.clone_from(&during.unfinished);
             }
-            engine.keep(&after)?;
+            let unkept = match engine.keep(&after) {
+                Ok(()) => None,
+                // What is asked is kept already, and that it may not have come to its end.
+                Err(error) if during.unfinished.is_some() => Some(error.to_string()),
+                Err(error) => return Err(error),
+            };
             if !plan.is_empty() {
                 engine.backend.check(&plan.work)?;
             }
@@ -82,6 +91,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 given_back,
                 moved_from,
                 ended: ended.map_err(|error| error.to_string()),
+                unkept,
             })
         }
         Err(error) => {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -287,8 +287,9 @@ fn input(path: Option<&Path>) -> Result<Flock<File>, EngineError> {
     let failed = |error: io::Error| EngineError::Input(error);
     let mut file = match path {
         Some(path) => {
-            let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).to_owned();
-            options.open(path).map_err(failed)?
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path).map_err(failed)?
         }
         None => {
             let unnamed = memfd_create(c"portfwd", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;

@@ -23,20 +23,21 @@ mod switches;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
 use crate::iptables::lift::lift as lift_chains;
 use crate::iptables::program::{PREFIX, Program as Chains};
-use crate::model::{Asked, Family, Held};
+use crate::model::{Asked, Family, Held, Priority, SetName, Settings};
+use crate::netfilter::namespace::{self, Identity};
+use crate::netfilter::privilege;
 use crate::netfilter::sysctl::SysctlError;
-use crate::netfilter::{namespace, privilege};
 use crate::nft::compile::CompileError;
 use crate::nft::decode::has_chain;
 use crate::nft::lift::lift;
-use crate::nft::program::Program;
+use crate::nft::program::{Base, ChainType, Hook, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, namespace_cookie};
 use crate::store::{State, StateError, Store};
 
@@ -123,6 +124,12 @@ pub enum EngineError {
     /// The way to a target could not be told.
     #[error("cannot ask the routing table for the way to the target {0}")]
     Route(IpAddr, #[source] std::io::Error),
+    /// The kernel holds rules of ours that the state knows nothing of.
+    #[error("{0} holds {1} forwards of ours, and the state knows of none: it was lost")]
+    Unknown(Home, usize),
+    /// The kernel holds nothing of ours.
+    #[error("{0} holds no rules of ours to be taken over")]
+    Nothing(Home),
     /// The rules are there, but loopback forwards do not reach their targets.
     #[error("the rules were committed, but loopback forwards cannot reach their targets")]
     Closed(#[source] SysctlError),
@@ -141,6 +148,8 @@ pub struct Engine {
     suspected: BTreeSet<Variant>,
     store: Store,
     state: State,
+    /// Whether rules in the kernel that the state does not know of may go.
+    takes_over: bool,
     /// Whether a change before this one may have left connections that it made wrong.
     interrupted: bool,
     /// Whether connections that a change makes wrong are left to finish.
@@ -169,6 +178,15 @@ impl Live {
         }
     }
 
+    /// The priority of the DNAT chains, where it is another than the usual one.
+    fn priority(&self) -> Option<Priority> {
+        let Self::Nft { program, .. } = self else { return None };
+        let bases = program.chains.values().filter_map(|chain| chain.base.as_ref());
+        let of = |base: &&Base| base.chain_type == ChainType::Nat && base.hook == Hook::Prerouting;
+        let priority = bases.filter(of).find_map(|base| Priority::new(base.priority));
+        priority.filter(|priority| *priority != Priority::DEFAULT)
+    }
+
     /// The generation of which it is the truth; iptables has none.
     pub fn generation(&self) -> Option<u32> {
         match self {
@@ -192,14 +210,51 @@ impl Engine {
     /// # Errors
     /// Where one of them cannot be opened, or another portfwd keeps the state for longer than [`LOCK_WAIT`].
     pub fn open(state_directory: &Path, write: bool, choice: Choice) -> Result<Self, EngineError> {
+        Self::open_with(choice, write, |identity| {
+            let store = Store::open(state_directory, identity, write, LOCK_WAIT)?;
+            let state = store.load()?;
+            Ok((store, state))
+        })
+    }
+
+    /// The same, to be written, where a damaged state may be given another name, which is given, and begun anew. Rules that the
+    /// state does not know of are none that it must not lose then.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_or_anew(state_directory: &Path, choice: Choice) -> Result<(Self, Option<PathBuf>), EngineError> {
+        let mut aside = None;
+        let mut engine = Self::open_with(choice, true, |identity| {
+            let open = || {
+                let store = Store::open(state_directory, identity, true, LOCK_WAIT)?;
+                let state = store.load()?;
+                Ok((store, state))
+            };
+            match open() {
+                Err(StateError::Damaged(..)) => {
+                    let (store, name) = Store::anew(state_directory, identity, LOCK_WAIT)?;
+                    aside = Some(name);
+                    Ok((store, State::default()))
+                }
+                opened => opened,
+            }
+        })?;
+        engine.takes_over = true;
+        Ok((engine, aside))
+    }
+
+    fn open_with(
+        choice: Choice,
+        write: bool,
+        store: impl FnOnce(&Identity) -> Result<(Store, State), StateError>,
+    ) -> Result<Self, EngineError> {
         let (nft, instead) = nftables(choice)?;
         let cookie = match &nft {
             Some(Backend::Nft(connection)) => connection.namespace_cookie(),
             _ => namespace_cookie(),
         };
         let identity = namespace::identity(cookie).map_err(EngineError::Namespace)?;
-        let store = Store::open(state_directory, &identity, write, LOCK_WAIT)?;
-        let state = store.load()?;
+        let (store, state) = store(&identity)?;
         let found_out = state.unusable.as_ref().filter(|it| choice == Choice::Auto && it.kernel == kernel());
         let instead = instead.or_else(|| found_out.map(|unusable| unusable.why.clone()));
         let backend = match nft.filter(|_| instead.is_none()) {
@@ -219,6 +274,7 @@ impl Engine {
             suspected: BTreeSet::new(),
             store,
             state,
+            takes_over: false,
             interrupted,
             keep_connections: false,
         })
@@ -243,6 +299,7 @@ impl Engine {
             suspected: BTreeSet::new(),
             store,
             state,
+            takes_over: false,
             interrupted,
             keep_connections: false,
         })
@@ -286,8 +343,11 @@ impl Engine {
     }
 
     /// Takes it that every variant of iptables that is installed may hold rules of ours, whatever the state knows.
+    ///
+    /// So nothing of ours is to be left, whatever the state knows of it.
     pub fn suspect_everywhere(&mut self) {
         self.suspected = Variant::ALL.into();
+        self.takes_over = true;
     }
 
     /// Leaves the connections that the next change makes wrong to finish.
@@ -353,6 +413,40 @@ impl Engine {
     /// Where it does not tell.
     pub fn live(&mut self) -> Result<Live, EngineError> {
         self.backend.live()
+    }
+
+    /// A state that asks for what the kernel holds of ours, as far as that can be told from it.
+    ///
+    /// # Errors
+    /// [`EngineError::Nothing`] where it holds nothing; others where it does not tell.
+    pub fn held(&mut self) -> Result<State, EngineError> {
+        let live = self.live()?;
+        let Held { mut asked, .. } = live.lift();
+        if asked.is_empty() {
+            return Err(EngineError::Nothing(self.home()));
+        }
+        let settings = Settings { priority: live.priority(), ..Settings::default() };
+        let sets = (asked.bindings.iter().map(|owned| &owned.set))
+            .chain(asked.networks.iter().map(|owned| &owned.set))
+            .chain(asked.masquerades.iter().map(|owned| &owned.set))
+            .chain(asked.snats.iter().map(|owned| &owned.set))
+            .chain(asked.netmaps.iter().map(|owned| &owned.set));
+        let sets: BTreeSet<SetName> = sets.cloned().collect();
+        asked.settings.extend(sets.into_iter().map(|set| (set, settings)));
+        asked.normalize();
+        let iptables = self.variant().into_iter().collect();
+        Ok(State { asked: asked.into(), iptables, ..self.state.clone() })
+    }
+
+    /// Refuses to go on where the kernel holds forwards and the state knows of none: it was lost, and what is changed on
+    /// nothing would take them away.
+    fn know_what_is_there(&mut self) -> Result<(), EngineError> {
+        let blank = self.state.asked.is_empty() && self.state.unfinished.is_none();
+        if self.takes_over || !blank {
+            return Ok(());
+        }
+        let held = self.live()?.lift().asked;
+        if held.is_empty() { Ok(()) } else { Err(EngineError::Unknown(self.home(), held.bindings.len())) }
     }
 
     /// Keeps a state on disk, in the place of the one that is kept now.

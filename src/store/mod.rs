@@ -1,6 +1,7 @@
 //! Durable state: what was asked, so that it can be listed, planned against and put back.
 
 mod block;
+mod file;
 pub mod state;
 
 pub use state::{State, StateError, Store, Unfinished, Unusable};

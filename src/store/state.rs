@@ -4,20 +4,21 @@
 //! A store belongs to one namespace: the host's is `state.redb` in the state directory, others' are below `netns/`. A
 //! namespace that ip-netns(8) made anew under an old name begins with nothing, because its kernel holds nothing.
 //!
-//! Be aware: redb locks the file while it is open; a second process waits, see [`Store::open`].
+//! Be aware: a second process waits for its turn, see [`Store::open`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use nix::fcntl::Flock;
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::block;
+use super::{block, file};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
 use crate::netfilter::namespace::Identity;
@@ -116,8 +117,8 @@ pub enum StateError {
     /// The store failed.
     #[error("the state in `{}` cannot be read or written", .0.display())]
     Store(PathBuf, #[source] Box<redb::Error>),
-    /// It holds something that is not ours.
-    #[error("the state in `{}` holds something unreadable: {}", .0.display(), .1)]
+    /// It is not what was written there.
+    #[error("the state in `{}` is damaged: {}", .0.display(), .1)]
     Damaged(PathBuf, String),
     /// A newer program wrote it.
     #[error("the state in `{}` has version {}; this program reads version {VERSION}", .0.display(), .1)]
@@ -129,6 +130,8 @@ pub enum StateError {
 pub struct Store {
     path: PathBuf,
     database: Option<Database>,
+    /// Held until the database is closed.
+    _turn: Option<Flock<File>>,
 }
 
 impl Store {
@@ -139,33 +142,36 @@ impl Store {
     /// # Errors
     /// [`StateError::Busy`] after `wait`; others where it cannot be opened or is of another version.
     pub fn open(directory: &Path, identity: &Identity, make: bool, wait: Duration) -> Result<Self, StateError> {
-        let (path, incarnation) = match identity {
-            Identity::Host => (directory.join("state.redb"), None),
-            Identity::Named(name, incarnation) => {
-                (directory.join("netns").join(format!("{name}.redb")), Some(incarnation))
-            }
-            Identity::Anonymous(incarnation) => {
-                (directory.join("netns").join(format!("anonymous-{incarnation}.redb")), Some(incarnation))
-            }
-        };
+        let (path, incarnation) = place(directory, identity);
         if !make && !path.exists() {
-            return Ok(Self { path, database: None });
+            return Ok(Self { path, database: None, _turn: None });
         }
         if let Some(parent) = path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
             made.map_err(|error| StateError::Io(parent.to_owned(), error))?;
         }
-        let database = open_waiting(&path, wait)?;
+        let turn = file::turn(&path, wait)?;
+        let database = file::open(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))
             .map_err(|error| StateError::Io(path.clone(), error))?;
-        let store = Self { path, database: Some(database) };
-        store.begin(incarnation.map(String::as_str))?;
+        let store = Self { path, database: Some(database), _turn: Some(turn) };
+        file::whole(&store.path, || store.begin(incarnation.map(String::as_str)))?;
         Ok(store)
+    }
+
+    /// Gives the file of a namespace's store, which is damaged, another name, and opens a new one. Gives that name too.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn anew(directory: &Path, identity: &Identity, wait: Duration) -> Result<(Self, PathBuf), StateError> {
+        let (path, _) = place(directory, identity);
+        let aside = file::set_aside(&path)?;
+        Ok((Self::open(directory, identity, true, wait)?, aside))
     }
 
     /// A store that keeps nothing.
     pub fn in_memory() -> Self {
-        Self { path: PathBuf::new(), database: None }
+        Self { path: PathBuf::new(), database: None, _turn: None }
     }
 
     /// Makes the tables, checks the version, and empties the store of a namespace that is not the one it was made for.
@@ -242,6 +248,10 @@ impl Store {
     /// # Errors
     /// Where it cannot be read.
     pub fn load(&self) -> Result<State, StateError> {
+        file::whole(&self.path, || self.read_all())
+    }
+
+    fn read_all(&self) -> Result<State, StateError> {
         let mut state = State::default();
         let mut asked = Asked::default();
         let Some(database) = &self.database else { return Ok(state) };
@@ -360,7 +370,7 @@ impl Store {
     }
 
     fn failed(&self, error: redb::Error) -> StateError {
-        StateError::Store(self.path.clone(), Box::new(error))
+        file::failed(&self.path, error)
     }
 
     fn damaged(&self, error: &impl ToString) -> StateError {
@@ -368,19 +378,13 @@ impl Store {
     }
 }
 
-fn open_waiting(path: &Path, wait: Duration) -> Result<Database, StateError> {
-    let start = Instant::now();
-    loop {
-        match Database::create(path) {
-            Ok(database) => return Ok(database),
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) if start.elapsed() < wait => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(StateError::Busy(path.to_owned())),
-            Err(redb::DatabaseError::Storage(redb::StorageError::Io(error))) => {
-                return Err(StateError::Io(path.to_owned(), error));
-            }
-            Err(error) => return Err(StateError::Store(path.to_owned(), Box::new(error.into()))),
+/// The file of a namespace's store, and which one of its name the namespace is.
+fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a String>) {
+    match identity {
+        Identity::Host => (directory.join("state.redb"), None),
+        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.redb")), Some(incarnation)),
+        Identity::Anonymous(incarnation) => {
+            (directory.join("netns").join(format!("anonymous-{incarnation}.redb")), Some(incarnation))
         }
     }
 }

@@ -1,0 +1,46 @@
+//! `portfwd restore`: puts the durable state back into the kernel, or takes the kernel's rules over into the state.
+
+use super::{Global, Output, change, view};
+use crate::engine::{self, Engine};
+
+/// Put back what the state holds: at boot, or after somebody flushed it
+///
+/// Switches included. Where the kernel holds all of it already, nothing is sent.
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The other way round: make the state hold what the kernel does, for a state that is damaged or lost
+    ///
+    /// A damaged file is kept under another name. What leaves no trace in a kernel is not found again: networks that neither
+    /// masquerade nor isolate, the files that sets came from, what switches were before.
+    #[arg(long)]
+    from_kernel: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long, conflicts_with = "from_kernel")]
+    dry_run: bool,
+}
+
+pub fn run(args: &RestoreArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    if args.from_kernel {
+        return from_kernel(global, output);
+    }
+    let mut engine = global.engine(!args.dry_run, output)?;
+    let after = engine.state().clone();
+    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+        change::summary(&outcome, output)?;
+    }
+    Ok(0)
+}
+
+fn from_kernel(global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let (mut engine, aside) = Engine::open_or_anew(&global.state_dir, global.choice())?;
+    if let Some(aside) = aside {
+        writeln!(output.stderr, "note: the damaged state is kept as `{}`", aside.display())?;
+    }
+    let after = engine.held()?;
+    let outcome = engine::commit(&mut engine, after)?;
+    view::aside(&outcome, global.verbose, output)?;
+    let asked = &engine.state().asked;
+    let others = asked.networks.len() + asked.masquerades.len() + asked.snats.len() + asked.netmaps.len();
+    writeln!(output.stdout, "{} forwards and {others} other rules taken over", asked.bindings.len())?;
+    Ok(0)
+}

@@ -1,0 +1,364 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use portfwd::iptables::command::Variant;
+
+use crate::support::{Net, PORTFWD, Said, file, ours, privileged};
+
+/// One of every kind of rule, and what a kernel must remember of them.
+const EVERYTHING: &str = r#"
+[[network]]
+name = "docker0"
+subnet = ["172.17.0.0/16", "fd00:17::/64"]
+isolate = true
+[[forward]]
+listen = "8080"
+to = "172.17.0.3:80"
+comment = "web"
+[[forward]]
+listen = "192.0.2.1:8000-8010/udp"
+to = "172.17.0.3:9000-9010"
+source = "masquerade"
+[[forward]]
+listen = "443"
+to = "[fd00:17::3]:8443"
+hairpin = false
+from = ["2001:db8::/64"]
+[[forward]]
+listen = "81"
+to = ":80"
+loopback = true
+[[masquerade]]
+from = "10.0.0.0/24"
+out = "eth0"
+[[snat]]
+from = "10.0.1.0/24"
+to = "203.0.113.5-203.0.113.6"
+[[netmap]]
+listen = "203.0.113.64/28"
+to = "172.17.1.0/28"
+"#;
+
+/// The words of our table, whatever order the kernel gives its elements in, without what was counted.
+fn words(net: &Net) -> Vec<String> {
+    let said = net.nft(&["-s", "list", "ruleset"]).stdout;
+    let mut words: Vec<String> = said.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
+    words.retain(|word| !word.is_empty());
+    words.sort_unstable();
+    words
+}
+
+/// The store of the host's namespace.
+fn store(net: &Net) -> PathBuf {
+    let all = fs::read_dir(net.state.path().join("netns")).expect("readable").flatten().map(|entry| entry.path());
+    let mut stores: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|end| end == "redb")).collect();
+    assert_eq!(stores.len(), 1, "{stores:?}");
+    stores.remove(0)
+}
+
+fn differs(list: &Said) -> bool {
+    ["missing", "foreign"].iter().any(|word| list.stdout.contains(word))
+}
+
+#[test]
+fn restore_puts_everything_back_and_then_has_nothing_to_do() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    net.ok(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]);
+    let before = words(&net);
+    // As after a reboot, or what others do.
+    net.nft(&["flush", "ruleset"]);
+    net.in_host(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("written"));
+    assert!(net.ok(&["list"]).stdout.contains("missing"));
+    assert_eq!(net.ok(&["restore", "--dry-run"]).code, 0);
+    assert_ne!(words(&net), before);
+    let said = net.ok(&["restore"]);
+    assert!(said.stdout.contains("added"), "{said:?}");
+    assert_eq!(words(&net), before);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
+    net.ok(&["flush"]);
+    assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
+    assert_eq!(words(&net), Vec::<String>::new());
+}
+
+#[test]
+fn a_lost_state_is_made_again_from_the_kernel() {
+    if !privileged() {
+        return;
+    }
+    for variant in [None, Some(Variant::Nft), Some(Variant::Legacy)] {
+        let net = Net::new();
+        let run = |arguments: &[&str]| match variant {
+            None => net.portfwd(arguments),
+            Some(variant) => net.try_chains(variant, arguments),
+        };
+        assert_eq!(run(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]).code, 0);
+        let held = || match variant {
+            None => words(&net),
+            Some(variant) => ours(&net.saved(variant)).into_iter().map(str::to_owned).collect(),
+        };
+        let before = held();
+        fs::remove_file(store(&net)).expect("removed");
+        // What is changed on nothing would take the forwards away.
+        for change in [&["add", "9999", "172.17.0.4"][..], &["restore"]] {
+            let said = run(change);
+            assert!(said.code == 1 && said.stderr.contains("restore --from-kernel"), "{variant:?} {said:?}");
+            assert_eq!(held(), before, "{variant:?} {change:?}");
+        }
+        let said = run(&["restore", "--from-kernel"]);
+        assert_eq!(said.code, 0, "{variant:?} {said:?}");
+        assert!(said.stdout.contains("5 forwards and 4 other rules taken over"), "{variant:?} {said:?}");
+        assert_eq!(held(), before, "{variant:?}");
+        let list = run(&["list"]);
+        assert!(list.code == 0 && !differs(&list), "{variant:?} {list:?}");
+        assert_eq!(run(&["add", "9999", "172.17.0.4"]).code, 0);
+        assert_eq!(run(&["flush"]).code, 0);
+        let said = run(&["restore", "--from-kernel"]);
+        assert!(said.code == 1 && said.stderr.contains("no rules of ours"), "{variant:?} {said:?}");
+    }
+}
+
+#[test]
+fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]);
+    let (path, before) = (store(&net), words(&net));
+    let good = fs::read(&path).expect("readable");
+    let mut dice = fastrand::Rng::with_seed(5);
+    let mut recognised = 0;
+    for round in 0..60 {
+        let mut bad = good.clone();
+        match round {
+            0 => bad.truncate(0),
+            1 => bad.truncate(1000),
+            2 => bad = b"something else".to_vec(),
+            3 => bad.fill(0),
+            _ => {
+                for _ in 0..1 + round / 8 {
+                    let at = dice.usize(..bad.len().min(60_000));
+                    bad[at] ^= 1 << dice.u8(..8);
+                }
+            }
+        }
+        fs::write(&path, &bad).expect("written");
+        let said = net.portfwd(&["add", "9999", "172.17.0.4:80"]);
+        assert!(!said.stderr.contains("panicked"), "{round}: {said:?}");
+        match said.code {
+            // The bit was of no consequence.
+            0 => {
+                net.ok(&["rm", "9999"]);
+            }
+            1 => {
+                recognised += 1;
+                assert!(said.stderr.contains("restore --from-kernel"), "{round}: {said:?}");
+                assert_eq!(words(&net), before, "{round}");
+                let said = net.ok(&["restore", "--from-kernel"]);
+                // A file that is empty is no damaged one.
+                let aside = format!("{}.damaged", path.display());
+                assert_eq!(said.stderr.contains(&aside), round > 0, "{round}: {said:?}");
+                assert_eq!(fs::read(&aside).ok(), (round > 0).then_some(bad), "{round}");
+                fs::remove_file(&aside).unwrap_or_default();
+            }
+            _ => panic!("{round}: {said:?}"),
+        }
+        let list = net.ok(&["list"]);
+        assert!(!differs(&list), "{round}: {list:?}");
+        assert_eq!(words(&net), before, "{round}");
+        fs::write(&path, &good).expect("written");
+    }
+    assert!(recognised > 10, "{recognised}");
+}
+
+#[test]
+fn a_link_in_the_place_of_the_state_is_not_followed() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    let path = store(&net);
+    let other = net.state.path().join("precious");
+    for name in [path.clone(), path.with_extension("restore")] {
+        fs::write(&other, "precious").expect("written");
+        let kept = fs::read(&name).ok();
+        fs::remove_file(&name).unwrap_or_default();
+        symlink(&other, &name).expect("linked");
+        let said = net.try_chains(Variant::Nft, &["add", "8081", "172.17.0.3:80"]);
+        assert_eq!(said.code, 1, "{}: {said:?}", name.display());
+        assert_eq!(fs::read_to_string(&other).expect("readable"), "precious");
+        fs::remove_file(&name).expect("removed");
+        if let Some(kept) = kept {
+            fs::write(&name, kept).expect("written");
+        }
+    }
+}
+
+#[test]
+fn fifty_processes_and_another_program_lose_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.nft(&["add table ip other; add chain ip other c; add rule ip other c counter"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut count = 0;
+            while !done.load(Ordering::Relaxed) {
+                count += 1;
+                let rule = format!("add rule ip other c tcp dport {} accept", 1 + count % 60_000);
+                assert_eq!(net.nft(&[&rule]).code, 0);
+            }
+            count
+        });
+        let adding: Vec<_> = (0..50)
+            .map(|process| {
+                let net = &net;
+                scope.spawn(move || {
+                    for forward in 0..20 {
+                        let listen = format!("{}", 10_000 + process * 20 + forward);
+                        net.ok(&["add", &listen, "172.17.0.3:80"]);
+                    }
+                })
+            })
+            .collect();
+        adding.into_iter().for_each(|adding| adding.join().expect("no panic"));
+        done.store(true, Ordering::Relaxed);
+        assert!(other.join().expect("no panic") > 100, "the other was at work all the time");
+    });
+    let list = net.ok(&["list"]);
+    assert!(!differs(&list), "{list:?}");
+    assert_eq!(list.stdout.matches("172.17.0.3:80").count(), 1_000);
+    // And the state alone says so too.
+    net.nft(&["delete", "table", "inet", "portfwd"]);
+    assert_eq!(net.ok(&["restore"]).stdout, "1000 added, 0 changed, 0 removed\n");
+}
+
+/// What a command makes of the kernel, killed at any of its system calls: the old or the new, and the next one mends.
+fn kill_everywhere(prepare: &[&[&str]], command: &[&str]) -> usize {
+    let net = Net::new();
+    let state = net.state.path().to_string_lossy().into_owned();
+    let begin = || {
+        net.ok(&["flush"]);
+        prepare.iter().for_each(|arguments| drop(net.ok(arguments)));
+        if command == ["restore"] {
+            net.nft(&["flush", "ruleset"]);
+        }
+        words(&net)
+    };
+    let old = begin();
+    net.ok(command);
+    let new = words(&net);
+    assert_ne!(old, new, "{command:?}");
+    // Every system call by its name and how often it was made before.
+    begin();
+    let log = net.state.path().join("calls");
+    let run = |options: &[&str]| {
+        let strace = [&["-f", "-qq", "-o"][..], options, &[PORTFWD, "--state-dir", &state], command].concat();
+        net.in_host(|| Command::new("strace").args(strace).output().expect("strace is installed"))
+    };
+    assert!(run(&[&log.to_string_lossy()]).status.success());
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for line in fs::read_to_string(&log).expect("readable").lines() {
+        let name = line.split_whitespace().nth(1).and_then(|call| call.split_once('(')).map(|(name, _)| name);
+        // strace kills before a call; what ends the process does it anyway.
+        if let Some(name) = name.filter(|name| !name.is_empty() && !name.starts_with("exit")) {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    let calls = counts.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
+    // All of them take some minutes.
+    let every = std::env::var("KILLS_EVERY").ok().and_then(|every| every.parse().ok()).unwrap_or(11);
+    let mut kills = 0;
+    for (name, when) in calls.step_by(every) {
+        assert_eq!(begin(), old);
+        let said = run(&["/dev/null", "-e", &format!("inject={name}:signal=KILL:when={when}")]);
+        // Threads count for themselves, so some are not met.
+        if said.status.success() {
+            continue;
+        }
+        kills += 1;
+        let now = words(&net);
+        assert!(now == old || now == new, "{command:?} killed at {name} {when}: {now:?}");
+        net.ok(&["restore"]);
+        let (now, list) = (words(&net), net.ok(&["list"]));
+        assert!(!differs(&list), "{command:?} killed at {name} {when}: {list:?}");
+        let whole = now == new || now == old && command != ["restore"];
+        assert!(whole, "{command:?} killed at {name} {when}: {now:?}");
+    }
+    kills
+}
+
+#[test]
+fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_mends() {
+    if !privileged() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("directory");
+    let set = file(&directory, EVERYTHING).to_string_lossy().into_owned();
+    let some: [&[&str]; 2] = [&["add", "7000", "172.17.0.3:80"], &["add", "7001/udp", "172.17.0.3:80"]];
+    let counts = std::thread::scope(|scope| {
+        let running = [
+            scope.spawn(|| kill_everywhere(&some, &["add", "7002", "172.17.0.4:80"])),
+            scope.spawn(|| kill_everywhere(&some, &["rm", "7000"])),
+            scope.spawn(|| kill_everywhere(&some, &["apply", &set])),
+            scope.spawn(|| kill_everywhere(&some, &["restore"])),
+        ];
+        running.map(|running| running.join().expect("no panic"))
+    });
+    eprintln!("killed at so many system calls of add, rm, apply and restore: {counts:?}");
+    assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
+}
+
+#[test]
+fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let state = net.state.path().to_string_lossy().into_owned();
+    net.ok(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]);
+    let before = words(&net);
+    let mut failed = BTreeMap::new();
+    for (calls, errors, code) in [
+        (&["sendto", "recvfrom"][..], &["EPERM"][..], 5),
+        (&["sendto", "recvfrom"], &["ENOBUFS", "ENOMEM"], 1),
+        (&["recvfrom"], &["EINTR"], 0),
+        (&["pwrite64", "fdatasync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
+    ] {
+        for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
+            for when in 1..=12 {
+                let inject = format!("inject={call}:error={error}:when={when}");
+                let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
+                let run = || Command::new("strace").args(ours).args(["add", "9999", "172.17.0.4:80"]).output();
+                let said: Said = net.in_host(run).expect("strace is installed").into();
+                let place = format!("{call} {error} {when}: {said:?}");
+                assert!(!said.stderr.contains("panicked"), "{place}");
+                if said.code == 0 {
+                    // Not met, tried again, or only connections could not be looked at; it is done whole then.
+                    assert!(!differs(&net.ok(&["list"])), "{place}");
+                    net.ok(&["rm", "9999"]);
+                } else {
+                    *failed.entry((call, error)).or_insert(0) += 1;
+                    assert_eq!(said.code, code, "{place}");
+                    assert_eq!(words(&net), before, "{place}");
+                }
+                let list = net.ok(&["list"]);
+                assert!(!differs(&list), "{place}: {list:?}");
+                assert_eq!(words(&net), before, "{place}");
+            }
+        }
+    }
+    assert!(failed.len() >= 9, "{failed:?}");
+}
