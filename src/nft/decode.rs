@@ -7,7 +7,7 @@ use std::time::Duration;
 use nftnl_sys::libc;
 
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Shape, TABLE};
-use super::transaction::{Connection, KernelError, names, string_or_bytes};
+use super::transaction::{Connection, KernelError, names};
 use crate::netfilter::netlink::{NESTED, put_attribute};
 
 /// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
@@ -97,10 +97,9 @@ pub fn elements_by_key<'a>(
     put_attribute(&mut attributes, key::ELEMENTS_LIST | NESTED, &list);
     let mut found = BTreeMap::new();
     let asked = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
-        let whole = message.elements(|key, data, (text, span), counter| {
+        message.elements(|key, data, (text, span), counter| {
             found.insert(key, Element { data: data.into(), comment: text.into(), span, counter });
-        });
-        whole.then_some(())
+        })
     })?;
     Ok(asked.then_some(found))
 }
@@ -117,7 +116,7 @@ fn program(connection: &mut Connection, elements: ReadElements) -> Result<Progra
     let mut program = Program::default();
     let ours = names(&[(key::TABLE_NAME, TABLE)]);
     let there = connection.get("our table", libc::NFT_MSG_GETTABLE, &ours, |message| {
-        let flags = string_or_bytes(message.bytes(), key::TABLE_FLAGS).unwrap_or_default();
+        let flags = message.attributes().get(key::TABLE_FLAGS).unwrap_or_default();
         program.flagged |= flags.iter().any(|byte| *byte != 0);
         Some(())
     })?;
@@ -202,7 +201,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
     let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
     connection.dump("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
-        let whole = message.elements(|key, data, (text, span), counter| {
+        message.elements(|key, data, (text, span), counter| {
             let comment = match comments.get(text) {
                 Some(comment) => Arc::clone(comment),
                 None => {
@@ -212,8 +211,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
                 }
             };
             found.push((key, Element { data: data.into(), comment, span, counter }));
-        });
-        whole.then_some(())
+        })
     })?;
     let count = found.len();
     let elements: BTreeMap<_, _> = found.into_iter().collect();

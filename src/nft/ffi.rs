@@ -1,8 +1,8 @@
 //! The only unsafe file: what the safe types of `nftnl` and `mnl` do not have, with a safe face.
 //!
 //! Missing there are named maps with data, concatenated keys, comments and counters of elements, expressions with
-//! 32-bit registers, everything that reads a dump, and the options of the socket. What is here does nothing but carry
-//! plain data into libnftnl's objects and out of them.
+//! 32-bit registers, and the options of the socket. What is here does nothing but carry plain data into libnftnl's
+//! objects; what the kernel answers never gets there (see [`super::message`]).
 #![expect(unsafe_code, reason = "the crate's only door to libnftnl and libmnl")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -14,10 +14,9 @@ use mnl::mnl_sys;
 use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
 use nftnl_sys::{self as sys, libc};
 
-use super::expr::{Expr, Read, Value};
+use super::expr::{Expr, Value};
 use super::program::{Key, Shape};
-use super::user_data::{self, Span};
-use crate::model::Counter;
+use super::user_data;
 
 /// Memory for messages in both directions, aligned for netlink headers.
 pub(super) struct Buffer(Vec<u64>);
@@ -78,60 +77,6 @@ impl nftnl::expr::Expression for Expr {
     }
 }
 
-/// An expression of libnftnl, to read from.
-struct ExprRef(NonNull<sys::nftnl_expr>);
-
-impl ExprRef {
-    fn get(&self, attribute: u16) -> Option<&[u8]> {
-        let mut length = 0;
-        // SAFETY: the expression lives as long as the object it was parsed into, which outlives every ExprRef. libnftnl
-        // gives null or a pointer to `length` bytes inside of the expression.
-        unsafe {
-            if !sys::nftnl_expr_is_set(self.0.as_ptr(), attribute) {
-                return None;
-            }
-            let data = sys::nftnl_expr_get(self.0.as_ptr(), attribute, &raw mut length);
-            (!data.is_null()).then(|| slice::from_raw_parts(data.cast(), usize::try_from(length).unwrap_or(0)))
-        }
-    }
-
-    fn read(&self) -> Expr {
-        let name = attribute(sys::NFTNL_EXPR_NAME);
-        Expr::read(&self.name(name).unwrap_or_default(), self)
-    }
-}
-
-impl Read for ExprRef {
-    fn number(&self, attribute: u16) -> Option<u32> {
-        self.get(attribute)?.try_into().ok().map(u32::from_ne_bytes)
-    }
-
-    fn bytes(&self, attribute: u16) -> Option<Vec<u8>> {
-        self.get(attribute).map(<[u8]>::to_vec)
-    }
-
-    fn name(&self, attribute: u16) -> Option<String> {
-        let mut length = 0;
-        // SAFETY: as in `get`; names end with a zero. libnftnl reports no length for some of them, so it is not used.
-        unsafe {
-            if attribute != self::attribute(sys::NFTNL_EXPR_NAME) && !sys::nftnl_expr_is_set(self.0.as_ptr(), attribute)
-            {
-                return None;
-            }
-            let data = sys::nftnl_expr_get(self.0.as_ptr(), attribute, &raw mut length);
-            let text = NonNull::new(data.cast_mut())?;
-            Some(CStr::from_ptr(text.as_ptr().cast()).to_string_lossy().into_owned())
-        }
-    }
-}
-
-const fn attribute(number: u32) -> u16 {
-    assert!(number <= 0xffff, "attribute numbers are small");
-    #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
-    let narrow = number as u16;
-    narrow
-}
-
 /// A set of libnftnl; freed with everything that was put into it.
 struct SetObject(NonNull<sys::nftnl_set>);
 
@@ -150,19 +95,6 @@ impl SetObject {
         // SAFETY: the set is ours and alive; the text is copied. Without memory for it the message lacks the name and
         // the kernel refuses it.
         unsafe { sys::nftnl_set_set_str(self.0.as_ptr(), narrow(attribute), text.as_ptr()) };
-    }
-
-    fn get_number(&self, attribute: sys::nftnl_set_attr) -> u32 {
-        // SAFETY: the set is ours and alive; absent attributes read as 0.
-        unsafe { sys::nftnl_set_get_u32(self.0.as_ptr(), narrow(attribute)) }
-    }
-
-    fn get_text(&self, attribute: sys::nftnl_set_attr) -> Option<String> {
-        // SAFETY: the set is ours and alive; the text is inside of it, ends with a zero and is copied.
-        unsafe {
-            let text = sys::nftnl_set_get_str(self.0.as_ptr(), narrow(attribute));
-            (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
-        }
     }
 }
 
@@ -312,165 +244,6 @@ unsafe fn header(buf: *mut c_void, message: i32, flags: i32, seq: u32) -> *mut l
     unsafe { sys::nftnl_nlmsg_build_hdr(buf.cast(), message, family, flags, seq) }
 }
 
-/// A chain as a dump gives it.
-pub(super) struct ChainRecord {
-    pub(super) table: String,
-    pub(super) name: String,
-    /// Type, hook and priority of a base chain.
-    pub(super) base: Option<(String, u32, i32)>,
-}
-
-/// A message of the kernel's, to be parsed. Its header's length is that of the bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Message<'a>(&'a [u8]);
-
-impl<'a> Message<'a> {
-    /// The first message in `bytes` and what is behind it; `None` where there is no whole one.
-    ///
-    /// `bytes` must begin at a multiple of four, as what [`Buffer`] holds and what follows a message does.
-    pub(super) fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
-        let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
-        if length < 20 || !bytes.as_ptr().addr().is_multiple_of(4) {
-            return None;
-        }
-        let message = bytes.get(..length)?;
-        Some((Self(message), bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-    }
-
-    /// All of it.
-    pub(super) fn bytes(self) -> &'a [u8] {
-        self.0
-    }
-
-    fn header(self) -> *const libc::nlmsghdr {
-        self.0.as_ptr().cast()
-    }
-
-    /// Reads a chain.
-    pub(super) fn chain(self) -> Option<ChainRecord> {
-        // SAFETY: the message is whole and aligned (`split`), which is all that libnftnl's parser relies on. The object
-        // is ours, is read while alive, and freed once.
-        unsafe {
-            let chain = or_abort(sys::nftnl_chain_alloc());
-            let parsed = sys::nftnl_chain_nlmsg_parse(self.header(), chain.as_ptr()) == 0;
-            let text = |attribute: u32| text(sys::nftnl_chain_get_str(chain.as_ptr(), attribute_of(attribute)));
-            let number = |attribute: u32| sys::nftnl_chain_get_u32(chain.as_ptr(), attribute_of(attribute));
-            let record = parsed.then(|| ChainRecord {
-                table: text(sys::NFTNL_CHAIN_TABLE).unwrap_or_default(),
-                name: text(sys::NFTNL_CHAIN_NAME).unwrap_or_default(),
-                base: text(sys::NFTNL_CHAIN_TYPE).map(|kind| {
-                    let priority = sys::nftnl_chain_get_s32(chain.as_ptr(), attribute_of(sys::NFTNL_CHAIN_PRIO));
-                    (kind, number(sys::NFTNL_CHAIN_HOOKNUM), priority)
-                }),
-            });
-            sys::nftnl_chain_free(chain.as_ptr());
-            record
-        }
-    }
-
-    /// Reads a rule: its chain's name, its expressions, its comment.
-    pub(super) fn rule(self) -> Option<(String, super::program::Rule)> {
-        // SAFETY: as in `chain`; the expressions are inside of the rule and read while it is alive.
-        unsafe {
-            let rule = or_abort(sys::nftnl_rule_alloc());
-            let parsed = sys::nftnl_rule_nlmsg_parse(self.header(), rule.as_ptr()) == 0;
-            let record = parsed.then(|| {
-                let chain = text(sys::nftnl_rule_get_str(rule.as_ptr(), attribute_of(sys::NFTNL_RULE_CHAIN)));
-                let mut size = 0;
-                let data =
-                    sys::nftnl_rule_get_data(rule.as_ptr(), attribute_of(sys::NFTNL_RULE_USERDATA), &raw mut size);
-                let (comment, _) = bytes(data, size).map(user_data::read).unwrap_or_default();
-                let comment = (!comment.is_empty()).then(|| comment.to_owned());
-                let mut exprs = Vec::new();
-                let iterator = or_abort(sys::nftnl_expr_iter_create(rule.as_ptr()));
-                while let Some(expr) = NonNull::new(sys::nftnl_expr_iter_next(iterator.as_ptr())) {
-                    exprs.push(ExprRef(expr).read());
-                }
-                sys::nftnl_expr_iter_destroy(iterator.as_ptr());
-                (chain.unwrap_or_default(), super::program::Rule { exprs, comment })
-            });
-            sys::nftnl_rule_free(rule.as_ptr());
-            record
-        }
-    }
-
-    /// Reads a set or map: its name and, where it is of a kind that we make, its shape.
-    pub(super) fn set(self) -> Option<(String, Option<Shape>)> {
-        let set = SetObject::new();
-        // SAFETY: as in `chain`.
-        let parsed = unsafe { sys::nftnl_set_nlmsg_parse(self.header(), set.0.as_ptr()) } == 0;
-        if !parsed {
-            return None;
-        }
-        let flags = set.get_number(sys::NFTNL_SET_FLAGS);
-        let map = libc::NFT_SET_MAP.unsigned_abs();
-        let fields = |attribute| Shape::fields(set.get_number(attribute));
-        let shape = (flags & !map == 0).then(|| {
-            let data = if flags & map > 0 { fields(sys::NFTNL_SET_DATA_TYPE)? } else { Vec::new() };
-            Some(Shape { key: fields(sys::NFTNL_SET_KEY_TYPE)?, data })
-        });
-        Some((set.get_text(sys::NFTNL_SET_NAME)?, shape.flatten()))
-    }
-
-    /// Reads elements: keys, data, comments and spans, counters.
-    pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], (&str, Option<Span>), Counter)) -> bool {
-        let set = SetObject::new();
-        // SAFETY: as in `chain`; the elements and their parts are inside of the set, which lives to the end.
-        unsafe {
-            if sys::nftnl_set_elems_nlmsg_parse(self.header(), set.0.as_ptr()) != 0 {
-                return false;
-            }
-            let iterator = or_abort(sys::nftnl_set_elems_iter_create(set.0.as_ptr()));
-            while let Some(element) = NonNull::new(sys::nftnl_set_elems_iter_next(iterator.as_ptr())) {
-                let get = |attribute| {
-                    let mut size = 0;
-                    let data = sys::nftnl_set_elem_get(element.as_ptr(), attribute_of(attribute), &raw mut size);
-                    bytes(data, size)
-                };
-                let Some(key) = get(sys::NFTNL_SET_ELEM_KEY) else { continue };
-                let data = get(sys::NFTNL_SET_ELEM_DATA).unwrap_or_default();
-                let remark = get(sys::NFTNL_SET_ELEM_USERDATA).map(user_data::read).unwrap_or_default();
-                let mut size = 0;
-                let expr = attribute_of(sys::NFTNL_SET_ELEM_EXPR);
-                let counter = sys::nftnl_set_elem_get(element.as_ptr(), expr, &raw mut size);
-                let counter = NonNull::new(counter.cast_mut().cast()).map_or_else(Counter::default, counted);
-                each(Key(key.into()), data, remark, counter);
-            }
-            sys::nftnl_set_elems_iter_destroy(iterator.as_ptr());
-        }
-        true
-    }
-}
-
-/// Reads a counter expression; what is none counted nothing.
-fn counted(expr: NonNull<sys::nftnl_expr>) -> Counter {
-    let expr = ExprRef(expr);
-    let number =
-        |number| expr.get(attribute_of(number)).and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes);
-    if expr.name(attribute(sys::NFTNL_EXPR_NAME)).as_deref() != Some("counter") {
-        return Counter::default();
-    }
-    Counter {
-        packets: number(sys::NFTNL_EXPR_CTR_PACKETS).unwrap_or(0),
-        bytes: number(sys::NFTNL_EXPR_CTR_BYTES).unwrap_or(0),
-    }
-}
-
-/// # Safety
-/// Null, or a text that ends with a zero.
-unsafe fn text(text: *const std::ffi::c_char) -> Option<String> {
-    // SAFETY: the caller's promise.
-    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
-}
-
-/// # Safety
-/// Null, or `size` bytes that live for `'a`.
-unsafe fn bytes<'a>(data: *const c_void, size: u32) -> Option<&'a [u8]> {
-    let size = usize::try_from(size).ok()?;
-    // SAFETY: the caller's promise.
-    (!data.is_null()).then(|| unsafe { slice::from_raw_parts(data.cast(), size) })
-}
-
 /// Sets up a socket: errors with their reasons and without the whole message, and room to send a batch of `size` bytes.
 ///
 /// # Errors
@@ -518,35 +291,8 @@ pub(super) fn namespace_cookie(socket: &mnl::Socket) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PortMap, PortRange};
-    use crate::nft::expr::one_of_each;
-    use nftnl::expr::Expression;
-
-    #[test]
-    fn libnftnl_keeps_every_expression() {
-        let table = nftnl::Table::new(c"t", nftnl::ProtoFamily::Inet);
-        let chain = nftnl::Chain::new(c"c", &table);
-        let rule = nftnl::Rule::new(&chain);
-        for expr in one_of_each() {
-            let object = expr.to_expr(&rule);
-            assert_eq!(ExprRef(object).read(), expr);
-            // SAFETY: made above, freed once.
-            unsafe { sys::nftnl_expr_free(object.as_ptr()) };
-        }
-    }
-
-    #[test]
-    fn broken_messages_are_no_messages() {
-        let mut buffer = Buffer::new();
-        let bytes = buffer.bytes();
-        for length in [0u32, 3, 19, u32::MAX, i32::MAX.unsigned_abs()] {
-            bytes[..4].copy_from_slice(&length.to_ne_bytes());
-            assert!(Message::split(bytes).is_none());
-        }
-        bytes[..4].copy_from_slice(&33u32.to_ne_bytes());
-        let (message, rest) = Message::split(&bytes[..33]).expect("whole");
-        assert_eq!((message.bytes().len(), rest.len()), (33, 0));
-    }
+    use crate::model::{Counter, PortMap, PortRange};
+    use crate::nft::user_data::Span;
 
     #[test]
     fn the_largest_elements_fit_into_one_message() {

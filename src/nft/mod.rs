@@ -19,6 +19,7 @@ pub mod expr;
 mod ffi;
 pub mod lift;
 pub mod map;
+mod message;
 pub mod program;
 pub mod transaction;
 pub mod user_data;

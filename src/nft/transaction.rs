@@ -6,8 +6,9 @@ use std::io;
 
 use nftnl_sys::libc;
 
-use super::encode::{Batch, attribute};
-use super::ffi::{self, Buffer, Message};
+use super::encode::Batch;
+use super::ffi::{self, Buffer};
+use super::message::{Attributes, Message};
 use crate::netfilter::netlink::{message, put_attribute};
 
 /// Why a question to the kernel has no answer.
@@ -102,7 +103,7 @@ impl Connection {
         const ID: u16 = 1; // NFTA_GEN_ID
         let mut found = None;
         self.ask("the generation", libc::NFT_MSG_GETGEN, libc::NFPROTO_INET, 0, &[], |message| {
-            found = string_or_bytes(message.bytes(), ID)?.try_into().ok().map(u32::from_be_bytes);
+            found = message.attributes().number(ID);
             Some(())
         })?;
         found.ok_or(KernelError::Unreadable("the generation"))
@@ -299,10 +300,8 @@ fn refusal(message: &[u8]) -> Option<Refusal> {
     let mut refusal =
         Refusal { seq, error: io::Error::from_raw_os_error(error.saturating_neg()), reason: None, offset: None };
     // Behind the error is the header of the message it is about, and, because we asked for it, nothing more of that.
-    let mut at = 36;
-    while let Some((length, kind)) = attribute(message, at) {
-        let value = message.get(at + 4..at + length).unwrap_or_default();
-        match kind & 0x3fff {
+    for (kind, value) in Attributes::behind(message, 36).each() {
+        match kind {
             REASON => {
                 let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
                 refusal.reason = Some(crate::model::error::printable(&String::from_utf8_lossy(text)));
@@ -310,21 +309,8 @@ fn refusal(message: &[u8]) -> Option<Refusal> {
             OFFSET => refusal.offset = value.try_into().ok().map(u32::from_ne_bytes),
             _ => {}
         }
-        at += length.next_multiple_of(4);
     }
     Some(refusal)
-}
-
-/// The value of an attribute of a message.
-pub(super) fn string_or_bytes(message: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut at = 20;
-    while let Some((length, kind)) = attribute(message, at) {
-        if kind & 0x3fff == wanted {
-            return message.get(at + 4..at + length);
-        }
-        at += length.next_multiple_of(4);
-    }
-    None
 }
 
 /// The attributes of a question: numbers and names, with the closing zeros that the kernel wants.
@@ -364,7 +350,6 @@ mod tests {
         for end in 0..message.len() {
             let _ = refusal(&message[..end]);
             let _ = Head::read(&message[..end]);
-            let _ = string_or_bytes(&message[..end], 1);
         }
     }
 }

@@ -1,0 +1,403 @@
+//! The kernel's messages, read into plain data.
+//!
+//! By ourselves and not by libnftnl, because messages are input from outside: where an attribute has not the length that it
+//! expects, libnftnl ends the process (`abi_breakage` in its utils.h and utils.c, 1.2.4), takes a text to the next zero
+//! wherever that is (`strdup` of what `mnl_attr_get_str` gives), and gives up a whole rule for one expression that it does
+//! not know.
+
+use nftnl_sys as sys;
+
+use super::encode::attribute;
+use super::expr::{Expr, Read};
+use super::program::{Key, Rule, Shape};
+use super::user_data::{self, Span};
+use crate::model::Counter;
+
+/// The bytes of the header of netlink and of our family's behind it.
+const HEADERS: usize = 20;
+
+/// The most bytes that a key or the data of an element, or a constant, has: all registers together. Longer is nothing that
+/// the kernel says, nor anything that libnftnl has room for where it is to be deleted.
+const LONGEST_DATA: usize = 64;
+
+/// The longest name that the kernel takes, with its closing zero: `NFT_NAME_MAXLEN` in
+/// include/uapi/linux/netfilter/nf_tables.h. Of one that is longer libnftnl would make a message that is.
+const LONGEST_NAME: usize = 256;
+
+/// `NFT_SET_MAP` in include/uapi/linux/netfilter/nf_tables.h.
+const MAP: u32 = sys::libc::NFT_SET_MAP.unsigned_abs();
+
+/// Attributes by their numbers. Source: include/uapi/linux/netfilter/nf_tables.h.
+mod key {
+    pub const CHAIN_TABLE: u16 = 1;
+    pub const CHAIN_NAME: u16 = 3;
+    pub const CHAIN_HOOK: u16 = 4;
+    pub const CHAIN_TYPE: u16 = 7;
+    pub const HOOK_NUMBER: u16 = 1;
+    pub const HOOK_PRIORITY: u16 = 2;
+    pub const RULE_CHAIN: u16 = 2;
+    pub const RULE_EXPRESSIONS: u16 = 4;
+    pub const RULE_USER_DATA: u16 = 7;
+    pub const SET_NAME: u16 = 2;
+    pub const SET_FLAGS: u16 = 3;
+    pub const SET_KEY_TYPE: u16 = 4;
+    pub const SET_DATA_TYPE: u16 = 6;
+    pub const ELEMENTS_LIST: u16 = 3;
+    pub const ELEMENT_KEY: u16 = 1;
+    pub const ELEMENT_DATA: u16 = 2;
+    pub const ELEMENT_USER_DATA: u16 = 6;
+    pub const ELEMENT_EXPRESSION: u16 = 7;
+    pub const EXPRESSION_NAME: u16 = 1;
+    pub const EXPRESSION_DATA: u16 = 2;
+    pub const COUNTER_BYTES: u16 = 1;
+    pub const COUNTER_PACKETS: u16 = 2;
+    pub const DATA_VALUE: u16 = 1;
+    pub const DATA_VERDICT: u16 = 2;
+    pub const VERDICT_CODE: u16 = 1;
+    pub const VERDICT_CHAIN: u16 = 2;
+}
+
+/// Attributes one behind the other. The first that is broken is their end.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// Those that begin so far behind the beginning of a message.
+    pub(super) fn behind(message: &'a [u8], headers: usize) -> Self {
+        Self(message.get(headers..).unwrap_or_default())
+    }
+
+    /// Each with its number.
+    pub(super) fn each(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (length, kind) = attribute(self.0, at)?;
+            let value = self.0.get(at + 4..at + length)?;
+            at += length.next_multiple_of(4);
+            // The two highest bits say that it is nested, and in which byte order it is.
+            Some((kind & 0x3fff, value))
+        })
+    }
+
+    /// The value of one.
+    pub(super) fn get(self, wanted: u16) -> Option<&'a [u8]> {
+        self.each().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    }
+
+    /// Those that are inside of one.
+    fn inside(self, wanted: u16) -> Option<Self> {
+        self.get(wanted).map(Self)
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn number(self, wanted: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.get(wanted)?.try_into().ok()?))
+    }
+
+    /// A number of 64 bits.
+    fn long(self, wanted: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(self.get(wanted)?.try_into().ok()?))
+    }
+
+    /// A name; what is behind a zero is none of it.
+    fn text(self, wanted: u16) -> Option<String> {
+        let text = self.get(wanted).filter(|text| text.len() <= LONGEST_NAME)?.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// What a register holds.
+    fn data(self, wanted: u16) -> Option<&'a [u8]> {
+        self.inside(wanted)?.get(key::DATA_VALUE).filter(|value| value.len() <= LONGEST_DATA)
+    }
+}
+
+/// A chain as a dump gives it.
+pub(super) struct ChainRecord {
+    pub(super) table: String,
+    pub(super) name: String,
+    /// Type, hook and priority of a base chain.
+    pub(super) base: Option<(String, u32, i32)>,
+}
+
+/// A message of the kernel's. Its header's length is that of the bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Message<'a>(&'a [u8]);
+
+impl<'a> Message<'a> {
+    /// The first message in `bytes` and what is behind it; `None` where there is no whole one.
+    pub(super) fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+        let message = bytes.get(..length).filter(|message| message.len() >= HEADERS)?;
+        Some((Self(message), bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    }
+
+    /// All of it.
+    pub(super) fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// What it says.
+    pub(super) fn attributes(self) -> Attributes<'a> {
+        Attributes::behind(self.0, HEADERS)
+    }
+
+    /// Reads a chain.
+    pub(super) fn chain(self) -> Option<ChainRecord> {
+        let chain = self.attributes();
+        let base = |kind| {
+            let hook = chain.inside(key::CHAIN_HOOK).unwrap_or_default();
+            let priority = hook.number(key::HOOK_PRIORITY)?;
+            Some((kind, hook.number(key::HOOK_NUMBER)?, i32::from_ne_bytes(priority.to_ne_bytes())))
+        };
+        let base = match chain.text(key::CHAIN_TYPE) {
+            Some(kind) => Some(base(kind)?),
+            None => None,
+        };
+        Some(ChainRecord { table: chain.text(key::CHAIN_TABLE)?, name: chain.text(key::CHAIN_NAME)?, base })
+    }
+
+    /// Reads a rule: its chain's name, its expressions, its comment.
+    pub(super) fn rule(self) -> Option<(String, Rule)> {
+        let rule = self.attributes();
+        let (comment, _) = rule.get(key::RULE_USER_DATA).map(user_data::read).unwrap_or_default();
+        let comment = (!comment.is_empty()).then(|| comment.to_owned());
+        let list = rule.inside(key::RULE_EXPRESSIONS).unwrap_or_default();
+        let exprs = list.each().map(|(_, expr)| Expression::of(Attributes(expr)).map(|expr| expr.read()));
+        Some((rule.text(key::RULE_CHAIN)?, Rule { exprs: exprs.collect::<Option<_>>()?, comment }))
+    }
+
+    /// Reads a set or map: its name and, where it is of a kind that we make, its shape.
+    pub(super) fn set(self) -> Option<(String, Option<Shape>)> {
+        let set = self.attributes();
+        let flags = set.number(key::SET_FLAGS).unwrap_or(0);
+        let fields = |kind| Shape::fields(set.number(kind).unwrap_or(0));
+        let shape = || {
+            let data = if flags & MAP > 0 { fields(key::SET_DATA_TYPE)? } else { Vec::new() };
+            Some(Shape { key: fields(key::SET_KEY_TYPE)?, data })
+        };
+        Some((set.text(key::SET_NAME)?, (flags & !MAP == 0).then(shape).flatten()))
+    }
+
+    /// Reads elements: keys, data, comments and spans, counters. `None` where one has a key that is none, or data.
+    pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], (&str, Option<Span>), Counter)) -> Option<()> {
+        let list = self.attributes().inside(key::ELEMENTS_LIST).unwrap_or_default();
+        for (_, element) in list.each() {
+            let element = Attributes(element);
+            // The one that stands for all that are not there has none.
+            let Some(_) = element.get(key::ELEMENT_KEY) else { continue };
+            let key = element.data(key::ELEMENT_KEY)?;
+            let data = match element.inside(key::ELEMENT_DATA) {
+                Some(data) if data.get(key::DATA_VERDICT).is_none() => element.data(key::ELEMENT_DATA)?,
+                _ => &[],
+            };
+            let remark = element.get(key::ELEMENT_USER_DATA).map(user_data::read).unwrap_or_default();
+            let counter = element.inside(key::ELEMENT_EXPRESSION).and_then(Expression::of);
+            each(Key(key.into()), data, remark, counter.map_or_else(Counter::default, |expr| expr.counted()));
+        }
+        Some(())
+    }
+}
+
+/// An expression as the kernel has it, asked for its attributes by libnftnl's numbers, as it is written.
+struct Expression<'a> {
+    name: String,
+    attributes: Attributes<'a>,
+}
+
+impl<'a> Expression<'a> {
+    fn of(expr: Attributes<'a>) -> Option<Self> {
+        let attributes = expr.inside(key::EXPRESSION_DATA).unwrap_or_default();
+        Some(Self { name: expr.text(key::EXPRESSION_NAME)?, attributes })
+    }
+
+    fn read(&self) -> Expr {
+        Expr::read(&self.name, self)
+    }
+
+    /// What a counter counted; what is none counted nothing.
+    fn counted(&self) -> Counter {
+        if self.name != "counter" {
+            return Counter::default();
+        }
+        let number = |kind| self.attributes.long(kind).unwrap_or(0);
+        Counter { packets: number(key::COUNTER_PACKETS), bytes: number(key::COUNTER_BYTES) }
+    }
+
+    /// The kernel's number of an attribute: the same, but where libnftnl has another order.
+    /// Source: libnftnl's include/libnftnl/expr.h beside include/uapi/linux/netfilter/nf_tables.h.
+    fn kernels(&self, attribute: u16) -> u16 {
+        match (self.name.as_str(), u32::from(attribute)) {
+            ("meta", sys::NFTNL_EXPR_META_DREG) => 1,
+            ("meta", sys::NFTNL_EXPR_META_KEY) => 2,
+            ("lookup", sys::NFTNL_EXPR_LOOKUP_SET) => 1,
+            ("lookup", sys::NFTNL_EXPR_LOOKUP_SREG) => 2,
+            ("lookup", sys::NFTNL_EXPR_LOOKUP_DREG) => 3,
+            _ => attribute,
+        }
+    }
+
+    /// Where the verdict of an `immediate` is, where the attribute is about it: libnftnl has some of their own for that.
+    fn verdict(&self, attribute: u16) -> Option<Attributes<'a>> {
+        const IMMEDIATE_DATA: u16 = 2;
+        let of_verdict = [sys::NFTNL_EXPR_IMM_VERDICT, sys::NFTNL_EXPR_IMM_CHAIN].contains(&u32::from(attribute));
+        let is = self.name == "immediate" && of_verdict;
+        is.then(|| {
+            self.attributes.inside(IMMEDIATE_DATA).and_then(|data| data.inside(key::DATA_VERDICT)).unwrap_or_default()
+        })
+    }
+}
+
+impl Read for Expression<'_> {
+    fn number(&self, attribute: u16) -> Option<u32> {
+        match self.verdict(attribute) {
+            Some(verdict) => verdict.number(key::VERDICT_CODE),
+            None => self.attributes.number(self.kernels(attribute)),
+        }
+    }
+
+    fn bytes(&self, attribute: u16) -> Option<Vec<u8>> {
+        self.attributes.data(self.kernels(attribute)).map(<[u8]>::to_vec)
+    }
+
+    fn name(&self, attribute: u16) -> Option<String> {
+        match self.verdict(attribute) {
+            Some(verdict) => verdict.text(key::VERDICT_CHAIN),
+            None => self.attributes.text(self.kernels(attribute)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PortMap, PortRange};
+    use crate::nft::diff::{Changes, Elements};
+    use crate::nft::encode::{encode, put_attribute};
+    use crate::nft::expr::one_of_each;
+    use crate::nft::program::{Base, Chain, ChainType, Element, Field, Hook};
+
+    /// The messages of changes, without the begin and the end of the batch.
+    fn messages(changes: &Changes) -> Vec<Vec<u8>> {
+        let batch = encode(changes, 1);
+        let (mut rest, mut messages) = (batch.bytes(), Vec::new());
+        while let Some((message, behind)) = Message::split(rest) {
+            messages.push(message.bytes().to_vec());
+            rest = behind;
+        }
+        messages.remove(0);
+        messages.pop();
+        messages
+    }
+
+    fn read(message: &[u8]) -> Message<'_> {
+        Message::split(message).expect("whole").0
+    }
+
+    #[test]
+    fn what_is_encoded_is_read_back() {
+        let base = Base { chain_type: ChainType::Nat, hook: Hook::Prerouting, priority: -105 };
+        let chain = Chain { base: Some(base), rules: Vec::new() };
+        let rule = Rule { exprs: one_of_each(), comment: Some("web: the blog".into()) };
+        let shape = Shape { key: vec![Field::Protocol, Field::Port], data: vec![Field::Ipv4, Field::Port] };
+        let span = Some(Span { ports: PortRange::new(1, 2).expect("range"), to: PortMap::Keep });
+        let element = |span| Element { data: [3; 8].into(), comment: "web".into(), span, counter: Counter::default() };
+        let elements = vec![(Key([1; 8].into()), element(None)), (Key([2; 8].into()), element(span))];
+        let changes = Changes {
+            add_maps: vec![("m".into(), shape.clone())],
+            add_chains: vec![("c".into(), chain)],
+            add_elements: vec![Elements { map: "m".into(), shape: shape.clone(), elements: elements.clone() }],
+            add_rules: vec![("c".into(), vec![rule.clone()])],
+            ..Changes::default()
+        };
+        let messages = messages(&changes);
+        let [set, chain, list, ruled] = messages.as_slice() else { panic!("{messages:?}") };
+        assert_eq!(read(set).set(), Some(("m".into(), Some(shape))));
+        let chain = read(chain).chain().expect("a chain");
+        assert_eq!((chain.table.as_str(), chain.name.as_str()), ("portfwd", "c"));
+        assert_eq!(chain.base, Some(("nat".into(), 0, -105)));
+        assert_eq!(read(ruled).rule(), Some(("c".into(), rule)));
+        let mut found = Vec::new();
+        let whole = read(list).elements(|key, data, (comment, span), counter| {
+            found.push((key, Element { data: data.into(), comment: comment.into(), span, counter }));
+        });
+        assert_eq!((whole, found), (Some(()), elements));
+    }
+
+    #[test]
+    fn broken_messages_are_no_messages() {
+        let mut bytes = [0; 64];
+        for length in [0u32, 3, 19, 65, u32::MAX, i32::MAX.unsigned_abs()] {
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            assert!(Message::split(&bytes).is_none());
+        }
+        bytes[..4].copy_from_slice(&33u32.to_ne_bytes());
+        let (message, rest) = Message::split(&bytes[..33]).expect("whole");
+        assert_eq!((message.bytes().len(), rest.len()), (33, 0));
+    }
+
+    fn attributes(of: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (kind, value) in of {
+            put_attribute(&mut bytes, *kind, value);
+        }
+        bytes
+    }
+
+    fn message(of: &[(u16, &[u8])]) -> Vec<u8> {
+        crate::nft::encode::message(0, 0, 0, 0, 0, &attributes(of))
+    }
+
+    #[test]
+    fn a_number_of_another_length_is_no_number() {
+        // libnftnl 1.2.4 ends the process at this: `nftnl_set_parse_attr_cb`, and `nftnl_expr_parse_attr_cb` of any kind.
+        let set = message(&[(key::SET_NAME, b"m\0"), (key::SET_FLAGS, &[0, 0])]);
+        assert_eq!(read(&set).set(), Some(("m".into(), Some(Shape { key: vec![], data: vec![] }))));
+        let expr = attributes(&[(key::EXPRESSION_NAME, b"meta\0"), (key::EXPRESSION_DATA, &attributes(&[(2, &[1])]))]);
+        let rule = message(&[(key::RULE_CHAIN, b"c\0"), (key::RULE_EXPRESSIONS, &attributes(&[(1, &expr)]))]);
+        let (_, rule) = read(&rule).rule().expect("a rule");
+        assert_eq!(rule.exprs, [Expr::Foreign("meta".into())]);
+    }
+
+    #[test]
+    fn a_text_ends_with_its_attribute() {
+        // libnftnl 1.2.4 reads on behind the message: `strdup` in `nftnl_chain_nlmsg_parse`.
+        let chain = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::CHAIN_NAME, b"name")]);
+        assert_eq!(read(&chain).chain().map(|chain| chain.name), Some("name".into()));
+    }
+
+    #[test]
+    fn a_name_longer_than_any_is_no_name() {
+        for (length, is) in [(256, true), (257, false)] {
+            assert_eq!(read(&message(&[(key::SET_NAME, &vec![b'x'; length])])).set().is_some(), is);
+        }
+    }
+
+    #[test]
+    fn an_expression_that_nobody_knows_is_foreign() {
+        let expr = attributes(&[(key::EXPRESSION_NAME, b"tomorrow\0")]);
+        let rule = message(&[(key::RULE_CHAIN, b"c\0"), (key::RULE_EXPRESSIONS, &attributes(&[(1, &expr)]))]);
+        let exprs = vec![Expr::Foreign("tomorrow".into())];
+        assert_eq!(read(&rule).rule(), Some(("c".into(), Rule { exprs, comment: None })));
+    }
+
+    #[test]
+    fn a_key_longer_than_all_registers_is_no_key() {
+        for (length, is) in [(64, true), (65, false)] {
+            let value = attributes(&[(key::DATA_VALUE, &vec![1; length])]);
+            let element = attributes(&[(key::ELEMENT_KEY, &value)]);
+            let list = message(&[(key::ELEMENTS_LIST, &attributes(&[(1, &element)]))]);
+            assert_eq!(read(&list).elements(|_, _, _, _| {}).is_some(), is);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_does_not_panic() {
+        let mut bytes = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::ELEMENTS_LIST, &[255; 40])]);
+        for end in (HEADERS..bytes.len()).rev() {
+            bytes.truncate(end);
+            bytes[..4].copy_from_slice(&u32::try_from(end).expect("small").to_ne_bytes());
+            let message = read(&bytes);
+            let _ = (message.chain(), message.rule(), message.set(), message.elements(|_, _, _, _| {}));
+        }
+    }
+}
