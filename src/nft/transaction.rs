@@ -11,6 +11,48 @@ use super::ffi::{self, Buffer};
 use super::message::{Attributes, Message};
 use crate::netfilter::netlink::{message, put_attribute};
 
+/// What carries questions to the kernel and its answers back: a socket, or what was recorded of one.
+pub trait Wire {
+    /// Sends a question or a batch.
+    ///
+    /// # Errors
+    /// The system's.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Receives whole messages into `room` and says how many bytes they are.
+    ///
+    /// # Errors
+    /// The system's; also where nothing came for long.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize>;
+
+    /// Makes room to send `size` bytes at once.
+    ///
+    /// # Errors
+    /// The system's. That it grants no more room is no error here; the send says so.
+    fn prepare(&mut self, size: usize) -> io::Result<()>;
+
+    /// A number of the network namespace that is spoken about.
+    fn namespace_cookie(&self) -> Option<u64>;
+}
+
+impl Wire for mnl::Socket {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        Self::send(self, bytes).map(drop)
+    }
+
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        self.recv_raw(room)
+    }
+
+    fn prepare(&mut self, size: usize) -> io::Result<()> {
+        ffi::prepare(self, size)
+    }
+
+    fn namespace_cookie(&self) -> Option<u64> {
+        ffi::namespace_cookie(self)
+    }
+}
+
 /// Why a question to the kernel has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -66,7 +108,7 @@ pub fn namespace_cookie() -> Option<u64> {
 
 /// An open conversation about the rules of one network namespace: the one the thread was in when it was opened.
 pub struct Connection {
-    socket: mnl::Socket,
+    wire: Box<dyn Wire>,
     buffer: Buffer,
     next: u32,
 }
@@ -85,14 +127,19 @@ impl Connection {
     /// # Errors
     /// [`KernelError::NoNfTables`] where the kernel has no netfilter netlink at all.
     pub fn open() -> Result<Self, KernelError> {
-        let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(KernelError::NoNfTables)?;
-        ffi::prepare(&socket, 0).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
-        Ok(Self { socket, buffer: Buffer::new(), next: 1 })
+        let mut socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(KernelError::NoNfTables)?;
+        Wire::prepare(&mut socket, 0).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        Ok(Self::over(Box::new(socket)))
+    }
+
+    /// A conversation over a wire that is open. What comes over it may be anything.
+    pub fn over(wire: Box<dyn Wire>) -> Self {
+        Self { wire, buffer: Buffer::new(), next: 1 }
     }
 
     /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
     pub fn namespace_cookie(&self) -> Option<u64> {
-        ffi::namespace_cookie(&self.socket)
+        self.wire.namespace_cookie()
     }
 
     /// The generation of the rules: a number that grows with every commit by anybody.
@@ -163,7 +210,7 @@ impl Connection {
         let flags = if dump { flags } else { libc::NLM_F_ACK } | libc::NLM_F_REQUEST;
         let family = u8::try_from(family).unwrap_or(0);
         let request = message(kind, u16::try_from(flags).unwrap_or(1), family, 0, seq, attributes);
-        self.socket.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
+        self.wire.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
         let mut interrupted = false;
         let mut unreadable = false;
         loop {
@@ -205,7 +252,7 @@ impl Connection {
     /// Receives once and gives each message to `each` until it has an answer.
     fn receive<T>(&mut self, mut each: impl FnMut(Message<'_>, Head) -> Option<T>) -> Result<Option<T>, KernelError> {
         let bytes = self.buffer.bytes();
-        let received = match self.socket.recv_raw(bytes) {
+        let received = match self.wire.receive(bytes) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other.map_err(|error| KernelError::Socket("hearing from the kernel", error))?,
         };
@@ -229,10 +276,10 @@ impl Connection {
     pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let size = batch.bytes().len();
         // The kernel counts its own bookkeeping into the room, twice the size at the very most.
-        ffi::prepare(&self.socket, size.saturating_mul(2).max(1 << 16))
-            .map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
-        match self.socket.send(batch.bytes()) {
-            Ok(_) => {}
+        let room = size.saturating_mul(2).max(1 << 16);
+        (self.wire.prepare(room)).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        match self.wire.send(batch.bytes()) {
+            Ok(()) => {}
             Err(error) => {
                 return Err(match error.raw_os_error() {
                     Some(libc::EMSGSIZE) => CommitError::TooLarge(size),
