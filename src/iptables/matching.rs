@@ -105,13 +105,14 @@ impl Match {
     }
 
     fn range(text: &str, source: bool, family: Family) -> Option<Self> {
-        if source && text == everyone(family) {
-            return Some(Self::Everyone);
-        }
         let (first, last) = text.split_once('-')?;
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        let same = Family::of(first) == family && Family::of(last) == family;
-        same.then_some(Self::Range { source, first, last })
+        let (first, last): (IpAddr, IpAddr) = (first.parse().ok()?, last.parse().ok()?);
+        if Family::of(first) != family || Family::of(last) != family {
+            return None;
+        }
+        // However its ends are written.
+        let all = source && format!("{first}-{last}") == everyone(family);
+        Some(if all { Self::Everyone } else { Self::Range { source, first, last } })
     }
 }
 

@@ -156,7 +156,7 @@ impl Rule {
     /// Reads a rule; the other direction of [`Rule::put`]. What is not written as we write it is kept as foreign words.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
         let read = words::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
-        read.unwrap_or_else(|| Self { foreign: Some(text.trim().to_owned()), ..Self::default() })
+        read.unwrap_or_else(|| Self { foreign: Some(text.trim_matches(' ').to_owned()), ..Self::default() })
     }
 
     fn read(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
@@ -296,6 +296,29 @@ mod tests {
             let mut again = String::new();
             rule.put(Family::Ipv4, &mut again);
             assert_eq!(again.trim(), text);
+        }
+    }
+
+    #[test]
+    fn all_addresses_are_everyone_however_they_are_written() {
+        for (text, family) in [
+            ("-m iprange --src-range 0.0.0.0-255.255.255.255", Family::Ipv4),
+            ("-m iprange --src-range ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", Family::Ipv6),
+            ("-m iprange --src-range 0::0-FFFF:ffff:ffff:ffff:ffff:ffff:255.255.255.255", Family::Ipv6),
+        ] {
+            assert_eq!(read(text, family), Rule::default().with(Match::Everyone), "{text}");
+        }
+        assert_ne!(read("-m iprange --dst-range 0.0.0.0-255.255.255.255", Family::Ipv4).matches, [Match::Everyone]);
+    }
+
+    #[test]
+    fn only_blanks_separate_words() {
+        for text in ["-j RETURN\t", "\u{2003}-j RETURN", "-o eth0\u{2003}"] {
+            let rule = read(&format!(" {text} "), Family::Ipv4);
+            let mut again = String::new();
+            rule.put(Family::Ipv4, &mut again);
+            assert_eq!(read(&again, Family::Ipv4), rule, "{text:?}: {again:?}");
+            assert_ne!(rule, Rule::to(Target::Return));
         }
     }
 

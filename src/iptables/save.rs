@@ -27,7 +27,8 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
     // How many rules each built-in chain had so far.
     let mut met: Vec<(Hook, usize)> = Vec::new();
     for (at, line) in logical_lines(text) {
-        let line = line.trim_end();
+        // No other white space: a name may end with it.
+        let line = line.trim_end_matches(' ');
         if let Some(comment) = line.strip_prefix('#') {
             incompatible(comment)?;
         } else if let Some(name) = line.strip_prefix('*') {
