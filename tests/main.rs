@@ -25,6 +25,8 @@ mod neighbours;
 mod oracle;
 /// Real packets in namespaces of our own.
 mod packet;
+/// What the fuzzers began with and what they found: the same properties, file by file.
+mod regressions;
 /// Helpers of the others.
 mod support;
 /// Switches of the kernel that forwards need: set, guarded, put back.

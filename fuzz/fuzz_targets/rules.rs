@@ -1,0 +1,9 @@
+//! Any text as rule-set files.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/regressions/rules.rs"]
+mod rules;
+
+fuzz_target!(|input: &[u8]| rules::holds(input));

@@ -1,0 +1,112 @@
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use portfwd::nft::transaction::{Connection, Wire};
+
+use crate::support::{Net, root};
+
+mod messages;
+mod rules;
+mod saved;
+mod spec;
+
+/// Runs every file of a fuzzer: what it began with, and what once was a fault.
+fn every_file(target: &str, holds: fn(&[u8])) {
+    let mut count = 0;
+    for folder in ["corpus", "regressions"] {
+        let folder = root().join("fuzz").join(folder).join(target);
+        // A target of which no fault was found has no folder of them.
+        let files = if folder.is_dir() { std::fs::read_dir(&folder).expect("readable") } else { continue };
+        for file in files.flatten() {
+            eprintln!("{}", file.path().display());
+            holds(&std::fs::read(file.path()).expect("readable"));
+            count += 1;
+        }
+    }
+    assert!(count >= 5, "the files of {target} are missing");
+}
+
+#[test]
+fn text_forms_go_both_ways() {
+    every_file("spec", spec::holds);
+}
+
+#[test]
+fn rule_set_files_are_read_to_their_end() {
+    every_file("rules", rules::holds);
+}
+
+#[test]
+fn what_iptables_saved_is_read_or_refused() {
+    every_file("saved", saved::holds);
+}
+
+#[test]
+fn any_answer_of_the_kernel_has_an_end() {
+    every_file("messages", messages::holds);
+}
+
+#[test]
+fn every_fuzzer_has_its_files_run() {
+    let targets = std::fs::read_dir(root().join("fuzz/fuzz_targets")).expect("readable");
+    for target in targets.flatten() {
+        let name = target.file_name().to_string_lossy().into_owned();
+        let module = Path::new("tests/regressions").join(&name);
+        assert!(root().join(module).is_file(), "{name}");
+    }
+}
+
+/// A socket that remembers what it was answered.
+struct Recorded(mnl::Socket, Arc<Mutex<Vec<u8>>>);
+
+impl Wire for Recorded {
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        Wire::send(&mut self.0, bytes)
+    }
+
+    fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        let received = Wire::receive(&mut self.0, room)?;
+        let mut answers = self.1.lock().expect("one thread");
+        let begin = answers.len();
+        answers.extend(&room[..received]);
+        // The number of the question goes, so that the answer is one to whatever is asked.
+        let mut at = begin;
+        while let Some(length) = answers.get(at..at + 4).map(|length| u32::from_ne_bytes(length.try_into().expect("4")))
+        {
+            answers[at + 8..at + 12].fill(0);
+            at += usize::try_from(length).expect("small").next_multiple_of(4);
+        }
+        Ok(received)
+    }
+
+    fn prepare(&mut self, size: usize) -> std::io::Result<()> {
+        self.0.prepare(size)
+    }
+
+    fn namespace_cookie(&self) -> Option<u64> {
+        self.0.namespace_cookie()
+    }
+}
+
+/// Writes the files that the fuzzer of the kernel's answers begins with; run where the kernel says something new.
+#[test]
+#[ignore = "writes into fuzz/corpus/messages"]
+fn the_kernels_answers_are_recorded() {
+    let net = Net::new();
+    for name in ["quickstart", "loopback", "snat", "protocols", "netmap", "clients", "router"] {
+        net.ok(&["flush"]);
+        net.ok(&["apply", &format!("rules/{name}.toml")]);
+        let questions: &[u8] = if name == "quickstart" { b"dscgkb" } else { b"d" };
+        for question in questions {
+            let answers = Arc::new(Mutex::new(vec![*question]));
+            net.in_host(|| {
+                let socket = mnl::Socket::new(mnl::Bus::Netfilter).expect("a socket");
+                let mut wire = Recorded(socket, Arc::clone(&answers));
+                wire.prepare(0).expect("set up");
+                messages::ask(*question, Connection::over(Box::new(wire)));
+            });
+            let file = format!("fuzz/corpus/messages/{name}-{}", char::from(*question));
+            std::fs::write(root().join(file), &*answers.lock().expect("one thread")).expect("written");
+        }
+    }
+}
