@@ -42,7 +42,10 @@ const NUMBER: std::ops::Range<usize> = 11..14;
 
 /// The 128 bits in which only `labels` are set. Labels are counted from the low bit of the first byte.
 pub fn bits(labels: &[u8]) -> Vec<u8> {
-    let of_byte = |byte: u8| labels.iter().filter(|label| *label / 8 == byte).map(|label| 1 << (label % 8)).sum();
+    let of_byte = |byte: u8| {
+        let in_byte = labels.iter().filter(|label| *label / 8 == byte);
+        in_byte.fold(0, |bits, label| bits | 1 << (label % 8))
+    };
     (0..16).map(of_byte).collect()
 }
 
@@ -234,6 +237,12 @@ mod tests {
         let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
         change(&mut forward);
         forward.bindings().expect("valid").remove(0)
+    }
+
+    #[test]
+    fn a_label_that_is_set_twice_is_set() {
+        assert_eq!(bits(&[127, 127, 121, 121]), bits(&[121, 127]));
+        assert!(labels(&bits(&[0, 127, 0, 255])).eq([0, 127]));
     }
 
     #[test]

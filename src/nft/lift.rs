@@ -227,7 +227,7 @@ fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
                 parts.subnet = everything(cmp);
             }
             Expr::Payload(payload) if payload.header == Header::Network => {
-                let full = payload.length * 8;
+                let full = payload.length.checked_mul(8)?;
                 let length = match exprs.peek() {
                     Some(Expr::Bitwise(bitwise)) => bitwise.mask.iter().map(|byte| byte.count_ones()).sum(),
                     _ => full,
@@ -267,6 +267,7 @@ mod tests {
     use super::*;
     use crate::model::{ChainName, Forward, RuleSet};
     use crate::nft::compile::compile;
+    use crate::nft::expr::{Payload, Register};
 
     /// Forwards that have labels, or serve loopback addresses.
     fn unusual() -> Vec<Forward> {
@@ -292,6 +293,16 @@ mod tests {
             forwards.push(forward);
         }
         forwards
+    }
+
+    #[test]
+    fn a_field_longer_than_any_header_is_foreign() {
+        let long = Payload { header: Header::Network, offset: 12, length: u32::MAX, to: Register::word(0) };
+        let rule = Rule { exprs: vec![Expr::Payload(long)], comment: Some("web".into()) };
+        let chain = crate::nft::program::Chain { base: None, rules: vec![rule] };
+        let chains = [(NAT_POSTROUTING.to_owned(), chain)].into();
+        let held = lift(&Program { table: true, chains, ..Program::default() });
+        assert_eq!(held.foreign, [format!("rule \"web\" of chain {NAT_POSTROUTING}")]);
     }
 
     #[test]
