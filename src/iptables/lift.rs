@@ -119,13 +119,23 @@ struct Forwards<'a> {
     half: &'a Half,
     family: Family,
     sources: Sources,
-    /// What is served at other than loopback addresses, or at one of them alone: how many rules there are of it, and what
-    /// they counted.
-    found: HashMap<Owned<Binding>, (u32, Counter)>,
+    /// What is served at other than loopback addresses, or at one of them alone.
+    found: HashMap<Owned<Binding>, Found>,
     /// The rules about loopback addresses, without comments.
     loopback: HashMap<Rule, Counter>,
     /// The chain that forwards to a target are in; none where its name is cut.
     homes: HashMap<IpAddr, Option<ChainName>>,
+}
+
+/// What there is of a binding.
+#[derive(Default)]
+struct Found {
+    /// How many rules.
+    rules: usize,
+    /// Whether one of them is about all its ports.
+    all_ports: bool,
+    /// What they counted.
+    sum: Counter,
 }
 
 impl<'a> Forwards<'a> {
@@ -174,38 +184,36 @@ impl<'a> Forwards<'a> {
                 return Some(());
             }
         }
+        let all_ports = rule.part_of.is_none();
         let rule = binding(rule, self.family, place, &self.sources, remark)?;
-        let (parts, sum) = self.found.entry(Owned { set, rule }).or_default();
-        *parts += 1;
-        sum.add(counter);
+        let found = self.found.entry(Owned { set, rule }).or_default();
+        found.rules += 1;
+        found.all_ports |= all_ports;
+        found.sum.add(counter);
         Some(())
     }
 
     /// The forwards of which no rule is missing.
     fn whole(mut self) -> Vec<(Owned<Binding>, Counter)> {
         let mut whole = Vec::with_capacity(self.found.len());
-        for (owned, (parts, mut sum)) in std::mem::take(&mut self.found) {
+        for (owned, Found { rules: count, all_ports, mut sum }) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
             let place = if rule.serves_others() { Place::Outside } else { Place::Loopback };
+            // Where this host's iptables shifts ranges, one rule is about all ports; otherwise there is one for each.
             let rules = |place, shifts| {
                 let mut rules = Vec::new();
                 rules_of(rule, place, None, &self.sources, shifts, |rule| rules.push(rule));
                 rules
             };
-            let complete = |place, parts: u32| {
-                parts == 1 && rules(place, true).len() == 1 || parts as usize == rules(place, false).len()
-            };
-            let mut there = complete(place, parts);
+            let mut there =
+                all_ports && count == 1 && rules(place, true).len() == 1 || count == rules(place, false).len();
             if there && rule.loopback && rule.serves_others() {
-                let mut parts = 0;
-                let mut met = HashSet::new();
-                for wanted in rules(Place::Loopback, true).into_iter().chain(rules(Place::Loopback, false)) {
-                    if let Some(counter) = self.loopback.get(&wanted).filter(|_| met.insert(wanted.clone())) {
-                        sum.add(*counter);
-                        parts += 1;
-                    }
-                }
-                there = complete(Place::Loopback, parts);
+                let counters = |shifts| -> Option<Vec<Counter>> {
+                    rules(Place::Loopback, shifts).iter().map(|rule| self.loopback.get(rule).copied()).collect()
+                };
+                let counters = counters(true).or_else(|| counters(false));
+                there = counters.is_some();
+                counters.into_iter().flatten().for_each(|counter| sum.add(counter));
             }
             if there {
                 whole.push((owned, sum));
@@ -432,6 +440,21 @@ mod tests {
             assert_eq!(held.foreign, Vec::<String>::new());
             assert_eq!(held.asked, asked);
         }
+    }
+
+    #[test]
+    fn one_port_of_a_shifted_range_is_not_the_range() {
+        let asked = asked(0);
+        let mut program = compile(&asked, &Host::default()).expect("compiles");
+        let count = lift(&program).asked.bindings.len();
+        for chain in program.ipv4.nat.chains.values_mut() {
+            let mut first = true;
+            let whole = |rule: &Rule| rule.part_of.is_none_or(|of| of.first() != 1006);
+            chain.rules.retain(|rule| whole(rule) || std::mem::take(&mut first));
+        }
+        let held = lift(&program);
+        assert!(held.asked.bindings.iter().all(|owned| owned.rule.ports.first() != 1006), "{program}");
+        assert_eq!(held.asked.bindings.len(), count - 1);
     }
 
     #[test]
