@@ -271,8 +271,9 @@ impl Read for Expression<'_> {
 mod tests {
     use super::*;
     use crate::model::{PortMap, PortRange};
+    use crate::netfilter::netlink::put_attribute;
     use crate::nft::diff::{Changes, Elements};
-    use crate::nft::encode::{encode, put_attribute};
+    use crate::nft::encode::encode;
     use crate::nft::expr::one_of_each;
     use crate::nft::program::{Base, Chain, ChainType, Element, Field, Hook};
 
@@ -344,7 +345,7 @@ mod tests {
     }
 
     fn message(of: &[(u16, &[u8])]) -> Vec<u8> {
-        crate::nft::encode::message(0, 0, 0, 0, 0, &attributes(of))
+        crate::netfilter::netlink::message(0, 0, 0, 0, 0, &attributes(of))
     }
 
     #[test]
