@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Step, Words};
 use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
-use crate::netfilter::conntrack::{Conntrack, Entry};
+use crate::netfilter::conntrack::{self, Conntrack, Entry};
 use crate::netfilter::route;
 
 /// What comes, goes or changes: the rules as they were, and as they will be.
@@ -44,7 +44,7 @@ impl<'a> Changed<'a> {
 /// # Errors
 /// Where the kernel does not tell of its connections, or refuses to end one.
 pub(super) fn settle(changed: &Changed<'_>, asked: &Asked) -> io::Result<usize> {
-    if changed.bindings.is_empty() && changed.netmaps.is_empty() {
+    if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::is_empty() {
         return Ok(0);
     }
     // A kernel that tracks no connections translates none.
