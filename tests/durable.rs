@@ -233,8 +233,10 @@ fn fifty_processes_and_another_program_lose_nothing() {
                 })
             })
             .collect();
-        adding.into_iter().for_each(|adding| adding.join().expect("no panic"));
+        // The other is told to end before anything here can panic: a scope waits for all its threads.
+        let added: Vec<_> = adding.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);
+        assert!(added.iter().all(Result::is_ok), "every process added all of its forwards");
         assert!(other.join().expect("no panic") > 100, "the other was at work all the time");
     });
     let list = net.ok(&["list"]);
