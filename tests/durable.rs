@@ -55,7 +55,7 @@ fn words(net: &Net) -> Vec<String> {
 /// The store of the host's namespace.
 fn store(net: &Net) -> PathBuf {
     let all = fs::read_dir(net.state.path().join("netns")).expect("readable").flatten().map(|entry| entry.path());
-    let mut stores: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|end| end == "redb")).collect();
+    let mut stores: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|end| end == "db")).collect();
     assert_eq!(stores.len(), 1, "{stores:?}");
     stores.remove(0)
 }
@@ -337,7 +337,7 @@ fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
         (&["sendto", "recvfrom"][..], &["EPERM"][..], 5),
         (&["sendto", "recvfrom"], &["ENOBUFS", "ENOMEM"], 1),
         (&["recvfrom"], &["EINTR"], 0),
-        (&["pwrite64", "fdatasync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
+        (&["pwrite64", "fsync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
     ] {
         for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
             for when in 1..=12 {

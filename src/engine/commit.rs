@@ -120,7 +120,7 @@ pub fn finish(engine: &mut Engine) -> Result<bool, EngineError> {
 /// Keeps a state, and meanwhile decides what must be sent.
 fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(Live, Work), EngineError> {
     let before = engine.state.clone();
-    let (store, backend) = (&engine.store, &mut engine.backend);
+    let (store, backend) = (&mut engine.store, &mut engine.backend);
     let (kept, decided) =
         together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || backend.decide(asked));
     kept?;

@@ -1,23 +1,20 @@
-//! The file of a store: opened without following a link, waited for, and never trusted to be whole.
+//! The files of a store: opened without following a link, waited for, set aside.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{self, AssertUnwindSafe};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
-use redb::backends::FileBackend;
-use redb::{Database, DatabaseError};
 
 use super::state::StateError;
 
 /// Opens a file, or makes it, for its owner alone. Who may write in the directory, or once could, must not choose what we
 /// write to: a link is not followed.
-fn file(path: &Path) -> Result<File, StateError> {
+pub(super) fn file(path: &Path) -> Result<File, StateError> {
     let io = |error| StateError::Io(path.to_owned(), error);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
@@ -50,56 +47,36 @@ pub(super) fn turn(path: &Path, wait: Duration) -> Result<Flock<File>, StateErro
     }
 }
 
-/// Opens the database in a file, or makes both, and looks through all of it.
-pub(super) fn open(path: &Path) -> Result<Database, StateError> {
-    let backend = FileBackend::new(file(path)?);
-    // Without it redb reads what it finds, and a flipped bit is another port.
-    let opened = whole(path, || {
-        Ok(backend
-            .and_then(|backend| Database::builder().set_check_integrity_on_open(true).create_with_backend(backend)))
-    })?;
-    match opened {
-        Ok(database) => Ok(database),
-        Err(DatabaseError::DatabaseAlreadyOpen) => Err(StateError::Busy(path.to_owned())),
-        Err(error) => Err(failed(path, error.into())),
-    }
+/// The number of the last commit that the file one waits with knows of; 0 where it knows of none.
+pub(super) fn last_commit(turn: &File) -> u64 {
+    let mut number = [0; 8];
+    turn.read_exact_at(&mut number, 0).map_or(0, |()| u64::from_le_bytes(number))
 }
 
-/// What an error of the store's means: that its file is damaged, that it cannot be reached, or something else.
-pub(super) fn failed(path: &Path, error: redb::Error) -> StateError {
-    let path = path.to_owned();
-    match error {
-        redb::Error::Corrupted(what) => StateError::Damaged(path, what),
-        redb::Error::UpgradeRequired(version) => StateError::Damaged(path, format!("it is in format {version}")),
-        redb::Error::Io(error) => match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => StateError::Damaged(path, error.to_string()),
-            _ => StateError::Io(path, error),
-        },
-        error => StateError::Store(path, Box::new(error)),
-    }
+/// Notes the number of the last commit. Where that fails, a store that lost it later is not recognised by it.
+pub(super) fn note_commit(turn: &File, number: u64) {
+    let _ = turn.write_all_at(&number.to_le_bytes(), 0);
 }
 
-/// Does something with a store. Where redb panics over what it finds in the file, and with some flipped bits it does (4.6),
-/// that file is damaged, which is no fault of this program to be reported as one.
-pub(super) fn whole<T>(path: &Path, job: impl FnOnce() -> Result<T, StateError>) -> Result<T, StateError> {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let done = panic::catch_unwind(AssertUnwindSafe(job));
-    panic::set_hook(hook);
-    done.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        let line = said.unwrap_or_default().lines().next().unwrap_or_default();
-        Err(StateError::Damaged(path.to_owned(), line.to_owned()))
-    })
-}
-
-/// Gives a damaged file another name, which is given.
+/// Gives a damaged store another name, which is given; and so its log, which would be taken for that of the next one.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
+    let with = |path: &Path, more: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(more);
+        PathBuf::from(name)
+    };
     let name = |number: u32| match number {
-        1 => path.with_extension("redb.damaged"),
-        _ => path.with_extension(format!("redb.damaged-{number}")),
+        1 => with(path, ".damaged"),
+        _ => with(path, &format!(".damaged-{number}")),
     };
     let to = (1..).map(name).find(|to| !to.exists()).unwrap_or_else(|| name(1));
-    fs::rename(path, &to).map_err(|error| StateError::Io(path.to_owned(), error))?;
+    for more in ["-wal", ""] {
+        match fs::rename(with(path, more), with(&to, more)) {
+            Err(error) if more.is_empty() || error.kind() != io::ErrorKind::NotFound => {
+                return Err(StateError::Io(path.to_owned(), error));
+            }
+            _ => {}
+        }
+    }
     Ok(to)
 }

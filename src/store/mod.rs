@@ -2,6 +2,8 @@
 
 mod block;
 mod file;
+mod old;
 pub mod state;
+mod table;
 
 pub use state::{State, StateError, Store, Unfinished, Unusable};

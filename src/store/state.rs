@@ -1,48 +1,34 @@
-//! The state of one network namespace, in an embedded store (redb): atoms of forwards in small blocks, so that one more of
+//! The state of one network namespace, in an embedded store (SQLite): atoms of forwards in small blocks, so that one more of
 //! them on 60,000 rewrites only its neighbours, and the rest of each set.
 //!
-//! A store belongs to one namespace: the host's is `state.redb` in the state directory, others' are below `netns/`. A
+//! A store belongs to one namespace: the host's is `state.db` in the state directory, others' are below `netns/`. A
 //! namespace that ip-netns(8) made anew under an old name begins with nothing, because its kernel holds nothing.
+//!
+//! A command writes twice, the wish before the kernel is changed and the end of it afterwards, and waits for the disk once:
+//! what comes afterwards is about what a kernel holds, and a kernel that lost its power holds nothing.
 //!
 //! Be aware: a second process waits for its turn, see [`Store::open`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::Flock;
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::{block, file};
+use super::table::{Table, Tables, Transaction, Wait};
+use super::{block, file, old};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
 use crate::netfilter::namespace::Identity;
 use crate::netfilter::sysctl;
 
-/// The shape of the store; a number that is not known is not touched.
-///
-/// 2 added `source`, `hairpin` and `loopback` to an atom, and `snats` and `netmaps` to a set, all with defaults. 3 keeps
-/// atoms in blocks, and knows of iptables.
-const VERSION: &str = "3";
-/// Shapes that are brought into the present one when they are opened.
-const READABLE: [&str; 2] = ["1", "2"];
-
-/// Key of a block, to its atoms in postcard's format, <https://postcard.jamesmunns.com/wire-format>. As JSON they take four
-/// times the room, and the time to write it.
-const BLOCKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blocks");
-/// Up to version 2: set and listening half of an atom, to the atom as JSON.
-const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
-/// Set to the rest of it as JSON.
-const SETS: TableDefinition<'_, &str, &str> = TableDefinition::new("sets");
-/// `change`, to the one that may not have come to its end, in postcard's format.
-const UNFINISHED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("unfinished");
-/// Version, namespace, changed sysctls, where iptables holds rules of ours, and why nf_tables is not used.
-const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+/// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`.
+const VERSION: &str = "4";
 
 /// What is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,6 +45,8 @@ pub struct State {
     pub unusable: Option<Unusable>,
     /// A change that may not have come to its end.
     pub unfinished: Option<Unfinished>,
+    /// An atom of each sort that is compiled to other rules and maps than the others; none: not known.
+    pub samples: Vec<Owned<Binding>>,
 }
 
 /// What is kept of a change until it is done, besides what is asked, which is kept first.
@@ -79,13 +67,62 @@ pub struct Unusable {
     pub why: String,
 }
 
-/// What is kept beside the rules, each under the name of its key.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Rest {
-    sysctls: Option<String>,
-    iptables: Option<String>,
-    unusable: Option<String>,
-    unfinished: Option<Vec<u8>>,
+/// What is kept, as it was found.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// Set to the rest of it as JSON.
+    pub(super) sets: Vec<(String, Vec<u8>)>,
+    /// Set to some of its atoms in postcard's format.
+    pub(super) blocks: Vec<(String, Vec<u8>)>,
+    /// As JSON.
+    pub(super) sysctls: Option<Vec<u8>>,
+    /// As JSON.
+    pub(super) iptables: Option<Vec<u8>>,
+    /// As JSON.
+    pub(super) unusable: Option<Vec<u8>>,
+    /// In postcard's format.
+    pub(super) unfinished: Option<Vec<u8>>,
+    /// In postcard's format.
+    pub(super) samples: Option<Vec<u8>>,
+}
+
+impl Rows {
+    /// What they say; `path` is where they were found.
+    pub(super) fn state(self, path: &Path) -> Result<State, StateError> {
+        let damaged = |error: &dyn ToString| StateError::Damaged(path.to_owned(), error.to_string());
+        let mut state = State::default();
+        let mut asked = Asked::default();
+        for (name, json) in self.sets {
+            let name: SetName = name.parse().map_err(|error| damaged(&error))?;
+            let record: SetRecord = serde_json::from_slice(&json).map_err(|error| damaged(&error))?;
+            let own = |name: &SetName| name.clone();
+            asked.networks.extend(record.networks.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            asked.masquerades.extend(record.masquerades.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            asked.snats.extend(record.snats.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            asked.netmaps.extend(record.netmaps.into_iter().map(|rule| Owned { set: own(&name), rule }));
+            state.origins.extend(record.origin.map(|origin| (own(&name), origin)));
+            asked.settings.insert(name, record.settings);
+        }
+        for (set, bytes) in self.blocks {
+            let set: SetName = set.parse().map_err(|error| damaged(&error))?;
+            let rules: Vec<Binding> = postcard::from_bytes(&bytes).map_err(|error| damaged(&error))?;
+            asked.bindings.extend(rules.into_iter().map(|rule| Owned { set: set.clone(), rule }));
+        }
+        asked.normalize();
+        state.asked = asked.into();
+        let json = |bytes: Option<Vec<u8>>| bytes.unwrap_or_else(|| b"null".to_vec());
+        let read = |error: serde_json::Error| damaged(&error);
+        state.sysctls = serde_json::from_slice::<Option<_>>(&json(self.sysctls)).map_err(read)?.unwrap_or_default();
+        state.iptables = serde_json::from_slice::<Option<_>>(&json(self.iptables)).map_err(read)?.unwrap_or_default();
+        state.unusable = serde_json::from_slice(&json(self.unusable)).map_err(read)?;
+        let unfinished = self.unfinished.map(|bytes| postcard::from_bytes(&bytes)).transpose();
+        state.unfinished = unfinished.map_err(|error| damaged(&error))?;
+        if let Some(bytes) = self.samples {
+            let samples: Vec<(SetName, Binding)> = postcard::from_bytes(&bytes).map_err(|error| damaged(&error))?;
+            state.samples = samples.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
+        }
+        Ok(state)
+    }
 }
 
 /// A set without its forwards, as it is kept.
@@ -116,7 +153,7 @@ pub enum StateError {
     Busy(PathBuf),
     /// The store failed.
     #[error("the state in `{}` cannot be read or written", .0.display())]
-    Store(PathBuf, #[source] Box<redb::Error>),
+    Store(PathBuf, #[source] Box<rusqlite::Error>),
     /// It is not what was written there.
     #[error("the state in `{}` is damaged: {}", .0.display(), .1)]
     Damaged(PathBuf, String),
@@ -129,9 +166,9 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    database: Option<Database>,
-    /// Held until the database is closed.
-    _turn: Option<Flock<File>>,
+    tables: Option<Tables>,
+    /// Held until the file is closed.
+    turn: Option<Flock<File>>,
 }
 
 impl Store {
@@ -143,19 +180,17 @@ impl Store {
     /// [`StateError::Busy`] after `wait`; others where it cannot be opened or is of another version.
     pub fn open(directory: &Path, identity: &Identity, make: bool, wait: Duration) -> Result<Self, StateError> {
         let (path, incarnation) = place(directory, identity);
-        if !make && !path.exists() {
-            return Ok(Self { path, database: None, _turn: None });
+        if !make && !path.exists() && !old(&path).exists() {
+            return Ok(Self { path, tables: None, turn: None });
         }
         if let Some(parent) = path.parent() {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
             made.map_err(|error| StateError::Io(parent.to_owned(), error))?;
         }
         let turn = file::turn(&path, wait)?;
-        let database = file::open(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600))
-            .map_err(|error| StateError::Io(path.clone(), error))?;
-        let store = Self { path, database: Some(database), _turn: Some(turn) };
-        file::whole(&store.path, || store.begin(incarnation.map(String::as_str)))?;
+        let tables = Tables::open(&path)?;
+        let mut store = Self { path, tables: Some(tables), turn: Some(turn) };
+        store.begin(incarnation.map(String::as_str))?;
         Ok(store)
     }
 
@@ -165,82 +200,51 @@ impl Store {
     /// As [`Store::open`].
     pub fn anew(directory: &Path, identity: &Identity, wait: Duration) -> Result<(Self, PathBuf), StateError> {
         let (path, _) = place(directory, identity);
-        let aside = file::set_aside(&path)?;
+        let old = old(&path);
+        let turn = file::turn(&path, wait)?;
+        let aside = file::set_aside(if old.exists() { &old } else { &path })?;
+        drop(turn);
         Ok((Self::open(directory, identity, true, wait)?, aside))
     }
 
     /// A store that keeps nothing.
     pub fn in_memory() -> Self {
-        Self { path: PathBuf::new(), database: None, _turn: None }
+        Self { path: PathBuf::new(), tables: None, turn: None }
     }
 
-    /// Makes the tables, checks the version, and empties the store of a namespace that is not the one it was made for.
-    fn begin(&self, incarnation: Option<&str>) -> Result<(), StateError> {
-        let Some(database) = &self.database else { return Ok(()) };
-        let known = (|| {
-            let transaction = database.begin_read()?;
-            let meta = match transaction.open_table(META) {
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-                other => other?,
-            };
-            let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_owned()));
-            Ok(Some((text("version")?, text("namespace")?)))
-        })();
-        match known.map_err(|error| self.failed(error))? {
-            Some((Some(version), _)) if version != VERSION && !READABLE.contains(&version.as_str()) => {
-                return Err(StateError::Version(self.path.clone(), version));
-            }
-            Some((Some(version), namespace)) if namespace.as_deref() == incarnation => {
-                return if version == VERSION { Ok(()) } else { self.upgrade() };
-            }
+    /// Checks version and namespace. A store that is new takes over what one of an older version held; one that was made for
+    /// another namespace of its name is emptied.
+    fn begin(&mut self, incarnation: Option<&str>) -> Result<(), StateError> {
+        let (Some(tables), Some(turn)) = (&self.tables, &self.turn) else { return Ok(()) };
+        let text = |key| Ok(tables.get(Table::Meta, key)?.map(|value| String::from_utf8_lossy(&value).into_owned()));
+        let last = file::last_commit(turn);
+        let old = old(&self.path);
+        match text("version")? {
+            Some(version) if version != VERSION => return Err(StateError::Version(self.path.clone(), version)),
+            Some(_) if tables.commits() < last => return Err(self.damaged(&"what was committed last is not in it")),
+            Some(_) if text("namespace")?.as_deref() == incarnation => return Ok(()),
+            None if !tables.made() && last > 0 => return Err(self.damaged(&"nothing is left in it")),
             _ => {}
         }
-        self.write(|transaction| {
-            for table in [BLOCKS, UNFINISHED] {
-                transaction.delete_table(table)?;
-                transaction.open_table(table)?;
-            }
-            for table in [SETS, META] {
-                transaction.delete_table(table)?;
-                transaction.open_table(table)?;
-            }
-            let mut meta = transaction.open_table(META)?;
-            meta.insert("version", VERSION)?;
+        let state = old::read(&old, incarnation)?.unwrap_or_default();
+        let mut changes = self.changes(&State::default(), &state)?;
+        changes.count(state.asked.bindings.len());
+        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
+        tables.write(Wait::ForDisk, |rows| {
+            rows.clear()?;
+            rows.put(Table::Meta, "version", VERSION.as_bytes())?;
             if let Some(incarnation) = incarnation {
-                meta.insert("namespace", incarnation)?;
+                rows.put(Table::Meta, "namespace", incarnation.as_bytes())?;
             }
-            Ok(())
-        })
-    }
-
-    /// Brings a store of an older shape into the present one, so that an older program does not take what it does not know
-    /// for nothing.
-    fn upgrade(&self) -> Result<(), StateError> {
-        let Some(database) = &self.database else { return Ok(()) };
-        let mut atoms: Vec<(String, String)> = Vec::new();
-        (|| {
-            let transaction = database.begin_read()?;
-            for entry in transaction.open_table(BINDINGS)?.iter()? {
-                let (key, value) = entry?;
-                atoms.push((block::set_of(key.value()).to_owned(), value.value().to_owned()));
-            }
-            Ok(())
-        })()
-        .map_err(|error| self.failed(error))?;
-        let mut asked = Asked::default();
-        for (set, json) in atoms {
-            let set: SetName = set.parse().map_err(|error| self.damaged(&error))?;
-            let rule: Binding = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
-            asked.bindings.push(Owned { set, rule });
+            changes.write(rows)
+        })?;
+        // From here on a file without its log is known not to be whole.
+        tables.carry()?;
+        file::note_commit(turn, tables.commits());
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(old, error)),
+            _ => Ok(()),
         }
-        asked.normalize();
-        let changes = changed_blocks(&Asked::default(), &asked).map_err(|error| self.damaged(&error))?;
-        self.write(|transaction| {
-            put(&mut transaction.open_table(BLOCKS)?, &changes)?;
-            transaction.delete_table(BINDINGS)?;
-            transaction.open_table(META)?.insert("version", VERSION)?;
-            Ok(())
-        })
     }
 
     /// Reads everything.
@@ -248,145 +252,164 @@ impl Store {
     /// # Errors
     /// Where it cannot be read.
     pub fn load(&self) -> Result<State, StateError> {
-        file::whole(&self.path, || self.read_all())
+        let Some(tables) = &self.tables else { return Ok(State::default()) };
+        tables.check()?;
+        let mut rows = self.rest(tables)?;
+        tables.each(Table::Blocks, |key, value| {
+            rows.blocks.push((block::set_of(key).to_owned(), value.to_owned()));
+            Ok(())
+        })?;
+        let state = rows.state(&self.path)?;
+        if self.count(tables)? == Some(state.asked.bindings.len()) {
+            Ok(state)
+        } else {
+            Err(self.damaged(&"there are not as many forwards as were written"))
+        }
     }
 
-    fn read_all(&self) -> Result<State, StateError> {
-        let mut state = State::default();
-        let mut asked = Asked::default();
-        let Some(database) = &self.database else { return Ok(state) };
-        let mut records: Vec<(String, String)> = Vec::new();
-        let mut blocks: Vec<(String, Vec<u8>)> = Vec::new();
-        let mut rest = Rest::default();
-        (|| {
-            let transaction = database.begin_read()?;
-            for entry in transaction.open_table(SETS)?.iter()? {
-                let (key, value) = entry?;
-                records.push((key.value().to_owned(), value.value().to_owned()));
-            }
-            for entry in transaction.open_table(BLOCKS)?.iter()? {
-                let (key, value) = entry?;
-                blocks.push((block::set_of(key.value()).to_owned(), value.value().to_owned()));
-            }
-            let meta = transaction.open_table(META)?;
-            let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_owned()));
-            rest = Rest {
-                sysctls: text("sysctls")?,
-                iptables: text("iptables")?,
-                unusable: text("unusable")?,
-                unfinished: match transaction.open_table(UNFINISHED) {
-                    Err(redb::TableError::TableDoesNotExist(_)) => None,
-                    table => table?.get("change")?.map(|value| value.value().to_owned()),
-                },
-            };
+    /// Everything but atoms.
+    fn rest(&self, tables: &Tables) -> Result<Rows, StateError> {
+        let meta = |key| tables.get(Table::Meta, key);
+        let mut rows = Rows {
+            sysctls: meta("sysctls")?,
+            iptables: meta("iptables")?,
+            unusable: meta("unusable")?,
+            unfinished: meta("unfinished")?,
+            samples: meta("samples")?,
+            ..Rows::default()
+        };
+        tables.each(Table::Sets, |key, value| {
+            rows.sets.push((key.to_owned(), value.to_owned()));
             Ok(())
-        })()
-        .map_err(|error| self.failed(error))?;
-        for (name, json) in records {
-            let name: SetName = name.parse().map_err(|error| self.damaged(&error))?;
-            let record: SetRecord = serde_json::from_str(&json).map_err(|error| self.damaged(&error))?;
-            let own = |name: &SetName| name.clone();
-            asked.networks.extend(record.networks.into_iter().map(|rule| Owned { set: own(&name), rule }));
-            asked.masquerades.extend(record.masquerades.into_iter().map(|rule| Owned { set: own(&name), rule }));
-            asked.snats.extend(record.snats.into_iter().map(|rule| Owned { set: own(&name), rule }));
-            asked.netmaps.extend(record.netmaps.into_iter().map(|rule| Owned { set: own(&name), rule }));
-            state.origins.extend(record.origin.map(|origin| (own(&name), origin)));
-            asked.settings.insert(name, record.settings);
+        })?;
+        Ok(rows)
+    }
+
+    /// How many atoms there are.
+    fn count(&self, tables: &Tables) -> Result<Option<usize>, StateError> {
+        let count = tables.get(Table::Meta, "forwards")?;
+        let count = count.map(|count| count.try_into().map(u64::from_le_bytes));
+        match count {
+            None => Ok(Some(0)),
+            Some(count) => Ok(count.ok().and_then(|count| count.try_into().ok())),
         }
-        for (set, bytes) in blocks {
-            let set: SetName = set.parse().map_err(|error| self.damaged(&error))?;
-            let rules: Vec<Binding> = postcard::from_bytes(&bytes).map_err(|error| self.damaged(&error))?;
-            asked.bindings.extend(rules.into_iter().map(|rule| Owned { set: set.clone(), rule }));
-        }
-        state.sysctls = self.read(rest.sysctls)?;
-        state.iptables = self.read(rest.iptables)?;
-        state.unusable = self.read(rest.unusable)?;
-        let unfinished = rest.unfinished.map(|bytes| postcard::from_bytes(&bytes)).transpose();
-        state.unfinished = unfinished.map_err(|error| self.damaged(&error))?;
-        asked.normalize();
-        state.asked = asked.into();
-        Ok(state)
     }
 
     /// Replaces `before`, which is what [`Store::load`] gave, by `after`; only what differs is written.
     ///
     /// # Errors
     /// Where it cannot be written; then nothing is.
-    pub fn save(&self, before: &State, after: &State) -> Result<(), StateError> {
-        let records = records(after).map_err(|error| self.damaged(&error))?;
-        let old_records = self::records(before).map_err(|error| self.damaged(&error))?;
-        let rest = [
-            (before.sysctls != after.sysctls).then(|| Ok(("sysctls", serde_json::to_string(&after.sysctls)?))),
-            (before.iptables != after.iptables).then(|| Ok(("iptables", serde_json::to_string(&after.iptables)?))),
-            (before.unusable != after.unusable).then(|| Ok(("unusable", serde_json::to_string(&after.unusable)?))),
-        ];
-        let rest: Result<Vec<_>, serde_json::Error> = rest.into_iter().flatten().collect();
-        let rest = rest.map_err(|error| self.damaged(&error))?;
-        let changes = changed_blocks(&before.asked, &after.asked).map_err(|error| self.damaged(&error))?;
-        let unfinished = after.unfinished.as_ref().map(postcard::to_allocvec).transpose();
-        let unfinished = unfinished.map_err(|error| self.damaged(&error))?;
-        self.write(|transaction| {
-            put(&mut transaction.open_table(BLOCKS)?, &changes)?;
-            let mut sets = transaction.open_table(SETS)?;
-            for (name, json) in records.iter().filter(|(name, json)| old_records.get(*name) != Some(json)) {
-                sets.insert(name.as_str(), json.as_str())?;
-            }
-            for name in old_records.keys().filter(|name| !records.contains_key(*name)) {
-                sets.remove(name.as_str())?;
-            }
-            if before.unfinished != after.unfinished {
-                let mut table = transaction.open_table(UNFINISHED)?;
-                match &unfinished {
-                    Some(bytes) => table.insert("change", bytes.as_slice())?,
-                    None => table.remove("change")?,
-                };
-            }
-            if !rest.is_empty() {
-                let mut meta = transaction.open_table(META)?;
-                for (key, json) in &rest {
-                    meta.insert(*key, json.as_str())?;
-                }
-            }
-            Ok(())
-        })
+    pub fn save(&mut self, before: &State, after: &State) -> Result<(), StateError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut changes = self.changes(before, after)?;
+        let (less, more) = (before.asked.bindings.len(), after.asked.bindings.len());
+        if less != more {
+            // What is not a part of both may be more than is given.
+            let count = self.count(tables)?.and_then(|count| (count + more).checked_sub(less)).unwrap_or(more);
+            changes.count(count);
+        }
+        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
+        if changes.wish() {
+            tables.write(Wait::ForDisk, |rows| changes.write(rows))?;
+            file::note_commit(turn, tables.commits());
+            // All of it is in the log as well, so this can be done another time.
+            let _ = tables.tidy();
+        } else if !changes.is_empty() {
+            tables.write(Wait::No, |rows| changes.write(rows))?;
+        }
+        Ok(())
     }
 
-    /// Reads what is kept as JSON under a key, if it is.
-    fn read<T: Default + serde::de::DeserializeOwned>(&self, json: Option<String>) -> Result<T, StateError> {
-        let read = |json: String| serde_json::from_str(&json).map_err(|error| self.damaged(&error));
-        json.map_or_else(|| Ok(T::default()), read)
+    /// What must be written, but for the number of atoms.
+    fn changes(&self, before: &State, after: &State) -> Result<Changes, StateError> {
+        let read = |error: serde_json::Error| self.damaged(&error);
+        let post = |error: postcard::Error| self.damaged(&error);
+        let mut changes =
+            Changes { blocks: changed_blocks(&before.asked, &after.asked).map_err(post)?, ..Changes::default() };
+        let (old, new) = (records(before).map_err(read)?, records(after).map_err(read)?);
+        for (name, json) in new.iter().filter(|(name, json)| old.get(*name) != Some(json)) {
+            changes.sets.push((name.to_string(), Some(json.clone())));
+        }
+        changes.sets.extend(old.keys().filter(|name| !new.contains_key(*name)).map(|name| (name.to_string(), None)));
+        if before.sysctls != after.sysctls {
+            changes.set("sysctls", Some(serde_json::to_vec(&after.sysctls).map_err(read)?));
+        }
+        if before.iptables != after.iptables {
+            changes.set("iptables", Some(serde_json::to_vec(&after.iptables).map_err(read)?));
+        }
+        if before.unusable != after.unusable {
+            changes.set("unusable", Some(serde_json::to_vec(&after.unusable).map_err(read)?));
+        }
+        if before.unfinished != after.unfinished {
+            changes.set("unfinished", after.unfinished.as_ref().map(postcard::to_allocvec).transpose().map_err(post)?);
+        }
+        if before.samples != after.samples {
+            let samples: Vec<_> = after.samples.iter().map(|owned| (&owned.set, &owned.rule)).collect();
+            changes.set("samples", Some(postcard::to_allocvec(&samples).map_err(post)?));
+        }
+        Ok(changes)
     }
 
     /// The path of a file beside the store, with another ending; none where nothing is kept.
     pub fn beside(&self, ending: &str) -> Option<PathBuf> {
-        self.database.as_ref().map(|_| self.path.with_extension(ending))
+        self.tables.as_ref().map(|_| self.path.with_extension(ending))
     }
 
-    fn write(&self, body: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StateError> {
-        let Some(database) = &self.database else { return Ok(()) };
-        let transaction = database.begin_write().map_err(|error| self.failed(error.into()))?;
-        body(&transaction).map_err(|error| self.failed(error))?;
-        transaction.commit().map_err(|error| self.failed(error.into()))
-    }
-
-    fn failed(&self, error: redb::Error) -> StateError {
-        file::failed(&self.path, error)
-    }
-
-    fn damaged(&self, error: &impl ToString) -> StateError {
+    fn damaged(&self, error: &dyn ToString) -> StateError {
         StateError::Damaged(self.path.clone(), error.to_string())
+    }
+}
+
+/// Rows that come, change or, without a value, go.
+#[derive(Debug, Default)]
+struct Changes {
+    blocks: Vec<(String, Option<Vec<u8>>)>,
+    sets: Vec<(String, Option<Vec<u8>>)>,
+    meta: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Changes {
+    fn set(&mut self, key: &str, value: Option<Vec<u8>>) {
+        self.meta.push((key.to_owned(), value));
+    }
+
+    /// Sets the number of atoms.
+    fn count(&mut self, count: usize) {
+        self.set("forwards", Some(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes().to_vec()));
+    }
+
+    /// Whether what is asked changes; all the rest is about what a kernel holds, and is lost with the kernel.
+    fn wish(&self) -> bool {
+        !self.blocks.is_empty() || !self.sets.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.wish() && self.meta.is_empty()
+    }
+
+    fn write(&self, rows: &Transaction<'_>) -> Result<(), StateError> {
+        let tables = [(Table::Blocks, &self.blocks), (Table::Sets, &self.sets), (Table::Meta, &self.meta)];
+        let some = |(_, changes): &(Table, &Vec<_>)| !changes.is_empty();
+        tables.into_iter().filter(some).try_for_each(|(table, changes)| {
+            rows.put_all(table, changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))
+        })
     }
 }
 
 /// The file of a namespace's store, and which one of its name the namespace is.
 fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a String>) {
     match identity {
-        Identity::Host => (directory.join("state.redb"), None),
-        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.redb")), Some(incarnation)),
+        Identity::Host => (directory.join("state.db"), None),
+        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.db")), Some(incarnation)),
         Identity::Anonymous(incarnation) => {
-            (directory.join("netns").join(format!("anonymous-{incarnation}.redb")), Some(incarnation))
+            (directory.join("netns").join(format!("anonymous-{incarnation}.db")), Some(incarnation))
         }
     }
+}
+
+/// The file of a store of an older version.
+fn old(path: &Path) -> PathBuf {
+    path.with_extension("redb")
 }
 
 /// The blocks that differ, with what is in them afterwards; nothing where that is nothing.
@@ -405,20 +428,7 @@ fn changed_blocks(before: &Asked, after: &Asked) -> postcard::Result<Vec<(String
     Ok(changed)
 }
 
-fn put(
-    table: &mut Table<'_, &'static str, &'static [u8]>,
-    changes: &[(String, Option<Vec<u8>>)],
-) -> Result<(), redb::Error> {
-    for (key, bytes) in changes {
-        match bytes {
-            Some(bytes) => table.insert(key.as_str(), bytes.as_slice())?,
-            None => table.remove(key.as_str())?,
-        };
-    }
-    Ok(())
-}
-
-fn records(state: &State) -> Result<BTreeMap<SetName, String>, serde_json::Error> {
+fn records(state: &State) -> Result<BTreeMap<SetName, Vec<u8>>, serde_json::Error> {
     let mut records: BTreeMap<&SetName, SetRecord> = BTreeMap::new();
     for (name, settings) in &state.asked.settings {
         records.entry(name).or_default().settings = *settings;
@@ -438,11 +448,14 @@ fn records(state: &State) -> Result<BTreeMap<SetName, String>, serde_json::Error
     for (name, origin) in &state.origins {
         records.entry(name).or_default().origin = Some(origin.clone());
     }
-    records.into_iter().map(|(name, record)| Ok((name.clone(), serde_json::to_string(&record)?))).collect()
+    records.into_iter().map(|(name, record)| Ok((name.clone(), serde_json::to_vec(&record)?))).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self};
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::model::{Forward, RuleSet};
 
@@ -474,11 +487,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let (one, two) = (state(&["80", "8000-8010/udp", "[2001:db8::1]:53"]), state(&["80", "81"]));
         {
-            let store = open(directory.path(), &Identity::Host);
+            let mut store = open(directory.path(), &Identity::Host);
             assert_eq!(store.load().expect("loads"), State::default());
             store.save(&State::default(), &one).expect("saves");
         }
-        let store = open(directory.path(), &Identity::Host);
+        let mut store = open(directory.path(), &Identity::Host);
         assert_eq!(store.load().expect("loads"), one);
         store.save(&one, &two).expect("saves");
         assert_eq!(store.load().expect("loads"), two);
@@ -490,7 +503,7 @@ mod tests {
     fn a_namespace_made_anew_begins_with_nothing() {
         let directory = tempfile::tempdir().expect("directory");
         let first = Identity::Named("web".into(), "boot-1".into());
-        let store = open(directory.path(), &first);
+        let mut store = open(directory.path(), &first);
         store.save(&State::default(), &state(&["80"])).expect("saves");
         drop(store);
         assert_ne!(open(directory.path(), &first).load().expect("loads"), State::default());
@@ -506,7 +519,7 @@ mod tests {
         drop(open(&inner, &Identity::Host));
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&inner), 0o700);
-        assert_eq!(mode(&inner.join("state.redb")), 0o600);
+        assert_eq!(mode(&inner.join("state.db")), 0o600);
     }
 
     #[test]
@@ -515,17 +528,6 @@ mod tests {
         let _first = open(directory.path(), &Identity::Host);
         let second = Store::open(directory.path(), &Identity::Host, true, Duration::from_millis(20));
         assert!(matches!(second, Err(StateError::Busy(_))));
-    }
-
-    fn with_version(directory: &Path, version: &str) -> Result<Store, StateError> {
-        let store = open(directory, &Identity::Host);
-        let put = |transaction: &redb::WriteTransaction| {
-            transaction.open_table(META)?.insert("version", version)?;
-            Ok(())
-        };
-        store.write(put).expect("writes");
-        drop(store);
-        Store::open(directory, &Identity::Host, true, Duration::ZERO)
     }
 
     #[test]
@@ -539,30 +541,48 @@ mod tests {
     #[test]
     fn a_newer_store_is_left_alone() {
         let directory = tempfile::tempdir().expect("directory");
-        let newer = with_version(directory.path(), "4");
-        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "4"));
+        let mut store = open(directory.path(), &Identity::Host);
+        let tables = store.tables.as_mut().expect("tables");
+        tables.write(Wait::ForDisk, |rows| rows.put(Table::Meta, "version", b"5")).expect("writes");
+        drop(store);
+        let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
+        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "5"));
     }
 
     #[test]
-    fn a_store_of_an_older_version_is_brought_into_the_present_shape() {
+    fn what_is_older_than_the_last_commit_is_damaged() {
         let directory = tempfile::tempdir().expect("directory");
+        let path = |name: &str| directory.path().join(name);
+        open(directory.path(), &Identity::Host).save(&State::default(), &state(&["80"])).expect("saves");
+        let (good, log) = (fs::read(path("state.db")).expect("there"), fs::read(path("state.db-wal")).expect("there"));
+        for (good, log) in
+            [(&good[..], &b""[..]), (&[], &[]), (&good[..100], &log[..]), (&good[..], &log[..log.len() - 9])]
+        {
+            fs::write(path("state.db"), good).expect("written");
+            fs::write(path("state.db-wal"), log).expect("written");
+            let opened = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
+            let loaded = opened.and_then(|store| store.load());
+            if good.is_empty() {
+                // Gone is not damaged; what the kernel holds tells that it was there.
+                assert_eq!(loaded.expect("made"), State::default());
+                file::note_commit(&File::options().write(true).open(path("state.lock")).expect("opens"), 2);
+            } else {
+                assert!(matches!(loaded, Err(StateError::Damaged(..))), "{loaded:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_of_an_older_version_is_taken_over() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("state.redb");
+        old::tests::one_forward(&path);
         let store = open(directory.path(), &Identity::Host);
-        // As the program wrote them when its shape was 1.
-        let binding =
-            r#"{"family":"ipv4","protocol":"tcp","ports":"80","to":{"address":"10.0.0.1","port":{"one":80}}}"#;
-        let set = r#"{"networks":[],"masquerades":[],"settings":{"ip_forward":"enable"},"origin":null}"#;
-        let put = |transaction: &redb::WriteTransaction| {
-            transaction.open_table(BINDINGS)?.insert("cli\0IPv4\080/tcp", binding)?;
-            transaction.open_table(SETS)?.insert("cli", set)?;
-            Ok(())
-        };
-        store.write(put).expect("writes");
-        drop(store);
-        let store = with_version(directory.path(), "1").expect("opens");
         let asked = store.load().expect("loads").asked;
         assert_eq!(asked.bindings.len(), 1);
         assert_eq!(asked.bindings[0].rule.to_string(), "80/tcp -> 10.0.0.1:80");
         drop(store);
-        open(directory.path(), &Identity::Host);
+        assert!(!path.exists());
+        assert_eq!(open(directory.path(), &Identity::Host).load().expect("loads").asked, asked);
     }
 }
