@@ -29,8 +29,10 @@ mod guard;
 mod hairpin;
 mod isolate;
 mod netmap;
+mod samples;
 mod source;
 
+pub use samples::samples;
 pub(super) use source::{sources_name, sources_shape};
 
 use super::expr::{Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register};

@@ -1,0 +1,175 @@
+//! A few atoms that stand for all: what they compile to differs from what all compile to in nothing but elements.
+//!
+//! So one more forward on thousands is compiled with these and its neighbours alone. Which rules, chains and maps there are
+//! follows from the sorts of atoms that there are, not from their number; a sort is all that [`super::compile`] looks at
+//! besides what ends up in an element.
+
+use std::collections::HashSet;
+
+use super::super::element;
+use crate::model::{Asked, Binding, ChainName, Class, Owned, Protocol, SetName, Source};
+
+/// All of an atom that decides about more than elements. The set, because it may want forwarding switched on.
+#[derive(PartialEq, Eq, Hash)]
+struct Sort<'a> {
+    set: &'a SetName,
+    class: Class,
+    /// A bit for each of [`element::kinds`].
+    kinds: u8,
+    protocol: Protocol,
+    redirect: bool,
+    chain: ChainName,
+    source: Source,
+    hairpin: bool,
+    loopback: bool,
+    serves_others: bool,
+}
+
+impl<'a> Sort<'a> {
+    fn of(asked: &Asked, owned: &'a Owned<Binding>) -> Self {
+        let rule = &owned.rule;
+        Self {
+            set: &owned.set,
+            class: rule.class(),
+            kinds: element::kinds(rule).fold(0, |kinds, kind| kinds | 1 << kind as u8),
+            protocol: rule.protocol,
+            redirect: rule.to.address.is_none(),
+            chain: asked.chain_of(rule),
+            source: rule.source,
+            hairpin: rule.hairpin,
+            loopback: rule.loopback,
+            serves_others: rule.serves_others(),
+        }
+    }
+}
+
+/// Whether two atoms are of one sort, as far as that is told quickly.
+fn alike(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
+    let (a, b) = (&one.rule, &other.rule);
+    let to = if networks { a.to.address == b.to.address } else { a.to.address.is_some() == b.to.address.is_some() };
+    let ports = a.is_exact() && b.is_exact();
+    let options = a.source == b.source && a.hairpin == b.hairpin && a.loopback == b.loopback;
+    to && ports
+        && options
+        && a.protocol == b.protocol
+        && a.class() == b.class()
+        && a.serves_others() == b.serves_others()
+        && one.set == other.set
+}
+
+/// One atom of each sort: those that are `known` to be such, and one of each other sort.
+pub fn samples(asked: &Asked, known: &[Owned<Binding>]) -> Vec<Owned<Binding>> {
+    let mut samples = known.to_vec();
+    let mut met: HashSet<Sort<'_>> = known.iter().map(|owned| Sort::of(asked, owned)).collect();
+    let mut last: Option<&Owned<Binding>> = None;
+    for owned in &asked.bindings {
+        if !last.is_some_and(|last| alike(last, owned, !asked.networks.is_empty()))
+            && met.insert(Sort::of(asked, owned))
+        {
+            samples.push(owned.clone());
+        }
+        last = Some(owned);
+    }
+    samples
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::compile;
+    use super::*;
+    use crate::model::{Forward, Network, RuleSet};
+    use crate::nft::program::{Element, Key, Program};
+
+    const LISTEN: [&str; 12] = [
+        "",
+        "",
+        "",
+        "192.0.2.1:",
+        "192.0.2.2:",
+        "127.0.0.1:",
+        "[2001:db8::1]:",
+        "[2001:db8::2]:",
+        "[::1]:",
+        "",
+        "",
+        "",
+    ];
+    const PORTS: [&str; 8] = ["80", "81", "8000-8009", "8000-8040", "1-65535", "1000-3100", "443,90-91", "82"];
+    const TO: [&str; 7] =
+        ["10.0.0.1", "10.0.0.1:80", "172.17.0.3", "172.17.0.4:81", "[fd00::1]", "[fd00:17::1]:80", ":80"];
+    const SOURCE: [&str; 5] = ["keep", "keep", "masquerade", "192.0.2.9", "192.0.2.10"];
+
+    type Picks = (usize, usize, usize, usize, (u8, bool, bool, bool, u8));
+
+    fn forward((listen, ports, to, source, (from, interface, hairpin, loopback, udp)): &Picks) -> Option<Forward> {
+        let listen = format!("{}{}{}", LISTEN[*listen], PORTS[*ports], if *udp == 0 { "/udp" } else { "" });
+        let mut forward = Forward::new(listen.parse().ok()?, TO[*to].parse().ok()?);
+        forward.source = SOURCE[*source].parse().ok()?;
+        forward.from = match from {
+            0 => vec!["198.51.100.0/24".parse().ok()?],
+            1 => vec!["198.51.0.0/16".parse().ok()?, "2001:db8::/32".parse().ok()?],
+            _ => Vec::new(),
+        };
+        forward.interface = interface.then(|| "eth0".parse().ok()).flatten();
+        forward.hairpin = *hairpin;
+        forward.loopback = *loopback;
+        Some(forward)
+    }
+
+    fn asked(picks: &[Picks], networks: bool) -> Asked {
+        let mut asked = Asked::default();
+        for (number, some) in picks.chunks(5).enumerate() {
+            let mut set = RuleSet::new(format!("set{number}").parse().expect("name"));
+            set.forwards = some.iter().filter_map(forward).filter(|forward| forward.bindings().is_ok()).collect();
+            if networks && number == 0 {
+                let subnets = ["172.17.0.0/16", "fd00:17::/64"].map(|subnet| subnet.parse().expect("subnet")).to_vec();
+                let (name, chain) = ("docker0".parse().expect("name"), "DOCKER".parse().expect("name"));
+                let network = Network { name, subnets, masquerade: true, chain, isolate: true };
+                set.networks.push(network);
+            }
+            asked.add(&set).expect("valid");
+        }
+        asked.normalize();
+        asked
+    }
+
+    /// A program without its elements, but for those that are not about forwards.
+    fn frame(asked: &Asked) -> Program {
+        let mut program = compile(asked).expect("compiles");
+        for (name, map) in &mut program.maps {
+            if !name.starts_with("sources-") {
+                map.elements = BTreeMap::<Key, Element>::new();
+            }
+        }
+        program
+    }
+
+    proptest! {
+        #[test]
+        fn samples_stand_for_all(
+            picks in proptest::collection::vec(
+                (0..LISTEN.len(), 0..PORTS.len(), 0..TO.len(), 0..SOURCE.len(),
+                 (0u8..6, any::<bool>(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.2), 0u8..4)),
+                0..40,
+            ),
+            networks in any::<bool>(),
+            half in any::<proptest::sample::Index>(),
+        ) {
+            let all = asked(&picks, networks);
+            let mut few = all.clone();
+            few.bindings = samples(&all, &[]);
+            prop_assert_eq!(frame(&few), frame(&all));
+            prop_assert_eq!(few.forwarding(), all.forwarding());
+            // What is known of a part, and the rest.
+            let known = samples(&Asked { bindings: all.bindings[..half.index(all.bindings.len() + 1)].to_vec(), ..all.clone() }, &[]);
+            few.bindings = samples(&all, &known);
+            prop_assert!(few.bindings.starts_with(&known));
+            few.normalize();
+            prop_assert_eq!(frame(&few), frame(&all));
+        }
+    }
+}
