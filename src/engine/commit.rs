@@ -1,15 +1,14 @@
 //! Making the kernel hold what is asked, and the state say so.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::connections::{self, Changed};
 use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan, together};
 use crate::model::Asked;
 use crate::netfilter::sysctl;
+use crate::nft::transaction::PATIENCE;
 use crate::store::{State, Unfinished, Unusable};
-
-/// How often a plan is made anew because somebody else committed in between.
-const ATTEMPTS: u32 = 100;
 
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +170,8 @@ struct Sent {
 
 /// Has the kernel hold what is asked. `first` is what was decided already.
 fn to_kernel(engine: &mut Engine, asked: &Arc<Asked>, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
-    for _ in 0..ATTEMPTS {
+    let until = Instant::now() + PATIENCE;
+    loop {
         let (live, work) = match first.take() {
             Some(decided) => decided,
             None => engine.backend.decide(asked)?,
@@ -185,8 +185,10 @@ fn to_kernel(engine: &mut Engine, asked: &Arc<Asked>, mut first: Option<(Live, W
         if let Some(messages) = sent? {
             return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was) });
         }
+        if Instant::now() > until {
+            return Err(EngineError::Busy);
+        }
     }
-    Err(EngineError::Busy)
 }
 
 /// Commits to iptables instead, where the choice is ours and the kernel's nf_tables lacks what it takes.

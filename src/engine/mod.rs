@@ -8,7 +8,8 @@
 //! `backend.rs` is the same walk with nftables or with iptables, where text goes to iptables-restore in the place of a batch.
 //!
 //! Everything is decided on what the kernel holds now, never on a memory of what was sent, and the batch carries the
-//! generation it was decided on: when somebody else commits in between, the kernel refuses it and we look again.
+//! generation it was decided on: when somebody else commits in between, the kernel refuses it, and we look again, or
+//! send it again where that commit was known not to touch our table.
 //! The state is written before the kernel and taken back if the kernel refuses, so that being killed in between leaves
 //! a wish that the next command fulfils.
 
@@ -25,7 +26,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::iptables::command::{CommandError, Tools, Variant};
 use crate::iptables::lift::lift as lift_chains;
@@ -38,7 +39,7 @@ use crate::nft::compile::CompileError;
 use crate::nft::decode::has_chain;
 use crate::nft::lift::lift;
 use crate::nft::program::{Base, ChainType, Hook, Program};
-use crate::nft::transaction::{CommitError, Connection, KernelError, namespace_cookie};
+use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE, namespace_cookie};
 use crate::store::{State, StateError, Store};
 
 use backend::Backend;
@@ -398,8 +399,15 @@ impl Engine {
         for (home, found) in self.others() {
             let remove = |found: Found| -> Result<(), EngineError> {
                 let mut other = found?;
-                let (_, work) = other.decide(&nothing)?;
-                other.carry_out(&work)?.map(drop).ok_or(EngineError::Busy)
+                let until = Instant::now() + PATIENCE;
+                loop {
+                    let (_, work) = other.decide(&nothing)?;
+                    match other.carry_out(&work)? {
+                        Some(_) => return Ok(()),
+                        None if Instant::now() > until => return Err(EngineError::Busy),
+                        None => {}
+                    }
+                }
             };
             remove(found).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
             left.push(home);

@@ -1,25 +1,36 @@
 //! Committing to nftables: one batch, and a look at what came of it.
 
+use std::time::Instant;
+
 use super::EngineError;
 use crate::nft::decode;
 use crate::nft::diff::Changes;
 use crate::nft::element;
 use crate::nft::encode::{Batch, Subject, encode};
 use crate::nft::program::{Element, Key, Program};
-use crate::nft::transaction::{CommitError, Connection, KernelError};
+use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 
-/// Sends changes that were decided on at a generation. Gives the messages, a line each; `None` where others committed in
-/// between.
+/// Sends changes that were decided on at a generation, and again at the next one as long as others commit, but not to our
+/// table. Gives the messages, a line each; `None` where it must be decided anew.
 pub(super) fn carry_out(
     connection: &mut Connection,
     changes: &Changes,
-    generation: u32,
+    mut generation: u32,
 ) -> Result<Option<Vec<String>>, EngineError> {
-    let batch = encode(changes, generation);
-    match connection.commit(&batch) {
-        Ok(()) => Ok(Some(batch.lines().collect())),
-        Err(CommitError::Stale) => Ok(None),
-        Err(error) => Err(named(error, &batch)),
+    let mut batch = encode(changes, generation);
+    let mut until = None;
+    loop {
+        match connection.commit(&batch) {
+            Ok(()) => return Ok(Some(batch.lines().collect())),
+            Err(CommitError::Stale) => {}
+            Err(error) => return Err(named(error, &batch)),
+        }
+        let Some(moved) = connection.moved_from(generation) else { return Ok(None) };
+        if Instant::now() > *until.get_or_insert_with(|| Instant::now() + PATIENCE) {
+            return Ok(None);
+        }
+        generation = moved;
+        batch.move_to(generation);
     }
 }
 

@@ -1,19 +1,27 @@
 //! The kernel's dumps decoded into a program. Only our own table is asked for, and never another's elements.
+//!
+//! A dump comes in parts, and between two of them others may commit. All is read in one generation where that can be had;
+//! where it cannot, others are watched (see [`super::watch`]), and what is read holds if none of them touched our table:
+//! - The kernel finds the place in a dump of chains, rules or maps by counting objects, those of other tables included
+//!   where it is older. A commit of others in between can make it leave some out, so each of these dumps, which are small,
+//!   must still come undisturbed, and is begun again by itself.
+//! - In a dump of elements it counts those of that one map (`nf_tables_dump_set`), which no other table's commit moves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nftnl_sys::libc;
 
-use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Shape, TABLE};
-use super::transaction::{Connection, KernelError, names};
+use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Rule, Shape, TABLE};
+use super::transaction::{Connection, KernelError, PATIENCE, names};
 use crate::netfilter::netlink::{NESTED, put_attribute};
 
-/// How often a dump is begun again because somebody committed meanwhile, or because a map was being rearranged.
-const ATTEMPTS: u32 = 200;
+/// How often a dump of chains, rules or maps is begun again by itself, at once: it takes less time than most pauses between
+/// two commits of others.
+const ATTEMPTS: u32 = 100;
 
-/// How long the kernel is left to itself before a dump is begun again.
+/// How long the kernel is left to itself before all is read again.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
@@ -34,23 +42,55 @@ mod key {
 /// Reads our table, and the generation of which that is the truth.
 ///
 /// # Errors
-/// [`KernelError::Interrupted`] where others committed so often that no dump came to its end undisturbed;
-/// [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
+/// [`KernelError::Interrupted`] where others changed our table again and again, for [`PATIENCE`], or anything where they
+/// cannot be watched; [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, elements)
 }
 
 fn decode_with(connection: &mut Connection, elements: ReadElements) -> Result<(Program, u32), KernelError> {
-    for _ in 0..ATTEMPTS {
-        let before = connection.generation()?;
-        match program(connection, elements) {
-            Ok(program) if connection.generation()? == before => return Ok((program, before)),
-            Ok(_) => {}
-            Err(KernelError::Interrupted) => std::thread::sleep(PAUSE),
-            Err(error) => return Err(error),
-        }
+    if !connection.is_watching()
+        && let Some(found) = or_again(undisturbed(connection, elements))?
+    {
+        return Ok(found);
     }
-    Err(KernelError::Interrupted)
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = match connection.watch()? {
+            true => watched(connection, elements),
+            false => undisturbed(connection, elements),
+        };
+        if let Some(found) = or_again(found)? {
+            return Ok(found);
+        }
+        if Instant::now() > until {
+            return Err(KernelError::Interrupted);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+type Found = Result<Option<(Program, u32)>, KernelError>;
+
+/// Takes an interruption as a reason to read again.
+fn or_again(found: Found) -> Found {
+    match found {
+        Err(KernelError::Interrupted) => Ok(None),
+        other => other,
+    }
+}
+
+/// Reads all in one generation.
+fn undisturbed(connection: &mut Connection, elements: ReadElements) -> Found {
+    let before = connection.generation()?;
+    let program = program(connection, elements)?;
+    Ok((connection.generation()? == before).then_some((program, before)))
+}
+
+/// Reads all while others commit, but not to our table.
+fn watched(connection: &mut Connection, elements: ReadElements) -> Found {
+    let program = program(connection, elements)?;
+    Ok(connection.still()?.map(|generation| (program, generation)))
 }
 
 /// Reads our table, but of its maps no elements; the generation is that of [`decode`].
@@ -124,14 +164,41 @@ fn program(connection: &mut Connection, elements: ReadElements) -> Result<Progra
         return Ok(program);
     }
     program.table = true;
-    chains(connection, &mut program)?;
-    rules(connection, &mut program)?;
-    maps(connection, &mut program, elements)?;
+    program.chains = steadily(connection, chains)?;
+    for (chain, rule) in steadily(connection, rules)? {
+        // A chain that came after the chains were read: that will be told, and all is read again.
+        if let Some(chain) = program.chains.get_mut(&chain) {
+            chain.rules.push(rule);
+        }
+    }
+    for (name, shape) in steadily(connection, shapes)? {
+        let foreign = Shape { key: Vec::new(), data: Vec::new() };
+        let elements = match &shape {
+            Some(_) => elements(connection, &name)?,
+            None => BTreeMap::new(),
+        };
+        program.maps.insert(name, Map { shape: shape.unwrap_or(foreign), elements });
+    }
     Ok(program)
 }
 
-fn chains(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+/// Does a dump until it comes undisturbed. Without a watch there is no use in that: all must be read again.
+fn steadily<T>(
+    connection: &mut Connection,
+    dump: impl Fn(&mut Connection) -> Result<T, KernelError>,
+) -> Result<T, KernelError> {
+    for _ in 1..ATTEMPTS {
+        match dump(connection) {
+            Err(KernelError::Interrupted) if connection.is_watching() => {}
+            other => return other,
+        }
+    }
+    dump(connection)
+}
+
+fn chains(connection: &mut Connection) -> Result<BTreeMap<String, Chain>, KernelError> {
     let ours = names(&[(key::CHAIN_TABLE, TABLE)]);
+    let mut chains = BTreeMap::new();
     connection.dump("chains", libc::NFT_MSG_GETCHAIN, &ours, |message| {
         let record = message.chain()?;
         // Older kernels give the chains of all tables whatever was asked for.
@@ -143,10 +210,11 @@ fn chains(connection: &mut Connection, program: &mut Program) -> Result<(), Kern
                 // A chain of a kind that we never make: kept as one that differs from all of ours.
                 Some(None) => Some(Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: i32::MIN }),
             };
-            program.chains.insert(record.name, Chain { base, rules: Vec::new() });
+            chains.insert(record.name, Chain { base, rules: Vec::new() });
         }
         Some(())
-    })
+    })?;
+    Ok(chains)
 }
 
 fn base(kind: &str, hook: u32, priority: i32) -> Option<Base> {
@@ -165,42 +233,34 @@ fn base(kind: &str, hook: u32, priority: i32) -> Option<Base> {
     Some(Base { chain_type, hook, priority })
 }
 
-fn rules(connection: &mut Connection, program: &mut Program) -> Result<(), KernelError> {
+fn rules(connection: &mut Connection) -> Result<Vec<(String, Rule)>, KernelError> {
     let ours = names(&[(key::RULE_TABLE, TABLE)]);
+    let mut rules = Vec::new();
     connection.dump("rules", libc::NFT_MSG_GETRULE, &ours, |message| {
-        let (chain, rule) = message.rule()?;
-        // A chain that came after the chains were read: the generation will tell, and all is read again.
-        if let Some(chain) = program.chains.get_mut(&chain) {
-            chain.rules.push(rule);
-        }
+        rules.push(message.rule()?);
         Some(())
-    })
+    })?;
+    Ok(rules)
 }
 
-fn maps(connection: &mut Connection, program: &mut Program, elements: ReadElements) -> Result<(), KernelError> {
-    let mut shapes: BTreeMap<String, Option<Shape>> = BTreeMap::new();
+/// The maps and sets, and their shapes where they are of a kind that we make.
+fn shapes(connection: &mut Connection) -> Result<BTreeMap<String, Option<Shape>>, KernelError> {
     let ours = names(&[(key::SET_TABLE, TABLE)]);
+    let mut shapes = BTreeMap::new();
     connection.dump("maps", libc::NFT_MSG_GETSET, &ours, |message| {
         let (name, shape) = message.set()?;
         shapes.insert(name, shape);
         Some(())
     })?;
-    for (name, shape) in shapes {
-        let foreign = Shape { key: Vec::new(), data: Vec::new() };
-        let elements = match &shape {
-            Some(_) => elements(connection, &name)?,
-            None => BTreeMap::new(),
-        };
-        program.maps.insert(name, Map { shape: shape.unwrap_or(foreign), elements });
-    }
-    Ok(())
+    Ok(shapes)
 }
 
 fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Element>, KernelError> {
     let mut found = Vec::new();
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
     let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
-    connection.dump("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
+    let watching = connection.is_watching();
+    let interrupted = connection.dump_through("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
         message.elements(|key, data, (text, span), counter| {
             let comment = match comments.get(text) {
                 Some(comment) => Arc::clone(comment),
@@ -213,6 +273,9 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
             found.push((key, Element { data: data.into(), comment, span, counter }));
         })
     })?;
+    if interrupted && !watching {
+        return Err(KernelError::Interrupted);
+    }
     let count = found.len();
     let elements: BTreeMap<_, _> = found.into_iter().collect();
     // After many insertions the kernel rearranges a hash map in the background. A dump that spans that gives some elements

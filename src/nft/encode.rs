@@ -63,6 +63,14 @@ impl Batch<'_> {
         &self.bytes
     }
 
+    /// Moves it to another generation: nothing that it was decided on has changed until then.
+    pub fn move_to(&mut self, generation: u32) {
+        // The first message is the begin, and the generation the first thing that it says.
+        if let Some(number) = self.bytes.get_mut(24..28) {
+            number.copy_from_slice(&generation.to_be_bytes());
+        }
+    }
+
     /// How many messages it has, begin and end included.
     pub fn message_count(&self) -> usize {
         self.entries.len()
@@ -332,6 +340,9 @@ mod tests {
         let changes = diff(&Program::default(), &asked(["80".into()]));
         let batch = encode(&changes, 0x0102_0304);
         assert_eq!(batch.bytes()[20..28], [8, 0, 1, 0, 1, 2, 3, 4]);
+        let mut moved = batch.clone();
+        moved.move_to(0x0506_0708);
+        assert_eq!(moved, encode(&changes, 0x0506_0708));
         let acks: Vec<u32> = (batch.entries.iter())
             .filter(|entry| batch.bytes[entry.start + 6] & 4 > 0)
             .map(|entry| entry.seq)

@@ -277,7 +277,7 @@ pub(super) fn prepare(socket: &mnl::Socket, size: usize) -> io::Result<()> {
 }
 
 /// The kernel's cookie of the network namespace that a socket was made in (SO_NETNS_COOKIE, Linux 5.14).
-pub(super) fn namespace_cookie(socket: &mnl::Socket) -> Option<u64> {
+pub(super) fn namespace_cookie(socket: &impl AsRawFd) -> Option<u64> {
     let mut cookie: u64 = 0;
     let mut size = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
     // SAFETY: the socket is open; the kernel writes at most `size` bytes into `cookie`.

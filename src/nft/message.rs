@@ -100,7 +100,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// A name; what is behind a zero is none of it.
-    fn text(self, wanted: u16) -> Option<String> {
+    pub(super) fn text(self, wanted: u16) -> Option<String> {
         let text = self.get(wanted).filter(|text| text.len() <= LONGEST_NAME)?.split(|byte| *byte == 0).next()?;
         Some(String::from_utf8_lossy(text).into_owned())
     }

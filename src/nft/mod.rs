@@ -8,7 +8,8 @@
 //! A program is plain data: it can be made, printed, compared and tested without privileges. All `unsafe` of the crate
 //! is in `ffi`, which has a safe face.
 //!
-//! Be aware: we never look at, and never change, anything outside of table `inet portfwd`.
+//! Be aware: we never look at, and never change, anything outside of table `inet portfwd`; of what others do we take the
+//! names of their tables, and only while they disturb us (`watch`).
 
 pub mod compile;
 pub mod decode;
@@ -23,3 +24,4 @@ mod message;
 pub mod program;
 pub mod transaction;
 pub mod user_data;
+pub mod watch;

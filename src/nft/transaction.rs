@@ -1,15 +1,23 @@
 //! The conversation with the kernel: one socket, requests and their answers, one batch and its fate.
 //!
+//! Where others commit while we look or are about to commit, a second socket tells whom that concerns: see [`super::watch`].
+//! Until that happens there is none.
+//!
 //! Be aware: answers are read to their end before the next question, so a socket belongs to one thread.
 
 use std::io;
+use std::time::Duration;
 
 use nftnl_sys::libc;
 
 use super::encode::Batch;
 use super::ffi::{self, Buffer};
 use super::message::{Attributes, Message};
+use super::watch::{self, Notices, Watch};
 use crate::netfilter::netlink::{message, put_attribute};
+
+/// How long we try again where others commit in between.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What carries questions to the kernel and its answers back: a socket, or what was recorded of one.
 pub trait Wire {
@@ -33,6 +41,14 @@ pub trait Wire {
 
     /// A number of the network namespace that is spoken about.
     fn namespace_cookie(&self) -> Option<u64>;
+
+    /// Has the kernel tell of every commit from now on.
+    ///
+    /// # Errors
+    /// The system's. What was recorded has none.
+    fn watch(&self) -> io::Result<Box<dyn Notices>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Wire for mnl::Socket {
@@ -50,6 +66,10 @@ impl Wire for mnl::Socket {
 
     fn namespace_cookie(&self) -> Option<u64> {
         ffi::namespace_cookie(self)
+    }
+
+    fn watch(&self) -> io::Result<Box<dyn Notices>> {
+        watch::join(self.namespace_cookie())
     }
 }
 
@@ -111,6 +131,7 @@ pub struct Connection {
     wire: Box<dyn Wire>,
     buffer: Buffer,
     next: u32,
+    watch: Option<Watch>,
 }
 
 /// An error message of the kernel's.
@@ -134,7 +155,7 @@ impl Connection {
 
     /// A conversation over a wire that is open. What comes over it may be anything.
     pub fn over(wire: Box<dyn Wire>) -> Self {
-        Self { wire, buffer: Buffer::new(), next: 1 }
+        Self { wire, buffer: Buffer::new(), next: 1, watch: None }
     }
 
     /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
@@ -156,6 +177,77 @@ impl Connection {
         found.ok_or(KernelError::Unreadable("the generation"))
     }
 
+    /// Watches what others commit from here on, and says whether that can be had.
+    ///
+    /// # Errors
+    /// Where the kernel does not answer.
+    pub(super) fn watch(&mut self) -> Result<bool, KernelError> {
+        if self.watch.as_mut().is_some_and(|watch| watch.untouched().is_some()) {
+            return Ok(true);
+        }
+        self.watch = None;
+        let Ok(notices) = self.wire.watch() else { return Ok(false) };
+        let generation = self.generation()?;
+        self.settle()?;
+        self.watch = Some(Watch::new(notices, generation));
+        Ok(true)
+    }
+
+    /// Whether it is watched what others commit.
+    pub(super) fn is_watching(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// The generation at which what was read since [`Connection::watch`] is the truth; `None` where our table may have been
+    /// touched meanwhile.
+    ///
+    /// # Errors
+    /// Where the kernel does not answer.
+    pub(super) fn still(&mut self) -> Result<Option<u32>, KernelError> {
+        // Who is at work still may have changed what we saw, and not have told.
+        self.settle()?;
+        Ok(self.untouched())
+    }
+
+    /// After [`CommitError::Stale`]: the generation that a batch of `before` can be moved to, because nobody touched our
+    /// table in between; `None` where that is not so, or not known, and all must be read again.
+    pub fn moved_from(&mut self, before: u32) -> Option<u32> {
+        // Who moved the generation had told of it before the kernel could refuse ours. Otherwise it was lost.
+        let moved = self.untouched().filter(|now| *now != before);
+        if moved.is_none() {
+            self.watch = None;
+            // What is read next is watched from its beginning; where it cannot be, it must come undisturbed.
+            drop(self.watch());
+        }
+        moved
+    }
+
+    fn untouched(&mut self) -> Option<u32> {
+        let generation = self.watch.as_mut()?.untouched();
+        self.watch = self.watch.take().filter(|_| generation.is_some());
+        generation
+    }
+
+    /// Waits for whoever is committing: a batch without messages changes nothing, but needs the same lock.
+    fn settle(&mut self) -> Result<(), KernelError> {
+        let subsystem = u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or(0);
+        let mut batch = Vec::new();
+        for kind in [libc::NFNL_MSG_BATCH_BEGIN, libc::NFNL_MSG_BATCH_END] {
+            let (kind, flags) = (u16::try_from(kind).unwrap_or(0), u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1));
+            batch.extend(message(kind, flags, 0, subsystem, self.number(), &[]));
+        }
+        self.wire.send(&batch).map_err(|error| KernelError::Socket("asking the kernel", error))?;
+        // It is answered only where it is refused, and whoever reads the next answer leaves that out.
+        self.generation().map(drop)
+    }
+
+    /// The number of the next message.
+    fn number(&mut self) -> u32 {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1).max(1);
+        number
+    }
+
     /// Asks for what `attributes` name and gives each message of the answer to `each`; false where there is no such thing.
     pub(super) fn get(
         &mut self,
@@ -165,14 +257,14 @@ impl Connection {
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<bool, KernelError> {
         match self.ask(what, kind, libc::NFPROTO_INET, 0, attributes, each) {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
     /// Asks for all objects of a kind and gives each message of the answer to `each`, which says whether it could read
-    /// it.
+    /// it. What the question names was there a moment ago; where it is gone, somebody else was at work.
     pub(super) fn dump(
         &mut self,
         what: &'static str,
@@ -180,7 +272,26 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        self.ask(what, kind, libc::NFPROTO_INET, libc::NLM_F_DUMP, attributes, each)
+        match self.dump_through(what, kind, attributes, each) {
+            Ok(true) => Err(KernelError::Interrupted),
+            other => other.map(drop),
+        }
+    }
+
+    /// The same, whoever commits meanwhile, and says whether somebody did.
+    pub(super) fn dump_through(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        attributes: &[u8],
+        each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<bool, KernelError> {
+        match self.ask(what, kind, libc::NFPROTO_INET, libc::NLM_F_DUMP, attributes, each) {
+            Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Err(KernelError::Interrupted)
+            }
+            other => other,
+        }
     }
 
     /// The same, of the tables of all families.
@@ -190,9 +301,13 @@ impl Connection {
         kind: i32,
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each)
+        match self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each) {
+            Ok(true) => Err(KernelError::Interrupted),
+            other => other.map(drop),
+        }
     }
 
+    /// Asks, and says whether somebody committed while it was answered.
     fn ask(
         &mut self,
         what: &'static str,
@@ -201,9 +316,8 @@ impl Connection {
         flags: i32,
         attributes: &[u8],
         mut each: impl FnMut(Message<'_>) -> Option<()>,
-    ) -> Result<(), KernelError> {
-        let seq = self.next;
-        self.next = self.next.wrapping_add(1).max(1);
+    ) -> Result<bool, KernelError> {
+        let seq = self.number();
         let kind = u16::try_from((libc::NFNL_SUBSYS_NFTABLES << 8) | kind).unwrap_or(0);
         let dump = flags == libc::NLM_F_DUMP;
         // Without a dump the acknowledgement says where the answer ends.
@@ -221,8 +335,8 @@ impl Connection {
                     }
                     interrupted |= i32::from(header.flags) & libc::NLM_F_DUMP_INTR > 0;
                     match i32::from(header.kind) {
-                        libc::NLMSG_DONE => Some(Ok(())),
-                        libc::NLMSG_ERROR => Some(refusal(message.bytes()).map_or(Ok(()), Err)),
+                        // A dump that fails on its way ends like one that is whole, but for the error in its end.
+                        libc::NLMSG_DONE | libc::NLMSG_ERROR => Some(refusal(message.bytes()).map_or(Ok(()), Err)),
                         _ => {
                             unreadable |= each(message).is_none();
                             None
@@ -242,9 +356,9 @@ impl Connection {
                 continue;
             };
             return match (interrupted, unreadable) {
-                (true, _) => Err(KernelError::Interrupted),
-                (_, true) => Err(KernelError::Unreadable(what)),
-                _ => Ok(()),
+                (true, true) => Err(KernelError::Interrupted),
+                (false, true) => Err(KernelError::Unreadable(what)),
+                (interrupted, false) => Ok(interrupted),
             };
         }
     }
@@ -300,7 +414,11 @@ impl Connection {
             })?;
             match fate {
                 None => {}
-                Some(Ok(())) => return Ok(()),
+                Some(Ok(())) => {
+                    // It would take our own commit for somebody else's.
+                    self.watch = None;
+                    return Ok(());
+                }
                 Some(Err(refusal)) => {
                     return Err(match refusal.error.raw_os_error() {
                         // 85 is ERESTART, which the kernel answers to a generation that has passed.

@@ -1,0 +1,168 @@
+//! Whose tables others commit to: the kernel's notices of every commit, heard while our own table is read.
+//!
+//! The generation grows with a commit to any table of the network namespace, and the kernel refuses a batch that was decided
+//! on an older one. A neighbour who commits to a table of his own every few milliseconds would keep us from ever reading and
+//! committing in the same generation, although nothing that concerns us changed. So, where the first attempt was disturbed,
+//! we have the kernel tell (multicast group `NFNLGRP_NFTABLES`) what every commit was about:
+//! ```text
+//! join the group, ask for the generation, wait for who is at work   (Connection::watch)
+//! read our table                                                    (decode)
+//! wait for who is at work, hear all that was said                   (Connection::still)
+//! commit at the generation of the last NFT_MSG_NEWGEN heard; where that is stale, hear, and commit again
+//! ```
+//! Why that is no weaker than to look and commit in one generation (net/netfilter/nf_tables_api.c, Linux 4.20 to 6.18):
+//! - `nf_tables_commit` moves the generation, and only then makes what is new seen, tells of every object that was changed
+//!   (`nft_commit_notify`) with the name of its table, and last of the generation (`nf_tables_gen_notify`), all under one
+//!   lock. So who has heard of generation g has heard of all that led to it.
+//! - A batch names a generation, and the kernel compares it under the same lock (`nf_tables_valid_genid`). Where it takes
+//!   ours at g, everything up to g was heard, nothing of it was about us, and nothing came behind it.
+//! - What is told gets into our socket at once, or is lost, and then the socket says so (ENOBUFS).
+//! - A commit that was at work when we joined may have moved the generation, but not shown its changes yet. A batch without
+//!   a message in it changes nothing and must wait for that lock, and so for that commit.
+//!
+//! Be aware: what is heard can only keep an older look at our table valid. Whatever cannot be understood counts as a change
+//! of it, so that it is read again. Elements that packets add, or time takes away, are never told; our maps have none.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nftnl_sys::libc;
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket, sockopt,
+};
+
+use super::message::Message;
+use super::program::TABLE;
+
+/// `NFNLGRP_NFTABLES` in include/uapi/linux/netfilter/nfnetlink.h, as a bit of a socket's groups.
+const GROUP: u32 = 1 << (7 - 1);
+
+/// The room for notices that were not heard yet, in bytes as the kernel counts them: about 10,000 rules of others. Twice of
+/// it is taken at most, and only as long as they wait.
+const ROOM: usize = 8 << 20;
+
+/// The room for what the kernel says at once, which is at most a page, and 8 KiB.
+const AT_ONCE: usize = 1 << 16;
+
+/// How much is heard at a time at most, so that it has an end whoever else is at work.
+const MOST: u32 = 1 << 18;
+
+/// Where the kernel's notices come from: a socket, or what was recorded of one.
+pub trait Notices {
+    /// Gives whole notices without waiting for them.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where nothing more was said; the system's, after which some may be lost.
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize>;
+}
+
+/// A socket that has joined the group.
+struct Group(OwnedFd);
+
+impl Notices for Group {
+    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let (length, from) = recvfrom::<NetlinkAddr>(self.0.as_raw_fd(), room)?;
+            // Others may send to the group too; what they say is nothing that the kernel did.
+            if from.is_some_and(|from| from.pid() == 0) {
+                return Ok(length);
+            }
+        }
+    }
+}
+
+/// Joins the group in the network namespace that the thread is in, which must be that of this `cookie`.
+///
+/// # Errors
+/// The system's; also where the thread is in another namespace by now.
+pub(super) fn join(cookie: Option<u64>) -> io::Result<Box<dyn Notices>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+    if super::ffi::namespace_cookie(&socket) != cookie {
+        return Err(io::Error::other("the thread has left the network namespace"));
+    }
+    // Without privileges in the first namespace it gets as much as everybody.
+    if setsockopt(&socket, sockopt::RcvBufForce, &ROOM).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &ROOM)?;
+    }
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
+    Ok(Box::new(Group(socket)))
+}
+
+/// What the kernel says of commits, from a generation on.
+pub(super) struct Watch {
+    notices: Box<dyn Notices>,
+    room: Vec<u8>,
+    generation: u32,
+}
+
+impl Watch {
+    /// Begins with a generation that was asked for after notices began to come.
+    pub(super) fn new(notices: Box<dyn Notices>, generation: u32) -> Self {
+        Self { notices, room: vec![0; AT_ONCE], generation }
+    }
+
+    /// Hears what was said until now, and gives the last generation of which all was heard. `None` where our table was
+    /// touched since it was heard last, or that is not known; what was read is void then, and so is the watch.
+    pub(super) fn untouched(&mut self) -> Option<u32> {
+        for _ in 0..MOST {
+            match self.notices.receive(&mut self.room) {
+                Ok(length) => self.generation = hear(self.room.get(..length)?, self.generation)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(self.generation),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // ENOBUFS: more was said than there was room for.
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+/// What a notice is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Notice {
+    /// A commit has come to its end, and this is its generation.
+    Generation(u32),
+    /// Something in our table.
+    Ours,
+    /// Something in a table of somebody else.
+    Others,
+}
+
+impl Notice {
+    /// Reads a notice; `None` where it is none that we know.
+    fn read(message: Message<'_>) -> Option<Self> {
+        // The same in messages about objects of every kind, `NFTA_TABLE_NAME`, `NFTA_SET_ELEM_LIST_TABLE` and so on.
+        const NAME: u16 = 1;
+        const GENERATION: u16 = 1; // NFTA_GEN_ID
+        let kind = i32::from(u16::from_ne_bytes(message.bytes().get(4..6)?.try_into().ok()?));
+        let family = i32::from(*message.bytes().get(16)?);
+        if kind >> 8 != libc::NFNL_SUBSYS_NFTABLES {
+            return None;
+        }
+        if kind & 0xff == libc::NFT_MSG_NEWGEN {
+            return message.attributes().number(GENERATION).map(Self::Generation);
+        }
+        let ours = message.attributes().text(NAME)? == TABLE;
+        // That the kernel leaves the family open was never seen; it would not say that it is not ours.
+        let may_be = [libc::NFPROTO_INET, libc::NFPROTO_UNSPEC].contains(&family);
+        Some(if ours && may_be { Self::Ours } else { Self::Others })
+    }
+}
+
+/// Reads notices that came at once, and gives the last generation; `None` where one is about us or cannot be read.
+fn hear(mut bytes: &[u8], mut generation: u32) -> Option<u32> {
+    if bytes.is_empty() {
+        return None;
+    }
+    while !bytes.is_empty() {
+        let (message, behind) = Message::split(bytes)?;
+        bytes = behind;
+        match Notice::read(message)? {
+            Notice::Generation(moved) => generation = moved,
+            Notice::Others => {}
+            Notice::Ours => return None,
+        }
+    }
+    Some(generation)
+}
