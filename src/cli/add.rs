@@ -96,7 +96,8 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         let (what, help) = sets::in_words(&forward, &why);
         return Err(Failure::Unsupported { what, help }.into());
     }
-    let mut engine = global.engine(!args.dry_run, output)?;
+    let mut engine =
+        if args.dry_run { global.engine(false, output)? } else { global.engine_near(&bindings, output)? };
     if args.keep_connections {
         engine.keep_connections();
     }
@@ -108,7 +109,14 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     asked.settings.entry(set.clone()).or_default();
     asked.normalize();
     if !args.force {
-        guard::check(&engine, &after.asked, &[], global, output)?;
+        let refused = guard::check(&engine, &after.asked, &[], global, output);
+        if refused.is_err() && engine.is_near() {
+            // Another forward may take it already.
+            engine.see_all(&mut after)?;
+            guard::check(&engine, &after.asked, &[], global, output)?;
+        } else {
+            refused?;
+        }
     }
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         if outcome.plan.is_empty() {

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{self, Choice, Engine};
+use crate::model::Binding;
 use crate::netfilter::namespace;
 pub use failure::Failure;
 
@@ -159,7 +160,15 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
 
 impl Global {
     fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let mut engine = Engine::open(&self.state_dir, write, self.choice())?;
+        self.opened(Engine::open(&self.state_dir, write, self.choice())?, write, output)
+    }
+
+    /// The same, to be written, for a change of some atoms; see [`Engine::open_near`].
+    fn engine_near(&self, about: &[Binding], output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        self.opened(Engine::open_near(&self.state_dir, self.choice(), about)?, true, output)
+    }
+
+    fn opened(&self, mut engine: Engine, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let by = || if engine.versions().is_empty() { engine.home().to_string() } else { engine.versions().join(", ") };
         if let Some(why) = engine.instead() {
             writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;

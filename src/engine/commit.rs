@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::connections::{self, Changed};
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, plan, together};
-use crate::model::Asked;
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, near, plan, together};
+use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
+use crate::nft::compile::samples;
 use crate::nft::transaction::PATIENCE;
 use crate::store::{State, Unfinished, Unusable};
 
@@ -39,13 +40,14 @@ pub struct Outcome {
 /// [`EngineError::Half`], which says what is not as it was.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
     engine.know_what_is_there()?;
+    let decided = engine.decide_near(&mut after)?;
     let before = engine.state.clone();
     let switches = Switches::of(&mut after, &before)?;
     let mut during = switches.during(&after);
     during.iptables.extend(before.iptables.iter().chain(engine.variant().as_ref()));
     after.unfinished = None;
     during.unfinished = unfinished(engine, &after);
-    let first = keep_and_plan(engine, &during, &after.asked)?;
+    let first = keep_and_plan(engine, &during, &after.asked, decided)?;
     let mut given_back = match switches.before_commit() {
         Ok(given_back) => given_back,
         Err(error) => {
@@ -53,10 +55,9 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             return Err(error);
         }
     };
-    match to_kernel(engine, &after.asked, Some(first))
-        .or_else(|error| fall_back(engine, &mut during, &mut after, error))
+    match to_kernel(engine, &mut after, Some(first)).or_else(|error| fall_back(engine, &mut during, &mut after, error))
     {
-        Ok(Sent { mut plan, messages, was }) => {
+        Ok(Sent { mut plan, messages, was, samples }) => {
             // From here on it is done, and an error can only say what does not look so.
             given_back.extend(switches.after_commit()?);
             let left = engine.leave_others();
@@ -68,6 +69,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 // What it was found to lack it has by now.
                 after.unusable = None;
             }
+            after.samples = samples;
             let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
             if ended.is_err() {
                 after.unfinished.clone_from(&during.unfinished);
@@ -95,7 +97,8 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
         }
         Err(error) => {
             switches.commit_failed(&given_back);
-            engine.keep(&before)?;
+            let back = near::carried(&engine.state, &during, &before);
+            engine.keep(&back)?;
             Err(error)
         }
     }
@@ -116,9 +119,18 @@ pub fn finish(engine: &mut Engine) -> Result<bool, EngineError> {
     Ok(true)
 }
 
-/// Keeps a state, and meanwhile decides what must be sent.
-fn keep_and_plan(engine: &mut Engine, during: &State, asked: &Asked) -> Result<(Live, Work), EngineError> {
+/// Keeps a state, and meanwhile decides what must be sent, where that is not `decided` already.
+fn keep_and_plan(
+    engine: &mut Engine,
+    during: &State,
+    asked: &Asked,
+    decided: Option<(Live, Work)>,
+) -> Result<(Live, Work), EngineError> {
     let before = engine.state.clone();
+    if let Some(decided) = decided {
+        engine.keep(during)?;
+        return Ok(decided);
+    }
     let (store, backend) = (&mut engine.store, &mut engine.backend);
     let (kept, decided) =
         together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || backend.decide(asked));
@@ -146,7 +158,13 @@ fn unfinished(engine: &Engine, after: &State) -> Option<Unfinished> {
 }
 
 /// Ends the connections that a change made wrong: this one, and one before it that came to no end.
-fn settle(engine: &Engine, during: &State, asked: &Asked, plan: &Plan, was: Option<&Asked>) -> std::io::Result<usize> {
+fn settle(
+    engine: &Engine,
+    during: &State,
+    asked: &Arc<Asked>,
+    plan: &Plan,
+    was: Option<&Asked>,
+) -> std::io::Result<usize> {
     if engine.keep_connections {
         return Ok(0);
     }
@@ -157,7 +175,8 @@ fn settle(engine: &Engine, during: &State, asked: &Asked, plan: &Plan, was: Opti
         changed.extend(asked.bindings.iter().map(|owned| &owned.rule));
         changed.extend(during.unfinished.iter().flat_map(|change| change.gone.iter()));
     }
-    connections::settle(&changed, asked)
+    let all = || if engine.near { engine.store.load().map(|all| all.asked) } else { Ok(Arc::clone(asked)) };
+    connections::settle(&changed, || all().map_err(std::io::Error::other))
 }
 
 /// What was done to the kernel.
@@ -166,24 +185,36 @@ struct Sent {
     messages: Vec<String>,
     /// What it held before; not known where nothing had to be done.
     was: Option<Arc<Asked>>,
+    /// An atom of each sort that is asked for now.
+    samples: Vec<Owned<Binding>>,
 }
 
 /// Has the kernel hold what is asked. `first` is what was decided already.
-fn to_kernel(engine: &mut Engine, asked: &Arc<Asked>, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
+fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
     let until = Instant::now() + PATIENCE;
     loop {
         let (live, work) = match first.take() {
             Some(decided) => decided,
-            None => engine.backend.decide(asked)?,
+            None => {
+                // Somebody else was at our table.
+                engine.see_all(after)?;
+                engine.backend.decide(&after.asked)?
+            }
         };
+        let known: &[Owned<Binding>] = if engine.near { &after.samples } else { &[] };
+        let samples = || samples(&after.asked, known);
         if work.is_empty() {
-            return Ok(Sent { plan: Plan::new(&live, asked, work), messages: Vec::new(), was: None });
+            let samples = samples();
+            return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });
         }
         // What it means is put into words while the kernel is at work.
         let backend = &mut engine.backend;
-        let ((steps, was), sent) = together(|| plan::steps_from(&live, asked), || backend.carry_out(&work));
+        let words = || (plan::steps_from(&live, &after.asked), samples());
+        let mut send = || backend.carry_out(&work);
+        // Of a few there is not enough to say for a thread.
+        let (((steps, was), samples), sent) = if engine.near { (words(), send()) } else { together(words, send) };
         if let Some(messages) = sent? {
-            return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was) });
+            return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was), samples });
         }
         if Instant::now() > until {
             return Err(EngineError::Busy);
@@ -202,11 +233,15 @@ fn fall_back(
     if engine.use_iptables(&why).is_err() {
         return Err(error);
     }
+    engine.see_all(after)?;
+    if during.asked != after.asked {
+        during.asked = Arc::clone(&after.asked);
+    }
     during.iptables.extend(engine.variant());
     let unusable = Some(Unusable { kernel: kernel(), why });
     (during.unusable, after.unusable) = (unusable.clone(), unusable);
     engine.keep(during)?;
-    to_kernel(engine, &after.asked, None)
+    to_kernel(engine, after, None)
 }
 
 /// What the kernel's nf_tables lacks, where that is why it refused something: an expression that it was built without, or

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::{Step, Words};
 use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
@@ -39,11 +40,12 @@ impl<'a> Changed<'a> {
     }
 }
 
-/// Ends the connections that a change made wrong, and gives how many.
+/// Ends the connections that a change made wrong, and gives how many. What is asked is looked at only where there are
+/// connections that the change is about.
 ///
 /// # Errors
 /// Where the kernel does not tell of its connections, or refuses to end one.
-pub(super) fn settle(changed: &Changed<'_>, asked: &Asked) -> io::Result<usize> {
+pub(super) fn settle(changed: &Changed<'_>, asked: impl FnOnce() -> io::Result<Arc<Asked>>) -> io::Result<usize> {
     if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::is_empty() {
         return Ok(0);
     }
@@ -57,6 +59,7 @@ pub(super) fn settle(changed: &Changed<'_>, asked: &Asked) -> io::Result<usize> 
     if touched.is_empty() {
         return Ok(0);
     }
+    let asked = asked()?;
     let netmaps: Vec<Netmap> = asked.netmaps.iter().map(|owned| owned.rule).collect();
     let now = Rules::of(asked.bindings.iter().map(|owned| &owned.rule), &netmaps);
     let ways = Ways::of(&touched, changing.name_interfaces || now.name_interfaces)?;

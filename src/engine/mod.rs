@@ -18,6 +18,7 @@ pub mod commit;
 mod connections;
 pub mod guard;
 mod iptables;
+mod near;
 mod nft;
 pub mod plan;
 mod switches;
@@ -155,6 +156,8 @@ pub struct Engine {
     interrupted: bool,
     /// Whether connections that a change makes wrong are left to finish.
     keep_connections: bool,
+    /// Whether the state is only what a change is about, see `near.rs`.
+    near: bool,
 }
 
 /// What the kernel holds.
@@ -278,6 +281,7 @@ impl Engine {
             takes_over: false,
             interrupted,
             keep_connections: false,
+            near: false,
         })
     }
 
@@ -303,6 +307,7 @@ impl Engine {
             takes_over: false,
             interrupted,
             keep_connections: false,
+            near: false,
         })
     }
 

@@ -37,8 +37,8 @@ pub(super) fn carry_out(
 /// How many of the changed elements are read back.
 const CHECKED: usize = 256;
 
-/// Reads the kernel again and compares: every chain, rule and map, and of the elements that were changed as many as
-/// [`CHECKED`], spread over all of them.
+/// Reads the kernel again and compares: every chain, rule and map, where any of them was changed, and of the elements that
+/// were changed as many as [`CHECKED`], spread over all of them.
 ///
 /// Elements are asked for by their keys. A dump of 60,000 costs more than their commit, because the kernel begins at the
 /// first of them again for every 32 KiB of the answer.
@@ -48,8 +48,13 @@ pub(super) fn check(
     program: &Program,
     decided_on: u32,
 ) -> Result<(), EngineError> {
-    let (live, generation) = decode::structure(connection).map_err(unchecked)?;
-    let mut differs = difference(&live, program).map(str::to_owned);
+    let mut differs = None;
+    let mut generation = None;
+    if !changes.is_of_elements() {
+        let (live, at) = decode::structure(connection).map_err(unchecked)?;
+        differs = difference(&live, program).map(str::to_owned);
+        generation = Some(at);
+    }
     let count: usize = changes.add_elements.iter().map(|come| come.elements.len()).sum();
     let step = count.div_ceil(CHECKED).max(1);
     for come in &changes.add_elements {
@@ -63,11 +68,10 @@ pub(super) fn check(
             }
         }
     }
-    match differs {
-        // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
-        Some(what) if generation.wrapping_sub(decided_on) == 1 => Err(EngineError::Differs(what)),
-        _ => Ok(()),
-    }
+    let Some(what) = differs else { return Ok(()) };
+    let generation = generation.map_or_else(|| connection.generation().map_err(unchecked), Ok)?;
+    // A commit of somebody else's after ours is theirs to answer for, and the next plan's to show.
+    if generation.wrapping_sub(decided_on) == 1 { Err(EngineError::Differs(what)) } else { Ok(()) }
 }
 
 fn unchecked(error: KernelError) -> EngineError {
@@ -75,7 +79,7 @@ fn unchecked(error: KernelError) -> EngineError {
 }
 
 /// What of the table, its elements aside, is not as planned.
-fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
+pub(super) fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
     let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
     if (live.table, live.flagged) != (planned.table, planned.flagged) {
         Some("the table")

@@ -45,10 +45,10 @@ mod key {
 /// [`KernelError::Interrupted`] where others changed our table again and again, for [`PATIENCE`], or anything where they
 /// cannot be watched; [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, elements)
+    decode_with(connection, &elements)
 }
 
-fn decode_with(connection: &mut Connection, elements: ReadElements) -> Result<(Program, u32), KernelError> {
+fn decode_with(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<(Program, u32), KernelError> {
     if !connection.is_watching()
         && let Some(found) = or_again(undisturbed(connection, elements))?
     {
@@ -81,14 +81,14 @@ fn or_again(found: Found) -> Found {
 }
 
 /// Reads all in one generation.
-fn undisturbed(connection: &mut Connection, elements: ReadElements) -> Found {
+fn undisturbed(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let before = connection.generation()?;
     let program = program(connection, elements)?;
     Ok((connection.generation()? == before).then_some((program, before)))
 }
 
 /// Reads all while others commit, but not to our table.
-fn watched(connection: &mut Connection, elements: ReadElements) -> Found {
+fn watched(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let program = program(connection, elements)?;
     Ok(connection.still()?.map(|generation| (program, generation)))
 }
@@ -98,7 +98,42 @@ fn watched(connection: &mut Connection, elements: ReadElements) -> Found {
 /// # Errors
 /// As [`decode`].
 pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, |_, _| Ok(BTreeMap::new()))
+    decode_with(connection, &|_, _| Ok(BTreeMap::new()))
+}
+
+/// Reads our table, but of its elements only those whose keys a program has; the generation is that of [`decode`]. Those
+/// that it is thought to hold, as `left` has them, are asked for together.
+///
+/// # Errors
+/// As [`decode`].
+pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Result<(Program, u32), KernelError> {
+    decode_with(connection, &|connection, map| {
+        let known = left.maps.get(map).map(|map| &map.elements);
+        let keys = wanted.maps.get(map).into_iter().flat_map(|map| map.elements.keys());
+        let (there, new): (Vec<&Key>, Vec<&Key>) =
+            keys.partition(|key| known.is_some_and(|known| known.contains_key(*key)));
+        let mut found = BTreeMap::new();
+        for some in there.chunks(KEYS_PER_QUESTION).chain(new.chunks(1)) {
+            those_there(connection, map, some, &mut found)?;
+        }
+        Ok(found)
+    })
+}
+
+/// Reads those of at most [`KEYS_PER_QUESTION`] elements that there are. The kernel says only that one is missing, so then
+/// each is asked for by itself.
+fn those_there(
+    connection: &mut Connection,
+    map: &str,
+    keys: &[&Key],
+    found: &mut BTreeMap<Key, Element>,
+) -> Result<(), KernelError> {
+    match elements_by_key(connection, map, keys.iter().copied())? {
+        Some(all) => found.extend(all),
+        None if keys.len() > 1 => keys.chunks(1).try_for_each(|key| those_there(connection, map, key, found))?,
+        None => {}
+    }
+    Ok(())
 }
 
 /// Whether a table of any family has a chain whose name begins so.
@@ -150,9 +185,9 @@ fn value(bytes: &[u8]) -> Vec<u8> {
     attribute
 }
 
-type ReadElements = fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError>;
+type ReadElements<'a> = dyn Fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError> + 'a;
 
-fn program(connection: &mut Connection, elements: ReadElements) -> Result<Program, KernelError> {
+fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<Program, KernelError> {
     let mut program = Program::default();
     let ours = names(&[(key::TABLE_NAME, TABLE)]);
     let there = connection.get("our table", libc::NFT_MSG_GETTABLE, &ours, |message| {

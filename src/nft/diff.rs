@@ -49,6 +49,15 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Whether tables, chains, rules and maps stay as they are.
+    pub fn is_of_elements(&self) -> bool {
+        !(self.delete_table || self.add_table)
+            && [&self.empty_chains, &self.delete_chains, &self.delete_maps].iter().all(|names| names.is_empty())
+            && self.add_maps.is_empty()
+            && self.add_chains.is_empty()
+            && self.add_rules.is_empty()
+    }
 }
 
 /// What turns `live` into `asked`.

@@ -55,6 +55,18 @@ impl fmt::Display for Key<'_> {
     }
 }
 
+/// Which blocks hold all that an atom of a set could contradict or be a change of: those whose keys are from the first up to
+/// the second. Not for atoms that serve loopback addresses, nor among such.
+pub(super) fn around(set: &SetName, rule: &Binding) -> (String, String) {
+    let owned = Owned { set: set.clone(), rule: rule.clone() };
+    let key = Key::of(&owned);
+    match key.kind {
+        // Ranges that meet may begin anywhere.
+        Kind::Range => (Key { number: 0, ..key }.to_string(), Key { number: BLOCKS, ..key }.to_string()),
+        Kind::Port | Kind::Loopback => (key.to_string(), key.to_string()),
+    }
+}
+
 /// The name of the set that a block is a part of.
 pub(super) fn set_of(key: &str) -> &str {
     key.split('\0').next().unwrap_or_default()

@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
-use super::table::{Table, Tables, Transaction, Wait};
+use super::table::{Changes, Row, Table, Tables, Wait};
 use super::{block, file, old};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
@@ -29,6 +29,12 @@ use crate::netfilter::sysctl;
 
 /// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`.
 const VERSION: &str = "4";
+
+/// From how many atoms on it is worth while to look only at what a change is about.
+const MANY: usize = 1_000;
+
+/// How many bytes of blocks may be read for a change of a few atoms; with more everything is read as well.
+const NEAR: usize = 16 * 1024;
 
 /// What is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -216,28 +222,28 @@ impl Store {
     /// another namespace of its name is emptied.
     fn begin(&mut self, incarnation: Option<&str>) -> Result<(), StateError> {
         let (Some(tables), Some(turn)) = (&self.tables, &self.turn) else { return Ok(()) };
-        let text = |key| Ok(tables.get(Table::Meta, key)?.map(|value| String::from_utf8_lossy(&value).into_owned()));
+        let text = |key| tables.meta(key).map(String::from_utf8_lossy);
         let last = file::last_commit(turn);
         let old = old(&self.path);
-        match text("version")? {
-            Some(version) if version != VERSION => return Err(StateError::Version(self.path.clone(), version)),
+        match text("version") {
+            Some(version) if version != VERSION => {
+                return Err(StateError::Version(self.path.clone(), version.into_owned()));
+            }
             Some(_) if tables.commits() < last => return Err(self.damaged(&"what was committed last is not in it")),
-            Some(_) if text("namespace")?.as_deref() == incarnation => return Ok(()),
+            Some(_) if text("namespace").as_deref() == incarnation => return Ok(()),
             None if !tables.made() && last > 0 => return Err(self.damaged(&"nothing is left in it")),
             _ => {}
         }
         let state = old::read(&old, incarnation)?.unwrap_or_default();
         let mut changes = self.changes(&State::default(), &state)?;
-        changes.count(state.asked.bindings.len());
+        set_count(&mut changes, state.asked.bindings.len());
+        changes.anew = true;
+        changes.set("version", Some(VERSION.into()));
+        if let Some(incarnation) = incarnation {
+            changes.set("namespace", Some(incarnation.into()));
+        }
         let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
-        tables.write(Wait::ForDisk, |rows| {
-            rows.clear()?;
-            rows.put(Table::Meta, "version", VERSION.as_bytes())?;
-            if let Some(incarnation) = incarnation {
-                rows.put(Table::Meta, "namespace", incarnation.as_bytes())?;
-            }
-            changes.write(rows)
-        })?;
+        tables.write(Wait::ForDisk, changes)?;
         // From here on a file without its log is known not to be whole.
         tables.carry()?;
         file::note_commit(turn, tables.commits());
@@ -260,22 +266,61 @@ impl Store {
             Ok(())
         })?;
         let state = rows.state(&self.path)?;
-        if self.count(tables)? == Some(state.asked.bindings.len()) {
+        if Self::count(tables) == Some(state.asked.bindings.len()) {
             Ok(state)
         } else {
             Err(self.damaged(&"there are not as many forwards as were written"))
         }
     }
 
+    /// Reads what a change of some atoms is about, where that is much less than everything: of the atoms only those that these
+    /// could contradict or be a change of, and [`State::samples`]. `None` where everything must be looked at.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn near(&self, about: &[Binding]) -> Result<Option<State>, StateError> {
+        let Some(tables) = &self.tables else { return Ok(None) };
+        if Self::count(tables).is_none_or(|count| count < MANY) {
+            return Ok(None);
+        }
+        let mut rows = self.rest(tables)?;
+        let sets: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+        let mut size = 0;
+        let mut blocks: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for (set, rule) in sets.iter().flat_map(|set| about.iter().map(move |rule| (set, rule))) {
+            let (first, last) = block::around(set, rule);
+            tables.each_of(Table::Blocks, (&first, &last), |key, value| {
+                size += value.len();
+                blocks.insert(key.to_owned(), value.to_owned());
+                Ok(())
+            })?;
+        }
+        rows.blocks.extend(blocks.into_iter().map(|(key, value)| (block::set_of(&key).to_owned(), value)));
+        let mut state = rows.state(&self.path)?;
+        let loopback = |rule: &Binding| rule.loopback;
+        let all = about.iter().chain(state.samples.iter().map(|owned| &owned.rule)).any(loopback)
+            || state.samples.is_empty()
+            || state.unfinished.is_some()
+            || size > NEAR;
+        if all {
+            return Ok(None);
+        }
+        let asked = Arc::make_mut(&mut state.asked);
+        let more: Vec<_> = state.samples.iter().filter(|owned| !asked.bindings.contains(owned)).cloned().collect();
+        asked.bindings.extend(more);
+        asked.normalize();
+        Ok(Some(state))
+    }
+
     /// Everything but atoms.
     fn rest(&self, tables: &Tables) -> Result<Rows, StateError> {
-        let meta = |key| tables.get(Table::Meta, key);
+        let meta = |key| tables.meta(key).map(<[u8]>::to_vec);
         let mut rows = Rows {
-            sysctls: meta("sysctls")?,
-            iptables: meta("iptables")?,
-            unusable: meta("unusable")?,
-            unfinished: meta("unfinished")?,
-            samples: meta("samples")?,
+            sysctls: meta("sysctls"),
+            iptables: meta("iptables"),
+            unusable: meta("unusable"),
+            unfinished: meta("unfinished"),
+            samples: meta("samples"),
             ..Rows::default()
         };
         tables.each(Table::Sets, |key, value| {
@@ -285,14 +330,10 @@ impl Store {
         Ok(rows)
     }
 
-    /// How many atoms there are.
-    fn count(&self, tables: &Tables) -> Result<Option<usize>, StateError> {
-        let count = tables.get(Table::Meta, "forwards")?;
-        let count = count.map(|count| count.try_into().map(u64::from_le_bytes));
-        match count {
-            None => Ok(Some(0)),
-            Some(count) => Ok(count.ok().and_then(|count| count.try_into().ok())),
-        }
+    /// How many atoms there are; none where that is no number.
+    fn count(tables: &Tables) -> Option<usize> {
+        let Some(count) = tables.meta("forwards") else { return Some(0) };
+        usize::try_from(u64::from_le_bytes(count.try_into().ok()?)).ok()
     }
 
     /// Replaces `before`, which is what [`Store::load`] gave, by `after`; only what differs is written.
@@ -305,17 +346,17 @@ impl Store {
         let (less, more) = (before.asked.bindings.len(), after.asked.bindings.len());
         if less != more {
             // What is not a part of both may be more than is given.
-            let count = self.count(tables)?.and_then(|count| (count + more).checked_sub(less)).unwrap_or(more);
-            changes.count(count);
+            let count = Self::count(tables).and_then(|count| (count + more).checked_sub(less)).unwrap_or(more);
+            set_count(&mut changes, count);
         }
         let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
-        if changes.wish() {
-            tables.write(Wait::ForDisk, |rows| changes.write(rows))?;
+        if is_wish(&changes) {
+            tables.write(Wait::ForDisk, changes)?;
             file::note_commit(turn, tables.commits());
             // All of it is in the log as well, so this can be done another time.
             let _ = tables.tidy();
-        } else if !changes.is_empty() {
-            tables.write(Wait::No, |rows| changes.write(rows))?;
+        } else if !changes.meta.is_empty() {
+            tables.write(Wait::No, changes)?;
         }
         Ok(())
     }
@@ -360,40 +401,14 @@ impl Store {
     }
 }
 
-/// Rows that come, change or, without a value, go.
-#[derive(Debug, Default)]
-struct Changes {
-    blocks: Vec<(String, Option<Vec<u8>>)>,
-    sets: Vec<(String, Option<Vec<u8>>)>,
-    meta: Vec<(String, Option<Vec<u8>>)>,
+/// Whether what is asked changes; all the rest is about what a kernel holds, and is lost with the kernel.
+fn is_wish(changes: &Changes) -> bool {
+    !changes.blocks.is_empty() || !changes.sets.is_empty()
 }
 
-impl Changes {
-    fn set(&mut self, key: &str, value: Option<Vec<u8>>) {
-        self.meta.push((key.to_owned(), value));
-    }
-
-    /// Sets the number of atoms.
-    fn count(&mut self, count: usize) {
-        self.set("forwards", Some(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes().to_vec()));
-    }
-
-    /// Whether what is asked changes; all the rest is about what a kernel holds, and is lost with the kernel.
-    fn wish(&self) -> bool {
-        !self.blocks.is_empty() || !self.sets.is_empty()
-    }
-
-    fn is_empty(&self) -> bool {
-        !self.wish() && self.meta.is_empty()
-    }
-
-    fn write(&self, rows: &Transaction<'_>) -> Result<(), StateError> {
-        let tables = [(Table::Blocks, &self.blocks), (Table::Sets, &self.sets), (Table::Meta, &self.meta)];
-        let some = |(_, changes): &(Table, &Vec<_>)| !changes.is_empty();
-        tables.into_iter().filter(some).try_for_each(|(table, changes)| {
-            rows.put_all(table, changes.iter().map(|(key, value)| (key.as_str(), value.as_deref())))
-        })
-    }
+/// Sets the number of atoms.
+fn set_count(changes: &mut Changes, count: usize) {
+    changes.set("forwards", Some(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes().to_vec()));
 }
 
 /// The file of a namespace's store, and which one of its name the namespace is.
@@ -413,7 +428,7 @@ fn old(path: &Path) -> PathBuf {
 }
 
 /// The blocks that differ, with what is in them afterwards; nothing where that is nothing.
-fn changed_blocks(before: &Asked, after: &Asked) -> postcard::Result<Vec<(String, Option<Vec<u8>>)>> {
+fn changed_blocks(before: &Asked, after: &Asked) -> postcard::Result<Vec<Row>> {
     if std::ptr::eq(before, after) {
         return Ok(Vec::new());
     }
@@ -543,7 +558,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let mut store = open(directory.path(), &Identity::Host);
         let tables = store.tables.as_mut().expect("tables");
-        tables.write(Wait::ForDisk, |rows| rows.put(Table::Meta, "version", b"5")).expect("writes");
+        let newer = Changes { meta: vec![("version".into(), Some(b"5".to_vec()))], ..Changes::default() };
+        tables.write(Wait::ForDisk, newer).expect("writes");
         drop(store);
         let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
         assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "5"));

@@ -5,12 +5,14 @@
 //! when it has become long. Be aware: what comes behind a damaged place of a log does not count for SQLite, without a word;
 //! so commits are numbered, and the last number is kept elsewhere too (`file.rs`).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, params};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::file;
 use super::state::StateError;
@@ -61,12 +63,34 @@ pub(super) struct Tables {
     database: Connection,
     /// Whether nothing was in the file.
     made: bool,
+    /// The rows of [`Table::Meta`]: they are few, and most are wanted each time.
+    meta: BTreeMap<String, Vec<u8>>,
     /// How many commits waited for the disk.
     commits: u64,
 }
 
-/// Writes that become true together.
-pub(super) struct Transaction<'a>(&'a Tables);
+/// A row that comes, or takes the place of what its key has; without a value it goes.
+pub(super) type Row = (String, Option<Vec<u8>>);
+
+/// Rows of every table.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Whether all that is there goes first.
+    pub(super) anew: bool,
+    /// Rows of [`Table::Blocks`].
+    pub(super) blocks: Vec<Row>,
+    /// Rows of [`Table::Sets`].
+    pub(super) sets: Vec<Row>,
+    /// Rows of [`Table::Meta`].
+    pub(super) meta: Vec<Row>,
+}
+
+impl Changes {
+    /// What is kept once is set, or goes.
+    pub(super) fn set(&mut self, key: &str, value: Option<Vec<u8>>) {
+        self.meta.push((key.to_owned(), value));
+    }
+}
 
 impl Tables {
     /// Opens the file, or makes it.
@@ -93,10 +117,15 @@ impl Tables {
             Ok(database)
         })();
         let database = opened.map_err(|error| failed(path, error))?;
-        let mut tables = Self { path: path.to_owned(), database, made, commits: 0 };
-        let commits =
-            tables.get(Table::Meta, "commits")?.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
-        tables.commits = commits.unwrap_or(0);
+        let mut tables = Self { path: path.to_owned(), database, made, meta: BTreeMap::new(), commits: 0 };
+        let mut meta = BTreeMap::new();
+        tables.each(Table::Meta, |key, value| {
+            meta.insert(key.to_owned(), value.to_owned());
+            Ok(())
+        })?;
+        tables.meta = meta;
+        tables.commits =
+            tables.meta("commits").and_then(|number| Some(u64::from_le_bytes(number.try_into().ok()?))).unwrap_or(0);
         Ok(tables)
     }
 
@@ -119,58 +148,72 @@ impl Tables {
         if said == "ok" { Ok(()) } else { Err(StateError::Damaged(self.path.clone(), said)) }
     }
 
-    /// The value of a key.
-    pub(super) fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StateError> {
-        let query = format!("SELECT value, sum FROM {} WHERE key = ?", table.name());
-        let row = self.database.query_row(&query, [key.as_bytes()], |row| {
-            let value = row.get_ref(0)?.as_blob()?;
-            Ok((sum(table, key.as_bytes(), value) == row.get::<_, u32>(1)?).then(|| value.to_vec()))
-        });
-        match row.optional().map_err(|error| self.failed(error))? {
-            None => Ok(None),
-            Some(Some(value)) => Ok(Some(value)),
-            Some(None) => Err(self.damaged(&format!("the checksum of a row of its table `{}` differs", table.name()))),
-        }
+    /// What is kept once under a key.
+    pub(super) fn meta(&self, key: &str) -> Option<&[u8]> {
+        self.meta.get(key).map(Vec::as_slice)
     }
 
     /// Gives every row to `each`.
     pub(super) fn each(
         &self,
         table: Table,
+        each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
+        self.rows(table, "", [], each)
+    }
+
+    /// Gives every row whose key is from `first` to `last` to `each`.
+    pub(super) fn each_of(
+        &self,
+        table: Table,
+        (first, last): (&str, &str),
+        each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
+        self.rows(table, "WHERE key BETWEEN ? AND ?", [first.as_bytes(), last.as_bytes()], each)
+    }
+
+    fn rows(
+        &self,
+        table: Table,
+        which: &str,
+        parameters: impl rusqlite::Params,
         mut each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        let mut query = (self.database.prepare(&format!("SELECT key, value, sum FROM {}", table.name())))
+        let mut query = (self.database.prepare(&format!("SELECT key, value, sum FROM {} {which}", table.name())))
             .map_err(|error| self.failed(error))?;
-        let mut rows = query.query([]).map_err(|error| self.failed(error))?;
+        let mut rows = query.query(parameters).map_err(|error| self.failed(error))?;
         while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
             let parts =
-                || Ok::<_, Error>((row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?, row.get::<_, u32>(2)?));
+                || Ok::<_, Error>((row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?, row.get::<_, i64>(2)?));
             let (key, value, kept) = parts().map_err(|error| self.failed(error))?;
             match str::from_utf8(key) {
                 Ok(text) if sum(table, key, value) == kept => each(text, value)?,
-                _ => {
-                    let what = format!("the checksum of a row of its table `{}` differs", table.name());
-                    return Err(self.damaged(&what));
-                }
+                _ => return Err(self.differs(table)),
             }
         }
         Ok(())
     }
 
     /// Writes, all of it or nothing.
-    pub(super) fn write(
-        &mut self,
-        wait: Wait,
-        body: impl FnOnce(&Transaction<'_>) -> Result<(), StateError>,
-    ) -> Result<(), StateError> {
-        let commits = self.commits() + u64::from(wait == Wait::ForDisk);
-        let written = self.transaction(wait, |transaction| {
-            body(transaction)?;
-            transaction.put(Table::Meta, "commits", &commits.to_le_bytes())
-        });
-        match &written {
-            Ok(()) => self.commits = commits,
-            Err(_) => self.write_over(),
+    pub(super) fn write(&mut self, wait: Wait, mut changes: Changes) -> Result<(), StateError> {
+        let commits = self.commits + u64::from(wait == Wait::ForDisk);
+        if wait == Wait::ForDisk {
+            changes.meta.push(("commits".into(), Some(commits.to_le_bytes().to_vec())));
+        }
+        let written = self.transaction(wait, &changes).map_err(|error| self.failed(error));
+        if written.is_ok() {
+            self.commits = commits;
+            if changes.anew {
+                self.meta.clear();
+            }
+            for (key, value) in changes.meta {
+                match value {
+                    Some(value) => self.meta.insert(key, value),
+                    None => self.meta.remove(&key),
+                };
+            }
+        } else {
+            self.write_over();
         }
         written
     }
@@ -179,29 +222,49 @@ impl Tables {
     /// so, and then it would be found there. Where this fails too, nothing more can be done.
     fn write_over(&self) {
         // SQLite does not write what is there already.
-        let failed = self.get(Table::Meta, "failed").ok().flatten().unwrap_or_default();
-        let next = if failed == b"1" { b"2" } else { b"1" };
-        let _ = self.transaction(Wait::No, |again| again.put(Table::Meta, "failed", next));
+        let next = if self.meta("failed") == Some(b"1") { b"2" } else { b"1" };
+        let again = Changes { meta: vec![("failed".into(), Some(next.to_vec()))], ..Changes::default() };
+        let _ = self.transaction(Wait::No, &again);
     }
 
-    fn transaction(
-        &self,
-        wait: Wait,
-        body: impl FnOnce(&Transaction<'_>) -> Result<(), StateError>,
-    ) -> Result<(), StateError> {
+    fn transaction(&self, wait: Wait, changes: &Changes) -> Result<(), Error> {
         let synchronous = match wait {
             Wait::ForDisk => "FULL",
             Wait::No => "NORMAL",
         };
-        let begin = format!("PRAGMA synchronous = {synchronous}; BEGIN IMMEDIATE");
-        self.database.execute_batch(&begin).map_err(|error| self.failed(error))?;
-        let written = body(&Transaction(self))
-            .and_then(|()| self.database.execute_batch("COMMIT").map_err(|error| self.failed(error)));
+        self.database.execute_batch(&format!("PRAGMA synchronous = {synchronous}; BEGIN IMMEDIATE"))?;
+        let written = self.put(changes).and_then(|()| self.database.execute_batch("COMMIT"));
         if written.is_err() && !self.database.is_autocommit() {
             // The first error is the one to tell.
             let _ = self.database.execute_batch("ROLLBACK");
         }
         written
+    }
+
+    fn put(&self, changes: &Changes) -> Result<(), Error> {
+        for (table, rows) in
+            [(Table::Blocks, &changes.blocks), (Table::Sets, &changes.sets), (Table::Meta, &changes.meta)]
+        {
+            let name = table.name();
+            if changes.anew {
+                self.database.execute_batch(&format!("DELETE FROM {name}"))?;
+            }
+            let (come, gone): (Vec<_>, Vec<_>) = rows.iter().partition(|(_, value)| value.is_some());
+            if !come.is_empty() {
+                let mut put = self.database.prepare(&format!("REPLACE INTO {name} VALUES (?, ?, ?)"))?;
+                for (key, value) in come {
+                    let (key, value) = (key.as_bytes(), value.as_deref().unwrap_or_default());
+                    put.execute(params![key, value, sum(table, key, value)])?;
+                }
+            }
+            if !gone.is_empty() {
+                let mut remove = self.database.prepare(&format!("DELETE FROM {name} WHERE key = ?"))?;
+                for (key, _) in gone {
+                    remove.execute([key.as_bytes()])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Carries the log into the file, where it has become long.
@@ -220,43 +283,9 @@ impl Tables {
         failed(&self.path, error)
     }
 
-    fn damaged(&self, what: &str) -> StateError {
-        StateError::Damaged(self.path.clone(), what.to_owned())
-    }
-}
-
-impl Transaction<'_> {
-    /// Puts rows into a table, or in the place of what their keys have; a row without a value goes.
-    pub(super) fn put_all<'a>(
-        &self,
-        table: Table,
-        rows: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
-    ) -> Result<(), StateError> {
-        let name = table.name();
-        let put = || {
-            let mut replace = self.0.database.prepare(&format!("REPLACE INTO {name} VALUES (?, ?, ?)"))?;
-            let mut delete = self.0.database.prepare(&format!("DELETE FROM {name} WHERE key = ?"))?;
-            for (key, value) in rows {
-                let key = key.as_bytes();
-                match value {
-                    Some(value) => replace.execute(params![key, value, sum(table, key, value)])?,
-                    None => delete.execute([key])?,
-                };
-            }
-            Ok(())
-        };
-        put().map_err(|error| self.0.failed(error))
-    }
-
-    /// Puts one row into a table, or in the place of what its key has.
-    pub(super) fn put(&self, table: Table, key: &str, value: &[u8]) -> Result<(), StateError> {
-        self.put_all(table, [(key, Some(value))])
-    }
-
-    /// Removes every row.
-    pub(super) fn clear(&self) -> Result<(), StateError> {
-        let clear = |table: Table| self.0.database.execute_batch(&format!("DELETE FROM {}", table.name()));
-        Table::ALL.into_iter().try_for_each(clear).map_err(|error| self.0.failed(error))
+    fn differs(&self, table: Table) -> StateError {
+        let what = format!("the checksum of a row of its table `{}` differs", table.name());
+        StateError::Damaged(self.path.clone(), what)
     }
 }
 
@@ -272,14 +301,14 @@ fn schema() -> String {
 }
 
 /// The checksum of a row. Of its table too, so that no page of one is taken for one of another.
-fn sum(table: Table, key: &[u8], value: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
+fn sum(table: Table, key: &[u8], value: &[u8]) -> i64 {
+    let mut hasher = Xxh3::new();
     hasher.update(table.name().as_bytes());
     // Where the key ends is a part of it.
     hasher.update(&key.len().to_le_bytes());
     hasher.update(key);
     hasher.update(value);
-    hasher.finalize()
+    hasher.digest().cast_signed()
 }
 
 /// What an error of SQLite's means: that the file is damaged, that it cannot be reached or written, or something else.
@@ -308,18 +337,29 @@ fn failed(path: &Path, error: Error) -> StateError {
 mod tests {
     use super::*;
 
+    fn one(key: &str, value: &[u8]) -> Changes {
+        Changes { sets: vec![(key.to_owned(), Some(value.to_vec()))], ..Changes::default() }
+    }
+
+    fn sets(tables: &Tables) -> Result<Vec<(String, Vec<u8>)>, StateError> {
+        let mut found = Vec::new();
+        tables.each(Table::Sets, |key, value| {
+            found.push((key.to_owned(), value.to_owned()));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     #[test]
     fn a_row_that_is_not_what_was_written_is_no_row() {
         let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("t.db");
-        let mut tables = Tables::open(&path).expect("opens");
-        tables.write(Wait::ForDisk, |rows| rows.put(Table::Sets, "cli", b"one")).expect("writes");
-        assert_eq!(tables.get(Table::Sets, "cli").expect("reads").as_deref(), Some(&b"one"[..]));
+        let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
+        tables.write(Wait::ForDisk, one("cli", b"one")).expect("writes");
+        assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), b"one".to_vec())]);
         for change in ["UPDATE sets SET value = x'6f6e66'", "UPDATE sets SET value = x'6f6e65', key = x'636c6a'"] {
             tables.database.execute_batch(change).expect("changes");
-            assert!(matches!(tables.each(Table::Sets, |_, _| Ok(())), Err(StateError::Damaged(..))), "{change}");
+            assert!(matches!(sets(&tables), Err(StateError::Damaged(..))), "{change}");
         }
-        assert!(tables.get(Table::Sets, "cli").expect("reads").is_none());
     }
 
     #[test]
@@ -327,28 +367,27 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("t.db");
         let mut tables = Tables::open(&path).expect("opens");
-        let refused = tables.write(Wait::ForDisk, |rows| {
-            rows.put(Table::Sets, "cli", b"one")?;
-            Err(StateError::Busy(path.clone()))
-        });
-        assert!(refused.is_err());
-        assert_eq!((tables.get(Table::Sets, "cli").expect("reads"), tables.commits()), (None, 0));
+        tables
+            .database
+            .execute_batch("CREATE TRIGGER no BEFORE INSERT ON meta BEGIN SELECT RAISE(FAIL, 'no'); END")
+            .expect("set");
+        assert!(tables.write(Wait::ForDisk, one("cli", b"one")).is_err());
+        assert_eq!((sets(&tables).expect("reads"), tables.commits()), (Vec::new(), 0));
         drop(tables);
         let tables = Tables::open(&path).expect("opens");
-        assert_eq!((tables.get(Table::Sets, "cli").expect("reads"), tables.commits()), (None, 0));
+        assert_eq!((sets(&tables).expect("reads"), tables.commits()), (Vec::new(), 0));
     }
 
     #[test]
     fn a_long_log_is_carried_into_the_file() {
         let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("t.db");
-        let mut tables = Tables::open(&path).expect("opens");
+        let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
         let log = || fs::metadata(directory.path().join("t.db-wal")).map_or(0, |log| log.len());
         let value = vec![7; 300_000];
-        tables.write(Wait::ForDisk, |rows| rows.put(Table::Sets, "cli", &value)).expect("writes");
+        tables.write(Wait::ForDisk, one("cli", &value)).expect("writes");
         assert!(log() > LOG);
         tables.tidy().expect("tidied");
         assert_eq!(log(), 0);
-        assert_eq!(tables.get(Table::Sets, "cli").expect("reads"), Some(value));
+        assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), value)]);
     }
 }
