@@ -1,0 +1,213 @@
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::support::{Net, PORTFWD, file, privileged, root};
+
+/// A rule set of so many forwards, from port 10,001 on, with some of other sorts and a network.
+fn many(count: u16) -> String {
+    let mut text = "[[network]]\nname = \"docker0\"\nsubnet = [\"172.17.0.0/16\"]\n".to_owned();
+    let mut forward = |listen: &str, to: &str, more: &str| {
+        write!(text, "[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n{more}").expect("written");
+    };
+    for port in 0..count {
+        forward(&(10_001 + port).to_string(), "172.17.0.3:80", "");
+    }
+    forward("8000-8100", "172.17.0.4", "");
+    forward("192.0.2.1:53/udp", "10.0.0.1", "from = [\"198.51.100.0/24\"]\n");
+    forward("[2001:db8::1]:443", "[fd00::1]", "source = \"masquerade\"\n");
+    text
+}
+
+/// A network whose host has so many forwards.
+fn busy(count: u16) -> Net {
+    let net = Net::new();
+    net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
+    net
+}
+
+/// Whether a list shows a difference; the lists here are too long to be printed.
+fn differences(net: &Net) -> Vec<String> {
+    let list = net.ok(&["list"]);
+    let differs = |line: &&str| ["missing", "foreign"].iter().any(|word| line.contains(word));
+    list.stdout.lines().chain(list.stderr.lines()).filter(differs).map(str::to_owned).collect()
+}
+
+/// Everything that is asked is in the kernel and nothing else, and what is kept is what is asked.
+fn whole(net: &Net) {
+    assert_eq!(differences(net), [""; 0]);
+    assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
+    let elements = || {
+        let said = net.nft(&["-s", "list", "ruleset"]).stdout;
+        let mut words: Vec<String> = said.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
+        words.retain(|word| !word.is_empty());
+        words.sort_unstable();
+        words
+    };
+    let before = elements();
+    net.nft(&["flush", "ruleset"]);
+    net.ok(&["restore"]);
+    assert!(elements() == before, "what was restored differs");
+}
+
+/// How many system calls a command takes.
+fn calls(net: &Net, arguments: &[&str]) -> usize {
+    let log = net.state.path().join("calls");
+    let run = || {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o"]).arg(&log).arg(PORTFWD).arg("--state-dir").arg(net.state.path());
+        command.args(arguments).current_dir(root()).env_remove("SSH_CONNECTION").output().expect("strace is installed")
+    };
+    let said = net.in_host(run);
+    assert!(said.status.success(), "{said:?}");
+    std::fs::read_to_string(&log).expect("readable").lines().count()
+}
+
+#[test]
+fn one_more_forward_takes_as_many_system_calls_whatever_is_there() {
+    if !privileged() {
+        return;
+    }
+    let [few, thousands] = [1_500, 15_000].map(|count| {
+        let net = busy(count);
+        net.ok(&["add", "1000", "172.17.0.3:80"]);
+        let taken = calls(&net, &["add", "1001", "172.17.0.3:80"]);
+        assert_eq!(net.ok(&["list"]).stdout.matches(" live ").count(), usize::from(count) + 5);
+        taken
+    });
+    // Up to 64 pages of the log are read, and a tree with one more level is a page more.
+    assert!(thousands.abs_diff(few) <= 80, "{few} {thousands}");
+    assert!(few < 500, "{few}");
+}
+
+#[test]
+fn forwards_of_every_sort_are_added_to_many() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    let adds: &[&[&str]] = &[
+        &["1000", "172.17.0.3:80"],
+        &["1000", "172.17.0.3:80"],
+        &["1000", "172.17.0.3:80", "--comment", "web"],
+        &["1000/udp", "10.0.0.1"],
+        &["1001,1003-1009", "10.0.0.1"],
+        &["2000-2999", "172.17.0.3", "--set", "other"],
+        &["3000-3100", "10.0.0.1:4000-4100"],
+        &["192.0.2.1:1000", "172.17.0.4:80", "-i", "eth0"],
+        &["1000", "172.17.0.4:80", "--from", "203.0.113.0/24"],
+        &["1000", "172.17.0.4:81", "--from", "203.0.113.0/25", "--set", "other"],
+        &["1010", "10.0.0.1", "--source", "192.0.2.1"],
+        &["1011", "10.0.0.1", "--source", "192.0.2.1", "--no-hairpin"],
+        &["1012", ":22", "-p", "tcp", "-p", "sctp"],
+        &["[2001:db8::1]:1013", "[fd00:17::3]:80"],
+        &["1014", "172.17.0.3:80", "--loopback"],
+        &["1015", "172.17.0.3:80"],
+    ];
+    for add in adds {
+        net.ok(&[&["add"][..], add].concat());
+        let list = net.ok(&["list"]);
+        assert!(!["missing", "foreign"].iter().any(|word| list.stdout.contains(word)), "{add:?}: {list:?}");
+        assert_eq!(
+            net.ok(&["restore", "--dry-run"]).stdout,
+            "0 to add, 0 to change, 0 to remove (dry run)\n",
+            "{add:?}"
+        );
+    }
+    whole(&net);
+    for gone in [&["1000"][..], &["2000-2999", "--set", "other"], &["[2001:db8::1]:1013"], &["1014"]] {
+        net.ok(&[&["rm"][..], gone].concat());
+    }
+    net.ok(&["add", "1016", "172.17.0.3:80"]);
+    whole(&net);
+}
+
+#[test]
+fn what_it_would_contradict_is_found_among_many() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    net.ok(&["add", "2000-2999", "172.17.0.3", "--set", "other"]);
+    let before = net.nft(&["list", "ruleset"]).stdout;
+    for (listen, met) in [("10500", "10500/tcp"), ("2500-2510", "2000-2999/tcp"), ("8050-8200", "8000-8100/tcp")] {
+        for set in ["cli", "other"] {
+            let said = net.portfwd(&["add", listen, "172.17.0.9:1", "--set", set]);
+            assert!(said.code == 6 && said.stderr.contains(met), "{listen} {set}: {said:?}");
+        }
+    }
+    assert_eq!(net.nft(&["list", "ruleset"]).stdout, before);
+    // One port of a range is none.
+    net.ok(&["add", "2500", "172.17.0.9:1"]);
+    whole(&net);
+}
+
+#[test]
+fn a_table_that_is_not_as_it_was_left_is_mended_whole() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    let all = |count: usize| assert_eq!(net.ok(&["list"]).stdout.matches(" live ").count(), 1_203 + count);
+    for (number, (what, arguments)) in [
+        ("all", &["flush", "ruleset"][..]),
+        ("a chain", &["flush", "chain", "inet", "portfwd", "nat-prerouting"]),
+        ("a map more", &["add", "map", "inet", "portfwd", "strange", "{ type ipv4_addr : ipv4_addr; }"]),
+        ("asleep", &["add", "table", "inet", "portfwd", "{ flags dormant; }"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let done = net.nft(arguments);
+        assert_eq!(done.code, 0, "{what}: {done:?}");
+        net.ok(&["add", &(1_000 + number).to_string(), "172.17.0.3:80"]);
+        all(number + 1);
+        whole(&net);
+    }
+}
+
+#[test]
+fn connections_follow_one_forward_among_many() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    net.serve("172.17.0.3:80", true);
+    net.serve("172.17.0.4:80", true);
+    net.ok(&["add", "53/udp", "172.17.0.3:80"]);
+    net.ok(&["add", "54/udp", "172.17.0.3:80"]);
+    let client = net.client.run(|| std::net::UdpSocket::bind("0.0.0.0:0").expect("bind")).expect("client");
+    client.set_read_timeout(Some(std::time::Duration::from_secs(2))).expect("set");
+    let ask = |to: &str| {
+        client.send_to(b"?", to).expect("sent");
+        let mut text = [0; 64];
+        let length = client.recv(&mut text).expect("answered");
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    assert_eq!(ask("192.0.2.1:53"), "172.17.0.3:80 saw 192.0.2.2");
+    assert_eq!(ask("192.0.2.1:54"), "172.17.0.3:80 saw 192.0.2.2");
+    // A stronger one takes the first connection over, one that is beaten takes nothing.
+    let said = net.ok(&["add", "192.0.2.1:53/udp", "172.17.0.4:80"]);
+    assert!(said.stderr.contains("ended one connection"), "{said:?}");
+    assert_eq!(ask("192.0.2.1:53"), "172.17.0.4:80 saw 192.0.2.2");
+    let said = net.ok(&["add", "50-60/udp", "172.17.0.4:80"]);
+    assert!(!said.stderr.contains("ended"), "{said:?}");
+    assert_eq!(ask("192.0.2.1:54"), "172.17.0.3:80 saw 192.0.2.2");
+    whole(&net);
+}
+
+#[test]
+fn sockets_are_guarded_among_many_as_among_few() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    let listen = |at: &str| net.in_host(|| TcpListener::bind(at).expect("bind"));
+    let _sockets = [listen("0.0.0.0:8050"), listen("0.0.0.0:2222")];
+    let said = net.portfwd(&["add", "2222", "172.17.0.3:22"]);
+    assert!(said.code == 6 && said.stderr.contains("`0.0.0.0:2222/tcp`"), "{said:?}");
+    // The range takes it already.
+    net.ok(&["add", "8050", "172.17.0.3:22"]);
+    net.ok(&["add", "2222", "172.17.0.3:22", "--force"]);
+    whole(&net);
+}
