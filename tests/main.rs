@@ -29,6 +29,8 @@ mod oracle;
 mod packet;
 /// What the fuzzers began with and what they found: the same properties, file by file.
 mod regressions;
+/// Others who commit all the time, in tables of their own and in ours.
+mod rivals;
 /// Helpers of the others.
 mod support;
 /// Switches of the kernel that forwards need: set, guarded, put back.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -26,8 +26,14 @@ pub(super) fn file(path: &Path) -> Result<File, StateError> {
     }
 }
 
-/// Waits up to `wait` for its turn to use the store in a file. Those who wait come one after the other, because it is the
-/// kernel that they wait in: whoever asks again and again may never meet the moment.
+/// How many times `wait` a turn is waited for at most, however the queue moves.
+const WAITS: u32 = 6;
+
+/// Waits for its turn to use the store in a file: as long as others come to theirs, each within `wait`, and at most
+/// [`WAITS`] times that. So a process that hangs is noticed, and a long queue of ones that work is none.
+///
+/// Those who wait come one after the other, because it is the kernel that they wait in: whoever asks again and again may
+/// never meet the moment. Who comes just when one lets go may be served before them, which costs them that one turn.
 pub(super) fn turn(path: &Path, wait: Duration) -> Result<Flock<File>, StateError> {
     let lock = path.with_extension("lock");
     let file = file(&lock)?;
@@ -37,14 +43,29 @@ pub(super) fn turn(path: &Path, wait: Duration) -> Result<Flock<File>, StateErro
         Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Busy(path.to_owned())),
         Err((_, error)) => return Err(StateError::Io(lock, error.into())),
     };
+    // Who waited for its turn and got it leaves the time there; who need not wait spares that.
+    let last_turn = || fs::symlink_metadata(&lock).and_then(|lock| lock.modified()).ok();
+    let mut last = last_turn();
     let (sender, receiver) = mpsc::channel();
     // Where its turn comes too late, the thread has nobody to tell, and lets go at once.
     std::thread::spawn(move || sender.send(Flock::lock(file, FlockArg::LockExclusive)));
-    match receiver.recv_timeout(wait) {
-        Ok(Ok(locked)) => Ok(locked),
-        Ok(Err((_, error))) => Err(StateError::Io(lock, error.into())),
-        Err(_) => Err(StateError::Busy(path.to_owned())),
+    for _ in 0..WAITS {
+        match receiver.recv_timeout(wait) {
+            Ok(Ok(locked)) => {
+                // Without it others give up sooner than they must.
+                drop(locked.set_modified(SystemTime::now()));
+                return Ok(locked);
+            }
+            Ok(Err((_, error))) => return Err(StateError::Io(lock, error.into())),
+            Err(_) => {
+                let before = std::mem::replace(&mut last, last_turn());
+                if before == last {
+                    break;
+                }
+            }
+        }
     }
+    Err(StateError::Busy(path.to_owned()))
 }
 
 /// The number of the last commit that the file one waits with knows of; 0 where it knows of none.
@@ -79,4 +100,41 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StateError> {
         }
     }
     Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_queue_that_moves_is_waited_for_and_one_that_does_not_is_not() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("state.redb");
+        // Five who each take less than half of what is waited for: the last waits longer than that.
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let queue: Vec<_> = (0..5)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let turn = turn(&path, WAIT)?;
+                        std::thread::sleep(WAIT * 2 / 5);
+                        drop(turn);
+                        Ok::<_, StateError>(())
+                    })
+                })
+                .collect();
+            for one in queue {
+                one.join().expect("no panic").expect("its turn");
+            }
+        });
+        assert!(began.elapsed() >= WAIT * 2, "one after the other");
+        let _held = turn(&path, WAIT).expect("free");
+        let began = Instant::now();
+        assert!(matches!(turn(&path, WAIT), Err(StateError::Busy(_))));
+        assert!(began.elapsed() < WAIT * 3, "{:?}", began.elapsed());
+    }
 }

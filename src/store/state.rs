@@ -178,7 +178,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store of a namespace, waiting up to `wait` for another process that has it open.
+    /// Opens the store of a namespace, waiting up to `wait` for another process that has it open, and longer where one after
+    /// the other has.
     ///
     /// With `make` false a store that is not there is read as empty, and nothing is made.
     ///
