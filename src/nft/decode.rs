@@ -45,16 +45,20 @@ mod key {
 /// [`KernelError::Interrupted`] where others changed our table again and again, for [`PATIENCE`], or anything where they
 /// cannot be watched; [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, &elements)
+    decode_with(connection, &elements, PATIENCE)
 }
 
-fn decode_with(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<(Program, u32), KernelError> {
+fn decode_with(
+    connection: &mut Connection,
+    elements: &ReadElements<'_>,
+    patience: Duration,
+) -> Result<(Program, u32), KernelError> {
     if !connection.is_watching()
         && let Some(found) = or_again(undisturbed(connection, elements))?
     {
         return Ok(found);
     }
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience;
     loop {
         let found = match connection.watch()? {
             true => watched(connection, elements),
@@ -93,12 +97,15 @@ fn watched(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     Ok(connection.still()?.map(|generation| (program, generation)))
 }
 
+/// How long [`structure`] is tried: it looks at what was committed already, and takes little time.
+const GLANCE: Duration = Duration::from_secs(1);
+
 /// Reads our table, but of its maps no elements; the generation is that of [`decode`].
 ///
 /// # Errors
-/// As [`decode`].
+/// As [`decode`], but sooner.
 pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, &|_, _| Ok(BTreeMap::new()))
+    decode_with(connection, &|_, _| Ok(BTreeMap::new()), GLANCE)
 }
 
 /// Reads our table, but of its elements only those whose keys a program has; the generation is that of [`decode`]. Those
@@ -107,7 +114,7 @@ pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelEr
 /// # Errors
 /// As [`decode`].
 pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, &|connection, map| {
+    let elements = |connection: &mut Connection, map: &str| {
         let known = left.maps.get(map).map(|map| &map.elements);
         let keys = wanted.maps.get(map).into_iter().flat_map(|map| map.elements.keys());
         let (there, new): (Vec<&Key>, Vec<&Key>) =
@@ -117,7 +124,8 @@ pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Re
             those_there(connection, map, some, &mut found)?;
         }
         Ok(found)
-    })
+    };
+    decode_with(connection, &elements, PATIENCE)
 }
 
 /// Reads those of at most [`KEYS_PER_QUESTION`] elements that there are. The kernel says only that one is missing, so then
