@@ -12,66 +12,14 @@ use nftnl_sys::libc;
 
 use super::encode::Batch;
 use super::ffi::{self, Buffer};
-use super::message::{Attributes, Message};
-use super::watch::{self, Notices, Watch};
+use super::message::Message;
+use super::refusal::{Head, Refusal, refusal};
+use super::watch::Watch;
+pub use super::wire::Wire;
 use crate::netfilter::netlink::{message, put_attribute};
 
 /// How long we try again where others commit in between.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What carries questions to the kernel and its answers back: a socket, or what was recorded of one.
-pub trait Wire {
-    /// Sends a question or a batch.
-    ///
-    /// # Errors
-    /// The system's.
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
-
-    /// Receives whole messages into `room` and says how many bytes they are.
-    ///
-    /// # Errors
-    /// The system's; also where nothing came for long.
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize>;
-
-    /// Makes room to send `size` bytes at once.
-    ///
-    /// # Errors
-    /// The system's. That it grants no more room is no error here; the send says so.
-    fn prepare(&mut self, size: usize) -> io::Result<()>;
-
-    /// A number of the network namespace that is spoken about.
-    fn namespace_cookie(&self) -> Option<u64>;
-
-    /// Has the kernel tell of every commit from now on.
-    ///
-    /// # Errors
-    /// The system's. What was recorded has none.
-    fn watch(&self) -> io::Result<Box<dyn Notices>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl Wire for mnl::Socket {
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Self::send(self, bytes).map(drop)
-    }
-
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.recv_raw(room)
-    }
-
-    fn prepare(&mut self, size: usize) -> io::Result<()> {
-        ffi::prepare(self, size)
-    }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        ffi::namespace_cookie(self)
-    }
-
-    fn watch(&self) -> io::Result<Box<dyn Notices>> {
-        watch::join(self.namespace_cookie())
-    }
-}
 
 /// Why a question to the kernel has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -132,14 +80,6 @@ pub struct Connection {
     buffer: Buffer,
     next: u32,
     watch: Option<Watch>,
-}
-
-/// An error message of the kernel's.
-struct Refusal {
-    seq: u32,
-    error: io::Error,
-    reason: Option<String>,
-    offset: Option<u32>,
 }
 
 impl Connection {
@@ -215,8 +155,8 @@ impl Connection {
         // Who moved the generation had told of it before the kernel could refuse ours. Otherwise it was lost.
         let moved = self.untouched().filter(|now| *now != before);
         if moved.is_none() {
-            self.watch = None;
             // What is read next is watched from its beginning; where it cannot be, it must come undisturbed.
+            self.watch = None;
             drop(self.watch());
         }
         moved
@@ -435,49 +375,6 @@ impl Connection {
     }
 }
 
-/// The parts of a message's header that matter here.
-struct Head {
-    kind: u16,
-    flags: u16,
-    seq: u32,
-}
-
-impl Head {
-    fn read(message: &[u8]) -> Option<Self> {
-        Some(Self {
-            kind: u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?),
-            flags: u16::from_ne_bytes(message.get(6..8)?.try_into().ok()?),
-            seq: u32::from_ne_bytes(message.get(8..12)?.try_into().ok()?),
-        })
-    }
-}
-
-/// Reads an error message; `None` where it is an acknowledgement. Source: `struct nlmsgerr`, `enum nlmsgerr_attrs` in
-/// include/uapi/linux/netlink.h.
-fn refusal(message: &[u8]) -> Option<Refusal> {
-    const REASON: u16 = 1;
-    const OFFSET: u16 = 2;
-    let error = i32::from_ne_bytes(message.get(16..20)?.try_into().ok()?);
-    if error == 0 {
-        return None;
-    }
-    let seq = message.get(28..32).and_then(|seq| seq.try_into().ok()).map_or(0, u32::from_ne_bytes);
-    let mut refusal =
-        Refusal { seq, error: io::Error::from_raw_os_error(error.saturating_neg()), reason: None, offset: None };
-    // Behind the error is the header of the message it is about, and, because we asked for it, nothing more of that.
-    for (kind, value) in Attributes::behind(message, 36).each() {
-        match kind {
-            REASON => {
-                let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-                refusal.reason = Some(crate::model::error::printable(&String::from_utf8_lossy(text)));
-            }
-            OFFSET => refusal.offset = value.try_into().ok().map(u32::from_ne_bytes),
-            _ => {}
-        }
-    }
-    Some(refusal)
-}
-
 /// The attributes of a question: numbers and names, with the closing zeros that the kernel wants.
 pub(super) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
     let mut attributes = Vec::new();
@@ -487,34 +384,4 @@ pub(super) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
         put_attribute(&mut attributes, *kind, &value);
     }
     attributes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_read_whole() {
-        let mut message = vec![0; 16];
-        message.extend((-17i32).to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend(42u32.to_ne_bytes());
-        message.extend([0; 4]);
-        put_attribute(&mut message, 1, b"in use\x1b\0");
-        put_attribute(&mut message, 2, &96u32.to_ne_bytes());
-        let refusal = refusal(&message).expect("an error");
-        assert_eq!((refusal.seq, refusal.error.raw_os_error()), (42, Some(17)));
-        assert_eq!((refusal.reason.as_deref(), refusal.offset), (Some("in use\\u{1b}"), Some(96)));
-    }
-
-    #[test]
-    fn what_is_cut_short_does_not_panic() {
-        let mut message = vec![0; 16];
-        message.extend((-1i32).to_ne_bytes());
-        message.extend([255; 30]);
-        for end in 0..message.len() {
-            let _ = refusal(&message[..end]);
-            let _ = Head::read(&message[..end]);
-        }
-    }
 }

@@ -10,7 +10,7 @@
 //! wait for who is at work, hear all that was said                   (Connection::still)
 //! commit at the generation of the last NFT_MSG_NEWGEN heard; where that is stale, hear, and commit again
 //! ```
-//! Why that is no weaker than to look and commit in one generation (net/netfilter/nf_tables_api.c, Linux 4.20 to 6.18):
+//! Why that is no weaker than to look and commit in one generation (net/netfilter/nf_tables_api.c, Linux 5.18 to 6.18):
 //! - `nf_tables_commit` moves the generation, and only then makes what is new seen, tells of every object that was changed
 //!   (`nft_commit_notify`) with the name of its table, and last of the generation (`nf_tables_gen_notify`), all under one
 //!   lock. So who has heard of generation g has heard of all that led to it.
@@ -24,70 +24,18 @@
 //! of it, so that it is read again. Elements that packets add, or time takes away, are never told; our maps have none.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 use nftnl_sys::libc;
-use nix::sys::socket::{
-    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket, sockopt,
-};
 
 use super::message::Message;
 use super::program::TABLE;
-
-/// `NFNLGRP_NFTABLES` in include/uapi/linux/netfilter/nfnetlink.h, as a bit of a socket's groups.
-const GROUP: u32 = 1 << (7 - 1);
-
-/// The room for notices that were not heard yet, in bytes as the kernel counts them: about 10,000 rules of others. Twice of
-/// it is taken at most, and only as long as they wait.
-const ROOM: usize = 8 << 20;
+use super::wire::Notices;
 
 /// The room for what the kernel says at once, which is at most a page, and 8 KiB.
 const AT_ONCE: usize = 1 << 16;
 
 /// How much is heard at a time at most, so that it has an end whoever else is at work.
 const MOST: u32 = 1 << 18;
-
-/// Where the kernel's notices come from: a socket, or what was recorded of one.
-pub trait Notices {
-    /// Gives whole notices without waiting for them.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] where nothing more was said; the system's, after which some may be lost.
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize>;
-}
-
-/// A socket that has joined the group.
-struct Group(OwnedFd);
-
-impl Notices for Group {
-    fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let (length, from) = recvfrom::<NetlinkAddr>(self.0.as_raw_fd(), room)?;
-            // Others may send to the group too; what they say is nothing that the kernel did.
-            if from.is_some_and(|from| from.pid() == 0) {
-                return Ok(length);
-            }
-        }
-    }
-}
-
-/// Joins the group in the network namespace that the thread is in, which must be that of this `cookie`.
-///
-/// # Errors
-/// The system's; also where the thread is in another namespace by now.
-pub(super) fn join(cookie: Option<u64>) -> io::Result<Box<dyn Notices>> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-    if super::ffi::namespace_cookie(&socket) != cookie {
-        return Err(io::Error::other("the thread has left the network namespace"));
-    }
-    // Without privileges in the first namespace it gets as much as everybody.
-    if setsockopt(&socket, sockopt::RcvBufForce, &ROOM).is_err() {
-        setsockopt(&socket, sockopt::RcvBuf, &ROOM)?;
-    }
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
-    Ok(Box::new(Group(socket)))
-}
 
 /// What the kernel says of commits, from a generation on.
 pub(super) struct Watch {
