@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use portfwd::nft::transaction::{CommitError, Connection};
+use portfwd::nft::transaction::{CommitError, Connection, KernelError};
 use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
 
 use crate::support::{Net, file, privileged};
@@ -193,4 +193,68 @@ fn waiting_for_who_is_at_work_changes_nothing() {
         connection.commit(&batch).expect("commits");
         assert_eq!(decode(&mut connection).expect("reads").0.element_count(), 1);
     });
+}
+
+/// Adds one to the port that the only forward goes to, on what was read, as often as asked.
+/// Gives how often a batch was sent again, and how often all had to be read again.
+fn count_up(times: u32) -> (u32, u32) {
+    let mut connection = Connection::open().expect("opens");
+    let (mut sent_again, mut read_again) = (0, 0);
+    for _ in 0..times {
+        loop {
+            let (live, mut generation) = match decode(&mut connection) {
+                Err(KernelError::Interrupted) => continue,
+                read => read.expect("reads"),
+            };
+            let mut wanted = live.clone();
+            let elements = &mut wanted.maps.get_mut("ip-ports").expect("the map").elements;
+            let element = elements.values_mut().next().expect("the forward");
+            let (address, port) = element.data.split_at(4);
+            let port = u16::from_be_bytes([port[0], port[1]]) + 1;
+            element.data = [address, &port.to_be_bytes(), &[0, 0]].concat().into();
+            let changes = diff(&live, &wanted);
+            let mut batch = encode(&changes, generation);
+            let done = loop {
+                match connection.commit(&batch) {
+                    Err(CommitError::Stale) => match connection.moved_from(generation) {
+                        Some(moved) => {
+                            sent_again += 1;
+                            generation = moved;
+                            batch.move_to(moved);
+                        }
+                        None => break false,
+                    },
+                    committed => {
+                        committed.expect("commits");
+                        break true;
+                    }
+                }
+            };
+            if done {
+                break;
+            }
+            read_again += 1;
+        }
+    }
+    (sent_again, read_again)
+}
+
+#[test]
+fn no_update_is_lost_among_rivals_and_neighbours() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.nft(&["add table ip other"]);
+    net.ok(&["add", "8000", "172.17.0.3:1000"]);
+    let (counts, _) = beside(&net, FOREIGN, || {
+        std::thread::scope(|scope| {
+            let rivals = [0; 3].map(|_| scope.spawn(|| net.in_host(|| count_up(200))));
+            rivals.map(|rival| rival.join().expect("no panic"))
+        })
+    });
+    eprintln!("sent again and read again by three rivals: {counts:?}");
+    assert!(counts.iter().any(|(sent, read)| sent + read > 0), "they were in each other's way: {counts:?}");
+    let elements = net.nft(&["list", "map", "inet", "portfwd", "ip-ports"]).stdout;
+    assert!(elements.contains("172.17.0.3 . 1600"), "{elements}");
 }
