@@ -35,3 +35,5 @@ mod rivals;
 mod support;
 /// Switches of the kernel that forwards need: set, guarded, put back.
 mod switches;
+/// The units for systemd: what they allow is enough.
+mod unit_file;

@@ -63,10 +63,7 @@ pub enum Identity {
 /// Where `/proc` does not show it.
 pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
     let current = std::fs::metadata(CURRENT)?;
-    // Not every process may look at the first one; then what /run/netns knows decides.
-    if let Ok(first) = std::fs::metadata("/proc/1/ns/net")
-        && (first.dev(), first.ino()) == (current.dev(), current.ino())
-    {
+    if is_of_first_process() {
         return Ok(Identity::Host);
     }
     let incarnation = incarnation(cookie, current.ino())?;
@@ -80,6 +77,19 @@ pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
         }
     }
     Ok(Identity::Anonymous(incarnation))
+}
+
+/// Whether the first process is in the calling thread's namespace.
+///
+/// What both see as the same file of `/proc` is the same namespace's: the kernel numbers these files for each. Its link
+/// `/proc/1/ns/net` would say so too, but that may be read only by who has all of that process's capabilities, which root
+/// need not have. Where neither can be seen, what /run/netns knows decides.
+fn is_of_first_process() -> bool {
+    let file = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev"));
+    match (file("1"), file("thread-self")) {
+        (Ok(first), Ok(ours)) => (first.dev(), first.ino()) == (ours.dev(), ours.ino()),
+        _ => false,
+    }
 }
 
 /// A word for this namespace that no other one ever has: the boot, and the kernel's cookie of the namespace, which is

@@ -1,0 +1,200 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use portfwd::iptables::command::Variant;
+
+use crate::support::{BOTH, Net, PORTFWD, Said, file, ours, privileged, root};
+
+/// Forwarding in both families, a loopback forward that needs `route_localnet`, and a range that iptables is tried for.
+const SET: &str = r#"
+[[network]]
+name = "docker0"
+subnet = ["172.17.0.0/16", "fd00:17::/64"]
+[[forward]]
+listen = "8080"
+to = "172.17.0.3:80"
+loopback = true
+[[forward]]
+listen = "443"
+to = "[fd00:17::3]:8443"
+[[forward]]
+listen = "8000-8010/udp"
+to = "172.17.0.3:9000-9010"
+"#;
+
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const LOCALNET: &str = "/proc/sys/net/ipv4/conf/docker0/route_localnet";
+
+fn unit(name: &str) -> String {
+    fs::read_to_string(root().join("systemd").join(name)).expect("text")
+}
+
+/// The values of a setting, a line each.
+fn setting<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+    unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).collect()
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    let directory = tempfile::tempdir().expect("directory");
+    let paths = ["portfwd.service", "portfwd-online.service"].map(|name| {
+        let path = directory.path().join(name);
+        // It looks for the programs, and portfwd is not installed where it is built.
+        fs::write(&path, unit(name).replace("/usr/local/sbin/portfwd", PORTFWD)).expect("written");
+        path
+    });
+    let said = match Command::new("systemd-analyze").arg("verify").args(&paths).output() {
+        Ok(output) => Said::from(output),
+        Err(error) => {
+            let message = format!("SKIPPED: needs systemd-analyze: {error}");
+            assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "{message}");
+            eprintln!("{message}");
+            return;
+        }
+    };
+    // The machine's own units are judged too.
+    let about_ours = said.stderr.lines().any(|line| line.contains("portfwd"));
+    assert!(said.code == 0 && !about_ours, "{said:?}");
+}
+
+/// Runs our program as the unit does, as far as that goes without systemd: as root with the unit's capabilities and no others,
+/// no way to get more, and nothing to write but what the unit names. It is not the first process, and that has them all.
+fn as_the_unit_does(net: &Net, variant: Option<Variant>, options: &[&str], command: &str) -> Said {
+    let unit = unit("portfwd.service");
+    let bounds =
+        setting(&unit, "CapabilityBoundingSet").join(" ").to_lowercase().replace("cap_", "+").replace(' ', ",");
+    let state = net.state.path().to_string_lossy().into_owned();
+    // The host's own lock file is left alone; this is what the unit's ExecStartPre= makes.
+    let script = format!(
+        "set -e; mount -t tmpfs none /run; (umask 077; touch /run/xtables.lock)
+         for path in {state} /run/xtables.lock /proc/sys/net; do mount --bind $path $path; done
+         cut -d' ' -f5 /proc/self/mountinfo | while read path; do mount -o remount,bind,ro $path 2>/dev/null || true; done
+         for path in {state} /run/xtables.lock /proc/sys/net; do mount -o remount,bind,rw $path; done
+         for path in /proc/sys/kernel/core_pattern /usr/bin/new /run/new; do
+             if (: >> $path) 2>/dev/null; then echo $path can be written >&2; exit 99; fi
+         done
+         \"$@\""
+    );
+    let bounds = format!("--bounding-set=-all,{bounds}");
+    let backend: &[&str] = if variant.is_some() { &["--backend", "iptables"] } else { &["--backend", "nft"] };
+    let arguments = [
+        &["--pid", "--fork", "--mount", "--mount-proc", "sh", "-c", &script, "sh"][..],
+        &["setpriv", &bounds, "--inh-caps=-all", "--no-new-privs"],
+        options,
+        &[PORTFWD, "--state-dir", &state],
+        backend,
+        &command.split(' ').collect::<Vec<_>>(),
+    ]
+    .concat();
+    net.with(variant.unwrap_or(Variant::Nft), "", "unshare", &arguments)
+}
+
+/// What the kernel holds, without what was counted.
+fn held(net: &Net, variant: Option<Variant>) -> Vec<String> {
+    let text = match variant {
+        None => net.nft(&["-s", "list", "ruleset"]).stdout,
+        Some(variant) => ours(&net.saved(variant)).join("\n"),
+    };
+    let mut words: Vec<String> = text.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
+    words.sort_unstable();
+    words
+}
+
+fn forget(net: &Net, variant: Option<Variant>) {
+    net.nft(&["flush", "ruleset"]);
+    if variant == Some(Variant::Legacy) {
+        for (word, table) in ["iptables", "ip6tables"].iter().flat_map(|word| [(word, "nat"), (word, "mangle")]) {
+            net.in_host(|| {
+                let feed = format!("*{table}\nCOMMIT\n");
+                crate::support::feed(&format!("{word}-legacy-restore"), &[], &feed);
+            });
+        }
+    }
+    for path in [FORWARD, "/proc/sys/net/ipv6/conf/all/forwarding", LOCALNET] {
+        net.in_host(|| fs::write(path, "0").expect("written"));
+    }
+}
+
+#[test]
+fn restore_needs_no_more_than_the_unit_allows_it() {
+    if !privileged() {
+        return;
+    }
+    for variant in [None].into_iter().chain(BOTH.map(Some)) {
+        let net = Net::new();
+        let set = file(&net.state, SET);
+        let said = as_the_unit_does(&net, variant, &[], &format!("apply {}", set.display()));
+        assert_eq!(said.code, 0, "{variant:?}: {said:?}");
+        // The first process is in this namespace, so it is the host's, also to who may not look at that process.
+        assert!(net.state.path().join("state.redb").exists(), "{variant:?}: {said:?}");
+        let before = held(&net, variant);
+        forget(&net, variant);
+        assert_ne!(held(&net, variant), before);
+        let said = as_the_unit_does(&net, variant, &[], "restore");
+        assert_eq!((said.code, said.stdout.as_str()), (0, "4 added, 0 changed, 0 removed\n"), "{variant:?}: {said:?}");
+        assert_eq!(held(&net, variant), before, "{variant:?}");
+        for path in [FORWARD, LOCALNET] {
+            assert_eq!(net.in_host(|| fs::read_to_string(path)).expect("readable"), "1\n", "{variant:?} {path}");
+        }
+    }
+}
+
+/// The names of system calls in a group of systemd's, those of groups in it included.
+fn group(name: &str) -> BTreeSet<String> {
+    let output = Command::new("systemd-analyze").args(["syscall-filter", name]).output().expect("it started before");
+    let mut calls = BTreeSet::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines().map(str::trim) {
+        if line.starts_with('@') && line != name {
+            calls.extend(group(line));
+        } else if !line.starts_with(['#', '@']) && !line.is_empty() {
+            calls.insert(line.to_owned());
+        }
+    }
+    calls
+}
+
+#[test]
+fn restore_makes_no_system_call_and_no_socket_that_the_unit_refuses() {
+    if !privileged() || Command::new("systemd-analyze").arg("--version").output().is_err() {
+        // The test above says so.
+        return;
+    }
+    let unit = unit("portfwd.service");
+    let mut allowed = BTreeSet::new();
+    for line in setting(&unit, "SystemCallFilter") {
+        let calls = line.trim_start_matches('~').split(' ').flat_map(group);
+        if line.starts_with('~') {
+            calls.for_each(|call| drop(allowed.remove(&call)));
+        } else {
+            allowed.extend(calls);
+        }
+    }
+    assert!(allowed.len() > 200 && !allowed.contains("mount"), "{allowed:?}");
+    let families = setting(&unit, "RestrictAddressFamilies").join(" ");
+    for variant in [None].into_iter().chain(BOTH.map(Some)) {
+        let net = Net::new();
+        let set = file(&net.state, SET);
+        assert_eq!(as_the_unit_does(&net, variant, &[], &format!("apply {}", set.display())).code, 0);
+        forget(&net, variant);
+        let trace = net.state.path().join("trace");
+        let strace = ["strace", "-f", "-qq", "-o", &trace.to_string_lossy()];
+        let said = as_the_unit_does(&net, variant, &strace, "restore");
+        assert_eq!(said.code, 0, "{said:?}");
+        check(&trace, &allowed, &families);
+    }
+}
+
+fn check(trace: &Path, allowed: &BTreeSet<String>, families: &str) {
+    for line in fs::read_to_string(trace).expect("text").lines() {
+        let Some((call, arguments)) = line.split_whitespace().nth(1).and_then(|word| word.split_once('(')) else {
+            continue;
+        };
+        assert!(allowed.contains(call), "{line}");
+        // What iptables asks nscd (AF_UNIX) the files of /etc say too.
+        if call == "socket" && !arguments.starts_with("AF_UNIX") {
+            assert!(families.split(' ').any(|family| arguments.starts_with(&format!("{family},"))), "{line}");
+        }
+    }
+}
