@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use portfwd::iptables::command::Variant;
 
-use crate::support::{Net, PORTFWD, Said, file, ours, privileged};
+use crate::support::{BOTH, Net, PORTFWD, Said, feed, file, ours, privileged};
 
 /// One of every kind of rule, and what a kernel must remember of them.
 const EVERYTHING: &str = r#"
@@ -247,57 +247,171 @@ fn fifty_processes_and_another_program_lose_nothing() {
     assert_eq!(net.ok(&["restore"]).stdout, "1000 added, 0 changed, 0 removed\n");
 }
 
-/// What a command makes of the kernel, killed at any of its system calls: the old or the new, and the next one mends.
-fn kill_everywhere(prepare: &[&[&str]], command: &[&str]) -> usize {
-    let net = Net::new();
-    let state = net.state.path().to_string_lossy().into_owned();
-    let begin = || {
-        net.ok(&["flush"]);
-        prepare.iter().for_each(|arguments| drop(net.ok(arguments)));
-        if command == ["restore"] {
-            net.nft(&["flush", "ruleset"]);
-        }
-        words(&net)
-    };
-    let old = begin();
-    net.ok(command);
-    let new = words(&net);
-    assert_ne!(old, new, "{command:?}");
-    // Every system call by its name and how often it was made before.
-    begin();
-    let log = net.state.path().join("calls");
-    let run = |options: &[&str]| {
-        let strace = [&["-f", "-qq", "-o"][..], options, &[PORTFWD, "--state-dir", &state], command].concat();
-        net.in_host(|| Command::new("strace").args(strace).output().expect("strace is installed"))
-    };
-    assert!(run(&[&log.to_string_lossy()]).status.success());
-    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-    for line in fs::read_to_string(&log).expect("readable").lines() {
-        let name = line.split_whitespace().nth(1).and_then(|call| call.split_once('(')).map(|(name, _)| name);
-        // strace kills before a call; what ends the process does it anyway.
-        if let Some(name) = name.filter(|name| !name.is_empty() && !name.starts_with("exit")) {
-            *counts.entry(name.to_owned()).or_default() += 1;
+/// A command that something happens to: one that goes wrong at one of its system calls.
+struct Trial<'a> {
+    net: Net,
+    variant: Option<Variant>,
+    prepare: &'a [&'a [&'a str]],
+    command: &'a [&'a str],
+}
+
+impl<'a> Trial<'a> {
+    fn new(variant: Option<Variant>, prepare: &'a [&'a [&'a str]], command: &'a [&'a str]) -> Self {
+        Self { net: Net::new(), variant, prepare, command }
+    }
+
+    /// What is between our program's name and its command.
+    fn options(&self) -> Vec<String> {
+        let state = self.net.state.path().to_string_lossy().into_owned();
+        let backend = if self.variant.is_some() { "iptables" } else { "nft" };
+        vec!["--state-dir".into(), state, "--backend".into(), backend.into()]
+    }
+
+    fn portfwd(&self, arguments: &[&str]) -> Said {
+        self.start(PORTFWD, &[], arguments)
+    }
+
+    /// Runs our program, or it through another one.
+    fn start(&self, program: &str, before: &[&str], arguments: &[&str]) -> Said {
+        let options = self.options();
+        let options = options.iter().map(String::as_str);
+        let arguments: Vec<&str> = before.iter().copied().chain(options).chain(arguments.iter().copied()).collect();
+        match self.variant {
+            Some(variant) => self.net.with(variant, "", program, &arguments),
+            None => {
+                let mut command = Command::new(program);
+                command.args(arguments).env_remove("SSH_CONNECTION");
+                self.net.in_host(|| command.output().expect("strace is installed").into())
+            }
         }
     }
-    let calls = counts.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
-    // All of them take some minutes.
-    let every = std::env::var("KILLS_EVERY").ok().and_then(|every| every.parse().ok()).unwrap_or(11);
+
+    fn ok(&self, arguments: &[&str]) -> Said {
+        let said = self.portfwd(arguments);
+        assert_eq!(said.code, 0, "{:?} {arguments:?}: {said:?}", self.variant);
+        said
+    }
+
+    /// Runs the command, followed by strace.
+    fn strace(&self, options: &[&str]) -> Said {
+        let before = [&["-f", "-qq", "-o"][..], options, &[PORTFWD]].concat();
+        self.start("strace", &before, self.command)
+    }
+
+    /// What the kernel holds in each of its tables, whatever else is there, and its switches.
+    fn held(&self) -> Vec<Vec<String>> {
+        let switches = ["ip_forward", "conf/docker0/route_localnet"].map(|name| {
+            self.net.in_host(|| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"))).expect("readable")
+        });
+        let mut tables = match self.variant {
+            None => vec![words(&self.net)],
+            Some(variant) => {
+                let saved = self.net.saved(variant);
+                let tables = saved.split_inclusive("COMMIT\n").map(ours);
+                // A table that nobody has asked for yet is as good as an empty one.
+                let tables = tables.filter(|table| table.len() > 1);
+                tables.map(|table| table.into_iter().map(str::to_owned).collect()).collect()
+            }
+        };
+        tables.push(switches.into());
+        tables
+    }
+
+    /// As after a boot: no rules, and nothing is forwarded.
+    fn forget(&self) {
+        self.net.nft(&["flush", "ruleset"]);
+        if self.variant == Some(Variant::Legacy) {
+            for table in ["nat", "mangle"] {
+                let flush = format!("*{table}\nCOMMIT\n");
+                self.net.in_host(|| feed("iptables-legacy-restore", &[], &flush));
+                self.net.in_host(|| feed("ip6tables-legacy-restore", &[], &flush));
+            }
+        }
+        for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/docker0/route_localnet"] {
+            self.net.in_host(|| fs::write(format!("/proc/sys/net/{name}"), "0")).expect("written");
+        }
+    }
+
+    /// Makes what is there before the command, and gives it.
+    fn begin(&self) -> Vec<Vec<String>> {
+        self.ok(&["flush"]);
+        self.prepare.iter().for_each(|arguments| drop(self.ok(arguments)));
+        if self.command == ["restore"] {
+            self.forget();
+        }
+        self.held()
+    }
+
+    /// The same again, where `now` is there and the state says so too.
+    fn begin_again(&self, now: &[Vec<String>], old: &[Vec<String>]) {
+        if self.command == ["restore"] {
+            self.forget();
+        } else if now != old {
+            assert_eq!(self.begin(), old, "{:?} {:?}", self.variant, self.command);
+        }
+    }
+
+    /// The system calls of the command by their names, and how often one of its threads and processes makes them.
+    fn calls(&self) -> BTreeMap<String, u32> {
+        let log = self.net.state.path().join("calls");
+        let said = self.strace(&[&log.to_string_lossy()]);
+        assert_eq!(said.code, 0, "{said:?}");
+        let mut counts: BTreeMap<(String, String), u32> = BTreeMap::new();
+        for line in fs::read_to_string(&log).expect("readable").lines() {
+            let mut words = line.split_whitespace();
+            let (Some(thread), Some((name, _))) = (words.next(), words.next().and_then(|call| call.split_once('(')))
+            else {
+                continue;
+            };
+            *counts.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
+        }
+        let mut most = BTreeMap::new();
+        for ((_, name), count) in counts {
+            let before = most.entry(name).or_insert(0);
+            *before = count.max(*before);
+        }
+        most
+    }
+}
+
+/// The step from one point to the next, which a variable makes smaller: all of them take some minutes.
+fn every(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|every| every.parse().ok()).unwrap_or(usual)
+}
+
+/// What a command makes of the kernel, killed at any of its system calls: the old or the new, and the next one mends. With
+/// iptables that is so for each table, and what it starts is killed too.
+fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&str]) -> usize {
+    let trial = Trial::new(variant, prepare, command);
+    let old = trial.begin();
+    trial.ok(command);
+    let new = trial.held();
+    assert_ne!(old, new, "{command:?}");
+    trial.begin();
+    let mut calls = trial.calls();
+    // strace kills before a call; what ends the process does it anyway.
+    calls.retain(|name, _| !name.starts_with("exit"));
+    let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
     let mut kills = 0;
-    for (name, when) in calls.step_by(every) {
-        assert_eq!(begin(), old);
-        let said = run(&["/dev/null", "-e", &format!("inject={name}:signal=KILL:when={when}")]);
+    let mut now = new.clone();
+    for (name, when) in points.step_by(every("KILLS_EVERY", if variant.is_some() { 67 } else { 11 })) {
+        let place = format!("{variant:?} {command:?} killed at {name} {when}");
+        trial.begin_again(&now, &old);
+        let said = trial.strace(&["/dev/null", "-e", &format!("inject={name}:signal=KILL:when={when}")]);
+        now = trial.held();
         // Threads count for themselves, so some are not met.
-        if said.status.success() {
+        if said.code == 0 {
+            assert_eq!(now, new, "{place}");
             continue;
         }
         kills += 1;
-        let now = words(&net);
-        assert!(now == old || now == new, "{command:?} killed at {name} {when}: {now:?}");
-        net.ok(&["restore"]);
-        let (now, list) = (words(&net), net.ok(&["list"]));
-        assert!(!differs(&list), "{command:?} killed at {name} {when}: {list:?}");
-        let whole = now == new || now == old && command != ["restore"];
-        assert!(whole, "{command:?} killed at {name} {when}: {now:?}");
+        let known = |table: &Vec<String>| table.is_empty() || old.contains(table) || new.contains(table);
+        assert!(now.iter().all(known), "{place}: {now:?}");
+        trial.ok(&["restore"]);
+        now = trial.held();
+        let list = trial.ok(&["list"]);
+        assert!(!differs(&list), "{place}: {list:?}");
+        assert!(now == new || now == old && command != ["restore"], "{place}: {now:?}");
     }
     kills
 }
@@ -310,16 +424,19 @@ fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_me
     let directory = tempfile::tempdir().expect("directory");
     let set = file(&directory, EVERYTHING).to_string_lossy().into_owned();
     let some: [&[&str]; 2] = [&["add", "7000", "172.17.0.3:80"], &["add", "7001/udp", "172.17.0.3:80"]];
-    let counts = std::thread::scope(|scope| {
-        let running = [
-            scope.spawn(|| kill_everywhere(&some, &["add", "7002", "172.17.0.4:80"])),
-            scope.spawn(|| kill_everywhere(&some, &["rm", "7000"])),
-            scope.spawn(|| kill_everywhere(&some, &["apply", &set])),
-            scope.spawn(|| kill_everywhere(&some, &["restore"])),
-        ];
-        running.map(|running| running.join().expect("no panic"))
+    let (add, apply) = (["add", "7002", "172.17.0.4:80"], ["apply", set.as_str()]);
+    let both = || BOTH.into_iter().flat_map(|variant| [(Some(variant), &add[..]), (Some(variant), &["restore"])]);
+    let nft: [&[&str]; 4] = [&add, &["rm", "7000"], &apply, &["restore"]];
+    let all: Vec<_> = nft.into_iter().map(|command| (None, command)).chain(both()).collect();
+    let counts: Vec<usize> = std::thread::scope(|scope| {
+        let running: Vec<_> =
+            all.iter().map(|(variant, command)| scope.spawn(|| kill_everywhere(*variant, &some, command))).collect();
+        running.into_iter().map(|running| running.join().expect("no panic")).collect()
     });
-    eprintln!("killed at so many system calls of add, rm, apply and restore: {counts:?}");
+    for ((variant, command), count) in all.iter().zip(&counts) {
+        let iptables = variant.map(|variant| format!("iptables-{} ", variant.name())).unwrap_or_default();
+        eprintln!("{iptables}{}: killed at {count} system calls", command[0]);
+    }
     assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
 }
 
