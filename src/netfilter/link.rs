@@ -19,8 +19,12 @@ pub fn interfaces() -> io::Result<BTreeSet<IfName>> {
     let guard = runtime.enter();
     let (connection, handle, _) = new_connection()?;
     drop(guard);
-    runtime.spawn(connection);
+    let talk = runtime.spawn(connection);
     let links = runtime.block_on(handle.link().get().execute().try_collect::<Vec<_>>()).map_err(io::Error::other)?;
+    // Where the kernel cannot be heard any more the answer ends like one that is whole.
+    if talk.is_finished() {
+        return Err(io::Error::other("the kernel could not be heard to the end"));
+    }
     let named = links.iter().filter(|link| !is_bridge_port(&link.attributes)).filter_map(|link| name(&link.attributes));
     Ok(named.filter(|name| name.as_str() != "lo").collect())
 }

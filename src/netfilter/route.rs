@@ -76,17 +76,22 @@ async fn index_to(handle: &Handle, address: IpAddr) -> Result<Option<u32>, rtnet
         IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
         IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
     };
-    let route = handle.route().get(question).execute().next().await.transpose()?;
-    Ok(route.into_iter().flat_map(|route| route.attributes).find_map(|attribute| match attribute {
+    let route = answer(handle.route().get(question).execute().next().await)?;
+    Ok(route.attributes.into_iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(index),
         _ => None,
     }))
 }
 
 async fn name_of(handle: &Handle, index: u32) -> Result<Option<IfName>, rtnetlink::Error> {
-    let link = handle.link().get().match_index(index).execute().next().await.transpose()?;
-    Ok(link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+    let link = answer(handle.link().get().match_index(index).execute().next().await)?;
+    Ok(link.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => name.parse().ok(),
         _ => None,
     }))
+}
+
+/// No answer at all is none that says no: the kernel could not be heard.
+fn answer<T>(answer: Option<Result<T, rtnetlink::Error>>) -> Result<T, rtnetlink::Error> {
+    answer.unwrap_or(Err(rtnetlink::Error::RequestFailed))
 }
