@@ -24,6 +24,7 @@ pub fn carry_out(
         return Ok(None);
     }
     let outcome = engine::commit(engine, after)?;
+    output.done = true;
     view::aside(&outcome, global.verbose, output)?;
     if global.json {
         json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;

@@ -74,9 +74,17 @@ pub enum Failure {
 
 /// Prints an error and gives its exit code.
 pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
-    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
-        // Whoever reads us has seen enough.
-        return 0;
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            // Whoever reads us has seen enough.
+            return 0;
+        }
+        if output.done {
+            // What failed is only to say so, and 1 would mean that nothing was changed.
+            let written = writeln!(output.stderr, "note: done, but what was done could not be printed: {error}");
+            drop(written);
+            return 0;
+        }
     }
     let (code, help) = judge(error);
     match error.downcast_ref() {

@@ -19,7 +19,7 @@ mod r#try;
 mod view;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -110,6 +110,23 @@ pub struct Output<'a> {
     stdout: &'a mut dyn Write,
     stderr: &'a mut dyn Write,
     color: bool,
+    /// Whether what is to be printed has been done.
+    done: bool,
+}
+
+/// What is said aside. A disk that is full, or a reader that is gone, is no reason to leave undone what was asked.
+struct Aside<'a>(&'a mut dyn Write);
+
+impl Write for Aside<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _: io::Result<()> = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _: io::Result<()> = self.0.flush();
+        Ok(())
+    }
 }
 
 /// Runs a command line. Gives the exit code; everything there was to say is printed.
@@ -127,9 +144,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
     let color = match cli.global.color {
         Color::Always => true,
         Color::Never => false,
-        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        Color::Auto => io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
-    let mut output = Output { stdout, stderr, color };
+    let mut aside = Aside(stderr);
+    let mut output = Output { stdout, stderr: &mut aside, color, done: false };
     let result = run(&cli, &mut output).and_then(|code| {
         output.stdout.flush()?;
         Ok(code)
