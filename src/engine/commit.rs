@@ -59,7 +59,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
     {
         Ok(Sent { mut plan, messages, was, samples }) => {
             // From here on it is done, and an error can only say what does not look so.
-            given_back.extend(switches.after_commit()?);
+            given_back.extend(switches.after_commit(&mut after)?);
             let left = engine.leave_others();
             after.iptables = match left {
                 Ok(_) => engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect(),

@@ -24,6 +24,7 @@ use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
 use crate::netfilter::link;
+use crate::store::Lock;
 
 /// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
 /// iptables-restore says itself whether the kernel took it.
@@ -35,7 +36,7 @@ const PATIENCE: u32 = 12;
 /// The programs of both families, and the file they are fed from.
 pub(super) struct Iptables {
     programs: Arc<Programs>,
-    input: Flock<File>,
+    input: Lock,
     /// Whether ranges can be shifted; not known before it was needed.
     shifts: Option<bool>,
     /// What is being read since they were opened.
@@ -283,7 +284,7 @@ pub(super) fn wait_for_the_last(path: &Path) -> Result<(), EngineError> {
 }
 
 /// Opens and locks the file that iptables-restore reads from.
-fn input(path: Option<&Path>) -> Result<Flock<File>, EngineError> {
+fn input(path: Option<&Path>) -> Result<Lock, EngineError> {
     let failed = |error: io::Error| EngineError::Input(error);
     let mut file = match path {
         Some(path) => {
@@ -299,7 +300,7 @@ fn input(path: Option<&Path>) -> Result<Flock<File>, EngineError> {
     let start = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(locked),
+            Ok(locked) => return Ok(locked.into()),
             Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
                 file = back;
                 std::thread::sleep(Duration::from_millis(5));

@@ -91,12 +91,14 @@ impl Switches {
         sysctl::undo(&self.forward);
     }
 
-    /// Changes what must be changed after the rules; gives what was given back by that.
+    /// Changes what must be changed after the rules; gives what was given back by that. What should have been and could not
+    /// `after` is made to remember again, for the next change to try.
     ///
     /// # Errors
     /// The first switch that cannot be set.
-    pub fn after_commit(&self) -> Result<Vec<sysctl::Change>, EngineError> {
+    pub fn after_commit(&self, after: &mut State) -> Result<Vec<sysctl::Change>, EngineError> {
         let given_back = sysctl::undo(&self.give_back);
+        after.sysctls.extend(self.to_give_back().filter(|change| sysctl::holds(change)).cloned());
         sysctl::set(&self.open).map_err(EngineError::Closed)?;
         Ok(given_back)
     }

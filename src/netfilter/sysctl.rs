@@ -199,12 +199,16 @@ pub fn redo(changes: &[Change]) {
     }
 }
 
+/// Whether a switch is as it was changed to be.
+pub fn holds(change: &Change) -> bool {
+    read(&change.key).is_ok_and(|now| now == change.after)
+}
+
 /// Puts switches back, last first, where nobody else has changed them since; gives those that were. What cannot be put
 /// back stays.
 pub fn undo(changes: &[Change]) -> Vec<Change> {
-    let ours = |change: &&Change| read(&change.key).is_ok_and(|now| now == change.after);
     let put_back = |change: &&Change| fs::write(path(&change.key), &change.before).is_ok();
-    changes.iter().rev().filter(ours).filter(put_back).cloned().collect()
+    changes.iter().rev().filter(|change| holds(change)).filter(put_back).cloned().collect()
 }
 
 #[cfg(test)]

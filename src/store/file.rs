@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
+use super::Lock;
 use super::state::StateError;
 
 /// Opens a file, or makes it, for its owner alone. Who may write in the directory, or once could, must not choose what we
@@ -34,11 +35,11 @@ const WAITS: u32 = 6;
 ///
 /// Those who wait come one after the other, because it is the kernel that they wait in: whoever asks again and again may
 /// never meet the moment. Who comes just when one lets go may be served before them, which costs them that one turn.
-pub(super) fn turn(path: &Path, wait: Duration) -> Result<Flock<File>, StateError> {
+pub(super) fn turn(path: &Path, wait: Duration) -> Result<Lock, StateError> {
     let lock = path.with_extension("lock");
     let file = file(&lock)?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(locked) => return Ok(locked),
+        Ok(locked) => return Ok(locked.into()),
         Err((file, Errno::EWOULDBLOCK)) if !wait.is_zero() => file,
         Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Busy(path.to_owned())),
         Err((_, error)) => return Err(StateError::Io(lock, error.into())),
@@ -54,7 +55,7 @@ pub(super) fn turn(path: &Path, wait: Duration) -> Result<Flock<File>, StateErro
             Ok(Ok(locked)) => {
                 // Without it others give up sooner than they must.
                 drop(locked.set_modified(SystemTime::now()));
-                return Ok(locked);
+                return Ok(locked.into());
             }
             Ok(Err((_, error))) => return Err(StateError::Io(lock, error.into())),
             Err(_) => {

@@ -2,8 +2,10 @@
 
 mod block;
 mod file;
+mod lock;
 mod old;
 pub mod state;
 mod table;
 
+pub use lock::Lock;
 pub use state::{State, StateError, Store, Unfinished, Unusable};

@@ -10,18 +10,17 @@
 //! Be aware: a second process waits for its turn, see [`Store::open`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::table::{Changes, Row, Table, Tables, Wait};
-use super::{block, file, old};
+use super::{Lock, block, file, old};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
 use crate::netfilter::namespace::Identity;
@@ -174,7 +173,7 @@ pub struct Store {
     path: PathBuf,
     tables: Option<Tables>,
     /// Held until the file is closed.
-    turn: Option<Flock<File>>,
+    turn: Option<Lock>,
 }
 
 impl Store {
