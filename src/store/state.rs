@@ -468,7 +468,7 @@ fn records(state: &State) -> Result<BTreeMap<SetName, Vec<u8>>, serde_json::Erro
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self};
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
