@@ -533,7 +533,11 @@ fn faults(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
 
 /// What a command makes of kernel and state where one of its system calls fails: both are the old or both the new, its exit
 /// code says which, and the next command works as if nothing had been.
-fn fail_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&str]) -> BTreeMap<i32, usize> {
+fn fail_everywhere(
+    variant: Option<Variant>,
+    prepare: &[&[&str]],
+    command: &[&str],
+) -> BTreeMap<(&'static str, i32), usize> {
     let trial = Trial::new(variant, prepare, command);
     let old = trial.begin();
     trial.ok(command);
@@ -548,7 +552,7 @@ fn fail_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
         let follow: &[&str] = if variant.is_some() { &[] } else { &["-f"] };
         let said = trial.strace(&[follow, &["-o", "/dev/null", "-e", &inject]].concat());
         now = trial.held();
-        *ends.entry(said.code).or_insert(0) += 1;
+        *ends.entry((error, said.code)).or_insert(0) += 1;
         let is = |tables: &[Vec<String>]| match tables {
             tables if tables == old => "the old",
             tables if tables == new => "the new",
@@ -563,9 +567,18 @@ fn fail_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
             trial.ok(&["restore"]);
             now = trial.held();
         }
+        let codes: &[i32] = match error {
+            "EPERM" => &[0, 5],
+            // Of the state's directory it is a failure, of a switch a privilege that is missing.
+            "EROFS" => &[0, 1, 5],
+            _ => &[0, 1],
+        };
         // 2 is for a rule set that cannot be read, 127 the loader's, where it is no program of ours yet that fails.
-        let unread = said.code == 2 && said.stderr.contains("cannot read `");
-        if !([0, 1, 5, 75, 127].contains(&said.code) || unread) || said.stderr.contains("panicked") {
+        let expected = codes.contains(&said.code)
+            || said.code == 1 && said.stderr.contains("the rules were committed")
+            || said.code == 2 && said.stderr.contains("cannot read `")
+            || said.code == 127 && said.stdout.is_empty();
+        if !expected || said.stderr.contains("panicked") {
             faults.push("this end is not promised".to_owned());
         }
         if is(&now) != promised {

@@ -2,6 +2,8 @@
 
 /// The iptables backend where something goes wrong: kills, refusals, locks, hostile text and surroundings.
 mod accidents;
+/// The units for systemd, booted.
+mod boot;
 /// The command line against rule-set files, without privileges.
 mod cli;
 /// Connections that follow the rules, and those that are none of their business.
