@@ -1,11 +1,16 @@
 //! Durable state: what was asked, so that it can be listed, planned against and put back.
 
 mod block;
+mod database;
 mod file;
 mod lock;
 mod old;
+mod rows;
 pub mod state;
 mod table;
+pub mod unconfirmed;
 
+pub use database::Store;
 pub use lock::Lock;
-pub use state::{State, StateError, Store, Unfinished, Unusable};
+pub use state::{State, StateError, Unfinished, Unusable};
+pub use unconfirmed::{Deadline, Unconfirmed};

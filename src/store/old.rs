@@ -12,7 +12,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::block;
 use super::file;
-use super::state::{Rows, State, StateError};
+use super::rows::Rows;
+use super::state::{State, StateError};
 use crate::model::{Binding, Owned, SetName};
 
 const BLOCKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("blocks");

@@ -1,0 +1,454 @@
+//! The state of one network namespace, in an embedded store (SQLite): atoms of forwards in small blocks, so that one more of
+//! them on 60,000 rewrites only its neighbours, and the rest of each set.
+//!
+//! A store belongs to one namespace: the host's is `state.db` in the state directory, others' are below `netns/`. A
+//! namespace that ip-netns(8) made anew under an old name begins with nothing, because its kernel holds nothing.
+//!
+//! A command writes twice, the wish before the kernel is changed and the end of it afterwards, and waits for the disk once:
+//! what comes afterwards is about what a kernel holds, and a kernel that lost its power holds nothing.
+//!
+//! Be aware: a second process waits for its turn, see [`Store::open`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rows::{self, Rows};
+use super::state::{State, StateError};
+use super::table::{Changes, Row, Table, Tables, Wait};
+use super::{Lock, block, file, old};
+use crate::model::{Binding, SetName};
+use crate::netfilter::namespace::Identity;
+
+/// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`.
+pub(super) const VERSION: &str = "4";
+
+/// From how many atoms on it is worth while to look only at what a change is about.
+const MANY: usize = 1_000;
+
+/// How many bytes of blocks may be read for a change of a few atoms; with more everything is read as well.
+const NEAR: usize = 16 * 1024;
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    tables: Option<Tables>,
+    /// Held until the file is closed.
+    turn: Option<Lock>,
+}
+
+impl Store {
+    /// Opens the store of a namespace, waiting up to `wait` for another process that has it open, and longer where one after
+    /// the other has.
+    ///
+    /// With `make` false a store that is not there is read as empty, and nothing is made.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] after `wait`; others where it cannot be opened or is of another version.
+    pub fn open(directory: &Path, identity: &Identity, make: bool, wait: Duration) -> Result<Self, StateError> {
+        let (path, incarnation) = place(directory, identity);
+        if !make && !path.exists() && !old(&path).exists() {
+            return Ok(Self { path, tables: None, turn: None });
+        }
+        if let Some(parent) = path.parent() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            made.map_err(|error| StateError::Io(parent.to_owned(), error))?;
+        }
+        let turn = file::turn(&path, wait)?;
+        let tables = Tables::open(&path)?;
+        let mut store = Self { path, tables: Some(tables), turn: Some(turn) };
+        store.begin(incarnation.map(String::as_str))?;
+        Ok(store)
+    }
+
+    /// Gives the file of a namespace's store, which is damaged, another name, and opens a new one. Gives that name too.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn anew(directory: &Path, identity: &Identity, wait: Duration) -> Result<(Self, PathBuf), StateError> {
+        let (path, _) = place(directory, identity);
+        let old = old(&path);
+        let turn = file::turn(&path, wait)?;
+        let aside = file::set_aside(if old.exists() { &old } else { &path })?;
+        drop(turn);
+        Ok((Self::open(directory, identity, true, wait)?, aside))
+    }
+
+    /// A store that keeps nothing.
+    pub fn in_memory() -> Self {
+        Self { path: PathBuf::new(), tables: None, turn: None }
+    }
+
+    /// Checks version and namespace. A store that is new takes over what one of an older version held; one that was made for
+    /// another namespace of its name is emptied.
+    fn begin(&mut self, incarnation: Option<&str>) -> Result<(), StateError> {
+        let (Some(tables), Some(turn)) = (&self.tables, &self.turn) else { return Ok(()) };
+        let text = |key| tables.meta(key).map(String::from_utf8_lossy);
+        let last = file::last_commit(turn);
+        let old = old(&self.path);
+        match text("version") {
+            Some(version) if version != VERSION => {
+                return Err(StateError::Version(self.path.clone(), version.into_owned()));
+            }
+            Some(_) if tables.commits() < last => return Err(self.damaged(&"what was committed last is not in it")),
+            Some(_) if text("namespace").as_deref() == incarnation => return Ok(()),
+            None if !tables.made() && last > 0 => return Err(self.damaged(&"nothing is left in it")),
+            _ => {}
+        }
+        let state = old::read(&old, incarnation)?.unwrap_or_default();
+        let mut changes = rows::changes(&State::default(), &state).map_err(|what| self.damaged(&what))?;
+        set_count(&mut changes, state.asked.bindings.len());
+        changes.anew = true;
+        changes.set("version", Some(VERSION.into()));
+        if let Some(incarnation) = incarnation {
+            changes.set("namespace", Some(incarnation.into()));
+        }
+        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
+        tables.write(Wait::ForDisk, changes)?;
+        // From here on a file without its log is known not to be whole.
+        tables.carry()?;
+        file::note_commit(turn, tables.commits());
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(old, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn load(&self) -> Result<State, StateError> {
+        let Some(tables) = &self.tables else { return Ok(State::default()) };
+        tables.check()?;
+        let mut rows = self.rest(tables)?;
+        tables.each(Table::Blocks, |key, value| {
+            rows.blocks.push((block::set_of(key).to_owned(), value.to_owned()));
+            Ok(())
+        })?;
+        let state = rows.state(&self.path)?;
+        if Self::count(tables) == Some(state.asked.bindings.len()) {
+            Ok(state)
+        } else {
+            Err(self.damaged(&"there are not as many forwards as were written"))
+        }
+    }
+
+    /// Reads what a change of some atoms is about, where that is much less than everything: of the atoms only those that these
+    /// could contradict or be a change of, and [`State::samples`]. `None` where everything must be looked at.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn near(&self, about: &[Binding]) -> Result<Option<State>, StateError> {
+        let Some(tables) = &self.tables else { return Ok(None) };
+        if Self::count(tables).is_none_or(|count| count < MANY) {
+            return Ok(None);
+        }
+        let mut rows = self.rest(tables)?;
+        let sets: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+        let mut size = 0;
+        let mut blocks: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for (set, rule) in sets.iter().flat_map(|set| about.iter().map(move |rule| (set, rule))) {
+            let (first, last) = block::around(set, rule);
+            tables.each_of(Table::Blocks, (&first, &last), |key, value| {
+                size += value.len();
+                blocks.insert(key.to_owned(), value.to_owned());
+                Ok(())
+            })?;
+        }
+        rows.blocks.extend(blocks.into_iter().map(|(key, value)| (block::set_of(&key).to_owned(), value)));
+        let mut state = rows.state(&self.path)?;
+        let loopback = |rule: &Binding| rule.loopback;
+        let all = about.iter().chain(state.samples.iter().map(|owned| &owned.rule)).any(loopback)
+            || state.samples.is_empty()
+            || state.unfinished.is_some()
+            || state.unconfirmed.is_some()
+            || size > NEAR;
+        if all {
+            return Ok(None);
+        }
+        let asked = Arc::make_mut(&mut state.asked);
+        let more: Vec<_> = state.samples.iter().filter(|owned| !asked.bindings.contains(owned)).cloned().collect();
+        asked.bindings.extend(more);
+        asked.normalize();
+        Ok(Some(state))
+    }
+
+    /// Everything but atoms.
+    fn rest(&self, tables: &Tables) -> Result<Rows, StateError> {
+        let meta = |key| tables.meta(key).map(<[u8]>::to_vec);
+        let mut rows = Rows {
+            sysctls: meta("sysctls"),
+            iptables: meta("iptables"),
+            unusable: meta("unusable"),
+            unfinished: meta("unfinished"),
+            unconfirmed: meta("unconfirmed"),
+            confirmed: meta("confirmed"),
+            samples: meta("samples"),
+            ..Rows::default()
+        };
+        tables.each(Table::Sets, |key, value| {
+            rows.sets.push((key.to_owned(), value.to_owned()));
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// How many atoms there are; none where that is no number.
+    fn count(tables: &Tables) -> Option<usize> {
+        let Some(count) = tables.meta("forwards") else { return Some(0) };
+        usize::try_from(u64::from_le_bytes(count.try_into().ok()?)).ok()
+    }
+
+    /// Replaces `before`, which is what [`Store::load`] gave, by `after`; only what differs is written.
+    ///
+    /// # Errors
+    /// Where it cannot be written; then nothing is.
+    pub fn save(&mut self, before: &State, after: &State) -> Result<(), StateError> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut changes = rows::changes(before, after).map_err(|what| self.damaged(&what))?;
+        let (less, more) = (before.asked.bindings.len(), after.asked.bindings.len());
+        if less != more {
+            // What is not a part of both may be more than is given.
+            let count = Self::count(tables).and_then(|count| (count + more).checked_sub(less)).unwrap_or(more);
+            set_count(&mut changes, count);
+        }
+        if after.unconfirmed.is_some() {
+            self.raise_flag()?;
+        }
+        let written = self.write(changes);
+        let now = if written.is_ok() { after } else { before };
+        if now.unconfirmed.is_none() && (before.unconfirmed.is_some() || after.unconfirmed.is_some()) {
+            self.lower_flag();
+        }
+        written
+    }
+
+    fn write(&mut self, changes: Changes) -> Result<(), StateError> {
+        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
+        if is_wish(&changes) {
+            tables.write(Wait::ForDisk, changes)?;
+            file::note_commit(turn, tables.commits());
+            // All of it is in the log as well, so this can be done another time.
+            let _ = tables.tidy();
+        } else if !changes.meta.is_empty() {
+            tables.write(Wait::No, changes)?;
+        }
+        Ok(())
+    }
+
+    /// A file that is there as long as a change waits to be confirmed, so that who waits for the end of that need not take
+    /// turns with others to look into the store; none where nothing is kept.
+    pub fn flag(&self) -> Option<PathBuf> {
+        self.beside("unconfirmed")
+    }
+
+    /// Whatever happens in between, the flag is up while the store says so.
+    fn raise_flag(&self) -> Result<(), StateError> {
+        self.flag().map_or(Ok(()), |path| file::file(&path).map(drop))
+    }
+
+    fn lower_flag(&self) {
+        // Where it stays, those who wait look into the store at the deadline.
+        drop(self.flag().map(fs::remove_file));
+    }
+
+    /// The path of a file beside the store, with another ending; none where nothing is kept.
+    pub fn beside(&self, ending: &str) -> Option<PathBuf> {
+        self.tables.as_ref().map(|_| self.path.with_extension(ending))
+    }
+
+    fn damaged(&self, error: &dyn ToString) -> StateError {
+        StateError::Damaged(self.path.clone(), error.to_string())
+    }
+}
+
+/// Whether what is asked changes, or whether that is confirmed; all the rest is about what a kernel holds, and is lost with
+/// the kernel.
+fn is_wish(changes: &Changes) -> bool {
+    let confirms = |(key, _): &Row| ["unconfirmed", "confirmed"].contains(&key.as_str());
+    !changes.blocks.is_empty() || !changes.sets.is_empty() || changes.meta.iter().any(confirms)
+}
+
+/// Sets the number of atoms.
+fn set_count(changes: &mut Changes, count: usize) {
+    changes.set("forwards", Some(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes().to_vec()));
+}
+
+/// The file of a namespace's store, and which one of its name the namespace is.
+fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a String>) {
+    match identity {
+        Identity::Host => (directory.join("state.db"), None),
+        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.db")), Some(incarnation)),
+        Identity::Anonymous(incarnation) => {
+            (directory.join("netns").join(format!("anonymous-{incarnation}.db")), Some(incarnation))
+        }
+    }
+}
+
+/// The file of a store of an older version.
+fn old(path: &Path) -> PathBuf {
+    path.with_extension("redb")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::iptables::command::Variant;
+    use crate::model::{Forward, RuleSet};
+    use crate::netfilter::sysctl;
+    use crate::store::unconfirmed::{Deadline, Unconfirmed};
+    use crate::store::{Unfinished, Unusable};
+
+    fn open(directory: &Path, identity: &Identity) -> Store {
+        Store::open(directory, identity, true, Duration::ZERO).expect("opens")
+    }
+
+    fn state(listens: &[&str]) -> State {
+        let mut set = RuleSet::new(SetName::cli());
+        for listen in listens {
+            let to = if listen.starts_with('[') { "fd00::1" } else { "10.0.0.1" };
+            set.forwards.push(Forward::new(listen.parse().expect("listen"), to.parse().expect("target")));
+        }
+        let mut state = State::default();
+        let asked = Arc::make_mut(&mut state.asked);
+        asked.add(&set).expect("valid");
+        asked.normalize();
+        state.origins.insert(SetName::cli(), "/etc/portfwd/cli.toml".into());
+        state.iptables.insert(Variant::Legacy);
+        let (asked, origins, sysctls) = (state.asked.clone(), state.origins.clone(), Vec::new());
+        let until = Deadline { boot: "boot".into(), at: Duration::from_nanos(1_000_000_001) };
+        state.confirmed = Some(until.clone());
+        state.unconfirmed = Some(Unconfirmed { until, asked, origins, sysctls });
+        let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();
+        state.unfinished = Some(Unfinished { keep_connections: true, gone });
+        state.unusable = Some(Unusable { kernel: "1.0".into(), why: "old".into() });
+        state.sysctls.push(sysctl::Change { key: "ipv4/ip_forward".into(), before: "0".into(), after: "1".into() });
+        state
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (one, two) = (state(&["80", "8000-8010/udp", "[2001:db8::1]:53"]), state(&["80", "81"]));
+        {
+            let mut store = open(directory.path(), &Identity::Host);
+            assert_eq!(store.load().expect("loads"), State::default());
+            store.save(&State::default(), &one).expect("saves");
+        }
+        let mut store = open(directory.path(), &Identity::Host);
+        assert_eq!(store.load().expect("loads"), one);
+        store.save(&one, &two).expect("saves");
+        assert_eq!(store.load().expect("loads"), two);
+        store.save(&two, &State::default()).expect("saves");
+        assert_eq!(store.load().expect("loads"), State::default());
+    }
+
+    #[test]
+    fn a_namespace_made_anew_begins_with_nothing() {
+        let directory = tempfile::tempdir().expect("directory");
+        let first = Identity::Named("web".into(), "boot-1".into());
+        let mut store = open(directory.path(), &first);
+        store.save(&State::default(), &state(&["80"])).expect("saves");
+        drop(store);
+        assert_ne!(open(directory.path(), &first).load().expect("loads"), State::default());
+        let second = Identity::Named("web".into(), "boot-2".into());
+        assert_eq!(open(directory.path(), &second).load().expect("loads"), State::default());
+        assert_eq!(open(directory.path(), &Identity::Host).load().expect("loads"), State::default());
+    }
+
+    #[test]
+    fn only_the_owner_may_read_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let inner = directory.path().join("deep/er");
+        drop(open(&inner, &Identity::Host));
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&inner), 0o700);
+        assert_eq!(mode(&inner.join("state.db")), 0o600);
+    }
+
+    #[test]
+    fn a_second_process_waits_and_gives_up() {
+        let directory = tempfile::tempdir().expect("directory");
+        let _first = open(directory.path(), &Identity::Host);
+        let second = Store::open(directory.path(), &Identity::Host, true, Duration::from_millis(20));
+        assert!(matches!(second, Err(StateError::Busy(_))));
+    }
+
+    #[test]
+    fn a_newer_store_is_left_alone() {
+        let directory = tempfile::tempdir().expect("directory");
+        let mut store = open(directory.path(), &Identity::Host);
+        let tables = store.tables.as_mut().expect("tables");
+        let newer = Changes { meta: vec![("version".into(), Some(b"5".to_vec()))], ..Changes::default() };
+        tables.write(Wait::ForDisk, newer).expect("writes");
+        drop(store);
+        let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
+        assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "5"));
+    }
+
+    #[test]
+    fn what_is_older_than_the_last_commit_is_damaged() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = |name: &str| directory.path().join(name);
+        open(directory.path(), &Identity::Host).save(&State::default(), &state(&["80"])).expect("saves");
+        let (good, log) = (fs::read(path("state.db")).expect("there"), fs::read(path("state.db-wal")).expect("there"));
+        for (good, log) in
+            [(&good[..], &b""[..]), (&[], &[]), (&good[..100], &log[..]), (&good[..], &log[..log.len() - 9])]
+        {
+            fs::write(path("state.db"), good).expect("written");
+            fs::write(path("state.db-wal"), log).expect("written");
+            let opened = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
+            let loaded = opened.and_then(|store| store.load());
+            if good.is_empty() {
+                // Gone is not damaged; what the kernel holds tells that it was there.
+                assert_eq!(loaded.expect("made"), State::default());
+                file::note_commit(&File::options().write(true).open(path("state.lock")).expect("opens"), 2);
+            } else {
+                assert!(matches!(loaded, Err(StateError::Damaged(..))), "{loaded:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_of_an_older_version_is_taken_over() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("state.redb");
+        old::tests::one_forward(&path);
+        let store = open(directory.path(), &Identity::Host);
+        let asked = store.load().expect("loads").asked;
+        assert_eq!(asked.bindings.len(), 1);
+        assert_eq!(asked.bindings[0].rule.to_string(), "80/tcp -> 10.0.0.1:80");
+        drop(store);
+        assert!(!path.exists());
+        assert_eq!(open(directory.path(), &Identity::Host).load().expect("loads").asked, asked);
+    }
+
+    #[test]
+    fn the_flag_is_up_as_long_as_a_change_waits() {
+        let directory = tempfile::tempdir().expect("directory");
+        let mut store = open(directory.path(), &Identity::Host);
+        let flag = store.flag().expect("kept");
+        let (nothing, waiting) = (State::default(), state(&["80"]));
+        let other = State { unfinished: None, ..waiting.clone() };
+        for (before, after, up) in [
+            (&nothing, &waiting, true),
+            (&waiting, &other, true),
+            (&other, &nothing, false),
+            (&nothing, &nothing, false),
+        ] {
+            store.save(before, after).expect("saves");
+            assert_eq!(flag.exists(), up);
+            assert_eq!(store.load().expect("loads"), *after);
+        }
+        assert_eq!(Store::in_memory().flag(), None);
+    }
+}
