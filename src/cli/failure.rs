@@ -1,6 +1,7 @@
 //! From a kind of error to its words and its exit code; the only place that knows both.
 
 use std::io;
+use std::time::Duration;
 
 use super::Output;
 use crate::config::source::ReadError;
@@ -66,6 +67,12 @@ pub enum Failure {
         what: String,
         /// Where to look.
         help: String,
+    },
+    /// A change that was not confirmed, and is taken back.
+    #[error("{what}")]
+    Unconfirmed {
+        /// Why not.
+        what: String,
     },
     /// Probes that did not get the answer they should.
     #[error("{0} of {1} probes did not get the answer they should")]
@@ -178,6 +185,7 @@ fn of_failure(failure: &Failure) -> (u8, String) {
         Failure::Usage { help, .. } => (USAGE, help.clone()),
         Failure::Unsupported { help, .. } => (MISSING, help.clone()),
         Failure::NotFound { help, .. } => (FAILED, help.clone()),
+        Failure::Unconfirmed { .. } => (FAILED, "see `portfwd list`; change the rule sets, or confirm in time".into()),
         Failure::Probes(..) => (FAILED, "each is shown above with what it should have got".into()),
     }
 }
@@ -189,6 +197,13 @@ fn of_engine(error: &EngineError) -> (u8, String) {
             (MISSING, "run as root; an unprivileged socket sends about 200 KB at once".into())
         }
         EngineError::Commit(CommitError::Stale) | EngineError::Busy => (BUSY, "try again".into()),
+        EngineError::Unconfirmed(left) => {
+            let left = in_words(*left);
+            (
+                BUSY,
+                format!("`portfwd confirm` keeps it; wait {left} for the rules before to be back; nothing was changed"),
+            )
+        }
         EngineError::Refused { error, .. } => match error.raw_os_error() {
             // An expression that the kernel was built without, or whose module it cannot load.
             Some(libc_errno::ENOENT | libc_errno::EOPNOTSUPP) => {
@@ -236,6 +251,19 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         | EngineError::Interfaces(_)
         | EngineError::Route(..) => (FAILED, "nothing was changed".into()),
     }
+}
+
+/// A time for people.
+pub fn in_words(time: Duration) -> String {
+    match whole_seconds(time) {
+        1 => "one second".into(),
+        seconds => format!("{seconds} seconds"),
+    }
+}
+
+/// A time in seconds, none only where it is none.
+pub fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// Error numbers by name.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::connections::{self, Changed};
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, kernel, near, plan, together};
+use super::{
+    Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, together,
+};
 use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
 use crate::nft::compile::samples;
@@ -39,6 +41,7 @@ pub struct Outcome {
 /// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed, and for
 /// [`EngineError::Half`], which says what is not as it was.
 pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
+    confirm::may_change(&engine.state, &after)?;
     engine.know_what_is_there()?;
     let decided = engine.decide_near(&mut after)?;
     let before = engine.state.clone();

@@ -15,6 +15,7 @@
 
 mod backend;
 pub mod commit;
+pub mod confirm;
 mod connections;
 pub mod guard;
 mod iptables;
@@ -73,6 +74,9 @@ pub enum EngineError {
         #[source]
         error: std::io::Error,
     },
+    /// Another change waits to be confirmed, for so long yet.
+    #[error("a change before this one waits to be confirmed")]
+    Unconfirmed(Duration),
     /// Others committed again and again in between.
     #[error("somebody else keeps changing the rules of this network namespace")]
     Busy,
@@ -449,13 +453,15 @@ impl Engine {
         asked.settings.extend(sets.into_iter().map(|set| (set, settings)));
         asked.normalize();
         let iptables = self.variant().into_iter().collect();
-        Ok(State { asked: asked.into(), iptables, ..self.state.clone() })
+        // Whoever says that the kernel is right means it, confirmed or not.
+        Ok(State { asked: asked.into(), iptables, unconfirmed: None, ..self.state.clone() })
     }
 
     /// Refuses to go on where the kernel holds forwards and the state knows of none: it was lost, and what is changed on
     /// nothing would take them away.
     fn know_what_is_there(&mut self) -> Result<(), EngineError> {
-        let blank = self.state.asked.is_empty() && self.state.unfinished.is_none();
+        let State { asked, unfinished, unconfirmed, .. } = &self.state;
+        let blank = asked.is_empty() && unfinished.is_none() && unconfirmed.is_none();
         if self.takes_over || !blank {
             return Ok(());
         }
