@@ -44,7 +44,7 @@ to = "172.17.1.0/28"
 "#;
 
 /// The words of our table, whatever order the kernel gives its elements in, without what was counted.
-fn words(net: &Net) -> Vec<String> {
+pub fn words(net: &Net) -> Vec<String> {
     let said = net.nft(&["-s", "list", "ruleset"]).stdout;
     let mut words: Vec<String> = said.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
     words.retain(|word| !word.is_empty());

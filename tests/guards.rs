@@ -1,7 +1,7 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 
-use crate::support::{Net, PORTFWD, Said, file, privileged, root};
+use crate::support::{Named, Net, PORTFWD, Said, file, privileged, root};
 
 /// A listener in the host's namespace, as long as it is kept.
 fn listen(net: &Net, at: &str) -> TcpListener {
@@ -187,24 +187,6 @@ fn the_ssh_connection_of_the_user_is_not_taken() {
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--force"]).code, 0);
     // Where it goes changes nothing that was not so before.
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--comment", "x"]).code, 0);
-}
-
-/// A namespace that ip-netns(8) knows, as long as this value lives.
-struct Named(String);
-
-impl Named {
-    fn new() -> Self {
-        let name = format!("portfwd-guard-{}", std::process::id());
-        assert!(Command::new("ip").args(["netns", "add", &name]).status().expect("ip is installed").success());
-        Self(name)
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        let gone = Command::new("ip").args(["netns", "del", &self.0]).status();
-        drop(gone);
-    }
 }
 
 #[test]

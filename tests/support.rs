@@ -122,6 +122,12 @@ impl Net {
     /// Runs a program in the host's namespace, where its `iptables` is of this variant, as update-alternatives(1) makes it
     /// one. `before` is run by a shell first, with private mounts.
     pub fn with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Said {
+        let mut command = self.command_with(variant, before, program, arguments);
+        self.in_host(move || command.output().expect("unshare is installed").into())
+    }
+
+    /// The same, to be run there.
+    pub fn command_with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Command {
         let script = format!(
             "set -e; d=$(mktemp -d); cp -a /etc/alternatives/. $d; mount --bind $d /etc/alternatives
              for p in iptables ip6tables; do ln -sfn /usr/sbin/$p-{} $d/$p; done
@@ -129,13 +135,11 @@ impl Net {
              exec \"$@\"",
             variant.name()
         );
-        self.in_host(|| {
-            let mut command = Command::new("unshare");
-            command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
-            // What is mounted is gone with the namespace, but not the directory below it.
-            command.env("TMPDIR", self.state.path()).env_remove("SSH_CONNECTION");
-            command.output().expect("unshare is installed").into()
-        })
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
+        // What is mounted is gone with the namespace, but not the directory below it.
+        command.env("TMPDIR", self.state.path()).env_remove("SSH_CONNECTION");
+        command
     }
 
     /// Runs our program with `--backend iptables` on such a host; it must succeed.
@@ -293,4 +297,23 @@ pub const BOTH: [Variant; 2] = Variant::ALL;
 /// The lines of what iptables-save printed that are about us, and between which tables they stand.
 pub fn ours(saved: &str) -> Vec<&str> {
     saved.lines().filter(|line| line.contains("PORTFWD") || line.starts_with('*')).collect()
+}
+
+/// A namespace that ip-netns(8) knows, as long as this value lives.
+pub struct Named(pub String);
+
+impl Named {
+    pub fn new() -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("portfwd-test-{}-{number}", std::process::id());
+        assert!(Command::new("ip").args(["netns", "add", &name]).status().expect("ip is installed").success());
+        Self(name)
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let gone = Command::new("ip").args(["netns", "del", &self.0]).status();
+        drop(gone);
+    }
 }
