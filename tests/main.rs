@@ -6,6 +6,8 @@ mod accidents;
 mod boot;
 /// The command line against rule-set files, without privileges.
 mod cli;
+/// Changes that are taken back unless they are confirmed: at a terminal, without one, with nobody left, after a reboot.
+mod confirm;
 /// Connections that follow the rules, and those that are none of their business.
 mod connections;
 /// The examples of the documentation, with real packets.

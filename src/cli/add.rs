@@ -97,7 +97,7 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         return Err(Failure::Unsupported { what, help }.into());
     }
     let mut engine =
-        if args.dry_run { global.engine(false, output)? } else { global.engine_near(&bindings, output)? };
+        if args.dry_run { global.to_change(true, output)? } else { global.to_change_near(&bindings, output)? };
     if args.keep_connections {
         engine.keep_connections();
     }

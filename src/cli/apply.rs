@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Failure, Global, Output, change, guard, sets};
+use super::{Failure, Global, Output, change, guard, sets, waiting};
 use crate::config;
 
 /// Make rule sets live and durable, in one transaction
@@ -21,6 +22,11 @@ pub struct ApplyArgs {
     /// connection that you are on
     #[arg(long)]
     force: bool,
+    /// Put the rules before back, unless this is confirmed in so many seconds: by
+    /// Enter, or `portfwd confirm`, best over a new connection
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(conflicts_with = "dry_run")]
+    confirm: Option<u64>,
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -28,7 +34,7 @@ pub struct ApplyArgs {
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
-    let mut engine = global.engine(!args.dry_run, output)?;
+    let mut engine = global.to_change(args.dry_run, output)?;
     if args.keep_connections {
         engine.keep_connections();
     }
@@ -43,6 +49,10 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     }
     // Large files are large in memory too, and all that matters of them is asked by now. Nobody waits for it to be freed.
     std::thread::spawn(move || drop(loaded));
+    if let Some(seconds) = args.confirm {
+        let time = Duration::from_secs(seconds);
+        return waiting::commit(engine, after, time, global, output);
+    }
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         change::summary(&outcome, output)?;
         // It is large, and the process is at its end.

@@ -1,6 +1,6 @@
 //! What every command that changes has in common: the dry run, the commit, what is printed of them.
 
-use super::{Global, Output, json, view};
+use super::{Global, Output, failure, json, view};
 use crate::engine::{self, Engine, Outcome};
 use crate::store::State;
 
@@ -27,7 +27,9 @@ pub fn carry_out(
     output.done = true;
     view::aside(&outcome, global.verbose, output)?;
     if global.json {
-        json::print(&json::Changes::new(&outcome.plan, true), output.stdout)?;
+        let waiting = engine.state().unconfirmed.as_ref().and_then(|waiting| waiting.until.left());
+        let confirm_within = waiting.map(failure::whole_seconds);
+        json::print(&json::Changes { confirm_within, ..json::Changes::new(&outcome.plan, true) }, output.stdout)?;
         return Ok(None);
     }
     Ok(Some(outcome))

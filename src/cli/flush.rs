@@ -14,7 +14,11 @@ pub struct FlushArgs {
 }
 
 pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.engine(!args.dry_run, output)?;
+    let mut engine = global.open(!args.dry_run, output)?;
+    if !args.dry_run {
+        // What waits to be confirmed, in time or not, goes with all the rest: this is the way out.
+        global.finish(&mut engine, output)?;
+    }
     // Where nothing of ours is to be left, what the state knows is not enough.
     engine.suspect_everywhere();
     if let Some(outcome) = change::carry_out(&mut engine, State::default(), args.dry_run, global, output)? {

@@ -18,6 +18,8 @@ pub struct List<'a> {
     pub version: u32,
     /// The generation of the rules that was read; null of iptables, which has none.
     pub generation: Option<u32>,
+    /// In how many seconds all of it is taken back unless it is confirmed, 0 where that is over; null where nothing waits.
+    pub confirm_within: Option<u64>,
     /// The forwards.
     pub forwards: Vec<Forward<'a>>,
     /// The networks.
@@ -112,6 +114,9 @@ pub struct Changes<'a> {
     pub done: bool,
     /// What becomes of each rule.
     pub changes: Vec<Change<'a>>,
+    /// In how many seconds it is taken back unless it is confirmed; left out where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirm_within: Option<u64>,
 }
 
 /// What becomes of one rule.
@@ -128,9 +133,14 @@ pub struct Change<'a> {
 }
 
 impl<'a> Changes<'a> {
+    /// No change of a rule, but of whether those that are there stay.
+    pub fn confirmed(confirm_within: Option<u64>) -> Self {
+        Self { version: VERSION, done: confirm_within.is_none(), changes: Vec::new(), confirm_within }
+    }
+
     /// Describes a plan.
     pub fn new(plan: &'a Plan, done: bool) -> Self {
-        Self { version: VERSION, done, changes: plan.steps.iter().map(Change::new).collect() }
+        Self { version: VERSION, done, changes: plan.steps.iter().map(Change::new).collect(), confirm_within: None }
     }
 }
 

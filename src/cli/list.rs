@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use super::json::{self, Forward, List, Other};
-use super::{Global, Output};
+use super::{Global, Output, failure};
 use crate::engine::Home;
 use crate::model::error::printable;
 use crate::model::{Asked, Binding, Held, Owned};
@@ -46,7 +46,9 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     }
     if global.json {
         let (version, generation) = (json::VERSION, live.generation());
-        let list = List { version, generation, forwards, networks, masquerades, snats, netmaps };
+        let waiting = engine.state().unconfirmed.as_ref();
+        let confirm_within = waiting.map(|waiting| failure::whole_seconds(waiting.until.left().unwrap_or_default()));
+        let list = List { version, generation, confirm_within, forwards, networks, masquerades, snats, netmaps };
         json::print(&list, output.stdout)?;
         return Ok(0);
     }

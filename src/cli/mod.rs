@@ -6,6 +6,7 @@ mod add;
 mod apply;
 mod change;
 mod check;
+mod confirm;
 mod failure;
 mod flush;
 mod guard;
@@ -17,17 +18,22 @@ mod rm;
 mod sets;
 mod r#try;
 mod view;
+mod waiting;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{self, Choice, Engine};
 use crate::model::Binding;
+use crate::model::error::printable;
 use crate::netfilter::namespace;
 pub use failure::Failure;
+
+/// Where the state is kept where nobody says so.
+const STATE_DIR: &str = "/var/lib/portfwd";
 
 /// NAT and port forwards on Linux as data
 #[derive(Debug, Parser)]
@@ -57,7 +63,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME")]
     netns: Option<String>,
     /// Where the state is kept
-    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/portfwd")]
+    #[arg(long, global = true, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]
@@ -100,6 +106,7 @@ enum Command {
     Check(check::CheckArgs),
     Plan(plan::PlanArgs),
     Apply(apply::ApplyArgs),
+    Confirm(confirm::ConfirmArgs),
     Flush(flush::FlushArgs),
     Restore(restore::RestoreArgs),
     Try(r#try::TryArgs),
@@ -170,6 +177,7 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Check(args) => check::run(args, global, output),
         Command::Plan(args) => plan::run(args, global, output),
         Command::Apply(args) => apply::run(args, global, output),
+        Command::Confirm(args) => confirm::run(args, global, output),
         Command::Flush(args) => flush::run(args, global, output),
         Command::Restore(args) => restore::run(args, global, output),
         Command::Try(args) => r#try::run(args, global, output),
@@ -177,26 +185,87 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
 }
 
 impl Global {
+    /// Opens kernel and state, and with `write` first does what is left to be done of changes before.
     fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        self.opened(Engine::open(&self.state_dir, write, self.choice())?, write, output)
+        let engine = if write { self.mended(output)? } else { self.open(false, output)? };
+        if let Some(waiting) = &engine.state().unconfirmed {
+            let (left, again) = (waiting.until.left(), self.as_typed());
+            match left.map(failure::in_words) {
+                Some(left) => writeln!(
+                    output.stderr,
+                    "note: these rules are taken back in {left}, unless `{again} confirm` keeps them"
+                ),
+                None => writeln!(
+                    output.stderr,
+                    "note: these rules were not confirmed in time; `{again} restore`, and every change, takes them back first"
+                ),
+            }?;
+        }
+        Ok(engine)
     }
 
-    /// The same, to be written, for a change of some atoms; see [`Engine::open_near`].
-    fn engine_near(&self, about: &[Binding], output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        self.opened(Engine::open_near(&self.state_dir, self.choice(), about)?, true, output)
+    /// Opens kernel and state for a change, or for the show of one, which is refused while another waits to be confirmed.
+    fn to_change(&self, dry_run: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        if dry_run {
+            return self.engine(false, output);
+        }
+        let engine = self.mended(output)?;
+        engine::confirm::settled(&engine)?;
+        Ok(engine)
     }
 
-    fn opened(&self, mut engine: Engine, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+    /// The same, for a change of some atoms; see [`Engine::open_near`].
+    fn to_change_near(&self, about: &[Binding], output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = self.introduced(Engine::open_near(&self.state_dir, self.choice(), about)?, output)?;
+        let engine = self.mend(engine, output)?;
+        engine::confirm::settled(&engine)?;
+        Ok(engine)
+    }
+
+    /// Opens kernel and state to be written, and does what is left to be done of changes before.
+    fn mended(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = self.open(true, output)?;
+        self.mend(engine, output)
+    }
+
+    fn mend(&self, mut engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        if engine::confirm::put_back_in_time(&mut engine)?.is_some() {
+            writeln!(output.stderr, "note: the last change was not confirmed in time; the rules before it are back")?;
+        }
+        self.finish(&mut engine, output)?;
+        Ok(engine)
+    }
+
+    /// The program, with what on the command line says whose rules and which state are meant.
+    fn as_typed(&self) -> String {
+        let mut words = vec!["portfwd".to_owned()];
+        words.extend(self.netns.iter().map(|name| format!("--netns {name}")));
+        if self.state_dir != Path::new(STATE_DIR) {
+            words.push(format!("--state-dir {}", printable(&self.state_dir.to_string_lossy())));
+        }
+        words.join(" ")
+    }
+
+    fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> std::io::Result<()> {
+        // Where it cannot be done, what this command does may be what it takes; and if not, that says so.
+        if matches!(engine::finish(engine), Ok(true)) {
+            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        self.introduced(Engine::open(&self.state_dir, write, self.choice())?, output)
+    }
+
+    /// Says which backend it is, where that is worth a word.
+    fn introduced(&self, engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let by = || if engine.versions().is_empty() { engine.home().to_string() } else { engine.versions().join(", ") };
         if let Some(why) = engine.instead() {
             writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
         }
         if self.verbose {
             writeln!(output.stderr, "note: the backend is {}", by())?;
-        }
-        // Where it cannot be done, what this command does may be what it takes; and if not, that says so.
-        if write && matches!(engine::finish(&mut engine), Ok(true)) {
-            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
         }
         Ok(engine)
     }
@@ -231,7 +300,7 @@ mod tests {
     #[test]
     fn everything_that_changes_has_a_dry_run() {
         for command in Cli::command().get_subcommands() {
-            let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "flush" | "restore");
+            let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "confirm" | "flush" | "restore");
             let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
             assert_eq!(changes, has, "{}", command.get_name());
         }

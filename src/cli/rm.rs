@@ -31,7 +31,7 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
         listens.push(add::parse("LISTEN", text, str::parse::<Listen>)?);
     }
     let set = add::parse("--set", &args.set, str::parse::<SetName>)?;
-    let mut engine = global.engine(!args.dry_run, output)?;
+    let mut engine = global.to_change(args.dry_run, output)?;
     if args.keep_connections {
         engine.keep_connections();
     }

@@ -1,15 +1,16 @@
-//! The programs of iptables(8): the only place where a process is started.
+//! The programs of iptables(8): the only place where a process is started, which may also be this program once more.
 //!
 //! They are found in fixed directories, never by `PATH`, run without a shell, and with an environment of our own: what
 //! `XTABLES_LIBDIR` and the like would have them load is the caller's word, and they run as root.
 //!
 //! The crate `iptables` is not used: it starts what `PATH` names, one process a rule.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -200,6 +201,17 @@ impl Tools {
 pub fn label_names() -> LabelNames {
     std::fs::read(LABEL_NAMES)
         .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
+}
+
+/// Starts this very program once more, whatever has become of its file, in the namespaces of this thread, with pipes as its
+/// input and output.
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn ourselves(arguments: impl IntoIterator<Item = OsString>) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("portfwd").args(arguments).env_clear().current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
 }
 
 fn word(family: Family) -> &'static str {
