@@ -65,7 +65,7 @@ impl Machine {
         );
         let added = Command::new("unshare").args(["-n", "-p", "-m", "-f", "--mount-proc", "sh", "-ec", &add]).output();
         let added = Said::from(added.expect("unshare is installed"));
-        assert!(added.code == 0 && state.join("state.redb").exists(), "{added:?}");
+        assert!(added.code == 0 && state.join("state.db").exists(), "{added:?}");
         let unified = Path::new("/sys/fs/cgroup/unified");
         let tree = if unified.exists() { unified } else { Path::new("/sys/fs/cgroup") };
         let cgroup = tree.join(format!("portfwd-boot-{}-{backend}", std::process::id()));

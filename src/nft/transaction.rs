@@ -88,7 +88,11 @@ impl Connection {
     /// # Errors
     /// [`KernelError::NoNfTables`] where the kernel has no netfilter netlink at all.
     pub fn open() -> Result<Self, KernelError> {
-        let mut socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(KernelError::NoNfTables)?;
+        let mut socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => KernelError::NoNfTables(error),
+            Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error),
+            _ => KernelError::Socket("opening a netlink socket", error),
+        })?;
         Wire::prepare(&mut socket, 0).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
         Ok(Self::over(Box::new(socket)))
     }
