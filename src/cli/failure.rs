@@ -215,6 +215,9 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         EngineError::State(StateError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => {
             (MISSING, "run as root, or choose a directory of yours with `--state-dir`".into())
         }
+        EngineError::Undecided(_) => {
+            (FAILED, "the kernel's rules are as they were; the next change may make this one too".into())
+        }
         EngineError::State(StateError::Version(..)) => (FAILED, "use the newer program".into()),
         EngineError::State(StateError::Damaged(..)) => {
             let help = "the kernel's rules are untouched; `portfwd restore --from-kernel` makes a new state of them";
@@ -237,6 +240,11 @@ fn of_engine(error: &EngineError) -> (u8, String) {
                 format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`")
             };
             (code, help)
+        }
+        EngineError::Route(_, error) | EngineError::Interfaces(error)
+            if error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            (MISSING, "run where rtnetlink may be asked".into())
         }
         EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
         EngineError::Limit(ChainError::Limit(_, limit)) => (MISSING, limit.help.clone()),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::connections::{self, Changed};
 use super::{
-    Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, together,
+    Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, together, unkept,
 };
 use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
@@ -137,7 +137,7 @@ fn keep_and_plan(
     let (store, backend) = (&mut engine.store, &mut engine.backend);
     let (kept, decided) =
         together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || backend.decide(asked));
-    kept?;
+    kept.map_err(|error| unkept(&engine.store, error))?;
     engine.state = during.clone();
     match decided {
         Ok(decided) => Ok(decided),

@@ -89,6 +89,9 @@ pub enum EngineError {
     /// The state could not be read or kept.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The kernel is as it was; what the state is cannot be told, because writing it failed, and putting it back too.
+    #[error("the state could not be kept, nor put back to what it was")]
+    Undecided(#[source] StateError),
     /// The rule sets cannot be one table.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -472,7 +475,7 @@ impl Engine {
     /// Keeps a state on disk, in the place of the one that is kept now.
     fn keep(&mut self, state: &State) -> Result<(), EngineError> {
         if *state != self.state {
-            self.store.save(&self.state, state)?;
+            self.store.save(&self.state, state).map_err(|error| unkept(&self.store, error))?;
             self.state = state.clone();
         }
         Ok(())
@@ -505,6 +508,11 @@ impl Engine {
         let (live, work) = self.backend.decide(asked)?;
         Ok(Plan::new(&live, asked, work))
     }
+}
+
+/// What it means that a state could not be kept.
+fn unkept(store: &Store, error: StateError) -> EngineError {
+    if store.is_undecided() { EngineError::Undecided(error) } else { error.into() }
 }
 
 /// Does two things at once, the first in a thread of its own. That one should be the one that takes less memory: outside of

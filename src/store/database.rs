@@ -258,6 +258,11 @@ impl Store {
         drop(self.flag().map(fs::remove_file));
     }
 
+    /// Whether it cannot be told what is kept, because a write failed, and what was to take its place too.
+    pub fn is_undecided(&self) -> bool {
+        self.tables.as_ref().is_some_and(Tables::is_undecided)
+    }
+
     /// The path of a file beside the store, with another ending; none where nothing is kept.
     pub fn beside(&self, ending: &str) -> Option<PathBuf> {
         self.tables.as_ref().map(|_| self.path.with_extension(ending))

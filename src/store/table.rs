@@ -67,6 +67,8 @@ pub(super) struct Tables {
     meta: BTreeMap<String, Vec<u8>>,
     /// How many commits waited for the disk.
     commits: u64,
+    /// Whether a commit that failed could not be written over.
+    undecided: bool,
 }
 
 /// A row that comes, or takes the place of what its key has; without a value it goes.
@@ -117,7 +119,8 @@ impl Tables {
             Ok(database)
         })();
         let database = opened.map_err(|error| failed(path, error))?;
-        let mut tables = Self { path: path.to_owned(), database, made, meta: BTreeMap::new(), commits: 0 };
+        let mut tables =
+            Self { path: path.to_owned(), database, made, meta: BTreeMap::new(), commits: 0, undecided: false };
         let mut meta = BTreeMap::new();
         tables.each(Table::Meta, |key, value| {
             meta.insert(key.to_owned(), value.to_owned());
@@ -137,6 +140,11 @@ impl Tables {
     /// How many commits waited for the disk, ever.
     pub(super) fn commits(&self) -> u64 {
         self.commits
+    }
+
+    /// Whether it cannot be told what is in the tables: a commit failed, and what was to take its place too.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.undecided
     }
 
     /// Looks through the whole file for what SQLite can tell to be damaged.
@@ -213,18 +221,18 @@ impl Tables {
                 };
             }
         } else {
-            self.write_over();
+            self.undecided = self.write_over().is_err();
         }
         written
     }
 
     /// Writes something else in the place of a commit that failed: all of it may be in the log, only that the disk did not say
-    /// so, and then it would be found there. Where this fails too, nothing more can be done.
-    fn write_over(&self) {
+    /// so, and then it would be found there.
+    fn write_over(&self) -> Result<(), Error> {
         // SQLite does not write what is there already.
         let next = if self.meta("failed") == Some(b"1") { b"2" } else { b"1" };
         let again = Changes { meta: vec![("failed".into(), Some(next.to_vec()))], ..Changes::default() };
-        let _ = self.transaction(Wait::No, &again);
+        self.transaction(Wait::No, &again)
     }
 
     fn transaction(&self, wait: Wait, changes: &Changes) -> Result<(), Error> {
