@@ -579,6 +579,8 @@ fn fail_everywhere(
             || said.code == 1 && said.stderr.contains("the rules were committed")
             // Why is lost on the way.
             || said.code == 1 && ["netlink request failed", "could not be heard"].iter().any(|why| said.stderr.contains(why))
+            // A program that cannot be started is as good as none.
+            || said.code == 5 && said.stderr.contains("IPv6 is asked for, but cannot run")
             || said.code == 2 && said.stderr.contains("cannot read `")
             || said.code == 127 && said.stdout.is_empty();
         if !expected || said.stderr.contains("panicked") {
