@@ -23,6 +23,9 @@ const LOG: u64 = 256 * 1024;
 /// `SQLITE_IOERR_SHORT_READ`: less is there than the file says of itself.
 const SHORT_READ: i32 = 522;
 
+/// `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`: the disk did not say that it holds what was written.
+const SYNC: [i32; 2] = [1034, 1290];
+
 /// Where rows are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
@@ -208,22 +211,23 @@ impl Tables {
         if wait == Wait::ForDisk {
             changes.meta.push(("commits".into(), Some(commits.to_le_bytes().to_vec())));
         }
-        let written = self.transaction(wait, &changes).map_err(|error| self.failed(error));
-        if written.is_ok() {
-            self.commits = commits;
-            if changes.anew {
-                self.meta.clear();
-            }
-            for (key, value) in changes.meta {
-                match value {
-                    Some(value) => self.meta.insert(key, value),
-                    None => self.meta.remove(&key),
-                };
-            }
-        } else {
-            self.undecided = self.write_over().is_err();
+        if let Err(error) = self.transaction(wait, &changes) {
+            // With any other error its last page was not written.
+            let synced = error.sqlite_error().is_some_and(|error| SYNC.contains(&error.extended_code));
+            self.undecided = synced && self.write_over().is_err();
+            return Err(self.failed(error));
         }
-        written
+        self.commits = commits;
+        if changes.anew {
+            self.meta.clear();
+        }
+        for (key, value) in changes.meta {
+            match value {
+                Some(value) => self.meta.insert(key, value),
+                None => self.meta.remove(&key),
+            };
+        }
+        Ok(())
     }
 
     /// Writes something else in the place of a commit that failed: all of it may be in the log, only that the disk did not say
