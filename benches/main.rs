@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
+mod add;
 mod apply;
 mod connection;
 mod host;
@@ -24,9 +25,12 @@ fn main() {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     // Cargo adds `--bench`.
     let names: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    let unknown = names.iter().find(|name| !["apply", "connection"].contains(&name.as_str()));
-    assert!(unknown.is_none(), "no bench is called {unknown:?}: there are apply and connection");
+    let unknown = names.iter().find(|name| !["add", "apply", "connection"].contains(&name.as_str()));
+    assert!(unknown.is_none(), "no bench is called {unknown:?}: there are add, apply and connection");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
+    if wanted("add") {
+        add::bench();
+    }
     if wanted("apply") {
         apply::bench();
     }

@@ -23,7 +23,8 @@ fn target(n: u32) -> String {
     format!("10.{}.{}.{}", n >> 14, (n >> 6) & 255, (n & 63) + 1)
 }
 
-fn rule_set(count: u32) -> String {
+/// So many forwards as a rule set.
+pub fn rule_set(count: u32) -> String {
     let mut text = String::new();
     for n in 1..=count {
         let written = writeln!(text, "[[forward]]\nlisten = \"{n}\"\nto = \"{}:80\"", target(n));
@@ -32,7 +33,8 @@ fn rule_set(count: u32) -> String {
     text
 }
 
-fn nft_script(count: u32) -> String {
+/// The same rules for `nft -f`.
+pub fn nft_script(count: u32) -> String {
     let elements: Vec<String> =
         (1..=count).map(|n| format!("tcp . {n} comment \"bench\" : {} . 80", target(n))).collect();
     let elements = elements.join(",\n");
@@ -42,7 +44,7 @@ fn nft_script(count: u32) -> String {
 }
 
 /// Runs a program in the namespace and gives its wall-clock seconds.
-fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> f64 {
+pub fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> f64 {
     let (seconds, output) = namespace
         .run(|| {
             let mut command = Command::new(program);
@@ -142,17 +144,12 @@ fn with_nft() {
         let rival_peak = peak(&namespace, "nft", &load);
         flush();
         let memory = peak(&namespace, ours, &apply).zip(rival_peak).map(|(mine, rival)| format!("{:.2}", mine / rival));
-        let one = ["--state-dir", &state, "add", "65000/udp", "10.9.9.9"];
-        let one_more = run(&namespace, ours, &one);
         flush();
         let (rival, mine) = (median(rival), median(mine));
         let memory = memory.unwrap_or_else(|| "-".into());
         println!("{:<16} {rival:>12.4} {mine:>12.4} {:>8.2} {memory:>14}", format!("apply/nft/{count}"), mine / rival);
-        times.push((count, mine, one_more));
+        times.push((count, mine));
     }
-    let of = |wanted: u32| times.iter().find(|(count, ..)| *count == wanted).map_or(f64::NAN, |(_, time, _)| *time);
+    let of = |wanted: u32| times.iter().find(|(count, _)| *count == wanted).map_or(f64::NAN, |(_, time)| *time);
     println!("growth: apply(60,000) / apply(6,000) = {:.1}", of(60_000) / of(6_000));
-    for (count, _, one_more) in &times {
-        println!("one more forward on {count}: {one_more:.4} s, one run");
-    }
 }
