@@ -112,6 +112,7 @@ impl Store {
         tables.write(Wait::ForDisk, changes)?;
         // From here on a file without its log is known not to be whole.
         tables.carry()?;
+        file::sync_names(&self.path)?;
         file::note_commit(turn, tables.commits());
         match fs::remove_file(&old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(old, error)),

@@ -69,6 +69,13 @@ pub(super) fn turn(path: &Path, wait: Duration) -> Result<Lock, StateError> {
     Err(StateError::Busy(path.to_owned()))
 }
 
+/// Waits until the disk holds the names of the files beside a path.
+pub(super) fn sync_names(path: &Path) -> Result<(), StateError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| StateError::Io(directory.to_owned(), error))
+}
+
 /// The number of the last commit that the file one waits with knows of; 0 where it knows of none.
 pub(super) fn last_commit(turn: &File) -> u64 {
     let mut number = [0; 8];

@@ -113,10 +113,11 @@ impl Tables {
             let database = Connection::open_with_flags(real, flags)?;
             database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
             // Who else wants to use it waits for its turn before it opens it, so nothing needs to be shared.
-            database.execute_batch("PRAGMA locking_mode = EXCLUSIVE; PRAGMA wal_autocheckpoint = 0")?;
-            let _: String = database.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-            let tables: u32 = database.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-            if tables == 0 {
+            database.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
+            // Who made it may have been killed before there was anything in it.
+            let is_blank = || database.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0));
+            if made || database.prepare_cached(&every(Table::Meta)).is_err() && is_blank()? {
+                let _: String = database.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
                 database.execute_batch(&schema())?;
             }
             Ok(database)
@@ -170,7 +171,7 @@ impl Tables {
         table: Table,
         each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        self.rows(table, "", [], each)
+        self.rows(table, &every(table), [], each)
     }
 
     /// Gives every row whose key is from `first` to `last` to `each`.
@@ -180,18 +181,18 @@ impl Tables {
         (first, last): (&str, &str),
         each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        self.rows(table, "WHERE key BETWEEN ? AND ?", [first.as_bytes(), last.as_bytes()], each)
+        let query = format!("{} WHERE key BETWEEN ? AND ?", every(table));
+        self.rows(table, &query, [first.as_bytes(), last.as_bytes()], each)
     }
 
     fn rows(
         &self,
         table: Table,
-        which: &str,
+        query: &str,
         parameters: impl rusqlite::Params,
         mut each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        let mut query = (self.database.prepare(&format!("SELECT key, value, sum FROM {} {which}", table.name())))
-            .map_err(|error| self.failed(error))?;
+        let mut query = self.database.prepare_cached(query).map_err(|error| self.failed(error))?;
         let mut rows = query.query(parameters).map_err(|error| self.failed(error))?;
         while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
             let parts =
@@ -241,16 +242,22 @@ impl Tables {
 
     fn transaction(&self, wait: Wait, changes: &Changes) -> Result<(), Error> {
         let synchronous = match wait {
-            Wait::ForDisk => "FULL",
-            Wait::No => "NORMAL",
+            Wait::ForDisk => "PRAGMA synchronous = FULL",
+            Wait::No => "PRAGMA synchronous = NORMAL",
         };
-        self.database.execute_batch(&format!("PRAGMA synchronous = {synchronous}; BEGIN IMMEDIATE"))?;
-        let written = self.put(changes).and_then(|()| self.database.execute_batch("COMMIT"));
+        self.database.execute_batch(synchronous)?;
+        self.run("BEGIN IMMEDIATE")?;
+        let written = self.put(changes).and_then(|()| self.run("COMMIT"));
         if written.is_err() && !self.database.is_autocommit() {
             // The first error is the one to tell.
             let _ = self.database.execute_batch("ROLLBACK");
         }
         written
+    }
+
+    /// Runs what is run again and again.
+    fn run(&self, statement: &str) -> Result<(), Error> {
+        self.database.prepare_cached(statement)?.execute([]).map(drop)
     }
 
     fn put(&self, changes: &Changes) -> Result<(), Error> {
@@ -263,14 +270,14 @@ impl Tables {
             }
             let (come, gone): (Vec<_>, Vec<_>) = rows.iter().partition(|(_, value)| value.is_some());
             if !come.is_empty() {
-                let mut put = self.database.prepare(&format!("REPLACE INTO {name} VALUES (?, ?, ?)"))?;
+                let mut put = self.database.prepare_cached(&format!("REPLACE INTO {name} VALUES (?, ?, ?)"))?;
                 for (key, value) in come {
                     let (key, value) = (key.as_bytes(), value.as_deref().unwrap_or_default());
                     put.execute(params![key, value, sum(table, key, value)])?;
                 }
             }
             if !gone.is_empty() {
-                let mut remove = self.database.prepare(&format!("DELETE FROM {name} WHERE key = ?"))?;
+                let mut remove = self.database.prepare_cached(&format!("DELETE FROM {name} WHERE key = ?"))?;
                 for (key, _) in gone {
                     remove.execute([key.as_bytes()])?;
                 }
@@ -299,6 +306,11 @@ impl Tables {
         let what = format!("the checksum of a row of its table `{}` differs", table.name());
         StateError::Damaged(self.path.clone(), what)
     }
+}
+
+/// The query for every row of a table.
+fn every(table: Table) -> String {
+    format!("SELECT key, value, sum FROM {}", table.name())
 }
 
 /// What makes the tables.
