@@ -431,15 +431,24 @@ fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_me
     let (add, apply) = (["add", "7002", "172.17.0.4:80"], ["apply", set.as_str()]);
     let both = || BOTH.into_iter().flat_map(|variant| [(Some(variant), &add[..]), (Some(variant), &["restore"])]);
     let nft: [&[&str]; 4] = [&add, &["rm", "7000"], &apply, &["restore"]];
-    let all: Vec<_> = nft.into_iter().map(|command| (None, command)).chain(both()).collect();
+    let many: String =
+        (1..=1_100).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3\"\n")).collect();
+    let many = file(&directory, &many).to_string_lossy().into_owned();
+    // With so many forwards it is seen alone.
+    let many: [&[&str]; 1] = [&["apply", &many]];
+    let among_few = nft.into_iter().map(|command| (None, command)).chain(both());
+    let all: Vec<_> = among_few.map(|(variant, command)| (variant, &some[..], command)).collect();
+    let all: Vec<_> = all.into_iter().chain([(None, &many[..], &add[..])]).collect();
     let counts: Vec<usize> = std::thread::scope(|scope| {
-        let running: Vec<_> =
-            all.iter().map(|(variant, command)| scope.spawn(|| kill_everywhere(*variant, &some, command))).collect();
+        let running: Vec<_> = (all.iter())
+            .map(|(variant, prepare, command)| scope.spawn(|| kill_everywhere(*variant, prepare, command)))
+            .collect();
         running.into_iter().map(|running| running.join().expect("no panic")).collect()
     });
-    for ((variant, command), count) in all.iter().zip(&counts) {
+    for ((variant, prepare, command), count) in all.iter().zip(&counts) {
         let iptables = variant.map(|variant| format!("iptables-{} ", variant.name())).unwrap_or_default();
-        eprintln!("{iptables}{}: killed at {count} system calls", command[0]);
+        let among = if *prepare == many { " among many" } else { "" };
+        eprintln!("{iptables}{}{among}: killed at {count} system calls", command[0]);
     }
     assert!(counts.iter().all(|count| *count > 5), "{counts:?}");
 }
