@@ -76,7 +76,8 @@ fn restore_puts_everything_back_and_then_has_nothing_to_do() {
     // As after a reboot, or what others do.
     net.nft(&["flush", "ruleset"]);
     net.in_host(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("written"));
-    assert!(net.ok(&["list"]).stdout.contains("missing"));
+    let list = net.ok(&["list"]);
+    assert!(list.stdout.contains("missing") && list.stderr.contains("others committed once since we did"), "{list:?}");
     assert_eq!(net.ok(&["restore", "--dry-run"]).code, 0);
     assert_ne!(words(&net), before);
     let said = net.ok(&["restore"]);
@@ -84,6 +85,7 @@ fn restore_puts_everything_back_and_then_has_nothing_to_do() {
     assert_eq!(words(&net), before);
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
+    assert_eq!(net.ok(&["list"]).stderr, "");
     net.ok(&["flush"]);
     assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
     assert_eq!(words(&net), Vec::<String>::new());

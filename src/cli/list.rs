@@ -44,6 +44,11 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
             "warning: {home} holds rules of ours too; `--backend {backend}` lists them, the next change moves them here"
         )?;
     }
+    let differs = forwards.iter().any(|forward| forward.state != "live")
+        || [&networks, &masquerades, &snats, &netmaps].into_iter().flatten().any(|other| other.state != "live");
+    if let Some(note) = since(engine.state().committed, live.generation()).filter(|_| differs) {
+        writeln!(output.stderr, "note: {note}")?;
+    }
     if global.json {
         let (version, generation) = (json::VERSION, live.generation());
         let waiting = engine.state().unconfirmed.as_ref();
@@ -54,6 +59,19 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     }
     print(&forwards, &[networks, masquerades, snats, netmaps].concat(), output)?;
     Ok(0)
+}
+
+/// What became of the kernel's rules since our last commit. Who did it the kernel tells only those who listen then.
+fn since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
+    let (ours, now) = (committed?, now?);
+    match now.checked_sub(ours) {
+        None => {
+            Some(format!("our last commit was generation {ours} of the rules, which are at {now}: they began anew"))
+        }
+        Some(0) => None,
+        Some(1) => Some("others committed once since we did".into()),
+        Some(times) => Some(format!("others committed {times} times since we did")),
+    }
 }
 
 fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Forward<'a>> {

@@ -61,7 +61,7 @@ pub enum Work {
         changes: Box<Changes>,
         /// What the kernel will hold.
         program: Program,
-        /// The generation it was decided on.
+        /// The generation it was decided on, or moved to before it was sent.
         generation: u32,
     },
     /// The input of one iptables-restore for each family.
@@ -81,6 +81,16 @@ impl Work {
         match self {
             Self::Nft { changes, .. } => changes.is_empty(),
             Self::Iptables { changes, .. } => changes.is_empty(),
+        }
+    }
+}
+
+impl Work {
+    /// The generation that the rules have once it is carried out; iptables has none.
+    pub fn generation_after(&self) -> Option<u32> {
+        match self {
+            Self::Nft { generation, .. } => Some(generation.wrapping_add(1)),
+            Self::Iptables { .. } => None,
         }
     }
 }
@@ -135,10 +145,10 @@ impl Backend {
 
     /// Does it, all or nothing, and gives what was sent, as text; `None` where somebody else changed the rules in
     /// between, and the work must be planned anew.
-    pub(super) fn carry_out(&mut self, work: &Work) -> Result<Option<Vec<String>>, EngineError> {
+    pub(super) fn carry_out(&mut self, work: &mut Work) -> Result<Option<Vec<String>>, EngineError> {
         match (self, work) {
             (Self::Nft(connection), Work::Nft { changes, generation, .. }) => {
-                nft::carry_out(connection, changes, *generation)
+                nft::carry_out(connection, changes, generation)
             }
             (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
                 iptables.carry_out(changes, before, program)

@@ -73,6 +73,9 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
                 after.unusable = None;
             }
             after.samples = samples;
+            if !plan.is_empty() {
+                after.committed = plan.work.generation_after();
+            }
             let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
             if ended.is_err() {
                 after.unfinished.clone_from(&during.unfinished);
@@ -196,7 +199,7 @@ struct Sent {
 fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let (live, work) = match first.take() {
+        let (live, mut work) = match first.take() {
             Some(decided) => decided,
             None => {
                 // Somebody else was at our table.
@@ -213,7 +216,7 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
         // What it means is put into words while the kernel is at work.
         let backend = &mut engine.backend;
         let words = || (plan::steps_from(&live, &after.asked), samples());
-        let mut send = || backend.carry_out(&work);
+        let mut send = || backend.carry_out(&mut work);
         // Of a few there is not enough to say for a thread.
         let (((steps, was), samples), sent) = if engine.near { (words(), send()) } else { together(words, send) };
         if let Some(messages) = sent? {

@@ -414,8 +414,8 @@ impl Engine {
                 let mut other = found?;
                 let until = Instant::now() + PATIENCE;
                 loop {
-                    let (_, work) = other.decide(&nothing)?;
-                    match other.carry_out(&work)? {
+                    let (_, mut work) = other.decide(&nothing)?;
+                    match other.carry_out(&mut work)? {
                         Some(_) => return Ok(()),
                         None if Instant::now() > until => return Err(EngineError::Busy),
                         None => {}

@@ -11,13 +11,13 @@ use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 
 /// Sends changes that were decided on at a generation, and again at the next one as long as others commit, but not to our
-/// table. Gives the messages, a line each; `None` where it must be decided anew.
+/// table; `generation` is that at which it was. Gives the messages, a line each; `None` where it must be decided anew.
 pub(super) fn carry_out(
     connection: &mut Connection,
     changes: &Changes,
-    mut generation: u32,
+    generation: &mut u32,
 ) -> Result<Option<Vec<String>>, EngineError> {
-    let mut batch = encode(changes, generation);
+    let mut batch = encode(changes, *generation);
     let mut until = None;
     loop {
         match connection.commit(&batch) {
@@ -25,12 +25,12 @@ pub(super) fn carry_out(
             Err(CommitError::Stale) => {}
             Err(error) => return Err(named(error, &batch)),
         }
-        let Some(moved) = connection.moved_from(generation) else { return Ok(None) };
+        let Some(moved) = connection.moved_from(*generation) else { return Ok(None) };
         if Instant::now() > *until.get_or_insert_with(|| Instant::now() + PATIENCE) {
             return Ok(None);
         }
-        generation = moved;
-        batch.move_to(generation);
+        *generation = moved;
+        batch.move_to(moved);
     }
 }
 

@@ -190,6 +190,7 @@ impl Store {
             unfinished: meta("unfinished"),
             unconfirmed: meta("unconfirmed"),
             confirmed: meta("confirmed"),
+            committed: meta("committed"),
             samples: meta("samples"),
             ..Rows::default()
         };
@@ -332,6 +333,7 @@ mod tests {
         state.iptables.insert(Variant::Legacy);
         let (asked, origins, sysctls) = (state.asked.clone(), state.origins.clone(), Vec::new());
         let until = Deadline { boot: "boot".into(), at: Duration::from_nanos(1_000_000_001) };
+        state.committed = Some(7);
         state.confirmed = Some(until.clone());
         state.unconfirmed = Some(Unconfirmed { until, asked, origins, sysctls });
         let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();

@@ -27,6 +27,7 @@ pub(super) struct Rows {
     pub(super) unfinished: Option<Vec<u8>>,
     pub(super) unconfirmed: Option<Vec<u8>>,
     pub(super) confirmed: Option<Vec<u8>>,
+    pub(super) committed: Option<Vec<u8>>,
     pub(super) samples: Option<Vec<u8>>,
 }
 
@@ -72,6 +73,7 @@ impl Rows {
                 .transpose()
                 .map_err(|what| damaged(&what))?,
             confirmed: self.confirmed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
+            committed: self.committed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
             samples: samples.collect(),
         })
     }
@@ -141,6 +143,9 @@ pub(super) fn changes(before: &State, after: &State) -> Result<Changes, What> {
     }
     if before.confirmed != after.confirmed {
         changes.set("confirmed", after.confirmed.as_ref().map(postcard::to_allocvec).transpose()?);
+    }
+    if before.committed != after.committed {
+        changes.set("committed", after.committed.as_ref().map(postcard::to_allocvec).transpose()?);
     }
     if before.samples != after.samples {
         let samples: Vec<_> = after.samples.iter().map(|owned| (&owned.set, &owned.rule)).collect();

@@ -32,6 +32,8 @@ pub struct State {
     pub unconfirmed: Option<Unconfirmed>,
     /// The change that was confirmed last, by its deadline.
     pub confirmed: Option<Deadline>,
+    /// The generation of the kernel's rules that our last commit made; none before one, and of iptables.
+    pub committed: Option<u32>,
     /// An atom of each sort that is compiled to other rules and maps than the others; none: not known.
     pub samples: Vec<Owned<Binding>>,
 }
