@@ -80,12 +80,8 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             if ended.is_err() {
                 after.unfinished.clone_from(&during.unfinished);
             }
-            let unkept = match engine.keep(&after) {
-                Ok(()) => None,
-                // What is asked is kept already, and that it may not have come to its end.
-                Err(error) if during.unfinished.is_some() => Some(error.to_string()),
-                Err(error) => return Err(error),
-            };
+            // What is asked is kept already, and that it may not have come to its end; all else is found out again.
+            let unkept = engine.keep(&after).err().map(|error| error.to_string());
             if !plan.is_empty() {
                 engine.backend.check(&plan.work)?;
             }

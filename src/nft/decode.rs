@@ -1,7 +1,7 @@
 //! The kernel's dumps decoded into a program. Only our own table is asked for, and never another's elements.
 //!
 //! A dump comes in parts, and between two of them others may commit. All is read in one generation where that can be had;
-//! where it cannot, others are watched (see [`super::watch`]), and what is read holds if none of them touched our table:
+//! where it cannot, others are watched (see `watch.rs`), and what is read holds if none of them touched our table:
 //! - The kernel finds the place in a dump of chains, rules or maps by counting objects, those of other tables included
 //!   where it is older. A commit of others in between can make it leave some out, so each of these dumps, which are small,
 //!   must still come undisturbed, and is begun again by itself.

@@ -1,6 +1,6 @@
 //! The conversation with the kernel: one socket, requests and their answers, one batch and its fate.
 //!
-//! Where others commit while we look or are about to commit, a second socket tells whom that concerns: see [`super::watch`].
+//! Where others commit while we look or are about to commit, a second socket tells whom that concerns: see `watch.rs`.
 //! Until that happens there is none.
 //!
 //! Be aware: answers are read to their end before the next question, so a socket belongs to one thread.
