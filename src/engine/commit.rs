@@ -194,6 +194,7 @@ struct Sent {
 /// Has the kernel hold what is asked. `first` is what was decided already.
 fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
     let until = Instant::now() + PATIENCE;
+    let home = engine.home();
     loop {
         let (live, mut work) = match first.take() {
             Some(decided) => decided,
@@ -204,7 +205,8 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
             }
         };
         let known: &[Owned<Binding>] = if engine.near { &after.samples } else { &[] };
-        let samples = || samples(&after.asked, known);
+        // Of a table of nf_tables alone a part can be read.
+        let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
             return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });

@@ -216,10 +216,7 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        match self.dump_through(what, kind, attributes, each) {
-            Ok(true) => Err(KernelError::Interrupted),
-            other => other.map(drop),
-        }
+        undisturbed(self.dump_through(what, kind, attributes, each))
     }
 
     /// The same, whoever commits meanwhile, and says whether somebody did.
@@ -245,10 +242,7 @@ impl Connection {
         kind: i32,
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        match self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each) {
-            Ok(true) => Err(KernelError::Interrupted),
-            other => other.map(drop),
-        }
+        undisturbed(self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each))
     }
 
     /// Asks, and says whether somebody committed while it was answered.
@@ -388,4 +382,9 @@ pub(super) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
         put_attribute(&mut attributes, *kind, &value);
     }
     attributes
+}
+
+/// Takes an answer for void where somebody committed while it was given.
+fn undisturbed(disturbed: Result<bool, KernelError>) -> Result<(), KernelError> {
+    if disturbed? { Err(KernelError::Interrupted) } else { Ok(()) }
 }

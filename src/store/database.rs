@@ -66,15 +66,19 @@ impl Store {
         Ok(store)
     }
 
-    /// Gives the file of a namespace's store, which is damaged, another name, and opens a new one. Gives that name too.
+    /// Gives a file of a namespace's store that was found to be `damaged` another name, and opens what is left, or a new one.
+    /// Gives that name too.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn anew(directory: &Path, identity: &Identity, wait: Duration) -> Result<(Self, PathBuf), StateError> {
-        let (path, _) = place(directory, identity);
-        let old = old(&path);
-        let turn = file::turn(&path, wait)?;
-        let aside = file::set_aside(if old.exists() { &old } else { &path })?;
+    pub fn anew(
+        directory: &Path,
+        identity: &Identity,
+        damaged: &Path,
+        wait: Duration,
+    ) -> Result<(Self, PathBuf), StateError> {
+        let turn = file::turn(&place(directory, identity).0, wait)?;
+        let aside = file::set_aside(damaged)?;
         drop(turn);
         Ok((Self::open(directory, identity, true, wait)?, aside))
     }
@@ -458,5 +462,27 @@ mod tests {
             assert_eq!(store.load().expect("loads"), *after);
         }
         assert_eq!(Store::in_memory().flag(), None);
+    }
+
+    #[test]
+    fn what_is_damaged_is_set_aside_and_what_is_left_is_opened() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = |name: &str| directory.path().join(name);
+        let opens =
+            || Store::open(directory.path(), &Identity::Host, true, Duration::ZERO).and_then(|store| store.load());
+        let anew = |damaged: &Path| {
+            let (store, aside) =
+                Store::anew(directory.path(), &Identity::Host, damaged, Duration::ZERO).expect("opens");
+            assert!(aside.exists());
+            store.load().expect("loads").asked.bindings.len()
+        };
+        fs::write(path("state.redb"), vec![7; 5_000]).expect("written");
+        let Err(StateError::Damaged(damaged, _)) = opens() else { panic!("damaged") };
+        assert_eq!((&damaged, anew(&damaged)), (&path("state.redb"), 0));
+        // The older one had been taken over, but not been removed yet.
+        old::tests::one_forward(&path("state.redb"));
+        fs::write(path("state.db"), "something else").expect("written");
+        let Err(StateError::Damaged(damaged, _)) = opens() else { panic!("damaged") };
+        assert_eq!((&damaged, anew(&damaged)), (&path("state.db"), 1));
     }
 }
