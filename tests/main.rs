@@ -12,8 +12,10 @@ mod confirm;
 mod connections;
 /// The examples of the documentation, with real packets.
 mod docs;
-/// State that survives: kills, losses, damage, many writers.
+/// State that survives: losses, damage, many writers.
 mod durable;
+/// Commands that are killed, or that fail, at one of their system calls.
+mod faults;
 /// Forwards that would take the port of a socket or the user's ssh connection.
 mod guards;
 /// The iptables backend on hosts of either variant: packets, other writers, accidents.
