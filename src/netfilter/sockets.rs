@@ -155,14 +155,14 @@ pub struct Owner {
     pub process: u32,
 }
 
-/// The processes that have sockets of these numbers open, as far as they can be seen. Of several it is the oldest by its
-/// number; the first process of all, which opens sockets for others, only where there is no other.
+/// The processes that have sockets of these numbers open, as far as they can be seen. Of several it is the oldest, which
+/// opened it for the others; the first process of all, which opens sockets for any, only where there is no other.
 pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
     let mut found = HashMap::new();
     let Ok(entries) = fs::read_dir("/proc") else { return found };
     let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut processes: Vec<u32> = names.collect();
-    processes.sort_unstable_by_key(|process| (*process == 1, *process));
+    processes.sort_by_cached_key(|process| (*process == 1, started(*process), *process));
     for process in processes {
         if found.len() == inodes.len() {
             break;
@@ -178,6 +178,13 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
         }
     }
     found
+}
+
+/// When a process was started, in the clock's ticks since the machine was: field 22 of proc_pid_stat(5), counted from the
+/// name's end because a name may hold anything. Numbers of processes begin anew at their end, so they tell no age.
+fn started(process: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 /// The number of the socket that an open file is, if it is one: its link reads `socket:[NUMBER]`.
@@ -217,6 +224,17 @@ mod tests {
         assert_eq!(seen(Protocol::Udp, at).map(|socket| socket.to_string()), Some(format!("{at}/udp")));
         server.connect(at).expect("connected");
         assert_eq!(seen(Protocol::Udp, at), None);
+    }
+
+    #[test]
+    fn who_was_started_first_is_known() {
+        let ours = started(std::process::id()).expect("we run");
+        assert!(started(1).expect("there is a first process") <= ours);
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep is installed");
+        let younger = started(child.id());
+        child.kill().and_then(|()| child.wait()).expect("it ends");
+        assert!(younger >= Some(ours), "{younger:?} {ours}");
+        assert_eq!(started(u32::MAX), None);
     }
 
     #[test]
