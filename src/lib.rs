@@ -18,6 +18,7 @@
 //! | room | job |
 //! | --- | --- |
 //! | [`cli`] | a command a file: parse, call the library, print |
+//! | [`audit`] | all NAT on a host, whoever made it, in one normal form; what is wrong with it |
 //! | [`lab`] | throw-away networks, and probes with real packets |
 //! | [`engine`] | plan and commit: the only place where state and kernel meet |
 //! | [`config`] | TOML to model, with places for errors |
@@ -27,6 +28,7 @@
 //! | [`netfilter`] | what both backends need: connection labels, comments, sysctls, links and routes, sockets, what is tracked, namespaces |
 //! | [`model`] | the nouns and their meaning; knows nothing of the rest |
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod engine;

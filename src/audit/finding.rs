@@ -1,0 +1,98 @@
+//! What an audit finds: one shape for all findings.
+
+use std::fmt;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// May hurt.
+    Warning,
+    /// Does hurt.
+    Error,
+}
+
+impl Severity {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// How sure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Confidence {
+    /// It could not be decided, for a reason that the evidence names.
+    Unknown,
+    /// So it is where what is usual is so.
+    Likely,
+    /// So it is, by what was read.
+    Proved,
+}
+
+impl Confidence {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Likely => "likely",
+            Self::Proved => "proved",
+        }
+    }
+}
+
+/// What kind of finding it is, and what its page says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// `F01` to `F52`, for good.
+    pub id: &'static str,
+    /// A few words.
+    pub title: &'static str,
+    /// How bad it is, unless the case is milder.
+    pub severity: Severity,
+    /// What it is, in a sentence or two.
+    pub what: &'static str,
+    /// Why it hurts.
+    pub why: &'static str,
+    /// How to mend it.
+    pub fix: &'static str,
+}
+
+/// The place of a rule, in words.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Who made it: see `owner.rs`.
+    pub owner: String,
+    /// The table, the chain, the rule's handle or line.
+    pub rule: String,
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What kind it is.
+    pub kind: &'static Kind,
+    /// How bad this one is.
+    pub severity: Severity,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// What is wrong with what, in a sentence.
+    pub message: String,
+    /// The rules that it is about, the one that suffers first.
+    pub places: Vec<Place>,
+    /// What was read that shows it.
+    pub evidence: Vec<String>,
+    /// A command that mends it, or what to do.
+    pub fix: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.rule, self.owner)
+    }
+}

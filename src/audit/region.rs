@@ -1,0 +1,437 @@
+//! Packets, and which of them a rule is about: for each field the set of what it may be.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::set::{self, Set};
+use crate::model::Family;
+
+/// A field of a packet, or of what is known of it, that rules ask about. Each is a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// The interface it arrived by: [`set::number_of_name`].
+    Input,
+    /// The interface it leaves by.
+    Output,
+    /// The address it is from: [`set::number_of`].
+    Source,
+    /// The address it is for.
+    Destination,
+    /// The transport protocol's number.
+    Protocol,
+    /// The port it is from. Only of protocols that have ports.
+    SourcePort,
+    /// The port it is for.
+    Port,
+    /// What kind of address it is for: `RTN_…` in include/uapi/linux/rtnetlink.h, of which [`LOCAL`] is one.
+    DestinationKind,
+    /// What kind of address it is from.
+    SourceKind,
+    /// The state of its connection: one of [`State`].
+    State,
+    /// Its mark.
+    Mark,
+    /// The mark of its connection.
+    ConnectionMark,
+    /// The status of its connection: bits, `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
+    Status,
+    /// The address that its connection's first packet was for.
+    OriginalDestination,
+    /// The port that its connection's first packet was for.
+    OriginalPort,
+    /// Whether it goes the way of its connection's first packet, 0, or back, 1.
+    Direction,
+}
+
+impl Field {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::Input,
+        Self::Output,
+        Self::Source,
+        Self::Destination,
+        Self::Protocol,
+        Self::SourcePort,
+        Self::Port,
+        Self::DestinationKind,
+        Self::SourceKind,
+        Self::State,
+        Self::Mark,
+        Self::ConnectionMark,
+        Self::Status,
+        Self::OriginalDestination,
+        Self::OriginalPort,
+        Self::Direction,
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// The kind of the addresses that are this host's: `RTN_LOCAL` in include/uapi/linux/rtnetlink.h.
+pub const LOCAL: u128 = 2;
+
+/// `IPS_SRC_NAT` in include/uapi/linux/netfilter/nf_conntrack_common.h.
+pub const SRC_NAT: u128 = 1 << 4;
+
+/// `IPS_DST_NAT` there.
+pub const DST_NAT: u128 = 1 << 5;
+
+/// States of connections, by the bits that nf_tables has for them: `NF_CT_STATE_BIT` in
+/// include/uapi/linux/netfilter/nf_conntrack_common.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// None that can be.
+    Invalid = 0,
+    /// Both sides have been heard.
+    Established = 1,
+    /// Belongs to another.
+    Related = 2,
+    /// The first packet.
+    New = 3,
+    /// Not followed.
+    Untracked = 6,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Invalid, Self::Established, Self::Related, Self::New, Self::Untracked];
+
+    /// Its number as a value of [`Field::State`].
+    pub fn number(self) -> u128 {
+        self as u128
+    }
+}
+
+/// Whether something is so, as far as can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truth {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+    /// It depends on what is not known.
+    Maybe,
+}
+
+impl Truth {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Yes, Self::Yes) => Self::Yes,
+            _ => Self::Maybe,
+        }
+    }
+}
+
+impl std::ops::Not for Truth {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        match self {
+            Self::Yes => Self::No,
+            Self::No => Self::Yes,
+            Self::Maybe => Self::Maybe,
+        }
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(is: bool) -> Self {
+        if is { Self::Yes } else { Self::No }
+    }
+}
+
+/// What a rule asks for that is no set of one field's numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Some bits of a field are these, or are not.
+    Bits {
+        /// The field.
+        field: Field,
+        /// Which bits.
+        mask: u128,
+        /// What they are.
+        value: u128,
+        /// Whether anything else is asked for.
+        not: bool,
+    },
+    /// The packet is in none of these.
+    Outside(Arc<[Region]>),
+    /// Something that cannot be told from the packet, or that is not understood, in the words of who wrote it.
+    Unknown(Arc<str>),
+}
+
+/// A packet, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Its family.
+    pub family: Family,
+    fields: [Option<u128>; Field::ALL.len()],
+}
+
+impl Packet {
+    /// A packet of which only its family is known.
+    pub fn new(family: Family) -> Self {
+        Self { family, fields: [None; Field::ALL.len()] }
+    }
+
+    /// The same with one more field known.
+    #[must_use]
+    pub fn with(mut self, field: Field, value: u128) -> Self {
+        self.put(field, value);
+        self
+    }
+
+    /// What a field is, if that is known.
+    pub fn get(&self, field: Field) -> Option<u128> {
+        self.fields.get(field.index()).copied().flatten()
+    }
+
+    /// Lets a field be known.
+    pub fn put(&mut self, field: Field, value: u128) {
+        self.set(field, Some(value));
+    }
+
+    /// Lets a field be known or not.
+    pub fn set(&mut self, field: Field, value: Option<u128>) {
+        if let Some(known) = self.fields.get_mut(field.index()) {
+            *known = value;
+        }
+    }
+}
+
+/// Packets of one family: those of which every field is in its set and all conditions hold.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Region {
+    sets: [Set; Field::ALL.len()],
+    conditions: Vec<Condition>,
+}
+
+impl Region {
+    /// All packets.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// The set of a field.
+    pub fn get(&self, field: Field) -> &Set {
+        static ALL: Set = Set::ALL;
+        self.sets.get(field.index()).unwrap_or(&ALL)
+    }
+
+    /// Narrows a field.
+    pub fn narrow(&mut self, field: Field, to: &Set) {
+        if let Some(set) = self.sets.get_mut(field.index()) {
+            *set = set.and(to);
+        }
+    }
+
+    /// The same with a field narrowed.
+    #[must_use]
+    pub fn with(mut self, field: Field, to: &Set) -> Self {
+        self.narrow(field, to);
+        self
+    }
+
+    /// What is asked for besides.
+    pub fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
+    /// Asks for one thing more. Bits that are all a field has, and of which a set tells as much, become one.
+    pub fn ask(&mut self, condition: Condition) {
+        match condition {
+            Condition::Bits { field, mask, value, not }
+                if (mask.saturating_add(1)).is_power_of_two() && mask >= 0xffff_ffff =>
+            {
+                let set = Set::one(value);
+                self.narrow(field, &if not { set.not() } else { set });
+            }
+            condition if self.conditions.contains(&condition) => {}
+            condition => self.conditions.push(condition),
+        }
+    }
+
+    /// Whether everything that is asked for is understood and can be told from the packet.
+    pub fn is_known(&self) -> bool {
+        !self.conditions.iter().any(|condition| matches!(condition, Condition::Unknown(_)))
+    }
+
+    /// Whether no packet is in it, as far as the sets tell.
+    pub fn is_empty(&self) -> bool {
+        self.sets.iter().any(Set::is_empty)
+    }
+
+    /// The packets that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        for (set, other) in both.sets.iter_mut().zip(&other.sets) {
+            if !other.is_all() {
+                *set = set.and(other);
+            }
+        }
+        for condition in &other.conditions {
+            both.ask(condition.clone());
+        }
+        both
+    }
+
+    /// Whether there may be a packet that is in both: sure where both are only sets.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.sets.iter().zip(&other.sets).all(|(a, b)| a.meets(b))
+    }
+
+    /// Whether every packet of `other` is surely in it.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.conditions.iter().all(|condition| other.conditions.contains(condition))
+            && self.is_known()
+            && self.sets.iter().zip(&other.sets).all(|(a, b)| a.covers(b))
+    }
+
+    /// What of it is outside of `other`, in pieces that are apart from each other; `None` where that cannot be said, because
+    /// `other` asks for more than sets.
+    pub fn minus(&self, other: &Self) -> Option<Vec<Self>> {
+        if !self.meets(other) {
+            return Some(vec![self.clone()]);
+        }
+        if !other.conditions.iter().all(|condition| self.conditions.contains(condition)) || !other.is_known() {
+            return None;
+        }
+        let (mut rest, mut pieces) = (self.clone(), Vec::new());
+        for field in Field::ALL {
+            let outside = rest.get(field).minus(other.get(field));
+            if !outside.is_empty() {
+                let mut piece = rest.clone();
+                piece.put(field, outside);
+                pieces.push(piece);
+            }
+            rest.narrow(field, other.get(field));
+        }
+        Some(pieces)
+    }
+
+    fn put(&mut self, field: Field, set: Set) {
+        if let Some(known) = self.sets.get_mut(field.index()) {
+            *known = set;
+        }
+    }
+
+    /// Whether a packet is in it.
+    pub fn has(&self, packet: &Packet) -> Truth {
+        let mut truth = Truth::Yes;
+        for (set, field) in self.sets.iter().zip(Field::ALL) {
+            if !set.is_all() {
+                truth = truth.and(match packet.get(field) {
+                    Some(value) => set.has(value).into(),
+                    None => Truth::Maybe,
+                });
+                if truth == Truth::No {
+                    return truth;
+                }
+            }
+        }
+        self.conditions.iter().fold(truth, |truth, condition| truth.and(condition.holds(packet)))
+    }
+}
+
+impl Condition {
+    /// Whether it holds of a packet.
+    pub fn holds(&self, packet: &Packet) -> Truth {
+        match self {
+            Self::Bits { field, mask, value, not } => match packet.get(*field) {
+                Some(is) => ((is & mask == *value) != *not).into(),
+                None => Truth::Maybe,
+            },
+            Self::Outside(regions) => regions.iter().fold(Truth::Yes, |truth, region| truth.and(!region.has(packet))),
+            Self::Unknown(_) => Truth::Maybe,
+        }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        for (field, set) in Field::ALL.iter().zip(&self.sets).filter(|(_, set)| !set.is_all()) {
+            map.entry(field, set);
+        }
+        map.entries(self.conditions.iter().map(|condition| ("asks", condition))).finish()
+    }
+}
+
+/// The set of the states that are named.
+pub fn states(named: impl IntoIterator<Item = State>) -> Set {
+    Set::of(named.into_iter().map(|state| (state.number(), state.number())))
+}
+
+/// A packet that arrives by an interface, or that this host sends where there is none.
+pub fn packet(family: Family, input: Option<&str>) -> Packet {
+    let packet = Packet::new(family).with(Field::State, State::New.number()).with(Field::Direction, 0);
+    let packet = packet.with(Field::Mark, 0).with(Field::ConnectionMark, 0).with(Field::Status, 0);
+    packet.with(Field::Input, set::number_of_name(input.unwrap_or_default().as_bytes(), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ports(first: u128, last: u128) -> Region {
+        Region::all().with(Field::Port, &Set::range(first, last))
+    }
+
+    #[test]
+    fn what_is_left_of_a_region_is_outside_of_the_other() {
+        let a = ports(10, 20).with(Field::Protocol, &Set::of([(6, 6), (17, 17)]));
+        let b = ports(15, 30).with(Field::Protocol, &Set::one(6));
+        let rest = a.minus(&b).expect("only sets");
+        for protocol in [6, 17] {
+            for port in 9..32 {
+                let packet = Packet::new(Family::Ipv4).with(Field::Port, port).with(Field::Protocol, protocol);
+                let wanted = a.has(&packet).and(!b.has(&packet));
+                let within: Vec<Truth> = rest.iter().map(|piece| piece.has(&packet)).collect();
+                assert_eq!(within.contains(&Truth::Yes), wanted == Truth::Yes, "{protocol} {port}");
+                assert!(within.iter().filter(|is| **is == Truth::Yes).count() <= 1);
+            }
+        }
+        assert!(a.covers(&a.and(&b)) && !b.covers(&a));
+        assert!(a.meets(&b) && !ports(1, 2).meets(&b));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_never_sure() {
+        let mut asks = ports(10, 20);
+        asks.ask(Condition::Unknown("-m tomorrow".into()));
+        let packet = Packet::new(Family::Ipv4).with(Field::Port, 10);
+        assert_eq!(asks.has(&packet), Truth::Maybe);
+        assert_eq!(asks.has(&packet.clone().with(Field::Port, 9)), Truth::No);
+        assert!(!asks.covers(&asks.clone()), "nor is it so twice");
+        assert_eq!(ports(1, 30).minus(&asks), None);
+        assert!(ports(1, 30).covers(&asks));
+    }
+
+    #[test]
+    fn bits_are_asked_for_as_they_are() {
+        let mut marked = Region::all();
+        marked.ask(Condition::Bits { field: Field::Mark, mask: 0x2000, value: 0x2000, not: false });
+        let packet = |mark| Packet::new(Family::Ipv4).with(Field::Mark, mark);
+        assert_eq!(marked.has(&packet(0x2001)), Truth::Yes);
+        assert_eq!(marked.has(&packet(1)), Truth::No);
+        assert_eq!(marked.has(&Packet::new(Family::Ipv4)), Truth::Maybe);
+        let mut whole = Region::all();
+        whole.ask(Condition::Bits { field: Field::Mark, mask: 0xffff_ffff, value: 7, not: true });
+        assert!(whole.conditions().is_empty() && !whole.get(Field::Mark).has(7) && whole.get(Field::Mark).has(8));
+    }
+
+    #[test]
+    fn outside_means_in_none() {
+        let mut outside = Region::all();
+        outside.ask(Condition::Outside(Arc::new([ports(1, 2), ports(4, 5)])));
+        for (port, is) in [(1, Truth::No), (3, Truth::Yes), (5, Truth::No)] {
+            assert_eq!(outside.has(&Packet::new(Family::Ipv4).with(Field::Port, port)), is);
+        }
+    }
+}
