@@ -91,6 +91,51 @@ pub struct Finding {
     pub fix: String,
 }
 
+impl Kind {
+    /// One of this kind, as bad as usual; places, evidence and fix are still to be told.
+    pub fn found(&'static self, confidence: Confidence, message: impl Into<String>) -> Finding {
+        Finding {
+            kind: self,
+            severity: self.severity,
+            confidence,
+            message: message.into(),
+            places: Vec::new(),
+            evidence: Vec::new(),
+            fix: self.fix.to_owned(),
+        }
+    }
+}
+
+impl Finding {
+    /// The same with one more place.
+    #[must_use]
+    pub fn at(mut self, place: Place) -> Self {
+        self.places.push(place);
+        self
+    }
+
+    /// The same with one more thing that was read.
+    #[must_use]
+    pub fn seen(mut self, evidence: impl Into<String>) -> Self {
+        self.evidence.push(evidence.into());
+        self
+    }
+
+    /// The same with a fix of its own.
+    #[must_use]
+    pub fn mended_by(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+
+    /// The same, as bad as this.
+    #[must_use]
+    pub fn as_bad_as(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.rule, self.owner)

@@ -9,12 +9,17 @@
 //!
 //! Be aware: what is not understood is kept as such, and whatever depends on it is unknown and never fine.
 
+pub mod describe;
 pub mod facts;
 pub mod finding;
+pub mod findings;
+pub mod forwards;
 pub mod host;
 mod index;
 pub mod order;
+pub mod overlap;
 pub mod owner;
+pub mod read;
 pub mod region;
 pub mod ruleset;
 pub mod set;

@@ -169,13 +169,15 @@ pub enum Action {
     Snat(Rewrite),
     /// Rewrites its source to the address of the interface it leaves by.
     Masquerade(Rewrite),
-    /// Sets a mark: its bits under `mask` become `value`.
+    /// Rewrites the network of its destination, or where sources are rewritten that of its source.
+    Netmap(Rewrite),
+    /// Sets a mark: its bits under `mask` are cleared, then those of `value` are turned round.
     Mark {
         /// [`Field::Mark`] or [`Field::ConnectionMark`].
         field: Field,
         /// Which bits.
         mask: u128,
-        /// What they become.
+        /// Which bits are turned round: what they become, where they are under `mask`.
         value: u128,
     },
     /// Sets the mark of the packet to that of its connection, or the other way round.

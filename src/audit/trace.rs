@@ -6,7 +6,7 @@ use super::index::Entry;
 use super::order;
 use super::region::{Field, Packet, State, Truth};
 use super::ruleset::{Action, At, Hook, Rewrite, Ruleset, Table};
-use super::view::Translation;
+use super::view::{Translation, of_netmap};
 
 /// How deep chains may ask each other.
 const DEEPEST: usize = 16;
@@ -73,7 +73,7 @@ pub fn hook(rules: &Ruleset, packet: &mut Packet, hook: Hook, which: &Which) -> 
         tied: false,
     };
     let chains = order::chains(rules, packet.family, hook, *which == Which::Nat);
-    let mut trace = Trace { packet, outcome };
+    let mut trace = Trace { hook, packet, outcome };
     for placed in chains {
         if matches!(which, Which::Filter(priorities) if !priorities.contains(&placed.base.priority)) {
             continue;
@@ -103,6 +103,7 @@ enum Flow {
 }
 
 struct Trace<'a> {
+    hook: Hook,
     packet: &'a mut Packet,
     outcome: Outcome,
 }
@@ -154,6 +155,7 @@ impl<'a> Trace<'a> {
                 Action::Redirect(to) => (Translation::Redirect, to),
                 Action::Snat(to) => (Translation::Snat, to),
                 Action::Masquerade(to) => (Translation::Masquerade, to),
+                Action::Netmap(to) => (of_netmap(self.hook), to),
                 Action::Accept => {
                     self.outcome.accepted.push(at);
                     return Flow::Out;
@@ -179,7 +181,7 @@ impl<'a> Trace<'a> {
                 }
                 Action::Mark { field, mask, value } => {
                     let before = self.packet.get(*field);
-                    self.packet.set(*field, before.map(|before| (before & !mask) | value));
+                    self.packet.set(*field, before.map(|before| (before & !mask) ^ value));
                     continue;
                 }
                 Action::CopyMark { to } => {

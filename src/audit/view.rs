@@ -43,6 +43,14 @@ impl Translation {
     }
 }
 
+/// Which address NETMAP rewrites at a hook.
+pub(super) fn of_netmap(hook: Hook) -> Translation {
+    match hook {
+        Hook::Input | Hook::Postrouting => Translation::Snat,
+        _ => Translation::Dnat,
+    }
+}
+
 /// What becomes of packets at a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
@@ -100,7 +108,7 @@ impl View {
         for family in Family::ALL {
             let local = local(family);
             for hook in HOOKS {
-                let mut walk = Walk { local: local.as_ref(), steps: Vec::new(), left, path: Vec::new() };
+                let mut walk = Walk { hook, local: local.as_ref(), steps: Vec::new(), left, path: Vec::new() };
                 for placed in order::chains(rules, family, hook, true) {
                     walk.base(placed, start(hook));
                 }
@@ -135,6 +143,7 @@ fn start(hook: Hook) -> Region {
 }
 
 struct Walk<'a> {
+    hook: Hook,
     local: Option<&'a Set>,
     steps: Vec<Step>,
     left: usize,
@@ -229,6 +238,7 @@ impl<'a> Walk<'a> {
                 Action::Redirect(to) => Fate::Rewritten(Translation::Redirect, to.clone()),
                 Action::Snat(to) => Fate::Rewritten(Translation::Snat, to.clone()),
                 Action::Masquerade(to) => Fate::Rewritten(Translation::Masquerade, to.clone()),
+                Action::Netmap(to) => Fate::Rewritten(of_netmap(self.hook), to.clone()),
                 Action::Drop | Action::Reject => Fate::Dropped,
                 Action::Accept => {
                     open.accepts.extend(self.push(Step { region, fate: Fate::GoOn(usize::MAX), at, tied }));

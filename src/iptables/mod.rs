@@ -21,4 +21,4 @@ pub mod restore;
 pub mod rule;
 pub mod save;
 mod target;
-mod words;
+pub(crate) mod words;

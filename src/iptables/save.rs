@@ -73,7 +73,7 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, Sav
 
 /// The lines of a dump with their numbers; one in which a quote is open goes on to where it is closed, because a comment of
 /// somebody else's may hold line ends.
-fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(crate) fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let (mut rest, mut number) = (text, 0);
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -106,11 +106,11 @@ fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn policy(text: &str) -> Option<Policy> {
     let mut words = text.split(' ');
     let (chain, policy) = (words.next()?.to_owned(), words.next().filter(|policy| *policy != "-")?.to_owned());
-    Some(Policy { chain, policy, counter: counter(words.next()?.strip_prefix('[')?.strip_suffix(']')?)? })
+    Some(Policy { chain, policy, counter: counter_of(words.next()?.strip_prefix('[')?.strip_suffix(']')?)? })
 }
 
 /// `12:345`.
-fn counter(text: &str) -> Option<Counter> {
+pub(crate) fn counter_of(text: &str) -> Option<Counter> {
     let (packets, bytes) = text.split_once(':')?;
     Some(Counter { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? })
 }
@@ -131,7 +131,7 @@ fn appended(line: &str) -> Option<(Counter, &str, &str)> {
     let (counter, rest) = match line.strip_prefix('[') {
         Some(rest) => {
             let (counts, rest) = rest.split_once("] ")?;
-            (counter(counts)?, rest)
+            (counter_of(counts)?, rest)
         }
         None => (Counter::default(), line),
     };

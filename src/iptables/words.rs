@@ -23,7 +23,7 @@ pub(super) fn put(text: &str, out: &mut String) {
 /// Splits a line into its words; the other direction of [`put`]. `None` where a quote is not closed.
 ///
 /// Only a quote at the beginning of a word is one: iptables-save prints names of interfaces as they are.
-pub(super) fn split(line: &str) -> Option<Vec<String>> {
+pub(crate) fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::with_capacity(16);
     let mut rest = line.trim_start_matches(' ');
     while !rest.is_empty() {
@@ -54,17 +54,22 @@ pub(super) fn split(line: &str) -> Option<Vec<String>> {
 }
 
 /// The words of a line, to be read one after the other.
-pub(super) struct Words<'a>(std::slice::Iter<'a, String>);
+pub(crate) struct Words<'a>(std::slice::Iter<'a, String>);
 
 impl<'a> Words<'a> {
     /// Begins at the first of them.
-    pub(super) fn of(words: &'a [String]) -> Self {
+    pub(crate) fn of(words: &'a [String]) -> Self {
         Self(words.iter())
     }
 
     /// Takes the next one.
-    pub(super) fn next(&mut self) -> Option<&'a str> {
+    pub(crate) fn next(&mut self) -> Option<&'a str> {
         self.0.next().map(String::as_str)
+    }
+
+    /// The next one, which stays.
+    pub(crate) fn peek(&self) -> Option<&'a str> {
+        self.0.as_slice().first().map(String::as_str)
     }
 
     /// Whether the next word is this one; takes it then.

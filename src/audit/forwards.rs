@@ -1,0 +1,96 @@
+//! The forwards of a host: each rule that rewrites a destination, or each element of a map that it asks, with its steps on the
+//! ways of packets that arrive and of those that this host sends.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::region::{Field, Region};
+use super::ruleset::{At, Hook, Rewrite};
+use super::view::{Step, Translation, View};
+use crate::model::Family;
+
+/// A forward.
+#[derive(Debug, Clone)]
+pub struct Forward<'a> {
+    /// The family of its packets.
+    pub family: Family,
+    /// The rule.
+    pub at: At,
+    /// [`Translation::Dnat`] or [`Translation::Redirect`].
+    pub translation: Translation,
+    /// Where it leads.
+    pub to: &'a Rewrite,
+    /// Its steps: the hook, the number of the step on the way there, and the step. In the order in which packets meet them; a
+    /// rule that is reached by several jumps has several at one hook.
+    pub steps: Vec<(Hook, usize, &'a Step)>,
+}
+
+impl<'a> Forward<'a> {
+    /// All forwards, in the order in which they win: those of IPv4 first, and of packets that arrive before those that only
+    /// packets of this host meet.
+    pub fn all(view: &'a View) -> Vec<Self> {
+        let (mut found, mut known): (Vec<Self>, HashMap<(Family, At), usize>) = Default::default();
+        for way in &view.ways {
+            if !matches!(way.hook, Hook::Prerouting | Hook::Output) {
+                continue;
+            }
+            for (number, step, translation, to) in way.translations() {
+                if !matches!(translation, Translation::Dnat | Translation::Redirect) {
+                    continue;
+                }
+                let at = *known.entry((way.family, step.at)).or_insert(found.len());
+                match found.get_mut(at) {
+                    Some(forward) => forward.steps.push((way.hook, number, step)),
+                    None => {
+                        let steps = vec![(way.hook, number, step)];
+                        found.push(Self { family: way.family, at: step.at, translation, to, steps });
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The packets that it is about, of those that meet it first.
+    pub fn region(&self) -> Option<&'a Region> {
+        self.steps.first().map(|(_, _, step)| &step.region)
+    }
+
+    /// Its steps of packets that arrive.
+    pub fn arriving(&self) -> impl Iterator<Item = (usize, &'a Step)> {
+        self.steps.iter().filter(|(hook, _, _)| *hook == Hook::Prerouting).map(|(_, number, step)| (*number, *step))
+    }
+
+    /// The one address that it leads to; none where it is this host, or several.
+    pub fn target(&self) -> Option<IpAddr> {
+        self.to.addresses.filter(|(first, last)| first == last && self.to.prefix.is_none()).map(|(first, _)| first)
+    }
+
+    /// The port that a packet for `port` arrives at there; `None` where the kernel chooses one of several.
+    ///
+    /// Of a range the kernel keeps the port where it is in it, and takes the first that is free otherwise, unless the rule has
+    /// a base (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c; measured on Linux 6.18).
+    pub fn port_there(&self, port: u16) -> Option<u16> {
+        match (self.to.ports, self.to.base) {
+            (None, _) => Some(port),
+            (Some((first, last)), _) if first == last => Some(first),
+            (Some((first, last)), Some(base)) => {
+                let moved = port.checked_sub(base)?.checked_add(first)?;
+                (moved <= last).then_some(moved)
+            }
+            (Some((first, last)), None) => (first..=last).contains(&port).then_some(port),
+        }
+    }
+
+    /// A port that it is about: the lowest. None where it asks for none.
+    pub fn first_port(&self) -> Option<u16> {
+        let ports = self.region()?.get(Field::Port);
+        if ports.is_all() { None } else { u16::try_from(ports.first()?).ok() }
+    }
+
+    /// The protocol that it is about, of several TCP where that is one of them; its number.
+    pub fn protocol(&self) -> Option<u8> {
+        let protocols = self.region()?.get(Field::Protocol);
+        if protocols.has(6) { Some(6) } else { u8::try_from(protocols.first()?).ok() }
+    }
+}

@@ -1,0 +1,146 @@
+//! Which of many regions a region meets, without asking all of them.
+
+use std::collections::HashMap;
+
+use super::region::{Field, Region};
+use super::set::Set;
+
+/// The most ports of a region that is found by each of them.
+const FEW: u128 = 16;
+
+/// How many ports share a place in the index, as a power of two.
+const SHARE: u32 = 8;
+
+/// How many places a region may be at.
+const PLACES: u128 = 16;
+
+/// Regions, to be asked which of them others meet.
+#[derive(Debug, Clone)]
+pub struct Overlaps<'a> {
+    regions: Vec<&'a Region>,
+    /// Of one address and few ports: by both.
+    pairs: HashMap<(u128, u128), Vec<usize>>,
+    /// The same, by the port.
+    of_pairs: HashMap<u128, Vec<usize>>,
+    /// Of few ports.
+    ports: HashMap<u128, Vec<usize>>,
+    /// Of more ports: by [`SHARE`]s of them.
+    shares: HashMap<u128, Vec<usize>>,
+    /// Of one address, and many ports.
+    addresses: HashMap<u128, Vec<usize>>,
+    /// All others.
+    rest: Vec<usize>,
+}
+
+impl<'a> Overlaps<'a> {
+    /// Takes regions in order.
+    pub fn new(regions: impl IntoIterator<Item = &'a Region>) -> Self {
+        let regions: Vec<&Region> = regions.into_iter().collect();
+        let mut overlaps = Self {
+            regions: Vec::new(),
+            pairs: HashMap::new(),
+            of_pairs: HashMap::new(),
+            ports: HashMap::new(),
+            shares: HashMap::new(),
+            addresses: HashMap::new(),
+            rest: Vec::new(),
+        };
+        for (number, region) in regions.iter().enumerate() {
+            overlaps.put(number, region);
+        }
+        overlaps.regions = regions;
+        overlaps
+    }
+
+    fn put(&mut self, number: usize, region: &Region) {
+        let (ports, address) = (region.get(Field::Port), region.get(Field::Destination).only());
+        match (ports.size() <= FEW, address) {
+            (true, Some(address)) => {
+                for port in numbers(ports) {
+                    self.pairs.entry((port, address)).or_default().push(number);
+                    self.of_pairs.entry(port).or_default().push(number);
+                }
+            }
+            (true, None) => numbers(ports).for_each(|port| self.ports.entry(port).or_default().push(number)),
+            (false, Some(address)) => self.addresses.entry(address).or_default().push(number),
+            (false, None) => match shares(ports) {
+                Some(shares) => shares.into_iter().for_each(|at| self.shares.entry(at).or_default().push(number)),
+                None => self.rest.push(number),
+            },
+        }
+    }
+
+    /// The numbers of the regions that a region meets, in order.
+    pub fn meeting(&self, region: &Region) -> Vec<usize> {
+        let (ports, address) = (region.get(Field::Port), region.get(Field::Destination).only());
+        let mut found: Vec<usize> = Vec::new();
+        if ports.size() <= FEW {
+            for port in numbers(ports) {
+                match address {
+                    Some(address) => found.extend(self.pairs.get(&(port, address)).into_iter().flatten()),
+                    None => found.extend(self.of_pairs.get(&port).into_iter().flatten()),
+                }
+                found.extend(self.ports.get(&port).into_iter().flatten());
+                found.extend(self.shares.get(&(port >> SHARE)).into_iter().flatten());
+            }
+        } else {
+            let within = |port: &u128| ports.has(*port);
+            found.extend(self.of_pairs.iter().filter(|(port, _)| within(port)).flat_map(|(_, numbers)| numbers));
+            found.extend(self.ports.iter().filter(|(port, _)| within(port)).flat_map(|(_, numbers)| numbers));
+            found.extend(self.shares.values().flatten());
+        }
+        match address {
+            Some(address) => found.extend(self.addresses.get(&address).into_iter().flatten()),
+            None => found.extend(self.addresses.values().flatten()),
+        }
+        found.extend(&self.rest);
+        found.sort_unstable();
+        found.dedup();
+        found.retain(|number| self.regions.get(*number).is_some_and(|other| other.meets(region)));
+        found
+    }
+}
+
+fn numbers(set: &Set) -> impl Iterator<Item = u128> {
+    set.ranges().iter().flat_map(|(first, last)| *first..=*last)
+}
+
+/// The places of a set of ports; `None` where they are too many.
+fn shares(ports: &Set) -> Option<Vec<u128>> {
+    let mut found = Vec::new();
+    for (first, last) in ports.ranges() {
+        let (first, last) = (first >> SHARE, last >> SHARE);
+        if last - first > PLACES {
+            return None;
+        }
+        found.extend(first..=last);
+    }
+    found.dedup();
+    (found.len() <= 2 * usize::try_from(PLACES).unwrap_or(usize::MAX)).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn regions() -> impl Strategy<Value = Region> {
+        let ports = prop_oneof![
+            2 => (0..2000u128).prop_map(Set::one),
+            2 => (0..2000u128, 0..40u128).prop_map(|(first, more)| Set::range(first, first + more)),
+            1 => (0..2000u128, 0..9000u128).prop_map(|(first, more)| Set::range(first, first + more)),
+            1 => Just(Set::ALL),
+        ];
+        let address = prop_oneof![Just(Set::ALL), (0..3u128).prop_map(Set::one), Just(Set::range(0, 1))];
+        (ports, address)
+            .prop_map(|(ports, address)| Region::all().with(Field::Port, &ports).with(Field::Destination, &address))
+    }
+
+    proptest! {
+        #[test]
+        fn no_region_that_is_met_is_missed(all in proptest::collection::vec(regions(), 0..60), asked in regions()) {
+            let wanted: Vec<usize> = (0..all.len()).filter(|number| all[*number].meets(&asked)).collect();
+            prop_assert_eq!(Overlaps::new(&all).meeting(&asked), wanted);
+        }
+    }
+}
