@@ -16,6 +16,7 @@ pub mod findings;
 pub mod forwards;
 pub mod host;
 mod index;
+pub mod listing;
 pub mod order;
 pub mod overlap;
 pub mod owner;

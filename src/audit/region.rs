@@ -207,7 +207,8 @@ impl Packet {
 /// Packets of one family: those of which every field is in its set and all conditions hold.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Region {
-    sets: [Set; Field::ALL.len()],
+    /// Those fields that may not be anything, in order.
+    sets: Vec<(Field, Set)>,
     conditions: Vec<Condition>,
 }
 
@@ -220,13 +221,20 @@ impl Region {
     /// The set of a field.
     pub fn get(&self, field: Field) -> &Set {
         static ALL: Set = Set::ALL;
-        self.sets.get(field.index()).unwrap_or(&ALL)
+        self.sets.iter().find(|(one, _)| *one == field).map_or(&ALL, |(_, set)| set)
     }
 
     /// Narrows a field.
     pub fn narrow(&mut self, field: Field, to: &Set) {
-        if let Some(set) = self.sets.get_mut(field.index()) {
-            *set = set.and(to);
+        if to.is_all() {
+            return;
+        }
+        match self.sets.binary_search_by_key(&field, |(one, _)| *one) {
+            Ok(at) => self.sets[at].1 = self.sets[at].1.and(to),
+            Err(at) => {
+                self.sets.reserve_exact(1);
+                self.sets.insert(at, (field, to.clone()));
+            }
         }
     }
 
@@ -235,6 +243,11 @@ impl Region {
     pub fn with(mut self, field: Field, to: &Set) -> Self {
         self.narrow(field, to);
         self
+    }
+
+    /// Lets a field be anything.
+    pub fn forget(&mut self, field: Field) {
+        self.put(field, Set::ALL);
     }
 
     /// What is asked for besides.
@@ -263,17 +276,15 @@ impl Region {
 
     /// Whether no packet is in it, as far as the sets tell.
     pub fn is_empty(&self) -> bool {
-        self.sets.iter().any(Set::is_empty)
+        self.sets.iter().any(|(_, set)| set.is_empty())
     }
 
     /// The packets that are in both.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let mut both = self.clone();
-        for (set, other) in both.sets.iter_mut().zip(&other.sets) {
-            if !other.is_all() {
-                *set = set.and(other);
-            }
+        for (field, set) in &other.sets {
+            both.narrow(*field, set);
         }
         for condition in &other.conditions {
             both.ask(condition.clone());
@@ -283,14 +294,14 @@ impl Region {
 
     /// Whether there may be a packet that is in both: sure where both are only sets.
     pub fn meets(&self, other: &Self) -> bool {
-        self.sets.iter().zip(&other.sets).all(|(a, b)| a.meets(b))
+        !other.is_empty() && self.sets.iter().all(|(field, set)| set.meets(other.get(*field)))
     }
 
     /// Whether every packet of `other` is surely in it.
     pub fn covers(&self, other: &Self) -> bool {
         self.conditions.iter().all(|condition| other.conditions.contains(condition))
             && self.is_known()
-            && self.sets.iter().zip(&other.sets).all(|(a, b)| a.covers(b))
+            && self.sets.iter().all(|(field, set)| set.covers(other.get(*field)))
     }
 
     /// What of it is outside of `other`, in pieces that are apart from each other; `None` where that cannot be said, because
@@ -316,23 +327,20 @@ impl Region {
     }
 
     fn put(&mut self, field: Field, set: Set) {
-        if let Some(known) = self.sets.get_mut(field.index()) {
-            *known = set;
-        }
+        self.sets.retain(|(one, _)| *one != field);
+        self.narrow(field, &set);
     }
 
     /// Whether a packet is in it.
     pub fn has(&self, packet: &Packet) -> Truth {
         let mut truth = Truth::Yes;
-        for (set, field) in self.sets.iter().zip(Field::ALL) {
-            if !set.is_all() {
-                truth = truth.and(match packet.get(field) {
-                    Some(value) => set.has(value).into(),
-                    None => Truth::Maybe,
-                });
-                if truth == Truth::No {
-                    return truth;
-                }
+        for (field, set) in &self.sets {
+            truth = truth.and(match packet.get(*field) {
+                Some(value) => set.has(value).into(),
+                None => Truth::Maybe,
+            });
+            if truth == Truth::No {
+                return truth;
             }
         }
         self.conditions.iter().fold(truth, |truth, condition| truth.and(condition.holds(packet)))
@@ -356,7 +364,7 @@ impl Condition {
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
-        for (field, set) in Field::ALL.iter().zip(&self.sets).filter(|(_, set)| !set.is_all()) {
+        for (field, set) in &self.sets {
             map.entry(field, set);
         }
         map.entries(self.conditions.iter().map(|condition| ("asks", condition))).finish()

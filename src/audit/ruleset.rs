@@ -257,6 +257,11 @@ impl Table {
     pub fn new(family: TableFamily, name: &str, tool: Tool) -> Self {
         Self { family, name: name.into(), tool, dormant: false, chains: Chains::default(), flow_devices: Vec::new() }
     }
+
+    /// Whether it was read from what iptables-save prints: then its rules have lines.
+    pub fn is_of_save(&self) -> bool {
+        self.tool != Tool::Nft && self.chains.iter().all(|chain| chain.rules.iter().all(|rule| rule.line.is_some()))
+    }
 }
 
 /// The chains of a table, in the order in which they were made where that is known.

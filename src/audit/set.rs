@@ -3,14 +3,15 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use crate::model::Family;
 
-/// A set of numbers, as ranges that are sorted, apart from each other, and include their ends.
+/// A set of numbers, as ranges that are sorted, apart from each other, and include their ends. Copies share them.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct Set(Option<Box<[(u128, u128)]>>);
+pub struct Set(Option<Arc<[(u128, u128)]>>);
 
 impl Set {
     /// All numbers.
@@ -18,7 +19,7 @@ impl Set {
 
     /// No number.
     pub fn none() -> Self {
-        Self(Some(Box::default()))
+        Self(Some(Arc::default()))
     }
 
     /// One number.
@@ -114,6 +115,7 @@ impl Set {
         match (&self.0, &other.0) {
             (None, _) => other.clone(),
             (_, None) => self.clone(),
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => self.clone(),
             (Some(_), Some(_)) => {
                 let (mut a, mut b) = (self.ranges(), other.ranges());
                 let mut both = Vec::new();
@@ -124,7 +126,12 @@ impl Set {
                     }
                     if a_last < b_last { a = &a[1..] } else { b = &b[1..] }
                 }
-                Self(Some(both.into()))
+                // Most often one is within the other.
+                [self, other]
+                    .into_iter()
+                    .find(|one| one.ranges() == both)
+                    .cloned()
+                    .unwrap_or_else(|| Self(Some(both.into())))
             }
         }
     }
@@ -176,7 +183,7 @@ impl fmt::Debug for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             None => f.write_str("all"),
-            Some(ranges) => f.debug_list().entries(ranges).finish(),
+            Some(ranges) => f.debug_list().entries(ranges.iter()).finish(),
         }
     }
 }

@@ -23,6 +23,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// `plan --detailed-exitcode` has changes.
 pub const CHANGES: u8 = 3;
+/// `audit --fail-on` found something.
+pub const FOUND: u8 = 4;
 /// Permission or kernel feature missing.
 pub const MISSING: u8 = 5;
 /// Conflict refused.

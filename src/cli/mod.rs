@@ -4,6 +4,7 @@
 
 mod add;
 mod apply;
+mod audit;
 mod change;
 mod check;
 mod confirm;
@@ -110,6 +111,7 @@ enum Command {
     Flush(flush::FlushArgs),
     Restore(restore::RestoreArgs),
     Try(r#try::TryArgs),
+    Audit(audit::AuditArgs),
 }
 
 /// Where a command prints, and how.
@@ -181,6 +183,7 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Flush(args) => flush::run(args, global, output),
         Command::Restore(args) => restore::run(args, global, output),
         Command::Try(args) => r#try::run(args, global, output),
+        Command::Audit(args) => audit::run(args, global, output),
     }
 }
 

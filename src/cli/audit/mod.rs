@@ -1,0 +1,152 @@
+//! `portfwd audit`: all NAT on this host, or in dumps of one, and what is wrong with it.
+
+mod sarif;
+mod shape;
+mod text;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::{Failure, Global, Output, json};
+use crate::audit::finding::{Finding, Severity};
+use crate::audit::findings;
+use crate::audit::host::Host;
+use crate::audit::listing::{self, Row};
+use crate::audit::read;
+use crate::audit::ruleset::Gap;
+use crate::model::Family;
+use crate::model::error::printable;
+
+/// The most bytes of one dump.
+const LARGEST: u64 = 1 << 30;
+
+/// Show all NAT on this host, whoever made it, and what is wrong with it
+///
+/// First comes a table of all forwards in the order in which they win, then the
+/// sources that are rewritten, then findings, the worst first, each with its
+/// evidence and what mends it. Nothing is changed.
+/// Without FILE the kernel is asked; what it does not tell for lack of a
+/// capability is named. With FILEs, which need no root, only they are read:
+/// what `iptables-save`, `ip6tables-save` or `nft -j list ruleset` printed, all
+/// of one host.
+#[derive(Debug, clap::Args)]
+pub struct AuditArgs {
+    /// Dumps of one host
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Exit with 4 where a finding is as bad as this, or worse
+    #[arg(long, value_name = "SEVERITY", value_enum)]
+    fail_on: Option<Level>,
+    /// Only findings of these kinds, `F01`
+    #[arg(long, value_name = "ID", value_delimiter = ',', conflicts_with = "ignore")]
+    only: Vec<String>,
+    /// No findings of these kinds
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    ignore: Vec<String>,
+    /// Only rules of these owners, `docker`, and findings about them
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    owner: Vec<String>,
+    /// Print findings as SARIF 2.1.0
+    #[arg(long, conflicts_with = "json")]
+    sarif: bool,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// Good to know
+    Info,
+    /// May hurt
+    Warning,
+    /// Does hurt
+    Error,
+}
+
+impl From<Level> for Severity {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Info => Self::Info,
+            Level::Warning => Self::Warning,
+            Level::Error => Self::Error,
+        }
+    }
+}
+
+/// What is printed, in one form or another.
+struct Report<'a> {
+    host: &'a Host,
+    /// The dumps; none of the host itself.
+    files: &'a [PathBuf],
+    forwards: Vec<Row>,
+    sources: Vec<Row>,
+    findings: Vec<Finding>,
+    gaps: Vec<Gap>,
+}
+
+pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
+    let host = match args.files.as_slice() {
+        [] => live(global, output)?,
+        files => Host::new(read::together(files.iter().map(|file| dump(file)).collect::<Result<_, _>>()?), None),
+    };
+    let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
+    let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
+    let mut forwards = listing::forwards(&host);
+    forwards.retain(|row| of_owner(&row.owner));
+    let mut sources = listing::sources(&host);
+    sources.retain(|row| of_owner(&row.owner));
+    let mut found = findings::all(&host, |kind| wanted(kind.id));
+    found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| of_owner(&place.owner)));
+    let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
+    let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
+    let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
+    match (global.json, args.sarif) {
+        (true, _) => json::print(&shape::Audit::new(&report), output.stdout)?,
+        (false, true) => json::print(&sarif::log(&report), output.stdout)?,
+        (false, false) => text::print(&report, output)?,
+    }
+    let worst = report.findings.iter().map(|finding| finding.severity).max();
+    Ok(if args.fail_on.is_some_and(|level| worst >= Some(level.into())) { super::failure::FOUND } else { 0 })
+}
+
+/// The kinds of findings that are named, each of which there must be.
+fn known(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
+    let mut all = BTreeSet::new();
+    for id in ids {
+        let id = id.to_uppercase();
+        if !findings::checks().any(|check| check.kind.id == id) {
+            let known: Vec<&str> = findings::checks().map(|check| check.kind.id).collect();
+            return Err(Failure::Usage {
+                what: format!("there is no finding `{}`", printable(&id)),
+                help: format!("write one of {}", known.join(", ")),
+            });
+        }
+        all.insert(id);
+    }
+    Ok(all)
+}
+
+fn dump(path: &Path) -> anyhow::Result<crate::audit::ruleset::Ruleset> {
+    let usage = |what: String| Failure::Usage {
+        what: format!("{}: {what}", printable(&path.display().to_string())),
+        help: "give what `iptables-save`, `ip6tables-save` or `nft -j list ruleset` printed".into(),
+    };
+    let size = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
+    if size > LARGEST {
+        return Err(usage(format!("{size} bytes are more than a dump may have, {LARGEST}")).into());
+    }
+    let bytes = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
+    // Comments of others may be in any encoding.
+    let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let family = ["ip6tables", "v6"].iter().any(|word| name.contains(word)).then_some(Family::Ipv6);
+    Ok(read::dump(&text, family).map_err(|error| usage(error.to_string()))?)
+}
+
+fn live(_global: &Global, _output: &mut Output<'_>) -> anyhow::Result<Host> {
+    Err(Failure::Unsupported {
+        what: "the rules of this host cannot be read yet".into(),
+        help: "give dumps of them".into(),
+    }
+    .into())
+}

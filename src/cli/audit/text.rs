@@ -1,0 +1,120 @@
+//! An audit for people.
+
+use std::io;
+
+use super::Report;
+use crate::audit::finding::{Confidence, Finding, Severity};
+use crate::audit::listing::Row;
+use crate::cli::Output;
+use crate::model::error::printable;
+
+/// The most forwards that are listed; `--json` has all of them.
+const MOST: usize = 1000;
+
+/// Prints a report.
+pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<()> {
+    table(&["#", "FORWARD", "TO", "HOOKS", "OWNER", "RULE"], &report.forwards, forward, output)?;
+    if !report.sources.is_empty() {
+        writeln!(output.stdout)?;
+        table(&["#", "SOURCE", "BECOMES", "HOOKS", "OWNER", "RULE"], &report.sources, source, output)?;
+    }
+    for finding in &report.findings {
+        writeln!(output.stdout)?;
+        one(finding, output)?;
+    }
+    for gap in &report.gaps {
+        writeln!(output.stderr, "note: not known: {}: {}", printable(&gap.what), printable(&gap.why))?;
+    }
+    let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    writeln!(
+        output.stdout,
+        "\n{} forwards, {} rules for sources, {} errors, {} warnings, {} remarks",
+        report.forwards.len(),
+        report.sources.len(),
+        count(Severity::Error),
+        count(Severity::Warning),
+        count(Severity::Info)
+    )
+}
+
+fn one(finding: &Finding, output: &mut Output<'_>) -> io::Result<()> {
+    let confidence = match finding.confidence {
+        Confidence::Proved => String::new(),
+        other => format!(", {}", other.name()),
+    };
+    let severity = finding.severity.name();
+    writeln!(output.stdout, "{severity}[{}{confidence}]: {}", finding.kind.id, printable(&finding.message))?;
+    for place in &finding.places {
+        writeln!(output.stdout, "  --> {}", printable(&place.to_string()))?;
+    }
+    for line in &finding.evidence {
+        writeln!(output.stdout, "   |  {}", printable(line))?;
+    }
+    writeln!(output.stdout, "  help: {}", printable(&finding.fix))
+}
+
+fn table(
+    heads: &[&str],
+    rows: &[Row],
+    record: impl Fn(usize, &Row) -> Vec<String>,
+    output: &mut Output<'_>,
+) -> io::Result<()> {
+    use tabled::builder::Builder;
+    use tabled::settings::Style;
+    let mut table = Builder::with_capacity(rows.len().min(MOST) + 1, heads.len());
+    table.push_record(heads.iter().copied());
+    for (number, row) in rows.iter().take(MOST).enumerate() {
+        table.push_record(record(number + 1, row));
+    }
+    for line in table.build().with(Style::blank()).to_string().lines() {
+        writeln!(output.stdout, "{}", line.trim_end())?;
+    }
+    if rows.len() > MOST {
+        writeln!(output.stdout, "… and {} more; `--json` has all of them", rows.len() - MOST)?;
+    }
+    Ok(())
+}
+
+fn forward(number: usize, row: &Row) -> Vec<String> {
+    let mut to = format!("{}{}", if row.translation.name() == "redirect" { "this host" } else { "" }, row.to);
+    if to.is_empty() {
+        to = row.translation.name().into();
+    }
+    vec![number.to_string(), listen(row), to, hooks(row), row.owner.clone(), printable(&row.rule)]
+}
+
+fn source(number: usize, row: &Row) -> Vec<String> {
+    let becomes = match row.to.as_str() {
+        "" => row.translation.name().to_owned(),
+        to => format!("{} {to}", row.translation.name()),
+    };
+    let mut words = vec![listen(row)];
+    words.extend(row.output.iter().map(|output| format!("out {output}")));
+    vec![number.to_string(), words.join(" "), becomes, hooks(row), row.owner.clone(), printable(&row.rule)]
+}
+
+/// What it is about, `192.0.2.1:8080/tcp on eth0 from 10.0.0.0/8`.
+fn listen(row: &Row) -> String {
+    let address = match row.address.as_deref() {
+        Some("local") => String::new(),
+        Some(address) => format!("{address} "),
+        None => "any ".into(),
+    };
+    let protocol = row.protocol.as_deref().unwrap_or("all");
+    let mut words = vec![match &row.ports {
+        Some(ports) => format!("{address}{ports}/{protocol}"),
+        None => format!("{address}all ports/{protocol}"),
+    }];
+    words.extend(row.input.iter().map(|input| format!("on {input}")));
+    words.extend(row.from.iter().map(|from| format!("from {from}")));
+    words.extend(row.conditions.iter().cloned());
+    words.extend(row.except.iter().map(|except| format!("(but {except})")));
+    if !row.sure {
+        words.push("?".into());
+    }
+    printable(&words.join(" "))
+}
+
+fn hooks(row: &Row) -> String {
+    row.hooks.iter().map(|(hook, _)| hook.name()).collect::<Vec<_>>().join(",")
+}
