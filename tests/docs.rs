@@ -42,3 +42,9 @@ fn the_examples_of_the_precedence_page_are_true() {
         }
     }
 }
+
+#[test]
+fn the_page_about_findings_is_that_of_the_code() {
+    // `UPDATE_EXPECT=1 cargo test the_page_about` writes it.
+    expect_test::expect_file!["../docs/findings.md"].assert_eq(&portfwd::audit::findings::page());
+}

@@ -27,3 +27,43 @@ pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
     });
     found
 }
+
+/// The page about all findings, in Markdown: what each is, why it hurts, how to mend it.
+pub fn page() -> String {
+    let mut kinds: Vec<&Kind> = checks().map(|check| &check.kind).collect();
+    kinds.sort_by_key(|kind| kind.id);
+    let mut page = String::from(PAGE_HEAD);
+    for kind in kinds {
+        let Kind { id, title, what, why, fix, .. } = kind;
+        page += &format!("\n## {id}: {title}\n\nSeverity: {}.\n\n", kind.severity.name());
+        page += &format!("{what}\n\n**Why it hurts.** {why}\n\n**What mends it.** {fix}\n");
+    }
+    page
+}
+
+/// What the page begins with.
+const PAGE_HEAD: &str = "\
+# Findings of `portfwd audit`
+
+This page is made of the code (`src/audit/findings/`); a test keeps it so. `portfwd audit --only ID` looks for one of them,
+`--ignore ID` leaves one out. A severity is the usual one; a case that is milder says so.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finding_has_an_id_of_its_own_and_whole_sentences() {
+        let mut ids: Vec<&str> = checks().map(|check| check.kind.id).collect();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+        for Kind { id, title, what, why, fix, .. } in checks().map(|check| &check.kind) {
+            assert!(id.len() == 3 && id.starts_with('F'), "{id}");
+            assert!(!title.ends_with('.') && title.len() < 80, "{id}");
+            assert!([what, why, fix].iter().all(|text| text.ends_with('.') && text.len() > 20), "{id}");
+        }
+    }
+}
