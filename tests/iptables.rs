@@ -336,3 +336,26 @@ fn what_another_backend_saw_begin_does_not_open_an_isolated_network() {
         }
     }
 }
+
+#[test]
+fn a_change_starts_no_more_programs_than_it_needs() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        let log = net.state.path().join("log");
+        let (file, state) = (log.to_string_lossy().into_owned(), net.state.path().to_string_lossy().into_owned());
+        let strace = ["-f", "-qq", "-e", "trace=execve", "-e", "signal=none", "-o", &file, PORTFWD];
+        let add = ["--state-dir", &state, "--backend", "iptables", "add", "8080", "172.17.0.3:80"];
+        let said = net.with(variant, "", "strace", &[&strace[..], &add].concat());
+        assert_eq!(said.code, 0, "{said:?}");
+        let text = std::fs::read_to_string(&log).expect("strace wrote it");
+        let started: Vec<&str> = text.lines().filter(|line| line.contains("= 0")).collect();
+        let named = |word: &str| started.iter().filter(|line| line.contains(word)).count();
+        // What is there is read in both families, at most twice; in one also right before and after it is changed.
+        let (saves, restores) = (named("-save\""), named("-restore\""));
+        assert!(saves <= 6 && restores == 1, "{variant:?}: {text}");
+        assert_eq!(started.len(), 1 + saves + restores, "nothing is asked for its version: {text}");
+    }
+}

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::order::{self, Placed};
-use super::region::{Field, Region, State, states};
+use super::region::{Field, Packet, Region, State, Truth, states};
 use super::ruleset::{Action, At, Case, Gap, Hook, Rewrite, Ruleset, Table};
 use super::set::Set;
 use crate::model::Family;
@@ -273,6 +273,25 @@ impl<'a> Walk<'a> {
 }
 
 impl Way {
+    /// The number of the step that decides about a packet, if one does, and whether that is sure. A packet that no step
+    /// decides about stays as it is.
+    pub fn decide(&self, packet: &Packet) -> (Option<usize>, bool) {
+        let (mut at, mut sure) = (0, true);
+        while let Some(step) = self.steps.get(at) {
+            let next = match (step.region.has(packet), &step.fate) {
+                (Truth::No, _) => at + 1,
+                (Truth::Maybe, _) | (_, Fate::Unknown(_)) => {
+                    sure = false;
+                    at + 1
+                }
+                (Truth::Yes, Fate::GoOn(to)) => (*to).max(at + 1),
+                (Truth::Yes, _) => return (Some(at), sure && !step.tied),
+            };
+            at = next;
+        }
+        (None, sure)
+    }
+
     /// The steps that rewrite an address, with their numbers.
     pub fn translations(&self) -> impl Iterator<Item = (usize, &Step, Translation, &Rewrite)> {
         self.steps.iter().enumerate().filter_map(|(number, step)| match &step.fate {

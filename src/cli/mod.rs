@@ -263,7 +263,10 @@ impl Global {
 
     /// Says which backend it is, where that is worth a word.
     fn introduced(&self, engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let by = || if engine.versions().is_empty() { engine.home().to_string() } else { engine.versions().join(", ") };
+        let by = || match engine.versions() {
+            none if none.is_empty() => engine.home().to_string(),
+            versions => versions.join(", "),
+        };
         if let Some(why) = engine.instead() {
             writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
         }

@@ -104,9 +104,9 @@ impl Iptables {
     }
 
     /// What the programs say of their versions.
-    pub(super) fn versions(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn versions(&self) -> impl Iterator<Item = String> {
         let Programs { ipv4, ipv6, .. } = &*self.programs;
-        [Some(ipv4), ipv6.as_ref().ok()].into_iter().flatten().map(|tools| tools.version.as_str())
+        [Some(ipv4), ipv6.as_ref().ok()].into_iter().flatten().filter_map(|tools| tools.version().ok())
     }
 
     /// Reads what is ours.

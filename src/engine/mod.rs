@@ -244,7 +244,7 @@ impl Engine {
     pub fn versions(&self) -> Vec<String> {
         match &self.backend {
             Backend::Nft(_) => Vec::new(),
-            Backend::Iptables(iptables) => iptables.versions().map(str::to_owned).collect(),
+            Backend::Iptables(iptables) => iptables.versions().collect(),
         }
     }
 

@@ -46,6 +46,18 @@ impl Variant {
         if version.contains("(nf_tables)") { Self::Nft } else { Self::Legacy }
     }
 
+    /// What a program is. The file that it is in the end has the variant in its name, `xtables-nft-multi`, where both are
+    /// installed; otherwise it is asked.
+    fn of_program(program: &Path) -> Result<Self, CommandError> {
+        let file = std::fs::canonicalize(program).unwrap_or_default();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let mut named = Self::ALL.into_iter().filter(|variant| name.contains(&format!("-{}", variant.name())));
+        match (named.next(), named.next()) {
+            (Some(variant), None) => Ok(variant),
+            _ => Ok(Self::of_version(&version(program)?)),
+        }
+    }
+
     /// Its word in the names of programs.
     pub fn name(self) -> &'static str {
         match self {
@@ -95,8 +107,8 @@ pub struct Tools {
     pub family: Family,
     /// Which part of the kernel they speak to.
     pub variant: Variant,
-    /// What they say of their version.
-    pub version: String,
+    /// What changes one rule; it is only asked what it is.
+    plain: PathBuf,
     restore: PathBuf,
     save: PathBuf,
 }
@@ -108,9 +120,9 @@ impl Tools {
     /// Where there is none, or it does not say what it is.
     pub fn of_host() -> Result<Self, CommandError> {
         let word = word(Family::Ipv4);
-        let version = version(&find(&[word.to_owned()])?)?;
-        let variant = Variant::of_version(&version);
-        Self::with(Family::Ipv4, variant, version, &[format!("{word}-{}", variant.name()), word.to_owned()])
+        let plain = find(&[word.to_owned()])?;
+        let variant = Variant::of_program(&plain)?;
+        Self::with(Family::Ipv4, variant, plain, &[format!("{word}-{}", variant.name()), word.to_owned()])
     }
 
     /// Those of a variant.
@@ -120,19 +132,27 @@ impl Tools {
     pub fn of_variant(family: Family, variant: Variant) -> Result<Self, CommandError> {
         let (plain, word) = (word(family), format!("{}-{}", word(family), variant.name()));
         if let Ok(path) = find(std::slice::from_ref(&word)) {
-            return Self::with(family, variant, version(&path)?, &[word, plain.to_owned()]);
+            return Self::with(family, variant, path, &[word, plain.to_owned()]);
         }
         // Before 1.8 there was only one, and programs had no longer names.
-        let version = version(&find(&[plain.to_owned()])?)?;
-        if Variant::of_version(&version) != variant {
+        let path = find(&[plain.to_owned()])?;
+        if Variant::of_program(&path)? != variant {
             return Err(CommandError::Missing(word));
         }
-        Self::with(family, variant, version, &[plain.to_owned()])
+        Self::with(family, variant, path, &[plain.to_owned()])
     }
 
-    fn with(family: Family, variant: Variant, version: String, words: &[String]) -> Result<Self, CommandError> {
+    fn with(family: Family, variant: Variant, plain: PathBuf, words: &[String]) -> Result<Self, CommandError> {
         let program = |verb: &str| find(&words.iter().map(|word| format!("{word}-{verb}")).collect::<Vec<_>>());
-        Ok(Self { family, variant, version, restore: program("restore")?, save: program("save")? })
+        Ok(Self { family, variant, plain, restore: program("restore")?, save: program("save")? })
+    }
+
+    /// What they say of their version, `iptables v1.8.9 (nf_tables)`.
+    ///
+    /// # Errors
+    /// Where they do not.
+    pub fn version(&self) -> Result<String, CommandError> {
+        version(&self.plain)
     }
 
     /// What it prints of all rules, with what they counted.
