@@ -27,6 +27,7 @@ const DONE: u16 = 3;
 mod key {
     pub const ORIGINAL: u16 = 1;
     pub const REPLY: u16 = 2;
+    pub const STATUS: u16 = 3;
     pub const ID: u16 = 12;
     pub const ZONE: u16 = 18;
     pub const ADDRESSES: u16 = 1;
@@ -96,8 +97,9 @@ impl Entry {
                 _ => {}
             }
         }
-        let ((protocol, original), (_, reply)) = (original?, reply?);
-        Some(Self { protocol, original, reply, zone, id })
+        let (original, reply): (Ends, Ends) = (original?, reply?);
+        let protocol = Protocol::from_number(original.protocol)?;
+        Some(Self { protocol, original: original.with_ports()?, reply: reply.with_ports()?, zone, id })
     }
 
     /// The attributes that name it, so that no other one that came in its place is meant.
@@ -125,7 +127,55 @@ impl Entry {
     }
 }
 
-fn tuple(value: &[u8]) -> Option<(Protocol, Tuple)> {
+/// A connection of any protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Any {
+    /// The protocol's number.
+    pub protocol: u8,
+    /// What the first packet said when it came; ports are 0 where the protocol has none.
+    pub original: Tuple,
+    /// What answers say.
+    pub reply: Tuple,
+    /// `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
+    pub status: u32,
+}
+
+impl Any {
+    fn read(body: &[u8]) -> Option<Self> {
+        let (mut original, mut reply, mut status) = (None, None, 0);
+        for (kind, value) in attributes(body) {
+            match kind {
+                key::ORIGINAL => original = tuple(value),
+                key::REPLY => reply = tuple(value),
+                key::STATUS => status = u32::from_be_bytes(value.try_into().ok()?),
+                _ => {}
+            }
+        }
+        let (original, reply): (Ends, Ends) = (original?, reply?);
+        Some(Self { protocol: original.protocol, original: original.or_zero(), reply: reply.or_zero(), status })
+    }
+}
+
+/// One direction, with ports where the protocol has them.
+struct Ends {
+    protocol: u8,
+    addresses: [IpAddr; 2],
+    ports: [Option<u16>; 2],
+}
+
+impl Ends {
+    fn with_ports(&self) -> Option<Tuple> {
+        self.ports.iter().all(Option::is_some).then(|| self.or_zero())
+    }
+
+    fn or_zero(&self) -> Tuple {
+        let ([source, destination], [from, to]) = (self.addresses, self.ports);
+        let end = |address, port: Option<u16>| SocketAddr::new(address, port.unwrap_or(0));
+        Tuple { source: end(source, from), destination: end(destination, to) }
+    }
+}
+
+fn tuple(value: &[u8]) -> Option<Ends> {
     let (mut addresses, mut ports, mut protocol) = ([None; 2], [None; 2], None);
     for (kind, value) in attributes(value) {
         for (inner, value) in attributes(value) {
@@ -138,9 +188,7 @@ fn tuple(value: &[u8]) -> Option<(Protocol, Tuple)> {
                         *end = address;
                     }
                 }
-                key::PROTOCOL if inner == key::NUMBER => {
-                    protocol = value.first().copied().and_then(Protocol::from_number);
-                }
+                key::PROTOCOL if inner == key::NUMBER => protocol = value.first().copied(),
                 key::PROTOCOL => {
                     let port = <[u8; 2]>::try_from(value).map(u16::from_be_bytes).ok();
                     if let Some(end) = of(key::PORTS).and_then(|end| ports.get_mut(end)) {
@@ -152,9 +200,7 @@ fn tuple(value: &[u8]) -> Option<(Protocol, Tuple)> {
         }
     }
     let [source, destination] = addresses;
-    let [from, to] = ports;
-    let tuple = Tuple { source: SocketAddr::new(source?, from?), destination: SocketAddr::new(destination?, to?) };
-    Some((protocol?, tuple))
+    Some(Ends { protocol: protocol?, addresses: [source?, destination?], ports })
 }
 
 /// A conversation about the connections of the network namespace that the thread was in when it was opened.
@@ -178,19 +224,31 @@ impl Conntrack {
     /// # Errors
     /// Where the kernel does not tell; of kind [`io::ErrorKind::InvalidInput`] where it cannot track connections.
     pub fn entries(&mut self) -> io::Result<Vec<Entry>> {
+        self.read(Entry::read)
+    }
+
+    /// The connections of both families, of every protocol.
+    ///
+    /// # Errors
+    /// As for [`Conntrack::entries`].
+    pub fn all(&mut self) -> io::Result<Vec<Any>> {
+        self.read(Any::read)
+    }
+
+    fn read<T>(&mut self, read: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         let seq = self.seq();
         self.socket.send(&message(GET, REQUEST | DUMP, 0, 0, seq, &[]))?;
-        let mut entries = Vec::new();
+        let mut found = Vec::new();
         self.answers(|kind, at, body| {
             match kind {
                 _ if at != seq => return None,
                 DONE => return Some(Ok(())),
                 ERROR => return Some(refusal(body)),
-                _ => entries.extend(body.get(4..).and_then(Entry::read)),
+                _ => found.extend(body.get(4..).and_then(read)),
             }
             None
         })?;
-        Ok(entries)
+        Ok(found)
     }
 
     /// Ends connections; gives how many were still there.
@@ -296,5 +354,30 @@ mod tests {
         let at = naming.windows(5).position(|five| five == [5, 0, 1, 0, 17]).expect("the protocol");
         naming[at + 4] = 1;
         assert_eq!(Entry::read(&naming), None);
+    }
+
+    #[test]
+    fn what_has_no_ports_is_a_connection_all_the_same() {
+        let there = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80");
+        let mut bytes = there.naming();
+        let back = Entry { original: there.reply, ..there }.naming();
+        let (_, tuple) = attributes(&back).next().expect("a tuple");
+        put_attribute(&mut bytes, key::REPLY | NESTED, tuple);
+        put_attribute(&mut bytes, key::STATUS, &0x18e_u32.to_be_bytes());
+        let any = Any { protocol: 17, original: there.original, reply: there.reply, status: 0x18e };
+        assert_eq!(Any::read(&bytes), Some(any));
+        for end in 0..bytes.len() {
+            let _ = Any::read(&bytes[..end]);
+        }
+        // Of ICMP there is a number where the ports would be, with a key of its own.
+        for at in 0..bytes.len() - 4 {
+            match bytes[at..at + 5] {
+                [5, 0, 1, 0, 17] => bytes[at + 4] = 1,
+                [6, 0, 2 | 3, 0, _] => bytes[at + 2] = 4,
+                _ => {}
+            }
+        }
+        let any = Any::read(&bytes).expect("a connection");
+        assert_eq!((any.protocol, any.original.destination), (1, "192.0.2.1:0".parse().expect("address")));
     }
 }

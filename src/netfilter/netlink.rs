@@ -38,6 +38,8 @@ pub fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32, attri
 pub struct Received<'a> {
     /// Its kind.
     pub kind: u16,
+    /// `NLM_F_…`.
+    pub flags: u16,
     /// The number of the question that it answers.
     pub seq: u32,
     /// What is behind netlink's header.
@@ -50,9 +52,10 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
         let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
         let body = bytes.get(16..length)?;
         let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+        let flags = u16::from_ne_bytes(bytes.get(6..8)?.try_into().ok()?);
         let seq = u32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Received { kind, seq, body })
+        Some(Received { kind, flags, seq, body })
     })
 }
 
@@ -81,6 +84,7 @@ mod tests {
         two.extend(message(0x0102, 5, 2, 7, 43, &[]));
         let received: Vec<_> = messages(&two).collect();
         assert_eq!(received.iter().map(|one| (one.kind, one.seq)).collect::<Vec<_>>(), [(0x0100, 42), (0x0102, 43)]);
+        assert_eq!(received[0].flags, 5);
         assert_eq!(received[0].body.get(..4), Some(&[2, 0, 0, 7][..]));
         let outer: Vec<_> = attributes(&received[0].body[4..]).collect();
         assert_eq!(outer.len(), 1);

@@ -133,7 +133,22 @@ pub fn route_localnet(interface: &IfName) -> Result<Option<Change>, SysctlError>
     Ok((before == "0").then(|| Change { key, before, after: "1".into() }))
 }
 
-fn interfaces(directory: &str) -> Vec<String> {
+/// A switch, or another setting below /proc/sys/net, of the network namespace that the thread is in; `None` where this kernel
+/// does not have it, or its module is not there.
+///
+/// # Errors
+/// Where it is there and cannot be read.
+pub fn value(key: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(path(key)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        // What was there a moment ago and is not any more answers ENOENT when it is read, too.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The interfaces that have settings in a directory there, `ipv4/conf`, by name; `default` is among them.
+pub fn interfaces(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(Path::new(ROOT).join(directory)).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.retain(|name| name != "all");
