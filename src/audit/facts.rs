@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::routes::RouteIndex;
 use super::ruleset::Gap;
-use super::set::Set;
+use super::set::{Set, number_of};
 use crate::model::{Family, Protocol};
 
 /// An interface.
@@ -37,11 +38,11 @@ pub struct Link {
 pub struct Route {
     /// The packets for which it is.
     pub to: IpNetwork,
-    /// The number of the interface that they leave by.
+    /// The number of the interface that they leave by. A route of several ways is several routes here.
     pub output: Option<u32>,
     /// The next host on the way; none where it is on the link.
     pub gateway: Option<IpAddr>,
-    /// `RTN_…` in include/uapi/linux/rtnetlink.h: 1 is an ordinary one, 2 of this host, 6 to 8 drop.
+    /// `RTN_…` in include/uapi/linux/rtnetlink.h: 1 is an ordinary one, 2 of this host, 6 to 8 drop, 9 asks the next table.
     pub kind: u8,
     /// The number of its table: 254 is the main one, 255 that of this host's addresses.
     pub table: u32,
@@ -75,6 +76,15 @@ pub struct Listener {
     pub owner: Option<(String, u32)>,
 }
 
+impl Listener {
+    /// Whether it serves clients at an address. One at all addresses of IPv6 serves IPv4 as well, unless it does not want to.
+    pub fn serves(&self, address: IpAddr) -> bool {
+        let all = self.address.is_unspecified();
+        let same = Family::of(self.address) == Family::of(address);
+        self.address == address || all && (same || address.is_ipv4() && !self.only_ipv6)
+    }
+}
+
 /// A connection that is followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracked {
@@ -99,7 +109,8 @@ pub struct Facts {
     pub addresses: Vec<(u32, IpNetwork)>,
     /// The routes of all tables.
     pub routes: Vec<Route>,
-    /// Whether more than the three usual rules decide which table of routes is asked.
+    /// Whether more than the destination and the three usual rules decide about routes: other rules, or routes that are only
+    /// for some sources or types of service. Then [`Facts::way_to`] may be wrong.
     pub policy_routing: bool,
     /// The neighbours.
     pub neighbours: Vec<Neighbour>,
@@ -111,7 +122,7 @@ pub struct Facts {
     pub tracked: Vec<Tracked>,
     /// How many connections are followed, and how many may be.
     pub tracked_count: Option<(u64, u64)>,
-    /// The ssh connection that the user is on: client, and where it is connected to.
+    /// Where the ssh connection that the user is on was made to: an address of this host, and the port.
     pub ssh: Option<(IpAddr, u16)>,
     /// Tables of x_tables (legacy) that exist, by family.
     pub legacy: BTreeSet<(Family, String)>,
@@ -121,6 +132,9 @@ pub struct Facts {
     pub drift: Vec<String>,
     /// What could not be read.
     pub gaps: Vec<Gap>,
+    /// Finds routes and interfaces by their number; made when first asked. Who changes those in place behind that, so that
+    /// they stay as many, sets this to its default.
+    pub index: RouteIndex,
 }
 
 /// Where a packet goes.
@@ -142,7 +156,7 @@ impl Facts {
 
     /// A link by its number.
     pub fn link(&self, index: u32) -> Option<&Link> {
-        self.links.iter().find(|link| link.index == index)
+        self.index.link(self, index)
     }
 
     /// A link by its name.
@@ -150,10 +164,81 @@ impl Facts {
         self.links.iter().find(|link| link.name == name)
     }
 
+    /// The ports of a bridge, or of another interface that has some, by its number.
+    pub fn ports(&self, master: u32) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(move |link| link.master == Some(master))
+    }
+
+    /// The link that an address is on: the network of one of its addresses holds it, or a route leads there without another
+    /// host on the way. An address of this host is on the link that has it.
+    pub fn link_of(&self, address: IpAddr) -> Option<&Link> {
+        // Not the first of equal networks but the one that the address itself is given to.
+        let own = self.addresses.iter().find(|(_, network)| network.ip() == address);
+        let on_link = || match self.way_to(address) {
+            Way::Out(link, None) => Some(link),
+            _ => None,
+        };
+        let within = || {
+            let networks = self.addresses.iter().filter(|(_, network)| network.contains(address));
+            let (link, _) = networks.max_by_key(|(_, network)| network.prefix())?;
+            self.link(*link)
+        };
+        own.and_then(|(link, _)| self.link(*link)).or_else(on_link).or_else(within)
+    }
+
+    /// The addresses of a family that others can send to: not those of loopback, and not link-local ones.
+    pub fn global_addresses(&self, family: Family) -> Vec<IpAddr> {
+        let addresses = self.addresses.iter().map(|(_, network)| network.ip());
+        let global = |address: &IpAddr| {
+            let link_local = match address {
+                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            Family::of(*address) == family && !address.is_loopback() && !link_local
+        };
+        let mut global: Vec<IpAddr> = addresses.filter(global).collect();
+        // One may be given to several links.
+        let mut seen = BTreeSet::new();
+        global.retain(|address| seen.insert(*address));
+        global
+    }
+
+    /// The links that a default route of a family leaves by, of whatever table; of several, in the order of the routes.
+    ///
+    /// What VPNs write so that it wins over the default route without replacing it counts, too: both halves of IPv4, and
+    /// `2000::/3`, all addresses of IPv6 that are given out.
+    pub fn uplinks(&self, family: Family) -> Vec<&Link> {
+        let wide = match family {
+            Family::Ipv4 => 1,
+            Family::Ipv6 => 3,
+        };
+        let default =
+            |route: &&Route| route.kind == 1 && route.to.prefix() <= wide && Family::of_network(route.to) == family;
+        let mut links: Vec<&Link> = Vec::new();
+        for link in self.routes.iter().filter(default).filter_map(|route| self.link(route.output?)) {
+            if !links.iter().any(|known| known.index == link.index) {
+                links.push(link);
+            }
+        }
+        links
+    }
+
+    /// Whether a host on a link of ours is known not to answer.
+    pub fn is_silent(&self, address: IpAddr) -> bool {
+        let mut known = self.neighbours.iter().filter(|neighbour| neighbour.address == address).peekable();
+        known.peek().is_some() && known.all(|neighbour| neighbour.failed)
+    }
+
+    /// The sockets that serve clients at an address and port.
+    pub fn listeners_at(&self, protocol: Protocol, address: IpAddr, port: u16) -> impl Iterator<Item = &Listener> {
+        let same = move |one: &&Listener| one.protocol == protocol && one.port == port && one.serves(address);
+        self.listeners.iter().filter(same)
+    }
+
     /// The addresses of a family that are this host's.
     pub fn local(&self, family: Family) -> Set {
-        let of_routes = self.routes.iter().filter(|route| route.kind == 2 && Family::of_network(route.to) == family);
-        of_routes.fold(Set::none(), |all, route| all.or(&Set::network(route.to)))
+        let routes = self.routes.iter().filter(|route| route.kind == 2 && Family::of_network(route.to) == family);
+        Set::of(routes.map(|route| (number_of(route.to.network()), number_of(route.to.broadcast()))))
     }
 
     /// Whether an address is this host's.
@@ -161,15 +246,11 @@ impl Facts {
         matches!(self.way_to(address), Way::Here)
     }
 
-    /// Where packets for an address go by this host's routes, as far as only their destination decides.
+    /// Where packets for an address go by this host's routes, as far as only their destination decides; nowhere those for
+    /// many hosts (broadcast, multicast), and those whose route is a nexthop object that the kernel does not tell. Of a route
+    /// of several ways it is the first.
     pub fn way_to(&self, address: IpAddr) -> Way<'_> {
-        let serves = |route: &&Route| route.to.contains(address) && matches!(route.table, 253..=255);
-        // That of this host's own addresses is asked first, then the main one, then the default one.
-        let best =
-            self.routes.iter().filter(serves).min_by_key(|route| {
-                (std::cmp::Reverse(route.table), std::cmp::Reverse(route.to.prefix()), route.metric)
-            });
-        match best {
+        match self.index.route(self, address) {
             Some(Route { kind: 2, .. }) => Way::Here,
             Some(Route { kind: 1, output: Some(output), gateway, .. }) => {
                 self.link(*output).map_or(Way::Nowhere, |link| Way::Out(link, *gateway))
@@ -178,3 +259,6 @@ impl Facts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

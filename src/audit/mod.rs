@@ -22,6 +22,7 @@ pub mod overlap;
 pub mod owner;
 pub mod read;
 pub mod region;
+mod routes;
 pub mod ruleset;
 pub mod set;
 pub mod trace;

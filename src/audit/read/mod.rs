@@ -1,5 +1,6 @@
 //! Where rules and facts come from: the kernel, and dumps of it.
 
+pub mod facts;
 pub mod save;
 
 use super::ruleset::{Ruleset, Tool};
