@@ -14,6 +14,8 @@ mod connections;
 mod docs;
 /// State that survives: losses, damage, many writers.
 mod durable;
+/// What the audit reads of a host besides its rules.
+mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.
 mod faults;
 /// Forwards that would take the port of a socket or the user's ssh connection.

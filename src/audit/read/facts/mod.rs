@@ -70,10 +70,13 @@ fn network(kernel: &mut Kernel, facts: &mut Facts) {
                     facts.policy_routing = true;
                 }
                 Told::OfService => facts.policy_routing = true,
-                Told::Object(to, object) => gaps.push(Gap {
-                    what: format!("the way of the route to {to}"),
-                    why: format!("it is the nexthop object {object}, which the kernel does not tell with it"),
-                }),
+                Told::Object(route, object) => {
+                    gaps.push(Gap {
+                        what: format!("the way of the route to {}", route.to),
+                        why: format!("it is the nexthop object {object}, which the kernel does not tell with it"),
+                    });
+                    facts.routes.push(route);
+                }
             }
         }
     }

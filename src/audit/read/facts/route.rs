@@ -61,14 +61,15 @@ pub(super) enum Told {
     FromSome(Route),
     /// One that only packets of a type of service ask.
     OfService,
-    /// One whose way is an object (`ip nexthop`) that is not told with it.
-    Object(IpNetwork, u32),
+    /// One whose way is an object (`ip nexthop`) of this number that is not told with it.
+    Object(Route, u32),
 }
 
 /// Reads a route: one for each way where it has several. Ways that are dead are none (`RTNH_F_DEAD`).
 pub(super) fn route(message: Message<'_>, found: &mut Vec<Told>) -> Option<()> {
     mod key {
         pub const DESTINATION: u16 = 1;
+        pub const OUTPUT: u16 = 4;
         pub const PRIORITY: u16 = 6;
         pub const WAYS: u16 = 9;
         pub const TABLE: u16 = 15;
@@ -93,26 +94,24 @@ pub(super) fn route(message: Message<'_>, found: &mut Vec<Told>) -> Option<()> {
         found.push(Told::OfService);
         return Some(());
     }
-    let mut push = |way: (Option<u32>, Option<IpAddr>)| {
-        let route = Route { to, output: way.0, gateway: way.1, kind, table, metric };
-        found.push(if from_some { Told::FromSome(route) } else { Told::Route(route) });
-    };
+    let by = |output: Option<u32>, gateway: Option<IpAddr>| Route { to, output, gateway, kind, table, metric };
+    let told = |route: Route| if from_some { Told::FromSome(route) } else { Told::Route(route) };
     if let Some(mut ways) = value_of(message, key::WAYS) {
         while !ways.is_empty() {
             let length = usize::from(u16::from_ne_bytes(ways.get(..2)?.try_into().ok()?));
             let output = word(ways.get(4..8)?);
             if ways.get(2)? & DEAD == 0 {
-                push((output, gateway(attributes(ways.get(8..length)?))));
+                found.push(told(by(output, gateway(attributes(ways.get(8..length)?)))));
             }
             ways = ways.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         return Some(());
     }
-    let (output, gateway) = (value_of(message, 4).and_then(word), gateway(message.attributes()));
+    let (output, gateway) = (value_of(message, key::OUTPUT).and_then(word), gateway(message.attributes()));
     match value_of(message, key::OBJECT).and_then(word) {
-        Some(object) if output.is_none() && kind == 1 => found.push(Told::Object(to, object)),
+        Some(object) if output.is_none() && kind == 1 => found.push(Told::Object(by(None, None), object)),
         _ if flags & u32::from(DEAD) > 0 => {}
-        _ => push((output, gateway)),
+        _ => found.push(told(by(output, gateway))),
     }
     Some(())
 }

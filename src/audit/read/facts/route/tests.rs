@@ -103,7 +103,7 @@ fn routes_that_not_the_destination_alone_decides_are_told_apart() {
     let from_some = Told::FromSome(plain("::/0", Some(7), None, 1, 254, 0));
     assert_eq!(read(header(10, 0, 64, 0, 254, 1, 0), &[(4, &seven)]), Some(vec![from_some]));
     assert_eq!(read(header(2, 0, 0, 8, 254, 1, 0), &[(4, &seven)]), Some(vec![Told::OfService]));
-    let object = Told::Object(network("0.0.0.0/0"), 7);
+    let object = Told::Object(plain("0.0.0.0/0", None, None, 1, 254, 0), 7);
     assert_eq!(read(header(2, 0, 0, 0, 254, 1, 0), &[(30, &seven)]), Some(vec![object]));
     // One that drops needs no way.
     let drops = Told::Route(plain("0.0.0.0/0", None, None, 6, 254, 0));
