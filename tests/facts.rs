@@ -11,7 +11,7 @@ use portfwd::audit::facts::{Facts, Route, Way};
 use portfwd::audit::read::facts::read;
 use portfwd::model::{Family, Protocol};
 
-use crate::support::{Net, Said, ask, privileged, serve};
+use crate::support::{Net, Said, ask, feed, privileged, serve};
 
 fn run(net: &Net, script: &str) -> String {
     let said: Said = net.in_host(|| Command::new("sh").args(["-ec", script]).output().expect("sh").into());
@@ -212,6 +212,22 @@ fn ways_are_those_that_ip_route_gets() {
         ["the way of the route to 10.36.0.0/16"]
     );
     assert_eq!(facts.way_to(address("10.36.1.1")), Way::Nowhere);
+}
+
+#[test]
+fn ten_thousand_routes_are_read_to_the_last() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let before = net.in_host(|| read(None)).routes.len();
+    let add = |number: u32| format!("route add 100.{}.{}.0/28 dev eth0\n", 64 + number / 256, number % 256);
+    let batch: String = (0..10_000).map(add).collect();
+    net.in_host(|| feed("ip", &["-batch", "-"], &batch));
+    let facts = net.in_host(|| read(None));
+    assert_eq!((facts.gaps.as_slice(), facts.routes.len()), ([].as_slice(), before + 10_000));
+    assert!(matches!(facts.way_to(address("100.103.15.7")), Way::Out(link, None) if link.name == "eth0"));
+    assert_eq!(facts.way_to(address("100.103.16.7")), Way::Nowhere);
 }
 
 #[test]

@@ -162,25 +162,40 @@ impl Kernel {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 received => received?,
             };
-            for message in messages(&buffer).filter(|message| message.seq == seq) {
-                answer.torn |= message.flags & TORN > 0;
-                if let Some(end) = ended(&message) {
-                    return end.map(|()| answer);
-                }
-                if message.kind != subject.answer {
-                    continue;
-                }
-                let message = Message::new(subject, message.body);
-                // A question about a family that the kernel does not have is answered with those that it has.
-                if family != 0 && message.and_then(|message| message.byte(0)).is_some_and(|of| of != family) {
-                    continue;
-                }
-                if message.and_then(|message| read(message, &mut answer.found)).is_none() {
-                    answer.unread += 1;
-                }
+            if let Some(end) = take(&buffer, seq, subject, family, &mut answer, &read) {
+                return end.map(|()| answer);
             }
         }
     }
+}
+
+/// Takes what a datagram says into the answer to the question of this number. Gives how it ends, where it does.
+fn take<T>(
+    datagram: &[u8],
+    seq: u32,
+    subject: Subject,
+    family: u8,
+    answer: &mut Answer<T>,
+    read: impl Fn(Message<'_>, &mut Vec<T>) -> Option<()>,
+) -> Option<io::Result<()>> {
+    for message in messages(datagram).filter(|message| message.seq == seq) {
+        answer.torn |= message.flags & TORN > 0;
+        if let Some(end) = ended(&message) {
+            return Some(end);
+        }
+        if message.kind != subject.answer {
+            continue;
+        }
+        let message = Message::new(subject, message.body);
+        // A question about a family that the kernel does not have is answered with those that it has.
+        if family != 0 && message.and_then(|message| message.byte(0)).is_some_and(|of| of != family) {
+            continue;
+        }
+        if message.and_then(|message| read(message, &mut answer.found)).is_none() {
+            answer.unread += 1;
+        }
+    }
+    None
 }
 
 /// What a message says about the end of an answer; nothing where it is none.
@@ -227,6 +242,44 @@ mod tests {
         // One that is not understood is counted.
         let unread = kernel.all(LINKS, 0, &[], |_, _: &mut Vec<()>| None).expect("an answer");
         assert_eq!(unread, Answer { found: Vec::new(), unread: links.len(), torn: false });
+    }
+
+    /// A message as the kernel sends it.
+    fn message(kind: u16, flags: u16, seq: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(16 + body.len()).expect("short").to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(seq.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn what_is_no_answer_to_the_question_is_left_out_and_a_torn_one_is_known() {
+        let route = |kind, seq, family: u8| message(kind, 2, seq, &[family; 12]);
+        let take = |datagram: &[u8]| {
+            let mut answer = Answer { found: Vec::new(), unread: 0, torn: false };
+            let read = |message: Message<'_>, found: &mut Vec<u8>| {
+                found.push(message.byte(0)?);
+                Some(())
+            };
+            let end = take(datagram, 7, ROUTES, 2, &mut answer, read);
+            (end.map(|end| end.is_ok()), answer)
+        };
+        let whole = |found: &[u8]| Answer { found: found.into(), unread: 0, torn: false };
+        let done = message(DONE, 2, 7, &[0; 4]);
+        let some = [route(24, 7, 2), route(24, 6, 2), route(25, 7, 2), route(24, 7, 10), route(24, 7, 2)].concat();
+        assert_eq!(take(&some), (None, whole(&[2, 2])));
+        assert_eq!(take(&[some, done.clone()].concat()), (Some(true), whole(&[2, 2])));
+        // What another question's answer says of its end is nothing to this one.
+        assert_eq!(take(&message(DONE, 2, 6, &[0; 4])), (None, whole(&[])));
+        assert_eq!(take(&[route(24, 7, 2), message(DONE, 2, 7, &[0xff; 4])].concat()), (Some(false), whole(&[2])));
+        let short = [message(24, 2, 7, &[2; 8]), done].concat();
+        assert_eq!(take(&short), (Some(true), Answer { unread: 1, ..whole(&[]) }));
+        for torn in [message(24, 2 | TORN, 7, &[2; 12]), message(DONE, 2 | TORN, 7, &[0; 4])] {
+            assert!(take(&torn).1.torn);
+        }
     }
 
     #[test]
