@@ -41,11 +41,13 @@ pub enum Field {
     OriginalPort,
     /// Whether it goes the way of its connection's first packet, 0, or back, 1.
     Direction,
+    /// Its family: 4 or 6, see [`family_number`]. Rules in tables of both ask for it.
+    Family,
 }
 
 impl Field {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Input,
         Self::Output,
         Self::Source,
@@ -62,6 +64,7 @@ impl Field {
         Self::OriginalDestination,
         Self::OriginalPort,
         Self::Direction,
+        Self::Family,
     ];
 
     fn index(self) -> usize {
@@ -176,7 +179,8 @@ pub struct Packet {
 impl Packet {
     /// A packet of which only its family is known.
     pub fn new(family: Family) -> Self {
-        Self { family, fields: [None; Field::ALL.len()] }
+        let packet = Self { family, fields: [None; Field::ALL.len()] };
+        packet.with(Field::Family, family_number(family))
     }
 
     /// The same with one more field known.
@@ -371,6 +375,14 @@ impl fmt::Debug for Region {
     }
 }
 
+/// The number of a family as a value of [`Field::Family`].
+pub fn family_number(family: Family) -> u128 {
+    match family {
+        Family::Ipv4 => 4,
+        Family::Ipv6 => 6,
+    }
+}
+
 /// The set of the states that are named.
 pub fn states(named: impl IntoIterator<Item = State>) -> Set {
     Set::of(named.into_iter().map(|state| (state.number(), state.number())))
@@ -432,6 +444,13 @@ mod tests {
         let mut whole = Region::all();
         whole.ask(Condition::Bits { field: Field::Mark, mask: 0xffff_ffff, value: 7, not: true });
         assert!(whole.conditions().is_empty() && !whole.get(Field::Mark).has(7) && whole.get(Field::Mark).has(8));
+    }
+
+    #[test]
+    fn a_packet_is_of_its_family() {
+        let of_ipv4 = Region::all().with(Field::Family, &Set::one(family_number(Family::Ipv4)));
+        assert_eq!(of_ipv4.has(&Packet::new(Family::Ipv4)), Truth::Yes);
+        assert_eq!(of_ipv4.has(&packet(Family::Ipv6, Some("eth0"))), Truth::No);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::order::{self, Placed};
-use super::region::{Field, Packet, Region, State, Truth, states};
+use super::region::{Field, Packet, Region, State, Truth, family_number, states};
 use super::ruleset::{Action, At, Case, Gap, Hook, Rewrite, Ruleset, Table};
 use super::set::Set;
 use crate::model::Family;
@@ -110,7 +110,7 @@ impl View {
             for hook in HOOKS {
                 let mut walk = Walk { hook, local: local.as_ref(), steps: Vec::new(), left, path: Vec::new() };
                 for placed in order::chains(rules, family, hook, true) {
-                    walk.base(placed, start(hook));
+                    walk.base(placed, start(family, hook));
                 }
                 if walk.left == 0 && left > 0 {
                     let what = format!("the rest of the rules of {family} at {}", hook.name());
@@ -130,8 +130,9 @@ impl View {
 }
 
 /// The packets that are asked about at a hook: the first ones of connections.
-fn start(hook: Hook) -> Region {
-    let first = Region::all().with(Field::State, &states([State::New, State::Related]));
+fn start(family: Family, hook: Hook) -> Region {
+    let first = Region::all().with(Field::Family, &Set::one(family_number(family)));
+    let first = first.with(Field::State, &states([State::New, State::Related]));
     let first = first.with(Field::Direction, &Set::one(0));
     let nowhere = Set::one(0);
     match hook {
