@@ -185,6 +185,11 @@ pub enum Action {
         /// What is set.
         to: Field,
     },
+    /// Sets a mark to something that is not known.
+    MarkUnknown {
+        /// What is set.
+        field: Field,
+    },
     /// Has the connection not followed, and so never translated.
     Untracked,
     /// Hands it to a local socket without rewriting it (TPROXY).

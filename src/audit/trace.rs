@@ -190,6 +190,10 @@ impl<'a> Trace<'a> {
                     self.packet.set(*to, mark);
                     continue;
                 }
+                Action::MarkUnknown { field } => {
+                    self.packet.set(*field, None);
+                    continue;
+                }
                 Action::Untracked => {
                     self.outcome.untracked = Some(at);
                     self.packet.put(Field::State, State::Untracked.number());

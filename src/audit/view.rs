@@ -262,7 +262,9 @@ impl<'a> Walk<'a> {
                     }
                     continue;
                 }
-                Action::Mark { .. } | Action::CopyMark { .. } | Action::Untracked => continue,
+                Action::Mark { .. } | Action::CopyMark { .. } | Action::MarkUnknown { .. } | Action::Untracked => {
+                    continue;
+                }
                 Action::Proxy => Fate::Unknown("tproxy".into()),
                 Action::Queue => Fate::Unknown("queue".into()),
                 Action::Unknown(words) => Fate::Unknown(Arc::clone(words)),

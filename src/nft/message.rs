@@ -16,6 +16,9 @@ use crate::model::Counter;
 /// The bytes of the header of netlink and of our family's behind it.
 const HEADERS: usize = 20;
 
+/// Where in it the family is: the first byte of `struct nfgenmsg`.
+const FAMILY: usize = 16;
+
 /// The most bytes that a key or the data of an element, or a constant, has: all registers together. Longer is nothing that
 /// the kernel says, nor anything that libnftnl has room for where it is to be deleted.
 const LONGEST_DATA: usize = 64;
@@ -59,16 +62,16 @@ mod key {
 
 /// Attributes one behind the other. The first that is broken is their end.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Attributes<'a>(&'a [u8]);
+pub(crate) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// Those that begin so far behind the beginning of a message.
-    pub(super) fn behind(message: &'a [u8], headers: usize) -> Self {
+    pub(crate) fn behind(message: &'a [u8], headers: usize) -> Self {
         Self(message.get(headers..).unwrap_or_default())
     }
 
     /// Each with its number.
-    pub(super) fn each(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+    pub(crate) fn each(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut at = 0;
         std::iter::from_fn(move || {
             let (length, kind) = attribute(self.0, at)?;
@@ -80,33 +83,33 @@ impl<'a> Attributes<'a> {
     }
 
     /// The value of one.
-    pub(super) fn get(self, wanted: u16) -> Option<&'a [u8]> {
+    pub(crate) fn get(self, wanted: u16) -> Option<&'a [u8]> {
         self.each().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
     }
 
     /// Those that are inside of one.
-    fn inside(self, wanted: u16) -> Option<Self> {
+    pub(crate) fn inside(self, wanted: u16) -> Option<Self> {
         self.get(wanted).map(Self)
     }
 
     /// A number of 32 bits.
-    pub(super) fn number(self, wanted: u16) -> Option<u32> {
+    pub(crate) fn number(self, wanted: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(wanted)?.try_into().ok()?))
     }
 
     /// A number of 64 bits.
-    fn long(self, wanted: u16) -> Option<u64> {
+    pub(crate) fn long(self, wanted: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.get(wanted)?.try_into().ok()?))
     }
 
     /// A name; what is behind a zero is none of it.
-    pub(super) fn text(self, wanted: u16) -> Option<String> {
+    pub(crate) fn text(self, wanted: u16) -> Option<String> {
         let text = self.get(wanted).filter(|text| text.len() <= LONGEST_NAME)?.split(|byte| *byte == 0).next()?;
         Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// What a register holds.
-    fn data(self, wanted: u16) -> Option<&'a [u8]> {
+    pub(crate) fn data(self, wanted: u16) -> Option<&'a [u8]> {
         self.inside(wanted)?.get(key::DATA_VALUE).filter(|value| value.len() <= LONGEST_DATA)
     }
 }
@@ -121,23 +124,28 @@ pub(super) struct ChainRecord {
 
 /// A message of the kernel's. Its header's length is that of the bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Message<'a>(&'a [u8]);
+pub(crate) struct Message<'a>(&'a [u8]);
 
 impl<'a> Message<'a> {
     /// The first message in `bytes` and what is behind it; `None` where there is no whole one.
-    pub(super) fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+    pub(crate) fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
         let message = bytes.get(..length).filter(|message| message.len() >= HEADERS)?;
         Some((Self(message), bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
     }
 
+    /// The number of the family that it is about, `NFPROTO_…`.
+    pub(crate) fn family(self) -> u8 {
+        self.0.get(FAMILY).copied().unwrap_or_default()
+    }
+
     /// All of it.
-    pub(super) fn bytes(self) -> &'a [u8] {
+    pub(crate) fn bytes(self) -> &'a [u8] {
         self.0
     }
 
     /// What it says.
-    pub(super) fn attributes(self) -> Attributes<'a> {
+    pub(crate) fn attributes(self) -> Attributes<'a> {
         Attributes::behind(self.0, HEADERS)
     }
 

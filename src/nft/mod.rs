@@ -20,7 +20,7 @@ pub mod expr;
 mod ffi;
 pub mod lift;
 pub mod map;
-mod message;
+pub(crate) mod message;
 pub mod program;
 mod refusal;
 pub mod transaction;

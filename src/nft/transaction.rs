@@ -236,13 +236,30 @@ impl Connection {
     }
 
     /// The same, of the tables of all families.
-    pub(super) fn dump_all(
+    pub(crate) fn dump_all(
         &mut self,
         what: &'static str,
         kind: i32,
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
         undisturbed(self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each))
+    }
+
+    /// The same of one family, of what `attributes` name. Where that is gone, somebody else was at work.
+    pub(crate) fn dump_of(
+        &mut self,
+        what: &'static str,
+        kind: i32,
+        family: u8,
+        attributes: &[u8],
+        each: impl FnMut(Message<'_>) -> Option<()>,
+    ) -> Result<(), KernelError> {
+        match undisturbed(self.ask(what, kind, family.into(), libc::NLM_F_DUMP, attributes, each)) {
+            Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Err(KernelError::Interrupted)
+            }
+            other => other,
+        }
     }
 
     /// Asks, and says whether somebody committed while it was answered.
@@ -374,7 +391,7 @@ impl Connection {
 }
 
 /// The attributes of a question: numbers and names, with the closing zeros that the kernel wants.
-pub(super) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
+pub(crate) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
     let mut attributes = Vec::new();
     for (kind, name) in pairs {
         let mut value = name.as_bytes().to_vec();

@@ -1,7 +1,9 @@
 //! Where rules and facts come from: the kernel, and dumps of it.
 
 pub mod facts;
+pub mod nft;
 pub mod save;
+pub mod xt;
 
 use super::ruleset::{Ruleset, Tool};
 use crate::model::Family;

@@ -1,0 +1,126 @@
+//! Matches and targets of x_tables, as the kernel keeps them: a name, a revision and a structure in the order of this host.
+//! iptables(8) of variant nft puts them into rules of nf_tables where it has nothing native.
+//!
+//! The structures are those of include/uapi/linux/netfilter/xt_*.h; what they mean is what net/netfilter/xt_*.c does.
+
+mod matches;
+mod targets;
+
+use super::super::region::{Condition, Region};
+use super::super::ruleset::Action;
+use crate::model::Family;
+
+/// The packets that a match is about: those in any of these. What is not understood is [`Condition::Unknown`].
+pub fn matches(name: &str, revision: u32, info: &[u8], family: Option<Family>) -> Vec<Region> {
+    matches::read(name, revision, Info(info), family).unwrap_or_else(|| {
+        let mut region = Region::all();
+        region.ask(Condition::Unknown(matches::words(name, Info(info)).into()));
+        vec![region]
+    })
+}
+
+/// What a target does; `None` where it decides nothing. `source` says which address it rewrites where its name does not
+/// tell, by [`rewrites_source`].
+pub fn target(name: &str, revision: u32, info: &[u8], family: Option<Family>, source: Option<bool>) -> Option<Action> {
+    match targets::read(name, revision, Info(info), family, source) {
+        Some(targets::Done::Nothing) => None,
+        Some(targets::Done::Action(action)) => Some(action),
+        None => Some(Action::Unknown(format!("-j {name}").into())),
+    }
+}
+
+/// The text of a match `comment`.
+pub fn comment(info: &[u8]) -> Option<String> {
+    let text = info.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Whether it is sources that are rewritten at these hooks, one bit each by its number `NF_INET_…`; `None` where it depends.
+pub fn rewrites_source(hooks: u32) -> Option<bool> {
+    const DESTINATIONS: u32 = 1 << 0 | 1 << 3;
+    const SOURCES: u32 = 1 << 1 | 1 << 4;
+    match (hooks & DESTINATIONS > 0, hooks & SOURCES > 0) {
+        (true, false) => Some(false),
+        (false, true) => Some(true),
+        _ => None,
+    }
+}
+
+/// The bytes of a structure.
+#[derive(Debug, Clone, Copy)]
+struct Info<'a>(&'a [u8]);
+
+impl Info<'_> {
+    fn bytes<const N: usize>(self, at: usize) -> Option<[u8; N]> {
+        self.0.get(at..at.checked_add(N)?)?.try_into().ok()
+    }
+
+    fn byte(self, at: usize) -> Option<u8> {
+        self.0.get(at).copied()
+    }
+
+    /// A number of 16 bits in the order of this host.
+    fn short(self, at: usize) -> Option<u16> {
+        self.bytes(at).map(u16::from_ne_bytes)
+    }
+
+    /// One in network byte order.
+    fn network_short(self, at: usize) -> Option<u16> {
+        self.bytes(at).map(u16::from_be_bytes)
+    }
+
+    /// A number of 32 bits in the order of this host.
+    fn long(self, at: usize) -> Option<u32> {
+        self.bytes(at).map(u32::from_ne_bytes)
+    }
+
+    /// A `union nf_inet_addr`, as a number.
+    fn address(self, at: usize, family: Family) -> Option<u128> {
+        match family {
+            Family::Ipv4 => self.bytes(at).map(u32::from_be_bytes).map(u128::from),
+            Family::Ipv6 => self.bytes(at).map(u128::from_be_bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_has_its_name() {
+        let regions = matches("tomorrow", 0, &[], Some(Family::Ipv4));
+        assert!(matches!(regions[0].conditions(), [Condition::Unknown(words)] if &**words == "-m tomorrow"));
+        assert_eq!(target("TOMORROW", 0, &[], None, None), Some(Action::Unknown("-j TOMORROW".into())));
+    }
+
+    #[test]
+    fn any_bytes_are_something() {
+        let matches_of =
+            ["tcp", "udp", "sctp", "dccp", "multiport", "addrtype", "conntrack", "state", "mark", "connmark"];
+        let targets = ["DNAT", "SNAT", "MASQUERADE", "REDIRECT", "NETMAP", "MARK", "CONNMARK", "CT", "SET"];
+        for length in 0..200 {
+            for byte in [0, 1, 0x7f, 0xff] {
+                let info = vec![byte; length];
+                for family in [None, Some(Family::Ipv4), Some(Family::Ipv6)] {
+                    for revision in 0..5 {
+                        for name in matches_of.iter().chain(&["iprange", "set", "icmp"]) {
+                            let _ = matches(name, revision, &info, family);
+                        }
+                        for name in targets {
+                            let _ = target(name, revision, &info, family, Some(true));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hooks_tell_which_address() {
+        assert_eq!(rewrites_source(1 << 0), Some(false));
+        assert_eq!(rewrites_source(1 << 4 | 1 << 1), Some(true));
+        assert_eq!(rewrites_source(1 << 0 | 1 << 4), None);
+        assert_eq!(rewrites_source(0), None);
+    }
+}
