@@ -35,6 +35,8 @@ mod neighbours;
 mod oracle;
 /// Real packets in namespaces of our own.
 mod packet;
+/// Rules of others, read from the kernel into the one form of audits.
+mod reading;
 /// What the fuzzers began with and what they found: the same properties, file by file.
 mod regressions;
 /// Others who commit all the time, in tables of their own and in ours.

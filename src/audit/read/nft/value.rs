@@ -73,12 +73,25 @@ impl Source {
         }
     }
 
+    /// Whether bytes of a name that are asked for have its end among them.
+    fn ends(self, mask: u128, value: u128) -> bool {
+        let bytes = mask.to_be_bytes().into_iter().zip(value.to_be_bytes());
+        let asked: Vec<u8> = bytes.take_while(|(mask, _)| *mask == 0xff).map(|(_, byte)| byte).collect();
+        let front = asked.len() * 8 == usize::try_from(mask.count_ones()).unwrap_or(0);
+        self.bits() == 128
+            && matches!(self, Self::Field(Field::Input | Field::Output, _))
+            && front
+            && asked.last() == Some(&0)
+    }
+
     /// The set of its numbers that are wanted; `None` where that are no few ranges.
     pub(super) fn set(self, want: &Want) -> Option<Set> {
         let all = ones(self.bits());
         match want {
             Want::In(set) => Some(set.clone()),
             Want::Bits { mask, value } if *mask == all => Some(Set::one(*value)),
+            // The zero behind a name is compared too, and what is behind that is none of it.
+            Want::Bits { mask, value } if self.ends(*mask, *value) => Some(Set::one(*value)),
             // The highest bits and no others.
             Want::Bits { mask, value } if (all & !mask).checked_add(1).is_some_and(u128::is_power_of_two) => {
                 Some(Set::range(*value, value | (all & !mask)))
@@ -282,7 +295,10 @@ mod tests {
         let name = Source::Field(Field::Input, 128);
         let veth = set::number_of_name(b"veth", 0);
         assert_eq!(name.set(&Want::Bits { mask: u128::MAX << 96, value: veth }), Some(Set::names_that_begin(b"veth")));
-        assert_eq!(name.set(&Want::Bits { mask: u128::MAX, value: veth }), Some(Set::one(veth)));
+        // "veth" with the zero behind it, as nft(8) and iptables(8) compare it.
+        for mask in [u128::MAX, u128::MAX << 88] {
+            assert_eq!(name.set(&Want::Bits { mask, value: veth }), Some(Set::one(veth)));
+        }
     }
 
     #[test]
