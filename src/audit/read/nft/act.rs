@@ -6,7 +6,7 @@ use super::lookup::Lookup;
 use super::reach::verdict_of;
 use super::rule::{Branch, Walk};
 use super::test::Test;
-use super::value::{Byte, Source};
+use super::value::{Byte, Source, exists};
 use crate::audit::read::xt;
 use crate::audit::region::{Field, family_number};
 use crate::audit::ruleset::{Action, Rewrite};
@@ -41,12 +41,9 @@ impl<'a> Walk<'a> {
         value: &[u8],
         test: impl Fn(&[Byte]) -> (Test, bool),
     ) -> Option<()> {
+        exists(register, value.len())?;
         for branch in std::mem::take(&mut self.open) {
-            let Some(registers) = branch.registers.get(register, value.len()) else {
-                self.open.push(branch);
-                return None;
-            };
-            let registers = registers.to_vec();
+            let registers = branch.registers.get(register, value.len()).unwrap_or_default().to_vec();
             let (test, not) = test(&self.with_value(&registers, operator, value));
             let region = match not {
                 true => test.outside(&branch.region, self.names()),
@@ -186,6 +183,7 @@ impl<'a> Walk<'a> {
     fn set_mark(&mut self, field: Field, from: u32) {
         for branch in &mut self.open {
             let Some(bytes) = branch.registers.get(from, 4).and_then(|bytes| <[Byte; 4]>::try_from(bytes).ok()) else {
+                branch.actions.push(Action::MarkUnknown { field });
                 continue;
             };
             let other = if field == Field::Mark { Field::ConnectionMark } else { Field::Mark };

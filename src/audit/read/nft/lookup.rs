@@ -167,6 +167,9 @@ impl<'a> Walk<'a> {
         let Some((set, elements)) = self.context.elements(&lookup.set) else {
             return self.not_read(lookup, "was not read");
         };
+        if super::value::exists(lookup.key, set.key_length).is_none() {
+            return self.not_read(lookup, "has keys that no register holds");
+        }
         let entries = Entries::new(set, elements);
         let words: Arc<str> = format!("@{}", lookup.set).into();
         let exact: Option<HashMap<&[u8], usize>> = (!set.interval && self.open.len() > 1)

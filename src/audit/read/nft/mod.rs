@@ -14,6 +14,8 @@ mod lookup;
 mod reach;
 mod rule;
 mod test;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::collections::{HashMap, HashSet};
@@ -23,7 +25,7 @@ pub(super) use act::with_prefix;
 use dump::{Dump, Element, TableKey};
 use reach::Reached;
 
-use crate::audit::ruleset::{Base, Hook, Kind, Ruleset, Table, TableFamily, Tool, base_of_iptables};
+use crate::audit::ruleset::{Base, Gap, Hook, Kind, Ruleset, Table, TableFamily, Tool, base_of_iptables};
 use crate::nft::transaction::{Connection, KernelError};
 
 /// How long it is tried while others commit.
@@ -84,6 +86,7 @@ fn elements(connection: &mut Connection, set: &dump::Set) -> Result<Vec<Element>
 /// Brings what was read into the one form.
 fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Ruleset {
     let mut tables = Vec::with_capacity(dump.tables.len());
+    let mut gaps = Vec::new();
     let mut places: HashMap<&TableKey, usize> = HashMap::new();
     for table in &dump.tables {
         let (family, name) = &table.key;
@@ -94,6 +97,10 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
     for chain in &dump.chains {
         let Some(table) = places.get(&chain.table).and_then(|place| tables.get_mut(*place)) else { continue };
         let base = chain.base.as_ref().and_then(|base| base_of(base, table.family));
+        if let (Some(unknown), None) = (&chain.base, &base) {
+            let why = format!("base chains of type {} at hook {} are not known", unknown.kind, unknown.hook);
+            gaps.push(Gap { what: format!("chain {} of table {table}", chain.name), why });
+        }
         let entry = table.chains.entry(&chain.name);
         (entry.handle, entry.base) = (chain.handle, base);
     }
@@ -126,7 +133,7 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
             table.tool = Tool::IptablesNft;
         }
     }
-    Ruleset { tables, gaps: Vec::new() }
+    Ruleset { tables, gaps }
 }
 
 /// Whether a table is one that iptables(8) shows: it has such a name, and something that only iptables(8) makes, or a base

@@ -198,6 +198,11 @@ pub(super) fn start(register: u32) -> Option<usize> {
     }
 }
 
+/// Whether a register, and what is behind it, has so many bytes.
+pub(super) fn exists(register: u32, length: usize) -> Option<()> {
+    (start(register)?.checked_add(length)? <= REGISTERS).then_some(())
+}
+
 impl Registers {
     /// The bytes in a register, and behind it.
     pub(super) fn get(&self, register: u32, length: usize) -> Option<&[Byte]> {
