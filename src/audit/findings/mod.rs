@@ -1,6 +1,10 @@
 //! What can be wrong with NAT on a host. One file a family of findings; each finding is a [`Kind`], which its page is made of,
 //! and one function over a host, with the tests of a host that has it and of one that nearly has.
 
+mod naming;
+mod order;
+mod shape;
+
 use super::finding::{Finding, Kind};
 use super::host::Host;
 
@@ -14,7 +18,7 @@ pub struct Check {
 
 /// All of them, family by family.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let families: [&'static [Check]; 0] = [];
+    let families: [&'static [Check]; 2] = [order::CHECKS, shape::CHECKS];
     families.into_iter().flatten()
 }
 

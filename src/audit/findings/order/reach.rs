@@ -1,0 +1,395 @@
+//! Which packets of a step get as far as it: what is left of its region when the steps before have taken theirs.
+//!
+//! Pieces of the region are led past the earlier steps that they meet. What a step decides is cut off; what goes on at a later
+//! step is not asked about the ones between. Each piece knows at which step it is asked again, and whether all that was asked of
+//! it so far is understood.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::order;
+use crate::audit::overlap::Overlaps;
+use crate::audit::region::{Field, LOCAL, Region};
+use crate::audit::ruleset::Hook;
+use crate::audit::set::Set;
+use crate::audit::view::{Fate, Step, Way};
+use crate::model::Family;
+
+/// The most pieces that a region is cut into; how much of it is reached is unknown where there would be more.
+const MOST: usize = 256;
+
+/// The most earlier steps that one step is compared with. Of more than that only the first are.
+const MOST_STEPS: usize = 4096;
+
+/// The most earlier steps that all steps of a host together are compared with.
+const MOST_PAIRS: usize = 4_000_000;
+
+/// A part of a region, all of whose packets go the same way.
+#[derive(Debug, Clone)]
+struct Piece {
+    region: Region,
+    /// The step that asks it next.
+    next: usize,
+    /// Whether it surely gets there.
+    sure: bool,
+}
+
+/// An earlier step that takes packets of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Its number.
+    pub step: usize,
+    /// Whether there surely is such a packet.
+    pub sure: bool,
+}
+
+/// What gets as far as a step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reach {
+    /// Whether some packet surely does.
+    pub some: bool,
+    /// Whether surely none does.
+    pub none: bool,
+    /// Whether none does that is for an address of this host, and which those are is not known.
+    pub none_local: bool,
+    /// The earlier steps that take the rest, or let it go on behind this step.
+    pub cuts: Vec<Cut>,
+    /// The earlier steps of other tables that may as well be asked later, and that decide packets which get here.
+    pub ties: Vec<usize>,
+    /// Whether what is not understood on the way may have sent packets past steps that are thought to take them.
+    pub foreign: bool,
+    /// Whether that was too much to find out.
+    pub too_much: bool,
+}
+
+/// Finds out what gets as far as step `at` of a way, of which those of `earlier` meet it. `tied` tells of which steps it is not
+/// known whether they come before.
+pub(super) fn of(
+    way: &Way,
+    at: usize,
+    start: Vec<Region>,
+    earlier: impl Iterator<Item = usize>,
+    tied: impl Fn(&Step) -> bool,
+) -> Reach {
+    let mut reach = Reach::default();
+    let local_at_first = start.iter().any(is_local);
+    let mut pieces: Vec<Piece> = start.into_iter().map(|region| Piece { region, next: 0, sure: true }).collect();
+    for number in earlier {
+        let Some(step) = way.steps.get(number) else { continue };
+        let go_on = match &step.fate {
+            Fate::GoOn(to) => Some(*to),
+            Fate::Rewritten(_, to) if to.addresses.is_some_and(|(first, _)| Family::of(first) != way.family) => {
+                continue;
+            }
+            _ => None,
+        };
+        let asked = |piece: &Piece| piece.next <= number && piece.region.meets(&step.region);
+        if !pieces.iter().any(asked) {
+            continue;
+        }
+        let unknown = matches!(step.fate, Fate::Unknown(_));
+        if unknown || (go_on.is_none() && tied(step)) {
+            reach.foreign |= unknown;
+            if !unknown {
+                reach.ties.push(number);
+            }
+            pieces.iter_mut().filter(|piece| asked(piece)).for_each(|piece| piece.sure = false);
+            continue;
+        }
+        let mut after = Vec::with_capacity(pieces.len() + 2);
+        let (mut cut, mut sure) = (false, false);
+        for mut piece in pieces {
+            if !asked(&piece) {
+                after.push(piece);
+                continue;
+            }
+            let rest = piece.region.minus(&step.region);
+            let is_sure = piece.sure && rest.is_some();
+            match go_on {
+                Some(to) if to <= at => {
+                    after.push(Piece { region: piece.region.and(&step.region), next: to, sure: is_sure });
+                }
+                _ => {
+                    cut = true;
+                    sure |= is_sure && piece.region.conditions().is_empty();
+                }
+            }
+            match rest {
+                Some(rest) => {
+                    after.extend(rest.into_iter().map(|region| Piece { region, next: piece.next, sure: piece.sure }));
+                }
+                None => {
+                    piece.sure = false;
+                    after.push(piece);
+                }
+            }
+        }
+        pieces = after;
+        if cut {
+            reach.cuts.push(Cut { step: number, sure });
+        }
+        if pieces.len() > MOST {
+            reach.too_much = true;
+            return reach;
+        }
+    }
+    reach.none = pieces.is_empty();
+    reach.none_local = local_at_first && !reach.cuts.is_empty() && !pieces.iter().any(|piece| is_local(&piece.region));
+    reach.some = pieces.iter().any(|piece| piece.sure && piece.region.conditions().is_empty());
+    reach
+}
+
+fn is_local(region: &Region) -> bool {
+    region.get(Field::DestinationKind).has(LOCAL)
+}
+
+/// The packets of a region that there can be: numbers of fields are as high as they go, and an address is this host's where it is
+/// one of `local`.
+pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> Vec<Region> {
+    let mut region = region.clone();
+    let widths = [(Field::Protocol, 8), (Field::Port, 16), (Field::SourcePort, 16), (Field::Mark, 32)];
+    for (field, bits) in widths {
+        region.narrow(field, &Set::range(0, (1 << bits) - 1));
+    }
+    if family == Family::Ipv4 {
+        region.narrow(Field::Source, &Set::range(0, u32::MAX.into()));
+        region.narrow(Field::Destination, &Set::range(0, u32::MAX.into()));
+    }
+    // Kinds of addresses: the last is RTN_XRESOLVE in include/uapi/linux/rtnetlink.h.
+    region.narrow(Field::DestinationKind, &Set::range(0, 11));
+    let Some(local) = local else { return vec![region] };
+    let here = Set::one(LOCAL);
+    let of_here = region.clone().with(Field::Destination, local).with(Field::DestinationKind, &here);
+    let of_others = region.with(Field::Destination, &local.not()).with(Field::DestinationKind, &here.not());
+    [of_here, of_others].into_iter().filter(|region| !region.is_empty()).collect()
+}
+
+/// A forward, and what gets as far as each of its steps.
+pub(super) struct Reached<'a> {
+    /// The forward.
+    pub forward: Forward<'a>,
+    /// The way, the number of the step on it, and what gets there.
+    pub steps: Vec<(&'a Way, usize, Reach)>,
+}
+
+/// All forwards of a host of which not every step is surely reached by all of its packets.
+pub(super) fn all(host: &Host) -> Vec<Reached<'_>> {
+    let forwards = Forward::all(&host.view);
+    let mut left = MOST_PAIRS;
+    let mut found: HashMap<usize, Vec<(&Way, usize, Reach)>> = HashMap::new();
+    for way in &host.view.ways {
+        if !matches!(way.hook, Hook::Prerouting | Hook::Output) || way.steps.len() < 2 {
+            continue;
+        }
+        let index = Overlaps::new(way.steps.iter().map(|step| &step.region));
+        let priorities = Priorities::new(host, way);
+        let local = host.facts.as_ref().map(|facts| facts.local(way.family)).filter(|local| !local.is_empty());
+        for (number, forward) in forwards.iter().enumerate().filter(|(_, forward)| forward.family == way.family) {
+            for (_, at, step) in forward.steps.iter().filter(|(hook, _, _)| *hook == way.hook) {
+                let mut earlier = index.meeting(&step.region);
+                earlier.truncate(earlier.partition_point(|number| number < at));
+                if earlier.is_empty() {
+                    continue;
+                }
+                let reach = if earlier.len() > MOST_STEPS || earlier.len() > left {
+                    Reach { too_much: true, ..Reach::default() }
+                } else {
+                    left -= earlier.len();
+                    let start = possible(&step.region, way.family, local.as_ref());
+                    of(way, *at, start, earlier.into_iter(), |other| priorities.tied(other, step))
+                };
+                if !reach.cuts.is_empty() || !reach.ties.is_empty() || reach.too_much {
+                    found.entry(number).or_default().push((way, *at, reach));
+                }
+            }
+        }
+    }
+    let forwards = forwards.into_iter().enumerate();
+    forwards.filter_map(|(number, forward)| Some(Reached { forward, steps: found.remove(&number)? })).collect()
+}
+
+/// The priorities at which tables translate at a hook.
+struct Priorities(HashMap<usize, HashSet<i32>>);
+
+impl Priorities {
+    fn new(host: &Host, way: &Way) -> Self {
+        let mut tables: HashMap<usize, HashSet<i32>> = HashMap::new();
+        for placed in order::chains(&host.rules, way.family, way.hook, true) {
+            tables.entry(placed.table_at).or_default().insert(placed.base.priority);
+        }
+        Self(tables)
+    }
+
+    /// Whether it is not known which of two steps is asked first.
+    fn tied(&self, a: &Step, b: &Step) -> bool {
+        let of = |step: &Step| self.0.get(&step.at.table);
+        a.tied
+            && b.tied
+            && a.at.table != b.at.table
+            && of(a).zip(of(b)).is_some_and(|(of_a, of_b)| !of_a.is_disjoint(of_b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::region::{Condition, Packet, State, Truth};
+    use crate::audit::ruleset::{At, Rewrite};
+    use crate::audit::view::Translation;
+    use proptest::prelude::*;
+
+    fn regions() -> impl Strategy<Value = Region> {
+        let ports = prop_oneof![
+            1 => Just(Set::ALL),
+            2 => (0..8u128).prop_map(Set::one),
+            3 => (0..8u128, 0..4u128).prop_map(|(first, more)| Set::range(first, (first + more).min(7))),
+            1 => (0..8u128).prop_map(|port| Set::one(port).not()),
+        ];
+        let address = prop_oneof![2 => Just(Set::ALL), 1 => (0..2u128).prop_map(Set::one)];
+        let protocol = prop_oneof![2 => Just(Set::ALL), 1 => Just(Set::one(6)), 1 => Just(Set::one(17))];
+        (ports, address, protocol).prop_map(|(ports, address, protocol)| {
+            let region = Region::all().with(Field::Port, &ports).with(Field::Destination, &address);
+            region.with(Field::Protocol, &protocol)
+        })
+    }
+
+    #[derive(Debug, Clone)]
+    enum Does {
+        Forwards,
+        Drops,
+        Jumps(usize),
+        IsUnknown,
+        AsksUnknown,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(Region, Does)>> {
+        let does = prop_oneof![
+            8 => Just(Does::Forwards),
+            1 => Just(Does::Drops),
+            4 => (1..5usize).prop_map(Does::Jumps),
+            1 => Just(Does::IsUnknown),
+            1 => Just(Does::AsksUnknown),
+        ];
+        proptest::collection::vec((regions(), does), 1..12)
+    }
+
+    fn way(steps: Vec<(Region, Does)>) -> Way {
+        let step = |(number, (mut region, does)): (usize, (Region, Does))| {
+            let fate = match does {
+                Does::Forwards => Fate::Rewritten(Translation::Dnat, Rewrite::default()),
+                Does::Drops => Fate::Dropped,
+                Does::Jumps(by) => Fate::GoOn(number + by),
+                Does::IsUnknown => Fate::Unknown("-j TOMORROW".into()),
+                Does::AsksUnknown => {
+                    region.ask(Condition::Unknown("-m tomorrow".into()));
+                    Fate::Rewritten(Translation::Dnat, Rewrite::default())
+                }
+            };
+            Step { region, fate, at: At { table: 0, chain: 0, rule: number, case: 0 }, tied: false }
+        };
+        let steps = steps.into_iter().enumerate().map(step).collect();
+        Way { family: Family::Ipv4, hook: Hook::Prerouting, steps }
+    }
+
+    fn universe() -> Vec<Packet> {
+        let mut all = Vec::new();
+        for (port, address, protocol) in (0..8u128)
+            .flat_map(|port| [(port, 0u128), (port, 1)])
+            .flat_map(|(port, a)| [(port, a, 6), (port, a, 17u128)])
+        {
+            let packet = Packet::new(Family::Ipv4).with(Field::State, State::New.number());
+            let packet = packet.with(Field::Port, port).with(Field::Destination, address);
+            all.push(packet.with(Field::Protocol, protocol).with(Field::DestinationKind, LOCAL));
+        }
+        all
+    }
+
+    /// The steps that may be the first to decide a packet: one where all is understood.
+    fn winners(way: &Way, packet: &Packet) -> Vec<usize> {
+        let (mut at, mut maybe) = (vec![0], Vec::new());
+        while let Some(number) = at.pop() {
+            let Some(step) = way.steps.get(number) else { continue };
+            let truth = step.region.has(packet);
+            if truth != Truth::Yes || matches!(step.fate, Fate::Unknown(_)) {
+                at.push(number + 1);
+            }
+            if truth != Truth::No {
+                match step.fate {
+                    Fate::GoOn(to) => at.push(to),
+                    _ => maybe.push(number),
+                }
+            }
+        }
+        maybe
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn what_gets_there_is_what_wins_a_packet(steps in steps()) {
+            let understood = !steps.iter().any(|(_, does)| matches!(does, Does::IsUnknown | Does::AsksUnknown));
+            let way = way(steps);
+            let won: Vec<(Packet, Vec<usize>)> =
+                universe().into_iter().map(|packet| { let won = winners(&way, &packet); (packet, won) }).collect();
+            // There are no other packets than these.
+            let all = Region::all()
+                .with(Field::Port, &Set::range(0, 7))
+                .with(Field::Destination, &Set::range(0, 1))
+                .with(Field::Protocol, &Set::of([(6, 6), (17, 17)]))
+                .with(Field::DestinationKind, &Set::one(LOCAL));
+            for (at, step) in way.steps.iter().enumerate() {
+                let start: Vec<Region> =
+                    [step.region.and(&all)].into_iter().filter(|region| !region.is_empty()).collect();
+                let reach = of(&way, at, start, 0..at, |_| false);
+                prop_assert!(!reach.too_much);
+                let wins = won.iter().any(|(_, by)| by.contains(&at));
+                let surely = won.iter().any(|(_, by)| *by == [at]);
+                prop_assert!(!(reach.none && wins) || matches!(step.fate, Fate::GoOn(_)), "{at} is lost and wins: {way:?}");
+                if matches!(step.fate, Fate::GoOn(_) | Fate::Unknown(_)) {
+                    continue;
+                }
+                prop_assert!(!reach.some || surely || !step.region.conditions().is_empty(), "{at} surely wins nothing: {way:?}");
+                if understood {
+                    prop_assert_eq!(reach.none, !wins, "{} of {:?}", at, &way);
+                    prop_assert_eq!(reach.some, wins, "{} of {:?}", at, &way);
+                    for cut in &reach.cuts {
+                        let of_cut = |packet: &Packet| step.region.has(packet) == Truth::Yes && way.steps[cut.step].region.has(packet) == Truth::Yes;
+                        prop_assert!(cut.sure && won.iter().any(|(packet, by)| of_cut(packet) && !by.contains(&at)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_would_be_too_many_pieces_is_unknown() {
+        // Each takes a corner of two fields, which leaves one more piece.
+        let corner = |number: u128| {
+            let region = Region::all().with(Field::Port, &Set::one(number)).with(Field::Source, &Set::one(number));
+            (region.with(Field::SourcePort, &Set::one(number)), Does::Forwards)
+        };
+        let mut all: Vec<_> = (0..300).map(corner).collect();
+        all.push((Region::all(), Does::Forwards));
+        let way = way(all);
+        let reach = of(&way, 300, vec![Region::all()], 0..300, |_| false);
+        assert!(reach.too_much && !reach.none && !reach.some);
+        let reach = of(&way, 20, vec![Region::all()], 0..20, |_| false);
+        assert!(!reach.too_much && reach.some && reach.cuts.len() == 20 - usize::from(false));
+    }
+
+    #[test]
+    fn an_address_is_of_the_kind_that_it_is() {
+        let local = Set::range(5, 6);
+        let region = Region::all().with(Field::Destination, &Set::range(6, 7));
+        let pieces = possible(&region, Family::Ipv4, Some(&local));
+        assert_eq!(pieces.len(), 2);
+        assert_eq!(
+            (pieces[0].get(Field::Destination).only(), pieces[0].get(Field::DestinationKind).only()),
+            (Some(6), Some(LOCAL))
+        );
+        assert!(pieces[1].get(Field::Destination).only() == Some(7) && !is_local(&pieces[1]));
+        assert_eq!(possible(&region.with(Field::Destination, &Set::one(6)), Family::Ipv4, Some(&local)).len(), 1);
+    }
+}
