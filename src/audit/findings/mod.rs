@@ -4,6 +4,8 @@
 mod naming;
 mod order;
 mod shape;
+#[cfg(test)]
+mod speed;
 
 use super::finding::{Finding, Kind};
 use super::host::Host;

@@ -62,6 +62,13 @@ pub(super) struct Taker<'a> {
     exception: bool,
 }
 
+/// Steps that take packets of a forward, each rule once.
+#[derive(Default)]
+struct Takers<'a> {
+    list: Vec<Taker<'a>>,
+    known: HashMap<At, usize>,
+}
+
 /// The forwards of a host that have the faults of a class.
 pub(super) fn all<'a>(host: &'a Host, wanted: Class) -> Vec<Judged<'a>> {
     let judged = reach::all(host).into_iter().flat_map(|reached| judge(host, reached));
@@ -92,13 +99,14 @@ fn judge<'a>(host: &'a Host, reached: Reached<'a>) -> Vec<Judged<'a>> {
         let all = forward.steps.iter().filter(|(at, _, _)| *at == hook).count();
         steps.iter().filter(|(way, _, reach)| way.hook == hook && reach.none).count() == all
     };
-    let mut by: Vec<Taker<'a>> = Vec::new();
+    let mut by = Takers::default();
     for (way, at, reach) in &steps {
         let lost = nothing_at(way.hook);
         for cut in &reach.cuts {
             takes(&forward, way, *at, *cut, lost, &mut by);
         }
     }
+    let mut by = by.list;
     by.sort_by_key(|taker| !taker.forwards);
     let hooks = steps.iter().filter(|(_, _, reach)| !reach.cuts.is_empty()).map(|(way, _, _)| way.hook).collect();
     let found = |class, by, whole, confidence| Judged {
@@ -141,16 +149,17 @@ fn judge<'a>(host: &'a Host, reached: Reached<'a>) -> Vec<Judged<'a>> {
 
 /// The forwards of other tables that may be asked before it or behind.
 fn tie<'a>(host: &Host, forward: &Forward<'a>, steps: &[(&'a Way, usize, reach::Reach)]) -> Option<Judged<'a>> {
-    let (mut by, mut hooks) = (Vec::new(), Vec::new());
+    let (mut by, mut hooks) = (Takers::default(), Vec::new());
     for (way, at, reach) in steps {
         for number in &reach.ties {
-            let before = by.len();
+            let before = by.list.len();
             takes(forward, way, *at, Cut { step: *number, sure: true }, false, &mut by);
-            if by.len() > before {
+            if by.list.len() > before {
                 hooks.push(way.hook);
             }
         }
     }
+    let mut by = by.list;
     by.retain(|taker| !taker.same);
     if by.is_empty() {
         return None;
@@ -176,13 +185,13 @@ fn unique(hooks: &Vec<Hook>) -> Vec<Hook> {
 /// Adds the step that takes packets of a forward, unless it is of the same rule or known already.
 /// `lost` tells
 /// that nothing is left at this hook, and then it is no exception.
-fn takes<'a>(forward: &Forward<'a>, way: &'a Way, at: usize, cut: Cut, lost: bool, by: &mut Vec<Taker<'a>>) {
+fn takes<'a>(forward: &Forward<'a>, way: &'a Way, at: usize, cut: Cut, lost: bool, by: &mut Takers<'a>) {
     let Some((step, own)) = way.steps.get(cut.step).zip(way.steps.get(at)) else { return };
     if step.at == forward.at {
         return;
     }
     let exception = !lost && is_exception(own, step, forward.family);
-    if let Some(known) = by.iter_mut().find(|known| known.step.at == step.at) {
+    if let Some(known) = by.known.get(&step.at).and_then(|at| by.list.get_mut(*at)) {
         known.sure |= cut.sure;
         known.exception &= exception;
         return;
@@ -191,7 +200,8 @@ fn takes<'a>(forward: &Forward<'a>, way: &'a Way, at: usize, cut: Cut, lost: boo
         Fate::Rewritten(translation, to) => is_same(forward, &own.region.and(&step.region), *translation, to),
         _ => false,
     };
-    by.push(Taker { step, sure: cut.sure, same, forwards: matches!(step.fate, Fate::Rewritten(..)), exception });
+    by.known.insert(step.at, by.list.len());
+    by.list.push(Taker { step, sure: cut.sure, same, forwards: matches!(step.fate, Fate::Rewritten(..)), exception });
 }
 
 /// Whether the packets of a region go to the same place by a rewrite as by a forward.

@@ -19,11 +19,11 @@ use crate::model::Family;
 /// The most pieces that a region is cut into; how much of it is reached is unknown where there would be more.
 const MOST: usize = 256;
 
-/// The most earlier steps that one step is compared with. Of more than that only the first are.
-const MOST_STEPS: usize = 4096;
+/// The most earlier steps that one step is compared with; where there are more it is unknown.
+const MOST_STEPS: usize = 1024;
 
-/// The most earlier steps that all steps of a host together are compared with.
-const MOST_PAIRS: usize = 4_000_000;
+/// The most earlier steps that all steps of a host together are compared with; what is beyond is unknown.
+const MOST_PAIRS: usize = 2_000_000;
 
 /// A part of a region, all of whose packets go the same way.
 #[derive(Debug, Clone)]

@@ -1,0 +1,65 @@
+//! F43: forwards that nobody used.
+
+use std::collections::HashSet;
+
+use super::naming;
+use crate::audit::finding::{Finding, Kind};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::model::Counter;
+
+/// Forwards whose rules count 0, where another one counts more. Those without a counter say nothing; a rule that asks a map counts
+/// for all of its elements.
+pub(super) fn never(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let (mut unused, mut used, mut rules) = (Vec::new(), 0usize, HashSet::new());
+    for forward in super::forwards(host) {
+        let rule = (forward.at.table, forward.at.chain, forward.at.rule);
+        match count(host, &forward) {
+            Some(_) if !rules.insert(rule) => {}
+            Some(0) => unused.push(forward),
+            Some(_) => used += 1,
+            None => {}
+        }
+    }
+    if unused.is_empty() || used == 0 {
+        return Vec::new();
+    }
+    let all = used + unused.len();
+    let message = |names: &str| format!("{} of {all} forwards were never used: {names}", unused.len());
+    let finding = super::together(host, kind, naming::sure(host), &unused, message);
+    vec![finding.seen(format!("counter packets 0, and of {used} others more"))]
+}
+
+fn count(host: &Host, forward: &Forward<'_>) -> Option<u64> {
+    let (_, _, rule) = host.rules.at(forward.at)?;
+    rule.counter.map(|Counter { packets, .. }| packets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::{confidences, docker, found, nat, with};
+    use crate::audit::finding::Confidence;
+
+    fn rules(counts: [&str; 3]) -> String {
+        let rule = |(number, count): (usize, &str)| {
+            format!("{count} -A PREROUTING -p tcp -m tcp --dport {number} -j DNAT --to-destination 172.17.0.2\n")
+        };
+        counts.into_iter().enumerate().map(rule).collect::<String>().replace("\n -A", "\n-A").trim().to_owned()
+    }
+
+    #[test]
+    fn f43_one_that_counts_nothing_beside_others() {
+        let host = docker(&rules(["[7:420]", "[0:0]", ""]));
+        let all = found(&host, "F43");
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].message, "1 of 2 forwards were never used: `1/tcp -> 172.17.0.2`");
+        assert_eq!(confidences(&with(&nat(&rules(["[7:420]", "[0:0]", ""])), None), "F43"), [Confidence::Likely]);
+    }
+
+    #[test]
+    fn f43_where_nothing_was_counted_yet_nothing_is_said() {
+        for counts in [["[0:0]", "[0:0]", "[0:0]"], ["[1:60]", "[1:60]", ""], ["", "", ""]] {
+            assert!(found(&docker(&rules(counts)), "F43").is_empty(), "{counts:?}");
+        }
+    }
+}

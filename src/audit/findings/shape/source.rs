@@ -1,0 +1,286 @@
+//! F29, F30 and F31: rules that rewrite sources.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::naming::{self, is_open};
+use super::outside::Client;
+use crate::audit::describe;
+use crate::audit::facts::Way;
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::region::{Condition, Field, LOCAL, Region};
+use crate::audit::ruleset::{At, Hook, Tool};
+use crate::audit::set::{Set, number_of, number_of_name};
+use crate::audit::view::{Fate, Translation};
+use crate::model::Family;
+
+/// A rule that masquerades whatever leaves, or what stays within the host as well.
+///
+/// A rule that asks for what is not understood may be limited by that, so it is unknown.
+pub(super) fn unlimited(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (family, step, translation) in super::sources(host, &[Hook::Postrouting]) {
+        if translation != Translation::Masquerade {
+            continue;
+        }
+        let region = &step.region;
+        let open = |field| is_open(region.get(field), field, family);
+        let marked = region.conditions().iter().any(|condition| !matches!(condition, Condition::Unknown(_)));
+        let limited = !(open(Field::Output) && open(Field::Destination))
+            || marked
+            || [Field::Mark, Field::ConnectionMark, Field::Status, Field::OriginalDestination, Field::OriginalPort]
+                .iter()
+                .any(|field| !region.get(*field).is_all())
+            || region.get(Field::Input).only().is_some();
+        let output = region.get(Field::Output);
+        // `! -o docker0` is a limit of a kind; only that it leaves `lo` in is worth a word.
+        let named = !output.is_all();
+        let within = output.has(number_of_name(b"lo", 0)) && region.get(Field::Source).has(loopback(family));
+        let anybody = open(Field::Source) && region.get(Field::SourceKind).is_all();
+        if limited || if named { !within } else { !anybody } {
+            continue;
+        }
+        let confidence = match super::of_region(host, region) {
+            Confidence::Proved if step.tied => Confidence::Likely,
+            confidence => confidence,
+        };
+        let words = naming::rule(host, step.at, family);
+        let message = match named {
+            true => format!("`{words}` also masquerades what this host sends to itself"),
+            false => format!("`{words}` masquerades whatever leaves, by any interface and from any source"),
+        };
+        let packets = match describe::region(region, family) {
+            text if text.is_empty() => "all packets".to_owned(),
+            text => text,
+        };
+        let finding = kind.found(confidence, message).at(host.place(step.at));
+        found.push(finding.seen(format!("it is about {packets}")).mended_by(limit(host, step.at, family)));
+    }
+    found
+}
+
+/// How a rule is limited to the interface of the default route.
+fn limit(host: &Host, at: At, family: Family) -> String {
+    let client = Client::new(host, family);
+    let uplink = client.and_then(|client| client.input.map(crate::model::error::printable));
+    let uplink = uplink.unwrap_or_else(|| "IF".to_owned());
+    let is_nft = host.rules.at(at).is_some_and(|(table, _, _)| table.tool == Tool::Nft);
+    let asked = if is_nft { format!("oifname {uplink}") } else { format!("-o {uplink}") };
+    format!("put it again with `{asked}`, and then remove it: {}", naming::removal(host, at))
+}
+
+fn loopback(family: Family) -> u128 {
+    match family {
+        Family::Ipv4 => 0x7f00_0001,
+        Family::Ipv6 => 1,
+    }
+}
+
+/// A rule that rewrites sources to addresses that this host does not have.
+///
+/// Where it would be on a link of this host nobody answers for it there, which is proved; else routers may send it here, so it is
+/// likely. Without facts nothing is known of addresses, and nothing is said.
+pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = &host.facts else { return Vec::new() };
+    let mut found = Vec::new();
+    for (family, step, translation) in super::sources(host, &[Hook::Postrouting, Hook::Input]) {
+        let Fate::Rewritten(_, to) = &step.fate else { continue };
+        let Some((first, last)) = to.addresses.filter(|_| translation == Translation::Snat && to.prefix.is_none())
+        else {
+            continue;
+        };
+        if Family::of(first) != family {
+            continue;
+        }
+        let wanted = Set::range(number_of(first), number_of(last));
+        let own = facts.addresses.iter().map(|(_, network)| network.ip());
+        let own = own.filter(|address| Family::of(*address) == family).map(Set::address);
+        let own = own.fold(facts.local(family), |all, one| all.or(&one));
+        let missing = wanted.minus(&own);
+        let Some(low) = missing.first().and_then(|number| crate::audit::set::address_of(number, family)) else {
+            continue;
+        };
+        let words = describe::set(Field::Source, &missing, family);
+        let on_link = matches!(facts.way_to(low), Way::Out(_, None));
+        let confidence = match (super::of_region(host, &step.region), on_link, own.is_empty()) {
+            (_, _, true) => Confidence::Unknown,
+            (Confidence::Proved, false, _) => Confidence::Likely,
+            (confidence, _, _) => confidence,
+        };
+        let target = describe::target(to);
+        let message = format!("sources are rewritten to {target}, and {words} is no address of this host");
+        let finding = kind.found(confidence, message).at(host.place(step.at));
+        let finding = finding.seen(format!("`{}`", naming::rule(host, step.at, family)));
+        let finding = finding.seen(match facts.way_to(low) {
+            Way::Out(link, None) => format!("{low} is on the link of {}, where nobody answers for it", link.name),
+            Way::Out(link, Some(gateway)) => format!("this host has a route to {low}: by {gateway} at {}", link.name),
+            _ => format!("this host has no route to {low}"),
+        });
+        let prefix = if family == Family::Ipv4 { 32 } else { 128 };
+        let fix = format!(
+            "ip address add {low}/{prefix} dev IF, or rewrite to an address that is there: {}",
+            naming::removal(host, step.at)
+        );
+        found.push(finding.mended_by(fix));
+    }
+    found
+}
+
+/// Forwards whose clients outside the target does not see, by the rule that hides them.
+///
+/// Where the target is behind a router the answers may not come back otherwise, which is milder. Of a dump it is likely at most.
+pub(super) fn lost(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let clients = Family::ALL.map(|family| (family, Client::new(host, family)));
+    let addresses: Vec<IpAddr> = match &host.facts {
+        Some(facts) => facts.addresses.iter().map(|(_, network)| network.ip()).collect(),
+        None => Vec::new(),
+    };
+    let mut groups: BTreeMap<(At, Severity, Confidence), (Translation, Vec<Forward<'_>>)> = BTreeMap::new();
+    for forward in super::all(host) {
+        let Some(target) = forward.target() else { continue };
+        let client = clients.iter().find(|(family, _)| *family == forward.family);
+        let Some(client) = client.and_then(|(_, client)| client.as_ref()) else { continue };
+        let Some((_, step)) = forward.arriving().find(|(_, step)| client.is_of(&step.region)) else { continue };
+        let to = destination(&step.region, &addresses, forward.family);
+        if to.is_none() && host.facts.is_some() {
+            continue;
+        }
+        let Some(packet) = client.packet(&forward, to) else { continue };
+        let travel = client.send(packet);
+        let Some((translation, at)) = travel.source.filter(|_| travel.taken == Some(forward.at)) else { continue };
+        let confidence = if travel.source_sure { naming::sure(host) } else { Confidence::Likely };
+        let routed = host.facts.as_ref().is_some_and(|facts| matches!(facts.way_to(target), Way::Out(_, Some(_))));
+        let severity = if routed { Severity::Info } else { kind.severity };
+        groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
+    }
+    let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<Forward<'_>>))| {
+        let family = forwards.first().map_or(Family::Ipv4, |forward| forward.family);
+        let words = naming::rule(host, at, family);
+        let hides = if forwards.len() == 1 { "does" } else { "do" };
+        let message =
+            |names: &str| format!("the target of {names} {hides} not see its clients: `{words}` rewrites their source");
+        let finding =
+            super::together(host, kind, confidence, &forwards, message).as_bad_as(severity).at(host.place(at));
+        let finding = finding.seen(format!("a packet from outside leaves by {} of `{words}`", translation.name()));
+        let fix = match severity {
+            Severity::Info => {
+                "the target is behind a router: where answers come back by this host anyhow, remove the rule".to_owned()
+            }
+            _ => format!(
+                "limit it to clients in the target's network, for which alone it is needed; {}",
+                naming::removal(host, at)
+            ),
+        };
+        finding.mended_by(fix)
+    };
+    groups.into_iter().map(one).collect()
+}
+
+/// An address of this host at which a client outside may use a forward.
+fn destination(region: &Region, addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let asked = region.get(Field::Destination);
+    if !region.get(Field::DestinationKind).has(LOCAL) {
+        return None;
+    }
+    let own = addresses.iter().filter(|address| Family::of(**address) == family && !address.is_loopback());
+    let mut own = own.filter(|address| asked.has(number_of(**address)));
+    let named = || asked.only().and_then(|number| crate::audit::set::address_of(number, family));
+    own.next().copied().or_else(|| named().filter(|address| !address.is_loopback() && addresses.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::{confidences, docker, facts, found, nat, with};
+    use super::*;
+    use Confidence::{Likely, Proved, Unknown};
+
+    #[test]
+    fn f29_a_masquerade_of_everything() {
+        let all = found(&docker("-A POSTROUTING -j MASQUERADE"), "F29");
+        assert_eq!(
+            all.iter().map(|it| it.message.as_str()).collect::<Vec<_>>(),
+            ["`-A POSTROUTING -j MASQUERADE` masquerades whatever leaves, by any interface and from any source"]
+        );
+        assert_eq!(all[0].confidence, Proved);
+        assert!(
+            all[0].fix.contains("`-o eth0`") && all[0].fix.contains("iptables -t nat -D POSTROUTING -j MASQUERADE")
+        );
+        let negative = found(&docker("-A POSTROUTING ! -o docker0 -j MASQUERADE"), "F29");
+        assert!(negative[0].message.contains("sends to itself"), "{}", negative[0].message);
+        assert_eq!(confidences(&with(&nat("-A POSTROUTING -j MASQUERADE"), None), "F29"), [Likely]);
+        assert_eq!(confidences(&docker("-A POSTROUTING -m tomorrow -j MASQUERADE"), "F29"), [Unknown]);
+    }
+
+    #[test]
+    fn f29_a_limit_is_a_limit() {
+        for asks in [
+            "-o eth0",
+            "-s 172.17.0.0/16",
+            "-s 172.17.0.0/16 ! -o docker0",
+            "-d 172.17.0.2/32",
+            "! -o lo",
+            "-m mark --mark 0x4000/0x4000",
+            "-m conntrack --ctstate DNAT",
+            "-s 127.0.0.0/8 -o docker0",
+        ] {
+            let host = docker(&format!("-A POSTROUTING {asks} -j MASQUERADE"));
+            assert!(found(&host, "F29").is_empty(), "{asks}");
+        }
+    }
+
+    #[test]
+    fn f30_an_address_that_nobody_answers_for() {
+        let rule = |to: &str| format!("-A POSTROUTING -o eth0 -j SNAT --to-source {to}");
+        let all = found(&docker(&rule("192.0.2.7")), "F30");
+        assert_eq!((all.len(), all[0].confidence), (1, Proved), "on the link");
+        assert_eq!(all[0].message, "sources are rewritten to 192.0.2.7, and 192.0.2.7 is no address of this host");
+        assert_eq!(confidences(&docker(&rule("203.0.113.7")), "F30"), [Likely], "it may be routed here");
+        assert!(found(&docker(&rule("192.0.2.1-192.0.2.2")), "F30")[0].message.contains("and 192.0.2.2 is no"));
+        assert!(found(&docker(&rule("192.0.2.1")), "F30").is_empty());
+        assert!(found(&with(&nat(&rule("192.0.2.7")), None), "F30").is_empty());
+        let asked = rule("192.0.2.7").replace("-o", "-m tomorrow -o");
+        assert_eq!(confidences(&docker(&asked), "F30"), [Unknown]);
+    }
+
+    fn forward_and(source: &str) -> String {
+        format!(
+            "-A PREROUTING -d 192.0.2.1 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n-A POSTROUTING {source}"
+        )
+    }
+
+    #[test]
+    fn f31_clients_that_the_target_does_not_see() {
+        for source in ["-j MASQUERADE", "-d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j SNAT --to-source 172.17.0.1"] {
+            let all = found(&docker(&forward_and(source)), "F31");
+            assert_eq!(all.len(), 1, "{source}");
+            assert_eq!((all[0].confidence, all[0].severity), (Proved, Severity::Warning));
+            assert!(all[0].message.starts_with("the target of `192.0.2.1:80/tcp -> 172.17.0.2` does not see"));
+            assert_eq!(all[0].places.len(), 2);
+        }
+        let remote = forward_and("-j MASQUERADE").replace("172.17.0.2", "203.0.113.9");
+        assert_eq!(found(&docker(&remote), "F31")[0].severity, Severity::Info, "answers would not come back");
+    }
+
+    #[test]
+    fn f31_masquerade_of_others_is_fine() {
+        for source in [
+            "-s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE",
+            "-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+            "-o eth0 -j MASQUERADE",
+        ] {
+            assert!(found(&docker(&forward_and(source)), "F31").is_empty(), "{source}");
+        }
+        let closed = forward_and("-j MASQUERADE").replace("-d 192.0.2.1", "-d 192.0.2.1 -s 10.0.0.0/8");
+        assert!(found(&docker(&closed), "F31").is_empty(), "nobody from outside");
+    }
+
+    #[test]
+    fn f31_of_a_dump_is_likely() {
+        assert_eq!(confidences(&with(&nat(&forward_and("-j MASQUERADE")), None), "F31"), [Likely]);
+        assert!(found(&with(&nat(&forward_and("-o docker0 -j MASQUERADE")), None), "F31").is_empty());
+        let asked = "-m tomorrow -j ACCEPT\n-A POSTROUTING -j MASQUERADE";
+        assert_eq!(confidences(&with(&nat(&forward_and(asked)), Some(facts())), "F31"), [Likely]);
+    }
+}

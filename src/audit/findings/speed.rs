@@ -1,0 +1,49 @@
+//! How long the findings take where there are many forwards. Run with
+//! `cargo test --release --lib audit::findings::speed -- --ignored --nocapture`.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use super::shape::hosts::{facts, nat, with};
+use super::{Check, checks};
+use crate::audit::host::Host;
+
+/// One chain of forwards of one port each; beyond those that there are the address is another one.
+fn host(number: usize, source: &str) -> Host {
+    let mut rules = String::from("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n");
+    for at in 0..number {
+        let (port, host) = (1 + at % 65_000, 2 + at % 250);
+        let written = writeln!(
+            rules,
+            "[{}:0] -A PREROUTING {source} -p tcp -m tcp --dport {port} -j DNAT --to-destination 172.17.0.{host}:80",
+            at % 2
+        );
+        assert!(written.is_ok());
+    }
+    with(&nat(&rules), Some(facts()))
+}
+
+fn time(check: &Check, host: &Host) -> (Duration, usize) {
+    let start = Instant::now();
+    let found = (check.find)(host, &check.kind).len();
+    (start.elapsed(), found)
+}
+
+#[test]
+#[ignore = "it measures, and only in release"]
+fn sixty_thousand_forwards_of_one_port() {
+    for (what, source) in [("unguarded", ""), ("of docker", "-m addrtype --dst-type LOCAL ! -i docker0")] {
+        let (few, many) = (host(6_000, source), host(60_000, source));
+        let (mut of_few, mut of_many) = (Duration::ZERO, Duration::ZERO);
+        for check in checks() {
+            let ((short, _), (long, found)) = (time(check, &few), time(check, &many));
+            let growth = long.as_secs_f64() / short.as_secs_f64();
+            eprintln!("{what} {}: {long:?}, {growth:.1} times that of 6,000; {found} found", check.kind.id);
+            of_few += short;
+            of_many += long;
+        }
+        let growth = of_many.as_secs_f64() / of_few.as_secs_f64();
+        eprintln!("{what} all: {of_many:?}, {growth:.1} times that of 6,000");
+        assert!(growth < 30.0, "{growth}");
+    }
+}
