@@ -58,7 +58,7 @@ fn one(field: Field, (first, last): (u128, u128), family: Family) -> String {
         Field::Protocol if first == last => protocol(first),
         Field::DestinationKind | Field::SourceKind if (first, last) == (LOCAL, LOCAL) => "local".into(),
         Field::State if first == last => state(first),
-        Field::Mark | Field::ConnectionMark | Field::Status if first == last => format!("{first:#x}"),
+        Field::Mark | Field::ConnectionMark | Field::Status | Field::Label if first == last => format!("{first:#x}"),
         _ if first == last => first.to_string(),
         _ if last == u128::MAX => format!(">= {first}"),
         _ => format!("{first}-{last}"),
@@ -145,6 +145,7 @@ pub fn region(region: &Region, family: Family) -> String {
     }
     put("meta mark", Field::Mark);
     put("ct mark", Field::ConnectionMark);
+    put("ct label", Field::Label);
     put("ct status", Field::Status);
     put(&format!("ct original {ip} daddr"), Field::OriginalDestination);
     put("ct original proto-dst", Field::OriginalPort);
@@ -164,6 +165,7 @@ fn asked(condition: &Condition, family: Family) -> String {
                 Field::Mark => "meta mark",
                 Field::ConnectionMark => "ct mark",
                 Field::Status => "ct status",
+                Field::Label => "ct label",
                 Field::Source => "saddr",
                 Field::Destination => "daddr",
                 _ => "bits",
@@ -221,9 +223,16 @@ pub fn action(action: &Action) -> String {
         Action::Masquerade(rewrite) => to("masquerade", rewrite),
         Action::Netmap(rewrite) => to("netmap", rewrite),
         Action::Mark { field, mask, value } => {
-            let name = if *field == Field::Mark { "meta mark" } else { "ct mark" };
+            let name = match field {
+                Field::Mark => "meta mark",
+                Field::Label => return format!("ct label set {value:#x}"),
+                _ => "ct mark",
+            };
             format!("{name} set {name} & {:#x} ^ {value:#x}", !mask & u128::from(u32::MAX))
         }
+        Action::MarkUnknown { field: Field::Mark } => "meta mark set [unknown]".into(),
+        Action::MarkUnknown { field: Field::Label } => "ct label set [unknown]".into(),
+        Action::MarkUnknown { .. } => "ct mark set [unknown]".into(),
         Action::CopyMark { to: Field::Mark } => "meta mark set ct mark".into(),
         Action::CopyMark { .. } => "ct mark set meta mark".into(),
         Action::Untracked => "notrack".into(),

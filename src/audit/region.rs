@@ -43,11 +43,13 @@ pub enum Field {
     Direction,
     /// Its family: 4 or 6, see [`family_number`]. Rules in tables of both ask for it.
     Family,
+    /// The labels of its connection, 128 bits; the first is the lowest of the highest byte, as the kernel has them in memory.
+    Label,
 }
 
 impl Field {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Input,
         Self::Output,
         Self::Source,
@@ -65,10 +67,20 @@ impl Field {
         Self::OriginalPort,
         Self::Direction,
         Self::Family,
+        Self::Label,
     ];
 
     fn index(self) -> usize {
         self as usize
+    }
+
+    /// Whether a mask has all bits that the field can have.
+    fn is_all_of_it(self, mask: u128) -> bool {
+        let all = match self {
+            Self::Mark | Self::ConnectionMark | Self::Status => u32::MAX.into(),
+            _ => u128::MAX,
+        };
+        mask & all == all
     }
 }
 
@@ -262,9 +274,7 @@ impl Region {
     /// Asks for one thing more. Bits that are all a field has, and of which a set tells as much, become one.
     pub fn ask(&mut self, condition: Condition) {
         match condition {
-            Condition::Bits { field, mask, value, not }
-                if (mask.saturating_add(1)).is_power_of_two() && mask >= 0xffff_ffff =>
-            {
+            Condition::Bits { field, mask, value, not } if field.is_all_of_it(mask) => {
                 let set = Set::one(value);
                 self.narrow(field, &if not { set.not() } else { set });
             }
@@ -391,7 +401,8 @@ pub fn states(named: impl IntoIterator<Item = State>) -> Set {
 /// A packet that arrives by an interface, or that this host sends where there is none.
 pub fn packet(family: Family, input: Option<&str>) -> Packet {
     let packet = Packet::new(family).with(Field::State, State::New.number()).with(Field::Direction, 0);
-    let packet = packet.with(Field::Mark, 0).with(Field::ConnectionMark, 0).with(Field::Status, 0);
+    let packet =
+        packet.with(Field::Mark, 0).with(Field::ConnectionMark, 0).with(Field::Status, 0).with(Field::Label, 0);
     packet.with(Field::Input, set::number_of_name(input.unwrap_or_default().as_bytes(), 0))
 }
 

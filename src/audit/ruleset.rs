@@ -321,6 +321,12 @@ impl Chains {
         &mut self.list[number]
     }
 
+    /// Changes all of them.
+    pub(super) fn each(&mut self, change: impl FnMut(&mut Chain)) {
+        self.indexes = OnceLock::new();
+        self.list.iter_mut().for_each(change);
+    }
+
     /// What finds the rules of the chain of this number that a packet is asked about; none of a short one.
     pub(super) fn index(&self, number: usize) -> Option<&Index> {
         self.indexes.get_or_init(|| self.list.iter().map(Index::new).collect()).get(number)?.as_ref()

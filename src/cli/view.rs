@@ -5,16 +5,18 @@ use crate::engine::{Outcome, Plan, Sign, Step};
 
 /// Prints the steps of a plan, one a line.
 pub fn steps(steps: &[Step], output: &mut Output<'_>) -> std::io::Result<()> {
-    for step in steps {
-        let set = step.set.as_ref().map(|set| format!("  [{set}]")).unwrap_or_default();
-        let text = match (&step.before, &step.after) {
-            (Some(before), Some(after)) if before != after => format!("{before}  =>  {after}"),
-            (_, Some(text)) | (Some(text), None) => text.to_string(),
-            (None, None) => continue,
-        };
-        writeln!(output.stdout, "{} {text}{set}", step.sign)?;
-    }
-    Ok(())
+    steps.iter().filter_map(step).try_for_each(|line| writeln!(output.stdout, "{line}"))
+}
+
+/// A step of a plan, `+ 8080/tcp -> 172.17.0.3:80  [cli]`.
+pub fn step(step: &Step) -> Option<String> {
+    let set = step.set.as_ref().map(|set| format!("  [{set}]")).unwrap_or_default();
+    let text = match (&step.before, &step.after) {
+        (Some(before), Some(after)) if before != after => format!("{before}  =>  {after}"),
+        (_, Some(text)) | (Some(text), None) => text.to_string(),
+        (None, None) => return None,
+    };
+    Some(format!("{} {text}{set}", step.sign))
 }
 
 /// "N to add, N to change, N to remove".

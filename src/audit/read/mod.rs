@@ -1,9 +1,12 @@
 //! Where rules and facts come from: the kernel, and dumps of it.
 
 pub mod facts;
+mod live;
 pub mod nft;
 pub mod save;
 pub mod xt;
+
+pub use live::live;
 
 use super::ruleset::{Ruleset, Tool};
 use crate::model::Family;

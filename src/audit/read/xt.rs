@@ -19,10 +19,9 @@ pub fn matches(name: &str, revision: u32, info: &[u8], family: Option<Family>) -
     })
 }
 
-/// What a target does; `None` where it decides nothing. `source` says which address it rewrites where its name does not
-/// tell, by [`rewrites_source`].
-pub fn target(name: &str, revision: u32, info: &[u8], family: Option<Family>, source: Option<bool>) -> Option<Action> {
-    match targets::read(name, revision, Info(info), family, source) {
+/// What a target does; `None` where it decides nothing.
+pub fn target(name: &str, revision: u32, info: &[u8], family: Option<Family>) -> Option<Action> {
+    match targets::read(name, revision, Info(info), family) {
         Some(targets::Done::Nothing) => None,
         Some(targets::Done::Action(action)) => Some(action),
         None => Some(Action::Unknown(format!("-j {name}").into())),
@@ -33,17 +32,6 @@ pub fn target(name: &str, revision: u32, info: &[u8], family: Option<Family>, so
 pub fn comment(info: &[u8]) -> Option<String> {
     let text = info.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
     Some(String::from_utf8_lossy(text).into_owned())
-}
-
-/// Whether it is sources that are rewritten at these hooks, one bit each by its number `NF_INET_…`; `None` where it depends.
-pub fn rewrites_source(hooks: u32) -> Option<bool> {
-    const DESTINATIONS: u32 = 1 << 0 | 1 << 3;
-    const SOURCES: u32 = 1 << 1 | 1 << 4;
-    match (hooks & DESTINATIONS > 0, hooks & SOURCES > 0) {
-        (true, false) => Some(false),
-        (false, true) => Some(true),
-        _ => None,
-    }
 }
 
 /// The bytes of a structure.
@@ -91,7 +79,7 @@ mod tests {
     fn what_is_not_known_has_its_name() {
         let regions = matches("tomorrow", 0, &[], Some(Family::Ipv4));
         assert!(matches!(regions[0].conditions(), [Condition::Unknown(words)] if &**words == "-m tomorrow"));
-        assert_eq!(target("TOMORROW", 0, &[], None, None), Some(Action::Unknown("-j TOMORROW".into())));
+        assert_eq!(target("TOMORROW", 0, &[], None), Some(Action::Unknown("-j TOMORROW".into())));
     }
 
     #[test]
@@ -108,19 +96,11 @@ mod tests {
                             let _ = matches(name, revision, &info, family);
                         }
                         for name in targets {
-                            let _ = target(name, revision, &info, family, Some(true));
+                            let _ = target(name, revision, &info, family);
                         }
                     }
                 }
             }
         }
-    }
-
-    #[test]
-    fn hooks_tell_which_address() {
-        assert_eq!(rewrites_source(1 << 0), Some(false));
-        assert_eq!(rewrites_source(1 << 4 | 1 << 1), Some(true));
-        assert_eq!(rewrites_source(1 << 0 | 1 << 4), None);
-        assert_eq!(rewrites_source(0), None);
     }
 }

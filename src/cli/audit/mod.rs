@@ -6,14 +6,16 @@ mod text;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Failure, Global, Output, json};
+use super::{Failure, Global, Output, json, view};
 use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 use crate::audit::host::Host;
 use crate::audit::listing::{self, Row};
 use crate::audit::read;
 use crate::audit::ruleset::Gap;
+use crate::engine::EngineError;
 use crate::model::Family;
 use crate::model::error::printable;
 
@@ -143,10 +145,28 @@ fn dump(path: &Path) -> anyhow::Result<crate::audit::ruleset::Ruleset> {
     Ok(read::dump(&text, family).map_err(|error| usage(error.to_string()))?)
 }
 
-fn live(_global: &Global, _output: &mut Output<'_>) -> anyhow::Result<Host> {
-    Err(Failure::Unsupported {
-        what: "the rules of this host cannot be read yet".into(),
-        help: "give dumps of them".into(),
+/// This host, and what our own state says of it.
+fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
+    // Who is on an ssh connection is on one of this namespace only where no other is looked at.
+    let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| global.netns.is_none());
+    let (rules, mut facts) = read::live(ssh.as_deref()).map_err(EngineError::from)?;
+    match drift(global) {
+        Ok(drift) => facts.drift = drift,
+        Err(error) => facts.gaps.push(Gap {
+            what: "whether the kernel holds what our own state asks for".into(),
+            why: format!("{error:#}"),
+        }),
     }
-    .into())
+    if global.verbose {
+        writeln!(output.stderr, "note: {} tables, {} links", rules.tables.len(), facts.links.len())?;
+    }
+    Ok(Host::new(rules, Some(facts)))
+}
+
+/// In what the kernel differs from what our state asks for. Without a state nothing is asked for.
+fn drift(global: &Global) -> anyhow::Result<Vec<String>> {
+    let mut engine = crate::engine::Engine::open(&global.state_dir, false, global.choice())?;
+    let asked = Arc::clone(&engine.state().asked);
+    let plan = engine.plan(&asked)?;
+    Ok(plan.steps.iter().filter_map(view::step).collect())
 }

@@ -41,8 +41,8 @@ pub(super) fn is_global(address: IpAddr) -> bool {
                 && !(address.is_multicast() || address.is_broadcast() || a == 0)
         }
         IpAddr::V6(address) => {
-            !(address.is_loopback() || address.is_unspecified() || address.is_multicast())
-                && !(address.is_unique_local() || address.is_unicast_link_local())
+            let of_this_host = address.is_loopback() || address.is_unspecified() || address.is_multicast();
+            !(of_this_host || address.is_unique_local() || address.is_unicast_link_local())
         }
     }
 }

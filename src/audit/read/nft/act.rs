@@ -175,8 +175,25 @@ impl<'a> Walk<'a> {
     /// `ct … set`.
     pub(super) fn set_ct(&mut self, key: u32, from: u32) {
         const MARK: u32 = 3;
-        if key == MARK {
-            self.set_mark(Field::ConnectionMark, from);
+        const LABELS: u32 = 13;
+        match key {
+            MARK => self.set_mark(Field::ConnectionMark, from),
+            LABELS => self.set_labels(from),
+            _ => {}
+        }
+    }
+
+    /// Adds labels to those that the connection has (`nf_connlabels_replace` in `nft_ct_set_eval`).
+    fn set_labels(&mut self, from: u32) {
+        for branch in &mut self.open {
+            let known = |bytes: Vec<Byte>| {
+                bytes.into_iter().map(|byte| if let Byte::Known(byte) = byte { Some(byte) } else { None }).collect()
+            };
+            let bytes: Option<Vec<u8>> = branch.registers.get(from, 16).and_then(|bytes| known(bytes.to_vec()));
+            branch.actions.push(match bytes.and_then(|bytes| bytes.try_into().ok()).map(u128::from_be_bytes) {
+                Some(labels) => Action::Mark { field: Field::Label, mask: labels, value: labels },
+                None => Action::MarkUnknown { field: Field::Label },
+            });
         }
     }
 
@@ -273,8 +290,7 @@ impl<'a> Walk<'a> {
         let info = attributes.get(3).unwrap_or_default();
         for branch in std::mem::take(&mut self.open) {
             let family = self.family(&branch.region);
-            let source = xt::rewrites_source(self.context.hooks);
-            match xt::target(&name, revision, info, family, source) {
+            match xt::target(&name, revision, info, family) {
                 Some(action) => self.did(branch, action),
                 None => self.open.push(branch),
             }

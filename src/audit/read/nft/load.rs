@@ -126,10 +126,11 @@ impl Walk<'_> {
             "fib" => self.fib(attributes.number(1)?, attributes.number(2)?, attributes.number(3)?),
             // Of options of the packet that are set nothing depends.
             "exthdr" if attributes.number(7).is_some() => {}
-            "exthdr" => match attributes.number(1) {
-                Some(register) => self.unknown(register, "exthdr"),
-                None => {}
-            },
+            "exthdr" => {
+                if let Some(register) = attributes.number(1) {
+                    self.unknown(register, "exthdr");
+                }
+            }
             "numgen" => {
                 let kind = if attributes.number(3) == Some(0) { "inc" } else { "random" };
                 let words = format!("numgen {kind} mod {}", attributes.number(2).unwrap_or(0));
@@ -207,6 +208,7 @@ impl Walk<'_> {
             2 => self.load(register, |_| Load::Host(Source::Field(Field::Status, 32), 4)),
             3 => self.mark(register, Field::ConnectionMark, CONNECTION_MARK),
             7 => self.load(register, |_| Load::Network(Source::Nfproto, 1)),
+            13 => self.load(register, |_| Load::Network(Source::Field(Field::Label, 128), 16)),
             10 => self.load(register, |_| Load::Network(PROTOCOL, 1)),
             12 if original => {
                 self.load(register, |_| Load::Network(Source::Field(Field::OriginalPort, 16), 2));

@@ -109,7 +109,6 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
         let Some(table) = places.get(&rule.table).and_then(|place| tables.get_mut(*place)) else { continue };
         let context = rule::Context {
             family: table.family,
-            hooks: reached.hooks_of(&rule.table, &rule.chain),
             names: reached.sets.get(&rule.table),
             sets: &dump.sets,
             elements: &reached.elements,

@@ -16,17 +16,8 @@ pub(super) type Elements = HashMap<usize, Vec<Element>>;
 pub(super) struct Reached {
     /// The elements that were read.
     pub(super) elements: Elements,
-    /// The hooks, one bit each, from which chains are asked about packets whose address may be rewritten.
-    pub(super) hooks: HashMap<TableKey, HashMap<String, u32>>,
     /// The numbers of sets by their tables and names.
     pub(super) sets: HashMap<TableKey, HashMap<String, usize>>,
-}
-
-impl Reached {
-    /// The hooks that lead to a chain.
-    pub(super) fn hooks_of(&self, table: &TableKey, chain: &str) -> u32 {
-        self.hooks.get(table).and_then(|chains| chains.get(chain)).copied().unwrap_or(0)
-    }
 }
 
 /// What a rule refers to.
@@ -59,18 +50,19 @@ pub(super) fn reach(
             found.chains.extend(verdict_of(&expr).and_then(target));
         }
     }
-    let mut waiting: Vec<(&TableKey, String, u32)> = Vec::new();
+    let mut waiting: Vec<(&TableKey, String)> = Vec::new();
     for chain in &dump.chains {
-        if let Some(base) = chain.base.as_ref().filter(|base| base.kind == "nat") {
-            waiting.push((&chain.table, chain.name.clone(), 1u32.checked_shl(base.hook).unwrap_or(0)));
+        if chain.base.as_ref().is_some_and(|base| base.kind == "nat") {
+            waiting.push((&chain.table, chain.name.clone()));
         }
     }
     let mut targets: HashMap<usize, Vec<String>> = HashMap::new();
-    while let Some((table, name, hooks)) = waiting.pop() {
-        let known = reached.hooks.entry(table.clone()).or_default().entry(name.clone()).or_default();
-        let new = *known | hooks != *known;
-        *known |= hooks;
-        let Some(found) = chains.get(&(table, name.as_str())).filter(|_| new) else { continue };
+    let mut met: HashSet<(&TableKey, String)> = HashSet::new();
+    while let Some((table, name)) = waiting.pop() {
+        if !met.insert((table, name.clone())) {
+            continue;
+        }
+        let Some(found) = chains.get(&(table, name.as_str())) else { continue };
         for number in &found.sets {
             let Some(set) = dump.sets.get(*number).filter(|set| !set.objects) else { continue };
             if !reached.elements.contains_key(number) {
@@ -78,9 +70,9 @@ pub(super) fn reach(
             }
             let elements = reached.elements.get(number).map(Vec::as_slice).unwrap_or_default();
             let targets = targets.entry(*number).or_insert_with(|| targets_of(elements));
-            waiting.extend(targets.iter().map(|name| (table, name.clone(), hooks)));
+            waiting.extend(targets.iter().map(|name| (table, name.clone())));
         }
-        waiting.extend(found.chains.iter().map(|name| (table, name.clone(), hooks)));
+        waiting.extend(found.chains.iter().map(|name| (table, name.clone())));
     }
     Ok(reached)
 }

@@ -20,8 +20,6 @@ use crate::nft::user_data;
 pub(super) struct Context<'a> {
     /// The family of its table.
     pub(super) family: TableFamily,
-    /// The hooks of chains of NAT that lead to it, one bit each.
-    pub(super) hooks: u32,
     /// The sets of its table by their names.
     pub(super) names: Option<&'a HashMap<String, usize>>,
     /// All sets.
@@ -189,7 +187,7 @@ impl<'a> Walk<'a> {
             Action::Untracked | Action::Proxy | Action::Unknown(_) => false,
             Action::Accept | Action::Drop | Action::Reject | Action::Return | Action::Queue => true,
             Action::Jump(_) | Action::Goto(_) => true,
-            Action::Dnat(_) | Action::Redirect(_) | Action::Snat(_) | Action::Masquerade(_) => true,
+            Action::Dnat(_) | Action::Redirect(_) | Action::Snat(_) | Action::Masquerade(_) | Action::Netmap(_) => true,
         };
         branch.actions.push(action);
         if ends { self.cases.push(case(branch)) } else { self.open.push(branch) }

@@ -16,21 +16,15 @@ pub(super) enum Done {
 }
 
 /// Reads a target; `None` where it is not understood.
-pub(super) fn read(
-    name: &str,
-    revision: u32,
-    info: Info<'_>,
-    family: Option<Family>,
-    source: Option<bool>,
-) -> Option<Done> {
+pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Done> {
     let action = match (name, revision) {
         ("DNAT", 0..=2) => Action::Dnat(rewrite(revision, info, family?)?),
         ("SNAT", 0..=2) => Action::Snat(rewrite(revision, info, family?)?),
         ("MASQUERADE", 0) => Action::Masquerade(rewrite(of_family(family?), info, family?)?),
         ("REDIRECT", 0) => Action::Redirect(rewrite(of_family(family?), info, family?)?),
         ("NETMAP", 0) => {
-            let to = with_prefix(rewrite(of_family(family?), info, family?)?, true)?;
-            if source? { Action::Snat(to) } else { Action::Dnat(to) }
+            // Of the source or of the destination: that depends on the hook.
+            Action::Netmap(with_prefix(rewrite(of_family(family?), info, family?)?, true)?)
         }
         ("MARK", 2) => {
             let (value, mask) = (info.long(0)?, info.long(4)?);
@@ -137,14 +131,14 @@ mod tests {
         bytes[36..42].copy_from_slice(&[0, 80, 0, 90, 0x1f, 0x90]);
         let to = "172.17.0.2".parse().expect("address");
         let rewrite = Rewrite { addresses: Some((to, to)), ports: Some((80, 90)), base: Some(8080), prefix: None };
-        assert_eq!(target("DNAT", 2, &bytes, Some(Family::Ipv4), None), Some(Action::Dnat(rewrite)));
-        assert_eq!(target("DNAT", 2, &bytes, None, None), Some(Action::Unknown("-j DNAT".into())));
+        assert_eq!(target("DNAT", 2, &bytes, Some(Family::Ipv4)), Some(Action::Dnat(rewrite)));
+        assert_eq!(target("DNAT", 2, &bytes, None), Some(Action::Unknown("-j DNAT".into())));
     }
 
     #[test]
     fn marks() {
         let info = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>();
-        let of = |name, revision, bytes: &[u8]| target(name, revision, bytes, Some(Family::Ipv4), None);
+        let of = |name, revision, bytes: &[u8]| target(name, revision, bytes, Some(Family::Ipv4));
         let set = Action::Mark { field: Field::Mark, mask: 0xff, value: 2 };
         assert_eq!(of("MARK", 2, &info(&[2, 0xff])), Some(set));
         let turned = Action::MarkUnknown { field: Field::Mark };
