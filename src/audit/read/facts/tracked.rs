@@ -7,7 +7,10 @@ use nix::errno::Errno;
 
 use super::gap;
 use crate::audit::facts::{Facts, Tracked};
+use crate::audit::ruleset::Gap;
 use crate::netfilter::conntrack::{Any, Conntrack};
+
+const WHAT: &str = "connections that are followed";
 
 /// How many are followed, and how many may be, by the settings; none where the kernel follows none.
 pub(super) fn count(facts: &Facts) -> Option<(u64, u64)> {
@@ -17,18 +20,28 @@ pub(super) fn count(facts: &Facts) -> Option<(u64, u64)> {
 
 /// Reads them. The kernel is not asked where it follows none, for asking would load what answers.
 pub(super) fn read(facts: &mut Facts) -> Vec<Tracked> {
-    match facts.setting("net/netfilter/nf_conntrack_count") {
-        None | Some("0") => return Vec::new(),
+    const COUNT: &str = "net/netfilter/nf_conntrack_count";
+    match facts.setting(COUNT) {
+        Some("0") => return Vec::new(),
         Some(_) => {}
+        None => {
+            // Where no setting can be read this one tells nothing.
+            let unknown = facts.setting("net/ipv4/ip_forward").is_none();
+            if unknown || facts.gaps.iter().any(|gap| gap.what.ends_with(COUNT)) {
+                let why = format!("{COUNT} does not tell whether there are any");
+                facts.gaps.push(Gap { what: WHAT.into(), why });
+            }
+            return Vec::new();
+        }
     }
     match Conntrack::open().and_then(|mut conntrack| conntrack.all()) {
         Ok(found) => found.iter().map(tracked).collect(),
         // A kernel that was built without the answer.
         Err(error) => {
             facts.gaps.push(if is_unknown(&error) {
-                gap("connections that are followed", &io::Error::other("the kernel cannot list them"))
+                gap(WHAT, &io::Error::other("the kernel cannot list them"))
             } else {
-                gap("connections that are followed", &error)
+                gap(WHAT, &error)
             });
             Vec::new()
         }
@@ -47,5 +60,24 @@ fn tracked(any: &Any) -> Tracked {
         listen: end(any.original.destination),
         target: end(any.reply.source),
         status: any.status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_setting_can_be_read_connections_are_unknown() {
+        let mut facts = Facts::default();
+        assert_eq!(read(&mut facts), []);
+        assert_eq!(facts.gaps.len(), 1, "{:?}", facts.gaps);
+        let mut facts = Facts::default();
+        // A kernel that follows none.
+        facts.settings.insert("net/ipv4/ip_forward".into(), "0".into());
+        assert_eq!((read(&mut facts).len(), facts.gaps.len(), count(&facts)), (0, 0, None));
+        facts.settings.insert("net/netfilter/nf_conntrack_count".into(), "7".into());
+        facts.settings.insert("net/netfilter/nf_conntrack_max".into(), "100".into());
+        assert_eq!(count(&facts), Some((7, 100)));
     }
 }
