@@ -56,7 +56,7 @@ pub(super) const CHECKS: &[Check] = &[
             severity: Severity::Warning,
             what: "All packets of the forward are led to the same target by rules before it.",
             why: "It does nothing now; and when one of the two is changed or removed the other one goes on working.",
-            fix: "Remove one of them.",
+            fix: "Remove one of the two rules.",
         },
         find: |host, kind| taken(host, kind, Class::Duplicate),
     },

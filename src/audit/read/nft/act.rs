@@ -279,7 +279,8 @@ impl<'a> Walk<'a> {
             let family = self.family(&branch.region);
             let regions = xt::matches(&name, revision, info, family);
             let within = regions.iter().map(|region| branch.region.and(region)).filter(|region| !region.is_empty());
-            self.split(branch.clone(), within.collect::<Vec<_>>());
+            let within: Vec<_> = within.collect();
+            self.split(branch, within);
         }
         Some(())
     }

@@ -127,6 +127,7 @@ impl Walk<'_> {
             // Of options of the packet that are set nothing depends.
             "exthdr" if attributes.number(7).is_some() => {}
             "exthdr" => {
+                // One that is taken away has no register.
                 if let Some(register) = attributes.number(1) {
                     self.unknown(register, "exthdr");
                 }

@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
                 if entry.doubtful {
                     region.ask(Condition::Unknown(Arc::clone(&words)));
                 }
-                let mut one = Branch { region, ..branch.clone() };
+                let mut one = branch.with(region);
                 one.asked = entry.high.is_none().then(|| (Rc::clone(&registers), entry.low));
                 self.give(one, lookup.data, entry.data);
             }
@@ -211,7 +211,7 @@ impl<'a> Walk<'a> {
                 && let Some(region) =
                     outside(&found(&entries, &registers), &entries, &branch.region, self.names(), &words)
             {
-                self.give(Branch { region, ..branch.clone() }, lookup.data, element.data.as_ref());
+                self.give(branch.with(region), lookup.data, element.data.as_ref());
             }
             self.leave(branch);
         }

@@ -50,6 +50,19 @@ pub(super) struct Branch<'a> {
     pub(super) asked: Option<(Rc<[Byte]>, &'a [u8])>,
 }
 
+impl Branch<'_> {
+    /// The same of other packets.
+    pub(super) fn with(&self, region: Region) -> Self {
+        Self {
+            region,
+            registers: self.registers.clone(),
+            actions: self.actions.clone(),
+            marks: self.marks.clone(),
+            asked: self.asked.clone(),
+        }
+    }
+}
+
 /// A rule that is being walked.
 pub(super) struct Walk<'a> {
     pub(super) context: &'a Context<'a>,
@@ -148,7 +161,7 @@ impl<'a> Walk<'a> {
                 // Nothing was asked, so nobody leaves.
                 return self.open.push(branch);
             }
-            self.open.push(Branch { region, ..branch.clone() });
+            self.open.push(branch.with(region));
         }
         self.leave(branch);
     }
