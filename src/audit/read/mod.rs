@@ -1,6 +1,7 @@
 //! Where rules and facts come from: the kernel, and dumps of it.
 
 pub mod facts;
+pub mod json;
 mod live;
 pub mod nft;
 pub mod save;

@@ -1,0 +1,139 @@
+//! What sets and maps are asked, named ones and those that are part of a rule.
+
+use super::key::Part;
+use super::object::Sets;
+use super::value::Json;
+use crate::audit::region::{Condition, Field, Region};
+use crate::audit::set::Set;
+
+/// The packets that one element is about, and what the element says of them.
+pub type Entry<'j, 'a> = (Region, &'j Json<'a>);
+
+/// How much memory a region takes, in ranges.
+pub fn weight(region: &Region) -> usize {
+    let sets: usize = Field::ALL.iter().map(|field| region.get(*field).ranges().len()).sum();
+    let conditions = region.conditions().iter().map(|condition| match condition {
+        Condition::Outside(regions) => regions.len(),
+        _ => 1,
+    });
+    sets + conditions.sum::<usize>()
+}
+
+/// The elements of a set, or of a map, that is named or given: `Err` with a word about it where they are not known, `None` of
+/// what is neither.
+pub fn elements<'j, 'a>(of: &'j Json<'a>, sets: &'j Sets<'a>) -> Option<Result<&'j [Json<'a>], String>> {
+    if let Some(name) = of.text().and_then(|text| text.strip_prefix('@')) {
+        return Some(match sets.get(name) {
+            Some(named) if named.changes => Err(format!("@{name}, which packets change")),
+            Some(named) => Ok(named.elements.list()),
+            None => Err(format!("@{name}, which is not in the dump")),
+        });
+    }
+    match of.only() {
+        Some(("set", list)) => Some(Ok(list.list())),
+        _ => None,
+    }
+}
+
+/// What is left of an element without its counter, its comment and its timeout.
+fn bare<'j, 'a>(element: &'j Json<'a>) -> &'j Json<'a> {
+    match element.only() {
+        Some(("elem", of)) => of.get("val").unwrap_or(element),
+        _ => element,
+    }
+}
+
+fn is_rest(key: &Json<'_>) -> bool {
+    bare(key).text() == Some("*")
+}
+
+/// The packets that have all of what is looked at.
+pub fn of_all(parts: &[Part]) -> Region {
+    parts.iter().fold(Region::all(), |all, part| all.and(&part.of))
+}
+
+/// The packets that one key of a set is about.
+fn region(parts: &[Part], of: &Region, key: &Json<'_>) -> Region {
+    let mut region = of.clone();
+    let key = bare(key);
+    match (parts, key.only()) {
+        ([part], _) => part.ask(&mut region, "==", key),
+        (_, Some(("concat", values))) if values.list().len() == parts.len() => {
+            for (part, value) in parts.iter().zip(values.list()) {
+                part.ask(&mut region, "==", value);
+            }
+        }
+        _ => region.ask(Condition::Unknown(key.words())),
+    }
+    region
+}
+
+/// The packets that are in a set, or with `not` those that are not, as regions that may be several.
+pub fn members(parts: &[Part], keys: &[Json<'_>], not: bool) -> Vec<Region> {
+    let mut of = of_all(parts);
+    let rest = keys.iter().any(is_rest);
+    if rest {
+        if not && let Some(field) = Field::ALL.first() {
+            of.narrow(*field, &Set::none());
+        }
+        return vec![of];
+    }
+    if let [part] = parts
+        && let Some((field, set)) = union(part, keys.iter())
+    {
+        of.narrow(field, &if not { set.not() } else { set });
+        return vec![of];
+    }
+    if keys.is_empty() {
+        if !not && let Some(field) = Field::ALL.first() {
+            of.narrow(*field, &Set::none());
+        }
+        return vec![of];
+    }
+    let regions = keys.iter().map(|key| region(parts, &of, key));
+    if not {
+        let outside = regions.collect();
+        of.ask(Condition::Outside(outside));
+        return vec![of];
+    }
+    regions.collect()
+}
+
+/// All elements of a set together, where each is understood.
+fn union<'j, 'a: 'j>(part: &Part, keys: impl Iterator<Item = &'j Json<'a>>) -> Option<(Field, Set)> {
+    let field = part.field()?;
+    let sets = keys.map(|key| part.set(bare(key)).map(|(_, set)| set)).collect::<Option<Vec<_>>>()?;
+    Some((field, Set::of(sets.iter().flat_map(|set| set.ranges().iter().copied()))))
+}
+
+/// What a map says of which packets. The element for all the rest is the last one.
+pub fn entries<'j, 'a>(parts: &[Part], list: &'j [Json<'a>]) -> Vec<Entry<'j, 'a>> {
+    let of = of_all(parts);
+    let mut entries = Vec::with_capacity(list.len());
+    let mut rest = None;
+    for element in list {
+        let [key, value] = element.list() else {
+            // Not a pair, and so nothing that is known of a map: it may be about any packet.
+            let mut all = of.clone();
+            all.ask(Condition::Unknown(element.words()));
+            entries.push((all, element));
+            continue;
+        };
+        if is_rest(key) {
+            rest = Some(value);
+        } else {
+            entries.push((region(parts, &of, key), bare(value)));
+        }
+    }
+    if let Some(value) = rest {
+        let keys = list.iter().filter_map(|element| element.list().first()).filter(|key| !is_rest(key));
+        let mut others = of.clone();
+        match parts {
+            [part] if let Some((field, set)) = union(part, keys) => others.narrow(field, &set.not()),
+            _ if entries.is_empty() => {}
+            _ => others.ask(Condition::Outside(entries.iter().map(|(region, _)| region.clone()).collect())),
+        }
+        entries.push((others, bare(value)));
+    }
+    entries
+}

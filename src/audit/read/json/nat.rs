@@ -1,0 +1,128 @@
+//! The statements of NAT: `dnat`, `snat`, `masquerade`, `redirect`, with constants, ranges, prefixes and maps.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::key;
+use super::lower::{Draft, Lower};
+use super::value::Json;
+use crate::audit::ruleset::{Action, Rewrite};
+use crate::model::Family;
+
+/// Reads such a statement.
+///
+/// In a table of both families one with an address is only about packets of its family (`nft_nat_inet_eval` in
+/// net/netfilter/nft_nat.c); the others go on behind the rule.
+pub fn apply<'a>(lower: &mut Lower<'_, 'a>, name: &str, statement: &Json<'a>, of: &Json<'a>) {
+    let (address, port) = (of.get("addr"), of.get("port"));
+    let prefix = of.get("type_flags").is_some_and(|flags| flags.names("prefix"))
+        || of.get("flags").is_some_and(|flags| flags.names("netmap"));
+    let family = match of.get("family").map(Json::text) {
+        None => None,
+        Some(Some("ip")) => Some(Family::Ipv4),
+        Some(Some("ip6")) => Some(Family::Ipv6),
+        Some(_) => return lower.act(&Action::Unknown(statement.words())),
+    };
+    let nothing = &Json::Null;
+    let drafts = std::mem::take(&mut lower.live);
+    let before = drafts.clone();
+    let Some(addressed) = lower.values(drafts, address.unwrap_or(nothing)) else {
+        return unknown(lower, before, statement);
+    };
+    for (draft, address) in addressed {
+        let before = vec![draft.clone()];
+        let Some(complete) = lower.values(vec![draft], port.unwrap_or(nothing)) else {
+            unknown(lower, before, statement);
+            continue;
+        };
+        for (mut draft, port) in complete {
+            let Some(to) = rewrite(address, port, prefix, family) else {
+                unknown(lower, vec![draft], statement);
+                continue;
+            };
+            let of_address = to.addresses.map(|(first, _)| Family::of(first));
+            if let Some(family) = family.or(of_address) {
+                lower.leave(&draft);
+                key::only(&mut draft.region, family, lower.place.table.family);
+            }
+            let action = match name {
+                "dnat" => Action::Dnat(to),
+                "snat" => Action::Snat(to),
+                "masquerade" => Action::Masquerade(to),
+                _ => Action::Redirect(to),
+            };
+            lower.decide_one(draft, action);
+        }
+    }
+}
+
+fn unknown(lower: &mut Lower<'_, '_>, drafts: Vec<Draft>, statement: &Json<'_>) {
+    let words = statement.words();
+    lower.live.extend(drafts.into_iter().map(|mut draft| {
+        draft.actions.push(Action::Unknown(words.clone()));
+        draft
+    }));
+}
+
+/// To what is rewritten; `None` where that is not understood.
+fn rewrite(address: &Json<'_>, port: &Json<'_>, prefix: bool, family: Option<Family>) -> Option<Rewrite> {
+    let mut to = Rewrite::default();
+    let (address, port) = match address.only() {
+        // What a map tells may be both.
+        Some(("concat", both)) => match (both.list(), port) {
+            ([address, port], Json::Null) => (address, port),
+            _ => return None,
+        },
+        _ => (address, port),
+    };
+    if *address != Json::Null {
+        let (first, last, length) = addresses(address)?;
+        let same = Family::of(first) == Family::of(last) && family.is_none_or(|family| family == Family::of(first));
+        if !same || first > last {
+            return None;
+        }
+        to.addresses = Some((first, last));
+        if prefix {
+            to.prefix = Some(length?);
+        }
+    }
+    if *port != Json::Null {
+        let (first, last) = match port.only() {
+            Some(("range", ends)) => match ends.list() {
+                [first, last] => (self::port(first)?, self::port(last)?),
+                _ => return None,
+            },
+            _ => (self::port(port)?, self::port(port)?),
+        };
+        if first > last {
+            return None;
+        }
+        to.ports = Some((first, last));
+    }
+    Some(to)
+}
+
+fn port(value: &Json<'_>) -> Option<u16> {
+    u16::try_from(value.number()?).ok()
+}
+
+/// The first and the last address, and the length of the prefix where it is one; one address is a prefix of all its bits.
+fn addresses(value: &Json<'_>) -> Option<(IpAddr, IpAddr, Option<u8>)> {
+    let one = |value: &Json<'_>| value.text()?.parse::<IpAddr>().ok();
+    match value.only() {
+        Some(("range", ends)) => match ends.list() {
+            [first, last] => Some((one(first)?, one(last)?, None)),
+            _ => None,
+        },
+        Some(("prefix", of)) => {
+            let length = u8::try_from(of.get("len")?.number()?).ok()?;
+            let network = IpNetwork::new(one(of.get("addr")?)?, length).ok()?;
+            Some((network.network(), network.broadcast(), Some(length)))
+        }
+        _ => {
+            let address = one(value)?;
+            Some((address, address, Some(if address.is_ipv4() { 32 } else { 128 })))
+        }
+    }
+}
