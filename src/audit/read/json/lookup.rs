@@ -11,12 +11,14 @@ pub type Entry<'j, 'a> = (Region, &'j Json<'a>);
 
 /// How much memory a region takes, in ranges.
 pub fn weight(region: &Region) -> usize {
-    let sets: usize = Field::ALL.iter().map(|field| region.get(*field).ranges().len()).sum();
-    let conditions = region.conditions().iter().map(|condition| match condition {
-        Condition::Outside(regions) => regions.len(),
-        _ => 1,
-    });
-    sets + conditions.sum::<usize>()
+    let sets = Field::ALL.iter().map(|field| region.get(*field)).filter(|set| !set.is_all());
+    // What a condition is outside of is shared by all that ask it.
+    sets.map(|set| set.ranges().len() + 1).sum::<usize>() + 2 * region.conditions().len()
+}
+
+/// How much memory some take together.
+pub fn weights<'r>(regions: impl Iterator<Item = &'r Region>) -> usize {
+    regions.map(weight).fold(0, usize::saturating_add)
 }
 
 /// The elements of a set, or of a map, that is named or given: `Err` with a word about it where they are not known, `None` of

@@ -37,12 +37,31 @@ pub struct Lowered {
 
 /// A case that is not done yet.
 #[derive(Debug, Clone)]
-pub struct Draft {
+pub struct Draft<T = ()> {
     /// Which packets.
     pub region: Region,
     /// What has been done.
     pub actions: Vec<Action>,
+    /// What maps have said of them.
+    pub note: T,
 }
+
+impl<T> Draft<T> {
+    fn with<V>(self, value: V) -> Draft<(T, V)> {
+        Draft { region: self.region, actions: self.actions, note: (self.note, value) }
+    }
+
+    /// The same without what maps have said.
+    pub fn plain(self) -> Draft {
+        Draft { region: self.region, actions: self.actions, note: () }
+    }
+}
+
+/// Drafts with the value that a map has of them, or those that there were where the map is not known.
+pub type Found<'j, 'a, T> = Result<Vec<Draft<(T, &'j Json<'a>)>>, Vec<Draft<T>>>;
+
+/// What a case costs in ranges, besides those of its region.
+const CASE: usize = Field::ALL.len();
 
 /// A rule of which some statements have been read.
 pub struct Lower<'p, 'a> {
@@ -68,7 +87,7 @@ pub fn rule(place: Place<'_, '_>, object: &Json<'_>, statements: &[Json<'_>]) ->
         comment: object.text_of("comment").map(Into::into),
         ..Rule::default()
     };
-    let start = Draft { region: Region::all(), actions: Vec::new() };
+    let start = Draft { region: Region::all(), actions: Vec::new(), note: () };
     let (live, done, behind) = (vec![start], Vec::new(), Vec::new());
     let mut lower = Lower { place, live, done, behind, rule, foreign: false, too_many: false };
     for statement in statements {
@@ -86,7 +105,7 @@ impl<'p, 'a> Lower<'p, 'a> {
             let words = "asks sets or maps with too many elements";
             let mut region = Region::all();
             region.ask(Condition::Unknown(words.into()));
-            self.live = vec![Draft { region, actions: vec![Action::Unknown(words.into())] }];
+            self.live = vec![Draft { region, actions: vec![Action::Unknown(words.into())], note: () }];
             self.done.clear();
             self.behind.clear();
             self.foreign |= statements.iter().any(|statement| statement.get("xt").is_some());
@@ -113,15 +132,23 @@ impl<'p, 'a> Lower<'p, 'a> {
     }
 
     /// Does the last thing with some.
-    pub fn decide_one(&mut self, mut draft: Draft, action: Action) {
+    pub fn decide_one<T>(&mut self, draft: Draft<T>, action: Action) {
+        let mut draft = draft.plain();
         draft.actions.push(action);
         self.done.push(draft);
     }
 
+    /// Does something that is not the last thing with some.
+    pub fn act_one<T>(&mut self, draft: Draft<T>, action: Action) {
+        let mut draft = draft.plain();
+        draft.actions.push(action);
+        self.live.push(draft);
+    }
+
     /// Leaves packets behind that are not what is asked next.
-    pub fn leave(&mut self, draft: &Draft) {
+    pub fn leave<T>(&mut self, draft: &Draft<T>) {
         if !draft.actions.is_empty() {
-            self.behind.push(draft.clone());
+            self.behind.push(Draft { region: draft.region.clone(), actions: draft.actions.clone(), note: () });
         }
     }
 
@@ -133,11 +160,10 @@ impl<'p, 'a> Lower<'p, 'a> {
     }
 
     /// What an expression looks at; what the rule itself has changed before is not known.
-    pub fn parts(&self, left: &Json<'_>) -> Vec<Part> {
+    pub fn parts<T>(&self, drafts: &[Draft<T>], left: &Json<'_>) -> Vec<Part> {
         let mut parts = key::parts(left, self.place.table.family);
         for part in &mut parts {
-            let changed = part.field().is_some_and(|field| self.live.iter().any(|draft| changes(&draft.actions, field)));
-            if changed {
+            if part.field().is_some_and(|field| drafts.iter().any(|draft| changes(&draft.actions, field))) {
                 part.forget();
             }
         }
@@ -156,66 +182,91 @@ impl<'p, 'a> Lower<'p, 'a> {
             }
             return;
         }
-        let each: usize = to.iter().map(lookup::weight).fold(0, usize::saturating_add);
-        for draft in live {
-            if !self.spend(each.saturating_add(lookup::weight(&draft.region).saturating_mul(to.len()))) {
+        let each = lookup::weights(to.iter());
+        for draft in &live {
+            if !self.spend_product(each, to.len(), draft) {
                 return;
             }
-            self.leave(&draft);
+            self.leave(draft);
             for region in to {
                 let region = draft.region.and(region);
-                if !region.is_empty() || to.len() == 1 {
-                    self.live.push(Draft { region, actions: draft.actions.clone() });
+                if !region.is_empty() {
+                    self.live.push(Draft { region, actions: draft.actions.clone(), note: () });
                 }
             }
+        }
+        if self.live.is_empty() {
+            // No packet is left, and that is what the rule shall tell.
+            let first = live.into_iter().zip(to).next();
+            self.live.extend(first.map(|(draft, region)| Draft { region: draft.region.and(region), ..draft }));
         }
     }
 
     /// Lets packets have the value that a map has of them, each of which becomes one draft; any value that is not of a map is
-    /// that of all. `None` where the map is not known, which is said then.
-    pub fn values<'j>(&mut self, drafts: Vec<Draft>, value: &'j Json<'a>) -> Option<Vec<(Draft, &'j Json<'a>)>>
+    /// that of all. Gives the drafts back where the map is not known.
+    pub fn values<'j, T: Copy>(&mut self, drafts: Vec<Draft<T>>, value: &'j Json<'a>) -> Found<'j, 'a, T>
     where
         'p: 'j,
     {
-        let Some(("map", map)) = value.only() else {
-            return Some(drafts.into_iter().map(|draft| (draft, value)).collect());
-        };
-        let (key, data) = (map.get("key")?, map.get("data")?);
-        self.map(drafts, key, data)
+        match value.only() {
+            Some(("map", map)) => match (map.get("key"), map.get("data")) {
+                (Some(key), Some(data)) => self.map(drafts, key, data),
+                _ => Err(drafts),
+            },
+            _ => Ok(drafts.into_iter().map(|draft| draft.with(value)).collect()),
+        }
     }
 
-    /// What a map says of packets.
-    pub fn map<'j>(&mut self, drafts: Vec<Draft>, key: &Json<'a>, data: &'j Json<'a>) -> Option<Vec<(Draft, &'j Json<'a>)>>
+    /// What a map says of packets. Gives the drafts back where the map is not known.
+    pub fn map<'j, T: Copy>(&mut self, drafts: Vec<Draft<T>>, key: &Json<'a>, data: &'j Json<'a>) -> Found<'j, 'a, T>
     where
         'p: 'j,
     {
-        let list = lookup::elements(data, self.place.sets)?.ok()?;
-        let (parts, mut found) = (self.parts(key), Vec::new());
+        let Some(Ok(list)) = lookup::elements(data, self.place.sets) else { return Err(drafts) };
+        let (parts, mut found) = (self.parts(&drafts, key), Vec::new());
         if !self.may(drafts.len(), list.len()) {
-            return Some(found);
+            return Ok(found);
         }
         let entries: Vec<Entry<'_, '_>> = lookup::entries(&parts, list);
-        let each: usize = entries.iter().map(|(region, _)| lookup::weight(region)).fold(0, usize::saturating_add);
+        let each = lookup::weights(entries.iter().map(|(region, _)| region));
+        if let Some((region, _)) = entries.last() {
+            self.spend_outside(region);
+        }
         for draft in drafts {
-            if !self.spend(each.saturating_add(lookup::weight(&draft.region).saturating_mul(entries.len()))) {
-                return Some(Vec::new());
+            if !self.spend_product(each, entries.len(), &draft) {
+                return Ok(Vec::new());
             }
             self.leave(&draft);
             for (region, value) in &entries {
                 let region = draft.region.and(region);
                 if !region.is_empty() {
-                    found.push((Draft { region, actions: draft.actions.clone() }, *value));
+                    found.push(Draft { region, actions: draft.actions.clone(), note: (draft.note, *value) });
                 }
             }
         }
-        Some(found)
+        Ok(found)
     }
 
     /// Whether so many elements may be asked of so many drafts; said before any of them is made.
     pub fn may(&mut self, drafts: usize, elements: usize) -> bool {
-        let least = Field::ALL.len().saturating_mul(elements).saturating_mul(drafts.max(1));
+        let least = CASE.saturating_mul(elements).saturating_mul(drafts.max(1));
         self.too_many |= least > self.place.left;
         !self.too_many
+    }
+
+    /// Pays for the cases that become of a draft by regions of this weight together.
+    fn spend_product<T>(&mut self, each: usize, many: usize, draft: &Draft<T>) -> bool {
+        self.spend(each.saturating_add((lookup::weight(&draft.region) + CASE).saturating_mul(many)))
+    }
+
+    /// Pays for the regions that a condition is outside of, which all cases of the rule share.
+    pub fn spend_outside(&mut self, asked: &Region) {
+        let outside = asked.conditions().iter().map(|condition| match condition {
+            Condition::Outside(regions) => lookup::weights(regions.iter()).saturating_add(regions.len() * CASE),
+            _ => 0,
+        });
+        let weight = outside.fold(0, usize::saturating_add);
+        self.spend(weight);
     }
 
     fn spend(&mut self, weight: usize) -> bool {

@@ -26,43 +26,41 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, name: &str, statement: &Json<'a>, of
     };
     let nothing = &Json::Null;
     let drafts = std::mem::take(&mut lower.live);
-    let before = drafts.clone();
-    let Some(addressed) = lower.values(drafts, address.unwrap_or(nothing)) else {
-        return unknown(lower, before, statement);
+    let addressed = match lower.values(drafts, address.unwrap_or(nothing)) {
+        Ok(addressed) => addressed,
+        Err(drafts) => return unknown(lower, drafts, statement),
     };
-    for (draft, address) in addressed {
-        let before = vec![draft.clone()];
-        let Some(complete) = lower.values(vec![draft], port.unwrap_or(nothing)) else {
-            unknown(lower, before, statement);
+    let complete = match lower.values(addressed, port.unwrap_or(nothing)) {
+        Ok(complete) => complete,
+        Err(drafts) => return unknown(lower, drafts, statement),
+    };
+    let table = lower.place.table.family;
+    for mut draft in complete {
+        let (((), address), port) = draft.note;
+        let Some(to) = rewrite(address, port, prefix, family) else {
+            lower.act_one(draft, Action::Unknown(statement.words()));
             continue;
         };
-        for (mut draft, port) in complete {
-            let Some(to) = rewrite(address, port, prefix, family) else {
-                unknown(lower, vec![draft], statement);
-                continue;
-            };
-            let of_address = to.addresses.map(|(first, _)| Family::of(first));
-            if let Some(family) = family.or(of_address) {
-                lower.leave(&draft);
-                key::only(&mut draft.region, family, lower.place.table.family);
-            }
-            let action = match name {
-                "dnat" => Action::Dnat(to),
-                "snat" => Action::Snat(to),
-                "masquerade" => Action::Masquerade(to),
-                _ => Action::Redirect(to),
-            };
-            lower.decide_one(draft, action);
+        let of_address = to.addresses.map(|(first, _)| Family::of(first));
+        if let Some(family) = family.or(of_address).filter(|family| table != (*family).into()) {
+            lower.leave(&draft);
+            key::only(&mut draft.region, family, table);
         }
+        let action = match name {
+            "dnat" => Action::Dnat(to),
+            "snat" => Action::Snat(to),
+            "masquerade" => Action::Masquerade(to),
+            _ => Action::Redirect(to),
+        };
+        lower.decide_one(draft, action);
     }
 }
 
-fn unknown(lower: &mut Lower<'_, '_>, drafts: Vec<Draft>, statement: &Json<'_>) {
+fn unknown<T>(lower: &mut Lower<'_, '_>, drafts: Vec<Draft<T>>, statement: &Json<'_>) {
     let words = statement.words();
-    lower.live.extend(drafts.into_iter().map(|mut draft| {
-        draft.actions.push(Action::Unknown(words.clone()));
-        draft
-    }));
+    for draft in drafts {
+        lower.act_one(draft, Action::Unknown(words.clone()));
+    }
 }
 
 /// To what is rewritten; `None` where that is not understood.

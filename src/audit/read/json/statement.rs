@@ -1,7 +1,7 @@
 //! Statements: what is asked, and what is done.
 
 use super::lookup;
-use super::lower::{Draft, Lower};
+use super::lower::Lower;
 use super::nat;
 use super::object::to_chain;
 use super::value::Json;
@@ -74,13 +74,17 @@ fn verdict(table: &Table, name: &str, of: &Json<'_>) -> Option<Option<Action>> {
 fn asks<'a>(lower: &mut Lower<'_, 'a>, of: &Json<'a>) {
     let (Some(left), Some(right)) = (of.get("left"), of.get("right")) else { return lower.doubt(of) };
     let operator = of.text_of("op").unwrap_or("==");
-    let parts = lower.parts(left);
+    let parts = lower.parts(&lower.live, left);
     let mut all = lookup::of_all(&parts);
     let unknown = |why: &str| Condition::Unknown(format!("{} {operator} {why}", left.words()).into());
     match (lookup::elements(right, lower.place.sets), operator) {
         (Some(Ok(keys)), "==" | "!=") => {
             if lower.may(1, keys.len()) {
-                lower.narrow(&lookup::members(&parts, keys, operator == "!="));
+                let members = lookup::members(&parts, keys, operator == "!=");
+                if let [only] = &*members {
+                    lower.spend_outside(only);
+                }
+                lower.narrow(&members);
             }
             return;
         }
@@ -99,20 +103,23 @@ fn asks<'a>(lower: &mut Lower<'_, 'a>, of: &Json<'a>) {
 
 /// `vmap`: what becomes of packets, by a map.
 fn decides_by_map<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json<'a>) {
-    let drafts = lower.live.clone();
-    let found = match (of.get("key"), of.get("data")) {
-        (Some(key), Some(data)) => lower.map(drafts, key, data),
-        _ => None,
+    let (Some(key), Some(data)) = (of.get("key"), of.get("data")) else {
+        return lower.act(&Action::Unknown(statement.words()));
     };
-    let Some(found) = found else { return lower.act(&Action::Unknown(statement.words())) };
-    lower.live.clear();
-    for (mut draft, value) in found {
-        match value.only().and_then(|(name, of)| verdict(lower.place.table, name, of)) {
-            Some(Some(action)) => lower.decide_one(draft, action),
-            Some(None) => lower.live.push(draft),
-            None => {
-                draft.actions.push(Action::Unknown(value.words()));
-                lower.live.push(draft);
+    let drafts = std::mem::take(&mut lower.live);
+    match lower.map(drafts, key, data) {
+        Err(drafts) => {
+            lower.live = drafts;
+            lower.act(&Action::Unknown(statement.words()));
+        }
+        Ok(found) => {
+            for draft in found {
+                let ((), value) = draft.note;
+                match value.only().and_then(|(name, of)| verdict(lower.place.table, name, of)) {
+                    Some(Some(action)) => lower.decide_one(draft, action),
+                    Some(None) => lower.live.push(draft.plain()),
+                    None => lower.act_one(draft, Action::Unknown(value.words())),
+                }
             }
         }
     }
@@ -138,15 +145,19 @@ fn sets<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json<'a>) {
         Some(("payload", payload)) if matches!(payload.text_of("field"), Some("dscp" | "ecn" | "ttl" | "hoplimit")) => return,
         _ => return lower.act(&Action::Unknown(statement.words())),
     };
-    let drafts = lower.live.clone();
-    let Some(found) = lower.values(drafts, value) else { return lower.act(&Action::Unknown(statement.words())) };
-    lower.live = found
-        .into_iter()
-        .map(|(mut draft, value): (Draft, _)| {
-            draft.actions.push(mark(field, value).unwrap_or_else(|| Action::Unknown(statement.words())));
-            draft
-        })
-        .collect();
+    let drafts = std::mem::take(&mut lower.live);
+    match lower.values(drafts, value) {
+        Err(drafts) => {
+            lower.live = drafts;
+            lower.act(&Action::Unknown(statement.words()));
+        }
+        Ok(found) => {
+            for draft in found {
+                let ((), value) = draft.note;
+                lower.act_one(draft, mark(field, value).unwrap_or_else(|| Action::Unknown(statement.words())));
+            }
+        }
+    }
 }
 
 /// The field of marks that an expression looks at.

@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn numbers_are_whole_or_of_no_use() {
-        let number = |text: &str| serde_json::from_str::<Json<'_>>(text).ok();
+        let number = |text: &'static str| serde_json::from_str::<Json<'static>>(text).ok();
         assert_eq!(number("18446744073709551615"), Some(Json::Number(u64::MAX)));
         assert_eq!(number("-1"), Some(Json::Negative(-1)));
         assert!(matches!(number("18446744073709551616"), Some(Json::Other(_))));
