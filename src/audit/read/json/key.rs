@@ -151,7 +151,16 @@ fn bits(region: &mut Region, field: Field, kind: Kind, mask: u128, operator: &st
         region.narrow(field, &number::states(|bit| (bit & mask == value) != not));
         return Some(());
     }
-    if kind == Kind::Address(Family::Ipv6) && mask >= 0xffff_ffff && mask.checked_add(1).is_some_and(u128::is_power_of_two) {
+    if let Some(within) = kind.behind_prefix(mask) {
+        // The bits are the first ones, as those of a network, so that the numbers are a range.
+        let set = if value & within == 0 { Set::range(value, value | within) } else { Set::none() };
+        region.narrow(field, &if not { set.not() } else { set });
+        return Some(());
+    }
+    if kind == Kind::Address(Family::Ipv6)
+        && mask >= 0xffff_ffff
+        && mask.checked_add(1).is_some_and(u128::is_power_of_two)
+    {
         // `Region::ask` would take so many low bits to be the whole field.
         return None;
     }

@@ -172,6 +172,9 @@ impl<'p, 'a> Lower<'p, 'a> {
 
     /// Narrows the packets to those of some regions, which are apart from each other.
     pub fn narrow(&mut self, to: &[Region]) {
+        if matches!(to, [all] if *all == Region::all()) {
+            return;
+        }
         let mut live = std::mem::take(&mut self.live);
         if let ([draft], [only]) = (&mut *live, to)
             && draft.actions.is_empty()
@@ -281,7 +284,9 @@ impl<'p, 'a> Lower<'p, 'a> {
 /// Whether some actions change a field.
 fn changes(actions: &[Action], field: Field) -> bool {
     actions.iter().any(|action| match action {
-        Action::Mark { field: changed, .. } | Action::CopyMark { to: changed } => *changed == field,
+        Action::Mark { field: changed, .. }
+        | Action::FlipMark { field: changed, .. }
+        | Action::CopyMark { to: changed } => *changed == field,
         Action::Untracked => field == Field::State,
         Action::Unknown(_) => true,
         _ => false,

@@ -69,7 +69,8 @@ pub enum JsonError {
 }
 
 /// What is said of a text that ends where nft 1.0.6 ends when a table is dormant.
-const DORMANT: &str = "; nft 1.0.6 stops so at a table that is dormant: use a newer one, or `portfwd audit` on the host itself";
+const DORMANT: &str =
+    "; nft 1.0.6 stops so at a table that is dormant: use a newer one, or `portfwd audit` on the host itself";
 
 impl JsonError {
     fn new(error: &serde_json::Error, text: &str) -> Self {

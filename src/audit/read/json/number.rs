@@ -125,9 +125,15 @@ impl Kind {
             Self::Address(Family::Ipv6) => u128::MAX,
             Self::Address(Family::Ipv4) | Self::Mark | Self::State | Self::Status => 0xffff_ffff,
             Self::Port => 0xffff,
-            Self::Protocol => 0xff,
             _ => 0xff,
         }
+    }
+
+    /// The bits behind those of a mask, where the mask is that of a prefix.
+    pub fn behind_prefix(self, mask: u128) -> Option<u128> {
+        self.bits()?;
+        let behind = self.most() & !mask;
+        (behind & behind.wrapping_add(1) == 0 && mask | behind == self.most()).then_some(behind)
     }
 
     /// The number that a constant stands for; of flags all of them together. `None` where it is none, or is too high.

@@ -67,7 +67,10 @@ impl<'a> Builder<'a> {
         match key {
             "metainfo" => {
                 if object.get("json_schema_version").and_then(Json::number).is_some_and(|version| version != 1) {
-                    self.gap("the whole dump", "its `json_schema_version` is not 1, which is the one that is understood");
+                    self.gap(
+                        "the whole dump",
+                        "its `json_schema_version` is not 1, which is the one that is understood",
+                    );
                 }
             }
             "table" => {
@@ -79,7 +82,8 @@ impl<'a> Builder<'a> {
             "set" | "map" => {
                 let name = name(key, &object, "name")?;
                 let at = self.table_of(key, &object)?;
-                let changes = self.changing.contains(&*name) || object.get("flags").is_some_and(|flags| flags.names("dynamic"));
+                let changes =
+                    self.changing.contains(&*name) || object.get("flags").is_some_and(|flags| flags.names("dynamic"));
                 let elements = take(&mut object, "elem");
                 if let Some(sets) = self.sets.get_mut(at) {
                     sets.insert(name, Named { elements, changes });
@@ -121,7 +125,10 @@ impl<'a> Builder<'a> {
             self.gap(&what, "with the elements of all sets and maps that are asked there are too many cases");
         }
         if !self.chains.get(at).is_some_and(|known| known.contains(&chain)) {
-            self.gap(&format!("chain {chain}"), "rules of it are in the dump, but it is not, so where it is attached is not known");
+            self.gap(
+                &format!("chain {chain}"),
+                "rules of it are in the dump, but it is not, so where it is attached is not known",
+            );
         }
         if let Some(table) = self.rules.tables.get_mut(at) {
             table.chains.entry(&chain).rules.push(lowered.rule);
@@ -271,7 +278,9 @@ fn changing(text: &str) -> HashSet<&str> {
 fn is_of_iptables(table: &Table) -> bool {
     matches!(table.family, TableFamily::Ip | TableFamily::Ip6)
         && table.chains.iter().any(|chain| match (&chain.base, ruleset::base_of_iptables(&table.name, &chain.name)) {
-            (Some(base), Some((kind, hook, priority))) => (base.kind, base.hook, base.priority) == (kind, hook, priority),
+            (Some(base), Some((kind, hook, priority))) => {
+                (base.kind, base.hook, base.priority) == (kind, hook, priority)
+            }
             _ => false,
         })
 }

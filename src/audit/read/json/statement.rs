@@ -1,5 +1,6 @@
 //! Statements: what is asked, and what is done.
 
+use super::key;
 use super::lookup;
 use super::lower::Lower;
 use super::nat;
@@ -7,12 +8,25 @@ use super::object::to_chain;
 use super::value::Json;
 use crate::audit::region::{Condition, Field, Region};
 use crate::audit::ruleset::{Action, Table};
-use crate::model::Counter;
+use crate::model::{Counter, Family};
 
 /// Targets of iptables(8) that decide nothing, and change nothing that rules of NAT ask.
 const HARMLESS: [&str; 15] = [
-    "LOG", "NFLOG", "TRACE", "AUDIT", "CLASSIFY", "TCPMSS", "TCPOPTSTRIP", "CHECKSUM", "DSCP", "TOS", "TTL", "HL", "ECN",
-    "SET", "RATEEST",
+    "LOG",
+    "NFLOG",
+    "TRACE",
+    "AUDIT",
+    "CLASSIFY",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "CHECKSUM",
+    "DSCP",
+    "TOS",
+    "TTL",
+    "HL",
+    "ECN",
+    "SET",
+    "RATEEST",
 ];
 
 /// Reads a statement.
@@ -39,7 +53,17 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>) {
             }
         }
         "notrack" => lower.act(&Action::Untracked),
-        "tproxy" => lower.act(&Action::Proxy),
+        "tproxy" => {
+            // Of a packet of the other family it ends the rule (`nft_tproxy_eval` in net/netfilter/nft_tproxy.c).
+            let mut region = Region::all();
+            match of.text_of("family") {
+                Some("ip") => key::only(&mut region, Family::Ipv4, lower.place.table.family),
+                Some("ip6") => key::only(&mut region, Family::Ipv6, lower.place.table.family),
+                _ => {}
+            }
+            lower.narrow(&[region]);
+            lower.act(&Action::Proxy);
+        }
         "limit" | "quota" | "ct count" | "connlimit" => lower.doubt(statement),
         "set" | "map" | "meter" => {
             // What is added to a set decides nothing, unless that has a condition of its own.
@@ -78,7 +102,7 @@ fn asks<'a>(lower: &mut Lower<'_, 'a>, of: &Json<'a>) {
     let mut all = lookup::of_all(&parts);
     let unknown = |why: &str| Condition::Unknown(format!("{} {operator} {why}", left.words()).into());
     match (lookup::elements(right, lower.place.sets), operator) {
-        (Some(Ok(keys)), "==" | "!=") => {
+        (Some(Ok(keys)), "==" | "!=") if !matches!(&*parts, [part] if part.field().is_none()) => {
             if lower.may(1, keys.len()) {
                 let members = lookup::members(&parts, keys, operator == "!=");
                 if let [only] = &*members {
@@ -142,7 +166,9 @@ fn sets<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json<'a>) {
             _ => return lower.act(&Action::Unknown(statement.words())),
         },
         Some(("tcp option", _)) => return,
-        Some(("payload", payload)) if matches!(payload.text_of("field"), Some("dscp" | "ecn" | "ttl" | "hoplimit")) => return,
+        Some(("payload", payload)) if matches!(payload.text_of("field"), Some("dscp" | "ecn" | "ttl" | "hoplimit")) => {
+            return;
+        }
         _ => return lower.act(&Action::Unknown(statement.words())),
     };
     let drafts = std::mem::take(&mut lower.live);
@@ -205,6 +231,7 @@ fn mark(field: Field, value: &Json<'_>) -> Option<Action> {
     match mark {
         Some(other) if other != field && (keep, flip) == (u32::MAX, 0) => Some(Action::CopyMark { to: field }),
         Some(other) if other != field && keep != 0 => None,
+        Some(_) if keep == u32::MAX && flip != 0 => Some(Action::FlipMark { field, mask: flip.into() }),
         _ if keep & flip != 0 => None,
         _ => Some(Action::Mark { field, mask: (!keep).into(), value: flip.into() }),
     }

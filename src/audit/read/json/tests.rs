@@ -12,13 +12,17 @@ const NFT: &str = include_str!("../../../../tests/audit/nft-1.0.6.json");
 /// The same of rules of iptables-nft 1.8.9.
 const IPTABLES: &str = include_str!("../../../../tests/audit/iptables-nft-1.8.9.json");
 
+/// The same of rules laid out as those of kube-proxy and of firewalld.
+const LAYOUTS: &str = include_str!("../../../../tests/audit/layouts.json");
+
 const TABLE: &str = r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
     {"table": {"family": "inet", "name": "t", "handle": 1}},
     {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1, "type": "nat", "hook": "prerouting", "prio": -100}}"#;
 
 /// A dump with one rule and what else there is.
 fn dump(more: &str, statements: &str) -> String {
-    let rule = format!(r#"{{"rule": {{"family": "inet", "table": "t", "chain": "c", "handle": 9, "expr": [{statements}]}}}}"#);
+    let rule =
+        format!(r#"{{"rule": {{"family": "inet", "table": "t", "chain": "c", "handle": 9, "expr": [{statements}]}}}}"#);
     format!(r#"{{"nftables": [{TABLE}{more}, {rule}]}}"#)
 }
 
@@ -44,9 +48,8 @@ fn tcp(port: u128) -> Packet {
     Packet::new(Family::Ipv4).with(Field::Protocol, 6).with(Field::Port, port)
 }
 
-#[test]
-fn every_construct_is_brought_into_the_normal_form() {
-    let rules = parse(NFT).expect("a dump");
+/// A ruleset in words, a line for each case.
+fn shown(rules: &Ruleset) -> String {
     let mut text = String::new();
     for gap in &rules.gaps {
         writeln!(text, "gap: {}: {}", gap.what, gap.why).expect("text");
@@ -56,18 +59,32 @@ fn every_construct_is_brought_into_the_normal_form() {
         for chain in table.chains.iter() {
             writeln!(text, "  chain {} {:?}", chain.name, chain.base).expect("text");
             for rule in &chain.rules {
+                let counter = rule.counter.filter(|counter| counter.packets > 0);
                 let handle = rule.handle.expect("a handle");
-                let more = (rule.comment.as_deref(), rule.counter.filter(|counter| counter.packets > 0));
-                writeln!(text, "    {handle} {}", if more == (None, None) { String::new() } else { format!("{more:?}") })
-                    .expect("text");
+                writeln!(text, "    handle {handle}, comment {:?}, counter {counter:?}", rule.comment).expect("text");
                 for Case { region, actions } in &rule.cases {
                     writeln!(text, "      {region:?} -> {actions:?}").expect("text");
                 }
             }
         }
     }
+    text
+}
+
+#[test]
+fn every_construct_is_brought_into_the_normal_form() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/audit/nft-1.0.6.txt");
-    expect_test::expect_file![file].assert_eq(&text);
+    expect_test::expect_file![file].assert_eq(&shown(&parse(NFT).expect("a dump")));
+}
+
+#[test]
+fn layouts_of_others_are_understood() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/audit/layouts.txt");
+    let rules = parse(LAYOUTS).expect("a dump");
+    expect_test::expect_file![file].assert_eq(&shown(&rules));
+    let rules = rules.tables.iter().flat_map(|table| table.chains.iter()).flat_map(|chain| &chain.rules);
+    let mut actions = rules.flat_map(|rule| &rule.cases).flat_map(|case| &case.actions);
+    assert!(!actions.any(|action| matches!(action, Action::Unknown(_))));
 }
 
 #[test]
@@ -122,7 +139,9 @@ fn maps_are_as_many_cases_as_they_have_elements() {
 
 #[test]
 fn the_element_for_the_rest_is_about_the_rest() {
-    let vmap = format!(r#"{{"vmap": {{"key": {DPORT}, "data": {{"set": [["*", {{"drop": null}}], [22, {{"accept": null}}]]}}}}}}"#);
+    let vmap = format!(
+        r#"{{"vmap": {{"key": {DPORT}, "data": {{"set": [["*", {{"drop": null}}], [22, {{"accept": null}}]]}}}}}}"#
+    );
     let cases = cases_of(&vmap);
     assert_eq!((&*cases[0].actions, cases[0].region.has(&tcp(22))), ([Action::Accept].as_slice(), Truth::Yes));
     assert_eq!((&*cases[1].actions, cases[1].region.has(&tcp(22))), ([Action::Drop].as_slice(), Truth::No));
@@ -171,7 +190,9 @@ fn what_is_not_understood_is_unknown_and_never_missing() {
         r#"{"<<": [{"meta": {"key": "mark"}}, 1]}"#,
         "7",
     ] {
-        for (operator, right) in [("==", "1"), ("!=", r#"{"set": [1, 2]}"#), ("in", "[]"), ("~", "null"), ("==", "\"@x\"")] {
+        for (operator, right) in
+            [("==", "1"), ("!=", r#"{"set": [1, 2]}"#), ("in", "[]"), ("~", "null"), ("==", "\"@x\"")]
+        {
             let rule = rule_of("", &format!(r#"{}, {{"accept": null}}"#, matching(left, operator, right)));
             assert!(!rule.cases.is_empty(), "{left} {operator} {right}");
             for case in rule.cases {
@@ -230,8 +251,42 @@ fn a_text_that_is_cut_off_is_an_error_anywhere() {
 }
 
 #[test]
+fn a_text_that_is_damaged_is_read_without_a_panic() {
+    let mut text = IPTABLES.as_bytes().to_vec();
+    for at in (0..text.len()).step_by(23) {
+        for damage in [b'0', b'9', b'-', b'"', b'{', b',', b'@', b' '] {
+            let before = std::mem::replace(&mut text[at], damage);
+            if let Ok(rules) = parse(std::str::from_utf8(&text).expect("text")) {
+                assert!(rules.tables.len() <= 30);
+            }
+            text[at] = before;
+        }
+    }
+}
+
+#[test]
+fn masks_of_networks_are_networks() {
+    let masked = |mask: &str, operator, right: &str| {
+        let left = format!(r#"{{"&": [{DADDR}, "{mask}"]}}"#);
+        cases_of(&matching(&left, operator, right))[0].region.clone()
+    };
+    let region = masked("255.255.255.0", "==", r#""10.0.0.0""#);
+    assert_eq!(region.get(Field::Destination), &Set::range(0x0a00_0000, 0x0a00_00ff));
+    assert!(masked("255.255.255.0", "==", r#""10.0.0.1""#).is_empty(), "no address is so");
+    assert_eq!(masked("255.255.255.255", "!=", r#""0.0.0.1""#).get(Field::Destination), &Set::one(1).not());
+    let bits = Condition::Bits { field: Field::Destination, mask: 255, value: 1, not: true };
+    assert_eq!(masked("0.0.0.255", "!=", r#""0.0.0.1""#).conditions(), [bits]);
+    let port = format!(r#"{{"&": [{DPORT}, 61440]}}"#);
+    let cases = cases_of(&matching(&port, "==", "4096"));
+    assert_eq!(cases[0].region.get(Field::Port), &Set::range(0x1000, 0x1fff));
+    let low = r#"{"&": [{"payload": {"protocol": "ip6", "field": "daddr"}}, "::ffff:ffff"]}"#;
+    assert!(!cases_of(&matching(low, "==", r#""::1""#))[0].region.is_known());
+}
+
+#[test]
 fn what_is_no_dump_is_an_error_that_says_what_was_expected() {
-    let chain = |more: &str| format!(r#"{{"nftables": [{{"chain": {{"family": "ip", "table": "t", "name": "c"{more}}}}}]}}"#);
+    let chain =
+        |more: &str| format!(r#"{{"nftables": [{{"chain": {{"family": "ip", "table": "t", "name": "c"{more}}}}}]}}"#);
     for (text, wanted) in [
         ("table ip nat {\n}".to_owned(), "line 1 column 2: this is not what `nft -j list ruleset` prints: expected"),
         ("[]".into(), "an object with the key `nftables`"),
@@ -287,6 +342,56 @@ fn too_many_cases_are_unknown_and_take_no_memory() {
     let rules = parse_within(&twice, 100_000).expect("a dump");
     assert_eq!(rules.gaps.len(), 1);
     let cases = &rules.at(At { table: 0, chain: 0, rule: 0, case: 0 }).expect("a rule").2.cases;
-    assert!(matches!(&**cases, [Case { region, actions }] if !region.is_known() && matches!(**actions, [Action::Unknown(_)])));
+    assert!(
+        matches!(&**cases, [Case { region, actions }] if !region.is_known() && matches!(**actions, [Action::Unknown(_)]))
+    );
     assert!(parse(&twice).expect("a dump").gaps.is_empty(), "of one key only the pairs of equal ports are left");
+}
+
+/// A dump of a map of 60,000 elements, and of one rule that asks it.
+fn large() -> String {
+    let element = |n: u32| {
+        let (from, to) = (std::net::Ipv4Addr::from(0x0a00_0000 + n / 60), std::net::Ipv4Addr::from(0xac10_0000 + n));
+        let ports = (1 + n % 60, 1024 + n % 60);
+        format!(r#"[{{"concat": ["{from}", {}]}}, {{"concat": ["{to}", {}]}}]"#, ports.0, ports.1)
+    };
+    let elements: Vec<String> = (0..60_000).map(element).collect();
+    let map = format!(
+        r#", {{"map": {{"family": "inet", "name": "m", "table": "t", "type": ["ipv4_addr", "inet_service"], "handle": 3,
+        "map": "ipv4_addr . inet_service", "elem": [{}]}}}}"#,
+        elements.join(", ")
+    );
+    let key = format!(r#"{{"concat": [{DADDR}, {DPORT}]}}"#);
+    dump(&map, &format!(r#"{{"dnat": {{"family": "ip", "addr": {{"map": {{"key": {key}, "data": "@m"}}}}}}}}"#))
+}
+
+/// Runs something, and says how long it took and how many kilobytes it needed at once.
+fn measured<T>(what: &str, run: impl FnOnce() -> T) -> T {
+    let memory = |key: &str| -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("status");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    };
+    std::fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
+    let (before, start) = (memory("VmRSS:"), std::time::Instant::now());
+    let result = run();
+    println!("{what}: {:?}, {} kB", start.elapsed(), memory("VmHWM:") - before);
+    result
+}
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn measure_sixty_thousand_elements() {
+    let text = large();
+    println!("text: {} kB", text.len() / 1024);
+    let rules = measured("parse", || parse(&text)).expect("a dump");
+    assert!(rules.gaps.is_empty());
+    assert_eq!(rules.at(At { table: 0, chain: 0, rule: 0, case: 0 }).expect("a rule").2.cases.len(), 60_000);
+}
+
+#[test]
+#[ignore = "a measurement, to be run alone"]
+fn measure_the_same_as_value() {
+    let text = large();
+    drop(measured("serde_json::Value", || serde_json::from_str::<serde_json::Value>(&text)).expect("JSON"));
 }

@@ -109,14 +109,17 @@ impl fmt::Display for Json<'_> {
             Self::Number(number) => number.fmt(f),
             Self::Negative(number) => number.fmt(f),
             Self::Other(number) => number.fmt(f),
-            Self::Text(text) => text.chars().try_for_each(|c| if c.is_control() { f.write_char(' ') } else { f.write_char(c) }),
+            Self::Text(text) => {
+                text.chars().try_for_each(|c| if c.is_control() { f.write_char(' ') } else { f.write_char(c) })
+            }
             Self::List(list) => list.iter().try_for_each(|one| {
                 f.write_str(std::mem::replace(&mut apart, ", "))?;
                 one.fmt(f)
             }),
             Self::Object(pairs) => pairs.iter().try_for_each(|(key, value)| {
                 f.write_str(std::mem::replace(&mut apart, " "))?;
-                let silent = matches!(&**key, "key" | "field" | "protocol" | "name" | "val" | "family" | "payload" | "elem");
+                let silent =
+                    matches!(&**key, "key" | "field" | "protocol" | "name" | "val" | "family" | "payload" | "elem");
                 match (silent, value) {
                     (true, value) => value.fmt(f),
                     (false, Self::Null) => f.write_str(key),
