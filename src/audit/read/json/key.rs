@@ -280,8 +280,8 @@ fn fib(fib: &Json<'_>) -> What {
     // With an interface besides, only addresses of that one are local.
     match (fib.text_of("result"), flags) {
         (Some("type"), [flag]) => match flag.text() {
-            Some("daddr") => What::Whole(Field::DestinationKind, Kind::AddressKind),
-            Some("saddr") => What::Whole(Field::SourceKind, Kind::AddressKind),
+            Some("daddr") => What::Whole(Field::DestinationKind, Kind::Reach),
+            Some("saddr") => What::Whole(Field::SourceKind, Kind::Reach),
             _ => What::Unknown,
         },
         _ => What::Unknown,

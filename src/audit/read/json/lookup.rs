@@ -1,5 +1,7 @@
 //! What sets and maps are asked, named ones and those that are part of a rule.
 
+use std::sync::Arc;
+
 use super::key::Part;
 use super::object::Sets;
 use super::value::Json;
@@ -108,34 +110,40 @@ fn union<'j, 'a: 'j>(part: &Part, keys: impl Iterator<Item = &'j Json<'a>>) -> O
     Some((field, Set::of(sets.iter().flat_map(|set| set.ranges().iter().copied()))))
 }
 
-/// What a map says of which packets. The element for all the rest is the last one.
-pub fn entries<'j, 'a>(parts: &[Part], list: &'j [Json<'a>]) -> Vec<Entry<'j, 'a>> {
-    let of = of_all(parts);
-    let mut entries = Vec::with_capacity(list.len());
-    let mut rest = None;
-    for element in list {
-        let [key, value] = element.list() else {
+/// What a map says of which packets, but for the element that is about all the rest. `of` is what [`of_all`] says.
+pub fn entries<'e, 'j: 'e, 'a: 'j>(
+    parts: &'e [Part],
+    of: &'e Region,
+    list: &'j [Json<'a>],
+) -> impl Iterator<Item = Entry<'j, 'a>> + 'e {
+    list.iter().filter_map(move |element| match element.list() {
+        [key, _] if is_rest(key) => None,
+        [key, value] => Some((region(parts, of, key), bare(value))),
+        _ => {
             // Not a pair, and so nothing that is known of a map: it may be about any packet.
             let mut all = of.clone();
             all.ask(Condition::Unknown(element.words()));
-            entries.push((all, element));
-            continue;
-        };
-        if is_rest(key) {
-            rest = Some(value);
-        } else {
-            entries.push((region(parts, &of, key), bare(value)));
+            Some((all, element))
+        }
+    })
+}
+
+/// What a map says of all the rest, and which packets those are.
+pub fn rest<'j, 'a>(parts: &[Part], of: &Region, list: &'j [Json<'a>]) -> Option<Entry<'j, 'a>> {
+    let value = list.iter().find_map(|element| match element.list() {
+        [key, value] if is_rest(key) => Some(bare(value)),
+        _ => None,
+    })?;
+    let keys = list.iter().filter_map(|element| element.list().first()).filter(|key| !is_rest(key));
+    let mut others = of.clone();
+    match parts {
+        [part] if let Some((field, set)) = union(part, keys) => others.narrow(field, &set.not()),
+        _ => {
+            let regions: Arc<[Region]> = entries(parts, of, list).map(|(region, _)| region).collect();
+            if !regions.is_empty() {
+                others.ask(Condition::Outside(regions));
+            }
         }
     }
-    if let Some(value) = rest {
-        let keys = list.iter().filter_map(|element| element.list().first()).filter(|key| !is_rest(key));
-        let mut others = of.clone();
-        match parts {
-            [part] if let Some((field, set)) = union(part, keys) => others.narrow(field, &set.not()),
-            _ if entries.is_empty() => {}
-            _ => others.ask(Condition::Outside(entries.iter().map(|(region, _)| region.clone()).collect())),
-        }
-        entries.push((others, bare(value)));
-    }
-    entries
+    Some((others, value))
 }

@@ -47,7 +47,8 @@ pub struct Draft<T = ()> {
 }
 
 impl<T> Draft<T> {
-    fn with<V>(self, value: V) -> Draft<(T, V)> {
+    /// The same with what one more map says.
+    pub fn with<V>(self, value: V) -> Draft<(T, V)> {
         Draft { region: self.region, actions: self.actions, note: (self.note, value) }
     }
 
@@ -70,7 +71,7 @@ pub struct Lower<'p, 'a> {
     /// The packets that are still asked.
     pub live: Vec<Draft>,
     /// Those of which it has been decided.
-    done: Vec<Draft>,
+    done: Vec<Case>,
     /// Those that were not what was asked, after something had been done; the last ones are the fewest.
     behind: Vec<Draft>,
     /// What else is known of it.
@@ -110,8 +111,9 @@ impl<'p, 'a> Lower<'p, 'a> {
             self.behind.clear();
             self.foreign |= statements.iter().any(|statement| statement.get("xt").is_some());
         }
-        let drafts = self.done.into_iter().chain(self.live).chain(self.behind.into_iter().rev());
-        self.rule.cases = drafts.map(|draft| Case { region: draft.region, actions: draft.actions.into() }).collect();
+        let open = self.live.into_iter().chain(self.behind.into_iter().rev());
+        self.rule.cases = self.done;
+        self.rule.cases.extend(open.map(|draft| Case { region: draft.region, actions: draft.actions.into() }));
         self.rule.cases.shrink_to_fit();
         let (rule, left) = (self.rule, self.place.left);
         Lowered { rule, left, foreign: self.foreign, too_many: self.too_many }
@@ -131,11 +133,17 @@ impl<'p, 'a> Lower<'p, 'a> {
         }
     }
 
+    /// Makes room for so many cases that will be decided.
+    pub fn expect(&mut self, many: usize) {
+        self.done.reserve_exact(many);
+    }
+
     /// Does the last thing with some.
     pub fn decide_one<T>(&mut self, draft: Draft<T>, action: Action) {
-        let mut draft = draft.plain();
-        draft.actions.push(action);
-        self.done.push(draft);
+        let mut actions = draft.actions;
+        actions.reserve_exact(1);
+        actions.push(action);
+        self.done.push(Case { region: draft.region, actions: actions.into() });
     }
 
     /// Does something that is not the last thing with some.
@@ -230,20 +238,22 @@ impl<'p, 'a> Lower<'p, 'a> {
         if !self.may(drafts.len(), list.len()) {
             return Ok(found);
         }
-        let entries: Vec<Entry<'_, '_>> = lookup::entries(&parts, list);
-        let each = lookup::weights(entries.iter().map(|(region, _)| region));
-        if let Some((region, _)) = entries.last() {
+        let of = lookup::of_all(&parts);
+        let rest: Option<Entry<'_, '_>> = lookup::rest(&parts, &of, list);
+        if let Some((region, _)) = &rest {
             self.spend_outside(region);
         }
+        found.reserve_exact(list.len().saturating_mul(drafts.len()));
         for draft in drafts {
-            if !self.spend_product(each, entries.len(), &draft) {
-                return Ok(Vec::new());
-            }
             self.leave(&draft);
-            for (region, value) in &entries {
-                let region = draft.region.and(region);
+            let all = draft.region == Region::all();
+            for (region, value) in lookup::entries(&parts, &of, list).chain(rest.clone()) {
+                if !self.spend(lookup::weight(&region) + lookup::weight(&draft.region) + CASE) {
+                    return Ok(Vec::new());
+                }
+                let region = if all { region } else { draft.region.and(&region) };
                 if !region.is_empty() {
-                    found.push(Draft { region, actions: draft.actions.clone(), note: (draft.note, *value) });
+                    found.push(Draft { region, actions: draft.actions.clone(), note: (draft.note, value) });
                 }
             }
         }

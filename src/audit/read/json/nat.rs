@@ -30,9 +30,14 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, name: &str, statement: &Json<'a>, of
         Ok(addressed) => addressed,
         Err(drafts) => return unknown(lower, drafts, statement),
     };
-    let complete = match lower.values(addressed, port.unwrap_or(nothing)) {
-        Ok(complete) => complete,
-        Err(drafts) => return unknown(lower, drafts, statement),
+    lower.expect(addressed.len());
+    // Without a map there is nothing to multiply, and no need for a second copy of what may be many.
+    let complete: Box<dyn Iterator<Item = _>> = match port {
+        Some(port) if port.get("map").is_some() => match lower.values(addressed, port) {
+            Ok(complete) => Box::new(complete.into_iter()),
+            Err(drafts) => return unknown(lower, drafts, statement),
+        },
+        _ => Box::new(addressed.into_iter().map(|draft| draft.with(port.unwrap_or(nothing)))),
     };
     let table = lower.place.table.family;
     for mut draft in complete {

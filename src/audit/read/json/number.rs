@@ -28,8 +28,8 @@ pub enum Kind {
     State,
     /// Statuses of connections, bits.
     Status,
-    /// Kinds of addresses.
-    AddressKind,
+    /// Kinds of addresses: this host, others, broadcast.
+    Reach,
     /// Directions of connections.
     Direction,
     /// Families, as nf_tables has them.
@@ -39,7 +39,7 @@ pub enum Kind {
 }
 
 /// The names of protocols of which nft(8) prints no number. Source: `/etc/protocols` of Debian 12.
-const PROTOCOLS: [(&str, u128); 25] = [
+const PROTOCOLS: [(&str, u128); 27] = [
     ("icmp", 1),
     ("igmp", 2),
     ("ipencap", 4),
@@ -51,6 +51,7 @@ const PROTOCOLS: [(&str, u128); 25] = [
     ("ipv6-route", 43),
     ("ipv6-frag", 44),
     ("rsvp", 46),
+    ("dccp", 33),
     ("gre", 47),
     ("esp", 50),
     ("ah", 51),
@@ -65,6 +66,7 @@ const PROTOCOLS: [(&str, u128); 25] = [
     ("vrrp", 112),
     ("l2tp", 115),
     ("sctp", 132),
+    ("udplite", 136),
 ];
 
 /// The names of kinds of addresses in the order of `RTN_…` in include/uapi/linux/rtnetlink.h.
@@ -183,14 +185,10 @@ impl Kind {
                 let address: IpAddr = text.parse().ok()?;
                 (Family::of(address) == family).then(|| set::number_of(address))
             }
-            Self::Protocol => named(&PROTOCOLS).or_else(|| match text {
-                "dccp" => Some(33),
-                "udplite" => Some(136),
-                _ => None,
-            }),
+            Self::Protocol => named(&PROTOCOLS),
             Self::State => STATES.iter().find(|(name, _)| *name == text).map(|(_, state)| 1 << state.number()),
             Self::Status => named(&STATUSES),
-            Self::AddressKind => {
+            Self::Reach => {
                 let at = ADDRESS_KINDS.iter().position(|name| *name == text)?;
                 u128::try_from(at).ok()
             }
@@ -275,7 +273,7 @@ mod tests {
             (Kind::State, r#""new""#, Set::one(3)),
             (Kind::State, r#"["new", "related"]"#, Set::none()),
             (Kind::Status, r#"["snat", "dnat"]"#, Set::one(0x30)),
-            (Kind::AddressKind, r#""local""#, Set::one(region::LOCAL)),
+            (Kind::Reach, r#""local""#, Set::one(region::LOCAL)),
             (Kind::Family, "10", Set::one(6)),
             (Kind::Name, r#""eth*""#, Set::interface("eth*", '*')),
             (Kind::Name, r#""\\*""#, Set::one(set::number_of_name(b"*", 0))),

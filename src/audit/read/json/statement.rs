@@ -36,10 +36,10 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>) {
         return lower.act(&Action::Unknown(statement.words()));
     };
     if let Some(action) = verdict(lower.place.table, name, of) {
-        return match action {
-            Some(action) => lower.decide(&action),
-            None => (),
-        };
+        if let Some(action) = action {
+            lower.decide(&action);
+        }
+        return;
     }
     match name {
         "match" => asks(lower, of),
@@ -137,6 +137,7 @@ fn decides_by_map<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json
             lower.act(&Action::Unknown(statement.words()));
         }
         Ok(found) => {
+            lower.expect(found.len());
             for draft in found {
                 let ((), value) = draft.note;
                 match value.only().and_then(|(name, of)| verdict(lower.place.table, name, of)) {

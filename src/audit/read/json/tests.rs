@@ -1,7 +1,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::audit::region::{Condition, Field, Packet, Truth};
+use crate::audit::region::{Condition, Field, Packet, Region, Truth};
 use crate::audit::ruleset::{Action, At, Case, Hook, Rewrite, Rule, TableFamily, Tool};
 use crate::audit::set::Set;
 use crate::model::Family;
@@ -197,7 +197,7 @@ fn what_is_not_understood_is_unknown_and_never_missing() {
             assert!(!rule.cases.is_empty(), "{left} {operator} {right}");
             for case in rule.cases {
                 let sure = case.region.conditions().iter().all(|condition| match condition {
-                    Condition::Outside(regions) => regions.iter().all(super::super::super::region::Region::is_known),
+                    Condition::Outside(regions) => regions.iter().all(Region::is_known),
                     condition => !matches!(condition, Condition::Unknown(_)),
                 });
                 assert!(!sure, "{left} {operator} {right}: {:?}", case.region);
@@ -325,10 +325,9 @@ fn what_is_not_known_is_a_gap() {
 #[test]
 fn deep_nesting_is_refused() {
     for (open, close) in [("[", "]"), (r#"{"&": ["#, "]}"), (r#"{"elem": {"val": "#, "}}")] {
-        for within in [dump("", &matching(&format!("{}1{}", open.repeat(100_000), close.repeat(100_000)), "==", "1"))] {
-            let error = parse(&within).expect_err("too deep").to_string();
-            assert!(error.contains("recursion limit"), "{error}");
-        }
+        let deep = format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
+        let error = parse(&dump("", &matching(&deep, "==", "1"))).expect_err("too deep").to_string();
+        assert!(error.contains("recursion limit"), "{error}");
         let deep = format!("{}1{}", open.repeat(45), close.repeat(45));
         assert!(parse(&dump("", &matching(&deep, "==", &deep))).is_ok());
     }
@@ -375,7 +374,7 @@ fn measured<T>(what: &str, run: impl FnOnce() -> T) -> T {
     std::fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
     let (before, start) = (memory("VmRSS:"), std::time::Instant::now());
     let result = run();
-    println!("{what}: {:?}, {} kB", start.elapsed(), memory("VmHWM:") - before);
+    eprintln!("{what}: {:?}, {} kB", start.elapsed(), memory("VmHWM:") - before);
     result
 }
 
@@ -383,7 +382,7 @@ fn measured<T>(what: &str, run: impl FnOnce() -> T) -> T {
 #[ignore = "a measurement, to be run alone"]
 fn measure_sixty_thousand_elements() {
     let text = large();
-    println!("text: {} kB", text.len() / 1024);
+    eprintln!("text: {} kB", text.len() / 1024);
     let rules = measured("parse", || parse(&text)).expect("a dump");
     assert!(rules.gaps.is_empty());
     assert_eq!(rules.at(At { table: 0, chain: 0, rule: 0, case: 0 }).expect("a rule").2.cases.len(), 60_000);
