@@ -69,7 +69,10 @@ mod tests {
         for Kind { id, title, what, why, fix, .. } in checks().map(|check| &check.kind) {
             assert!(id.len() == 3 && id.starts_with('F'), "{id}");
             assert!(!title.ends_with('.') && title.len() < 80, "{id}");
-            assert!([what, why, fix].iter().all(|text| text.ends_with('.') && text.len() > 20), "{id}: {what} {why} {fix}");
+            assert!(
+                [what, why, fix].iter().all(|text| text.ends_with('.') && text.len() > 20),
+                "{id}: {what} {why} {fix}"
+            );
         }
     }
 }

@@ -18,6 +18,9 @@ pub enum DumpError {
     /// It is of iptables-save, and wrong.
     #[error(transparent)]
     Save(#[from] save::SaveError),
+    /// It is of `nft -j`, and wrong.
+    #[error(transparent)]
+    Json(#[from] json::JsonError),
     /// It is of neither program.
     #[error("it is neither what `iptables-save` nor what `nft -j list ruleset` prints")]
     Neither,
@@ -29,7 +32,11 @@ pub enum DumpError {
 /// # Errors
 /// [`DumpError`], with the line.
 pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
-    if save::is_one(text) { Ok(save::parse(text, family)?) } else { Err(DumpError::Neither) }
+    match text.trim_start().starts_with('{') {
+        true => Ok(json::parse(text)?),
+        false if save::is_one(text) => Ok(save::parse(text, family)?),
+        false => Err(DumpError::Neither),
+    }
 }
 
 /// Several dumps of one host. Where both programs tell of a table that is of iptables, iptables-save tells more.

@@ -295,7 +295,7 @@ impl<'p, 'a> Lower<'p, 'a> {
 fn changes(actions: &[Action], field: Field) -> bool {
     actions.iter().any(|action| match action {
         Action::Mark { field: changed, .. }
-        | Action::FlipMark { field: changed, .. }
+        | Action::MarkUnknown { field: changed }
         | Action::CopyMark { to: changed } => *changed == field,
         Action::Untracked => field == Field::State,
         Action::Unknown(_) => true,

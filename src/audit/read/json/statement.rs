@@ -232,8 +232,6 @@ fn mark(field: Field, value: &Json<'_>) -> Option<Action> {
     match mark {
         Some(other) if other != field && (keep, flip) == (u32::MAX, 0) => Some(Action::CopyMark { to: field }),
         Some(other) if other != field && keep != 0 => None,
-        Some(_) if keep == u32::MAX && flip != 0 => Some(Action::FlipMark { field, mask: flip.into() }),
-        _ if keep & flip != 0 => None,
         _ => Some(Action::Mark { field, mask: (!keep).into(), value: flip.into() }),
     }
 }

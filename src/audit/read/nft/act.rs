@@ -313,7 +313,7 @@ fn mark(field: Field, bytes: &[Byte; 4]) -> Option<Action> {
         match *byte {
             Byte::Known(byte) => value |= u128::from(byte) << place(at),
             Byte::Of { source: Source::Field(of, 32), shift, mask, flip } if usize::from(shift) == place(at) => {
-                if of == field && mask & flip == 0 {
+                if of == field {
                     keeps |= u128::from(mask) << place(at);
                     value |= u128::from(flip) << place(at);
                 } else if matches!(of, Field::Mark | Field::ConnectionMark) && of != field && (mask, flip) == (0xff, 0)

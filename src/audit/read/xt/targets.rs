@@ -88,12 +88,7 @@ fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
 
 /// `mark = (mark & ~mask) ^ value`.
 fn mark(field: Field, mask: u32, value: u32) -> Action {
-    if value & !mask == 0 {
-        Action::Mark { field, mask: mask.into(), value: value.into() }
-    } else {
-        // Bits are turned round.
-        Action::MarkUnknown { field }
-    }
+    Action::Mark { field, mask: mask.into(), value: value.into() }
 }
 
 /// `struct xt_connmark_tginfo1` and `2`.
@@ -141,12 +136,13 @@ mod tests {
         let of = |name, revision, bytes: &[u8]| target(name, revision, bytes, Some(Family::Ipv4));
         let set = Action::Mark { field: Field::Mark, mask: 0xff, value: 2 };
         assert_eq!(of("MARK", 2, &info(&[2, 0xff])), Some(set));
-        let turned = Action::MarkUnknown { field: Field::Mark };
-        assert_eq!(of("MARK", 2, &info(&[2, 0])), Some(turned.clone()));
+        let turned = Action::Mark { field: Field::Mark, mask: 0, value: 2 };
+        assert_eq!(of("MARK", 2, &info(&[2, 0])), Some(turned));
+        let unknown = Action::MarkUnknown { field: Field::Mark };
         let mut restore = info(&[0, u32::MAX, u32::MAX, 0]);
         restore[14] = 2;
         assert_eq!(of("CONNMARK", 2, &restore), Some(Action::CopyMark { to: Field::Mark }));
         restore[4] = 0;
-        assert_eq!(of("CONNMARK", 2, &restore), Some(turned));
+        assert_eq!(of("CONNMARK", 2, &restore), Some(unknown));
     }
 }
