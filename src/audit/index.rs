@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::region::{Field, Packet};
+use super::region::{Field, Packet, Region};
 use super::ruleset::Chain;
+use super::set::Set;
 
-/// The most numbers of a field that a case is found by.
+/// The most numbers that a case is found by.
 const FEW: u128 = 16;
 
 /// How many cases a chain has before it is worth it.
@@ -14,51 +15,154 @@ const MANY: usize = 32;
 /// The number of a rule and that of its case.
 pub type Entry = (usize, usize);
 
+/// By what cases are found: what most of them ask for comes first, and a case is found by the first that tells it apart.
+const KEYS: [(Field, Option<Field>); 6] = [
+    (Field::Destination, Some(Field::Port)),
+    (Field::Destination, None),
+    (Field::Port, None),
+    (Field::Source, None),
+    (Field::Output, None),
+    (Field::Input, None),
+];
+
 /// Finds the cases of a chain that a packet may be in.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
-    ports: HashMap<u128, Vec<Entry>>,
-    addresses: HashMap<u128, Vec<Entry>>,
+    /// For each of [`KEYS`] by the numbers of its fields, which of the entries.
+    spans: [HashMap<(u128, u128), (usize, usize)>; KEYS.len()],
+    /// Those of one key one behind the other, in order.
+    entries: Vec<Entry>,
+    /// Those of no key.
     rest: Vec<Entry>,
 }
 
 impl Index {
     /// Looks at a chain; `None` where it is short.
     pub fn new(chain: &Chain) -> Option<Self> {
-        let entries = || {
+        let cases = || {
             let rules = chain.rules.iter().enumerate();
             rules.flat_map(|(rule, one)| one.cases.iter().enumerate().map(move |(case, it)| ((rule, case), it)))
         };
-        entries().nth(MANY)?;
+        cases().nth(MANY)?;
         let mut index = Self::default();
-        for (entry, case) in entries() {
-            let (port, address) = (case.region.get(Field::Port), case.region.get(Field::Destination));
-            let numbers = |set: &super::set::Set| {
-                set.ranges().iter().flat_map(|(first, last)| *first..=*last).collect::<Vec<_>>()
-            };
-            let (by, set) = match (port.size() <= FEW, address.size() <= FEW) {
-                (true, _) => (&mut index.ports, port),
-                (_, true) => (&mut index.addresses, address),
-                _ => {
-                    index.rest.push(entry);
-                    continue;
-                }
-            };
-            for number in numbers(set) {
-                by.entry(number).or_default().push(entry);
+        let mut found = Vec::new();
+        for (entry, case) in cases() {
+            match KEYS.iter().position(|key| is_few(*key, &case.region)) {
+                Some(by) => numbers(by, &case.region).for_each(|number| found.push((by, number, entry))),
+                None => index.rest.push(entry),
             }
+        }
+        // Entries of a key stay in their order.
+        found.sort_unstable();
+        index.entries = found.iter().map(|(_, _, entry)| *entry).collect();
+        let mut first = 0;
+        for same in found.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            if let [(by, number, _), ..] = same
+                && let Some(spans) = index.spans.get_mut(*by)
+            {
+                spans.insert(*number, (first, first + same.len()));
+            }
+            first += same.len();
         }
         Some(index)
     }
 
     /// The cases that a packet may be in, in order. `None` where not enough is known of it to leave any out.
-    pub fn entries(&self, packet: &Packet) -> Option<Vec<Entry>> {
-        let (port, address) = (packet.get(Field::Port)?, packet.get(Field::Destination)?);
-        let found = |by: &HashMap<u128, Vec<Entry>>, number| by.get(&number).cloned().unwrap_or_default();
-        let mut all = found(&self.ports, port);
-        all.extend(found(&self.addresses, address));
-        all.extend(&self.rest);
-        all.sort_unstable();
-        Some(all)
+    pub fn entries(&self, packet: &Packet) -> Option<Candidates<'_>> {
+        let mut lists: [&[Entry]; KEYS.len() + 1] = [&[]; KEYS.len() + 1];
+        let (by_key, rest) = lists.split_at_mut(KEYS.len());
+        for ((list, spans), (field, other)) in by_key.iter_mut().zip(&self.spans).zip(KEYS) {
+            if spans.is_empty() {
+                continue;
+            }
+            let number = (packet.get(field)?, other.map_or(Some(0), |other| packet.get(other))?);
+            if let Some((first, end)) = spans.get(&number) {
+                *list = self.entries.get(*first..*end).unwrap_or_default();
+            }
+        }
+        if let [rest] = rest {
+            *rest = &self.rest;
+        }
+        Some(Candidates(lists))
+    }
+}
+
+/// Whether the fields of a key tell a case apart from most.
+fn is_few((field, other): (Field, Option<Field>), region: &Region) -> bool {
+    let size = |field| region.get(field).size();
+    size(field).saturating_mul(other.map_or(1, size)) <= FEW
+}
+
+/// The numbers that the fields of a key may have.
+fn numbers(by: usize, region: &Region) -> impl Iterator<Item = (u128, u128)> {
+    fn of(set: &Set) -> impl Iterator<Item = u128> + Clone {
+        set.ranges().iter().flat_map(|(first, last)| *first..=*last)
+    }
+    let (field, other) = KEYS.get(by).copied().unwrap_or((Field::Port, None));
+    let others: Vec<u128> = other.map_or_else(|| vec![0], |other| of(region.get(other)).collect());
+    of(region.get(field)).flat_map(move |number| others.clone().into_iter().map(move |other| (number, other)))
+}
+
+/// Cases in order, from several lists that are in order and apart from each other.
+#[derive(Debug, Clone)]
+pub struct Candidates<'a>([&'a [Entry]; KEYS.len() + 1]);
+
+impl Iterator for Candidates<'_> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        let least = self.0.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list.first().copied())?;
+        let (first, rest) = least.split_first()?;
+        *least = rest;
+        Some(*first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::region::Truth;
+    use crate::audit::ruleset::{Case, Rule};
+    use crate::model::Family;
+    use proptest::prelude::*;
+
+    fn cases() -> impl Strategy<Value = Region> {
+        let set = || {
+            prop_oneof![
+                2 => (0..6u128).prop_map(Set::one),
+                1 => (0..6u128, 0..30u128).prop_map(|(first, more)| Set::range(first, first + more)),
+                3 => Just(Set::ALL),
+            ]
+        };
+        (set(), set(), set(), set()).prop_map(|(port, to, from, output)| {
+            let region = Region::all().with(Field::Port, &port).with(Field::Destination, &to);
+            region.with(Field::Source, &from).with(Field::Output, &output)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_case_that_a_packet_is_in_is_missed(
+            regions in proptest::collection::vec(proptest::collection::vec(cases(), 0..3), 20..80),
+            fields in (0..8u128, 0..8u128, 0..8u128, 0..8u128),
+        ) {
+            let rule = |cases: &Vec<Region>| Rule {
+                cases: cases.iter().map(|region| Case { region: region.clone(), actions: Box::default() }).collect(),
+                ..Rule::default()
+            };
+            let rules = regions.iter().map(rule).collect();
+            let chain = Chain { name: "some".into(), base: None, handle: None, rules };
+            let Some(index) = Index::new(&chain) else { return Ok(()) };
+            let packet = Packet::new(Family::Ipv4).with(Field::Port, fields.0).with(Field::Destination, fields.1);
+            let packet = packet.with(Field::Source, fields.2).with(Field::Output, fields.3).with(Field::Input, 1);
+            let found: Vec<Entry> = index.entries(&packet).expect("all is known").collect();
+            prop_assert!(found.is_sorted(), "in order, each once");
+            let all = regions.iter().enumerate().flat_map(|(rule, cases)| cases.iter().enumerate().map(move |it| (rule, it)));
+            for (rule, (case, region)) in all {
+                prop_assert!(region.has(&packet) == Truth::No || found.contains(&(rule, case)));
+            }
+            let unknown = Packet::new(Family::Ipv4);
+            prop_assert!(index.entries(&unknown).is_none() || index.entries.is_empty());
+        }
     }
 }

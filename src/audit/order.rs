@@ -1,5 +1,7 @@
 //! The order in which the base chains of all tables see a packet.
 
+use std::sync::OnceLock;
+
 use super::ruleset::{Base, Chain, Hook, Kind, Ruleset, Table, Tool};
 use crate::model::Family;
 
@@ -19,6 +21,36 @@ pub struct Placed<'a> {
     /// Whether another one of the same priority is at this place, and which is asked first depends on which was made
     /// last, which the kernel does not tell.
     pub tied: bool,
+}
+
+/// The base chains of rules in their places, each place looked up once: for who leads many packets.
+#[derive(Debug)]
+pub struct Order<'a> {
+    rules: &'a Ruleset,
+    /// By family, by hook, by whether they translate.
+    places: [[[OnceLock<Vec<Placed<'a>>>; 2]; HOOKS]; 2],
+}
+
+/// How many hooks there are.
+const HOOKS: usize = Hook::Egress as usize + 1;
+
+impl<'a> Order<'a> {
+    /// Of these rules.
+    pub fn new(rules: &'a Ruleset) -> Self {
+        Self { rules, places: Default::default() }
+    }
+
+    /// What [`chains`] gives.
+    pub fn at(&self, family: Family, hook: Hook, nat: bool) -> &[Placed<'a>] {
+        let hooks = self.places.get(usize::from(family == Family::Ipv6));
+        let place = hooks.and_then(|hooks| hooks.get(hook as usize)).and_then(|kinds| kinds.get(usize::from(nat)));
+        place.map_or(&[], |place| place.get_or_init(|| chains(self.rules, family, hook, nat)))
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &'a Ruleset {
+        self.rules
+    }
 }
 
 /// The base chains that packets of a family meet at a hook, in this order. With `nat` those that translate, which are asked

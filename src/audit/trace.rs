@@ -2,19 +2,21 @@
 
 use std::ops::RangeInclusive;
 
-use super::index::Entry;
-use super::order;
+use super::index::{Candidates, Entry};
+use super::order::{Order, Placed};
 use super::region::{Field, Packet, State, Truth};
-use super::ruleset::{Action, At, Hook, Rewrite, Ruleset, Table};
+use super::ruleset::{Action, At, Hook, Rewrite, Rule, Ruleset, Table};
 use super::view::{Translation, of_netmap};
+use crate::model::Family;
 
 /// How deep chains may ask each other.
 const DEEPEST: usize = 16;
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes on.
+    #[default]
     Passes,
     /// A rule, or a base chain's policy, drops it: then the rule's number is that behind the last.
     Dropped(At),
@@ -23,7 +25,7 @@ pub enum Verdict {
 }
 
 /// What a hook does with a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// What becomes of it.
     pub verdict: Verdict,
@@ -61,35 +63,100 @@ pub const BEFORE_DNAT: RangeInclusive<i32> = i32::MIN..=-101;
 /// Those that are asked after that.
 pub const AFTER_DNAT: RangeInclusive<i32> = -100..=i32::MAX;
 
+/// Of those before destinations are rewritten the ones that are asked before connections are followed, at −200: to them the
+/// state of every packet is invalid (measured on Linux 6.18; `nft_ct_get_eval` in net/netfilter/nft_ct.c).
+pub const BEFORE_TRACKING: RangeInclusive<i32> = i32::MIN..=-201;
+
+/// The rest of those before destinations are rewritten.
+pub const TRACKED_BEFORE_DNAT: RangeInclusive<i32> = -200..=-101;
+
+/// Those that are asked before sources are rewritten: `NF_IP_PRI_NAT_SRC` is 100.
+pub const BEFORE_SNAT: RangeInclusive<i32> = i32::MIN..=99;
+
+/// Those that are asked after that.
+pub const AFTER_SNAT: RangeInclusive<i32> = 100..=i32::MAX;
+
 /// Leads a packet through the chains of a hook. It comes out with the marks that rules gave it; its addresses are not
 /// rewritten yet.
+///
+/// Who leads many packets makes a [`Tracer`].
 pub fn hook(rules: &Ruleset, packet: &mut Packet, hook: Hook, which: &Which) -> Outcome {
-    let outcome = Outcome {
-        verdict: Verdict::Passes,
-        accepted: Vec::new(),
-        rewritten: None,
-        untracked: None,
-        doubts: Vec::new(),
-        tied: false,
-    };
-    let chains = order::chains(rules, packet.family, hook, *which == Which::Nat);
-    let mut trace = Trace { hook, packet, outcome };
-    for placed in chains {
-        if matches!(which, Which::Filter(priorities) if !priorities.contains(&placed.base.priority)) {
-            continue;
+    Tracer::new(rules).hook(packet, hook, which)
+}
+
+/// Leads packets through rules.
+#[derive(Debug)]
+pub struct Tracer<'a> {
+    order: Order<'a>,
+}
+
+impl<'a> Tracer<'a> {
+    /// Through these rules.
+    pub fn new(rules: &'a Ruleset) -> Self {
+        Self { order: Order::new(rules) }
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &'a Ruleset {
+        self.order.rules()
+    }
+
+    /// Whether there are chains at a hook for it to be led through.
+    pub fn is_asked(&self, family: Family, hook: Hook, which: &Which) -> bool {
+        self.order.at(family, hook, *which == Which::Nat).iter().any(|placed| which.has(placed))
+    }
+
+    /// Leads a packet through the chains of a hook, as [`hook`] does.
+    pub fn hook(&self, packet: &mut Packet, hook: Hook, which: &Which) -> Outcome {
+        self.led(packet, hook, which, None)
+    }
+
+    /// What the chains of a hook would do if there were not this rule.
+    pub fn without(&self, packet: &mut Packet, hook: Hook, which: &Which, rule: At) -> Outcome {
+        self.led(packet, hook, which, Some(rule))
+    }
+
+    fn led(&self, packet: &mut Packet, hook: Hook, which: &Which, without: Option<At>) -> Outcome {
+        let mut trace = Trace { hook, without, outcome: Outcome::default(), packet };
+        for placed in self.order.at(trace.packet.family, hook, *which == Which::Nat) {
+            if which.has(placed) && !trace.base(placed) {
+                break;
+            }
         }
-        let at = At { table: placed.table_at, chain: placed.chain_at, rule: 0, case: 0 };
-        if trace.chain(placed.table, at, 0) == Flow::On && placed.base.drops {
-            trace.outcome.verdict = Verdict::Dropped(At { rule: placed.chain.rules.len(), ..at });
+        trace.outcome
+    }
+
+    /// Leads a packet through one chain of whatever hook and kind, which is taken to be a base chain.
+    pub fn chain(&self, packet: &mut Packet, hook: Hook, table: usize, chain: usize) -> Outcome {
+        let mut trace = Trace { hook, without: None, outcome: Outcome::default(), packet };
+        let (at, rules) = (At { table, chain, rule: 0, case: 0 }, self.rules());
+        if let Some(table) = rules.tables.get(table)
+            && let Some(chain) = table.chains.get(chain)
+            && let Some(base) = &chain.base
+        {
+            trace.base(&Placed { table_at: at.table, chain_at: at.chain, table, chain, base, tied: false });
         }
-        let translated = trace.outcome.rewritten.is_some();
-        if translated || trace.outcome.verdict != Verdict::Passes {
-            // Which of two chains drops a packet makes no difference to it.
-            trace.outcome.tied = placed.tied && translated;
-            break;
+        trace.outcome
+    }
+
+    /// Whether what an outcome drops is dropped whatever the rules do of which nothing is sure: none of them can let it go.
+    pub fn drops_surely(&self, outcome: &Outcome) -> bool {
+        matches!(outcome.verdict, Verdict::Dropped(_)) && outcome.doubts.iter().all(|at| self.only_drops(*at))
+    }
+
+    fn only_drops(&self, at: At) -> bool {
+        let case = self.rules().at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
+        case.is_some_and(|case| case.actions.iter().all(|action| matches!(action, Action::Drop | Action::Reject)))
+    }
+}
+
+impl Which {
+    fn has(&self, placed: &Placed<'_>) -> bool {
+        match self {
+            Self::Nat => true,
+            Self::Filter(priorities) => priorities.contains(&placed.base.priority),
         }
     }
-    trace.outcome
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,24 +169,56 @@ enum Flow {
     Out,
 }
 
-struct Trace<'a> {
+/// The cases that a chain asks a packet about.
+enum Entries<'a> {
+    Found(Candidates<'a>),
+    All { rules: &'a [Rule], next: Entry },
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        match self {
+            Self::Found(found) => found.next(),
+            Self::All { rules, next } => {
+                while rules.get(next.0)?.cases.len() <= next.1 {
+                    *next = (next.0 + 1, 0);
+                }
+                let this = *next;
+                next.1 += 1;
+                Some(this)
+            }
+        }
+    }
+}
+
+struct Trace<'p> {
     hook: Hook,
-    packet: &'a mut Packet,
+    packet: &'p mut Packet,
+    without: Option<At>,
     outcome: Outcome,
 }
 
-impl<'a> Trace<'a> {
-    fn chain(&mut self, table: &'a Table, at: At, depth: usize) -> Flow {
+impl Trace<'_> {
+    /// Leads the packet through a base chain, and says whether it goes on to the next.
+    fn base(&mut self, placed: &Placed<'_>) -> bool {
+        let at = At { table: placed.table_at, chain: placed.chain_at, rule: 0, case: 0 };
+        if self.chain(placed.table, at, 0) == Flow::On && placed.base.drops {
+            self.outcome.verdict = Verdict::Dropped(At { rule: placed.chain.rules.len(), ..at });
+        }
+        let translated = self.outcome.rewritten.is_some();
+        // Which of two chains drops a packet makes no difference to it.
+        self.outcome.tied |= placed.tied && translated;
+        !translated && self.outcome.verdict == Verdict::Passes
+    }
+
+    fn chain(&mut self, table: &Table, at: At, depth: usize) -> Flow {
         let Some(chain) = table.chains.get(at.chain).filter(|_| depth <= DEEPEST) else { return Flow::On };
-        let found = table.chains.index(at.chain).and_then(|index| index.entries(self.packet));
-        let all = || {
-            let rules = chain.rules.iter().enumerate();
-            rules.flat_map(|(number, rule)| (0..rule.cases.len()).map(move |case| (number, case)))
-        };
         // Only what is asked before any rule can change decides where to look: rules set marks, not ports.
-        let entries: Box<dyn Iterator<Item = Entry>> = match found {
-            Some(found) => Box::new(found.into_iter()),
-            None => Box::new(all()),
+        let entries = match table.chains.index(at.chain).and_then(|index| index.entries(self.packet)) {
+            Some(found) => Entries::Found(found),
+            None => Entries::All { rules: &chain.rules, next: (0, 0) },
         };
         let mut met = None;
         for (number, case_number) in entries {
@@ -129,6 +228,9 @@ impl<'a> Trace<'a> {
                 continue;
             }
             let at = At { rule: number, case: case_number, ..at };
+            if self.without.is_some_and(|without| At { case: case_number, ..without } == at) {
+                continue;
+            }
             match case.region.has(self.packet) {
                 Truth::No => continue,
                 Truth::Maybe => {
@@ -148,7 +250,7 @@ impl<'a> Trace<'a> {
         Flow::On
     }
 
-    fn actions(&mut self, table: &'a Table, at: At, actions: &'a [Action], depth: usize) -> Flow {
+    fn actions(&mut self, table: &Table, at: At, actions: &[Action], depth: usize) -> Flow {
         for action in actions {
             let rewritten = match action {
                 Action::Dnat(to) => (Translation::Dnat, to),
