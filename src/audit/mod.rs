@@ -17,6 +17,7 @@ pub mod forwards;
 pub mod host;
 mod index;
 pub mod listing;
+pub mod journey;
 pub mod order;
 pub mod overlap;
 pub mod owner;

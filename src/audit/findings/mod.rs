@@ -6,6 +6,8 @@ mod order;
 mod shape;
 #[cfg(test)]
 mod speed;
+#[cfg(test)]
+pub(in crate::audit) mod hosts;
 
 use super::finding::{Finding, Kind};
 use super::host::Host;
