@@ -5,12 +5,15 @@ use std::ops::RangeInclusive;
 use super::index::{Candidates, Entry};
 use super::order::{Order, Placed};
 use super::region::{Field, Packet, State, Truth};
-use super::ruleset::{Action, At, Hook, Rewrite, Rule, Ruleset, Table};
+use super::ruleset::{Action, At, Chain, Hook, Rewrite, Rule, Ruleset, Table};
 use super::view::{Translation, of_netmap};
 use crate::model::Family;
 
 /// How deep chains may ask each other.
 const DEEPEST: usize = 16;
+
+/// How many rules a chain may have that is looked through for what it may do.
+const SHORT: usize = 16;
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -145,9 +148,26 @@ impl<'a> Tracer<'a> {
     }
 
     fn only_drops(&self, at: At) -> bool {
-        let case = self.rules().at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
-        case.is_some_and(|case| case.actions.iter().all(|action| matches!(action, Action::Drop | Action::Reject)))
+        let Some((table, _, rule)) = self.rules().at(at) else { return false };
+        rule.cases.get(at.case).is_some_and(|case| only_drop(table, &case.actions, 0))
     }
+}
+
+/// Whether actions, and chains that they jump to where those are short, can do nothing with a packet but drop it.
+fn only_drop(table: &Table, actions: &[Action], depth: usize) -> bool {
+    actions.iter().all(|action| match action {
+        Action::Drop | Action::Reject => true,
+        // To go back from a chain is to go on in the one that asked.
+        Action::Return => depth > 0,
+        Action::Jump(name) if depth < DEEPEST => {
+            let chain = table.chains.named(name).filter(|chain| chain.rules.len() <= SHORT);
+            let cases = |chain: &Chain| {
+                chain.rules.iter().flat_map(|rule| &rule.cases).all(|case| only_drop(table, &case.actions, depth + 1))
+            };
+            chain.is_some_and(cases)
+        }
+        _ => false,
+    })
 }
 
 impl Which {
@@ -311,5 +331,58 @@ impl Trace<'_> {
             return Flow::Out;
         }
         Flow::On
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::read::save;
+    use crate::audit::region::packet;
+    use crate::audit::ruleset::Ruleset;
+
+    fn rules(text: &str) -> Ruleset {
+        save::parse(&format!("*filter\n:FORWARD DROP\n:LATER -\n{text}COMMIT\n"), None).expect("a dump")
+    }
+
+    fn forward(rules: &Ruleset) -> Outcome {
+        let mut packet = packet(Family::Ipv4, Some("eth0")).with(Field::Protocol, 6).with(Field::Port, 80);
+        hook(rules, &mut packet, Hook::Forward, &Which::Filter(AFTER_DNAT))
+    }
+
+    #[test]
+    fn only_what_may_let_go_makes_a_drop_unsure() {
+        for (text, sure) in [
+            ("", true),
+            ("-A FORWARD -m tomorrow -j DROP\n", true),
+            ("-A FORWARD -m tomorrow -j LATER\n-A LATER -p udp -j RETURN\n-A LATER -j DROP\n", true),
+            ("-A FORWARD -m tomorrow -j LATER\n-A LATER -p tcp -j ACCEPT\n", false),
+            ("-A FORWARD -m tomorrow -j ACCEPT\n", false),
+            ("-A FORWARD -m tomorrow -j RETURN\n", false),
+        ] {
+            let rules = rules(text);
+            let outcome = forward(&rules);
+            assert!(matches!(outcome.verdict, Verdict::Dropped(_)), "{text}");
+            assert_eq!(Tracer::new(&rules).drops_surely(&outcome), sure, "{text}");
+        }
+    }
+
+    #[test]
+    fn without_a_rule_the_others_decide() {
+        let rules = rules("-A FORWARD -p tcp -j ACCEPT\n");
+        let accepted = forward(&rules).accepted;
+        let mut packet = packet(Family::Ipv4, Some("eth0")).with(Field::Protocol, 6);
+        let which = Which::Filter(AFTER_DNAT);
+        let without = Tracer::new(&rules).without(&mut packet, Hook::Forward, &which, accepted[0]);
+        assert!(matches!(without.verdict, Verdict::Dropped(_)));
+    }
+
+    #[test]
+    fn an_index_changes_nothing() {
+        let many: String = (0..100).map(|port| format!("-A FORWARD -p tcp --dport {port} -j LATER\n")).collect();
+        let rules = rules(&format!("{many}-A LATER -p tcp --dport 80 -j ACCEPT\n"));
+        assert_eq!(forward(&rules).accepted.len(), 1);
+        let chains = &rules.tables[0].chains;
+        assert!(chains.index(chains.position("FORWARD").expect("there")).is_some());
     }
 }

@@ -6,6 +6,7 @@ mod order;
 mod shape;
 #[cfg(test)]
 mod speed;
+mod filter;
 #[cfg(test)]
 pub(in crate::audit) mod hosts;
 
@@ -22,7 +23,7 @@ pub struct Check {
 
 /// All of them, family by family.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let families: [&'static [Check]; 2] = [order::CHECKS, shape::CHECKS];
+    let families: [&'static [Check]; 3] = [order::CHECKS, shape::CHECKS, filter::CHECKS];
     families.into_iter().flatten()
 }
 

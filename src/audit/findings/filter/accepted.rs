@@ -1,0 +1,279 @@
+//! Forwards that come through only by another tool's leave, or past the firewall that guards the host.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::clients::Clients;
+use super::dropped::firewall;
+use super::words::{let_through, placed, several};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::journey::{End, Journey, Part, packet_in_words};
+use crate::audit::region::{Condition, DST_NAT, Field, Packet, Region};
+use crate::audit::ruleset::{At, Hook};
+use crate::audit::trace::{Verdict, Which};
+
+pub(super) const BLANKET: Kind = Kind {
+    id: "F14",
+    title: "only another tool's blanket accept lets the forward through",
+    severity: Severity::Warning,
+    what: "The chain that filters would drop the forward's packets, were it not for a rule of another tool that accepts \
+           everything whose destination was rewritten (`ct status dnat accept`).",
+    why: "When that tool is stopped, reloaded with other settings or replaced, the forward stops working, and nothing of \
+          the forward itself has changed. The same rule lets every other forward through, wanted or not.",
+    fix: "Give the forward a rule of its own that accepts it.",
+};
+
+pub(super) const BYPASS: Kind = Kind {
+    id: "F19",
+    title: "the forward goes past the firewall of the host",
+    severity: Severity::Error,
+    what: "The rules for packets to this host would drop the forward's port, but its packets are rewritten before, and \
+           then they are no longer for this host: they meet hook forward and never hook input.",
+    why: "Who has closed a port with ufw, firewalld or rules of hook input believes that it is closed. It is open.",
+    fix: "Restrict the forward itself: by its address or sources, or by a rule at hook forward that asks for the original port.",
+};
+
+/// All chains of a hook but those that translate.
+fn all() -> Which {
+    Which::Filter(i32::MIN..=i32::MAX)
+}
+
+/// F14. Of clients of one interface where it comes through. Without facts nothing is said: what accepts depends on interfaces.
+pub(super) fn blanket(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let forwards = Forward::all(&host.view);
+    let clients = Clients::new(host);
+    let mut groups: BTreeMap<(At, At, Confidence), Vec<&Forward<'_>>> = BTreeMap::new();
+    let mut blankets: HashMap<At, bool> = HashMap::new();
+    for forward in &forwards {
+        let Some((_, journey)) = clients.survey(forward).passed.into_iter().next() else { continue };
+        let hook = if journey.end == End::Arrives { Hook::Input } else { Hook::Forward };
+        let Some(outcome) = journey.at(hook, Part::Filter) else { continue };
+        for at in &outcome.accepted {
+            if !*blankets.entry(*at).or_insert_with(|| is_blanket(host, *at)) || is_same_owner(host, *at, forward.at) {
+                continue;
+            }
+            let mut packet = at_hook(&journey);
+            let without = clients.guide.tracer.without(&mut packet, hook, &all(), *at);
+            if let Verdict::Dropped(dropped) = without.verdict {
+                let sure = clients.guide.tracer.drops_surely(&without);
+                let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
+                groups.entry((*at, dropped, confidence)).or_default().push(forward);
+            }
+        }
+    }
+    let finding = |((accepts, drops, confidence), forwards): ((At, At, Confidence), Vec<&Forward<'_>>)| {
+        let who = several(&forwards, "comes", "come");
+        let place = host.place(accepts);
+        let message = format!(
+            "{who} through only because {} accepts all that was forwarded; {} would drop it otherwise",
+            place,
+            host.place(drops)
+        );
+        let found = placed(kind.found(confidence, message), host, &forwards, [accepts, drops]);
+        let first = forwards.first();
+        found.mended_by(first.map_or_else(String::new, |forward| {
+            let_through(host, drops, &firewall(host, drops), Hook::Forward, forward)
+        }))
+    };
+    groups.into_iter().map(finding).collect()
+}
+
+/// The packet as it came to the filters behind routing: with its new destination, and its old source.
+fn at_hook(journey: &Journey<'_>) -> Packet {
+    let mut packet = journey.packet.clone();
+    for field in [Field::Source, Field::SourcePort, Field::SourceKind] {
+        packet.set(field, journey.start.get(field));
+    }
+    packet
+}
+
+/// Whether a rule accepts all that was forwarded, and asks for nothing else.
+fn is_blanket(host: &Host, at: At) -> bool {
+    let case = host.rules.at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
+    case.is_some_and(|case| asks_only_for_dnat(&case.region))
+}
+
+fn asks_only_for_dnat(region: &Region) -> bool {
+    let open =
+        |field: &Field| matches!(field, Field::State | Field::Direction | Field::Status) || region.get(*field).is_all();
+    let of_status = |condition: &Condition| matches!(condition, Condition::Bits { field: Field::Status, mask, .. } if mask & DST_NAT != 0);
+    let asked = !region.conditions().is_empty() || !region.get(Field::Status).is_all();
+    asked && Field::ALL.iter().all(open) && region.conditions().iter().all(of_status)
+}
+
+/// Whether two rules are of the same tool; what nobody's name is on was written by whoever runs the host, for all of them.
+fn is_same_owner(host: &Host, accepts: At, forward: At) -> bool {
+    let owner = host.place(accepts).owner;
+    matches!(owner.as_str(), "user" | "unknown") || owner == host.place(forward).owner
+}
+
+/// F19. An error where ufw or firewalld would drop it, or a rule that names its port; a warning where it is a policy or a
+/// rule for everything and of somebody else than the forward. A firewall that makes the forward itself means it so, and so does
+/// who writes both by hand, unless the port is named. Unknown where a rule that is not understood may accept or drop it; without
+/// facts nothing is said, as it is not known what comes to hook input.
+pub(super) fn bypass(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let forwards = Forward::all(&host.view);
+    let clients = Clients::new(host);
+    type Cause = (At, Option<At>, Severity, Confidence);
+    let mut groups: BTreeMap<Cause, (Vec<&Forward<'_>>, String)> = BTreeMap::new();
+    let mut owners: HashMap<At, String> = HashMap::new();
+    for forward in &forwards {
+        for (_, journey) in clients.survey(forward).passed {
+            if !matches!(journey.end, End::Leaves(..))
+                || clients.guide.is_local(forward.family, destination(&journey)) != Some(true)
+            {
+                continue;
+            }
+            let mut packet = journey.start.clone();
+            packet.put(Field::Output, 0);
+            let outcome = clients.guide.tracer.hook(&mut packet, Hook::Input, &all());
+            let Verdict::Dropped(at) = outcome.verdict else { continue };
+            let owner = owners.entry(at).or_insert_with(|| firewall(host, at)).clone();
+            let Some(severity) = severity(host, at, &owner, &host.place(forward.at).owner) else { continue };
+            let sure = clients.guide.tracer.drops_surely(&outcome);
+            let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
+            let accepted = journey.at(Hook::Forward, Part::Filter).and_then(|outcome| outcome.accepted.last().copied());
+            // Each forward of Docker is accepted by a rule of its own: one of them is shown.
+            let key = (at, None, severity, confidence);
+            let (group, sample) = groups.entry(key).or_default();
+            if group.is_empty() {
+                let by = accepted.map_or_else(
+                    || "no rule of hook forward drops it".to_owned(),
+                    |at| format!("accepted at hook forward by {}", super::words::rule(host, at)),
+                );
+                *sample = format!("{}: {by}", packet_in_words(&journey.start));
+            }
+            group.push(forward);
+            break;
+        }
+    }
+    let finding = |((at, _, severity, confidence), (forwards, sample)): (Cause, (Vec<&Forward<'_>>, String))| {
+        let owner = owners.get(&at).map_or("unknown", String::as_str);
+        let named = if matches!(owner, "user" | "unknown") { String::new() } else { format!(" of {owner}") };
+        let message = format!(
+            "{} past the firewall{named}: {} would drop it at hook input",
+            several(&forwards, "goes", "go"),
+            host.place(at)
+        );
+        let found = placed(kind.found(confidence, message).as_bad_as(severity), host, &forwards, [at]).seen(sample);
+        let found = match confidence {
+            Confidence::Unknown => found.seen("a rule that is not understood may decide otherwise"),
+            _ => found,
+        };
+        found.mended_by(restriction(host, forwards.first().copied()))
+    };
+    groups.into_iter().map(finding).collect()
+}
+
+fn destination(journey: &Journey<'_>) -> u128 {
+    journey.start.get(Field::Destination).unwrap_or_default()
+}
+
+/// How bad it is that a forward goes past this rule; `None` where that is what is meant.
+fn severity(host: &Host, drops: At, firewall: &str, forwarder: &str) -> Option<Severity> {
+    let case = host.rules.at(drops).and_then(|(_, _, rule)| rule.cases.get(drops.case));
+    let names_port = case.is_some_and(|case| case.region.get(Field::Port).size() <= 1024);
+    let by_hand = |owner: &str| matches!(owner, "user" | "unknown");
+    match (firewall == forwarder || by_hand(firewall) && by_hand(forwarder), names_port, firewall) {
+        (_, true, _) => Some(Severity::Error),
+        (true, false, _) => None,
+        (false, false, "ufw" | "firewalld") => Some(Severity::Error),
+        (false, false, _) => Some(Severity::Warning),
+    }
+}
+
+/// How a forward is closed to those that the firewall keeps out.
+fn restriction(host: &Host, forward: Option<&Forward<'_>>) -> String {
+    let Some(forward) = forward else { return String::new() };
+    let port = forward.first_port().map_or_else(|| "PORT".to_owned(), |port| port.to_string());
+    match host.place(forward.at).owner.as_str() {
+        "docker" => format!(
+            "publish it at one address only (127.0.0.1:{port}:…), or: iptables -I DOCKER-USER -p tcp -m conntrack \
+             --ctorigdstport {port} --ctdir ORIGINAL ! -s ALLOWED -j DROP"
+        ),
+        "portfwd" => "restrict it with `from` or `interface` in its rule file, then portfwd apply".into(),
+        _ => format!("accept only who may at hook forward: … ct original proto-dst {port} ip saddr != ALLOWED drop"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::hosts::{self, docker, facts, host};
+    use super::super::found;
+    use super::*;
+    use crate::audit::ruleset::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
+
+    /// A table of firewalld that accepts what was forwarded, and drops the rest.
+    fn firewalld(mut rules: Ruleset, name: &str, asks: &[Condition]) -> Ruleset {
+        let mut table = Table::new(TableFamily::Inet, name, Tool::Nft);
+        let chain = table.chains.entry("filter_FORWARD");
+        let hook = Hook::Forward;
+        chain.base = Some(Base { kind: ChainKind::Filter, hook, priority: 10, drops: false, devices: Vec::new() });
+        let mut region = Region::all();
+        asks.iter().for_each(|condition| region.ask(condition.clone()));
+        for (region, action) in [(region, Action::Accept), (Region::all(), Action::Reject)] {
+            chain.rules.push(Rule { cases: vec![Case { region, actions: [action].into() }], ..Rule::default() });
+        }
+        rules.tables.push(table);
+        rules
+    }
+
+    fn dnat() -> Condition {
+        Condition::Bits { field: Field::Status, mask: DST_NAT, value: 0, not: true }
+    }
+
+    #[test]
+    fn leave_of_another_tool_is_found() {
+        let rules = || docker("").rules;
+        let some = Host::new(firewalld(rules(), "firewalld", &[dnat()]), Some(facts()));
+        let found = found(&some, "F14");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert!(one.message.starts_with(
+            "`8080/tcp -> 172.17.0.2:80` comes through only because inet firewalld filter_FORWARD rule 1 (firewalld)"
+        ));
+        assert_eq!(one.confidence, Confidence::Proved);
+        // By hand it is meant so.
+        let by_hand = Host::new(firewalld(rules(), "mine", &[dnat()]), Some(facts()));
+        assert!(super::super::found(&by_hand, "F14").is_empty());
+        let unknown = Condition::Unknown("tomorrow".into());
+        let unknown = Host::new(firewalld(rules(), "firewalld", &[dnat(), unknown]), Some(facts()));
+        assert!(super::super::found(&unknown, "F14").is_empty(), "then it is F13 that says what is not known");
+        assert_eq!(super::super::found(&unknown, "F13")[0].confidence, Confidence::Unknown);
+    }
+
+    const UFW: &str = "*filter\n:INPUT DROP\n:ufw-user-input -\n-A INPUT -j ufw-user-input\n\
+                       -A ufw-user-input -p tcp --dport 22 -j ACCEPT\nCOMMIT\n";
+
+    #[test]
+    fn ports_that_ufw_closes_are_open() {
+        let some = docker(UFW);
+        let found = found(&some, "F19");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(
+            one.message,
+            "`8080/tcp -> 172.17.0.2:80` goes past the firewall of ufw: ip filter INPUT policy (user) would drop it at hook input"
+        );
+        assert_eq!((one.severity, one.confidence), (Severity::Error, Confidence::Proved));
+        assert!(one.evidence.iter().any(|line| line.contains("accepted at hook forward by ip filter DOCKER")));
+        let open = UFW.replace("--dport 22", "--dport 8080");
+        assert!(super::super::found(&docker(&open), "F19").is_empty());
+        let unknown = UFW.replace("-p tcp --dport 22", "-m tomorrow");
+        assert_eq!(super::super::found(&docker(&unknown), "F19")[0].confidence, Confidence::Unknown);
+        let dump = host(&format!("{}{UFW}", hosts::DOCKER), None);
+        assert!(super::super::found(&dump, "F19").is_empty());
+    }
+
+    #[test]
+    fn who_writes_both_by_hand_means_it() {
+        let nat =
+            "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2\nCOMMIT\n";
+        let policy = "*filter\n:INPUT DROP\nCOMMIT\n";
+        let rule = "*filter\n:INPUT ACCEPT\n-A INPUT -p tcp --dport 80 -j DROP\nCOMMIT\n";
+        for (filter, count) in [(policy, 0), (rule, 1)] {
+            let found = found(&host(&format!("{nat}{filter}"), Some(facts())), "F19");
+            assert_eq!(found.len(), count, "{found:?}");
+        }
+        assert_eq!(found(&docker(policy), "F19")[0].severity, Severity::Warning, "Docker's is of somebody else");
+    }
+}

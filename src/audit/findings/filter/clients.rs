@@ -1,0 +1,250 @@
+//! Clients that stand for all: by which interfaces they come, and what their first packet is.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::audit::facts::{Facts, Link};
+use crate::audit::finding::Confidence;
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::journey::{End, Guess, Guide, Journey, Part};
+use crate::audit::region::{Field, Packet, Region, packet};
+use crate::audit::ruleset::{At, Hook};
+use crate::audit::set::{Set, number_of, number_of_name};
+use crate::model::Family;
+
+/// How many interfaces are tried that lead nowhere but to their own network.
+const OTHERS: usize = 4;
+
+/// The port of a client.
+const FROM: u128 = 50_000;
+
+/// Somebody far away. Of the documentation networks (RFC 5737, RFC 3849), so of nobody here.
+fn far(family: Family) -> u128 {
+    match family {
+        Family::Ipv4 => u32::from(Ipv4Addr::new(203, 0, 113, 9)).into(),
+        Family::Ipv6 => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 9).into(),
+    }
+}
+
+/// The loopback addresses of a family.
+pub(super) fn loopback(family: Family) -> Set {
+    match family {
+        Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
+        Family::Ipv6 => Set::one(1),
+    }
+}
+
+/// An interface by which clients may come: one that is up, is not the loopback interface, and no port of a bridge.
+#[derive(Debug)]
+pub(super) struct Gate<'a> {
+    /// The interface.
+    pub link: &'a Link,
+    /// Its name as a number.
+    pub number: u128,
+    /// Whether a default route leaves by it; where there is none, whether it is no virtual one.
+    pub uplink: bool,
+    /// Its networks of both families, with its addresses.
+    networks: Vec<(u128, Set, Family)>,
+}
+
+impl Gate<'_> {
+    /// The network of this interface that an address is in.
+    pub fn network(&self, family: Family, address: u128) -> Option<&Set> {
+        let mut networks = self.networks.iter().filter(|(_, _, of)| *of == family);
+        networks.find(|(_, network, _)| network.has(address)).map(|(_, network, _)| network)
+    }
+
+    fn address(&self, family: Family) -> Option<u128> {
+        self.networks.iter().find(|(_, _, of)| *of == family).map(|(address, _, _)| *address)
+    }
+
+    /// Its networks of a family.
+    pub fn all(&self, family: Family) -> impl Iterator<Item = &Set> {
+        self.networks.iter().filter(move |(_, _, of)| *of == family).map(|(_, network, _)| network)
+    }
+}
+
+/// A host and its clients.
+#[derive(Debug)]
+pub(super) struct Clients<'a> {
+    /// What leads their packets.
+    pub guide: Guide<'a>,
+    /// By which interfaces they come: those that lead out first. None of a dump.
+    pub gates: Vec<Gate<'a>>,
+}
+
+/// What became of the packets of a forward's clients.
+#[derive(Debug, Default)]
+pub(super) struct Survey<'a> {
+    /// Those that a rule or a policy dropped, with the number of their gate.
+    pub dropped: Vec<(usize, Drop, Journey<'a>)>,
+    /// Those that the forward rewrote and that came through.
+    pub passed: Vec<(usize, Journey<'a>)>,
+}
+
+/// Where and how surely one was dropped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drop {
+    pub hook: Hook,
+    pub at: At,
+    pub before_nat: bool,
+    pub confidence: Confidence,
+}
+
+impl<'a> Clients<'a> {
+    pub fn new(host: &'a Host) -> Self {
+        let gates = host.facts.as_ref().map(gates).unwrap_or_default();
+        Self { guide: Guide::new(host), gates }
+    }
+
+    /// The first packet for a region by a gate; `from` is where the client is, where that matters. `None` where the region is
+    /// not about what comes by there, or from there.
+    pub fn packet(&self, region: &Region, family: Family, gate: usize, from: Option<u128>) -> Option<Packet> {
+        let gate = self.gates.get(gate)?;
+        if !region.get(Field::Input).has(gate.number) {
+            return None;
+        }
+        let sources = region.get(Field::Source);
+        let from = match from {
+            Some(from) => Some(from).filter(|from| sources.has(*from)),
+            None => self.source(sources, family, gate),
+        }?;
+        let mut packet = packet(family, None);
+        packet.put(Field::Input, gate.number);
+        packet.put(Field::Source, from);
+        packet.put(Field::Destination, self.destination(region.get(Field::Destination), family, gate)?);
+        asked(&mut packet, region);
+        Some(packet)
+    }
+
+    /// Where a client by a gate is: far away where that leads out, else a neighbour; of those that are asked for.
+    fn source(&self, sources: &Set, family: Family, gate: &Gate<'_>) -> Option<u128> {
+        let near = || self.neighbour(gate, family, gate.address(family)?);
+        let far = Some(far(family));
+        let usual = if gate.uplink { far } else { near().or(far) };
+        let all = if sources.is_all() { usual } else { usual.filter(|from| sources.has(*from)) };
+        all.or_else(|| sources.ranges().iter().map(|(first, _)| *first).find(|from| !self.is_here(family, *from)))
+            .or_else(|| sources.first())
+    }
+
+    /// What a client sends to: an address of this host, of the gate where that may be.
+    fn destination(&self, wanted: &Set, family: Family, gate: &Gate<'_>) -> Option<u128> {
+        if let Some(only) = wanted.only() {
+            return Some(only);
+        }
+        let of_gate = gate.address(family).filter(|address| wanted.has(*address));
+        of_gate
+            .or_else(|| {
+                let elsewhere = self.gates.iter().filter_map(|gate| gate.address(family));
+                elsewhere.into_iter().find(|address| wanted.has(*address))
+            })
+            .or_else(|| wanted.and(self.guide.local(family)).first())
+            .or_else(|| wanted.first().filter(|_| !wanted.is_all()))
+    }
+
+    /// Another address of the network of a gate that an address is in, which is not this host's.
+    pub fn neighbour(&self, gate: &Gate<'_>, family: Family, of: u128) -> Option<u128> {
+        let (first, last) = *gate.network(family, of)?.ranges().first()?;
+        // Neither of the network itself nor of all in it.
+        let (first, last) = if last - first > 2 { (first + 1, last - 1) } else { (first, last) };
+        let near = (1..4).flat_map(|far| [of.checked_add(far), of.checked_sub(far)]).flatten();
+        near.into_iter().find(|near| (first..=last).contains(near) && !self.is_here(family, *near))
+    }
+
+    fn is_here(&self, family: Family, address: u128) -> bool {
+        self.guide.local(family).has(address)
+    }
+
+    /// Leads clients of a forward by all plausible gates: by those that lead out, and a few others.
+    pub fn survey(&self, forward: &Forward<'_>) -> Survey<'a> {
+        let mut survey = Survey::default();
+        let mut others = 0;
+        for (number, gate) in self.gates.iter().enumerate() {
+            if !gate.uplink {
+                // Where all that leads out comes through, or some does and some does not, no more is to be learned.
+                if !survey.passed.is_empty() || others == OTHERS {
+                    break;
+                }
+                others += 1;
+            }
+            let regions = forward.arriving().map(|(_, step)| &step.region);
+            let mut packets = regions
+                .filter(|region| !is_loopback(region, forward.family))
+                .filter_map(|region| self.packet(region, forward.family, number, None));
+            let Some(packet) = packets.next() else { continue };
+            let journey = self.guide.lead(packet);
+            let mine = journey.forwarded_by() == Some(forward.at);
+            match (dropped(&self.guide, &journey), &journey.end) {
+                (Some(drop), _) if drop.before_nat || mine => {
+                    let target = matches!(journey.end, End::Dropped(Hook::Forward, ..));
+                    let back = target && journey.packet.get(Field::Output) == Some(gate.number);
+                    // By the target's own link it is a hairpin, which is another matter.
+                    if !back || gate.uplink {
+                        survey.dropped.push((number, drop, journey));
+                    }
+                }
+                (None, End::Leaves(..) | End::Arrives) if mine => survey.passed.push((number, journey)),
+                _ => {}
+            }
+        }
+        survey
+    }
+}
+
+/// Whether a region is only about loopback addresses.
+pub(super) fn is_loopback(region: &Region, family: Family) -> bool {
+    let destinations = region.get(Field::Destination);
+    !destinations.is_all() && loopback(family).covers(destinations)
+}
+
+/// Fills in what a region asks for besides addresses and interfaces.
+pub(super) fn asked(packet: &mut Packet, region: &Region) {
+    let protocols = region.get(Field::Protocol);
+    let protocol = if protocols.has(6) { Some(6) } else { protocols.first() };
+    packet.set(Field::Protocol, protocol);
+    let ports = region.get(Field::Port);
+    packet.set(Field::Port, if ports.is_all() { Some(80) } else { ports.first() });
+    let from = region.get(Field::SourcePort);
+    packet.set(Field::SourcePort, if from.has(FROM) { Some(FROM) } else { from.first() });
+}
+
+/// Whether and how surely a journey ended by being dropped. What else might see the packet changes nothing then.
+pub(super) fn dropped(guide: &Guide<'_>, journey: &Journey<'_>) -> Option<Drop> {
+    let End::Dropped(hook, part, at) = journey.end else { return None };
+    let before_nat = hook == Hook::Prerouting && part != Part::Filter;
+    let mut outcomes: Vec<_> = journey.outcomes().map(|(_, _, outcome)| outcome).collect();
+    let last = outcomes.pop()?;
+    let sure = guide.tracer.drops_surely(last) && outcomes.iter().all(|outcome| outcome.is_sure());
+    let guessed = journey.guesses.iter().any(|guess| !matches!(guess, Guess::SeenBefore(_)));
+    let confidence = match (sure, guessed) {
+        (false, _) => Confidence::Unknown,
+        (true, true) => Confidence::Likely,
+        (true, false) => Confidence::Proved,
+    };
+    Some(Drop { hook, at, before_nat, confidence })
+}
+
+fn gates(facts: &Facts) -> Vec<Gate<'_>> {
+    let is_default = |link: &Link| {
+        let mut routes = facts.routes.iter();
+        routes.any(|route| route.to.prefix() == 0 && route.kind == 1 && route.output == Some(link.index))
+    };
+    let links = || facts.links.iter().filter(|link| link.up && !link.loopback && link.master.is_none());
+    let any_default = links().any(is_default);
+    let mut networks: HashMap<u32, Vec<(u128, Set, Family)>> = HashMap::new();
+    for (link, network) in &facts.addresses {
+        let (address, family) = (number_of(network.ip()), Family::of(network.ip()));
+        networks.entry(*link).or_default().push((address, Set::network(*network), family));
+    }
+    let mut gates: Vec<Gate<'_>> = links()
+        .map(|link| Gate {
+            link,
+            number: number_of_name(link.name.as_bytes(), 0),
+            uplink: if any_default { is_default(link) } else { link.kind.is_none() },
+            networks: networks.remove(&link.index).unwrap_or_default(),
+        })
+        .collect();
+    gates.sort_by_key(|gate| (!gate.uplink, gate.link.kind.is_some()));
+    gates
+}

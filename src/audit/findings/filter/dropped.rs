@@ -1,0 +1,395 @@
+//! Forwards that a filter drops, behind NAT or before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::clients::{Clients, Drop};
+use super::words::{let_through, placed, several};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::journey::packet_in_words;
+use crate::audit::owner;
+use crate::audit::region::{DST_NAT, Field, packet};
+use crate::audit::ruleset::{At, Hook};
+use crate::audit::set::number_of;
+use crate::audit::trace::{Verdict, Which};
+use crate::audit::view::Translation;
+use crate::model::error::printable;
+
+pub(super) const FORWARD_DROPS: Kind = Kind {
+    id: "F13",
+    title: "a filter drops the forward",
+    severity: Severity::Error,
+    what: "Packets for the forward are rewritten, and then a rule or the policy of a chain drops them.",
+    why: "Clients see a port that does not answer. To accept them in one chain is not enough: every base chain of every \
+          table has to let them through.",
+    fix: "Accept what was forwarded in the chain that drops it, in front of the rule that does.",
+};
+
+pub(super) const BEFORE_NAT: Kind = Kind {
+    id: "F36",
+    title: "the forward's packets are dropped before NAT",
+    severity: Severity::Error,
+    what: "A chain that is asked before destinations are rewritten drops packets for the forward's address and port.",
+    why: "The forward never sees them. Rules of raw and mangle, of netdev chains and XDP programs are easily overlooked, \
+          because what a port forward needs is looked for in nat and filter.",
+    fix: "Remove the rule, or leave the forward's port out of it.",
+};
+
+/// Forwards of one cause.
+#[derive(Default)]
+struct Group<'f, 'v> {
+    forwards: Vec<&'f Forward<'v>>,
+    links: BTreeSet<String>,
+    sample: String,
+    hook: Option<Hook>,
+}
+
+/// A cause: what drops, how surely, and whether by all interfaces.
+type Cause = (At, Confidence, bool);
+
+/// F13. An error where all plausible interfaces are closed, a warning where only some that lead out are.
+///
+/// Unknown where a rule that is not understood may accept before. Without facts only where it is dropped whatever the
+/// interfaces are, and then likely.
+pub(super) fn behind_nat(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let forwards = Forward::all(&host.view);
+    let groups = if host.facts.is_some() { surveyed(host, &forwards, false) } else { guessed(host, &forwards) };
+    let finding = |((at, confidence, all), group): (Cause, Group<'_, '_>)| {
+        let hook = group.hook.unwrap_or(Hook::Forward);
+        let links = by_links(&group, all, host.facts.is_some());
+        let message = format!(
+            "{}{links} at hook {} by {}",
+            several(&group.forwards, "is dropped", "are dropped"),
+            hook.name(),
+            host.place(at)
+        );
+        let fix = group.forwards.first().map_or_else(String::new, |first| {
+            let owner = firewall(host, at);
+            let fix = let_through(host, at, &owner, hook, first);
+            if group.forwards.len() > 1 { format!("{fix}  (and the same for the others)") } else { fix }
+        });
+        let finding = kind.found(confidence, message).mended_by(fix);
+        severe(placed(finding, host, &group.forwards, [at]), &group, all, confidence)
+    };
+    groups.into_iter().map(finding).collect()
+}
+
+/// F36. Where a program or an ingress chain sees the packets of an interface before all rules, whether it drops them is
+/// unknown unless the rules of the chain tell.
+pub(super) fn before_nat(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let forwards = Forward::all(&host.view);
+    let groups = surveyed(host, &forwards, true);
+    let mut found: Vec<Finding> = groups
+        .into_iter()
+        .map(|((at, confidence, all), group)| {
+            let message = format!(
+                "{}{} before NAT by {}",
+                several(&group.forwards, "is dropped", "are dropped"),
+                by_links(&group, all, true),
+                host.place(at)
+            );
+            let finding = kind.found(confidence, message);
+            severe(placed(finding, host, &group.forwards, [at]), &group, all, confidence)
+        })
+        .collect();
+    found.extend(unseen(host, kind, &forwards));
+    found
+}
+
+fn severe(finding: Finding, group: &Group<'_, '_>, all: bool, confidence: Confidence) -> Finding {
+    let finding = match group.sample.as_str() {
+        "" => finding,
+        sample => finding.seen(sample),
+    };
+    let finding = match confidence {
+        Confidence::Unknown => finding.seen("a rule before that is not understood may accept it"),
+        _ => finding,
+    };
+    if all && confidence != Confidence::Unknown { finding } else { finding.as_bad_as(Severity::Warning) }
+}
+
+fn by_links(group: &Group<'_, '_>, all: bool, known: bool) -> String {
+    let links: Vec<String> = group.links.iter().take(5).map(|link| printable(link)).collect();
+    match (known, all) {
+        (false, _) => String::new(),
+        (true, true) => format!(", by whatever interface clients come ({}),", links.join(", ")),
+        (true, false) => format!(" for clients by {}", links.join(", ")),
+    }
+}
+
+fn surveyed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>], before: bool) -> BTreeMap<Cause, Group<'f, 'v>> {
+    let clients = Clients::new(host);
+    let mut groups: BTreeMap<Cause, Group<'f, 'v>> = BTreeMap::new();
+    for forward in forwards {
+        let survey = clients.survey(forward);
+        let all = survey.passed.is_empty();
+        let uplink = |gate: &usize| clients.gates.get(*gate).is_some_and(|gate| gate.uplink);
+        let dropped =
+            survey.dropped.iter().filter(|(gate, drop, _)| drop.before_nat == before && (all || uplink(gate)));
+        let mut first: Option<Drop> = None;
+        for (gate, drop, journey) in dropped {
+            let drop = *first.get_or_insert(*drop);
+            let group = groups.entry((drop.at, drop.confidence, all)).or_default();
+            if group.forwards.last().is_none_or(|last| !std::ptr::eq(*last, forward)) {
+                group.forwards.push(forward);
+            }
+            if let Some(gate) = clients.gates.get(*gate)
+                && !group.links.contains(&gate.link.name)
+            {
+                group.links.insert(gate.link.name.clone());
+            }
+            if group.sample.is_empty() {
+                group.sample = format!("{} by {}", packet_in_words(&journey.start), links_name(&clients, *gate));
+                group.hook = Some(drop.hook);
+            }
+        }
+    }
+    groups
+}
+
+fn links_name(clients: &Clients<'_>, gate: usize) -> String {
+    clients.gates.get(gate).map_or_else(String::new, |gate| printable(&gate.link.name))
+}
+
+/// What is dropped whatever interfaces there are: of a dump nothing else can be told.
+fn guessed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>]) -> BTreeMap<Cause, Group<'f, 'v>> {
+    let clients = Clients::new(host);
+    let mut groups: BTreeMap<Cause, Group<'f, 'v>> = BTreeMap::new();
+    for forward in forwards {
+        let Some(region) = forward.arriving().next().map(|(_, step)| &step.region) else { continue };
+        let mut first = packet(forward.family, None);
+        super::clients::asked(&mut first, region);
+        first.set(Field::Input, None);
+        first.set(Field::Source, region.get(Field::Source).only());
+        first.put(Field::Status, DST_NAT);
+        let hook = if forward.translation == Translation::Redirect { Hook::Input } else { Hook::Forward };
+        first.set(Field::Destination, forward.target().map(number_of));
+        let port = first.get(Field::Port).and_then(|port| u16::try_from(port).ok());
+        first.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
+        if hook == Hook::Forward && forward.target().is_none_or(|target| target.is_loopback()) {
+            continue;
+        }
+        let outcome = clients.guide.tracer.hook(&mut first, hook, &Which::Filter(i32::MIN..=i32::MAX));
+        if let Verdict::Dropped(at) = outcome.verdict
+            && clients.guide.tracer.drops_surely(&outcome)
+        {
+            let group = groups.entry((at, Confidence::Likely, true)).or_default();
+            group.forwards.push(forward);
+            group.hook = Some(hook);
+        }
+    }
+    groups
+}
+
+/// Interfaces whose packets something sees before the rules that are followed here.
+fn unseen(host: &Host, kind: &'static Kind, forwards: &[Forward<'_>]) -> Vec<Finding> {
+    let clients = Clients::new(host);
+    let mut found = Vec::new();
+    let gates = clients.gates.iter().enumerate();
+    for (number, gate) in gates.filter(|(_, gate)| clients.guide.is_seen_before(gate.number)) {
+        let chains = ingress(host, &gate.link.name);
+        let program = host.facts.iter().flat_map(|facts| &facts.programs).any(|name| *name == gate.link.name);
+        let mut groups: BTreeMap<(Option<At>, Confidence), Vec<&Forward<'_>>> = BTreeMap::new();
+        for forward in forwards {
+            let mut packets = forward
+                .arriving()
+                .filter(|(_, step)| !super::clients::is_loopback(&step.region, forward.family))
+                .filter_map(|(_, step)| clients.packet(&step.region, forward.family, number, None));
+            let Some(packet) = packets.next() else { continue };
+            let outcomes = chains
+                .iter()
+                .map(|(table, chain)| clients.guide.tracer.chain(&mut packet.clone(), Hook::Ingress, *table, *chain));
+            let (mut dropped, mut doubted) = (None, program.then_some(None));
+            for outcome in outcomes {
+                match outcome.verdict {
+                    Verdict::Dropped(at) if clients.guide.tracer.drops_surely(&outcome) => dropped = Some(at),
+                    Verdict::Dropped(at) => doubted = Some(Some(at)),
+                    _ => doubted = outcome.doubts.first().map(|at| Some(*at)).or(doubted),
+                }
+            }
+            // What such a chain is told of a packet is not all that is known later.
+            match (dropped, doubted) {
+                (Some(at), _) => groups.entry((Some(at), Confidence::Likely)).or_default().push(forward),
+                (None, Some(at)) => groups.entry((at, Confidence::Unknown)).or_default().push(forward),
+                (None, None) => {}
+            }
+        }
+        let link = printable(&gate.link.name);
+        for ((at, confidence), forwards) in groups {
+            let message = match (at, confidence) {
+                (Some(at), Confidence::Likely) => {
+                    let who = several(&forwards, "is dropped", "are dropped");
+                    format!("{who} as {link} gets them, by {}", host.place(at))
+                }
+                (Some(at), _) => {
+                    let who = several(&forwards, "is", "are");
+                    format!("cannot prove that {who} not dropped as {link} gets them, by {}", host.place(at))
+                }
+                (None, _) => {
+                    let who = several(&forwards, "is", "are");
+                    format!("cannot prove that {who} not dropped by the program (XDP) of {link}")
+                }
+            };
+            let finding = placed(kind.found(confidence, message), host, &forwards, at);
+            let finding = if program { finding.seen(format!("{link} has an XDP program")) } else { finding };
+            found.push(match confidence {
+                Confidence::Unknown => finding.as_bad_as(Severity::Warning).mended_by(format!(
+                    "look at what sees packets of {link} first: nft list ruleset netdev; ip link show dev {link}"
+                )),
+                _ => finding,
+            });
+        }
+    }
+    found
+}
+
+/// The chains that see the packets of a device as it gets them, by the numbers of their tables and their own.
+fn ingress(host: &Host, device: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
+        for (chain_at, chain) in table.chains.iter().enumerate() {
+            let base = chain.base.as_ref().filter(|base| base.hook == Hook::Ingress);
+            if base.is_some_and(|base| base.devices.iter().any(|name| name == device)) {
+                found.push((table_at, chain_at));
+            }
+        }
+    }
+    found
+}
+
+/// The firewall that a rule is of: where its chain does not tell, a chain that asks or is asked by it may.
+pub(super) fn firewall(host: &Host, at: At) -> String {
+    let owner = host.place(at).owner;
+    let Some(table) = host.rules.tables.get(at.table).filter(|_| matches!(owner.as_str(), "user" | "unknown")) else {
+        return owner;
+    };
+    // Policies of built-in chains are set by firewalls whose own chains stand beside them.
+    let beside = table.chains.iter().map(|chain| owner::of_chain(table, chain));
+    beside.into_iter().find(|owner| matches!(*owner, "ufw" | "firewalld")).map_or(owner, str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::hosts::{self, docker, facts, host};
+    use super::super::found;
+    use super::*;
+
+    /// The rules of Docker, without the one that accepts.
+    fn closed(more: &str) -> String {
+        hosts::DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT") + more
+    }
+
+    #[test]
+    fn a_policy_that_drops_is_found() {
+        let found = found(&host(&closed(""), Some(facts())), "F13");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(
+            one.message,
+            "`8080/tcp -> 172.17.0.2:80` is dropped, by whatever interface clients come (eth0), at hook forward by \
+             ip filter FORWARD policy (user)"
+        );
+        assert_eq!((one.severity, one.confidence), (Severity::Error, Confidence::Proved));
+        assert_eq!(
+            one.fix,
+            "iptables -t filter -I FORWARD -d 172.17.0.2 -p tcp --dport 80 -m conntrack --ctstate DNAT -j ACCEPT"
+        );
+        assert_eq!(one.places.len(), 2);
+    }
+
+    #[test]
+    fn what_is_accepted_is_fine() {
+        assert!(found(&docker(""), "F13").is_empty() && found(&docker(""), "F36").is_empty());
+        // It asks for what is rewritten already: the port that was sent to.
+        let more = "*mangle\n:FORWARD ACCEPT\n-A FORWARD -m conntrack --ctorigdstport 8081 -j DROP\nCOMMIT\n";
+        assert!(found(&docker(more), "F13").is_empty());
+        assert_eq!(found(&docker(&more.replace("8081", "8080")), "F13").len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_understood_makes_it_unknown() {
+        let rules = closed("").replace("-A FORWARD -o docker0 -j DOCKER", "-A FORWARD -m tomorrow -j ACCEPT");
+        let found = found(&host(&rules, Some(facts())), "F13");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Unknown));
+        // What may drop as well changes nothing.
+        let rules = closed("").replace("-A FORWARD -o docker0 -j DOCKER", "-A FORWARD -m tomorrow -j DROP");
+        assert_eq!(super::super::found(&host(&rules, Some(facts())), "F13")[0].confidence, Confidence::Proved);
+    }
+
+    #[test]
+    fn a_dump_tells_only_what_no_interface_decides() {
+        assert!(found(&host(&closed(""), None), "F13").is_empty(), "an interface decides");
+        let rules = "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2\nCOMMIT\n\
+                     *filter\n:FORWARD DROP\nCOMMIT\n";
+        let found = found(&host(rules, None), "F13");
+        assert_eq!(found.iter().map(|one| one.confidence).collect::<Vec<_>>(), [Confidence::Likely]);
+    }
+
+    #[test]
+    fn one_uplink_of_two_is_a_warning() {
+        let mut two = facts();
+        two.links.push(hosts::link(4, "eth1", None));
+        two.addresses.push((4, "198.51.100.1/24".parse().expect("a network")));
+        two.routes.push(hosts::route("198.51.100.1/32", 4, None, true));
+        two.routes.push(hosts::route("0.0.0.0/0", 4, Some("198.51.100.254"), false));
+        let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -i eth1 -p tcp --dport 8080 -j DROP\nCOMMIT\n";
+        let some = host(&format!("{}{raw}", hosts::DOCKER), Some(two));
+        let found = found(&some, "F36");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert!(one.message.contains("for clients by eth1 before NAT by ip raw PREROUTING line"), "{}", one.message);
+        assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Proved));
+        assert!(super::super::found(&some, "F13").is_empty());
+    }
+
+    #[test]
+    fn many_of_one_cause_are_one() {
+        let more: String = (0..9)
+            .map(|port| format!("-A PREROUTING -p tcp --dport 90{port} -j DNAT --to-destination 172.17.0.9:{port}1\n"))
+            .collect();
+        let rules = closed("").replace("-A POSTROUTING", &format!("{more}-A POSTROUTING"));
+        let found = found(&host(&rules, Some(facts())), "F13");
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].message.starts_with("10 forwards (`8080/tcp") || found[0].message.starts_with("10 forwards (`900")
+        );
+    }
+
+    #[test]
+    fn raw_drops_and_programs_are_told_apart() {
+        let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 8080 -j DROP\nCOMMIT\n";
+        let found = found(&docker(raw), "F36");
+        assert_eq!(
+            found.iter().map(|one| (one.severity, one.confidence)).collect::<Vec<_>>(),
+            [(Severity::Error, Confidence::Proved)]
+        );
+        let mut seen = facts();
+        seen.programs.push("eth0".into());
+        let found = super::super::found(&host(hosts::DOCKER, Some(seen)), "F36");
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(one.confidence, Confidence::Unknown);
+        assert!(one.message.starts_with("cannot prove that `8080/tcp -> 172.17.0.2:80` is not dropped by the program"));
+    }
+
+    #[test]
+    fn an_ingress_chain_is_asked() {
+        use crate::audit::region::Region;
+        use crate::audit::ruleset::{Action, Base, Case, Kind as ChainKind, Rule, Table, TableFamily, Tool};
+        use crate::audit::set::Set;
+        for (port, count) in [(8080, 1), (8081, 0)] {
+            let mut rules = docker("").rules;
+            let mut table = Table::new(TableFamily::Netdev, "guard", Tool::Nft);
+            let chain = table.chains.entry("in");
+            let devices = vec!["eth0".to_owned()];
+            chain.base =
+                Some(Base { kind: ChainKind::Filter, hook: Hook::Ingress, priority: 0, drops: false, devices });
+            let region = Region::all().with(Field::Port, &Set::one(port));
+            let cases = vec![Case { region, actions: [Action::Drop].into() }];
+            chain.rules.push(Rule { cases, handle: Some(3), ..Rule::default() });
+            rules.tables.push(table);
+            let found = found(&Host::new(rules, Some(facts())), "F36");
+            assert_eq!(found.len(), count, "{found:?}");
+            assert!(found.iter().all(|one| one.confidence == Confidence::Likely));
+        }
+    }
+}
