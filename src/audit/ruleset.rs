@@ -255,12 +255,15 @@ pub struct Table {
     pub chains: Chains,
     /// Devices of its flowtables, past whose rules established connections go.
     pub flow_devices: Vec<String>,
+    /// Of a table of iptables-nft the rules that iptables has no words for: the numbers of the chain and of the rule in it.
+    pub native: Vec<(usize, usize)>,
 }
 
 impl Table {
     /// A table without chains.
     pub fn new(family: TableFamily, name: &str, tool: Tool) -> Self {
-        Self { family, name: name.into(), tool, dormant: false, chains: Chains::default(), flow_devices: Vec::new() }
+        let (chains, flow_devices, native) = (Chains::default(), Vec::new(), Vec::new());
+        Self { family, name: name.into(), tool, dormant: false, chains, flow_devices, native }
     }
 
     /// Whether it was read from what iptables-save prints: then its rules have lines.

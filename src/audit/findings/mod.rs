@@ -1,14 +1,26 @@
 //! What can be wrong with NAT on a host. One file a family of findings; each finding is a [`Kind`], which its page is made of,
 //! and one function over a host, with the tests of a host that has it and of one that nearly has.
 
-mod naming;
-mod order;
-mod shape;
-#[cfg(test)]
-mod speed;
+mod bypass;
+mod coexist;
+mod connections;
 mod filter;
 #[cfg(test)]
 pub(in crate::audit) mod hosts;
+mod naming;
+mod order;
+mod outlook;
+mod reading;
+mod routes;
+mod settings;
+mod shape;
+mod sockets;
+#[cfg(test)]
+mod speed;
+mod target;
+#[cfg(test)]
+mod typical;
+mod wording;
 
 use super::finding::{Finding, Kind};
 use super::host::Host;
@@ -23,7 +35,19 @@ pub struct Check {
 
 /// All of them, family by family.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let families: [&'static [Check]; 3] = [order::CHECKS, shape::CHECKS, filter::CHECKS];
+    let families: [&'static [Check]; 11] = [
+        order::CHECKS,
+        shape::CHECKS,
+        filter::CHECKS,
+        target::CHECKS,
+        settings::CHECKS,
+        routes::CHECKS,
+        sockets::CHECKS,
+        connections::CHECKS,
+        coexist::CHECKS,
+        bypass::CHECKS,
+        reading::CHECKS,
+    ];
     families.into_iter().flatten()
 }
 

@@ -1,0 +1,240 @@
+//! Connections that go past the rules: not followed and so not translated, or led by a flowtable.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::Check;
+use super::outlook::{Outlook, targets};
+use super::wording::{at_all, list, removal, several, words};
+use crate::audit::facts::{Link, Way};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::overlap::Overlaps;
+use crate::audit::region::{Field, Region};
+use crate::audit::ruleset::{Action, At, Hook, Table};
+use crate::audit::set::{Set, number_of_name};
+use crate::audit::trace::{self, Which};
+use crate::model::Family;
+use crate::model::error::printable;
+
+/// Where connections begin to be followed: what is asked for earlier can keep them from it. Source:
+/// `NF_IP_PRI_CONNTRACK` in include/uapi/linux/netfilter_ipv4.h.
+const BEFORE_TRACKING: std::ops::RangeInclusive<i32> = i32::MIN..=-201;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F35",
+            title: "connections are kept from translation",
+            severity: Severity::Error,
+            what: "A rule before connection tracking has packets of a forward not followed (notrack).",
+            why: "Addresses are only translated of connections that are followed: the forward never sees such packets.",
+            fix: "remove the notrack rule, or except the forward from it",
+        },
+        find: untracked,
+    },
+    Check {
+        kind: Kind {
+            id: "F37",
+            title: "connections may pass by the rules (flowtable)",
+            severity: Severity::Warning,
+            what: "A flowtable holds the interfaces that packets of a forward come and go by.",
+            why: "Once a connection is in it, its packets are asked about by no rule: counters stand still, and rules that are added later do not end it.",
+            fix: "leave the devices out of the flowtable, or keep in mind that changes only reach new connections (conntrack -D ends old ones)",
+        },
+        find: flowtable,
+    },
+];
+
+/// F35. A packet of each forward, and one of what it has in common with each rule that keeps packets from being followed, is
+/// led through the chains before tracking. A rule on the way that is not understood makes it likely; where it is that rule
+/// itself, unknown.
+fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let rules = notracks(host);
+    if rules.is_empty() {
+        return Vec::new();
+    }
+    let outlook = Outlook::new(host);
+    let all = Forward::all(&host.view);
+    let mut groups: BTreeMap<(At, Confidence), (bool, Vec<&Forward<'_>>)> = BTreeMap::new();
+    for family in Family::ALL {
+        let of_family: Vec<&Forward<'_>> = all.iter().filter(|forward| forward.family == family).collect();
+        let steps: Vec<(&Forward<'_>, Hook, &Region)> = of_family
+            .iter()
+            .flat_map(|forward| forward.steps.iter().map(|(hook, _, step)| (*forward, *hook, &step.region)))
+            .collect();
+        let overlaps = Overlaps::new(steps.iter().map(|(_, _, region)| *region));
+        let mut known: HashSet<(usize, At)> = HashSet::new();
+        for (at, region) in &rules {
+            for number in overlaps.meeting(region) {
+                let Some((forward, hook, taken)) = steps.get(number) else { continue };
+                if known.contains(&(number, *at)) {
+                    continue;
+                }
+                // A rule that another chain leads to may only get some of what it asks for: so also one of the forward's own.
+                let packets = [Some(taken.and(region)), None].into_iter();
+                let packets = packets.filter_map(|both| outlook.packet(family, both.as_ref().unwrap_or(taken), *hook));
+                for mut raw in packets {
+                    raw.set(Field::State, None);
+                    let outcome = trace::hook(&host.rules, &mut raw, *hook, &Which::Filter(BEFORE_TRACKING));
+                    let confidence = match (outcome.untracked, outcome.doubts.contains(at)) {
+                        (Some(by), _) if by == *at && !outcome.is_sure() => Confidence::Likely,
+                        (Some(by), _) if by == *at && host.facts.is_none() => Confidence::Likely,
+                        (Some(by), _) if by == *at => Confidence::Proved,
+                        (None, true) => Confidence::Unknown,
+                        _ => continue,
+                    };
+                    if known.insert((number, *at)) {
+                        let group = groups.entry((*at, confidence)).or_insert((true, Vec::new()));
+                        group.0 &= region.covers(taken);
+                        if !group.1.iter().rev().take(2).any(|last| last.at == forward.at) {
+                            group.1.push(*forward);
+                        }
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    let found = groups.into_iter().map(|((at, confidence), (whole, forwards))| {
+        let of = if whole { "packets" } else { "some packets" };
+        let may = if confidence == Confidence::Unknown { "may be" } else { "are" };
+        let message =
+            format!("{of} of {} {may} kept from being followed, and so from being translated", several(&forwards));
+        let finding = kind.found(confidence, message).seen(words(host, at));
+        let finding = at_all(finding, host, &forwards).at(host.place(at));
+        match removal(host, at) {
+            Some(command) => finding.mended_by(command),
+            None => finding,
+        }
+    });
+    found.collect()
+}
+
+/// The rules before tracking that keep packets from being followed, and what they ask for.
+fn notracks(host: &Host) -> Vec<(At, Region)> {
+    let mut found = Vec::new();
+    for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
+        let is_early = |table: &Table| {
+            let bases = table.chains.iter().filter_map(|chain| chain.base.as_ref());
+            bases.into_iter().any(|base| BEFORE_TRACKING.contains(&base.priority))
+        };
+        if !is_early(table) {
+            continue;
+        }
+        for (chain_at, chain) in table.chains.iter().enumerate() {
+            for (rule_at, rule) in chain.rules.iter().enumerate() {
+                for (case_at, case) in rule.cases.iter().enumerate() {
+                    if case.actions.contains(&Action::Untracked) {
+                        let at = At { table: table_at, chain: chain_at, rule: rule_at, case: case_at };
+                        // State is not known so early, and output not at any of both hooks.
+                        found.push((at, case.region.clone()));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// F37. Whether a rule puts connections of the forward into it is not asked, so it is likely; without facts it is only known
+/// which interface a rule names, and that makes a suspicion.
+fn flowtable(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let all = Forward::all(&host.view);
+    let mut found = Vec::new();
+    for table in host.rules.tables.iter().filter(|table| !table.dormant && !table.flow_devices.is_empty()) {
+        let devices: HashSet<&str> = table.flow_devices.iter().map(String::as_str).collect();
+        let numbers = Set::of(devices.iter().map(|name| {
+            let number = number_of_name(name.as_bytes(), 0);
+            (number, number)
+        }));
+        let has = |link: &Link| {
+            let ports = outlook.facts().map(|facts| facts.links.as_slice()).unwrap_or_default();
+            devices.contains(link.name.as_str())
+                || ports.iter().any(|port| port.master == Some(link.index) && devices.contains(port.name.as_str()))
+        };
+        let is_in = |forward: &&Forward<'_>| {
+            let Some((_, step)) = forward.arriving().next() else { return false };
+            if !table.family.sees(forward.family) {
+                return false;
+            }
+            match outlook.facts() {
+                None => numbers.covers(step.region.get(Field::Input)),
+                Some(_) => {
+                    let out = targets(forward).any(|target| match outlook.way_to(target) {
+                        Some(Way::Out(link, _)) => has(link),
+                        _ => false,
+                    });
+                    out && outlook.ingress(&step.region).iter().any(|link| has(link))
+                }
+            }
+        };
+        let forwards: Vec<&Forward<'_>> = all.iter().filter(is_in).collect();
+        if forwards.is_empty() {
+            continue;
+        }
+        let confidence = if outlook.facts().is_some() { Confidence::Likely } else { Confidence::Unknown };
+        let name = printable(&table.to_string());
+        let message =
+            format!("connections of {} may pass by the rules, through a flowtable of `{name}`", several(&forwards));
+        let devices = list(table.flow_devices.iter().map(|device| printable(device)));
+        found.push(at_all(kind.found(confidence, message).seen(format!("its devices: {devices}")), host, &forwards));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, DOCKER, facts, find, host, nat};
+    use super::*;
+    use crate::audit::facts::Facts;
+    use crate::audit::ruleset::{TableFamily, Tool};
+
+    #[test]
+    fn what_is_not_followed_is_not_translated() {
+        let raw = |rule: &str| format!("{}{}", nat(DOCKER), typical::table("raw", &["PREROUTING", "OUTPUT"], rule));
+        let found = find(CHECKS, "F35", &host(&raw("-A PREROUTING -p tcp --dport 8080 -j CT --notrack"), facts()));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
+        assert!(
+            found[0].message.starts_with("packets of `8080/tcp -> 172.17.0.2:80` are kept"),
+            "{}",
+            found[0].message
+        );
+        assert_eq!(found[0].fix, "iptables -t raw -D PREROUTING -p tcp --dport 8080 -j CT --notrack");
+        let some = find(CHECKS, "F35", &host(&raw("-A PREROUTING -s 10.0.0.0/8 -j NOTRACK"), facts()));
+        assert!(some[0].message.starts_with("some packets of"), "{}", some[0].message);
+        for fine in [
+            "-A PREROUTING -p tcp --dport 8081 -j NOTRACK",
+            "-A PREROUTING -i lo -j NOTRACK",
+            "-A PREROUTING -i docker0 -j NOTRACK",
+            "-A PREROUTING -j ACCEPT\n-A PREROUTING -j NOTRACK",
+        ] {
+            assert!(find(CHECKS, "F35", &host(&raw(fine), facts())).is_empty(), "{fine}");
+        }
+        let unclear = raw("-A PREROUTING -p tcp --dport 8080 -m tomorrow -j NOTRACK");
+        assert_eq!(find(CHECKS, "F35", &host(&unclear, facts()))[0].confidence, Confidence::Unknown);
+        let dump = raw("-A PREROUTING -p tcp --dport 8080 -j NOTRACK");
+        assert_eq!(find(CHECKS, "F35", &typical::dump(&dump))[0].confidence, Confidence::Likely);
+        let own = find(CHECKS, "F35", &host(&raw("-A OUTPUT -p tcp --dport 8080 -j NOTRACK"), facts()));
+        assert_eq!(own.len(), 1, "what this host sends is not followed either");
+    }
+
+    #[test]
+    fn a_flowtable_of_both_ways_is_told() {
+        let with = |devices: &[&str], facts: Option<Facts>, text: &str| {
+            let mut rules = typical::rules(text);
+            let mut table = Table::new(TableFamily::Ip, "mine", Tool::Nft);
+            table.flow_devices = devices.iter().map(|name| (*name).to_owned()).collect();
+            rules.tables.push(table);
+            find(CHECKS, "F37", &Host::new(rules, facts))
+        };
+        let found = with(&["eth0", "docker0"], Some(facts()), &nat(DOCKER));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Likely));
+        assert_eq!(with(&["eth0", "veth1"], Some(facts()), &nat(DOCKER)).len(), 1, "a port of the bridge");
+        assert!(with(&["eth0"], Some(facts()), &nat(DOCKER)).is_empty());
+        assert!(with(&["eth0", "docker0"], None, &nat(DOCKER)).is_empty());
+        let named = nat("-A PREROUTING -i eth0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2");
+        assert_eq!(with(&["eth0", "docker0"], None, &named)[0].confidence, Confidence::Unknown);
+    }
+}

@@ -1,0 +1,437 @@
+//! Tools beside each other: rules of two kinds of iptables, rules that one tool cannot show or made of another's, and what is
+//! left of tools that are gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Check;
+use super::outlook::Outlook;
+use super::wording::{FEW, list, verb, words};
+use crate::audit::facts::{Facts, Way};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::host::Host;
+use crate::audit::owner;
+use crate::audit::region::{Field, Region};
+use crate::audit::ruleset::{Action, At, Hook, Table, Tool, base_of_iptables};
+use crate::audit::set::{Set, number_of_name};
+use crate::model::Family;
+use crate::model::error::printable;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F32",
+            title: "iptables-legacy and nf_tables side by side",
+            severity: Severity::Error,
+            what: "Tables of iptables-legacy hold rules, and so do chains of nf_tables at the same hooks.",
+            why: "Each packet meets both, and neither tool shows the rules of the other: what one accepts the other may drop, and which of two forwards wins is hard to tell.",
+            fix: "move the rules to one of both (update-alternatives --config iptables; iptables-legacy-save | iptables-nft-restore)",
+        },
+        find: both_kinds,
+    },
+    Check {
+        kind: Kind {
+            id: "F33",
+            title: "rules that iptables cannot show in its own table",
+            severity: Severity::Error,
+            what: "A table of iptables-nft holds a rule or chain that was made with nft(8) or by netlink, and that iptables has no words for.",
+            why: "`iptables -L` and `-S` refuse the whole table, and tools that work by them fail.",
+            fix: "move the rule to a table of its own: nft list table …; nft delete rule … handle …",
+        },
+        find: incompatible,
+    },
+    Check {
+        kind: Kind {
+            id: "F34",
+            title: "status of a connection compared as a whole",
+            severity: Severity::Warning,
+            what: "A rule compares `ct status` with a set of values, and not bit by bit.",
+            why: "The status of a connection always has several bits, so a value of one bit is never equal to it: the rule matches nothing, or negated all. `nft -o` makes such sets of good rules.",
+            fix: "write `ct status dnat`, or `ct status & (dnat | snat) != 0`, without braces",
+        },
+        find: status_by_equality,
+    },
+    Check {
+        kind: Kind {
+            id: "F44",
+            title: "left over from a tool that is gone",
+            severity: Severity::Warning,
+            what: "Chains or a table of a tool are there, and all interfaces and networks that its rules name are gone.",
+            why: "Such rules still take packets, and whoever gets the addresses next gets their connections.",
+            fix: "remove the chains, or start the tool again, which makes them anew",
+        },
+        find: orphans,
+    },
+];
+
+/// The hooks of a family at which a table has chains that are not empty.
+fn hooks(table: &Table) -> BTreeSet<(Family, Hook)> {
+    let has_rules = |table: &Table| table.chains.iter().any(|chain| !chain.rules.is_empty());
+    if table.dormant || !has_rules(table) {
+        return BTreeSet::new();
+    }
+    let bases = table
+        .chains
+        .iter()
+        .filter(|chain| !chain.rules.is_empty() || chain.base.as_ref().is_some_and(|base| base.drops));
+    let hooks = bases.filter_map(|chain| chain.base.as_ref()).map(|base| base.hook);
+    let families = Family::ALL.into_iter().filter(|family| table.family.sees(*family));
+    hooks.flat_map(|hook| families.clone().map(move |family| (family, hook))).collect()
+}
+
+/// F32. Where the other ones were not read, that they exist is only a suspicion: tables without rules are harmless. Tables
+/// of nft(8) beside legacy ones are a warning: both are shown by tools that know that they are not alone.
+fn both_kinds(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let tables = &host.rules.tables;
+    let legacy: Vec<&Table> = tables.iter().filter(|table| table.tool == Tool::IptablesLegacy).collect();
+    let new: Vec<&Table> = tables.iter().filter(|table| matches!(table.tool, Tool::Nft | Tool::IptablesNft)).collect();
+    let taken: BTreeSet<(Family, Hook)> = legacy.iter().flat_map(|table| hooks(table)).collect();
+    let meets = |table: &&&Table| hooks(table).iter().any(|hook| taken.contains(hook));
+    let others: Vec<&Table> = new.iter().filter(meets).copied().collect();
+    let name = |table: &&Table| format!("`{}`", printable(&table.to_string()));
+    if !others.is_empty() {
+        let at: BTreeSet<(Family, Hook)> = others.iter().flat_map(|table| hooks(table)).collect();
+        let both: BTreeSet<&(Family, Hook)> = at.intersection(&taken).collect();
+        let with_rules: Vec<&Table> = legacy.iter().filter(|table| !hooks(table).is_empty()).copied().collect();
+        let message = format!(
+            "rules of iptables-legacy ({}) and of nf_tables ({}) see the same packets",
+            list(with_rules.iter().map(name)),
+            list(others.iter().map(name))
+        );
+        let both: Vec<String> = both.into_iter().map(|(family, hook)| format!("{family} {}", hook.name())).collect();
+        let finding = kind.found(Confidence::Proved, message).seen(format!("both at: {}", both.join(", ")));
+        let is_iptables = others.iter().any(|table| table.tool == Tool::IptablesNft);
+        return vec![if is_iptables { finding } else { finding.as_bad_as(Severity::Warning) }];
+    }
+    let said = host.rules.gaps.iter().find(|gap| gap.what.contains("iptables-legacy"));
+    let named = host.facts.as_ref().map(|facts| &facts.legacy).filter(|named| !named.is_empty());
+    let evidence = match (said, named) {
+        (Some(gap), _) => format!("{}: {}", printable(&gap.what), printable(&gap.why)),
+        (None, Some(named)) if legacy.is_empty() => {
+            let named = named.iter().map(|(family, name)| format!("{family} {}", printable(name)));
+            format!("tables of iptables-legacy: {}", list(named.collect::<Vec<_>>().into_iter()))
+        }
+        _ => return Vec::new(),
+    };
+    if new.iter().all(|table| hooks(table).is_empty()) {
+        return Vec::new();
+    }
+    let message = "there are tables of iptables-legacy beside those of nf_tables; their rules were not read";
+    vec![
+        kind.found(Confidence::Unknown, message)
+            .seen(evidence)
+            .mended_by("look at iptables-legacy-save, and give it to the audit too"),
+    ]
+}
+
+/// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule that asks a
+/// map, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
+fn incompatible(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let mut found = Vec::new();
+    // The words of our own reader of dumps.
+    for gap in host.rules.gaps.iter().filter(|gap| gap.why.contains("iptables cannot show")) {
+        let message = format!("{} holds rules that iptables cannot show", printable(&gap.what));
+        found.push(kind.found(Confidence::Proved, message).seen("iptables-save: is incompatible, use 'nft' tool"));
+    }
+    for (table_at, table) in host.rules.tables.iter().enumerate() {
+        if table.tool != Tool::IptablesNft {
+            continue;
+        }
+        let mut places = Vec::new();
+        for (chain_at, chain) in table.chains.iter().enumerate() {
+            let at = At { table: table_at, chain: chain_at, rule: usize::MAX, case: 0 };
+            if let Some(base) = &chain.base
+                && base_of_iptables(&table.name, &chain.name) != Some((base.kind, base.hook, base.priority))
+            {
+                places.push(at);
+            }
+            let native = |number: &usize| chain.rules.get(*number).is_some_and(|rule| rule.cases.len() > 1);
+            let rules =
+                (0..chain.rules.len()).filter(|number| native(number) || table.native.contains(&(chain_at, *number)));
+            places.extend(rules.map(|rule| At { rule, ..at }));
+        }
+        if places.is_empty() {
+            continue;
+        }
+        let message =
+            format!("table `{}` of iptables-nft holds what iptables cannot show", printable(&table.to_string()));
+        let mut finding = kind.found(Confidence::Proved, message);
+        for at in places.iter().take(FEW) {
+            finding = finding.at(host.place(*at)).seen(words(host, *at));
+        }
+        found.push(finding);
+    }
+    found
+}
+
+/// F34. What the words of a rule say needs no facts. That a connection has no status at all may be asked for.
+fn status_by_equality(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let nothing = Set::one(0);
+    let mut places = Vec::new();
+    for (table_at, table) in host.rules.tables.iter().enumerate() {
+        for (chain_at, chain) in table.chains.iter().enumerate() {
+            for (rule_at, rule) in chain.rules.iter().enumerate() {
+                let asks = rule.cases.iter().position(|case| {
+                    let status = case.region.get(Field::Status);
+                    !status.is_all() && *status != nothing && status.not() != nothing
+                });
+                if let Some(case) = asks {
+                    places.push(At { table: table_at, chain: chain_at, rule: rule_at, case });
+                }
+            }
+        }
+    }
+    let found = |some: &[At]| {
+        let message = format!(
+            "{} {} `ct status` as a whole, which no connection is equal to",
+            if some.len() == 1 { "a rule".to_owned() } else { format!("{} rules", some.len()) },
+            verb(some, "compares", "compare")
+        );
+        let mut finding = kind.found(Confidence::Proved, message);
+        for at in some.iter().take(FEW) {
+            finding = finding.at(host.place(*at)).seen(words(host, *at));
+        }
+        finding
+    };
+    match places.len() {
+        0 => Vec::new(),
+        1..=FEW => places.chunks(1).map(found).collect(),
+        _ => vec![found(&places)],
+    }
+}
+
+/// What is said of one tool by the interfaces and addresses that its rules name.
+#[derive(Default)]
+struct Traces {
+    places: Vec<At>,
+    alive: Vec<String>,
+    gone: BTreeSet<String>,
+}
+
+/// Tools whose rules go with interfaces and networks of their own.
+const TOOLS: [&str; 8] = ["docker", "podman", "cni", "cri-o", "incus", "lxd", "libvirt", "weave"];
+
+/// F44. A tool that names anything which is still there is taken to be there; so it is likely and no more. Without facts
+/// nothing is known to be gone.
+fn orphans(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
+    let links: Vec<(u128, &str)> =
+        facts.links.iter().map(|link| (number_of_name(link.name.as_bytes(), 0), link.name.as_str())).collect();
+    let mut tools: BTreeMap<&str, Traces> = BTreeMap::new();
+    for (table_at, table) in host.rules.tables.iter().enumerate() {
+        for (chain_at, chain) in table.chains.iter().enumerate() {
+            let owner = owner::of_chain(table, chain);
+            if !TOOLS.contains(&owner) {
+                continue;
+            }
+            let traces = tools.entry(owner).or_default();
+            for (rule_at, rule) in chain.rules.iter().enumerate() {
+                for (case_at, case) in rule.cases.iter().enumerate() {
+                    // Once something is there, nothing else matters.
+                    if !traces.alive.is_empty() {
+                        break;
+                    }
+                    let named = named(&case.region, &links, facts, &case.actions, &outlook);
+                    if !named.is_empty() && traces.places.len() < FEW {
+                        traces.places.push(At { table: table_at, chain: chain_at, rule: rule_at, case: case_at });
+                    }
+                    for (name, is_there) in named {
+                        if is_there {
+                            traces.alive.push(name)
+                        } else {
+                            traces.gone.insert(name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let left = tools.into_iter().filter(|(_, traces)| traces.alive.is_empty() && !traces.gone.is_empty());
+    let found = left.map(|(owner, traces)| {
+        let gone: Vec<String> = traces.gone.into_iter().collect();
+        let message = format!("rules of {owner} are left, and all that they name is gone: {}", list(gone.into_iter()));
+        let mut finding = kind.found(Confidence::Likely, message);
+        for at in &traces.places {
+            finding = finding.at(host.place(*at)).seen(words(host, *at));
+        }
+        let table = traces.places.first().and_then(|at| host.rules.tables.get(at.table));
+        match table.filter(|table| owner::of_table(table) != "unknown") {
+            Some(table) => finding.mended_by(format!("nft delete table {}", printable(&table.to_string()))),
+            None => finding,
+        }
+    });
+    found.collect()
+}
+
+/// The interfaces that a rule names and the addresses that it leads to, and whether they are there.
+fn named(
+    region: &Region,
+    links: &[(u128, &str)],
+    facts: &Facts,
+    actions: &[Action],
+    outlook: &Outlook<'_>,
+) -> Vec<(String, bool)> {
+    let mut found = Vec::new();
+    let no_interface = Set::one(0);
+    for field in [Field::Input, Field::Output] {
+        let set = region.get(field);
+        if set.is_all() || set.not() == no_interface {
+            continue;
+        }
+        // Of an exception that what it excepts is there.
+        let inverse = set.not();
+        let names = if inverse.ranges().len() < set.ranges().len() { &inverse } else { set };
+        let there = links.iter().find(|(number, name)| names.has(*number) && *name != "lo");
+        let is_lo = names.only() == Some(number_of_name(b"lo", 0));
+        if !is_lo {
+            found.push((format!("`{}`", crate::audit::describe::set(field, names, Family::Ipv4)), there.is_some()));
+        }
+    }
+    for action in actions {
+        if let Action::Dnat(to) = action
+            && let Some((address, _)) = to.addresses
+        {
+            // On a link of its own, and not behind the default route.
+            let is_there = match outlook.way_to(address) {
+                Some(Way::Out(_, None) | Way::Here) => true,
+                Some(_) => false,
+                None => facts.addresses.iter().any(|(_, network)| network.contains(address)),
+            };
+            found.push((address.to_string(), is_there));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, DOCKER, facts, find, host, nat};
+    use super::*;
+    use crate::audit::region::{Condition, DST_NAT};
+    use crate::audit::ruleset::{Base, Case, Kind as Does, Rule, TableFamily};
+
+    const FILTER: &str = "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp -j ACCEPT\nCOMMIT\n";
+
+    /// A host of the tables of a dump, each of a tool.
+    fn of_tools(tools: &[(Tool, &str)]) -> Host {
+        let mut rules = typical::rules("");
+        for (tool, text) in tools {
+            let mut some = typical::rules(text).tables;
+            some.iter_mut().for_each(|table| table.tool = *tool);
+            rules.tables.extend(some);
+        }
+        Host::new(rules, Some(facts()))
+    }
+
+    fn of_nft(chain: &str, base: Option<Base>, rules: Vec<Rule>) -> Table {
+        let mut table = Table::new(TableFamily::Ip, "mine", Tool::Nft);
+        let made = table.chains.entry(chain);
+        (made.base, made.rules) = (base, rules);
+        table
+    }
+
+    fn case(region: Region, action: Action) -> Case {
+        Case { region, actions: [action].into() }
+    }
+
+    #[test]
+    fn both_kinds_of_iptables_are_found() {
+        let both = of_tools(&[(Tool::IptablesLegacy, FILTER), (Tool::IptablesNft, FILTER)]);
+        let found = find(CHECKS, "F32", &both);
+        assert_eq!((found.len(), found[0].severity, found[0].confidence), (1, Severity::Error, Confidence::Proved));
+        assert_eq!(found[0].evidence, ["both at: IPv4 forward"]);
+        let nft = of_tools(&[(Tool::IptablesLegacy, FILTER), (Tool::Nft, FILTER)]);
+        assert_eq!(find(CHECKS, "F32", &nft)[0].severity, Severity::Warning);
+        let empty = "*filter\n:FORWARD ACCEPT\nCOMMIT\n";
+        for (legacy, new) in [(empty, FILTER), (FILTER, empty), (FILTER, DOCKER_NAT)] {
+            let apart = of_tools(&[(Tool::IptablesLegacy, legacy), (Tool::IptablesNft, new)]);
+            assert!(find(CHECKS, "F32", &apart).is_empty(), "{legacy} {new}");
+        }
+        let program = "# Generated by iptables-save v1.8.9 (nf_tables) on x\n";
+        let said = "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n";
+        let unread = typical::dump(&format!("{program}{FILTER}{said}"));
+        assert_eq!(find(CHECKS, "F32", &unread)[0].confidence, Confidence::Unknown);
+    }
+
+    const DOCKER_NAT: &str = "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp -j ACCEPT\nCOMMIT\n";
+
+    #[test]
+    fn what_iptables_cannot_show_is_found_in_its_tables() {
+        let program = "# Generated by iptables-save v1.8.9 (nf_tables) on x\n";
+        let said = typical::dump(&format!("{program}# Table `nat' is incompatible, use 'nft' tool.\n"));
+        assert_eq!(find(CHECKS, "F33", &said)[0].message, "table `nat` of IPv4 holds rules that iptables cannot show");
+        let plain = of_tools(&[(Tool::IptablesNft, FILTER)]);
+        assert!(find(CHECKS, "F33", &plain).is_empty());
+        let changed = |change: &dyn Fn(&mut Table)| {
+            let mut rules = plain.rules.clone();
+            rules.tables.iter_mut().for_each(change);
+            find(CHECKS, "F33", &Host::new(rules, None)).len()
+        };
+        assert_eq!(changed(&|table| table.native.push((0, 0))), 1);
+        assert_eq!(
+            changed(&|table| {
+                let rule = &mut table.chains.entry("FORWARD").rules[0];
+                rule.cases.extend(rule.cases.clone());
+            }),
+            1
+        );
+        assert_eq!(
+            changed(&|table| {
+                let base = table.chains.entry("FORWARD").base.clone();
+                table.chains.entry("mine").base = base;
+            }),
+            1
+        );
+        assert_eq!(changed(&|table| table.tool = Tool::Nft), 0);
+    }
+
+    #[test]
+    fn a_status_is_compared_bit_by_bit() {
+        let with = |region: Region| {
+            let rule = Rule { cases: vec![case(region, Action::Accept)], handle: Some(4), ..Rule::default() };
+            let rules =
+                crate::audit::ruleset::Ruleset { tables: vec![of_nft("forward", None, vec![rule])], gaps: vec![] };
+            find(CHECKS, "F34", &Host::new(rules, None))
+        };
+        let some = Set::of([(DST_NAT, DST_NAT), (0x10, 0x10)]);
+        let found = with(Region::all().with(Field::Status, &some));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
+        assert_eq!(found[0].evidence, ["ct status { 0x10, 0x20 } accept"]);
+        assert_eq!(found[0].places[0].rule, "ip mine forward handle 4");
+        let mut bits = Region::all();
+        bits.ask(Condition::Bits { field: Field::Status, mask: DST_NAT, value: 0, not: true });
+        assert!(with(bits).is_empty());
+        assert!(with(Region::all().with(Field::Status, &Set::one(0).not())).is_empty(), "any at all");
+        let mut unclear = Region::all();
+        unclear.ask(Condition::Unknown("ct status @x".into()));
+        assert!(with(unclear).is_empty());
+    }
+
+    #[test]
+    fn rules_of_a_tool_that_is_gone_are_left_over() {
+        let mut gone = facts();
+        gone.links.retain(|link| link.name != "docker0");
+        gone.routes.retain(|route| route.output != Some(3));
+        gone.addresses.retain(|(link, _)| *link != 3);
+        let found = find(CHECKS, "F44", &host(&nat(DOCKER), gone.clone()));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Likely));
+        assert_eq!(found[0].message, "rules of docker are left, and all that they name is gone: 172.17.0.2, `docker0`");
+        assert!(find(CHECKS, "F44", &host(&nat(DOCKER), facts())).is_empty());
+        let mut another = gone.clone();
+        another.links.push(typical::link(7, "br-1234", Some("bridge")));
+        let two = nat(&format!("{DOCKER}\n-A DOCKER -i br-1234 -j RETURN"));
+        assert!(find(CHECKS, "F44", &host(&two, another)).is_empty(), "one of two networks is there");
+        let of_user = nat("-A PREROUTING -i docker0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2");
+        assert!(find(CHECKS, "F44", &host(&of_user, gone)).is_empty());
+        assert!(find(CHECKS, "F44", &typical::dump(&nat(DOCKER))).is_empty());
+    }
+
+    #[test]
+    fn a_chain_without_rules_that_drops_is_not_empty() {
+        let drops = Base { kind: Does::Filter, hook: Hook::Forward, priority: 0, drops: true, devices: Vec::new() };
+        let mut table = of_nft("forward", Some(drops), Vec::new());
+        assert!(hooks(&table).is_empty(), "no rules at all");
+        table.chains.entry("other").rules.push(Rule::default());
+        assert_eq!(hooks(&table).len(), 1);
+    }
+}

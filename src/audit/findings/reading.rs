@@ -1,0 +1,105 @@
+//! What is not as it was applied, and what could not be read at all.
+
+use std::collections::BTreeMap;
+
+use super::Check;
+use super::wording::{list, verb};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::host::Host;
+use crate::audit::ruleset::Gap;
+use crate::model::error::printable;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F46",
+            title: "live rules differ from what was applied",
+            severity: Severity::Warning,
+            what: "Our own rules in the kernel are not what our state asks for.",
+            why: "Somebody changed or flushed them, or they are not applied since the last start.",
+            fix: "portfwd plan, then portfwd apply",
+        },
+        find: drift,
+    },
+    Check {
+        kind: Kind {
+            id: "F52",
+            title: "not everything could be read",
+            severity: Severity::Warning,
+            what: "Some rules or facts could not be read, or are beyond what is looked at.",
+            why: "What depends on them is not known, and that nothing is said of it does not mean that it is fine.",
+            fix: "run as root in the host's own network namespace, or give a whole dump",
+        },
+        find: unread,
+    },
+];
+
+/// F46. Only where the caller compared our state with what is.
+fn drift(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(lines) = host.facts.as_ref().map(|facts| &facts.drift).filter(|lines| !lines.is_empty()) else {
+        return Vec::new();
+    };
+    let message =
+        format!("live rules differ from what was applied, in {} {}", lines.len(), verb(lines, "place", "places"));
+    let finding = kind.found(Confidence::Proved, message);
+    vec![lines.iter().fold(finding, |finding, line| finding.seen(printable(line)))]
+}
+
+/// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
+/// information.
+fn unread(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let facts = host.facts.as_ref().map(|facts| facts.gaps.as_slice()).unwrap_or_default();
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let gaps = host.rules.gaps.iter().chain(&host.view.gaps).chain(facts);
+    for Gap { what, why } in gaps {
+        let all = reasons.entry(why).or_default();
+        if !all.contains(&what.as_str()) {
+            all.push(what);
+        }
+    }
+    let found = reasons.into_iter().map(|(why, what)| {
+        let message = format!("not read: {} ({})", list(what.iter().map(|what| printable(what))), printable(why));
+        let finding = kind.found(Confidence::Proved, message);
+        what.iter().fold(finding, |finding, what| finding.seen(format!("{}: {}", printable(what), printable(why))))
+    });
+    let mut found: Vec<Finding> = found.collect();
+    if host.facts.is_none() {
+        let message =
+            "of a dump only the rules are known: not the interfaces, routes, settings, sockets and connections";
+        found.push(
+            kind.found(Confidence::Proved, message)
+                .as_bad_as(Severity::Info)
+                .mended_by("run the audit on the host itself"),
+        );
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, facts, find, host};
+    use super::*;
+    use crate::audit::facts::Facts;
+
+    #[test]
+    fn drift_is_told_line_by_line() {
+        let drifted = Facts { drift: vec!["- 80/tcp".into(), "+ 81/tcp\u{1b}".into()], ..facts() };
+        let found = find(CHECKS, "F46", &host("", drifted));
+        assert_eq!((found.len(), found[0].evidence.len()), (1, 2));
+        assert_eq!(found[0].evidence[1], "+ 81/tcp\\u{1b}");
+        assert!(find(CHECKS, "F46", &host("", facts())).is_empty());
+        assert!(find(CHECKS, "F46", &typical::dump("")).is_empty());
+    }
+
+    #[test]
+    fn what_was_not_read_is_said_by_reason() {
+        let gap = |what: &str, why: &str| Gap { what: what.into(), why: why.into() };
+        let gaps = vec![gap("sockets", "not permitted"), gap("connections", "not permitted"), gap("x", "too many")];
+        let found = find(CHECKS, "F52", &host("", Facts { gaps, ..facts() }));
+        let messages: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
+        assert_eq!(messages, ["not read: sockets, connections (not permitted)", "not read: x (too many)"]);
+        assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
+        assert!(find(CHECKS, "F52", &host("", facts())).is_empty());
+        assert_eq!(find(CHECKS, "F52", &typical::dump(""))[0].severity, Severity::Info);
+    }
+}

@@ -1,0 +1,498 @@
+//! Bridges and routes that packets of forwards and the answers to them take.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::Check;
+use super::outlook::{Outlook, arriving, far, is_private, passing, targets};
+use super::wording::{at_all, name, several};
+use crate::audit::facts::{Link, Route, Way};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::region::{DST_NAT, Field};
+use crate::audit::ruleset::Hook;
+use crate::audit::set::{Set, address_of, number_of, number_of_name};
+use crate::audit::trace::{self, Which};
+use crate::model::Family;
+use crate::model::error::printable;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F26",
+            title: "neighbours on the target's bridge are not served",
+            severity: Severity::Warning,
+            what: "A forward leads back into the bridge that its clients are on, and the bridge hands the answers to them past the rules, or does not send a packet back by the port that it came by.",
+            why: "A client gets the answer from an address that it did not ask, and drops it; or the target cannot reach itself by the address that is forwarded.",
+            fix: "rewrite the source of such packets too (masquerade from the bridge's network to the bridge)",
+        },
+        find: bridge,
+    },
+    Check {
+        kind: Kind {
+            id: "F27",
+            title: "answers leave by another way",
+            severity: Severity::Warning,
+            what: "Packets of a forward arrive by one interface, and the routes send the answers out by another.",
+            why: "Providers drop packets from addresses that are not theirs, and stateful firewalls on the way drop answers to what they did not see.",
+            fix: "add a rule and a table of routes so that answers leave by the interface that the connection came by (ip rule, ip route … table)",
+        },
+        find: asymmetric,
+    },
+    Check {
+        kind: Kind {
+            id: "F28",
+            title: "reverse path filter drops clients",
+            severity: Severity::Error,
+            what: "Packets of a forward arrive by an interface that the route back to their senders does not lead out by, and `rp_filter` there is strict.",
+            why: "The kernel drops such packets before any rule for the forward sees an answer.",
+            fix: "set rp_filter of the interface to 2 (loose)",
+        },
+        find: strict,
+    },
+    Check {
+        kind: Kind {
+            id: "F42",
+            title: "way out takes smaller packets than the way in",
+            severity: Severity::Warning,
+            what: "A forward of TCP leads out by an interface whose packets may be smaller than those of the interface that its clients come by.",
+            why: "Where the messages about it are lost on the way to the client, connections begin and then hang with the first large packet.",
+            fix: "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+        },
+        find: mtu,
+    },
+    Check {
+        kind: Kind {
+            id: "F50",
+            title: "policy routing",
+            severity: Severity::Warning,
+            what: "More than the destination decides which routes are asked: there are `ip rule`s beyond the usual three, or VRFs.",
+            why: "What is said here of routes (F08, F27, F28, F42) is of the main table, and a packet may go another way.",
+            fix: "check by hand: ip rule show; ip route get TARGET from CLIENT iif INTERFACE",
+        },
+        find: policy_routing,
+    },
+];
+
+/// F26. That the setting is absent mostly means that nothing of the kind is loaded, which is as if it were off, so it is
+/// likely then. What bridges are there is only known from facts.
+fn bridge(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let all = Forward::all(&host.view);
+    let mut groups: BTreeMap<(u32, Family), Vec<&Forward<'_>>> = BTreeMap::new();
+    for forward in &all {
+        let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
+        let Some(Way::Out(link, None)) = outlook.way_to(target) else { continue };
+        let is_bridge = link.kind.as_deref() == Some("bridge");
+        if is_bridge && outlook.ingress(region).iter().any(|way| way.index == link.index) {
+            groups.entry((link.index, forward.family)).or_default().push(forward);
+        }
+    }
+    let mut found = Vec::new();
+    for ((index, family), forwards) in groups {
+        let Some(link) = facts.link(index) else { continue };
+        let name = if family == Family::Ipv4 { "iptables" } else { "ip6tables" };
+        let called = facts.setting(&format!("net/bridge/bridge-nf-call-{name}"));
+        let read = format!("net.bridge.bridge-nf-call-{name} = {}", called.map_or("not there".into(), printable));
+        let bridge = printable(&link.name);
+        if called.is_none_or(|value| value == "0") {
+            let fates: Vec<(Source, &Forward<'_>)> =
+                forwards.iter().map(|forward| (source(&outlook, link, forward), *forward)).collect();
+            let of = |wanted: Source| {
+                fates.iter().filter(|(fate, _)| *fate == wanted).map(|(_, forward)| *forward).collect()
+            };
+            for (fate, forwards) in [(Source::Kept, of(Source::Kept)), (Source::Unknown, of(Source::Unknown))] {
+                let forwards: Vec<&Forward<'_>> = forwards;
+                if forwards.is_empty() {
+                    continue;
+                }
+                let confidence = match fate {
+                    Source::Unknown => Confidence::Unknown,
+                    _ if called.is_none() => Confidence::Likely,
+                    _ => outlook.confidence(&forwards),
+                };
+                let message = format!(
+                    "clients on `{bridge}` get the answers of {} past the rules, from an address that they did not ask",
+                    several(&forwards)
+                );
+                found.push(at_all(kind.found(confidence, message).seen(read.clone()), host, &forwards));
+            }
+        } else if let Some(port) =
+            facts.links.iter().find(|port| port.master == Some(index) && port.hairpin == Some(false))
+        {
+            let message = format!(
+                "the target of {} on `{bridge}` cannot reach itself by the address that is forwarded",
+                several(&forwards)
+            );
+            let port = printable(&port.name);
+            let finding = kind.found(Confidence::Likely, message).as_bad_as(Severity::Info);
+            let finding = finding.seen(read).seen(format!("{port}: hairpin off"));
+            found.push(at_all(finding.mended_by(format!("bridge link set dev {port} hairpin on")), host, &forwards));
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Rewritten,
+    Kept,
+    Unknown,
+}
+
+/// Whether the source of packets from a bridge's network to a target on it is rewritten.
+fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
+    let Some(target) = targets(forward).next() else { return Source::Unknown };
+    let facts = outlook.facts();
+    let network = facts.and_then(|facts| {
+        facts.addresses.iter().find(|(index, network)| *index == link.index && network.contains(target))
+    });
+    let Some((_, network)) = network else { return Source::Unknown };
+    // Any neighbour: one behind the target, or before it where that is the last.
+    let range = Set::network(*network).minus(&Set::address(target)).minus(&Set::address(network.ip()));
+    let Some(client) = range.ranges().last().map(|(_, last)| last.saturating_sub(1)).filter(|last| range.has(*last))
+    else {
+        return Source::Unknown;
+    };
+    let Some(packet) = arriving(forward).and_then(|region| {
+        outlook.packet(forward.family, &region.clone().with(Field::Source, &Set::one(client)), Hook::Prerouting)
+    }) else {
+        // The rule is about no such clients.
+        return Source::Rewritten;
+    };
+    let bridge = number_of_name(link.name.as_bytes(), 0);
+    let port = packet.get(Field::Port).and_then(|port| u16::try_from(port).ok());
+    let mut passed = packet
+        .with(Field::Input, bridge)
+        .with(Field::Output, bridge)
+        .with(Field::Destination, number_of(target))
+        .with(Field::DestinationKind, 1)
+        .with(Field::Status, DST_NAT);
+    passed.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
+    let outcome = trace::hook(&outlook.host.rules, &mut passed, Hook::Postrouting, &Which::Nat);
+    match (outcome.rewritten.is_some(), outcome.is_sure()) {
+        (true, _) => Source::Rewritten,
+        (false, true) => Source::Kept,
+        (false, false) => Source::Unknown,
+    }
+}
+
+/// A forward whose packets come by an interface that answers do not leave by.
+struct Crossing<'f, 'a> {
+    forward: &'f Forward<'a>,
+    entrance: &'f Link,
+    /// The interface and the next host by which answers leave; none where there is no route.
+    exit: Option<(&'f Link, Option<IpAddr>)>,
+    client: IpAddr,
+}
+
+/// Those forwards. Clients are where the rule says; of a rule for all of them only far ones count, and only where they
+/// may come by that interface: it has a gateway of its own, or what it listens on is a public address.
+fn crossings<'f, 'a>(outlook: &'f Outlook<'_>, all: &'f [Forward<'a>]) -> Vec<Crossing<'f, 'a>> {
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let by_default = |route: &&Route| route.to.prefix() == 0 && route.kind == 1 && route.gateway.is_some();
+    let gateways: BTreeSet<(Family, u32)> = facts
+        .routes
+        .iter()
+        .filter(by_default)
+        .filter_map(|route| Some((Family::of_network(route.to), route.output?)))
+        .collect();
+    let mut found = Vec::new();
+    for forward in all {
+        let Some(region) = arriving(forward) else { continue };
+        let Some(entrance) = outlook.entrance(forward.family, region) else { continue };
+        let sources = region.get(Field::Source);
+        let client = match sources.is_all() {
+            true => {
+                let listen =
+                    region.get(Field::Destination).only().and_then(|number| address_of(number, forward.family));
+                let is_public = listen.is_some_and(|address| !is_private(address) && !address.is_loopback());
+                if !is_public && !gateways.contains(&(forward.family, entrance.index)) {
+                    continue;
+                }
+                far(forward.family)
+            }
+            // Of a negated network only far clients are surely not those of a link.
+            false if sources.has(number_of(far(forward.family))) => continue,
+            false => match sources.first().and_then(|first| address_of(first.saturating_add(1), forward.family)) {
+                Some(second) if sources.has(number_of(second)) => second,
+                _ => match sources.first().and_then(|first| address_of(first, forward.family)) {
+                    Some(first) => first,
+                    None => continue,
+                },
+            },
+        };
+        let exit = match outlook.way_to(client) {
+            Some(Way::Out(link, _)) if link.index == entrance.index => continue,
+            Some(Way::Out(link, gateway)) => Some((link, gateway)),
+            Some(Way::Nowhere) => None,
+            Some(Way::Here) | None => continue,
+        };
+        found.push(Crossing { forward, entrance, exit, client });
+    }
+    found
+}
+
+/// Crossings by the interfaces that they are of.
+fn by_links<'f, 'a>(crossings: &'f [Crossing<'f, 'a>]) -> Vec<Vec<&'f Crossing<'f, 'a>>> {
+    let mut groups: BTreeMap<(u32, Option<u32>), Vec<&Crossing<'_, '_>>> = BTreeMap::new();
+    for crossing in crossings {
+        let exit = crossing.exit.map(|(link, _)| link.index);
+        groups.entry((crossing.entrance.index, exit)).or_default().push(crossing);
+    }
+    groups.into_values().collect()
+}
+
+/// How answers leave, in words of ip-route(8).
+fn leaving(crossing: &Crossing<'_, '_>) -> String {
+    match crossing.exit {
+        Some((link, Some(gateway))) => format!("{} via {gateway} dev {}", crossing.client, printable(&link.name)),
+        Some((link, None)) => format!("{} dev {}", crossing.client, printable(&link.name)),
+        None => format!("{}: no route", crossing.client),
+    }
+}
+
+/// F27. Routes tell no more than what is likely, and with policy routing not even that.
+fn asymmetric(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let all = Forward::all(&host.view);
+    let policy = host.facts.as_ref().is_some_and(|facts| facts.policy_routing);
+    let crossings = crossings(&outlook, &all);
+    let found = by_links(&crossings).into_iter().filter_map(|group| {
+        let first = *group.first()?;
+        let forwards: Vec<&Forward<'_>> = group.iter().map(|crossing| crossing.forward).collect();
+        let (text, entrance) = (several(&forwards), printable(&first.entrance.name));
+        let message = match first.exit {
+            Some((link, _)) => {
+                format!("packets of {text} arrive by `{entrance}`, and answers leave by `{}`", printable(&link.name))
+            }
+            None => format!("packets of {text} arrive by `{entrance}`, and there is no route for the answers"),
+        };
+        let confidence = if policy { Confidence::Unknown } else { Confidence::Likely };
+        Some(at_all(
+            kind.found(confidence, message).seen(format!("route to a client: {}", leaving(first))),
+            host,
+            &forwards,
+        ))
+    });
+    found.collect()
+}
+
+/// F28. The greater of the settings of all interfaces and of the one counts (`IN_DEV_RPFILTER` in
+/// include/linux/inetdevice.h). IPv6 has no such setting.
+fn strict(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let all = Forward::all(&host.view);
+    let crossings = crossings(&outlook, &all);
+    let found = by_links(&crossings).into_iter().filter_map(|group| {
+        let first = *group.first()?;
+        let group: Vec<&Forward<'_>> = group
+            .iter()
+            .filter(|crossing| crossing.forward.family == Family::Ipv4)
+            .map(|crossing| crossing.forward)
+            .collect();
+        let of = |name: &str| facts.setting(&format!("net/ipv4/conf/{name}/rp_filter"))?.parse::<u8>().ok();
+        let (common, own) = (of("all"), of(&first.entrance.name));
+        if group.is_empty() || common.max(own) != Some(1) {
+            return None;
+        }
+        let entrance = printable(&first.entrance.name);
+        let message =
+            format!("clients of {} that come by `{entrance}` are dropped by its reverse path filter", several(&group));
+        let value = |value: Option<u8>| value.map_or("not known".to_owned(), |value| value.to_string());
+        let confidence = if facts.policy_routing { Confidence::Unknown } else { Confidence::Likely };
+        let finding = kind
+            .found(confidence, message)
+            .seen(format!("net.ipv4.conf.all.rp_filter = {}", value(common)))
+            .seen(format!("net.ipv4.conf.{entrance}.rp_filter = {}", value(own)))
+            .seen(format!("route to a client: {}", leaving(first)))
+            .mended_by(format!("sysctl -w net.ipv4.conf.{entrance}.rp_filter=2"));
+        Some(at_all(finding, host, &group))
+    });
+    found.collect()
+}
+
+/// F42. Whether a rule lowers the size that TCP agrees on is not in the normal form of rules, which drops what decides
+/// nothing, and whether messages about the size are lost is not known at all: so it never is more than a suspicion.
+fn mtu(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    if outlook.facts().is_none() || clamps(host) {
+        return Vec::new();
+    }
+    let all = Forward::all(&host.view);
+    let mut groups: BTreeMap<_, Vec<(&Link, &Link, &Forward<'_>)>> = BTreeMap::new();
+    for forward in &all {
+        let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
+        if !region.get(Field::Protocol).has(6) {
+            continue;
+        }
+        let from_afar = || match outlook.way_to(far(forward.family)) {
+            Some(Way::Out(link, _)) if outlook.ingress(region).iter().any(|way| way.index == link.index) => Some(link),
+            _ => None,
+        };
+        let Some(entrance) = outlook.entrance(forward.family, region).or_else(from_afar) else { continue };
+        let Some(Way::Out(exit, _)) = outlook.way_to(target) else { continue };
+        if entrance.mtu.zip(exit.mtu).is_some_and(|(entrance, exit)| exit < entrance) {
+            groups.entry((entrance.index, exit.index)).or_default().push((entrance, exit, forward));
+        }
+    }
+    let found = groups.into_values().filter_map(|group| {
+        let (entrance, exit, _) = *group.first()?;
+        let forwards: Vec<&Forward<'_>> = group.iter().map(|(_, _, forward)| *forward).collect();
+        let size = |link: &Link| format!("{} mtu {}", printable(&link.name), link.mtu.unwrap_or_default());
+        let message = format!("packets of {} may be too large for the way out: {}", several(&forwards), size(exit));
+        let finding = kind.found(Confidence::Unknown, message).seen(size(entrance)).seen(size(exit));
+        Some(at_all(finding.seen("whether a rule sets the size that TCP agrees on is not known"), host, &forwards))
+    });
+    found.collect()
+}
+
+/// Whether a rule of a dump says that it lowers the size that TCP agrees on.
+fn clamps(host: &Host) -> bool {
+    let rules = host.rules.tables.iter().flat_map(|table| table.chains.iter()).flat_map(|chain| &chain.rules);
+    rules.filter_map(|rule| rule.words.as_deref()).any(|words| words.contains("-j TCPMSS"))
+}
+
+/// F50. Said once, and only where routes matter: some forward leads to another host.
+fn policy_routing(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let vrfs: Vec<String> = facts
+        .links
+        .iter()
+        .filter(|link| link.kind.as_deref() == Some("vrf"))
+        .map(|link| format!("`{}`", printable(&link.name)))
+        .collect();
+    if !facts.policy_routing && vrfs.is_empty() {
+        return Vec::new();
+    }
+    let all = Forward::all(&host.view);
+    let passing = passing(&outlook, &all);
+    let Some(first) = passing.first() else { return Vec::new() };
+    let why = match (facts.policy_routing, vrfs.is_empty()) {
+        (true, true) => "`ip rule` has more than the usual three rules".to_owned(),
+        (true, false) => {
+            format!("`ip rule` has more than the usual three rules, and there are VRFs: {}", vrfs.join(", "))
+        }
+        (false, _) => format!("there are VRFs: {}", vrfs.join(", ")),
+    };
+    let target = targets(first).next().map_or_else(String::new, |target: IpAddr| target.to_string());
+    let message = format!(
+        "more than the destination decides which way packets go: what is said of routes is only likely ({})",
+        name(first)
+    );
+    let finding = kind.found(Confidence::Proved, message).seen(why);
+    vec![finding.mended_by(format!("check by hand: ip rule show; ip route get {target}"))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, DOCKER, facts, find, host, nat, own, route};
+    use super::*;
+    use crate::audit::facts::Facts;
+
+    fn with(settings: &[(&str, &str)]) -> Facts {
+        let mut facts = facts();
+        facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
+        facts
+    }
+
+    fn by(match_: &str, protocol: &str) -> String {
+        nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
+    }
+
+    fn one(id: &str, text: &str, facts: Facts) -> Finding {
+        let mut found = find(CHECKS, id, &host(text, facts));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        found.remove(0)
+    }
+
+    fn none(id: &str, text: &str, facts: Facts) {
+        let found = find(CHECKS, id, &host(text, facts));
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    /// A host with a second way out, eth1 with 203.0.113.1.
+    fn two_ways(settings: &[(&str, &str)]) -> Facts {
+        let mut facts = with(settings);
+        facts.links.push(typical::link(5, "eth1", None));
+        facts.addresses.push((5, "203.0.113.1/24".parse().expect("a network")));
+        facts.routes.push(own("203.0.113.1/32", 5));
+        facts.routes.push(route("203.0.113.0/24", 5, None));
+        facts
+    }
+
+    #[test]
+    fn clients_on_the_bridge_of_the_target_get_answers_past_the_rules() {
+        let off = with(&[("net/bridge/bridge-nf-call-iptables", "0")]);
+        let found = one("F26", &by("-d 192.0.2.1", "tcp"), off.clone());
+        assert_eq!(found.confidence, Confidence::Proved);
+        assert!(found.message.starts_with("clients on `docker0` get the answers of"), "{}", found.message);
+        none("F26", &nat(DOCKER), off.clone());
+        let with_rule = |rule: &str| by("-d 192.0.2.1", "tcp").replace("COMMIT", &format!("{rule}\nCOMMIT"));
+        none("F26", &with_rule("-A POSTROUTING -s 172.17.0.0/16 -d 172.17.0.2/32 -j MASQUERADE"), off.clone());
+        let unclear = with_rule("-A POSTROUTING -s 172.17.0.0/16 -m tomorrow -j MASQUERADE");
+        assert_eq!(one("F26", &unclear, off).confidence, Confidence::Unknown);
+        let mut absent = facts();
+        absent.settings.remove("net/bridge/bridge-nf-call-iptables");
+        assert_eq!(one("F26", &by("-d 192.0.2.1", "tcp"), absent).confidence, Confidence::Likely);
+        let itself = one("F26", &by("-d 192.0.2.1", "tcp"), facts());
+        assert_eq!((itself.severity, itself.fix.as_str()), (Severity::Info, "bridge link set dev veth1 hairpin on"));
+        assert!(find(CHECKS, "F26", &typical::dump(&by("-d 192.0.2.1", "tcp"))).is_empty());
+    }
+
+    #[test]
+    fn answers_that_leave_by_another_way_are_likely_lost() {
+        let found = one("F27", &by("-d 203.0.113.1", "tcp"), two_ways(&[]));
+        assert_eq!(found.confidence, Confidence::Likely);
+        assert!(found.message.ends_with("arrive by `eth1`, and answers leave by `eth0`"), "{}", found.message);
+        none("F27", &by("-d 192.0.2.1", "tcp"), two_ways(&[]));
+        none("F27", &by("-d 203.0.113.1 -s 203.0.113.0/24", "tcp"), two_ways(&[]));
+        none("F27", &by("-i docker0", "tcp"), two_ways(&[]));
+        none("F27", &nat(DOCKER), two_ways(&[]));
+        let policy = Facts { policy_routing: true, ..two_ways(&[]) };
+        assert_eq!(one("F27", &by("-d 203.0.113.1", "tcp"), policy).confidence, Confidence::Unknown);
+        assert!(find(CHECKS, "F27", &typical::dump(&by("-d 203.0.113.1", "tcp"))).is_empty());
+    }
+
+    #[test]
+    fn a_strict_filter_drops_who_comes_by_another_way() {
+        let listen = by("-d 203.0.113.1", "tcp");
+        let found = one("F28", &listen, two_ways(&[("net/ipv4/conf/eth1/rp_filter", "1")]));
+        assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Likely));
+        assert_eq!(one("F28", &listen, two_ways(&[("net/ipv4/conf/all/rp_filter", "1")])).kind.id, "F28");
+        none("F28", &listen, two_ways(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/eth1/rp_filter", "2")]));
+        none("F28", &by("-d 192.0.2.1", "tcp"), two_ways(&[("net/ipv4/conf/all/rp_filter", "1")]));
+        let mut unknown = two_ways(&[]);
+        unknown.settings.retain(|path, _| !path.ends_with("rp_filter"));
+        none("F28", &listen, unknown);
+    }
+
+    #[test]
+    fn a_smaller_way_out_is_a_suspicion() {
+        let mut small = facts();
+        small.links.iter_mut().filter(|link| link.name == "docker0").for_each(|link| link.mtu = Some(1420));
+        let found = one("F42", &nat(DOCKER), small.clone());
+        assert_eq!((found.severity, found.confidence), (Severity::Warning, Confidence::Unknown));
+        none("F42", &nat(DOCKER), facts());
+        none("F42", &by("", "udp"), small.clone());
+        let clamped = typical::table("mangle", &["FORWARD"], "-A FORWARD -p tcp -j TCPMSS --clamp-mss-to-pmtu");
+        none("F42", &format!("{}{clamped}", nat(DOCKER)), small);
+        assert!(find(CHECKS, "F42", &typical::dump(&nat(DOCKER))).is_empty());
+    }
+
+    #[test]
+    fn policy_routing_is_said_once_where_routes_matter() {
+        let policy = || Facts { policy_routing: true, ..facts() };
+        assert_eq!(one("F50", &nat(DOCKER), policy()).confidence, Confidence::Proved);
+        none("F50", &nat(DOCKER), facts());
+        none("F50", &nat("-A PREROUTING -p tcp --dport 80 -j REDIRECT"), policy());
+        let mut vrf = facts();
+        vrf.links.push(typical::link(9, "blue", Some("vrf")));
+        assert!(one("F50", &nat(DOCKER), vrf).evidence[0].contains("`blue`"));
+        assert!(find(CHECKS, "F50", &typical::dump(&nat(DOCKER))).is_empty());
+    }
+}

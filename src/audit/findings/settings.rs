@@ -1,0 +1,488 @@
+//! Settings of the kernel that forwards depend on.
+
+use std::net::IpAddr;
+
+use super::Check;
+use super::outlook::{Outlook, arriving, passing, targets};
+use super::wording::{at_all, list, several, verb};
+use crate::audit::facts::{Facts, Link, Listener, Way};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::region::{self, Field, LOCAL};
+use crate::audit::ruleset::Hook;
+use crate::audit::set::Set;
+use crate::audit::trace::{self, Verdict, Which};
+use crate::model::Family;
+use crate::model::error::printable;
+
+/// What 9 tenths of a table are.
+const NEARLY_FULL: (u64, u64) = (9, 10);
+
+/// The least seconds that a mapping of UDP lasts. Source: RFC 4787, REQ-5.
+const LEAST_STREAM: u64 = 120;
+
+/// The seconds that one lasts before there is an answer, in Linux without anybody's doing.
+const LEAST_FIRST: u64 = 30;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F12",
+            title: "packets are not passed on",
+            severity: Severity::Error,
+            what: "Forwards lead to other hosts or containers, and passing packets on is switched off, for all interfaces or for one that their packets or the answers arrive by.",
+            why: "The kernel rewrites the destination and then drops the packet.",
+            fix: "sysctl -w net.ipv4.ip_forward=1",
+        },
+        find: forwarding,
+    },
+    Check {
+        kind: Kind {
+            id: "F16",
+            title: "loopback addresses are let in",
+            severity: Severity::Warning,
+            what: "`route_localnet` is on, so packets for 127.0.0.0/8 that come by a link are not dropped as impossible.",
+            why: "Programs that listen on 127.0.0.1 because only this host shall reach them can be reached by all hosts on the link (CVE-2020-8558), unless a rule drops such packets.",
+            fix: "iptables -t raw -I PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP",
+        },
+        find: route_localnet,
+    },
+    Check {
+        kind: Kind {
+            id: "F22",
+            title: "port may be taken by outgoing connections",
+            severity: Severity::Info,
+            what: "A forward listens on a port out of which this host also chooses those of its own connections.",
+            why: "Nothing keeps a program of this host from being given the port, and what then arrives for it that the host does not know as an answer goes to the target.",
+            fix: "reserve the ports with `net.ipv4.ip_local_reserved_ports`",
+        },
+        find: ephemeral,
+    },
+    Check {
+        kind: Kind {
+            id: "F39",
+            title: "table of connections is nearly full",
+            severity: Severity::Warning,
+            what: "More than nine tenths of the connections that may be followed are.",
+            why: "When it is full the kernel drops the first packets of new connections, of forwards as of all others.",
+            fix: "sysctl -w net.netfilter.nf_conntrack_max=…",
+        },
+        find: full,
+    },
+    Check {
+        kind: Kind {
+            id: "F40",
+            title: "UDP connections are soon forgotten",
+            severity: Severity::Info,
+            what: "There are forwards of UDP, and the kernel forgets idle UDP connections sooner than clients expect of any NAT.",
+            why: "A client that keeps quiet for longer gets no more packets from the target, or comes from another port when it goes on.",
+            fix: "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=120",
+        },
+        find: udp_timeout,
+    },
+];
+
+/// F12. IPv4 asks the interface that a packet came by (`IN_DEV_FORWARD` in include/linux/inetdevice.h), of which the common
+/// setting only is the sum; IPv6 asks the common one (`ip6_forward` in net/ipv6/ip6_output.c). What was not read is taken to
+/// be on: that it is not known is said of the facts themselves.
+fn forwarding(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let all = Forward::all(&host.view);
+    let passing = passing(&outlook, &all);
+    let mut found = Vec::new();
+    for (family, path) in [(Family::Ipv4, "net/ipv4/ip_forward"), (Family::Ipv6, "net/ipv6/conf/all/forwarding")] {
+        let of_family: Vec<&Forward<'_>> = passing.iter().filter(|forward| forward.family == family).copied().collect();
+        if of_family.is_empty() {
+            continue;
+        }
+        let sysctl = path.replace('/', ".");
+        let is_off = facts.setting(path) == Some("0");
+        let some_on = |setting: &str| {
+            facts.links.iter().any(|link| {
+                let of = if family == Family::Ipv4 { "ipv4" } else { "ipv6" };
+                facts.setting(&format!("net/{of}/conf/{}/{setting}", link.name)).is_some_and(|value| value != "0")
+            })
+        };
+        let by_link = some_on(if family == Family::Ipv4 { "forwarding" } else { "force_forwarding" });
+        if is_off && !by_link {
+            let message = format!(
+                "{} {} to other hosts, and {family} packets are not passed on",
+                several(&of_family),
+                verb(&of_family, "leads", "lead")
+            );
+            let finding = kind.found(outlook.confidence(&of_family), message).seen(format!("{sysctl} = 0"));
+            found.push(at_all(finding.mended_by(format!("sysctl -w {sysctl}=1")), host, &of_family));
+        } else if family == Family::Ipv4 {
+            found.extend(not_by_some(&outlook, facts, kind, &of_family));
+        }
+    }
+    found
+}
+
+/// Those whose packets, or their answers, arrive by an interface that passes nothing on.
+fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwards: &[&Forward<'_>]) -> Vec<Finding> {
+    let off: Vec<&Link> = facts
+        .links
+        .iter()
+        .filter(|link| facts.setting(&format!("net/ipv4/conf/{}/forwarding", link.name)) == Some("0"))
+        .collect();
+    let mut found = Vec::new();
+    for link in off {
+        let (mut always, mut sometimes) = (Vec::new(), Vec::new());
+        for forward in forwards {
+            let Some(region) = arriving(forward) else { continue };
+            let ways_in = outlook.ingress(region);
+            let answers = targets(forward)
+                .any(|target| matches!(outlook.way_to(target), Some(Way::Out(way, _)) if way.index == link.index));
+            match ways_in.iter().any(|way| way.index == link.index) {
+                _ if answers => always.push(*forward),
+                true if ways_in.len() == 1 => always.push(*forward),
+                true => sometimes.push(*forward),
+                false => {}
+            }
+        }
+        let is_sure = !always.is_empty();
+        let forwards = if is_sure { always } else { sometimes };
+        if forwards.is_empty() {
+            continue;
+        }
+        let (link, confidence) = (printable(&link.name), outlook.confidence(&forwards));
+        let message = format!(
+            "what arrives by `{link}` is not passed on, which {} {}",
+            several(&forwards),
+            verb(&forwards, "needs", "need")
+        );
+        let finding = match is_sure {
+            true => kind.found(confidence, message),
+            // Whether clients come by it at all is not known.
+            false => kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning),
+        };
+        let finding = finding.seen(format!("net.ipv4.conf.{link}.forwarding = 0"));
+        found.push(at_all(
+            finding.mended_by(format!("sysctl -w net.ipv4.conf.{link}.forwarding=1")),
+            outlook.host,
+            &forwards,
+        ));
+    }
+    found
+}
+
+/// F16. Rules that surely drop such packets make it harmless. Without facts the setting is not known, and it is mostly off.
+fn route_localnet(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = &host.facts else { return Vec::new() };
+    let of = |path: &str| {
+        let name = path.strip_prefix("net/ipv4/conf/")?.strip_suffix("/route_localnet")?;
+        (name != "lo").then(|| name.to_owned())
+    };
+    let on = facts.settings.iter().filter(|(_, value)| value.trim() != "0").filter_map(|(path, _)| of(path));
+    let on: Vec<String> = on.collect();
+    if on.is_empty() {
+        return Vec::new();
+    }
+    let is_v4_loopback = |listener: &&Listener| matches!(listener.address, IpAddr::V4(four) if four.is_loopback());
+    let bound: Vec<&Listener> = facts.listeners.iter().filter(is_v4_loopback).collect();
+    let links: Vec<&Link> = facts
+        .links
+        .iter()
+        .filter(|link| !link.loopback && (on.contains(&link.name) || on.iter().any(|name| name == "all")))
+        .collect();
+    let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(host, link)).collect();
+    let names = list(on.iter().map(|name| format!("`{}`", printable(name))));
+    let evidence = list(on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet = 1", printable(name))));
+    let finding = match (bound.is_empty(), !fates.is_empty() && fates.iter().all(|fate| *fate == Fate::Dropped)) {
+        (_, true) => {
+            let message = format!("packets for 127.0.0.0/8 are let in by {names}, and only rules drop them");
+            kind.found(Confidence::Proved, message)
+                .as_bad_as(Severity::Info)
+                .mended_by(format!("if no forward leads to 127.0.0.1: {}", switches(&on)))
+        }
+        (true, false) => {
+            let message = format!("packets for 127.0.0.0/8 are let in by {names}");
+            kind.found(Confidence::Proved, message)
+        }
+        (false, false) => {
+            let programs = list(bound.iter().map(|listener| program(listener)));
+            let message = format!("other hosts can reach what listens on a loopback address, by {names}: {programs}");
+            let is_sure = fates.contains(&Fate::Passes);
+            kind.found(if is_sure { Confidence::Proved } else { Confidence::Likely }, message)
+                .as_bad_as(Severity::Error)
+        }
+    };
+    let fix = format!("{}; or, where a forward needs it: {}", switches(&on), kind.fix);
+    vec![if finding.severity == Severity::Info {
+        finding.seen(evidence)
+    } else {
+        finding.seen(evidence).mended_by(fix)
+    }]
+}
+
+fn switches(on: &[String]) -> String {
+    let settings: Vec<String> =
+        on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet=0", printable(name))).collect();
+    format!("sysctl -w {}", settings.join(" "))
+}
+
+/// A listener in words, `sshd (1234) at 0.0.0.0:22/tcp`.
+pub(super) fn program(listener: &Listener) -> String {
+    let address = match listener.address {
+        IpAddr::V4(four) => four.to_string(),
+        IpAddr::V6(six) => format!("[{six}]"),
+    };
+    let at = format!("{address}:{}/{}", listener.port, listener.protocol);
+    match &listener.owner {
+        Some((name, number)) => format!("`{}` ({number}) at {at}", printable(name)),
+        None => at,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Dropped,
+    Passes,
+    Unknown,
+}
+
+/// What rules do with a packet for a loopback address that comes by a link.
+fn fate_of_loopback(host: &Host, link: &Link) -> Fate {
+    let family = Family::Ipv4;
+    let mut packet = region::packet(family, Some(&link.name))
+        .with(Field::Destination, 0x7f00_0001)
+        .with(Field::DestinationKind, LOCAL)
+        .with(Field::SourceKind, 1)
+        .with(Field::Output, 0);
+    let mut is_sure = true;
+    for hook in [Hook::Prerouting, Hook::Input] {
+        let outcome = trace::hook(&host.rules, &mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
+        is_sure &= outcome.is_sure();
+        match outcome.verdict {
+            Verdict::Dropped(_) if is_sure => return Fate::Dropped,
+            Verdict::Passes => {}
+            _ => return Fate::Unknown,
+        }
+    }
+    if is_sure { Fate::Passes } else { Fate::Unknown }
+}
+
+/// F22. IPv6 has the same range.
+fn ephemeral(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = &host.facts else { return Vec::new() };
+    let range = facts.setting("net/ipv4/ip_local_port_range");
+    let Some(range) = range.and_then(|text| ports(&text.split_whitespace().collect::<Vec<_>>().join("-"))) else {
+        return Vec::new();
+    };
+    let reserved = facts.setting("net/ipv4/ip_local_reserved_ports");
+    let kept = reserved.and_then(ports);
+    let free = range.minus(kept.as_ref().unwrap_or(&Set::none()));
+    let all = Forward::all(&host.view);
+    let (mut clash, mut taken) = (Vec::new(), Vec::new());
+    for forward in &all {
+        let Some(region) = forward.region() else { continue };
+        let asked = region.get(Field::Port);
+        if !asked.is_all() && asked.meets(&free) {
+            taken.extend(asked.and(&free).ranges());
+            clash.push(forward);
+        }
+    }
+    if clash.is_empty() {
+        return Vec::new();
+    }
+    let wanted = Set::of(taken).or(kept.as_ref().unwrap_or(&Set::none()));
+    let words: Vec<String> = wanted
+        .ranges()
+        .iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
+        .collect();
+    let message = format!(
+        "{} {} ports that this host may also choose for its own connections",
+        several(&clash),
+        verb(&clash, "takes", "take")
+    );
+    let confidence = if kept.is_some() { Confidence::Proved } else { Confidence::Likely };
+    let finding = kind
+        .found(confidence, message)
+        .seen(format!(
+            "net.ipv4.ip_local_port_range = {}",
+            printable(facts.setting("net/ipv4/ip_local_port_range").unwrap_or_default())
+        ))
+        .seen(format!("net.ipv4.ip_local_reserved_ports = {}", reserved.map_or("not known".into(), printable)))
+        .mended_by(format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", words.join(",")));
+    vec![at_all(finding, host, &clash)]
+}
+
+/// Reads `80,8000-8010`.
+fn ports(text: &str) -> Option<Set> {
+    let mut all = Vec::new();
+    for one in text.split(',').filter(|one| !one.is_empty()) {
+        let (first, last) = one.split_once('-').unwrap_or((one, one));
+        all.push((first.trim().parse::<u16>().ok()?.into(), last.trim().parse::<u16>().ok()?.into()));
+    }
+    Some(Set::of(all))
+}
+
+/// F39. A most of 0 is none (`__nf_conntrack_alloc` in net/netfilter/nf_conntrack_core.c).
+fn full(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some((count, most)) = host.facts.as_ref().and_then(|facts| facts.tracked_count) else { return Vec::new() };
+    let (share, of) = NEARLY_FULL;
+    if most == 0 || count.saturating_mul(of) < most.saturating_mul(share) {
+        return Vec::new();
+    }
+    let message = format!("{count} of at most {most} connections are followed");
+    let finding = kind
+        .found(Confidence::Proved, message)
+        .seen(format!("net.netfilter.nf_conntrack_count = {count}"))
+        .seen(format!("net.netfilter.nf_conntrack_max = {most}"))
+        .mended_by(format!("sysctl -w net.netfilter.nf_conntrack_max={}", most.saturating_mul(2)));
+    vec![if count >= most { finding.as_bad_as(Severity::Error) } else { finding }]
+}
+
+/// F40. Rules may give connections timeouts of their own, which are not seen here: so it is likely.
+fn udp_timeout(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = &host.facts else { return Vec::new() };
+    let settings = [
+        ("net/netfilter/nf_conntrack_udp_timeout_stream", LEAST_STREAM),
+        ("net/netfilter/nf_conntrack_udp_timeout", LEAST_FIRST),
+    ];
+    let short: Vec<(String, u64, u64)> = settings
+        .iter()
+        .filter_map(|(path, least)| {
+            let is = facts.setting(path)?.parse().ok()?;
+            (is < *least).then(|| (path.replace('/', "."), is, *least))
+        })
+        .collect();
+    let all = Forward::all(&host.view);
+    let is_udp = |forward: &&Forward<'_>| {
+        let protocols = forward.region().map(|region| region.get(Field::Protocol));
+        protocols.is_some_and(|protocols| !protocols.is_all() && protocols.has(17))
+    };
+    let forwards: Vec<&Forward<'_>> = all.iter().filter(is_udp).collect();
+    if short.is_empty() || forwards.is_empty() {
+        return Vec::new();
+    }
+    let times = list(short.iter().map(|(path, is, _)| format!("{path} = {is}")));
+    let fixes: Vec<String> = short.iter().map(|(path, _, least)| format!("{path}={least}")).collect();
+    let message = format!("idle connections of {} are forgotten early: {times} (seconds)", several(&forwards));
+    let finding = kind.found(Confidence::Likely, message).seen(times);
+    vec![at_all(finding.mended_by(format!("sysctl -w {}", fixes.join(" "))), host, &forwards)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, DOCKER, facts, find, host, listener, nat};
+    use super::*;
+    use crate::model::Protocol;
+
+    fn with(settings: &[(&str, &str)]) -> Facts {
+        let mut facts = facts();
+        facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
+        facts
+    }
+
+    fn by(match_: &str, protocol: &str) -> String {
+        nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
+    }
+
+    fn one(id: &str, text: &str, facts: Facts) -> Finding {
+        let mut found = find(CHECKS, id, &host(text, facts));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        found.remove(0)
+    }
+
+    fn none(id: &str, text: &str, facts: Facts) {
+        let found = find(CHECKS, id, &host(text, facts));
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    #[test]
+    fn switched_off_forwarding_is_one_finding_for_all() {
+        let off = with(&[
+            ("net/ipv4/ip_forward", "0"),
+            ("net/ipv4/conf/eth0/forwarding", "0"),
+            ("net/ipv4/conf/docker0/forwarding", "0"),
+        ]);
+        let found = one("F12", &nat(DOCKER), off.clone());
+        assert_eq!(found.confidence, Confidence::Proved);
+        assert_eq!(found.evidence.first().map(String::as_str), Some("net.ipv4.ip_forward = 0"));
+        none("F12", &nat(DOCKER), facts());
+        none("F12", &nat("-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080"), off.clone());
+        none("F12", &nat("-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"), off);
+        assert!(find(CHECKS, "F12", &typical::dump(&nat(DOCKER))).is_empty(), "nothing is known of a dump");
+        let unclear = with(&[("net/ipv4/ip_forward", "0"), ("net/ipv4/conf/eth0/forwarding", "0")]);
+        let unclear = Facts {
+            settings: unclear.settings.into_iter().filter(|(path, _)| !path.contains("docker0")).collect(),
+            ..unclear
+        };
+        assert_eq!(one("F12", &by("-m tomorrow", "tcp"), unclear).confidence, Confidence::Likely);
+    }
+
+    #[test]
+    fn an_interface_that_passes_nothing_on_is_named() {
+        let off = |name: &str| with(&[(&format!("net/ipv4/conf/{name}/forwarding"), "0")]);
+        let found = one("F12", &nat(DOCKER), off("eth0"));
+        assert!(found.message.starts_with("what arrives by `eth0` is not passed on"), "{}", found.message);
+        assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Proved), "docker0 is excepted");
+        assert_eq!(one("F12", &by("-i eth0", "tcp"), off("docker0")).severity, Severity::Error, "answers come by it");
+        assert_eq!(one("F12", &by("", "tcp"), off("eth0")).severity, Severity::Warning);
+        let six = nat("-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination [2001:db8:1::2]:80");
+        let six = six.replace("*nat", "# Generated by ip6tables-save v1.8.9 on x\n*nat");
+        let found = one("F12", &six, with(&[("net/ipv6/conf/all/forwarding", "0")]));
+        assert_eq!(found.fix, "sysctl -w net.ipv6.conf.all.forwarding=1");
+        none("F12", &six, with(&[("net/ipv6/conf/eth0/forwarding", "0")]));
+    }
+
+    #[test]
+    fn loopback_let_in_is_as_bad_as_what_listens_there() {
+        let on = || with(&[("net/ipv4/conf/eth0/route_localnet", "1")]);
+        let found = one("F16", "", on());
+        assert_eq!((found.severity, found.confidence), (Severity::Warning, Confidence::Proved));
+        assert!(found.message.ends_with("let in by `eth0`"), "{}", found.message);
+        let mut bound = on();
+        bound.listeners = vec![listener(Protocol::Tcp, "127.0.0.1", 631, "cups")];
+        let found = one("F16", "", bound.clone());
+        assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Proved));
+        assert!(found.message.ends_with("`cups` (1234) at 127.0.0.1:631/tcp"), "{}", found.message);
+        let guard = |rule: &str| typical::table("raw", &["PREROUTING"], rule);
+        let guarded = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP"), bound.clone());
+        assert_eq!(guarded.severity, Severity::Info);
+        let unclear = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -m tomorrow -j DROP"), bound);
+        assert_eq!((unclear.severity, unclear.confidence), (Severity::Error, Confidence::Likely));
+        none("F16", "", with(&[("net/ipv4/conf/lo/route_localnet", "1")]));
+        assert!(find(CHECKS, "F16", &typical::dump("")).is_empty());
+    }
+
+    #[test]
+    fn ports_of_own_connections_are_one_finding() {
+        let high = |port: &str| nat(DOCKER).replace("--dport 8080", &format!("--dport {port}"));
+        let found = one("F22", &high("40000:40010"), with(&[("net/ipv4/ip_local_reserved_ports", "8080,40005-40010")]));
+        assert_eq!(found.fix, "sysctl -w net.ipv4.ip_local_reserved_ports=8080,40000-40010");
+        assert_eq!((found.severity, found.confidence), (Severity::Info, Confidence::Proved));
+        none("F22", &high("40000:40010"), with(&[("net/ipv4/ip_local_reserved_ports", "40000-40010")]));
+        none("F22", &nat(DOCKER), facts());
+        let mut unknown = facts();
+        unknown.settings.remove("net/ipv4/ip_local_reserved_ports");
+        assert_eq!(one("F22", &high("40000"), unknown).confidence, Confidence::Likely);
+        assert!(find(CHECKS, "F22", &typical::dump(&high("40000"))).is_empty());
+    }
+
+    #[test]
+    fn a_table_is_nearly_full_from_nine_tenths_on() {
+        let count = |count| Facts { tracked_count: Some(count), ..facts() };
+        assert_eq!(one("F39", "", count((90, 100))).severity, Severity::Warning);
+        assert_eq!(one("F39", "", count((100, 100))).severity, Severity::Error);
+        none("F39", "", count((89, 100)));
+        none("F39", "", count((89, 0)));
+        none("F39", "", facts());
+    }
+
+    #[test]
+    fn short_timeouts_matter_to_forwards_of_udp() {
+        let short = || with(&[("net/netfilter/nf_conntrack_udp_timeout_stream", "60")]);
+        let found = one("F40", &by("", "udp"), short());
+        assert_eq!(found.fix, "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=120");
+        assert_eq!((found.severity, found.confidence), (Severity::Info, Confidence::Likely));
+        none("F40", &by("", "tcp"), short());
+        none("F40", &by("", "udp"), facts());
+        assert!(find(CHECKS, "F40", &typical::dump(&by("", "udp"))).is_empty());
+    }
+}

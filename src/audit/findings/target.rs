@@ -1,0 +1,487 @@
+//! Where forwards lead to: targets that cannot be reached, do not answer, or are taken for attacks, and interfaces that are
+//! not there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::Check;
+use super::outlook::{Outlook, is_private, targets};
+use super::wording::{FEW, at_all, by_cause, list, removal, several, verb, words};
+use crate::audit::facts::{Facts, Way};
+use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::audit::host::Host;
+use crate::audit::region::Field;
+use crate::audit::ruleset::{self, Action, At, Table};
+use crate::audit::set::{Set, name_of, number_of_name};
+use crate::model::Family;
+use crate::model::error::printable;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        kind: Kind {
+            id: "F08",
+            title: "target cannot be reached",
+            severity: Severity::Error,
+            what: "A forward leads to an address for which this host has no route, or only the default route although the address is a private one.",
+            why: "What arrives is answered with `no route to host`, or is sent to a gateway that knows nothing of the address: mostly the network of a container or of a tunnel is gone.",
+            fix: "bring up the link that the target is on, add a route to it, or remove the forward",
+        },
+        find: unroutable,
+    },
+    Check {
+        kind: Kind {
+            id: "F09",
+            title: "target does not answer",
+            severity: Severity::Warning,
+            what: "The host that a forward leads to, or the next one on the way there, did not tell its link address when it was asked last.",
+            why: "Clients get no answer until the host is back.",
+            fix: "start the target, or correct its address",
+        },
+        find: dead,
+    },
+    Check {
+        kind: Kind {
+            id: "F11",
+            title: "forward to the loopback address from outside",
+            severity: Severity::Error,
+            what: "A forward leads packets that arrive to 127.0.0.0/8 or ::1.",
+            why: "The kernel drops what comes by a link for 127.0.0.0/8 unless `route_localnet` of the link is on, and always what comes so for ::1 (measured, Linux 6.18).",
+            fix: "use a redirect, which leads to the address of the interface, and let the program listen there",
+        },
+        find: loopback,
+    },
+    Check {
+        kind: Kind {
+            id: "F49",
+            title: "rule names an interface that is not there",
+            severity: Severity::Error,
+            what: "A rule that translates addresses names an interface, and no link has that name.",
+            why: "The rule takes no packet, or where it excepts the interface it takes more than it was made for.",
+            fix: "correct the name, bring up the interface, or remove the rule",
+        },
+        find: nameless,
+    },
+];
+
+/// Why a target is not reached, in the order in which it is told.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Unroutable {
+    Nowhere(IpAddr),
+    Down(IpAddr, String),
+    /// Interface, gateway, and whether that it knows the target is improbable.
+    Default(String, IpAddr, bool),
+}
+
+/// The networks that are routed otherwise than by default, found by address without asking each.
+struct Networks {
+    lengths: BTreeSet<u8>,
+    all: HashSet<IpNetwork>,
+}
+
+impl Networks {
+    fn new(facts: &Facts) -> Self {
+        let routed = facts.routes.iter().filter(|route| route.to.prefix() > 0);
+        let all: HashSet<IpNetwork> =
+            routed.filter_map(|route| IpNetwork::new(route.to.network(), route.to.prefix()).ok()).collect();
+        Self { lengths: all.iter().map(|network| network.prefix()).collect(), all }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        let within = |length: &u8| IpNetwork::new(address, *length).ok().map(|network| network.network());
+        self.lengths.iter().any(|length| {
+            let network = within(length).and_then(|network| IpNetwork::new(network, *length).ok());
+            network.is_some_and(|network| self.all.contains(&network))
+        })
+    }
+}
+
+/// F08. Of a dump nothing is known of routes, and so nothing is said. Where policy routing may choose other routes it is
+/// only likely. A private target behind a gateway of the same private network may well be known there: then nothing is said
+/// unless a container engine made the rule, whose targets are always on a link.
+fn unroutable(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let networks = Networks::new(facts);
+    let all = Forward::all(&host.view);
+    let mut groups: BTreeMap<Unroutable, Vec<&Forward<'_>>> = BTreeMap::new();
+    for forward in &all {
+        for target in targets(forward) {
+            let why = match outlook.way_to(target) {
+                None | Some(Way::Here) => continue,
+                Some(Way::Nowhere) => Unroutable::Nowhere(target),
+                Some(Way::Out(link, _)) if !link.up => Unroutable::Down(target, link.name.clone()),
+                Some(Way::Out(link, Some(gateway))) if is_private(target) && !networks.has(target) => {
+                    let on_link = is_of_engine(&host.place(forward.at).owner);
+                    if !on_link && same_block(target, gateway) {
+                        continue;
+                    }
+                    Unroutable::Default(link.name.clone(), gateway, on_link || !is_private(gateway))
+                }
+                Some(Way::Out(..)) => continue,
+            };
+            groups.entry(why).or_default().push(forward);
+            break;
+        }
+    }
+    let all_of = |groups: &[(Unroutable, Vec<&Forward<'_>>)]| {
+        let forwards: Vec<&Forward<'_>> = groups.iter().flat_map(|(_, forwards)| forwards).copied().collect();
+        let why = list(groups.iter().map(|(why, _)| match why {
+            Unroutable::Nowhere(target) => format!("this host has no route to {target}"),
+            Unroutable::Down(target, link) => format!("{target} is on `{}`, which is down", printable(link)),
+            Unroutable::Default(link, gateway, _) => {
+                format!("to the private address there is only the default route via {gateway} dev {}", printable(link))
+            }
+        }));
+        let confidence = match facts.policy_routing {
+            true => Confidence::Likely,
+            false => outlook.confidence(&forwards),
+        };
+        let text = |verb: &str| format!("{} {verb}: {why}", several(&forwards));
+        let is_default = groups.iter().all(|(why, _)| matches!(why, Unroutable::Default(..)));
+        let is_sure = groups.iter().any(|(why, _)| matches!(why, Unroutable::Default(.., true)));
+        let finding = match (is_default, is_sure) {
+            (false, _) => kind.found(confidence, text(verb(&forwards, "cannot be reached", "cannot be reached"))),
+            (true, true) => kind
+                .found(Confidence::Likely, text("may not be reached"))
+                .as_bad_as(Severity::Warning)
+                .mended_by("bring up the network that the target was on, or remove the forward"),
+            (true, false) => kind.found(Confidence::Unknown, text("may not be reached")).as_bad_as(Severity::Warning),
+        };
+        at_all(finding.seen(why.clone()), host, &forwards)
+    };
+    let (lost, by_default): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        groups.into_iter().partition(|(why, _)| !matches!(why, Unroutable::Default(..)));
+    let mut found = by_cause(lost, all_of);
+    found.extend(by_cause(by_default, all_of));
+    found
+}
+
+/// Whether rules of this owner lead to containers or guests of this very host.
+fn is_of_engine(owner: &str) -> bool {
+    matches!(owner, "docker" | "podman" | "cni" | "cri-o" | "incus" | "lxd" | "libvirt")
+}
+
+/// Whether two addresses are of the same block of private ones, which one network may well route as a whole.
+fn same_block(a: IpAddr, b: IpAddr) -> bool {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            let block = |octets: [u8; 4]| match octets {
+                [10, ..] => 10,
+                [172, second, ..] if second & 0xf0 == 16 => 172,
+                [192, 168, ..] => 192,
+                [100, second, ..] if second & 0xc0 == 64 => 100,
+                _ => 0,
+            };
+            block(a.octets()) != 0 && block(a.octets()) == block(b.octets())
+        }
+        // Routers of IPv6 have addresses of the link alone, which tell nothing.
+        (IpAddr::V6(a), IpAddr::V6(b)) => a.is_unique_local() && (b.is_unique_local() || b.is_unicast_link_local()),
+        _ => false,
+    }
+}
+
+/// F09. Only what the table of neighbours says: it may be of before the target was started, so it is likely and no more.
+fn dead(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let failed: HashSet<(IpAddr, u32)> = facts
+        .neighbours
+        .iter()
+        .filter(|neighbour| neighbour.failed)
+        .map(|neighbour| (neighbour.address, neighbour.link))
+        .collect();
+    let all = Forward::all(&host.view);
+    let mut groups: BTreeMap<(IpAddr, &str), Vec<&Forward<'_>>> = BTreeMap::new();
+    for forward in &all {
+        for target in targets(forward) {
+            if let Some(Way::Out(link, gateway)) = outlook.way_to(target) {
+                let next = gateway.unwrap_or(target);
+                if failed.contains(&(next, link.index)) {
+                    groups.entry((next, link.name.as_str())).or_default().push(forward);
+                    break;
+                }
+            }
+        }
+    }
+    by_cause(groups, |groups| {
+        let forwards: Vec<&Forward<'_>> = groups.iter().flat_map(|(_, forwards)| forwards).copied().collect();
+        let hosts = list(groups.iter().map(|((next, link), _)| format!("{next} on `{}`", printable(link))));
+        let message =
+            format!("{} {} to where nobody answers: {hosts}", several(&forwards), verb(&forwards, "leads", "lead"));
+        let finding = kind.found(Confidence::Likely, message).seen(format!("neighbour FAILED: {hosts}"));
+        at_all(finding, host, &forwards)
+    })
+}
+
+/// F11. Of a dump the setting is not known; that it is off is usual, so it is likely.
+fn loopback(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
+    let all = Forward::all(&host.view);
+    // The interfaces that it cannot come by, and whether there are others.
+    let mut groups: BTreeMap<(Family, Vec<String>, bool), Vec<&Forward<'_>>> = BTreeMap::new();
+    for forward in &all {
+        let Some((_, step)) = forward.arriving().next() else { continue };
+        let inputs = step.region.get(Field::Input);
+        let only_own = inputs.only() == Some(number_of_name(b"lo", 0));
+        if only_own || !forward.target().is_some_and(|target| target.is_loopback()) {
+            continue;
+        }
+        if forward.family == Family::Ipv6 {
+            groups.entry((Family::Ipv6, Vec::new(), false)).or_default().push(forward);
+            continue;
+        }
+        let on = |of: &str| {
+            let value = outlook.facts()?.setting(&format!("net/ipv4/conf/{of}/route_localnet"))?;
+            Some(value != "0")
+        };
+        if on("all") == Some(true) {
+            continue;
+        }
+        let links = outlook.ingress(&step.region);
+        let off: Vec<String> =
+            links.iter().filter(|link| on(&link.name) != Some(true)).map(|link| link.name.clone()).collect();
+        let some = off.len() < links.len();
+        // Of a host whose links are known, those that packets arrive by decide.
+        if !off.is_empty() || outlook.facts().is_none() {
+            groups.entry((Family::Ipv4, off, some)).or_default().push(forward);
+        }
+    }
+    let found = groups.iter().map(|((family, off, some), forwards)| {
+        let interfaces = list(off.iter().map(|name| format!("`{}`", printable(name))));
+        let text =
+            format!("{} {} what arrives to the loopback address", several(forwards), verb(forwards, "leads", "lead"));
+        let finding = match (family, off.is_empty()) {
+            (Family::Ipv6, _) => kind
+                .found(outlook.confidence(forwards), format!("{text}, which the kernel never lets in by a link"))
+                .seen("IPv6 has no `route_localnet`"),
+            (_, true) => kind.found(
+                Confidence::Likely,
+                format!("{text}, which is dropped unless `route_localnet` is on; that is not known"),
+            ),
+            (_, false) => {
+                let path = |name: &String| format!("net.ipv4.conf.{}.route_localnet = 0", printable(name));
+                let is_read = off.iter().all(|name| {
+                    let path = format!("net/ipv4/conf/{name}/route_localnet");
+                    outlook.facts().is_some_and(|facts| facts.setting(&path).is_some())
+                });
+                let confidence = if is_read && !some { outlook.confidence(forwards) } else { Confidence::Likely };
+                let finding = kind
+                    .found(confidence, format!("{text}, which is dropped when it comes by {interfaces}"))
+                    .seen(list(off.iter().map(path)));
+                if *some { finding.as_bad_as(Severity::Warning) } else { finding }
+            }
+        };
+        at_all(finding, host, forwards)
+    });
+    found.collect()
+}
+
+/// The chains of a table that its chains which translate ask, those themselves too.
+fn translating(table: &Table) -> BTreeSet<usize> {
+    let is_nat = |chain: &ruleset::Chain| chain.base.as_ref().is_some_and(|base| base.kind == ruleset::Kind::Nat);
+    let mut open: Vec<usize> =
+        table.chains.iter().enumerate().filter(|(_, chain)| is_nat(chain)).map(|(number, _)| number).collect();
+    let mut known: BTreeSet<usize> = open.iter().copied().collect();
+    while let Some(chain) = open.pop().and_then(|number| table.chains.get(number)) {
+        for action in chain.rules.iter().flat_map(|rule| &rule.cases).flat_map(|case| case.actions.iter()) {
+            if let Action::Jump(name) | Action::Goto(name) = action
+                && let Some(next) = table.chains.position(name)
+                && known.insert(next)
+            {
+                open.push(next);
+            }
+        }
+    }
+    known
+}
+
+/// The names that a set holds one by one.
+fn literals(set: &Set) -> impl Iterator<Item = u128> {
+    set.ranges().iter().filter(|(first, last)| first == last && *first != 0).map(|(first, _)| *first)
+}
+
+/// F49. Without facts it is not known which links there are, and nothing is said. A rule that only excepts an interface
+/// which is gone still works, so that is a warning, and likely: it may have been meant so.
+fn nameless(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = host.facts.as_ref().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
+    let links: HashSet<u128> = facts.links.iter().map(|link| number_of_name(link.name.as_bytes(), 0)).collect();
+    let mut unknown: BTreeMap<(bool, u128), Vec<At>> = BTreeMap::new();
+    // Sets of interfaces are few, and rules are many.
+    let mut seen: HashMap<Set, Vec<(bool, u128)>> = HashMap::new();
+    for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
+        for chain_at in translating(table) {
+            let rules = table.chains.get(chain_at).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+            for (rule_at, rule) in rules.iter().enumerate() {
+                for (case_at, case) in rule.cases.iter().enumerate() {
+                    for field in [Field::Input, Field::Output] {
+                        let set = case.region.get(field);
+                        if set.is_all() {
+                            continue;
+                        }
+                        let missing = seen.entry(set.clone()).or_insert_with(|| {
+                            let gone = |number: &u128| !links.contains(number);
+                            let named = literals(set).filter(gone).map(|number| (false, number));
+                            named.chain(literals(&set.not()).filter(gone).map(|number| (true, number))).collect()
+                        });
+                        let at = At { table: table_at, chain: chain_at, rule: rule_at, case: case_at };
+                        for key in missing.iter() {
+                            let places = unknown.entry(*key).or_default();
+                            if places.last().is_none_or(|last| At { case: 0, ..*last } != At { case: 0, ..at }) {
+                                places.push(at);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    by_cause(unknown, |groups| {
+        let names = list(groups.iter().map(|((_, number), _)| format!("`{}`", printable(&name_of(*number)))));
+        let places: Vec<At> = groups.iter().flat_map(|(_, places)| places).copied().collect();
+        let excepts = groups.iter().all(|((excepts, _), _)| *excepts);
+        let does = verb(&places, if excepts { "excepts" } else { "names" }, if excepts { "except" } else { "name" });
+        let message = format!(
+            "{} {} {does} {names}, and there is no such interface",
+            places.len(),
+            verb(&places, "rule", "rules")
+        );
+        let mut finding = match excepts {
+            true => kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning),
+            false => kind.found(Confidence::Proved, message),
+        };
+        for at in places.iter().take(FEW) {
+            finding = finding.at(host.place(*at)).seen(words(host, *at));
+        }
+        match (places.as_slice(), places.first().and_then(|at| removal(host, *at))) {
+            ([_], Some(command)) => finding.mended_by(command),
+            _ => finding,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::typical::{self, DOCKER, address, facts, find, host, nat, route};
+    use super::*;
+    use crate::audit::facts::Neighbour;
+
+    fn to(target: &str) -> String {
+        nat(&format!("-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination {target}"))
+    }
+
+    fn of_dump(id: &str, text: &str) -> Vec<Finding> {
+        find(CHECKS, id, &typical::dump(text))
+    }
+
+    #[test]
+    fn a_target_without_a_route_is_an_error() {
+        let mut none = facts();
+        none.routes.retain(|route| route.to.prefix() > 0);
+        let found = find(CHECKS, "F08", &host(&to("10.5.0.1:80"), none.clone()));
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].message,
+            "`192.0.2.1:80/tcp -> 10.5.0.1:80` cannot be reached: this host has no route to 10.5.0.1"
+        );
+        assert_eq!((found[0].severity, found[0].confidence), (Severity::Error, Confidence::Proved));
+        assert!(find(CHECKS, "F08", &host(&nat(DOCKER), none.clone())).is_empty(), "docker0 is there");
+        assert!(of_dump("F08", &to("10.5.0.1:80")).is_empty());
+        none.policy_routing = true;
+        let doubtful = find(CHECKS, "F08", &host(&to("10.5.0.1:80"), none.clone()));
+        assert_eq!(doubtful[0].confidence, Confidence::Likely);
+        let unclear = to("10.5.0.1:80").replace("--dport 80", "--dport 80 -m tomorrow");
+        none.policy_routing = false;
+        assert_eq!(find(CHECKS, "F08", &host(&unclear, none))[0].confidence, Confidence::Likely);
+    }
+
+    #[test]
+    fn a_private_target_by_the_default_route_is_a_warning() {
+        let found = find(CHECKS, "F08", &host(&to("10.5.0.1:80"), facts()));
+        assert_eq!((found[0].severity, found[0].confidence), (Severity::Warning, Confidence::Likely));
+        assert!(find(CHECKS, "F08", &host(&to("203.0.113.9:80"), facts())).is_empty(), "a public address");
+        let mut routed = facts();
+        routed.routes.push(route("10.5.0.0/16", 2, Some("192.0.2.254")));
+        assert!(find(CHECKS, "F08", &host(&to("10.5.0.1:80"), routed)).is_empty(), "a route of its own");
+        let mut inside = facts();
+        inside.routes.retain(|route| route.to.prefix() > 0 || route.to.is_ipv6());
+        inside.routes.push(route("0.0.0.0/0", 2, Some("10.0.0.254")));
+        assert!(find(CHECKS, "F08", &host(&to("10.5.0.1:80"), inside.clone())).is_empty(), "the gateway may know it");
+        let other = find(CHECKS, "F08", &host(&to("192.168.5.1:80"), inside.clone()));
+        assert_eq!(other[0].confidence, Confidence::Unknown);
+        let gone = nat(DOCKER).replace("172.17.0.2", "10.18.0.2");
+        assert_eq!(
+            find(CHECKS, "F08", &host(&gone, inside))[0].confidence,
+            Confidence::Likely,
+            "a container is on a link"
+        );
+    }
+
+    #[test]
+    fn many_targets_without_a_route_are_one_finding() {
+        let rules: Vec<String> = (0..20)
+            .map(|n| format!("-A PREROUTING -p tcp -m tcp --dport {n} -j DNAT --to-destination 10.5.0.{n}"))
+            .collect();
+        let mut none = facts();
+        none.routes.retain(|route| route.to.prefix() > 0);
+        let found = find(CHECKS, "F08", &host(&nat(&rules.join("\n")), none));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.starts_with("20 forwards (`0/tcp -> 10.5.0.0`, "), "{}", found[0].message);
+    }
+
+    #[test]
+    fn a_target_that_failed_does_not_answer() {
+        let mut failed = facts();
+        let neighbour = |text: &str, link, failed| Neighbour { address: address(text), link, failed };
+        failed.neighbours = vec![neighbour("172.17.0.2", 3, true), neighbour("192.0.2.254", 2, false)];
+        let found = find(CHECKS, "F09", &host(&nat(DOCKER), failed.clone()));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.ends_with("leads to where nobody answers: 172.17.0.2 on `docker0`"));
+        failed.neighbours = vec![neighbour("172.17.0.2", 2, true), neighbour("172.17.0.2", 3, false)];
+        assert!(find(CHECKS, "F09", &host(&nat(DOCKER), failed)).is_empty(), "on another link");
+        assert!(of_dump("F09", &nat(DOCKER)).is_empty());
+    }
+
+    #[test]
+    fn the_loopback_address_is_not_reached_by_a_link() {
+        let found = find(CHECKS, "F11", &host(&to("127.0.0.1:80"), facts()));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
+        assert!(found[0].message.contains("dropped when it comes by `eth0`, `docker0`"), "{}", found[0].message);
+        let mut on = facts();
+        on.settings.insert("net/ipv4/conf/eth0/route_localnet".into(), "1".into());
+        let some = find(CHECKS, "F11", &host(&to("127.0.0.1:80"), on.clone()));
+        assert_eq!(some[0].severity, Severity::Warning, "docker0 is not on");
+        let by_eth0 = to("127.0.0.1:80").replace("-p tcp", "-i eth0 -p tcp");
+        assert!(find(CHECKS, "F11", &host(&by_eth0, on)).is_empty());
+        assert!(find(CHECKS, "F11", &host(&nat(DOCKER), facts())).is_empty());
+        assert_eq!(of_dump("F11", &to("127.0.0.1:80"))[0].confidence, Confidence::Likely);
+    }
+
+    #[test]
+    fn the_loopback_address_of_ipv6_never_is() {
+        let text = to("[::1]:80").replace("192.0.2.1/32", "2001:db8:1::1/128");
+        let found = find(CHECKS, "F11", &host(&text, facts()));
+        assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
+        let outer = to("[2001:db8:1::1]:80").replace("192.0.2.1/32", "2001:db8:1::1/128");
+        assert!(find(CHECKS, "F11", &host(&outer, facts())).is_empty());
+    }
+
+    #[test]
+    fn interfaces_that_are_not_there_are_named() {
+        let by = |name: &str| to("172.17.0.2:80").replace("-p tcp", &format!("{name} -p tcp"));
+        let found = find(CHECKS, "F49", &host(&by("-i eth7"), facts()));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].message, "1 rule names `eth7`, and there is no such interface");
+        assert!(found[0].fix.starts_with("iptables -t nat -D PREROUTING -d 192.0.2.1/32 -i eth7"), "{}", found[0].fix);
+        let excepted = find(CHECKS, "F49", &host(&by("! -i eth7"), facts()));
+        assert_eq!((excepted[0].severity, excepted[0].confidence), (Severity::Warning, Confidence::Likely));
+        for fine in ["-i eth0", "-i eth7+", "! -i docker0", ""] {
+            assert!(find(CHECKS, "F49", &host(&by(fine), facts())).is_empty(), "{fine}");
+        }
+        assert!(of_dump("F49", &by("-i eth7")).is_empty());
+        let filter = typical::table("filter", &["FORWARD"], "-A FORWARD -i eth7 -j DROP");
+        assert!(find(CHECKS, "F49", &host(&filter, facts())).is_empty(), "translates nothing");
+    }
+}
