@@ -27,6 +27,7 @@ mod kernel;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
 /// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.
+mod mixtures;
 mod near;
 /// Others who have rules in iptables: theirs stay as they are, and a live Docker Engine goes on.
 mod neighbours;

@@ -1,5 +1,6 @@
 //! One packet on its way through rules: what each hook does with it.
 
+use std::cmp::Ordering;
 use std::ops::RangeInclusive;
 
 use super::index::{Candidates, Entry};
@@ -66,6 +67,10 @@ pub const BEFORE_DNAT: RangeInclusive<i32> = i32::MIN..=-101;
 /// Those that are asked after that.
 pub const AFTER_DNAT: RangeInclusive<i32> = -100..=i32::MAX;
 
+/// The priority at which connections begin to be followed: `NF_IP_PRI_CONNTRACK`. A rule that is asked later can no longer keep
+/// one from it (measured on Linux 6.18; `nft_notrack_eval` in net/netfilter/nft_ct.c, `notrack_tg` in net/netfilter/xt_CT.c).
+const TRACKING: i32 = -200;
+
 /// Of those before destinations are rewritten the ones that are asked before connections are followed, at −200: to them the
 /// state of every packet is invalid (measured on Linux 6.18; `nft_ct_get_eval` in net/netfilter/nft_ct.c).
 pub const BEFORE_TRACKING: RangeInclusive<i32> = i32::MIN..=-201;
@@ -120,7 +125,7 @@ impl<'a> Tracer<'a> {
     }
 
     fn led(&self, packet: &mut Packet, hook: Hook, which: &Which, without: Option<At>) -> Outcome {
-        let mut trace = Trace { hook, without, outcome: Outcome::default(), packet };
+        let mut trace = Trace { hook, priority: 0, without, outcome: Outcome::default(), packet };
         for placed in self.order.at(trace.packet.family, hook, *which == Which::Nat) {
             if which.has(placed) && !trace.base(placed) {
                 break;
@@ -131,7 +136,7 @@ impl<'a> Tracer<'a> {
 
     /// Leads a packet through one chain of whatever hook and kind, which is taken to be a base chain.
     pub fn chain(&self, packet: &mut Packet, hook: Hook, table: usize, chain: usize) -> Outcome {
-        let mut trace = Trace { hook, without: None, outcome: Outcome::default(), packet };
+        let mut trace = Trace { hook, priority: 0, without: None, outcome: Outcome::default(), packet };
         let (at, rules) = (At { table, chain, rule: 0, case: 0 }, self.rules());
         if let Some(table) = rules.tables.get(table)
             && let Some(chain) = table.chains.get(chain)
@@ -215,6 +220,8 @@ impl Iterator for Entries<'_> {
 
 struct Trace<'p> {
     hook: Hook,
+    /// That of the base chain it is in.
+    priority: i32,
     packet: &'p mut Packet,
     without: Option<At>,
     outcome: Outcome,
@@ -224,6 +231,7 @@ impl Trace<'_> {
     /// Leads the packet through a base chain, and says whether it goes on to the next.
     fn base(&mut self, placed: &Placed<'_>) -> bool {
         let at = At { table: placed.table_at, chain: placed.chain_at, rule: 0, case: 0 };
+        self.priority = placed.base.priority;
         if self.chain(placed.table, at, 0) == Flow::On && placed.base.drops {
             self.outcome.verdict = Verdict::Dropped(At { rule: placed.chain.rules.len(), ..at });
         }
@@ -317,8 +325,14 @@ impl Trace<'_> {
                     continue;
                 }
                 Action::Untracked => {
-                    self.outcome.untracked = Some(at);
-                    self.packet.put(Field::State, State::Untracked.number());
+                    match self.priority.cmp(&TRACKING) {
+                        Ordering::Less => {
+                            self.outcome.untracked = Some(at);
+                            self.packet.put(Field::State, State::Untracked.number());
+                        }
+                        Ordering::Equal => self.outcome.doubts.push(at),
+                        Ordering::Greater => {}
+                    }
                     continue;
                 }
                 Action::Proxy | Action::Unknown(_) => {

@@ -9,7 +9,7 @@ pub mod xt;
 
 pub use live::live;
 
-use super::ruleset::{Ruleset, Tool};
+use super::ruleset::{Ruleset, Table, Tool};
 use crate::model::Family;
 
 /// Why a dump cannot be read.
@@ -21,6 +21,9 @@ pub enum DumpError {
     /// It is of `nft -j`, and wrong.
     #[error(transparent)]
     Json(#[from] json::JsonError),
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
     /// It is of neither program.
     #[error("it is neither what `iptables-save` nor what `nft -j list ruleset` prints")]
     Neither,
@@ -32,6 +35,9 @@ pub enum DumpError {
 /// # Errors
 /// [`DumpError`], with the line.
 pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
+    if text.trim_ascii().is_empty() {
+        return Err(DumpError::Empty);
+    }
     match text.trim_start().starts_with('{') {
         true => Ok(json::parse(text)?),
         false if save::is_one(text) => Ok(save::parse(text, family)?),
@@ -39,17 +45,23 @@ pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
     }
 }
 
-/// Several dumps of one host. Where both programs tell of a table that is of iptables, iptables-save tells more.
+/// Several dumps of one host. Where both programs tell of a table that is of iptables, iptables-save tells more, and nft in
+/// which place it is.
 pub fn together(dumps: Vec<Ruleset>) -> Ruleset {
     let mut all = Ruleset::default();
+    let (mut saved, mut listed) = (Vec::new(), Vec::new());
     for dump in dumps {
-        all.tables.extend(dump.tables);
+        let (of_save, of_nft): (Vec<_>, Vec<_>) = dump.tables.into_iter().partition(Table::is_of_save);
+        saved.extend(of_save);
+        listed.extend(of_nft);
         all.gaps.extend(dump.gaps);
     }
-    let saved: Vec<_> =
-        all.tables.iter().filter(|table| table.is_of_save()).map(|table| (table.family, table.name.clone())).collect();
-    all.tables.retain(|table| {
-        table.is_of_save() || table.tool != Tool::IptablesNft || !saved.contains(&(table.family, table.name.clone()))
-    });
+    for table in listed {
+        let of_iptables = table.tool == Tool::IptablesNft;
+        let same = |other: &Table| of_iptables && (other.family, &other.name) == (table.family, &table.name);
+        let told = saved.iter().position(same).map(|at| saved.remove(at));
+        all.tables.push(told.unwrap_or(table));
+    }
+    all.tables.extend(saved);
     all
 }
