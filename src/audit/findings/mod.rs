@@ -7,6 +7,8 @@ mod connections;
 mod filter;
 #[cfg(test)]
 pub(in crate::audit) mod hosts;
+#[cfg(test)]
+mod layouts;
 mod naming;
 mod order;
 mod outlook;

@@ -135,7 +135,10 @@ fn judge<'a>(host: &'a Host, reached: Reached<'a>) -> Vec<Judged<'a>> {
     let mut judged = Vec::new();
     let others: Vec<Taker<'a>> = by.into_iter().filter(|taker| taker.forwards && !taker.same).collect();
     let (behind, others): (Vec<_>, Vec<_>) = others.into_iter().partition(wildcard);
-    let others: Vec<_> = others.into_iter().filter(|taker| !taker.exception).collect();
+    // Ours are in the order that docs/precedence.md tells of.
+    let ours = |at: At| host.place(at).owner == "portfwd";
+    let meant = |taker: &Taker<'_>| taker.exception || (ours(forward.at) && ours(taker.step.at));
+    let others: Vec<_> = others.into_iter().filter(|taker| !meant(taker)).collect();
     for (class, by) in [(Class::Wildcard, behind), (Class::Conflict, others)] {
         if !by.is_empty() {
             let sure = by.iter().any(|taker| taker.sure);

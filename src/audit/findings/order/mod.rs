@@ -16,7 +16,7 @@ use crate::audit::describe;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
-use crate::audit::ruleset::At;
+use crate::audit::ruleset::{At, TableFamily};
 use crate::audit::view::{Fate, Step};
 use crate::model::Family;
 
@@ -121,7 +121,10 @@ fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[Judged<'_>]
     let all = || std::iter::once(first).chain(more);
     let names: Vec<String> = all().map(|judged| naming::forward(&judged.forward)).collect();
     let (names, is) = (naming::few(names.into_iter()), if more.is_empty() { "is" } else { "are" });
-    let by = takers(host, first);
+    // Of a rule of both families only that of this one is known to be lost.
+    let both = host.rules.at(first.forward.at).is_some_and(|(table, _, _)| table.family == TableFamily::Inet);
+    let by = takers(host, first) + if both && first.forward.to.addresses.is_none() { " for " } else { "" };
+    let by = if by.ends_with(' ') { format!("{by}{}", first.forward.family) } else { by };
     let message = match (first.class, first.whole) {
         (Class::Duplicate, _) => format!("{names} {is} superfluous: {by} before leads there already"),
         (Class::Wildcard, true) => format!("{names} {is} never reached: {by} of all addresses is asked before"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::naming::{self, is_open};
-use super::outside::{self, Client};
+use super::outside::{self, Client, Travel};
 use crate::audit::facts::Facts;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -134,9 +134,9 @@ fn wins_transit(host: &Host, forward: &Forward<'_>, region: &Region) -> Option<b
 pub(super) fn exposed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut groups = Groups::new();
-    let ways = Family::ALL.map(|family| (family, outside::global(facts, family), Client::new(host, family)));
+    let ways = Family::ALL.map(|family| (family, outside::global(facts, family), Client::some(host, family)));
     for forward in super::all(host) {
-        let Some((_, global, client)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
+        let Some((_, global, clients)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
         let Some((address, (_, step))) = global.first().zip(forward.arriving().find(|(_, step)| {
             let open = |field| is_open(step.region.get(field), field, forward.family);
             naming::is_wildcard(&step.region, forward.family) && open(Field::Source) && open(Field::Input)
@@ -144,13 +144,17 @@ pub(super) fn exposed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             continue;
         };
         let mut confidence = super::of_region(host, &step.region);
-        let travel = client.as_ref().and_then(|client| Some(client.send(client.packet(&forward, Some(*address))?)));
-        match travel {
-            Some(travel) if travel.sure && (travel.dropped.is_some() || travel.taken != Some(forward.at)) => continue,
+        let send = |client: &Client<'_>| Some(client.send(client.packet(&forward, Some(*address))?));
+        // A rule may keep one network away: what gets in from any other is let in.
+        let mut travels = clients.iter().filter_map(send);
+        let gets_in = |travel: &Travel| travel.dropped.is_none() && travel.taken == Some(forward.at);
+        match travels.find(gets_in) {
             Some(travel) if travel.sure => {}
-            // What is let through before a drop and is not understood is taken for the clients that may.
-            Some(travel) if travel.dropped.is_some() => continue,
-            _ => confidence = confidence.min(Confidence::Likely),
+            Some(_) => confidence = confidence.min(Confidence::Likely),
+            // Where it is not understood which ones a forward is about, or a rule before, it may be all.
+            None if confidence == Confidence::Unknown => {}
+            None if clients.is_empty() => confidence = confidence.min(Confidence::Likely),
+            None => continue,
         }
         groups.entry((forward.family, kind.severity, confidence)).or_default().push(forward);
     }
@@ -252,6 +256,7 @@ mod tests {
         };
         let of = |rules: &str| confidences(&with(&filter(rules), Some(facts())), "F18");
         assert_eq!(of("-A DOCKER-USER -j RETURN"), [Proved]);
+        assert_eq!(of("-A DOCKER-USER -s 198.51.100.0/24 -j DROP"), [Proved], "others are let in");
         assert!(of("-A DOCKER-USER ! -s 10.0.0.0/8 -i eth0 -j DROP").is_empty());
         assert_eq!(of("-A DOCKER-USER -i eth0 -m tomorrow -j DROP"), [Likely]);
         assert_eq!(confidences(&docker(&rule("-m tomorrow")), "F18"), [Unknown]);

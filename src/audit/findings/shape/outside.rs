@@ -21,7 +21,8 @@ const CLIENT_PORT: u128 = 40_000;
 /// A port of services, of forwards of all ports.
 const ANY_PORT: u128 = 80;
 
-/// Addresses that are nobody's (RFC 5737, RFC 3849): the first that is not on a link of the host is the client's.
+/// Addresses that are nobody's (RFC 5737, RFC 3849): the first that is not on a link of the host is the client's, and the
+/// others are those of more clients, as rules may be about one of these networks.
 const CLIENTS: [(Family, &str); 5] = [
     (Family::Ipv4, "198.51.100.77"),
     (Family::Ipv4, "203.0.113.77"),
@@ -64,19 +65,23 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Finds one of a family; none where the host has no route to any.
     pub(super) fn new(host: &'a Host, family: Family) -> Option<Self> {
-        let mut known = CLIENTS.iter().filter(|(of, _)| *of == family).filter_map(|(_, text)| text.parse().ok());
-        let Some(facts) = &host.facts else {
-            return known.next().map(|address| Self { host, address, input: None });
-        };
-        let mut near = None;
+        Self::some(host, family).into_iter().next()
+    }
+
+    /// Finds some of a family, those behind a router first.
+    pub(super) fn some(host: &'a Host, family: Family) -> Vec<Self> {
+        let known = CLIENTS.iter().filter(|(of, _)| *of == family).filter_map(|(_, text)| text.parse().ok());
+        let (mut behind, mut near) = (Vec::new(), Vec::new());
         for address in known {
-            match facts.way_to(address) {
-                Way::Out(link, Some(_)) => return Some(Self { host, address, input: Some(&link.name) }),
-                Way::Out(link, None) if near.is_none() => near = Some(Self { host, address, input: Some(&link.name) }),
-                _ => {}
+            match host.facts.as_ref().map(|facts| facts.way_to(address)) {
+                None => behind.push(Self { host, address, input: None }),
+                Some(Way::Out(link, Some(_))) => behind.push(Self { host, address, input: Some(&link.name) }),
+                Some(Way::Out(link, None)) => near.push(Self { host, address, input: Some(&link.name) }),
+                Some(Way::Here | Way::Nowhere) => {}
             }
         }
-        near
+        behind.extend(near);
+        behind
     }
 
     /// Whether it may be one of the clients of a region.

@@ -11,7 +11,7 @@ use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
 use crate::audit::region::{Condition, Field, LOCAL, Region};
-use crate::audit::ruleset::{At, Hook, Tool};
+use crate::audit::ruleset::{At, Hook, Rewrite, Tool};
 use crate::audit::set::{Set, number_of, number_of_name};
 use crate::audit::view::{Fate, Translation};
 use crate::model::Family;
@@ -27,7 +27,11 @@ pub(super) fn unlimited(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         }
         let region = &step.region;
         let open = |field| is_open(region.get(field), field, family);
-        let marked = region.conditions().iter().any(|condition| !matches!(condition, Condition::Unknown(_)));
+        // A label is as good as a mark: somebody set it on purpose.
+        let marked = region.conditions().iter().any(|condition| match condition {
+            Condition::Unknown(words) => words.starts_with("-m connlabel --label"),
+            _ => true,
+        });
         let limited = !(open(Field::Output) && open(Field::Destination))
             || marked
             || [Field::Mark, Field::ConnectionMark, Field::Status, Field::OriginalDestination, Field::OriginalPort]
@@ -84,7 +88,15 @@ fn loopback(family: Family) -> u128 {
 /// likely. Without facts nothing is known of addresses, and nothing is said.
 pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     let Some(facts) = &host.facts else { return Vec::new() };
-    let mut found = Vec::new();
+    let mut found: Vec<Finding> = Vec::new();
+    // Those that are rewritten to the same are told of once.
+    let mut known: BTreeMap<(IpAddr, IpAddr, Confidence), usize> = BTreeMap::new();
+    let own = |family| {
+        let own = facts.addresses.iter().map(|(_, network)| network.ip());
+        let own = own.filter(|address| Family::of(*address) == family).map(Set::address);
+        own.fold(facts.local(family), |all, one| all.or(&one))
+    };
+    let all = Family::ALL.map(|family| (family, own(family)));
     for (family, step, translation) in super::sources(host, &[Hook::Postrouting, Hook::Input]) {
         let Fate::Rewritten(_, to) = &step.fate else { continue };
         let Some((first, last)) = to.addresses.filter(|_| translation == Translation::Snat && to.prefix.is_none())
@@ -95,10 +107,8 @@ pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         let wanted = Set::range(number_of(first), number_of(last));
-        let own = facts.addresses.iter().map(|(_, network)| network.ip());
-        let own = own.filter(|address| Family::of(*address) == family).map(Set::address);
-        let own = own.fold(facts.local(family), |all, one| all.or(&one));
-        let missing = wanted.minus(&own);
+        let Some((_, own)) = all.iter().find(|(of, _)| *of == family) else { continue };
+        let missing = wanted.minus(own);
         let Some(low) = missing.first().and_then(|number| crate::audit::set::address_of(number, family)) else {
             continue;
         };
@@ -109,7 +119,12 @@ pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             (Confidence::Proved, false, _) => Confidence::Likely,
             (confidence, _, _) => confidence,
         };
-        let target = describe::target(to);
+        if let Some(finding) = known.get(&(first, last, confidence)).and_then(|at| found.get_mut(*at)) {
+            finding.places.push(host.place(step.at));
+            continue;
+        }
+        known.insert((first, last, confidence), found.len());
+        let target = describe::target(&Rewrite { ports: None, ..to.clone() });
         let message = format!("sources are rewritten to {target}, and {words} is no address of this host");
         let finding = kind.found(confidence, message).at(host.place(step.at));
         let finding = finding.seen(format!("`{}`", naming::rule(host, step.at, family)));
@@ -152,7 +167,9 @@ pub(super) fn lost(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         let Some((translation, at)) = travel.source.filter(|_| travel.taken == Some(forward.at)) else { continue };
         let confidence = if travel.source_sure { naming::sure(host) } else { Confidence::Likely };
         let routed = host.facts.as_ref().is_some_and(|facts| matches!(facts.way_to(target), Way::Out(_, Some(_))));
-        let severity = if routed { Severity::Info } else { kind.severity };
+        // What our own rules do was asked for by `source = "masquerade"`.
+        let asked = host.place(at).owner == "portfwd";
+        let severity = if routed || asked { Severity::Info } else { kind.severity };
         groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
     }
     let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<Forward<'_>>))| {
@@ -240,6 +257,8 @@ mod tests {
         assert!(found(&docker(&rule("192.0.2.1-192.0.2.2")), "F30")[0].message.contains("and 192.0.2.2 is no"));
         assert!(found(&docker(&rule("192.0.2.1")), "F30").is_empty());
         assert!(found(&with(&nat(&rule("192.0.2.7")), None), "F30").is_empty());
+        let twice = format!("{}\n{}", rule("192.0.2.7"), rule("192.0.2.7:1-9").replace("-o eth0", "-o docker0 -p tcp"));
+        assert_eq!(found(&docker(&twice), "F30")[0].places.len(), 2, "told once");
         let asked = rule("192.0.2.7").replace("-o", "-m tomorrow -o");
         assert_eq!(confidences(&docker(&asked), "F30"), [Unknown]);
     }
