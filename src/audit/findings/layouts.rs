@@ -110,7 +110,7 @@ fn our_own_rules_have_no_fault_of_order_or_guard() {
     }
     assert!(seen >= 8, "{seen}");
     // The order of docs/precedence.md, where neither of two is within the other.
-    let both = "name = \"a\"\n[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.3:80\"\n\
+    let both = "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.3:80\"\n\
                 [[forward]]\nlisten = \"8000-8099\"\nto = \"10.0.0.4:80\"\nfrom = [\"198.51.100.0/24\"]\n";
     let save = compiled(both, Path::new("a.toml")).expect("it compiles");
     let wrong: Vec<String> = found(&save, Some(facts())).into_iter().filter(|line| !line.starts_with("F18")).collect();
