@@ -69,14 +69,14 @@ struct Takers<'a> {
     known: HashMap<At, usize>,
 }
 
-/// The forwards of a host that have the faults of a class.
-pub(super) fn all<'a>(host: &'a Host, wanted: Class) -> Vec<Judged<'a>> {
+/// The forwards of a host that have the faults of some classes.
+pub(super) fn all<'a>(host: &'a Host, wanted: &[Class]) -> Vec<Judged<'a>> {
     let judged = reach::all(host).into_iter().flat_map(|reached| judge(host, reached));
     let mut found: Vec<Judged<'a>> = Vec::new();
-    let mut of_rule: HashMap<At, Family> = HashMap::new();
-    for judged in judged.filter(|judged| judged.class == wanted) {
+    let mut of_rule: HashMap<(At, Class), Family> = HashMap::new();
+    for judged in judged.filter(|judged| wanted.contains(&judged.class)) {
         // A rule of both families is told of once.
-        let family = *of_rule.entry(judged.forward.at).or_insert(judged.forward.family);
+        let family = *of_rule.entry((judged.forward.at, judged.class)).or_insert(judged.forward.family);
         if family == judged.forward.family {
             found.push(judged);
         }

@@ -89,8 +89,9 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// F01. Where it was too much to find out whether packets get to a forward that is unknown, and said once.
 fn shadowed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let mut found = taken(host, kind, Class::Shadowed);
-    let undecided = judge::all(host, Class::Undecided);
+    let all = judge::all(host, &[Class::Shadowed, Class::Undecided]);
+    let (undecided, shadowed): (Vec<_>, Vec<_>) = all.into_iter().partition(|judged| judged.class == Class::Undecided);
+    let mut found = grouped(host, kind, shadowed);
     if !undecided.is_empty() {
         let names = naming::few(undecided.iter().map(|judged| naming::forward(&judged.forward)));
         let message =
@@ -102,11 +103,16 @@ fn shadowed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// F01, F03 and F04: forwards whose packets are taken by rules before. Those that lose theirs to the same rules are one finding.
+/// F03 and F04.
 fn taken(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
+    grouped(host, kind, judge::all(host, &[class]))
+}
+
+/// Forwards whose packets are taken by rules before. Those that lose theirs to the same rules are one finding.
+fn grouped(host: &Host, kind: &'static Kind, all: Vec<Judged<'_>>) -> Vec<Finding> {
     let mut groups: Vec<Vec<Judged<'_>>> = Vec::new();
     let mut known: HashMap<(Vec<At>, bool, Confidence), usize> = HashMap::new();
-    for judged in judge::all(host, class) {
+    for judged in all {
         let by = judged.by.iter().map(|taker| taker.step.at).collect();
         let at = *known.entry((by, judged.whole, judged.confidence)).or_insert(groups.len());
         match groups.get_mut(at) {
@@ -121,15 +127,20 @@ fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[Judged<'_>]
     let all = || std::iter::once(first).chain(more);
     let names: Vec<String> = all().map(|judged| naming::forward(&judged.forward)).collect();
     let (names, is) = (naming::few(names.into_iter()), if more.is_empty() { "is" } else { "are" });
-    // Of a rule of both families only that of this one is known to be lost.
+    // Of a rule of both families only the packets of this one are known to be lost.
     let both = host.rules.at(first.forward.at).is_some_and(|(table, _, _)| table.family == TableFamily::Inet);
-    let by = takers(host, first) + if both && first.forward.to.addresses.is_none() { " for " } else { "" };
-    let by = if by.ends_with(' ') { format!("{by}{}", first.forward.family) } else { by };
+    let packets = match both && first.forward.to.addresses.is_none() {
+        true => format!(" by packets of {}", first.forward.family),
+        false => String::new(),
+    };
+    let by = takers(host, first);
     let message = match (first.class, first.whole) {
         (Class::Duplicate, _) => format!("{names} {is} superfluous: {by} before leads there already"),
-        (Class::Wildcard, true) => format!("{names} {is} never reached: {by} of all addresses is asked before"),
+        (Class::Wildcard, true) => {
+            format!("{names} {is} never reached{packets}: {by} of all addresses is asked before")
+        }
         (Class::Wildcard, false) => format!("{names} {is} reached only in part: {by} of all addresses is asked before"),
-        _ => format!("{names} {is} never reached: {by} is asked before"),
+        _ => format!("{names} {is} never reached{packets}: {by} is asked before"),
     };
     let finding = kind.found(first.confidence, message);
     let finding = naming::at(finding, host, all().map(|judged| judged.forward.at));
@@ -175,7 +186,7 @@ fn conflicting(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
         };
         finding.mended_by(format!("{fix}; {}", naming::removal(host, judged.forward.at)))
     };
-    judge::all(host, class).into_iter().map(one).collect()
+    judge::all(host, &[class]).into_iter().map(one).collect()
 }
 
 /// What takes the packets of a forward, in words.
