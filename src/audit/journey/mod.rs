@@ -54,6 +54,7 @@ pub enum Part {
 
 /// A stage of a packet's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all stages are the large one, and millions of journeys are made")]
 pub enum Stage<'a> {
     /// It met the chains of a hook.
     Rules {
@@ -248,7 +249,13 @@ impl<'a> Guide<'a> {
     /// Leads a packet to its end: one that arrives by its [`Field::Input`], or that this host sends where that is no
     /// interface. Its kinds of addresses are filled in where they can be known.
     pub fn lead(&self, packet: Packet) -> Journey<'a> {
-        walk::Walk::new(self, packet).whole()
+        walk::Walk::new(self, packet, true).whole()
+    }
+
+    /// Leads a packet as [`Guide::lead`] does, for who asks only whether it gets through: how its source is rewritten is
+    /// looked at only where chains are asked behind that. So what is not understood there makes nothing unsure.
+    pub fn lead_through(&self, packet: Packet) -> Journey<'a> {
+        walk::Walk::new(self, packet, false).whole()
     }
 
     /// Whether an address is this host's; `None` where that is not known.

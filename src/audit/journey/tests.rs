@@ -172,3 +172,13 @@ fn a_program_that_sees_it_before_is_named() {
     assert_eq!(journey.guesses, [Guess::SeenBefore("eth0".into())]);
     assert_eq!(journey.confidence(), Confidence::Likely);
 }
+
+#[test]
+fn who_asks_only_whether_it_gets_through_is_not_told_of_sources() {
+    let doubtful = hosts::DOCKER.replace("-A POSTROUTING -s", "-A POSTROUTING -m tomorrow -s");
+    let host = host(&doubtful, Some(facts()));
+    let guide = Guide::new(&host);
+    let packet = || tcp(Some("docker0"), "172.17.0.2:50000", "203.0.113.9:443");
+    assert!(!guide.lead(packet()).is_sure() && guide.lead_through(packet()).is_sure());
+    assert_eq!(guide.lead(packet()).end, guide.lead_through(packet()).end);
+}

@@ -27,6 +27,8 @@ pub(super) struct Walk<'g, 'a> {
     tracked: bool,
     /// Whether it came back by the loopback interface, and so has its connection already.
     returned: bool,
+    /// Whether it is looked at how its source is rewritten, even where no chain asks for that.
+    sources: bool,
     start: Packet,
 }
 
@@ -34,7 +36,7 @@ pub(super) struct Walk<'g, 'a> {
 type Step<'a, T = ()> = Result<T, End<'a>>;
 
 impl<'g, 'a> Walk<'g, 'a> {
-    pub(super) fn new(guide: &'g Guide<'a>, mut packet: Packet) -> Self {
+    pub(super) fn new(guide: &'g Guide<'a>, mut packet: Packet, sources: bool) -> Self {
         for (original, field) in [(Field::OriginalDestination, Field::Destination), (Field::OriginalPort, Field::Port)]
         {
             if packet.get(original).is_none() {
@@ -44,7 +46,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         let start = packet.clone();
         let stages = Vec::with_capacity(6);
         let (guesses, rewritten, tracked, returned) = (Vec::new(), None, true, false);
-        let mut walk = Self { guide, packet, stages, guesses, rewritten, tracked, returned, start };
+        let mut walk = Self { guide, packet, stages, guesses, rewritten, tracked, returned, sources, start };
         walk.kinds();
         walk.start = walk.packet.clone();
         walk
@@ -175,7 +177,10 @@ impl<'g, 'a> Walk<'g, 'a> {
 
     /// Chains that rewrite addresses, of a connection that is followed.
     fn nat(&mut self, hook: Hook) -> Step<'a> {
-        if !self.tracked {
+        let behind = Which::Filter(trace::AFTER_SNAT);
+        let of_sources = matches!(hook, Hook::Input | Hook::Postrouting);
+        let skipped = of_sources && !self.sources && !self.guide.tracer.is_asked(self.packet.family, hook, &behind);
+        if !self.tracked || skipped {
             return Ok(());
         }
         let Some((what, to, at)) = self.rules(hook, Part::Nat, &Which::Nat)? else { return Ok(()) };

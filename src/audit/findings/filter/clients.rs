@@ -173,7 +173,7 @@ impl<'a> Clients<'a> {
                 .filter(|region| !is_loopback(region, forward.family))
                 .filter_map(|region| self.packet(region, forward.family, number, None));
             let Some(packet) = packets.next() else { continue };
-            let journey = self.guide.lead(packet);
+            let journey = self.guide.lead_through(packet);
             let mine = journey.forwarded_by() == Some(forward.at);
             match (dropped(&self.guide, &journey), &journey.end) {
                 (Some(drop), _) if drop.before_nat || mine => {

@@ -56,7 +56,7 @@ pub(super) fn loopback(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         }
         for (number, gate) in clients.gates.iter().enumerate() {
             let Some(packet) = clients.packet(&step.region, forward.family, number, None) else { continue };
-            let journey = clients.guide.lead(packet);
+            let journey = clients.guide.lead_through(packet);
             if journey.forwarded_by() != Some(forward.at) || !matches!(journey.end, End::Leaves(..) | End::Arrives) {
                 continue;
             }
@@ -136,7 +136,7 @@ pub(super) fn direct(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             });
             packet.put(Field::Destination, number_of(address));
             packet.put(Field::Port, port.into());
-            let journey = clients.guide.lead(packet);
+            let journey = clients.guide.lead_through(packet);
             let there = matches!(journey.end, End::Leaves(Some(out), _) if out.index == link.index);
             let confidence = journey.confidence();
             if !there || journey.forwarded_by().is_some() || confidence == Confidence::Unknown && !restricted {
