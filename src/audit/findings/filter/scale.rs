@@ -53,9 +53,13 @@ fn many_forwards_take_time_in_proportion() {
         eprintln!("{forwards} forwards: index {built:?}, a journey {:.2} µs", each * 1e6);
         let mut times = Vec::new();
         for check in CHECKS {
-            let begin = Instant::now();
-            let found = (check.find)(&host, &check.kind);
-            let took = begin.elapsed();
+            // The best of three: what else runs on the machine is not what is measured.
+            let runs = (0..3).map(|_| {
+                let begin = Instant::now();
+                let found = (check.find)(&host, &check.kind);
+                (begin.elapsed(), found)
+            });
+            let (took, found) = runs.min_by_key(|(took, _)| *took).expect("three");
             eprintln!("  {} {took:?}, {} findings", check.kind.id, found.len());
             assert!(found.len() < 10, "they are grouped");
             times.push(took.as_secs_f64());
