@@ -130,7 +130,6 @@ fn nft_map(rng: &mut Rng, name: &str) -> (String, String) {
 fn nft_table(rng: &mut Rng, name: &str, priority: i32) -> String {
     let inet = rng.bool();
     let family = if inet { "inet" } else { "ip" };
-    let ip = if inet { " ip" } else { "" };
     let mut text = format!("table {family} {name} {{\n");
     let (map, asks) = nft_map(rng, "m");
     text += &format!("  {map}\n");
