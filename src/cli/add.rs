@@ -9,7 +9,6 @@ use crate::model::{
     Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
 };
 
-/// Add a forward, live and durable
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
     #[arg(

@@ -7,9 +7,6 @@ use std::time::Duration;
 use super::{Failure, Global, Output, change, guard, sets, waiting};
 use crate::config;
 
-/// Make rule sets live and durable, in one transaction
-///
-/// Each file is a named set; applying it again replaces that set only.
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd

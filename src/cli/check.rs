@@ -9,10 +9,6 @@ use crate::model::Asked;
 use crate::model::error::printable;
 use crate::nft::compile::compile;
 
-/// Validate rule sets; every mistake is reported, not only the first
-///
-/// Needs no privileges. Looks at nothing but the files, and at which protocols
-/// the running kernel tracks: the ports of others cannot be forwarded.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd

@@ -3,10 +3,6 @@
 use super::{Failure, Global, Output, failure, json, waiting};
 use crate::engine::confirm;
 
-/// Keep what `apply --confirm` did
-///
-/// Best run over a new connection: that one can be made is what there is to be
-/// confirmed.
 #[derive(Debug, clap::Args)]
 pub struct ConfirmArgs {
     /// Show what waits to be confirmed, and do nothing

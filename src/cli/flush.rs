@@ -3,9 +3,6 @@
 use super::{Global, Output, change};
 use crate::store::State;
 
-/// Remove all that is ours from the kernel and the state
-///
-/// Switches that were set for forwarding get back the values they had.
 #[derive(Debug, clap::Args)]
 pub struct FlushArgs {
     /// Show what would be done, and do nothing

@@ -9,13 +9,7 @@ use crate::engine::Home;
 use crate::model::error::printable;
 use crate::model::{Asked, Binding, Held, Owned};
 
-/// List what the kernel really holds
-///
-/// Packets count new connections. The state is `live`; `missing` where it was
-/// asked for and the kernel does not have it, `foreign` where the kernel has it
-/// and it was not asked for.
 #[derive(Debug, clap::Args)]
-#[command(visible_alias = "ls")]
 pub struct ListArgs {}
 
 pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {

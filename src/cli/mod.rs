@@ -99,17 +99,56 @@ enum Color {
     Never,
 }
 
+// The options of a command are made when it is the one that is meant, so what the list of commands says of it is here.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
+    /// Add a forward, live and durable
     Add(add::AddArgs),
+    /// Remove forwards
+    #[command(visible_alias = "del")]
     Rm(rm::RmArgs),
+    /// List what the kernel really holds
+    ///
+    /// Packets count new connections. The state is `live`; `missing` where it was
+    /// asked for and the kernel does not have it, `foreign` where the kernel has it
+    /// and it was not asked for.
+    #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    /// Validate rule sets; every mistake is reported, not only the first
+    ///
+    /// Needs no privileges. Looks at nothing but the files, and at which protocols
+    /// the running kernel tracks: the ports of others cannot be forwarded.
     Check(check::CheckArgs),
+    /// Show what `apply` would change in the kernel, and change nothing
     Plan(plan::PlanArgs),
+    /// Make rule sets live and durable, in one transaction
+    ///
+    /// Each file is a named set; applying it again replaces that set only.
     Apply(apply::ApplyArgs),
+    /// Keep what `apply --confirm` did
+    ///
+    /// Best run over a new connection: that one can be made is what there is to be
+    /// confirmed.
     Confirm(confirm::ConfirmArgs),
+    /// Remove all that is ours from the kernel and the state
+    ///
+    /// Switches that were set for forwarding get back the values they had.
     Flush(flush::FlushArgs),
+    /// Put back what the state holds: at boot, or after somebody flushed it
+    ///
+    /// Switches included. Where the kernel holds all of it already, nothing is sent.
     Restore(restore::RestoreArgs),
+    /// Try rule sets with real packets in a throw-away network
+    ///
+    /// From the rule sets alone a network is made: a host under test, the bridge
+    /// of each network, a namespace for every target, a client outside. The rules
+    /// are applied there, and every forward is asked for from outside, from the
+    /// host itself and from inside the target's network. Every rule about what
+    /// leaves and every 1:1 translation is met by a packet too, unless nobody can
+    /// be in its prefix; and a packet from outside tries to get into every isolated
+    /// network. What arrives is compared with what the documentation says.
+    /// Needs no root where user namespaces are allowed. Leaves nothing behind.
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
 }
@@ -305,7 +344,9 @@ mod tests {
 
     #[test]
     fn everything_that_changes_has_a_dry_run() {
-        for command in Cli::command().get_subcommands() {
+        let mut tree = Cli::command();
+        tree.build();
+        for command in tree.get_subcommands() {
             let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "confirm" | "flush" | "restore");
             let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
             assert_eq!(changes, has, "{}", command.get_name());

@@ -6,7 +6,6 @@ use super::{Failure, Global, Output, failure, json, sets, view};
 use crate::config;
 use crate::store::State;
 
-/// Show what `apply` would change in the kernel, and change nothing
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd

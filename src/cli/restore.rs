@@ -3,9 +3,6 @@
 use super::{Global, Output, change, view};
 use crate::engine::{self, Engine};
 
-/// Put back what the state holds: at boot, or after somebody flushed it
-///
-/// Switches included. Where the kernel holds all of it already, nothing is sent.
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
     /// The other way round: make the state hold what the kernel does, for a state that is damaged or lost

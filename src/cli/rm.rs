@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::{Failure, Global, Output, add, change};
 use crate::model::{Asked, Binding, Listen, Protocol, SetName};
 
-/// Remove forwards
 #[derive(Debug, clap::Args)]
-#[command(visible_alias = "del")]
 pub struct RmArgs {
     /// Where they listen, with the ports as `add` got them; without a protocol,
     /// all of them

@@ -8,16 +8,6 @@ use crate::lab::{self, Choice, Trial};
 use crate::model::{Asked, Packet, RuleSet};
 use crate::netfilter::tracking::Untracked;
 
-/// Try rule sets with real packets in a throw-away network
-///
-/// From the rule sets alone a network is made: a host under test, the bridge
-/// of each network, a namespace for every target, a client outside. The rules
-/// are applied there, and every forward is asked for from outside, from the
-/// host itself and from inside the target's network. Every rule about what
-/// leaves and every 1:1 translation is met by a packet too, unless nobody can
-/// be in its prefix; and a packet from outside tries to get into every isolated
-/// network. What arrives is compared with what the documentation says.
-/// Needs no root where user namespaces are allowed. Leaves nothing behind.
 #[derive(Debug, clap::Args)]
 pub struct TryArgs {
     /// Files, or folders of `.toml` files; none: /etc/portfwd
