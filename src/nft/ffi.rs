@@ -24,7 +24,10 @@ pub(super) struct Buffer(Vec<u64>);
 impl Buffer {
     /// Room for the largest message, and for whatever the kernel puts into one reply.
     pub(super) fn new() -> Self {
-        let bytes = usize::try_from(nft_nlmsg_maxsize()).unwrap_or(1 << 17);
+        // glibc has a piece of 128 KiB from the kernel, zeroed where it is touched, and that is a page or two. The 68 KiB that
+        // it takes it would zero itself, page by page.
+        const FRESH: usize = 128 * 1024;
+        let bytes = usize::try_from(nft_nlmsg_maxsize()).map_or(FRESH, |bytes| bytes.max(FRESH));
         Self(vec![0; bytes.div_ceil(8)])
     }
 
