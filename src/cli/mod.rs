@@ -179,8 +179,7 @@ impl Write for Aside<'_> {
 
 /// Runs a command line. Gives the exit code; everything there was to say is printed.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
-    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let cli = match parse(&arguments.into_iter().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(error) => {
             let to: &mut dyn Write = if error.use_stderr() { stderr } else { stdout };
@@ -204,6 +203,24 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
         Ok(code) => code,
         Err(error) => failure::report(&error, &mut output),
     }
+}
+
+/// Reads a command line: at first with the command alone that it seems to mean, because clap makes a copy of every global
+/// option for each command there is. What that does not read, help and errors with it, is for the whole tree to say.
+fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let read = |tree: clap::Command| {
+        let matches = tree.try_get_matches_from(arguments)?;
+        Cli::from_arg_matches(&matches)
+    };
+    alone(arguments).and_then(|tree| read(tree).ok()).map_or_else(|| read(Cli::command()), Ok)
+}
+
+/// The tree with one command, whose name is among the arguments. Where that is not the one that is meant, it does not read
+/// them: the first word that is no option must be a command's.
+fn alone(arguments: &[OsString]) -> Option<clap::Command> {
+    let commands = Command::augment_subcommands(clap::Command::default());
+    let named = commands.get_subcommands().find(|command| arguments.iter().any(|word| word == command.get_name()))?;
+    Some(Global::augment_args(clap::Command::default()).subcommand(named.clone()))
 }
 
 fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
@@ -340,6 +357,19 @@ mod tests {
         for line in all.iter().flat_map(|help| help.lines()) {
             assert!(line.chars().count() <= 80, "{line}");
         }
+    }
+
+    #[test]
+    fn a_value_is_no_command() {
+        let read = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            parse(&words).expect("reads").command
+        };
+        assert!(matches!(read("portfwd add 80 10.0.0.1"), Command::Add(_)));
+        assert!(matches!(read("portfwd --state-dir add list"), Command::List(_)));
+        assert!(matches!(read("portfwd rm 80 --set add --netns list"), Command::Rm(_)));
+        assert!(matches!(read("portfwd del 80"), Command::Rm(_)));
+        assert!(matches!(read("portfwd plan apply"), Command::Plan(_)));
     }
 
     #[test]
