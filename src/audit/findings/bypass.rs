@@ -54,6 +54,10 @@ fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     if rules.is_empty() {
         return Vec::new();
     }
+    let chains = host.rules.tables.iter().flat_map(|table| table.chains.iter()).filter(|chain| !chain.rules.is_empty());
+    let bases = chains.filter_map(|chain| chain.base.as_ref());
+    let early: HashSet<Hook> =
+        bases.filter(|base| BEFORE_TRACKING.contains(&base.priority)).map(|base| base.hook).collect();
     let outlook = Outlook::new(host);
     let all = Forward::all(&host.view);
     let mut groups: BTreeMap<(At, Confidence), (bool, Vec<&Forward<'_>>)> = BTreeMap::new();
@@ -62,6 +66,7 @@ fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         let steps: Vec<(&Forward<'_>, Hook, &Region)> = of_family
             .iter()
             .flat_map(|forward| forward.steps.iter().map(|(hook, _, step)| (*forward, *hook, &step.region)))
+            .filter(|(_, hook, _)| early.contains(hook))
             .collect();
         let overlaps = Overlaps::new(steps.iter().map(|(_, _, region)| *region));
         let mut known: HashSet<(usize, At)> = HashSet::new();
