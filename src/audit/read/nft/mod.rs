@@ -117,7 +117,15 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
         if rule.exprs().any(|expr| reach::is_compat(&expr)) {
             compat.insert(&rule.table);
         }
-        table.chains.entry(&rule.chain).rules.push(rule::read(rule, &context));
+        let read = rule::read(rule, &context);
+        let chain = table.chains.entry(&rule.chain);
+        let number = chain.rules.len();
+        chain.rules.push(read);
+        if rule.exprs().any(|expr| reach::is_native(&expr))
+            && let Some(at) = table.chains.position(&rule.chain)
+        {
+            table.native.push((at, number));
+        }
     }
     for (key, devices) in &dump.flow_devices {
         let Some(table) = places.get(key).and_then(|place| tables.get_mut(*place)) else { continue };
@@ -132,6 +140,8 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
             table.tool = Tool::IptablesNft;
         }
     }
+    // Of other tables nobody expects anything else.
+    tables.iter_mut().filter(|table| table.tool == Tool::Nft).for_each(|table| table.native.clear());
     Ruleset { tables, gaps }
 }
 

@@ -106,3 +106,25 @@ fn targets_of(elements: &[Element]) -> Vec<String> {
 pub(super) fn is_compat(expr: &Expr<'_>) -> bool {
     matches!(expr.name.as_str(), "match" | "target")
 }
+
+/// Whether an expression is one that iptables(8) has no words for, and that it shows no table for: among rules of IPv4 and
+/// IPv6 it has its own matches and targets in their place. Source: `nft_is_expr_compatible` in iptables' iptables/nft.c, 1.8.9.
+pub(super) fn is_native(expr: &Expr<'_>) -> bool {
+    let known = [
+        "bitwise",
+        "byteorder",
+        "cmp",
+        "connlimit",
+        "counter",
+        "immediate",
+        "limit",
+        "log",
+        "lookup",
+        "match",
+        "meta",
+        "payload",
+        "range",
+        "target",
+    ];
+    !known.contains(&expr.name.as_str())
+}
