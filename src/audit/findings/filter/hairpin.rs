@@ -97,16 +97,27 @@ pub(super) fn missing(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 /// What two forwards have in common that lead the same ports to the same place.
 type Same<'v> = (Family, &'v Set, &'v Set, &'v Rewrite);
 
+fn in_common<'v>(forward: &Forward<'v>, step: &'v Step) -> Same<'v> {
+    let region = &step.region;
+    (forward.family, region.get(Field::Protocol), region.get(Field::Port), forward.to)
+}
+
 /// F25. The networks inside are those of interfaces that lead nowhere else; of a dump the private ones, and then it is likely.
 /// Proved where one of its clients was led to the target; nothing is said where that is not sure.
 pub(super) fn allow_list(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     let forwards = Forward::all(&host.view);
     let clients = Clients::new(host);
     let mut same: HashMap<Same<'_>, Vec<(&Forward<'_>, &Step)>> = HashMap::new();
-    for forward in &forwards {
-        for (_, step) in forward.arriving() {
-            let (protocols, ports) = (step.region.get(Field::Protocol), step.region.get(Field::Port));
-            same.entry((forward.family, protocols, ports, forward.to)).or_default().push((forward, step));
+    let steps = || forwards.iter().flat_map(|forward| forward.arriving().map(move |(_, step)| (forward, step)));
+    // Only what has a list can have one that is not asked: most hosts have none.
+    for (forward, step) in steps().filter(|(_, step)| !step.region.get(Field::Source).is_all()) {
+        same.entry(in_common(forward, step)).or_default();
+    }
+    if !same.is_empty() {
+        for (forward, step) in steps() {
+            if let Some(steps) = same.get_mut(&in_common(forward, step)) {
+                steps.push((forward, step));
+            }
         }
     }
     let mut found: BTreeMap<At, (&Forward<'_>, &Forward<'_>, Set, Confidence)> = BTreeMap::new();

@@ -9,14 +9,14 @@ use crate::audit::host::Host;
 use crate::audit::journey::{Guide, first};
 
 /// What Docker writes for many containers: each publishes a port, most serve port 80, each has its own accept.
-fn docker(forwards: usize, masquerades: bool) -> Host {
+fn docker(forwards: usize, masquerades: bool, from: &str) -> Host {
     let target = |at: usize| format!("172.17.{}.{}", 1 + at / 250, 2 + at % 250);
     let (mut accepts, mut dnats, mut masks) = (String::new(), String::new(), String::new());
     for at in 0..forwards {
         let (to, port) = (target(at), 1024 + at);
         writeln!(accepts, "-A DOCKER -d {to}/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT")
             .expect("text");
-        writeln!(dnats, "-A DOCKER ! -i docker0 -p tcp -m tcp --dport {port} -j DNAT --to-destination {to}:80")
+        writeln!(dnats, "-A DOCKER ! -i docker0{from} -p tcp -m tcp --dport {port} -j DNAT --to-destination {to}:80")
             .expect("text");
         if masquerades {
             writeln!(masks, "-A POSTROUTING -s {to}/32 -d {to}/32 -p tcp -m tcp --dport 80 -j MASQUERADE")
@@ -37,7 +37,7 @@ fn docker(forwards: usize, masquerades: bool) -> Host {
 fn many_forwards_take_time_in_proportion() {
     let mut before: Option<Vec<f64>> = None;
     for forwards in [6_000, 60_000] {
-        let host = docker(forwards, true);
+        let host = docker(forwards, true, "");
         let begin = Instant::now();
         let guide = Guide::new(&host);
         let lead = |at: usize| {
@@ -75,10 +75,33 @@ fn many_forwards_take_time_in_proportion() {
 
 #[test]
 fn many_forwards_of_one_fault_are_one_finding() {
-    let host = docker(300, false);
+    let host = docker(300, false, "");
     for check in CHECKS {
         let found = (check.find)(&host, &check.kind);
         assert!(found.len() <= 1, "{}: {found:?}", check.kind.id);
     }
     assert!(super::found(&host, "F19")[0].message.starts_with("300 forwards ("));
+}
+
+/// The same command. Of F25 with lists of sources, for which alone it has work to do; at several sizes, so that growth by
+/// caches is told from growth by the number of pairs, which would double with each.
+#[test]
+#[ignore = "measures: run with --release"]
+fn lists_of_sources_take_time_in_proportion() {
+    let check = CHECKS.iter().find(|check| check.kind.id == "F25").expect("one of this family");
+    for forwards in [6_000, 15_000, 30_000, 60_000] {
+        let host = docker(forwards, false, " -s 198.51.100.0/24");
+        let run = || {
+            let begin = Instant::now();
+            assert!((check.find)(&host, &check.kind).is_empty());
+            let all = begin.elapsed();
+            let begin = Instant::now();
+            assert_eq!(crate::audit::forwards::Forward::all(&host.view).len(), forwards);
+            (all, begin.elapsed())
+        };
+        let (all, listed) = (0..5).map(|_| run()).min().expect("five");
+        eprintln!("{forwards} restricted forwards: F25 {all:?}, of it to list forwards {listed:?}");
+        let each = all.as_secs_f64() / f64::from(u32::try_from(forwards).expect("few"));
+        assert!(each < 20e-6, "{:.1} µs each", each * 1e6);
+    }
 }
