@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::index::Index;
 use super::region::{Field, Region};
+use crate::model::error::printable;
 use crate::model::{Counter, Family};
 
 /// Which packets a table sees.
@@ -343,6 +344,12 @@ pub struct Gap {
     pub what: String,
     /// Why.
     pub why: String,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", printable(&self.what), printable(&self.why))
+    }
 }
 
 /// All rules that were read.

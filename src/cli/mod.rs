@@ -8,6 +8,7 @@ mod audit;
 mod change;
 mod check;
 mod confirm;
+mod explain;
 mod failure;
 mod flush;
 mod guard;
@@ -151,6 +152,7 @@ enum Command {
     /// Needs no root where user namespaces are allowed. Leaves nothing behind.
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
+    Explain(explain::ExplainArgs),
 }
 
 /// Where a command prints, and how.
@@ -240,6 +242,7 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Restore(args) => restore::run(args, global, output),
         Command::Try(args) => r#try::run(args, global, output),
         Command::Audit(args) => audit::run(args, global, output),
+        Command::Explain(args) => explain::run(args, global, output),
     }
 }
 

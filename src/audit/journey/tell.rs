@@ -46,7 +46,7 @@ impl fmt::Display for Told<'_> {
         for stage in &journey.stages {
             writeln!(f, "  {}", stage.told(host))?;
         }
-        writeln!(f, "{}", end(&journey.end, host))?;
+        writeln!(f, "{}", journey.end.told(host))?;
         for at in journey.doubts() {
             writeln!(f, "  not sure what it does: {}", host.place(at))?;
         }
@@ -100,17 +100,25 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
     words.join(", ")
 }
 
-fn end(end: &End<'_>, host: &Host) -> String {
-    let dropped = |hook: &Hook, at: &At| format!("dropped at {} by {}", hook.name(), host.place(*at));
-    match end {
-        End::Arrives => "arrives at this host".into(),
-        End::Leaves(Some(link), Some(gateway)) => format!("leaves by {} to {gateway}", printable(&link.name)),
-        End::Leaves(Some(link), None) => format!("leaves by {}", printable(&link.name)),
-        End::Leaves(None, _) => "leaves".into(),
-        End::Dropped(hook, _, at) => dropped(hook, at),
-        End::Queued(hook, at) => format!("given to a program at {} by {}", hook.name(), host.place(*at)),
-        End::Refused(refusal) => format!("goes nowhere: {refusal}"),
-        End::Unknown => "ends where is not known".into(),
+impl End<'_> {
+    /// Whether somebody gets the packet.
+    pub fn is_delivery(&self) -> bool {
+        matches!(self, Self::Arrives | Self::Leaves(..))
+    }
+
+    /// This end in words.
+    pub fn told(&self, host: &Host) -> String {
+        let dropped = |hook: &Hook, at: &At| format!("dropped at {} by {}", hook.name(), host.place(*at));
+        match self {
+            Self::Arrives => "arrives at this host".into(),
+            Self::Leaves(Some(link), Some(gateway)) => format!("leaves by {} to {gateway}", printable(&link.name)),
+            Self::Leaves(Some(link), None) => format!("leaves by {}", printable(&link.name)),
+            Self::Leaves(None, _) => "leaves".into(),
+            Self::Dropped(hook, _, at) => dropped(hook, at),
+            Self::Queued(hook, at) => format!("given to a program at {} by {}", hook.name(), host.place(*at)),
+            Self::Refused(refusal) => format!("goes nowhere: {refusal}"),
+            Self::Unknown => "ends where is not known".into(),
+        }
     }
 }
 

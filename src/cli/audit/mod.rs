@@ -146,7 +146,7 @@ fn dump(path: &Path) -> anyhow::Result<crate::audit::ruleset::Ruleset> {
 }
 
 /// This host, and what our own state says of it.
-fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
+pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     // Who is on an ssh connection is on one of this namespace only where no other is looked at.
     let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| global.netns.is_none());
     let (rules, mut facts) = read::live(ssh.as_deref()).map_err(EngineError::from)?;

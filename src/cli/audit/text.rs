@@ -23,18 +23,26 @@ pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<
         one(finding, output)?;
     }
     for gap in &report.gaps {
-        writeln!(output.stderr, "note: not known: {}: {}", printable(&gap.what), printable(&gap.why))?;
+        writeln!(output.stderr, "note: not known: {gap}")?;
     }
-    let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    writeln!(
-        output.stdout,
-        "\n{} forwards, {} rules for sources, {} errors, {} warnings, {} remarks",
-        report.forwards.len(),
-        report.sources.len(),
-        count(Severity::Error),
-        count(Severity::Warning),
-        count(Severity::Info)
-    )
+    let of = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    let counts = [
+        counted(report.forwards.len(), "forward"),
+        counted(report.sources.len(), "rule for sources"),
+        counted(of(Severity::Error), "error"),
+        counted(of(Severity::Warning), "warning"),
+        counted(of(Severity::Info), "remark"),
+    ];
+    writeln!(output.stdout, "\n{}", counts.join(", "))
+}
+
+/// `1 error`, `2 errors`.
+fn counted(count: usize, what: &str) -> String {
+    match (count, what.split_once(' ')) {
+        (1, _) => format!("1 {what}"),
+        (_, Some((noun, more))) => format!("{count} {noun}s {more}"),
+        (_, None) => format!("{count} {what}s"),
+    }
 }
 
 fn one(finding: &Finding, output: &mut Output<'_>) -> io::Result<()> {
