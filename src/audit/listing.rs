@@ -56,29 +56,47 @@ pub struct Row {
 /// The most exceptions that a row names.
 const MOST: usize = 8;
 
-/// The forwards of a host, in the order in which they win.
+/// The forwards of a host, in the order in which they win. A rule that jumps lead different packets to has a row for each of
+/// them.
 pub fn forwards(host: &Host) -> Vec<Row> {
     let exceptions = Exceptions::new(host);
-    let rows = Forward::all(&host.view).into_iter().filter_map(|forward| {
-        let region = forward.region()?;
-        let mut row = Row::new(host, forward.family, forward.at, region);
-        row.translation = forward.translation;
-        row.to = describe::target(forward.to);
-        for (hook, number, step) in &forward.steps {
-            row.hooks.push((*hook, *number));
-            row.sure &= step.region.is_known() && !step.tied;
+    let mut rows = Vec::new();
+    for forward in Forward::all(&host.view) {
+        for steps in variants(&forward) {
+            let Some((_, _, first)) = steps.first() else { continue };
+            let mut row = Row::new(host, forward.family, forward.at, &first.region);
+            row.translation = forward.translation;
+            row.to = describe::target(forward.to);
+            for (hook, number, step) in steps {
+                row.hooks.push((hook, number));
+                let (words, sure) = exceptions.of(forward.family, hook, number, step);
+                row.sure &= sure && step.region.is_known() && !step.tied;
+                row.except.extend(words);
+            }
+            row.except.sort_unstable();
+            row.except.dedup();
+            rows.push(row);
         }
-        row.hooks.dedup_by_key(|(hook, _)| *hook);
-        for (hook, number, step) in &forward.steps {
-            let (words, sure) = exceptions.of(forward.family, *hook, *number, step);
-            row.sure &= sure;
-            row.except.extend(words);
+    }
+    rows
+}
+
+type Steps<'a> = Vec<(Hook, usize, &'a Step)>;
+
+/// The steps of a forward, one at each hook together; those for packets that an earlier one at the hook takes all are left out.
+fn variants<'a>(forward: &Forward<'a>) -> Vec<Steps<'a>> {
+    let mut variants: Vec<Steps<'a>> = Vec::new();
+    for (hook, number, step) in &forward.steps {
+        let here = |steps: &Steps<'a>| steps.iter().find(|(at, _, _)| at == hook).map(|(_, _, step)| *step);
+        if variants.iter().filter_map(here).any(|known| known.region.covers(&step.region)) {
+            continue;
         }
-        row.except.sort_unstable();
-        row.except.dedup();
-        Some(row)
-    });
-    rows.collect()
+        match variants.iter_mut().find(|steps| here(steps).is_none()) {
+            Some(steps) => steps.push((*hook, *number, step)),
+            None => variants.push(vec![(*hook, *number, step)]),
+        }
+    }
+    variants
 }
 
 /// The rules that rewrite sources, in the order in which they win.

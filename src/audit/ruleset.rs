@@ -266,11 +266,6 @@ impl Table {
         let (chains, flow_devices, native) = (Chains::default(), Vec::new(), Vec::new());
         Self { family, name: name.into(), tool, dormant: false, chains, flow_devices, native }
     }
-
-    /// Whether it was read from what iptables-save prints: then its rules have lines.
-    pub fn is_of_save(&self) -> bool {
-        self.tool != Tool::Nft && self.chains.iter().all(|chain| chain.rules.iter().all(|rule| rule.line.is_some()))
-    }
 }
 
 /// The chains of a table, in the order in which they were made where that is known.
@@ -359,6 +354,8 @@ pub struct Ruleset {
     pub tables: Vec<Table>,
     /// What is not among them.
     pub gaps: Vec<Gap>,
+    /// Whether it is what iptables-save printed.
+    pub saved: bool,
 }
 
 /// Where a rule is.

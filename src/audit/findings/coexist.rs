@@ -389,8 +389,10 @@ mod tests {
     fn a_status_is_compared_bit_by_bit() {
         let with = |region: Region| {
             let rule = Rule { cases: vec![case(region, Action::Accept)], handle: Some(4), ..Rule::default() };
-            let rules =
-                crate::audit::ruleset::Ruleset { tables: vec![of_nft("forward", None, vec![rule])], gaps: vec![] };
+            let rules = crate::audit::ruleset::Ruleset {
+                tables: vec![of_nft("forward", None, vec![rule])],
+                ..Default::default()
+            };
             find(CHECKS, "F34", &Host::new(rules, None))
         };
         let some = Set::of([(DST_NAT, DST_NAT), (0x10, 0x10)]);

@@ -98,7 +98,7 @@ mod tests {
         for Kind { id, title, what, why, fix, .. } in checks().map(|check| &check.kind) {
             assert!(id.len() == 3 && id.starts_with('F'), "{id}");
             assert!(!title.ends_with('.') && title.len() < 80, "{id}");
-            assert!([what, why].iter().all(|text| text.ends_with('.') && text.len() > 20), "{id}: {what} {why}");
+            assert!([what, why].iter().all(|text| text.ends_with('.') && text.len() >= 20), "{id}: {what} {why}");
             // A command, or what to do.
             assert!(fix.len() > 10, "{id}: {fix}");
         }

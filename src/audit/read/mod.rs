@@ -49,16 +49,18 @@ pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
 /// which place it is.
 pub fn together(dumps: Vec<Ruleset>) -> Ruleset {
     let mut all = Ruleset::default();
-    let (mut saved, mut listed) = (Vec::new(), Vec::new());
+    let (mut saved, mut listed): (Vec<Table>, Vec<Table>) = Default::default();
     for dump in dumps {
-        let (of_save, of_nft): (Vec<_>, Vec<_>) = dump.tables.into_iter().partition(Table::is_of_save);
-        saved.extend(of_save);
-        listed.extend(of_nft);
+        if dump.saved { &mut saved } else { &mut listed }.extend(dump.tables);
         all.gaps.extend(dump.gaps);
     }
     for table in listed {
-        let of_iptables = table.tool == Tool::IptablesNft;
-        let same = |other: &Table| of_iptables && (other.family, &other.name) == (table.family, &table.name);
+        let of_nft = |tool| matches!(tool, Tool::IptablesNft | Tool::Iptables);
+        let same = |other: &Table| {
+            table.tool == Tool::IptablesNft
+                && of_nft(other.tool)
+                && (other.family, &other.name) == (table.family, &table.name)
+        };
         let told = saved.iter().position(same).map(|at| saved.remove(at));
         all.tables.push(told.unwrap_or(table));
     }

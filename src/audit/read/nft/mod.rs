@@ -142,7 +142,7 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
     }
     // Of other tables nobody expects anything else.
     tables.iter_mut().filter(|table| table.tool == Tool::Nft).for_each(|table| table.native.clear());
-    Ruleset { tables, gaps }
+    Ruleset { tables, gaps, saved: false }
 }
 
 /// Whether a table is one that iptables(8) shows: it has such a name, and something that only iptables(8) makes, or a base
