@@ -8,6 +8,7 @@
 
 mod add;
 mod apply;
+mod audit;
 mod connection;
 mod host;
 
@@ -25,14 +26,17 @@ fn main() {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     // Cargo adds `--bench`.
     let names: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    let unknown = names.iter().find(|name| !["add", "apply", "connection"].contains(&name.as_str()));
-    assert!(unknown.is_none(), "no bench is called {unknown:?}: there are add, apply and connection");
+    let unknown = names.iter().find(|name| !["add", "apply", "audit", "connection"].contains(&name.as_str()));
+    assert!(unknown.is_none(), "no bench is called {unknown:?}: there are add, apply, audit and connection");
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     if wanted("add") {
         add::bench();
     }
     if wanted("apply") {
         apply::bench();
+    }
+    if wanted("audit") {
+        audit::bench();
     }
     if wanted("connection") {
         connection::bench(quick);

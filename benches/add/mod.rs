@@ -7,7 +7,7 @@
 use portfwd::lab::Netns;
 
 use crate::apply::{nft_script, rule_set, run};
-use crate::median;
+use crate::{host, median};
 
 const NUMBERS: [u32; 4] = [1, 1_000, 6_000, 60_000];
 const ROUNDS: u32 = 41;
@@ -29,9 +29,7 @@ fn with(count: u32) {
     std::fs::write(&script, nft_script(count)).expect("written");
     let (set, script) = (set.to_string_lossy(), script.to_string_lossy());
     let state = directory.path().join("state").to_string_lossy().into_owned();
-    let ours = |arguments: &[&str]| {
-        run(&namespace, env!("CARGO_BIN_EXE_portfwd"), &[&["--state-dir", &state], arguments].concat())
-    };
+    let ours = |arguments: &[&str]| run(&namespace, host::ours(), &[&["--state-dir", &state], arguments].concat());
     ours(&["apply", &set]);
     run(&namespace, "nft", &["-f", &script]);
     let (mut mine, mut rival) = (Vec::new(), Vec::new());

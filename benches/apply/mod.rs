@@ -13,7 +13,7 @@ use std::time::Instant;
 use portfwd::iptables::command::Variant;
 use portfwd::lab::Netns;
 
-use crate::median;
+use crate::{host, median};
 
 const NUMBERS: [u32; 5] = [1, 1_000, 6_000, 10_000, 60_000];
 const ROUNDS: usize = 7;
@@ -59,7 +59,7 @@ pub fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> f64 {
 }
 
 /// The peak resident kilobytes of a program, by GNU time(1); none where that is not installed.
-fn peak(namespace: &Netns, program: &str, arguments: &[&str]) -> Option<f64> {
+pub fn peak(namespace: &Netns, program: &str, arguments: &[&str]) -> Option<f64> {
     let output = namespace.run(|| Command::new("/usr/bin/time").args(["-f", "%M", program]).args(arguments).output());
     let output = output.expect("the namespace").ok()?;
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -106,8 +106,8 @@ fn with_iptables(variant: Variant, count: u32) {
             run(&namespace, &format!("/usr/sbin/iptables-{}", variant.name()), &["-t", "nat", table]);
         }
         let ours = ["--state-dir", &state, "--backend", "iptables"];
-        mine.push(run(&namespace, env!("CARGO_BIN_EXE_portfwd"), &[&ours[..], &["apply", &set]].concat()));
-        run(&namespace, env!("CARGO_BIN_EXE_portfwd"), &[&ours[..], &["flush"]].concat());
+        mine.push(run(&namespace, host::ours(), &[&ours[..], &["apply", &set]].concat()));
+        run(&namespace, host::ours(), &[&ours[..], &["flush"]].concat());
     }
     let (rival, mine) = (median(rival), median(mine));
     let name = format!("apply/iptables-{}/{count}", variant.name());
@@ -118,7 +118,7 @@ fn with_nft() {
     let namespace = Netns::new().expect("run as root");
     let directory = tempfile::tempdir().expect("directory");
     let state = directory.path().join("state").to_string_lossy().into_owned();
-    let ours = env!("CARGO_BIN_EXE_portfwd");
+    let ours = host::ours();
     let flush = || {
         run(&namespace, ours, &["--state-dir", &state, "flush"]);
         run(&namespace, "nft", &["flush", "ruleset"]);
