@@ -5,6 +5,7 @@ use portfwd::nft::transaction::{Connection, Wire};
 
 use crate::support::{Net, root};
 
+mod dumps;
 mod messages;
 mod rules;
 mod saved;
@@ -39,6 +40,11 @@ fn rule_set_files_are_read_to_their_end() {
 #[test]
 fn what_iptables_saved_is_read_or_refused() {
     every_file("saved", saved::holds);
+}
+
+#[test]
+fn dumps_of_any_rules_are_audited_or_refused() {
+    every_file("dumps", dumps::holds);
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn the_kernels_answers_are_recorded() {
     for name in ["quickstart", "loopback", "snat", "protocols", "netmap", "clients", "router"] {
         net.ok(&["flush"]);
         net.ok(&["apply", &format!("rules/{name}.toml")]);
-        let questions: &[u8] = if name == "quickstart" { b"dscgkb" } else { b"d" };
+        let questions: &[u8] = if name == "quickstart" { b"adscgkb" } else { b"ad" };
         for question in questions {
             let answers = Arc::new(Mutex::new(vec![*question]));
             net.in_host(|| {

@@ -3,6 +3,10 @@
 use std::collections::VecDeque;
 use std::io;
 
+use portfwd::audit::host::Host;
+use portfwd::audit::read::nft;
+use portfwd::audit::ruleset::Ruleset;
+use portfwd::audit::{findings, listing};
 use portfwd::nft::decode::{decode, elements_by_key, has_chain, structure};
 use portfwd::nft::diff::{Changes, diff};
 use portfwd::nft::encode::encode;
@@ -28,8 +32,15 @@ pub fn ask(question: u8, mut kernel: Connection) {
         }
         b'b' => drop(kernel.commit(&encode(&Changes::default(), 1))),
         b's' => drop(structure(&mut kernel)),
+        b'a' => drop(nft::read(&mut kernel).map(|rules| is_audited(&rules))),
         _ => drop(decode(&mut kernel).map(|(program, _)| is_lifted(&program))),
     }
+}
+
+/// What was read is audited to its end.
+fn is_audited(rules: &Ruleset) {
+    let host = Host::new(rules.clone(), None);
+    drop((listing::forwards(&host), listing::sources(&host), findings::all(&host, |_| true)));
 }
 
 /// What was read is shown, lifted, and taken away: all at once, and piece by piece.

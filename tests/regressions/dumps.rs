@@ -1,0 +1,17 @@
+//! Any text as a dump of somebody's rules: it is read or refused, and what was read is audited to its end.
+
+use portfwd::audit::host::Host;
+use portfwd::audit::{findings, listing, read};
+
+/// Takes any bytes as a dump.
+pub fn holds(input: &[u8]) {
+    let Ok(rules) = read::dump(&String::from_utf8_lossy(input), None) else { return };
+    let host = Host::new(rules, None);
+    let rows = listing::forwards(&host).into_iter().chain(listing::sources(&host));
+    for row in rows {
+        assert!(!row.hooks.is_empty() && !row.owner.is_empty() && !row.rule.is_empty(), "{row:?}");
+    }
+    for finding in findings::all(&host, |_| true) {
+        assert!(!finding.message.is_empty() && !finding.fix.is_empty(), "{finding:?}");
+    }
+}
