@@ -13,7 +13,7 @@ use crate::audit::overlap::Overlaps;
 use crate::audit::region::{Field, Region};
 use crate::audit::ruleset::{Action, At, Hook, Table};
 use crate::audit::set::{Set, number_of_name};
-use crate::audit::trace::{self, Which};
+use crate::audit::trace::Which;
 use crate::model::Family;
 use crate::model::error::printable;
 
@@ -49,7 +49,8 @@ pub(super) const CHECKS: &[Check] = &[
 /// F35. A packet of each forward, and one of what it has in common with each rule that keeps packets from being followed, is
 /// led through the chains before tracking. A rule on the way that is not understood makes it likely; where it is that rule
 /// itself, unknown.
-fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn untracked(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let rules = notracks(host);
     if rules.is_empty() {
         return Vec::new();
@@ -58,8 +59,7 @@ fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     let bases = chains.filter_map(|chain| chain.base.as_ref());
     let early: HashSet<Hook> =
         bases.filter(|base| BEFORE_TRACKING.contains(&base.priority)).map(|base| base.hook).collect();
-    let outlook = Outlook::new(host);
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<(At, Confidence), (bool, Vec<&Forward<'_>>)> = BTreeMap::new();
     for family in Family::ALL {
         let of_family: Vec<&Forward<'_>> = all.iter().filter(|forward| forward.family == family).collect();
@@ -81,7 +81,7 @@ fn untracked(host: &Host, kind: &'static Kind) -> Vec<Finding> {
                 let packets = packets.filter_map(|both| outlook.packet(family, both.as_ref().unwrap_or(taken), *hook));
                 for mut raw in packets {
                     raw.set(Field::State, None);
-                    let outcome = trace::hook(&host.rules, &mut raw, *hook, &Which::Filter(BEFORE_TRACKING));
+                    let outcome = outlook.guide.tracer.hook(&mut raw, *hook, &Which::Filter(BEFORE_TRACKING));
                     let confidence = match (outcome.untracked, outcome.doubts.contains(at)) {
                         (Some(by), _) if by == *at && !outcome.is_sure() => Confidence::Likely,
                         (Some(by), _) if by == *at && host.facts.is_none() => Confidence::Likely,
@@ -144,9 +144,9 @@ fn notracks(host: &Host) -> Vec<(At, Region)> {
 
 /// F37. Whether a rule puts connections of the forward into it is not asked, so it is likely; without facts it is only known
 /// which interface a rule names, and that makes a suspicion.
-fn flowtable(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
-    let all = Forward::all(&host.view);
+fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let all = outlook.forwards();
     let mut found = Vec::new();
     for table in host.rules.tables.iter().filter(|table| !table.dormant && !table.flow_devices.is_empty()) {
         let devices: HashSet<&str> = table.flow_devices.iter().map(String::as_str).collect();

@@ -8,7 +8,6 @@ use super::outlook::Outlook;
 use super::wording::{FEW, list, verb, words};
 use crate::audit::facts::{Facts, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
-use crate::audit::host::Host;
 use crate::audit::owner;
 use crate::audit::region::{Field, Region};
 use crate::audit::ruleset::{Action, At, Hook, Table, Tool, base_of_iptables};
@@ -80,7 +79,8 @@ fn hooks(table: &Table) -> BTreeSet<(Family, Hook)> {
 
 /// F32. Where the other ones were not read, that they exist is only a suspicion: tables without rules are harmless. Tables
 /// of nft(8) beside legacy ones are a warning: both are shown by tools that know that they are not alone.
-fn both_kinds(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn both_kinds(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let tables = &host.rules.tables;
     let legacy: Vec<&Table> = tables.iter().filter(|table| table.tool == Tool::IptablesLegacy).collect();
     let new: Vec<&Table> = tables.iter().filter(|table| matches!(table.tool, Tool::Nft | Tool::IptablesNft)).collect();
@@ -125,7 +125,8 @@ fn both_kinds(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 
 /// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule that asks a
 /// map, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
-fn incompatible(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn incompatible(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let mut found = Vec::new();
     // The words of our own reader of dumps.
     for gap in host.rules.gaps.iter().filter(|gap| gap.why.contains("iptables cannot show")) {
@@ -164,7 +165,8 @@ fn incompatible(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F34. What the words of a rule say needs no facts. That a connection has no status at all may be asked for.
-fn status_by_equality(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn status_by_equality(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let nothing = Set::one(0);
     let mut places = Vec::new();
     for (table_at, table) in host.rules.tables.iter().enumerate() {
@@ -212,8 +214,8 @@ const TOOLS: [&str; 8] = ["docker", "podman", "cni", "cri-o", "incus", "lxd", "l
 
 /// F44. A tool that names anything which is still there is taken to be there; so it is likely and no more. Without facts
 /// nothing is known to be gone.
-fn orphans(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn orphans(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
     let links: Vec<(u128, &str)> =
         facts.links.iter().map(|link| (number_of_name(link.name.as_bytes(), 0), link.name.as_str())).collect();
@@ -231,7 +233,7 @@ fn orphans(host: &Host, kind: &'static Kind) -> Vec<Finding> {
                     if !traces.alive.is_empty() {
                         break;
                     }
-                    let named = named(&case.region, &links, facts, &case.actions, &outlook);
+                    let named = named(&case.region, &links, facts, &case.actions, outlook);
                     if !named.is_empty() && traces.places.len() < FEW {
                         traces.places.push(At { table: table_at, chain: chain_at, rule: rule_at, case: case_at });
                     }
@@ -307,6 +309,7 @@ fn named(
 mod tests {
     use super::super::typical::{self, DOCKER, facts, find, host, nat};
     use super::*;
+    use crate::audit::host::Host;
     use crate::audit::region::{Condition, DST_NAT};
     use crate::audit::ruleset::{Base, Case, Kind as Does, Rule, TableFamily};
 

@@ -65,10 +65,10 @@ struct Group<'a> {
 /// F38. A connection is sure to be one where each rule that its first packet met is understood, and none asked for what
 /// nobody remembers of it, which is the interface that it came by. What is not sure is likely where that was guessed from
 /// the routes, and else not said. Without facts there are no connections.
-fn stale(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let taken = |family| {
         let of_family = all.iter().filter(move |forward| forward.family == family);
         let regions = of_family.filter_map(|forward| forward.region());
@@ -87,12 +87,12 @@ fn stale(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         {
             continue;
         }
-        let Some((packet, hook)) = first_packet(&outlook, entry) else { continue };
+        let Some((packet, hook)) = first_packet(outlook, entry) else { continue };
         let outcome = outlook.translated(&packet, hook);
         if !outcome.is_sure() {
             continue;
         }
-        let Some((wrong, at)) = judged(&outlook, entry, &outcome) else { continue };
+        let Some((wrong, at)) = judged(outlook, entry, &outcome) else { continue };
         let mut blind = packet.clone();
         if hook == Hook::Prerouting {
             blind.set(Field::Input, None);

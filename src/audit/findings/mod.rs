@@ -24,6 +24,7 @@ mod target;
 mod typical;
 mod wording;
 
+use self::outlook::Outlook;
 use super::finding::{Finding, Kind};
 use super::host::Host;
 
@@ -32,7 +33,7 @@ pub struct Check {
     /// What it is.
     pub kind: Kind,
     /// Looks for it.
-    pub find: fn(&Host, &'static Kind) -> Vec<Finding>,
+    find: fn(&Outlook<'_>, &'static Kind) -> Vec<Finding>,
 }
 
 /// All of them, family by family.
@@ -55,8 +56,9 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
 
 /// Looks for all of them that `wanted` names; the worst and surest first.
 pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
+    let outlook = Outlook::new(host);
     let wanted = checks().filter(|check| wanted(&check.kind));
-    let mut found: Vec<Finding> = wanted.flat_map(|check| (check.find)(host, &check.kind)).collect();
+    let mut found: Vec<Finding> = wanted.flat_map(|check| (check.find)(&outlook, &check.kind)).collect();
     found.sort_by_key(|finding| {
         (std::cmp::Reverse(finding.severity), std::cmp::Reverse(finding.confidence), finding.kind.id)
     });

@@ -1,50 +1,77 @@
-//! What several findings ask of a host, asked once: its own addresses, the interfaces that packets arrive by, ways out, and
-//! packets to try rules with.
+//! What several findings ask of a host, asked once: its forwards and their order, its own addresses, the interfaces that packets
+//! arrive by, ways out, and packets to try rules with.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
+use super::filter::Surveys;
+use super::order::Judged;
 use crate::audit::facts::{Facts, Link, Way};
 use crate::audit::finding::Confidence;
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
+use crate::audit::journey::{Guide, MULTICAST, UNICAST};
 use crate::audit::region::{self, Field, LOCAL, Packet, Region, Truth};
 use crate::audit::ruleset::{Action, At, Hook};
 use crate::audit::set::{Set, address_of, number_of, number_of_name};
 use crate::audit::trace::{self, Outcome, Which};
 use crate::model::Family;
 
-/// The kind of an address of some other host: `RTN_UNICAST` in include/uapi/linux/rtnetlink.h.
-const UNICAST: u128 = 1;
-
-/// `RTN_MULTICAST` there.
-const MULTICAST: u128 = 5;
-
 /// A host, and what was asked of it.
-pub(super) struct Outlook<'a> {
+pub struct Outlook<'a> {
+    /// The host.
     pub(super) host: &'a Host,
-    locals: [Option<Set>; 2],
+    /// Leads packets through it.
+    pub(super) guide: Guide<'a>,
+    forwards: OnceCell<Vec<Forward<'a>>>,
+    judged: OnceCell<Vec<Judged<'a>>>,
+    surveys: OnceCell<Surveys>,
     ways: RefCell<HashMap<IpAddr, Option<Way<'a>>>>,
     ingress: RefCell<HashMap<Set, Rc<Vec<&'a Link>>>>,
 }
 
 impl<'a> Outlook<'a> {
     pub(super) fn new(host: &'a Host) -> Self {
-        let locals = Family::ALL
-            .map(|family| host.facts.as_ref().map(|facts| facts.local(family)).filter(|local| !local.is_empty()));
-        Self { host, locals, ways: RefCell::default(), ingress: RefCell::default() }
+        Self {
+            host,
+            guide: Guide::new(host),
+            forwards: OnceCell::new(),
+            judged: OnceCell::new(),
+            surveys: OnceCell::new(),
+            ways: RefCell::default(),
+            ingress: RefCell::default(),
+        }
     }
 
     pub(super) fn facts(&self) -> Option<&'a Facts> {
         self.host.facts.as_ref()
     }
 
+    /// All forwards, in the order in which they win.
+    pub(super) fn forwards(&self) -> &[Forward<'a>] {
+        self.forwards.get_or_init(|| Forward::all(&self.host.view))
+    }
+
+    /// The forwards of these numbers.
+    pub(super) fn numbered(&self, numbers: &[usize]) -> Vec<&Forward<'a>> {
+        numbers.iter().filter_map(|number| self.forwards().get(*number)).collect()
+    }
+
+    /// The forwards that get less than they ask for.
+    pub(super) fn judged(&self) -> &[Judged<'a>] {
+        self.judged.get_or_init(|| super::order::judged(self))
+    }
+
+    /// What became of clients' packets for each forward.
+    pub(super) fn surveys(&self) -> &Surveys {
+        self.surveys.get_or_init(|| Surveys::new(self))
+    }
+
     /// The addresses of this host, where they are known.
     pub(super) fn local(&self, family: Family) -> Option<&Set> {
-        let [four, six] = &self.locals;
-        if family == Family::Ipv4 { four.as_ref() } else { six.as_ref() }
+        Some(self.guide.local(family)).filter(|local| !local.is_empty())
     }
 
     /// Whether an address is this host's, or of its loopback; `None` where its routes are not known.
@@ -155,8 +182,9 @@ impl<'a> Outlook<'a> {
     /// before that may drop it is no doubt about how it is translated if it is not.
     pub(super) fn translated(&self, packet: &Packet, hook: Hook) -> Outcome {
         let mut packet = packet.clone();
-        let before = trace::hook(&self.host.rules, &mut packet, hook, &Which::Filter(trace::BEFORE_DNAT));
-        let mut outcome = trace::hook(&self.host.rules, &mut packet, hook, &Which::Nat);
+        let tracer = &self.guide.tracer;
+        let before = tracer.hook(&mut packet, hook, &Which::Filter(trace::BEFORE_DNAT));
+        let mut outcome = tracer.hook(&mut packet, hook, &Which::Nat);
         if before.untracked.is_some() || before.verdict != trace::Verdict::Passes {
             outcome.rewritten = None;
         }
@@ -235,12 +263,12 @@ pub(super) fn is_private(address: IpAddr) -> bool {
 }
 
 /// The forwards of packets that arrive, and lead to other hosts.
-pub(super) fn passing<'f, 'a>(outlook: &Outlook<'_>, all: &'f [Forward<'a>]) -> Vec<&'f Forward<'a>> {
+pub(super) fn passing<'o, 'a>(outlook: &'o Outlook<'a>) -> Vec<&'o Forward<'a>> {
     let elsewhere = |forward: &&Forward<'_>| {
         let mut targets = targets(forward);
         forward.arriving().next().is_some() && targets.any(|target| outlook.is_local(target) == Some(false))
     };
-    all.iter().filter(elsewhere).collect()
+    outlook.forwards().iter().filter(elsewhere).collect()
 }
 
 /// What a forward takes of packets that arrive, where they meet it first.

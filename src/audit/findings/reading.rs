@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Check;
+use super::outlook::Outlook;
 use super::wording::{list, verb};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
-use crate::audit::host::Host;
 use crate::audit::ruleset::Gap;
 use crate::model::error::printable;
 
@@ -35,7 +35,8 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// F46. Only where the caller compared our state with what is.
-fn drift(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn drift(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(lines) = host.facts.as_ref().map(|facts| &facts.drift).filter(|lines| !lines.is_empty()) else {
         return Vec::new();
     };
@@ -47,7 +48,8 @@ fn drift(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 
 /// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
 /// information.
-fn unread(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn unread(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let facts = host.facts.as_ref().map(|facts| facts.gaps.as_slice()).unwrap_or_default();
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let gaps = host.rules.gaps.iter().chain(&host.view.gaps).chain(facts);

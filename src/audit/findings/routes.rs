@@ -13,7 +13,7 @@ use crate::audit::host::Host;
 use crate::audit::region::{DST_NAT, Field};
 use crate::audit::ruleset::Hook;
 use crate::audit::set::{Set, address_of, number_of, number_of_name};
-use crate::audit::trace::{self, Which};
+use crate::audit::trace::Which;
 use crate::model::Family;
 use crate::model::error::printable;
 
@@ -77,12 +77,12 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// F26. That the setting is absent mostly means that nothing of the kind is loaded, which is as if it were off, so it is
 /// likely then. What bridges are there is only known from facts.
-fn bridge(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn bridge(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<(u32, Family), Vec<&Forward<'_>>> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
         let Some(Way::Out(link, None)) = outlook.way_to(target) else { continue };
         let is_bridge = link.kind.as_deref() == Some("bridge");
@@ -99,7 +99,7 @@ fn bridge(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         let bridge = printable(&link.name);
         if called.is_none_or(|value| value == "0") {
             let fates: Vec<(Source, &Forward<'_>)> =
-                forwards.iter().map(|forward| (source(&outlook, link, forward), *forward)).collect();
+                forwards.iter().map(|forward| (source(outlook, link, forward), *forward)).collect();
             let of = |wanted: Source| {
                 fates.iter().filter(|(fate, _)| *fate == wanted).map(|(_, forward)| *forward).collect()
             };
@@ -171,7 +171,7 @@ fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
         .with(Field::DestinationKind, 1)
         .with(Field::Status, DST_NAT);
     passed.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
-    let outcome = trace::hook(&outlook.host.rules, &mut passed, Hook::Postrouting, &Which::Nat);
+    let outcome = outlook.guide.tracer.hook(&mut passed, Hook::Postrouting, &Which::Nat);
     match (outcome.rewritten.is_some(), outcome.is_sure()) {
         (true, _) => Source::Rewritten,
         (false, true) => Source::Kept,
@@ -255,11 +255,11 @@ fn leaving(crossing: &Crossing<'_, '_>) -> String {
 }
 
 /// F27. Routes tell no more than what is likely, and with policy routing not even that.
-fn asymmetric(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
-    let all = Forward::all(&host.view);
+fn asymmetric(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let all = outlook.forwards();
     let policy = host.facts.as_ref().is_some_and(|facts| facts.policy_routing);
-    let crossings = crossings(&outlook, &all);
+    let crossings = crossings(outlook, all);
     let found = by_links(&crossings).into_iter().filter_map(|group| {
         let first = *group.first()?;
         let forwards: Vec<&Forward<'_>> = group.iter().map(|crossing| crossing.forward).collect();
@@ -282,11 +282,11 @@ fn asymmetric(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 
 /// F28. The greater of the settings of all interfaces and of the one counts (`IN_DEV_RPFILTER` in
 /// include/linux/inetdevice.h). IPv6 has no such setting.
-fn strict(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn strict(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
-    let crossings = crossings(&outlook, &all);
+    let all = outlook.forwards();
+    let crossings = crossings(outlook, all);
     let found = by_links(&crossings).into_iter().filter_map(|group| {
         let first = *group.first()?;
         let group: Vec<&Forward<'_>> = group
@@ -317,14 +317,14 @@ fn strict(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 
 /// F42. Whether a rule lowers the size that TCP agrees on is not in the normal form of rules, which drops what decides
 /// nothing, and whether messages about the size are lost is not known at all: so it never is more than a suspicion.
-fn mtu(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn mtu(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     if outlook.facts().is_none() || clamps(host) {
         return Vec::new();
     }
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<_, Vec<(&Link, &Link, &Forward<'_>)>> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
         if !region.get(Field::Protocol).has(6) {
             continue;
@@ -357,8 +357,7 @@ fn clamps(host: &Host) -> bool {
 }
 
 /// F50. Said once, and only where routes matter: some forward leads to another host.
-fn policy_routing(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn policy_routing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let Some(facts) = outlook.facts() else { return Vec::new() };
     let vrfs: Vec<String> = facts
         .links
@@ -369,8 +368,7 @@ fn policy_routing(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     if !facts.policy_routing && vrfs.is_empty() {
         return Vec::new();
     }
-    let all = Forward::all(&host.view);
-    let passing = passing(&outlook, &all);
+    let passing = passing(outlook);
     let Some(first) = passing.first() else { return Vec::new() };
     let why = match (facts.policy_routing, vrfs.is_empty()) {
         (true, true) => "`ip rule` has more than the usual three rules".to_owned(),

@@ -8,11 +8,10 @@ use super::wording::{at_all, list, several, verb};
 use crate::audit::facts::{Facts, Link, Listener, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::region::{self, Field, LOCAL};
 use crate::audit::ruleset::Hook;
 use crate::audit::set::Set;
-use crate::audit::trace::{self, Verdict, Which};
+use crate::audit::trace::{Verdict, Which};
 use crate::model::Family;
 use crate::model::error::printable;
 
@@ -86,11 +85,10 @@ pub(super) const CHECKS: &[Check] = &[
 /// F12. IPv4 asks the interface that a packet came by (`IN_DEV_FORWARD` in include/linux/inetdevice.h), of which the common
 /// setting only is the sum; IPv6 asks the common one (`ip6_forward` in net/ipv6/ip6_output.c). What was not read is taken to
 /// be on: that it is not known is said of the facts themselves.
-fn forwarding(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn forwarding(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
-    let passing = passing(&outlook, &all);
+    let passing = passing(outlook);
     let mut found = Vec::new();
     for (family, path) in [(Family::Ipv4, "net/ipv4/ip_forward"), (Family::Ipv6, "net/ipv6/conf/all/forwarding")] {
         let of_family: Vec<&Forward<'_>> = passing.iter().filter(|forward| forward.family == family).copied().collect();
@@ -115,7 +113,7 @@ fn forwarding(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             let finding = kind.found(outlook.confidence(&of_family), message).seen(format!("{sysctl} = 0"));
             found.push(at_all(finding.mended_by(format!("sysctl -w {sysctl}=1")), host, &of_family));
         } else if family == Family::Ipv4 {
-            found.extend(not_by_some(&outlook, facts, kind, &of_family));
+            found.extend(not_by_some(outlook, facts, kind, &of_family));
         }
     }
     found
@@ -170,7 +168,8 @@ fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwar
 }
 
 /// F16. Rules that surely drop such packets make it harmless. Without facts the setting is not known, and it is mostly off.
-fn route_localnet(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn route_localnet(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let of = |path: &str| {
         let name = path.strip_prefix("net/ipv4/conf/")?.strip_suffix("/route_localnet")?;
@@ -188,7 +187,7 @@ fn route_localnet(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         .iter()
         .filter(|link| !link.loopback && (on.contains(&link.name) || on.iter().any(|name| name == "all")))
         .collect();
-    let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(host, link)).collect();
+    let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(outlook, link)).collect();
     let names = list(on.iter().map(|name| format!("`{}`", printable(name))));
     let evidence = list(on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet = 1", printable(name))));
     let finding = match (bound.is_empty(), !fates.is_empty() && fates.iter().all(|fate| *fate == Fate::Dropped)) {
@@ -245,7 +244,7 @@ enum Fate {
 }
 
 /// What rules do with a packet for a loopback address that comes by a link.
-fn fate_of_loopback(host: &Host, link: &Link) -> Fate {
+fn fate_of_loopback(outlook: &Outlook<'_>, link: &Link) -> Fate {
     let family = Family::Ipv4;
     let mut packet = region::packet(family, Some(&link.name))
         .with(Field::Destination, 0x7f00_0001)
@@ -254,7 +253,7 @@ fn fate_of_loopback(host: &Host, link: &Link) -> Fate {
         .with(Field::Output, 0);
     let mut is_sure = true;
     for hook in [Hook::Prerouting, Hook::Input] {
-        let outcome = trace::hook(&host.rules, &mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
+        let outcome = outlook.guide.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
             Verdict::Dropped(_) if is_sure => return Fate::Dropped,
@@ -266,7 +265,8 @@ fn fate_of_loopback(host: &Host, link: &Link) -> Fate {
 }
 
 /// F22. IPv6 has the same range.
-fn ephemeral(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn ephemeral(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let range = facts.setting("net/ipv4/ip_local_port_range");
     let Some(range) = range.and_then(|text| ports(&text.split_whitespace().collect::<Vec<_>>().join("-"))) else {
@@ -275,9 +275,9 @@ fn ephemeral(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     let reserved = facts.setting("net/ipv4/ip_local_reserved_ports");
     let kept = reserved.and_then(ports);
     let free = range.minus(kept.as_ref().unwrap_or(&Set::none()));
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let (mut clash, mut taken) = (Vec::new(), Vec::new());
-    for forward in &all {
+    for forward in all {
         let Some(region) = forward.region() else { continue };
         let asked = region.get(Field::Port);
         if !asked.is_all() && asked.meets(&free) {
@@ -322,7 +322,8 @@ fn ports(text: &str) -> Option<Set> {
 }
 
 /// F39. A most of 0 is none (`__nf_conntrack_alloc` in net/netfilter/nf_conntrack_core.c).
-fn full(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn full(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some((count, most)) = host.facts.as_ref().and_then(|facts| facts.tracked_count) else { return Vec::new() };
     let (share, of) = NEARLY_FULL;
     if most == 0 || count.saturating_mul(of) < most.saturating_mul(share) {
@@ -338,7 +339,8 @@ fn full(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F40. Rules may give connections timeouts of their own, which are not seen here: so it is likely.
-fn udp_timeout(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn udp_timeout(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let settings = [
         ("net/netfilter/nf_conntrack_udp_timeout_stream", LEAST_STREAM),
@@ -351,7 +353,7 @@ fn udp_timeout(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             (is < *least).then(|| (path.replace('/', "."), is, *least))
         })
         .collect();
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let is_udp = |forward: &&Forward<'_>| {
         let protocols = forward.region().map(|region| region.get(Field::Protocol));
         protocols.is_some_and(|protocols| !protocols.is_all() && protocols.has(17))

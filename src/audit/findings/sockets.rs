@@ -10,7 +10,6 @@ use super::wording::{at_all, list, name, removal, several, verb};
 use crate::audit::facts::{Facts, Listener};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::overlap::Overlaps;
 use crate::audit::region::{Field, Region};
 use crate::audit::ruleset::Hook;
@@ -177,19 +176,19 @@ fn is_of(listener: &Listener, names: &[&str]) -> bool {
 
 /// F21. Programs that hold ports for the very forward, as docker-proxy does, are not meant. That a rule on the way is not
 /// understood makes it unknown. Of a dump no sockets are known.
-fn hidden(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn hidden(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
-    let takers = Takers::new(&all);
+    let all = outlook.forwards();
+    let takers = Takers::new(all);
     let mut groups: BTreeMap<_, Vec<(Taken<'_, '_>, &Listener)>> = BTreeMap::new();
     for listener in &facts.listeners {
         if is_of(listener, &PLACEHOLDERS) || is_of(listener, &MANAGEMENT) {
             continue;
         }
         for family in families(listener) {
-            let Some(region) = waits_for(&outlook, listener, family) else { continue };
-            for taken in takers.of(&outlook, family, &region) {
+            let Some(region) = waits_for(outlook, listener, family) else { continue };
+            for taken in takers.of(outlook, family, &region) {
                 groups.entry((taken.forward.family, taken.forward.at)).or_default().push((taken, listener));
             }
         }
@@ -212,21 +211,21 @@ fn hidden(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F23. As [`hidden`], and as sure.
-fn management(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn management(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = Forward::all(&host.view);
-    let takers = Takers::new(&all);
+    let all = outlook.forwards();
+    let takers = Takers::new(all);
     let mut groups: BTreeMap<_, Vec<(Taken<'_, '_>, String)>> = BTreeMap::new();
     let mut found = Vec::new();
-    if let Some((family, region)) = facts.ssh.and_then(|ssh| of_ssh(&outlook, ssh)) {
+    if let Some((family, region)) = facts.ssh.and_then(|ssh| of_ssh(outlook, ssh)) {
         let what = "the ssh connection that you are on".to_owned();
-        found.extend(takers.of(&outlook, family, &region).into_iter().map(|taken| (taken, what.clone())));
+        found.extend(takers.of(outlook, family, &region).into_iter().map(|taken| (taken, what.clone())));
     }
     for listener in facts.listeners.iter().filter(|listener| is_of(listener, &MANAGEMENT)) {
         for family in families(listener) {
-            let Some(region) = waits_for(&outlook, listener, family) else { continue };
-            let taken = takers.of(&outlook, family, &region).into_iter();
+            let Some(region) = waits_for(outlook, listener, family) else { continue };
+            let taken = takers.of(outlook, family, &region).into_iter();
             found.extend(taken.map(|taken| (taken, program(listener))));
         }
     }
@@ -296,13 +295,13 @@ impl<'a> Sockets<'a> {
 
 /// F10. Only of TCP and UDP are the sockets known, and those only of this network namespace: a target in a container is no
 /// address of this host. Where something about the host could not be read it is no more than likely.
-fn nobody(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn nobody(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
     let sockets = Sockets::new(facts);
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut silent: Vec<&Forward<'_>> = Vec::new();
-    for forward in &all {
+    for forward in all {
         let Some(region) = forward.region() else { continue };
         let protocols = region.get(Field::Protocol);
         let asked: Vec<u8> = [6, 17].into_iter().filter(|number| protocols.has((*number).into())).collect();
@@ -368,7 +367,8 @@ fn ports_there(forward: &Forward<'_>, region: &Region) -> Vec<(u16, u16)> {
 
 /// F41. Whether a rule assigns a helper is in the words of a dump alone, and not in the normal form; so it is likely.
 /// Kernels before 6.0 assign them by themselves where `nf_conntrack_helper` is 1.
-fn helper(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn helper(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let assigned = host.facts.as_ref().and_then(|facts| facts.setting("net/netfilter/nf_conntrack_helper"));
     if assigned == Some("1") {
         return Vec::new();
@@ -381,9 +381,9 @@ fn helper(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         .collect();
     let is_given = |helper: &str| words.iter().any(|words| words.contains(&format!("--helper {helper}")));
     let wanted: Vec<_> = HELPERS.into_iter().filter(|(_, _, helper)| !is_given(helper)).collect();
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<&str, (u8, u16, Vec<&Forward<'_>>)> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         let Some(region) = forward.region() else { continue };
         let (protocols, ports) = (region.get(Field::Protocol), region.get(Field::Port));
         if ports.size() > MANY {

@@ -12,7 +12,6 @@ use super::wording::{FEW, at_all, by_cause, list, removal, several, verb, words}
 use crate::audit::facts::{Facts, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::region::Field;
 use crate::audit::ruleset::{self, Action, At, Table};
 use crate::audit::set::{Set, name_of, number_of_name};
@@ -101,13 +100,13 @@ impl Networks {
 /// F08. Of a dump nothing is known of routes, and so nothing is said. Where policy routing may choose other routes it is
 /// only likely. A private target behind a gateway of the same private network may well be known there: then nothing is said
 /// unless a container engine made the rule, whose targets are always on a link.
-fn unroutable(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn unroutable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
     let networks = Networks::new(facts);
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<Unroutable, Vec<&Forward<'_>>> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         for target in targets(forward) {
             let why = match outlook.way_to(target) {
                 None | Some(Way::Here) => continue,
@@ -184,8 +183,8 @@ fn same_block(a: IpAddr, b: IpAddr) -> bool {
 }
 
 /// F09. Only what the table of neighbours says: it may be of before the target was started, so it is likely and no more.
-fn dead(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+fn dead(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = outlook.facts() else { return Vec::new() };
     let failed: HashSet<(IpAddr, u32)> = facts
         .neighbours
@@ -193,9 +192,9 @@ fn dead(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         .filter(|neighbour| neighbour.failed)
         .map(|neighbour| (neighbour.address, neighbour.link))
         .collect();
-    let all = Forward::all(&host.view);
+    let all = outlook.forwards();
     let mut groups: BTreeMap<(IpAddr, &str), Vec<&Forward<'_>>> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         for target in targets(forward) {
             if let Some(Way::Out(link, gateway)) = outlook.way_to(target) {
                 let next = gateway.unwrap_or(target);
@@ -217,12 +216,12 @@ fn dead(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F11. Of a dump the setting is not known; that it is off is usual, so it is likely.
-fn loopback(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
-    let all = Forward::all(&host.view);
+fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let all = outlook.forwards();
     // The interfaces that it cannot come by, and whether there are others.
     let mut groups: BTreeMap<(Family, Vec<String>, bool), Vec<&Forward<'_>>> = BTreeMap::new();
-    for forward in &all {
+    for forward in all {
         let Some((_, step)) = forward.arriving().next() else { continue };
         let inputs = step.region.get(Field::Input);
         let only_own = inputs.only() == Some(number_of_name(b"lo", 0));
@@ -305,7 +304,8 @@ fn literals(set: &Set) -> impl Iterator<Item = u128> {
 
 /// F49. Without facts it is not known which links there are, and nothing is said. A rule that only excepts an interface
 /// which is gone still works, so that is a warning, and likely: it may have been meant so.
-fn nameless(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+fn nameless(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = host.facts.as_ref().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
     let links: HashSet<u128> = facts.links.iter().map(|link| number_of_name(link.name.as_bytes(), 0)).collect();
     let mut unknown: BTreeMap<(bool, u128), Vec<At>> = BTreeMap::new();

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::audit::facts::{Facts, Link, Listener, Route};
 use crate::audit::finding::Finding;
 use crate::audit::findings::Check;
+use crate::audit::findings::outlook::Outlook;
 use crate::audit::host::Host;
 use crate::audit::read::save;
 use crate::audit::ruleset::Ruleset;
@@ -131,5 +132,5 @@ pub(super) fn facts() -> Facts {
 /// Looks for one finding.
 pub(super) fn find(checks: &'static [Check], id: &str, host: &Host) -> Vec<Finding> {
     let check = checks.iter().find(|check| check.kind.id == id).expect("a finding of this family");
-    (check.find)(host, &check.kind)
+    (check.find)(&Outlook::new(host), &check.kind)
 }

@@ -37,7 +37,7 @@ pub const UNICAST: u128 = 1;
 /// `RTN_BROADCAST` there.
 const BROADCAST: u128 = 3;
 /// `RTN_MULTICAST` there.
-const MULTICAST: u128 = 5;
+pub const MULTICAST: u128 = 5;
 
 /// Which chains of a hook a stage is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::clients::Clients;
+use super::super::outlook::Outlook;
+use super::clients::Survey;
 use super::dropped::firewall;
 use super::words::{let_through, placed, several};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
@@ -39,30 +40,41 @@ fn all() -> Which {
     Which::Filter(i32::MIN..=i32::MAX)
 }
 
-/// F14. Of clients of one interface where it comes through. Without facts nothing is said: what accepts depends on interfaces.
-pub(super) fn blanket(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
-    let mut groups: BTreeMap<(At, At, Confidence), Vec<&Forward<'_>>> = BTreeMap::new();
-    let mut blankets: HashMap<At, bool> = HashMap::new();
-    for forward in &forwards {
-        let Some((_, journey)) = clients.survey(forward).passed.into_iter().next() else { continue };
+/// Forwards that only a blanket accept lets through, by that rule, by what would drop them, and by how sure that is.
+#[derive(Default)]
+pub(super) struct Blankets {
+    groups: BTreeMap<(At, At, Confidence), Vec<usize>>,
+    /// Whether rules accept all that was forwarded.
+    known: HashMap<At, bool>,
+}
+
+impl Blankets {
+    /// Adds what a forward's clients met: those of one interface where it comes through.
+    pub fn add(&mut self, outlook: &Outlook<'_>, number: usize, forward: &Forward<'_>, survey: &Survey<'_>) {
+        let (host, tracer) = (outlook.host, &outlook.guide.tracer);
+        let Some((_, journey)) = survey.passed.first() else { return };
         let hook = if journey.end == End::Arrives { Hook::Input } else { Hook::Forward };
-        let Some(outcome) = journey.at(hook, Part::Filter) else { continue };
+        let Some(outcome) = journey.at(hook, Part::Filter) else { return };
         for at in &outcome.accepted {
-            if !*blankets.entry(*at).or_insert_with(|| is_blanket(host, *at)) || is_same_owner(host, *at, forward.at) {
+            let is_blanket = *self.known.entry(*at).or_insert_with(|| is_blanket(host, *at));
+            if !is_blanket || is_same_owner(host, *at, forward.at) {
                 continue;
             }
-            let mut packet = at_hook(&journey);
-            let without = clients.guide.tracer.without(&mut packet, hook, &all(), *at);
+            let without = tracer.without(&mut at_hook(journey), hook, &all(), *at);
             if let Verdict::Dropped(dropped) = without.verdict {
-                let sure = clients.guide.tracer.drops_surely(&without);
+                let sure = tracer.drops_surely(&without);
                 let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
-                groups.entry((*at, dropped, confidence)).or_default().push(forward);
+                self.groups.entry((*at, dropped, confidence)).or_default().push(number);
             }
         }
     }
-    let finding = |((accepts, drops, confidence), forwards): ((At, At, Confidence), Vec<&Forward<'_>>)| {
+}
+
+/// F14. Without facts nothing is said: what accepts depends on interfaces.
+pub(super) fn blanket(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let finding = |(&(accepts, drops, confidence), numbers): (&(At, At, Confidence), &Vec<usize>)| {
+        let forwards = outlook.numbered(numbers);
         let who = several(&forwards, "comes", "come");
         let place = host.place(accepts);
         let message = format!(
@@ -76,7 +88,7 @@ pub(super) fn blanket(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             let_through(host, drops, &firewall(host, drops), Hook::Forward, forward)
         }))
     };
-    groups.into_iter().map(finding).collect()
+    outlook.surveys().blankets.groups.iter().map(finding).collect()
 }
 
 /// The packet as it came to the filters behind routing: with its new destination, and its old source.
@@ -108,35 +120,35 @@ fn is_same_owner(host: &Host, accepts: At, forward: At) -> bool {
     matches!(owner.as_str(), "user" | "unknown") || owner == host.place(forward).owner
 }
 
-/// F19. An error where ufw or firewalld would drop it, or a rule that names its port; a warning where it is a policy or a
-/// rule for everything and of somebody else than the forward. A firewall that makes the forward itself means it so, and so does
-/// who writes both by hand, unless the port is named. Unknown where a rule that is not understood may accept or drop it; without
-/// facts nothing is said, as it is not known what comes to hook input.
-pub(super) fn bypass(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
-    type Cause = (At, Option<At>, Severity, Confidence);
-    let mut groups: BTreeMap<Cause, (Vec<&Forward<'_>>, String)> = BTreeMap::new();
-    let mut owners: HashMap<At, String> = HashMap::new();
-    for forward in &forwards {
-        for (_, journey) in clients.survey(forward).passed {
+/// Forwards that go past a firewall: by the rule that would drop them, how bad that is, and how sure.
+#[derive(Default)]
+pub(super) struct Bypasses {
+    groups: BTreeMap<(At, Severity, Confidence), (Vec<usize>, String)>,
+    /// Whose rules those are.
+    owners: HashMap<At, String>,
+}
+
+impl Bypasses {
+    /// Adds what a forward's clients met, and what they would if it were not.
+    pub fn add(&mut self, outlook: &Outlook<'_>, number: usize, forward: &Forward<'_>, survey: &Survey<'_>) {
+        let (host, tracer) = (outlook.host, &outlook.guide.tracer);
+        for (_, journey) in &survey.passed {
             if !matches!(journey.end, End::Leaves(..))
-                || clients.guide.is_local(forward.family, destination(&journey)) != Some(true)
+                || outlook.guide.is_local(forward.family, destination(journey)) != Some(true)
             {
                 continue;
             }
             let mut packet = journey.start.clone();
             packet.put(Field::Output, 0);
-            let outcome = clients.guide.tracer.hook(&mut packet, Hook::Input, &all());
+            let outcome = tracer.hook(&mut packet, Hook::Input, &all());
             let Verdict::Dropped(at) = outcome.verdict else { continue };
-            let owner = owners.entry(at).or_insert_with(|| firewall(host, at)).clone();
-            let Some(severity) = severity(host, at, &owner, &host.place(forward.at).owner) else { continue };
-            let sure = clients.guide.tracer.drops_surely(&outcome);
+            let owner = self.owners.entry(at).or_insert_with(|| firewall(host, at));
+            let Some(severity) = severity(host, at, owner, &host.place(forward.at).owner) else { continue };
+            let sure = tracer.drops_surely(&outcome);
             let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
             let accepted = journey.at(Hook::Forward, Part::Filter).and_then(|outcome| outcome.accepted.last().copied());
             // Each forward of Docker is accepted by a rule of its own: one of them is shown.
-            let key = (at, None, severity, confidence);
-            let (group, sample) = groups.entry(key).or_default();
+            let (group, sample) = self.groups.entry((at, severity, confidence)).or_default();
             if group.is_empty() {
                 let by = accepted.map_or_else(
                     || "no rule of hook forward drops it".to_owned(),
@@ -144,26 +156,36 @@ pub(super) fn bypass(host: &Host, kind: &'static Kind) -> Vec<Finding> {
                 );
                 *sample = format!("{}: {by}", packet_in_words(&journey.start));
             }
-            group.push(forward);
+            group.push(number);
             break;
         }
     }
-    let finding = |((at, _, severity, confidence), (forwards, sample)): (Cause, (Vec<&Forward<'_>>, String))| {
-        let owner = owners.get(&at).map_or("unknown", String::as_str);
+}
+
+/// F19. An error where ufw or firewalld would drop it, or a rule that names its port; a warning where it is a policy or a
+/// rule for everything and of somebody else than the forward. A firewall that makes the forward itself means it so, and so does
+/// who writes both by hand, unless the port is named. Unknown where a rule that is not understood may accept or drop it; without
+/// facts nothing is said, as it is not known what comes to hook input.
+pub(super) fn bypass(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, bypasses) = (outlook.host, &outlook.surveys().bypasses);
+    type Group<'b> = (&'b (At, Severity, Confidence), &'b (Vec<usize>, String));
+    let finding = |(&(at, severity, confidence), (numbers, sample)): Group<'_>| {
+        let forwards = outlook.numbered(numbers);
+        let owner = bypasses.owners.get(&at).map_or("unknown", String::as_str);
         let named = if matches!(owner, "user" | "unknown") { String::new() } else { format!(" of {owner}") };
         let message = format!(
             "{} past the firewall{named}: {} would drop it at hook input",
             several(&forwards, "goes", "go"),
             host.place(at)
         );
-        let found = placed(kind.found(confidence, message).as_bad_as(severity), host, &forwards, [at]).seen(sample);
+        let found = placed(kind.found(confidence, message).as_bad_as(severity), host, &forwards, [at]);
         let found = match confidence {
-            Confidence::Unknown => found.seen("a rule that is not understood may decide otherwise"),
-            _ => found,
+            Confidence::Unknown => found.seen(sample).seen("a rule that is not understood may decide otherwise"),
+            _ => found.seen(sample),
         };
         found.mended_by(restriction(host, forwards.first().copied()))
     };
-    groups.into_iter().map(finding).collect()
+    bypasses.groups.iter().map(finding).collect()
 }
 
 fn destination(journey: &Journey<'_>) -> u128 {

@@ -1,13 +1,13 @@
 //! Clients that stand for all: by which interfaces they come, and what their first packet is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::super::outlook::{Outlook, loopback};
 use crate::audit::facts::{Facts, Link};
 use crate::audit::finding::Confidence;
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::journey::{End, Guess, Guide, Journey, Part};
+use crate::audit::journey::{End, Guess, Guide, Journey, Part, UNICAST};
 use crate::audit::region::{Field, Packet, Region, packet};
 use crate::audit::ruleset::{At, Hook};
 use crate::audit::set::{Set, number_of, number_of_name};
@@ -24,14 +24,6 @@ fn far(family: Family) -> u128 {
     match family {
         Family::Ipv4 => u32::from(Ipv4Addr::new(203, 0, 113, 9)).into(),
         Family::Ipv6 => Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 9).into(),
-    }
-}
-
-/// The loopback addresses of a family.
-pub(super) fn loopback(family: Family) -> Set {
-    match family {
-        Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
-        Family::Ipv6 => Set::one(1),
     }
 }
 
@@ -67,9 +59,9 @@ impl Gate<'_> {
 
 /// A host and its clients.
 #[derive(Debug)]
-pub(super) struct Clients<'a> {
+pub(super) struct Clients<'o, 'a> {
     /// What leads their packets.
-    pub guide: Guide<'a>,
+    pub guide: &'o Guide<'a>,
     /// By which interfaces they come: those that lead out first. None of a dump.
     pub gates: Vec<Gate<'a>>,
 }
@@ -92,10 +84,9 @@ pub(super) struct Drop {
     pub confidence: Confidence,
 }
 
-impl<'a> Clients<'a> {
-    pub fn new(host: &'a Host) -> Self {
-        let gates = host.facts.as_ref().map(gates).unwrap_or_default();
-        Self { guide: Guide::new(host), gates }
+impl<'o, 'a> Clients<'o, 'a> {
+    pub fn new(outlook: &'o Outlook<'a>) -> Self {
+        Self { guide: &outlook.guide, gates: outlook.facts().map(gates).unwrap_or_default() }
     }
 
     /// The first packet for a region by a gate; `from` is where the client is, where that matters. `None` where the region is
@@ -175,7 +166,7 @@ impl<'a> Clients<'a> {
             let Some(packet) = packets.next() else { continue };
             let journey = self.guide.lead_through(packet);
             let mine = journey.forwarded_by() == Some(forward.at);
-            match (dropped(&self.guide, &journey), &journey.end) {
+            match (dropped(self.guide, &journey), &journey.end) {
                 (Some(drop), _) if drop.before_nat || mine => {
                     let target = matches!(journey.end, End::Dropped(Hook::Forward, ..));
                     let back = target && journey.packet.get(Field::Output) == Some(gate.number);
@@ -226,10 +217,9 @@ pub(super) fn dropped(guide: &Guide<'_>, journey: &Journey<'_>) -> Option<Drop> 
 }
 
 fn gates(facts: &Facts) -> Vec<Gate<'_>> {
-    let is_default = |link: &Link| {
-        let mut routes = facts.routes.iter();
-        routes.any(|route| route.to.prefix() == 0 && route.kind == 1 && route.output == Some(link.index))
-    };
+    let routes = facts.routes.iter().filter(|route| route.to.prefix() == 0 && u128::from(route.kind) == UNICAST);
+    let default: HashSet<u32> = routes.filter_map(|route| route.output).collect();
+    let is_default = |link: &Link| default.contains(&link.index);
     let links = || facts.links.iter().filter(|link| link.up && !link.loopback && link.master.is_none());
     let any_default = links().any(is_default);
     let mut networks: HashMap<u32, Vec<(u128, Set, Family)>> = HashMap::new();

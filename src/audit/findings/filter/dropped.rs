@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::clients::{Clients, Drop};
+use super::super::outlook::Outlook;
+use super::clients::{Clients, Drop, Survey};
 use super::words::{let_through, placed, several};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -36,10 +37,10 @@ pub(super) const BEFORE_NAT: Kind = Kind {
     fix: "Remove the rule, or leave the forward's port out of it.",
 };
 
-/// Forwards of one cause.
+/// Forwards of one cause, by their numbers.
 #[derive(Default)]
-struct Group<'f, 'v> {
-    forwards: Vec<&'f Forward<'v>>,
+pub(super) struct Group {
+    forwards: Vec<usize>,
     links: BTreeSet<String>,
     sample: String,
     hook: Option<Hook>,
@@ -48,56 +49,61 @@ struct Group<'f, 'v> {
 /// A cause: what drops, how surely, and whether by all interfaces.
 type Cause = (At, Confidence, bool);
 
+/// Forwards by cause.
+pub(super) type Groups = BTreeMap<Cause, Group>;
+
 /// F13. An error where all plausible interfaces are closed, a warning where only some that lead out are.
 ///
 /// Unknown where a rule that is not understood may accept before. Without facts only where it is dropped whatever the
 /// interfaces are, and then likely.
-pub(super) fn behind_nat(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let groups = if host.facts.is_some() { surveyed(host, &forwards, false) } else { guessed(host, &forwards) };
-    let finding = |((at, confidence, all), group): (Cause, Group<'_, '_>)| {
+pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let guessed = if host.facts.is_none() { guessed(outlook) } else { Groups::new() };
+    let groups = if host.facts.is_some() { &outlook.surveys().behind_nat } else { &guessed };
+    let finding = |(&(at, confidence, all), group): (&Cause, &Group)| {
+        let forwards = outlook.numbered(&group.forwards);
         let hook = group.hook.unwrap_or(Hook::Forward);
-        let links = by_links(&group, all, host.facts.is_some());
+        let links = by_links(group, all, host.facts.is_some());
         let message = format!(
             "{}{links} at hook {} by {}",
-            several(&group.forwards, "is dropped", "are dropped"),
+            several(&forwards, "is dropped", "are dropped"),
             hook.name(),
             host.place(at)
         );
-        let fix = group.forwards.first().map_or_else(String::new, |first| {
+        let fix = forwards.first().map_or_else(String::new, |first| {
             let owner = firewall(host, at);
             let fix = let_through(host, at, &owner, hook, first);
-            if group.forwards.len() > 1 { format!("{fix}  (and the same for the others)") } else { fix }
+            if forwards.len() > 1 { format!("{fix}  (and the same for the others)") } else { fix }
         });
         let finding = kind.found(confidence, message).mended_by(fix);
-        severe(placed(finding, host, &group.forwards, [at]), &group, all, confidence)
+        severe(placed(finding, host, &forwards, [at]), group, all, confidence)
     };
-    groups.into_iter().map(finding).collect()
+    groups.iter().map(finding).collect()
 }
 
 /// F36. Where a program or an ingress chain sees the packets of an interface before all rules, whether it drops them is
 /// unknown unless the rules of the chain tell.
-pub(super) fn before_nat(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let groups = surveyed(host, &forwards, true);
+pub(super) fn before_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, groups) = (outlook.host, &outlook.surveys().before_nat);
     let mut found: Vec<Finding> = groups
-        .into_iter()
-        .map(|((at, confidence, all), group)| {
+        .iter()
+        .map(|(&(at, confidence, all), group)| {
+            let forwards = outlook.numbered(&group.forwards);
             let message = format!(
                 "{}{} before NAT by {}",
-                several(&group.forwards, "is dropped", "are dropped"),
-                by_links(&group, all, true),
+                several(&forwards, "is dropped", "are dropped"),
+                by_links(group, all, true),
                 host.place(at)
             );
             let finding = kind.found(confidence, message);
-            severe(placed(finding, host, &group.forwards, [at]), &group, all, confidence)
+            severe(placed(finding, host, &forwards, [at]), group, all, confidence)
         })
         .collect();
-    found.extend(unseen(host, kind, &forwards));
+    found.extend(unseen(outlook, kind));
     found
 }
 
-fn severe(finding: Finding, group: &Group<'_, '_>, all: bool, confidence: Confidence) -> Finding {
+fn severe(finding: Finding, group: &Group, all: bool, confidence: Confidence) -> Finding {
     let finding = match group.sample.as_str() {
         "" => finding,
         sample => finding.seen(sample),
@@ -109,7 +115,7 @@ fn severe(finding: Finding, group: &Group<'_, '_>, all: bool, confidence: Confid
     if all && confidence != Confidence::Unknown { finding } else { finding.as_bad_as(Severity::Warning) }
 }
 
-fn by_links(group: &Group<'_, '_>, all: bool, known: bool) -> String {
+fn by_links(group: &Group, all: bool, known: bool) -> String {
     let links: Vec<String> = group.links.iter().take(5).map(|link| printable(link)).collect();
     match (known, all) {
         (false, _) => String::new(),
@@ -118,45 +124,39 @@ fn by_links(group: &Group<'_, '_>, all: bool, known: bool) -> String {
     }
 }
 
-fn surveyed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>], before: bool) -> BTreeMap<Cause, Group<'f, 'v>> {
-    let clients = Clients::new(host);
-    let mut groups: BTreeMap<Cause, Group<'f, 'v>> = BTreeMap::new();
-    for forward in forwards {
-        let survey = clients.survey(forward);
-        let all = survey.passed.is_empty();
-        let uplink = |gate: &usize| clients.gates.get(*gate).is_some_and(|gate| gate.uplink);
-        let dropped =
-            survey.dropped.iter().filter(|(gate, drop, _)| drop.before_nat == before && (all || uplink(gate)));
-        let mut first: Option<Drop> = None;
-        for (gate, drop, journey) in dropped {
-            let drop = *first.get_or_insert(*drop);
-            let group = groups.entry((drop.at, drop.confidence, all)).or_default();
-            if group.forwards.last().is_none_or(|last| !std::ptr::eq(*last, forward)) {
-                group.forwards.push(forward);
-            }
-            if let Some(gate) = clients.gates.get(*gate)
-                && !group.links.contains(&gate.link.name)
-            {
-                group.links.insert(gate.link.name.clone());
-            }
-            if group.sample.is_empty() {
-                group.sample = format!("{} by {}", packet_in_words(&journey.start), links_name(&clients, *gate));
-                group.hook = Some(drop.hook);
-            }
+/// Adds what a forward's clients met to what those of the others did, before NAT or behind it.
+pub(super) fn add(groups: &mut Groups, clients: &Clients<'_, '_>, number: usize, survey: &Survey<'_>, before: bool) {
+    let all = survey.passed.is_empty();
+    let uplink = |gate: &usize| clients.gates.get(*gate).is_some_and(|gate| gate.uplink);
+    let dropped = survey.dropped.iter().filter(|(gate, drop, _)| drop.before_nat == before && (all || uplink(gate)));
+    let mut first: Option<Drop> = None;
+    for (gate, drop, journey) in dropped {
+        let drop = *first.get_or_insert(*drop);
+        let group = groups.entry((drop.at, drop.confidence, all)).or_default();
+        if group.forwards.last() != Some(&number) {
+            group.forwards.push(number);
+        }
+        if let Some(gate) = clients.gates.get(*gate)
+            && !group.links.contains(&gate.link.name)
+        {
+            group.links.insert(gate.link.name.clone());
+        }
+        if group.sample.is_empty() {
+            group.sample = format!("{} by {}", packet_in_words(&journey.start), links_name(clients, *gate));
+            group.hook = Some(drop.hook);
         }
     }
-    groups
 }
 
-fn links_name(clients: &Clients<'_>, gate: usize) -> String {
+fn links_name(clients: &Clients<'_, '_>, gate: usize) -> String {
     clients.gates.get(gate).map_or_else(String::new, |gate| printable(&gate.link.name))
 }
 
 /// What is dropped whatever interfaces there are: of a dump nothing else can be told.
-fn guessed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>]) -> BTreeMap<Cause, Group<'f, 'v>> {
-    let clients = Clients::new(host);
-    let mut groups: BTreeMap<Cause, Group<'f, 'v>> = BTreeMap::new();
-    for forward in forwards {
+fn guessed(outlook: &Outlook<'_>) -> Groups {
+    let tracer = &outlook.guide.tracer;
+    let mut groups = Groups::new();
+    for (number, forward) in outlook.forwards().iter().enumerate() {
         let Some(region) = forward.arriving().next().map(|(_, step)| &step.region) else { continue };
         let mut first = packet(forward.family, None);
         super::clients::asked(&mut first, region);
@@ -170,12 +170,12 @@ fn guessed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>]) -> BTreeMap<Cause, 
         if hook == Hook::Forward && forward.target().is_none_or(|target| target.is_loopback()) {
             continue;
         }
-        let outcome = clients.guide.tracer.hook(&mut first, hook, &Which::Filter(i32::MIN..=i32::MAX));
+        let outcome = tracer.hook(&mut first, hook, &Which::Filter(i32::MIN..=i32::MAX));
         if let Verdict::Dropped(at) = outcome.verdict
-            && clients.guide.tracer.drops_surely(&outcome)
+            && tracer.drops_surely(&outcome)
         {
             let group = groups.entry((at, Confidence::Likely, true)).or_default();
-            group.forwards.push(forward);
+            group.forwards.push(number);
             group.hook = Some(hook);
         }
     }
@@ -183,15 +183,15 @@ fn guessed<'f, 'v>(host: &Host, forwards: &'f [Forward<'v>]) -> BTreeMap<Cause, 
 }
 
 /// Interfaces whose packets something sees before the rules that are followed here.
-fn unseen(host: &Host, kind: &'static Kind, forwards: &[Forward<'_>]) -> Vec<Finding> {
-    let clients = Clients::new(host);
+fn unseen(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, clients) = (outlook.host, Clients::new(outlook));
     let mut found = Vec::new();
     let gates = clients.gates.iter().enumerate();
     for (number, gate) in gates.filter(|(_, gate)| clients.guide.is_seen_before(gate.number)) {
         let chains = ingress(host, &gate.link.name);
         let program = host.facts.iter().flat_map(|facts| &facts.programs).any(|name| *name == gate.link.name);
         let mut groups: BTreeMap<(Option<At>, Confidence), Vec<&Forward<'_>>> = BTreeMap::new();
-        for forward in forwards {
+        for forward in outlook.forwards() {
             let mut packets = forward
                 .arriving()
                 .filter(|(_, step)| !super::clients::is_loopback(&step.region, forward.family))

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use super::super::outlook::Outlook;
 use super::clients::{Clients, asked, is_loopback};
 use super::words::{placed, several};
 use crate::audit::facts::Way;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::journey::{End, packet_in_words};
 use crate::audit::region::{Field, Region, packet};
 use crate::audit::ruleset::{At, Hook};
@@ -40,11 +40,12 @@ pub(super) const DIRECT: Kind = Kind {
 };
 
 /// F15. Of a dump likely, where no interface decides; unknown where a rule before it is not understood.
-pub(super) fn loopback(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
+pub(super) fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let forwards = outlook.forwards();
+    let clients = Clients::new(outlook);
     let mut groups: BTreeMap<(String, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
-    for forward in &forwards {
+    for forward in forwards {
         // Of IPv6 the kernel drops them before any hook.
         let mut steps = forward.arriving().filter(|_| forward.family == Family::Ipv4);
         let Some((_, step)) = steps.find(|(_, step)| is_loopback(&step.region, forward.family)) else { continue };
@@ -77,7 +78,7 @@ pub(super) fn loopback(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 
 /// Whether surely no rule drops what comes for a loopback address by whatever interface, of a host of which only the rules
 /// are known.
-fn of_dump(clients: &Clients<'_>, region: &Region, family: Family) -> Option<String> {
+fn of_dump(clients: &Clients<'_, '_>, region: &Region, family: Family) -> Option<String> {
     let lo = Set::of([(0, 0)]).or(&Set::interface("lo", '*'));
     if region.get(Field::Input).minus(&lo).is_empty() {
         return None;
@@ -96,13 +97,14 @@ type Target = (Family, IpAddr, u16, u8);
 
 /// F17. Of each target the clients that no forward to it would take are asked first: those are why it matters. Unknown
 /// only for them; without facts nothing is said, because it is not known where the target is.
-pub(super) fn direct(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
+pub(super) fn direct(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let forwards = outlook.forwards();
+    let clients = Clients::new(outlook);
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut targets: HashMap<Target, Vec<&Forward<'_>>> = HashMap::new();
     let mut order: Vec<Target> = Vec::new();
-    for forward in &forwards {
+    for forward in forwards {
         let port = forward.first_port().or(Some(80)).and_then(|port| forward.port_there(port));
         let (Some(address), Some(port), Some(protocol)) = (forward.target(), port, forward.protocol()) else {
             continue;

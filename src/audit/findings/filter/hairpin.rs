@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::super::outlook::Outlook;
 use super::clients::{Clients, is_loopback};
 use super::words::{name, placed, several};
 use crate::audit::describe;
 use crate::audit::facts::Way;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::journey::{End, packet_in_words};
 use crate::audit::region::{Field, Region};
 use crate::audit::ruleset::{At, Rewrite};
@@ -40,14 +40,15 @@ pub(super) const ALLOW_LIST: Kind = Kind {
 
 /// F24. Unknown where a rule on the way is not understood, which may rewrite the source or drop the packet. Without facts
 /// nothing is said: the target's network is not known.
-pub(super) fn missing(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
+pub(super) fn missing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let forwards = outlook.forwards();
+    let clients = Clients::new(outlook);
     let Some(facts) = &host.facts else { return Vec::new() };
     let gates: HashMap<u32, usize> =
         clients.gates.iter().enumerate().map(|(number, gate)| (gate.link.index, number)).collect();
     let mut groups: BTreeMap<(usize, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
-    for forward in &forwards {
+    for forward in forwards {
         let Some(target) = forward.target() else { continue };
         let Way::Out(link, None) = facts.way_to(target) else { continue };
         let Some((number, gate)) = gates.get(&link.index).and_then(|at| Some((*at, clients.gates.get(*at)?))) else {
@@ -104,9 +105,10 @@ fn in_common<'v>(forward: &Forward<'v>, step: &'v Step) -> Same<'v> {
 
 /// F25. The networks inside are those of interfaces that lead nowhere else; of a dump the private ones, and then it is likely.
 /// Proved where one of its clients was led to the target; nothing is said where that is not sure.
-pub(super) fn allow_list(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let forwards = Forward::all(&host.view);
-    let clients = Clients::new(host);
+pub(super) fn allow_list(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let forwards = outlook.forwards();
+    let clients = Clients::new(outlook);
     let mut same: HashMap<Same<'_>, Vec<(&Forward<'_>, &Step)>> = HashMap::new();
     let steps = || forwards.iter().flat_map(|forward| forward.arriving().map(move |(_, step)| (forward, step)));
     // Only what has a list can have one that is not asked: most hosts have none.
@@ -160,7 +162,7 @@ pub(super) fn allow_list(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// The networks inside.
-fn inside(clients: &Clients<'_>, family: Family) -> Vec<Set> {
+fn inside(clients: &Clients<'_, '_>, family: Family) -> Vec<Set> {
     let private = match family {
         Family::Ipv4 => [(0x0a00_0000, 0x0aff_ffff), (0xac10_0000, 0xac1f_ffff), (0xc0a8_0000, 0xc0a8_ffff)].as_slice(),
         Family::Ipv6 => &[(0xfc << 120, (0xfe << 120) - 1)],
@@ -179,7 +181,7 @@ fn any_of(networks: &[Set]) -> Set {
 }
 
 /// Whether a region takes packets from a whole network inside, or from anywhere by interfaces that lead only inside.
-fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_>) -> bool {
+fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_, '_>) -> bool {
     let sources = region.get(Field::Source);
     if sources.is_all() {
         let mut outside = clients.gates.iter().filter(|gate| gate.uplink);
@@ -193,7 +195,7 @@ fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_>) -> bool 
 }
 
 /// How surely a client beyond the list is led to the target; `None` where it is not.
-fn reached(clients: &Clients<'_>, other: &Forward<'_>, region: &Region, beyond: &Set) -> Option<Confidence> {
+fn reached(clients: &Clients<'_, '_>, other: &Forward<'_>, region: &Region, beyond: &Set) -> Option<Confidence> {
     if clients.guide.host.facts.is_none() {
         return Some(Confidence::Likely);
     }

@@ -13,7 +13,10 @@ mod exposed;
 mod hairpin;
 #[cfg(test)]
 mod scale;
+mod survey;
 mod words;
+
+pub(super) use self::survey::Surveys;
 
 use super::Check;
 
@@ -32,5 +35,5 @@ pub(super) static CHECKS: &[Check] = &[
 #[cfg(test)]
 fn found(host: &crate::audit::host::Host, id: &str) -> Vec<crate::audit::finding::Finding> {
     let check = CHECKS.iter().find(|check| check.kind.id == id).expect("one of this family");
-    (check.find)(host, &check.kind)
+    (check.find)(&super::outlook::Outlook::new(host), &check.kind)
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use super::super::hosts::{facts, host};
+use super::super::outlook::Outlook;
 use super::CHECKS;
 use crate::audit::host::Host;
 use crate::audit::journey::{Guide, first};
@@ -56,7 +57,7 @@ fn many_forwards_take_time_in_proportion() {
             // The best of three: what else runs on the machine is not what is measured.
             let runs = (0..3).map(|_| {
                 let begin = Instant::now();
-                let found = (check.find)(&host, &check.kind);
+                let found = (check.find)(&Outlook::new(&host), &check.kind);
                 (begin.elapsed(), found)
             });
             let (took, found) = runs.min_by_key(|(took, _)| *took).expect("three");
@@ -77,7 +78,7 @@ fn many_forwards_take_time_in_proportion() {
 fn many_forwards_of_one_fault_are_one_finding() {
     let host = docker(300, false, "");
     for check in CHECKS {
-        let found = (check.find)(&host, &check.kind);
+        let found = (check.find)(&Outlook::new(&host), &check.kind);
         assert!(found.len() <= 1, "{}: {found:?}", check.kind.id);
     }
     assert!(super::found(&host, "F19")[0].message.starts_with("300 forwards ("));
@@ -93,7 +94,7 @@ fn lists_of_sources_take_time_in_proportion() {
         let host = docker(forwards, false, " -s 198.51.100.0/24");
         let run = || {
             let begin = Instant::now();
-            assert!((check.find)(&host, &check.kind).is_empty());
+            assert!((check.find)(&Outlook::new(&host), &check.kind).is_empty());
             let all = begin.elapsed();
             let begin = Instant::now();
             assert_eq!(crate::audit::forwards::Forward::all(&host.view).len(), forwards);

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::super::naming::{self, is_open, is_wildcard};
+use super::super::outlook::Outlook;
 use super::reach::{self, Cut, Reached};
 use crate::audit::finding::Confidence;
 use crate::audit::forwards::Forward;
@@ -32,19 +33,19 @@ pub(super) enum Class {
 }
 
 /// A forward that has a fault.
-pub(super) struct Judged<'a> {
+pub(in crate::audit::findings) struct Judged<'a> {
     /// Which.
-    pub class: Class,
+    pub(super) class: Class,
     /// The forward.
-    pub forward: Forward<'a>,
+    pub(super) forward: Forward<'a>,
     /// What takes its packets: other forwards first.
-    pub by: Vec<Taker<'a>>,
+    pub(super) by: Vec<Taker<'a>>,
     /// Whether no packet at all gets to it.
-    pub whole: bool,
+    pub(super) whole: bool,
     /// How sure that is.
-    pub confidence: Confidence,
+    pub(super) confidence: Confidence,
     /// The hooks at which it is so.
-    pub hooks: Vec<Hook>,
+    pub(super) hooks: Vec<Hook>,
 }
 
 /// A step that takes packets of a forward.
@@ -69,12 +70,13 @@ struct Takers<'a> {
     known: HashMap<At, usize>,
 }
 
-/// The forwards of a host that have the faults of some classes.
-pub(super) fn all<'a>(host: &'a Host, wanted: &[Class]) -> Vec<Judged<'a>> {
-    let judged = reach::all(host).into_iter().flat_map(|reached| judge(host, reached));
+/// The forwards of a host that have a fault of order.
+pub(in crate::audit::findings) fn all<'a>(outlook: &Outlook<'a>) -> Vec<Judged<'a>> {
+    let host = outlook.host;
+    let judged = reach::all(host, outlook.forwards()).into_iter().flat_map(|reached| judge(host, reached));
     let mut found: Vec<Judged<'a>> = Vec::new();
     let mut of_rule: HashMap<(At, Class), Family> = HashMap::new();
-    for judged in judged.filter(|judged| wanted.contains(&judged.class)) {
+    for judged in judged {
         // A rule of both families is told of once.
         let family = *of_rule.entry((judged.forward.at, judged.class)).or_insert(judged.forward.family);
         if family == judged.forward.family {
@@ -84,7 +86,7 @@ pub(super) fn all<'a>(host: &'a Host, wanted: &[Class]) -> Vec<Judged<'a>> {
     found
 }
 
-fn judge<'a>(host: &'a Host, reached: Reached<'a>) -> Vec<Judged<'a>> {
+fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
     let Reached { forward, steps } = reached;
     if forward.to.addresses.is_some_and(|(first, _)| Family::of(first) != forward.family) {
         return Vec::new();

@@ -10,7 +10,9 @@ mod tests;
 
 use std::collections::HashMap;
 
-use self::judge::{Class, Judged, Taker};
+use self::judge::{Class, Taker};
+pub(super) use self::judge::{Judged, all as judged};
+use super::outlook::Outlook;
 use super::{Check, naming};
 use crate::audit::describe;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
@@ -35,7 +37,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "The forward does nothing, and its port leads somewhere else or nowhere.",
             fix: "Remove the forward, or move it before the rules that take its packets.",
         },
-        find: |host, kind| shadowed(host, kind),
+        find: shadowed,
     },
     Check {
         kind: Kind {
@@ -47,7 +49,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "Which of two services answers depends on the order of rules that may be of two programs.",
             fix: "Give one of them other ports, an address or an interface.",
         },
-        find: |host, kind| conflicting(host, kind, Class::Conflict),
+        find: |outlook, kind| conflicting(outlook, kind, Class::Conflict),
     },
     Check {
         kind: Kind {
@@ -58,7 +60,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "It does nothing now; and when one of the two is changed or removed the other one goes on working.",
             fix: "Remove one of the two rules.",
         },
-        find: |host, kind| taken(host, kind, Class::Duplicate),
+        find: |outlook, kind| taken(outlook, kind, Class::Duplicate),
     },
     Check {
         kind: Kind {
@@ -71,7 +73,7 @@ pub(super) const CHECKS: &[Check] = &[
                   order, and not the narrowest first.",
             fix: "Move the forward of the one address before that of all addresses.",
         },
-        find: |host, kind| taken(host, kind, Class::Wildcard),
+        find: |outlook, kind| taken(outlook, kind, Class::Wildcard),
     },
     Check {
         kind: Kind {
@@ -83,15 +85,15 @@ pub(super) const CHECKS: &[Check] = &[
                   and may change with the next boot.",
             fix: "Give one of the base chains another priority: lower is asked first.",
         },
-        find: |host, kind| conflicting(host, kind, Class::Tie),
+        find: |outlook, kind| conflicting(outlook, kind, Class::Tie),
     },
 ];
 
 /// F01. Where it was too much to find out whether packets get to a forward that is unknown, and said once.
-fn shadowed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let all = judge::all(host, &[Class::Shadowed, Class::Undecided]);
-    let (undecided, shadowed): (Vec<_>, Vec<_>) = all.into_iter().partition(|judged| judged.class == Class::Undecided);
-    let mut found = grouped(host, kind, shadowed);
+fn shadowed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let mut found = grouped(host, kind, of_class(outlook, Class::Shadowed));
+    let undecided: Vec<&Judged<'_>> = of_class(outlook, Class::Undecided).collect();
     if !undecided.is_empty() {
         let names = naming::few(undecided.iter().map(|judged| naming::forward(&judged.forward)));
         let message =
@@ -104,13 +106,17 @@ fn shadowed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F03 and F04.
-fn taken(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
-    grouped(host, kind, judge::all(host, &[class]))
+fn taken(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
+    grouped(outlook.host, kind, of_class(outlook, class))
+}
+
+fn of_class<'o, 'a>(outlook: &'o Outlook<'a>, class: Class) -> impl Iterator<Item = &'o Judged<'a>> {
+    outlook.judged().iter().filter(move |judged| judged.class == class)
 }
 
 /// Forwards whose packets are taken by rules before. Those that lose theirs to the same rules are one finding.
-fn grouped(host: &Host, kind: &'static Kind, all: Vec<Judged<'_>>) -> Vec<Finding> {
-    let mut groups: Vec<Vec<Judged<'_>>> = Vec::new();
+fn grouped<'o, 'a: 'o>(host: &Host, kind: &'static Kind, all: impl Iterator<Item = &'o Judged<'a>>) -> Vec<Finding> {
+    let mut groups: Vec<Vec<&Judged<'_>>> = Vec::new();
     let mut known: HashMap<(Vec<At>, bool, Confidence), usize> = HashMap::new();
     for judged in all {
         let by = judged.by.iter().map(|taker| taker.step.at).collect();
@@ -123,8 +129,8 @@ fn grouped(host: &Host, kind: &'static Kind, all: Vec<Judged<'_>>) -> Vec<Findin
     groups.iter().filter_map(|group| group.split_first()).map(|(first, more)| one(host, kind, first, more)).collect()
 }
 
-fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[Judged<'_>]) -> Finding {
-    let all = || std::iter::once(first).chain(more);
+fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[&Judged<'_>]) -> Finding {
+    let all = || std::iter::once(first).chain(more.iter().copied());
     let names: Vec<String> = all().map(|judged| naming::forward(&judged.forward)).collect();
     let (names, is) = (naming::few(names.into_iter()), if more.is_empty() { "is" } else { "are" });
     // Of a rule of both families only the packets of this one are known to be lost.
@@ -159,9 +165,10 @@ fn removal_of_taker(host: &Host, judged: &Judged<'_>) -> String {
 }
 
 /// F02 and F05: forwards that share packets with others that lead elsewhere.
-fn conflicting(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
-    let one = |judged: Judged<'_>| {
-        let (name, by) = (naming::forward(&judged.forward), takers(host, &judged));
+fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
+    let host = outlook.host;
+    let one = |judged: &Judged<'_>| {
+        let (name, by) = (naming::forward(&judged.forward), takers(host, judged));
         let hooks: Vec<&str> = judged.hooks.iter().map(|hook| hook.name()).collect();
         let hooks = hooks.join(" and ");
         let message = match class {
@@ -173,8 +180,8 @@ fn conflicting(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
         };
         let finding = kind.found(judged.confidence, message).at(host.place(judged.forward.at));
         let finding = naming::at(finding, host, judged.by.iter().map(|taker| taker.step.at));
-        let mut finding = evidence(finding, host, &judged);
-        let owners = judge::owners(host, &judged);
+        let mut finding = evidence(finding, host, judged);
+        let owners = judge::owners(host, judged);
         if owners.len() > 1 {
             finding = finding.seen(format!("made by {}", owners.join(", ")));
         }
@@ -186,7 +193,7 @@ fn conflicting(host: &Host, kind: &'static Kind, class: Class) -> Vec<Finding> {
         };
         finding.mended_by(format!("{fix}; {}", naming::removal(host, judged.forward.at)))
     };
-    judge::all(host, &[class]).into_iter().map(one).collect()
+    of_class(outlook, class).map(one).collect()
 }
 
 /// What takes the packets of a forward, in words.

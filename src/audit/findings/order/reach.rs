@@ -166,16 +166,15 @@ pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> 
 }
 
 /// A forward, and what gets as far as each of its steps.
-pub(super) struct Reached<'a> {
+pub(super) struct Reached<'f, 'a> {
     /// The forward.
-    pub forward: Forward<'a>,
+    pub forward: &'f Forward<'a>,
     /// The way, the number of the step on it, and what gets there.
     pub steps: Vec<(&'a Way, usize, Reach)>,
 }
 
 /// All forwards of a host of which not every step is surely reached by all of its packets.
-pub(super) fn all(host: &Host) -> Vec<Reached<'_>> {
-    let forwards = Forward::all(&host.view);
+pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Reached<'f, 'a>> {
     let mut left = MOST_PAIRS;
     let mut found: HashMap<usize, Vec<(&Way, usize, Reach)>> = HashMap::new();
     for way in &host.view.ways {
@@ -205,7 +204,7 @@ pub(super) fn all(host: &Host) -> Vec<Reached<'_>> {
             }
         }
     }
-    let forwards = forwards.into_iter().enumerate();
+    let forwards = forwards.iter().enumerate();
     forwards.filter_map(|(number, forward)| Some(Reached { forward, steps: found.remove(&number)? })).collect()
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::Outlook;
 use super::naming::{self, is_open};
-use super::outside::{self, Client, Travel};
+use super::outside::{self, Client};
 use crate::audit::facts::Facts;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -12,12 +13,12 @@ use crate::audit::host::Host;
 use crate::audit::region::{self, Field, LOCAL, Packet, Region};
 use crate::audit::ruleset::Hook;
 use crate::audit::set::{number_of, number_of_name};
-use crate::audit::trace::{self, Which};
+use crate::audit::trace::Which;
 use crate::audit::view::Translation;
 use crate::model::Family;
 
 /// Forwards by how bad and how sure their fault is.
-type Groups<'a> = BTreeMap<(Family, Severity, Confidence), Vec<Forward<'a>>>;
+type Groups<'o, 'a> = BTreeMap<(Family, Severity, Confidence), Vec<&'o Forward<'a>>>;
 
 /// The setting that tells whether packets of a family are passed on.
 fn forwarding(family: Family) -> &'static str {
@@ -37,9 +38,10 @@ fn passes_on(facts: &Facts, family: Family) -> Option<bool> {
 ///
 /// Without facts, or where a setting was not read, it is likely: a host that forwards to others passes packets on. A rule that asks
 /// for what is not understood may be guarded by that, so it is unknown.
-pub(super) fn unguarded(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn unguarded(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let mut groups = Groups::new();
-    for forward in super::forwards(host) {
+    for forward in super::forwards(outlook) {
         let Some((_, step)) = forward.arriving().find(|(_, step)| takes_transit(&step.region, forward.family)) else {
             continue;
         };
@@ -53,7 +55,7 @@ pub(super) fn unguarded(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             (None, Confidence::Proved) => Confidence::Likely,
             (_, sure) => sure,
         };
-        let confidence = match wins_transit(host, &forward, &step.region) {
+        let confidence = match wins_transit(outlook, forward, &step.region) {
             Some(true) => confidence,
             Some(false) => continue,
             None => confidence.min(Confidence::Likely),
@@ -64,7 +66,7 @@ pub(super) fn unguarded(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         let severity = if mild { Severity::Warning } else { kind.severity };
         groups.entry((forward.family, severity, confidence)).or_default().push(forward);
     }
-    let one = |((family, severity, confidence), forwards): (_, Vec<Forward<'_>>)| {
+    let one = |((family, severity, confidence), forwards): (_, Vec<&Forward<'_>>)| {
         let take = if forwards.len() == 1 { "takes" } else { "take" };
         let message = |names: &str| format!("{names} also {take} packets that only pass through this host");
         let finding = super::together(host, kind, confidence, &forwards, message).as_bad_as(severity);
@@ -75,8 +77,8 @@ pub(super) fn unguarded(host: &Host, kind: &'static Kind) -> Vec<Finding> {
     groups.into_iter().map(one).collect()
 }
 
-fn guarded(host: &Host, forwards: &[Forward<'_>]) -> String {
-    let of_nft = |forward: &Forward<'_>| {
+fn guarded(host: &Host, forwards: &[&Forward<'_>]) -> String {
+    let of_nft = |forward: &&Forward<'_>| {
         host.rules.at(forward.at).is_some_and(|(table, _, _)| table.tool == crate::audit::ruleset::Tool::Nft)
     };
     let words = match forwards.first().is_some_and(of_nft) {
@@ -94,8 +96,8 @@ fn takes_transit(region: &Region, family: Family) -> bool {
 }
 
 /// Whether a packet for somebody else is led to a forward; `None` where that is not sure.
-fn wins_transit(host: &Host, forward: &Forward<'_>, region: &Region) -> Option<bool> {
-    let facts = host.facts.as_ref()?;
+fn wins_transit(outlook: &Outlook<'_>, forward: &Forward<'_>, region: &Region) -> Option<bool> {
+    let facts = outlook.facts()?;
     let name = |name: &str| number_of_name(name.as_bytes(), 0);
     let mut links = facts.links.iter().filter(|link| !link.loopback);
     let link = links.find(|link| region.get(Field::Input).has(name(&link.name)))?;
@@ -122,7 +124,7 @@ fn wins_transit(host: &Host, forward: &Forward<'_>, region: &Region) -> Option<b
         Family::Ipv6 => 0x2001_0db8_0077_0000_0000_0000_0000_0077,
     };
     packet.put(Field::Source, one(Field::Source, asker)?);
-    let outcome = trace::hook(&host.rules, &mut packet, Hook::Prerouting, &Which::Nat);
+    let outcome = outlook.guide.tracer.hook(&mut packet, Hook::Prerouting, &Which::Nat);
     let wins = outcome.rewritten.as_ref().is_some_and(|(_, _, at)| *at == forward.at);
     outcome.is_sure().then_some(wins)
 }
@@ -131,11 +133,12 @@ fn wins_transit(host: &Host, forward: &Forward<'_>, region: &Region) -> Option<b
 ///
 /// Where a rule drops what comes from outside nothing is said. What is not understood may be a limit, so then it is unknown. A dump
 /// does not tell of the host's addresses, and nothing is said.
-pub(super) fn exposed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut groups = Groups::new();
-    let ways = Family::ALL.map(|family| (family, outside::global(facts, family), Client::some(host, family)));
-    for forward in super::all(host) {
+    let ways = Family::ALL.map(|family| (family, outside::global(facts, family), Client::some(outlook, family)));
+    for forward in super::all(outlook) {
         let Some((_, global, clients)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
         let Some((address, (_, step))) = global.first().zip(forward.arriving().find(|(_, step)| {
             let open = |field| is_open(step.region.get(field), field, forward.family);
@@ -144,12 +147,13 @@ pub(super) fn exposed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             continue;
         };
         let mut confidence = super::of_region(host, &step.region);
-        let send = |client: &Client<'_>| Some(client.send(client.packet(&forward, Some(*address))?));
         // A rule may keep one network away: what gets in from any other is let in.
-        let mut travels = clients.iter().filter_map(send);
-        let gets_in = |travel: &Travel| travel.dropped.is_none() && travel.taken == Some(forward.at);
-        match travels.find(gets_in) {
-            Some(travel) if travel.sure => {}
+        let mut journeys = clients.iter().filter_map(|client| {
+            let packet = client.packet(forward, Some(*address))?;
+            Some(outlook.guide.lead_through(packet))
+        });
+        match journeys.find(|journey| outside::gets_in(journey, forward.at)) {
+            Some(journey) if journey.is_sure() => {}
             Some(_) => confidence = confidence.min(Confidence::Likely),
             // Where it is not understood which ones a forward is about, or a rule before, it may be all.
             None if confidence == Confidence::Unknown => {}
@@ -158,7 +162,7 @@ pub(super) fn exposed(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         }
         groups.entry((forward.family, kind.severity, confidence)).or_default().push(forward);
     }
-    let one = |((family, _, confidence), forwards): (_, Vec<Forward<'_>>)| {
+    let one = |((family, _, confidence), forwards): (_, Vec<&Forward<'_>>)| {
         let global: Vec<IpAddr> = outside::global(facts, family);
         let addresses = naming::few(global.iter().map(ToString::to_string));
         let is = if forwards.len() == 1 { "is" } else { "are" };

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::Outlook;
 use super::naming;
 use crate::audit::finding::{Finding, Kind};
 use crate::audit::forwards::Forward;
@@ -10,9 +11,10 @@ use crate::model::Counter;
 
 /// Forwards whose rules count 0, where another one counts more. Those without a counter say nothing; a rule that asks a map counts
 /// for all of its elements.
-pub(super) fn never(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn never(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let (mut unused, mut used, mut rules) = (Vec::new(), 0usize, HashSet::new());
-    for forward in super::forwards(host) {
+    for forward in super::forwards(outlook) {
         let rule = (forward.at.table, forward.at.chain, forward.at.rule);
         match count(host, &forward) {
             Some(_) if !rules.insert(rule) => {}

@@ -11,6 +11,7 @@ mod twin;
 
 use std::collections::HashSet;
 
+use super::outlook::Outlook;
 use super::{Check, naming};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -119,16 +120,16 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// The forwards of a host whose target is of the family of their packets, and those of rules of both families once.
-fn forwards(host: &Host) -> Vec<Forward<'_>> {
+fn forwards<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let mut known = HashSet::new();
-    all(host).filter(|forward| known.insert(forward.at)).collect()
+    all(outlook).filter(move |forward| known.insert(forward.at))
 }
 
 /// The same with those of rules of both families twice.
-fn all(host: &Host) -> impl Iterator<Item = Forward<'_>> {
+fn all<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let is_of =
-        |forward: &Forward<'_>| forward.to.addresses.is_none_or(|(first, _)| Family::of(first) == forward.family);
-    Forward::all(&host.view).into_iter().filter(is_of)
+        |forward: &&Forward<'_>| forward.to.addresses.is_none_or(|(first, _)| Family::of(first) == forward.family);
+    outlook.forwards().iter().filter(is_of)
 }
 
 /// The steps that rewrite sources at hooks, those of rules of both families once.
@@ -153,10 +154,10 @@ fn together(
     host: &Host,
     kind: &'static Kind,
     confidence: Confidence,
-    forwards: &[Forward<'_>],
+    forwards: &[&Forward<'_>],
     message: impl FnOnce(&str) -> String,
 ) -> Finding {
-    let names = naming::few(forwards.iter().map(naming::forward));
+    let names = naming::few(forwards.iter().map(|forward| naming::forward(forward)));
     let finding = kind.found(confidence, message(&names));
     let mut finding = naming::at(finding, host, forwards.iter().map(|forward| forward.at));
     for forward in forwards.iter().take(3) {

@@ -2,18 +2,16 @@
 
 use std::net::IpAddr;
 
+use super::Outlook;
 use crate::audit::facts::{Facts, Way};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
+use crate::audit::journey::{End, Journey, Part, UNICAST};
 use crate::audit::region::{self, Field, LOCAL, Packet, Region};
-use crate::audit::ruleset::{At, Hook, Rewrite};
+use crate::audit::ruleset::{At, Hook};
 use crate::audit::set::{number_of, number_of_name};
-use crate::audit::trace::{self, AFTER_DNAT, BEFORE_DNAT, Outcome, Verdict, Which};
+use crate::audit::trace::Outcome;
 use crate::audit::view::Translation;
 use crate::model::Family;
-
-/// `RTN_UNICAST` in include/uapi/linux/rtnetlink.h.
-const UNICAST: u128 = 1;
 
 /// A port of clients: one of those that Linux takes by itself (net/ipv4/ip_local_port_range).
 const CLIENT_PORT: u128 = 40_000;
@@ -56,7 +54,6 @@ pub(super) fn global(facts: &Facts, family: Family) -> Vec<IpAddr> {
 
 /// A client outside.
 pub(super) struct Client<'a> {
-    host: &'a Host,
     address: IpAddr,
     /// The interface that its packets arrive by, where that is known.
     pub input: Option<&'a str>,
@@ -64,19 +61,19 @@ pub(super) struct Client<'a> {
 
 impl<'a> Client<'a> {
     /// Finds one of a family; none where the host has no route to any.
-    pub(super) fn new(host: &'a Host, family: Family) -> Option<Self> {
-        Self::some(host, family).into_iter().next()
+    pub(super) fn new(outlook: &Outlook<'a>, family: Family) -> Option<Self> {
+        Self::some(outlook, family).into_iter().next()
     }
 
     /// Finds some of a family, those behind a router first.
-    pub(super) fn some(host: &'a Host, family: Family) -> Vec<Self> {
+    pub(super) fn some(outlook: &Outlook<'a>, family: Family) -> Vec<Self> {
         let known = CLIENTS.iter().filter(|(of, _)| *of == family).filter_map(|(_, text)| text.parse().ok());
         let (mut behind, mut near) = (Vec::new(), Vec::new());
         for address in known {
-            match host.facts.as_ref().map(|facts| facts.way_to(address)) {
-                None => behind.push(Self { host, address, input: None }),
-                Some(Way::Out(link, Some(_))) => behind.push(Self { host, address, input: Some(&link.name) }),
-                Some(Way::Out(link, None)) => near.push(Self { host, address, input: Some(&link.name) }),
+            match outlook.facts().map(|facts| facts.way_to(address)) {
+                None => behind.push(Self { address, input: None }),
+                Some(Way::Out(link, Some(_))) => behind.push(Self { address, input: Some(&link.name) }),
+                Some(Way::Out(link, None)) => near.push(Self { address, input: Some(&link.name) }),
                 Some(Way::Here | Way::Nowhere) => {}
             }
         }
@@ -114,101 +111,31 @@ impl<'a> Client<'a> {
         packet.set(Field::OriginalPort, packet.get(Field::Port));
         Some(packet)
     }
-
-    /// Sends its packet.
-    pub(super) fn send(&self, mut packet: Packet) -> Travel {
-        let mut travel = Travel { sure: self.host.facts.is_some(), ..Travel::default() };
-        let rules = &self.host.rules;
-        let ask = |travel: &mut Travel, packet: &mut Packet, hook, which| {
-            let outcome = trace::hook(rules, packet, hook, &which);
-            travel.meet(&outcome);
-            outcome
-        };
-        let raw = ask(&mut travel, &mut packet, Hook::Prerouting, Which::Filter(BEFORE_DNAT));
-        if travel.dropped.is_some() || raw.untracked.is_some() {
-            return travel;
-        }
-        let nat = ask(&mut travel, &mut packet, Hook::Prerouting, Which::Nat);
-        let Some((translation, to, at)) = nat.rewritten else { return travel };
-        travel.taken = Some(at);
-        self.rewrite(&mut packet, translation, &to);
-        ask(&mut travel, &mut packet, Hook::Prerouting, Which::Filter(AFTER_DNAT));
-        let here = packet.get(Field::DestinationKind) == Some(LOCAL);
-        let hook = if here { Hook::Input } else { Hook::Forward };
-        if travel.dropped.is_none() {
-            ask(&mut travel, &mut packet, hook, Which::Filter(i32::MIN..=i32::MAX));
-        }
-        if travel.dropped.is_none() && !here {
-            ask(&mut travel, &mut packet, Hook::Postrouting, Which::Filter(i32::MIN..=i32::MAX));
-            let nat = trace::hook(rules, &mut packet, Hook::Postrouting, &Which::Nat);
-            travel.source_sure = travel.nat_sure && nat.is_sure() && self.host.facts.is_some();
-            travel.source = nat.rewritten.map(|(translation, _, at)| (translation, at));
-        }
-        travel
-    }
-
-    /// Gives a packet its new destination, and the interface by which it leaves.
-    fn rewrite(&self, packet: &mut Packet, translation: Translation, to: &Rewrite) {
-        let facts = self.host.facts.as_ref();
-        if let Some((first, _)) = to.addresses {
-            packet.put(Field::Destination, number_of(first));
-        }
-        if let (Some((first, last)), Some(port)) = (to.ports, packet.get(Field::Port)) {
-            let kept = to.base.is_none() && (u128::from(first)..=u128::from(last)).contains(&port);
-            packet.put(Field::Port, if kept { port } else { first.into() });
-        }
-        let status = packet.get(Field::Status).unwrap_or_default();
-        packet.put(Field::Status, status | region::DST_NAT);
-        let (kind, output) = match (translation, to.addresses, facts) {
-            (Translation::Redirect, _, _) | (_, None, _) => (Some(LOCAL), Some("")),
-            (_, Some(_), None) => (Some(UNICAST), None),
-            (_, Some((first, _)), Some(facts)) => match facts.way_to(first) {
-                Way::Here => (Some(LOCAL), Some("")),
-                Way::Out(link, _) => (Some(UNICAST), Some(link.name.as_str())),
-                Way::Nowhere => (None, None),
-            },
-        };
-        packet.set(Field::DestinationKind, kind);
-        packet.set(Field::Output, output.map(|name| number_of_name(name.as_bytes(), 0)));
-    }
 }
 
-/// What becomes of a client's packet.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Travel {
-    /// The forward that takes it.
-    pub taken: Option<At>,
-    /// The rule that drops it.
-    pub dropped: Option<At>,
-    /// How its source is rewritten, and by which rule.
-    pub source: Option<(Translation, At)>,
-    /// Whether that is sure, whatever else may drop it.
-    pub source_sure: bool,
-    /// Whether all but the source is sure.
-    pub sure: bool,
-    /// Whether what was asked for its destination is sure.
-    nat_sure: bool,
+/// Whether a client's packet gets in by a forward: nothing drops or refuses it.
+pub(super) fn gets_in(journey: &Journey<'_>, forward: At) -> bool {
+    let lost = matches!(journey.end, End::Dropped(..) | End::Refused(_));
+    !lost && journey.forwarded_by() == Some(forward)
 }
 
-impl Travel {
-    fn meet(&mut self, outcome: &Outcome) {
-        self.sure &= outcome.is_sure();
-        if self.taken.is_none() {
-            self.nat_sure = outcome.is_sure();
-        }
-        match outcome.verdict {
-            Verdict::Passes => {}
-            Verdict::Dropped(at) => self.dropped = Some(at),
-            // What the program does is not known.
-            Verdict::Queued(_) => self.sure = false,
-        }
+/// How the source of a packet that leaves by a forward is rewritten, by which rule, and whether that is sure, whatever else may
+/// drop the packet.
+pub(super) fn hidden(journey: &Journey<'_>, forward: At) -> Option<(Translation, At, bool)> {
+    if journey.forwarded_by() != Some(forward) || !matches!(journey.end, End::Leaves(..)) {
+        return None;
     }
+    let outcome = journey.at(Hook::Postrouting, Part::Nat)?;
+    let (translation, _, at) = outcome.rewritten.as_ref()?;
+    let to_target = journey.at(Hook::Prerouting, Part::Nat).is_some_and(Outcome::is_sure);
+    Some((*translation, *at, to_target && outcome.is_sure()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::hosts::{docker, facts, nat, with};
     use super::*;
+    use crate::audit::host::Host;
 
     #[test]
     fn the_whole_internet_reaches_global_addresses() {
@@ -237,19 +164,17 @@ mod tests {
     fn a_client_s_packet_goes_the_whole_way() {
         let rules = "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
                      -A POSTROUTING -o docker0 -j MASQUERADE";
-        let send = |host: &Host| {
-            let forward = Forward::all(&host.view).remove(0);
-            let client = Client::new(host, Family::Ipv4).expect("a way out");
+        let lead = |host: &Host| {
+            let outlook = Outlook::new(host);
+            let forward = &outlook.forwards()[0];
+            let client = Client::new(&outlook, Family::Ipv4).expect("a way out");
             let address = host.facts.as_ref().map(|_| IpAddr::from([192, 0, 2, 1]));
-            client.send(client.packet(&forward, address).expect("it arrives"))
+            let journey = outlook.guide.lead(client.packet(forward, address).expect("it arrives"));
+            (gets_in(&journey, forward.at), hidden(&journey, forward.at).map(|(by, _, sure)| (by, sure)))
         };
-        let travel = send(&docker(rules));
-        assert!(travel.taken.is_some() && travel.sure && travel.source_sure && travel.dropped.is_none());
-        assert_eq!(travel.source.map(|(translation, _)| translation), Some(Translation::Masquerade));
+        assert_eq!(lead(&docker(rules)), (true, Some((Translation::Masquerade, true))));
         let filter = "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n";
-        let travel = send(&with(&format!("{filter}{}", nat(rules)), Some(facts())));
-        assert!(travel.dropped.is_some() && travel.sure && travel.source.is_none());
-        let travel = send(&with(&nat(rules), None));
-        assert!(!travel.sure && !travel.source_sure && travel.source.is_none(), "by which interface is not known");
+        assert_eq!(lead(&with(&format!("{filter}{}", nat(rules)), Some(facts()))), (false, None));
+        assert_eq!(lead(&with(&nat(rules), None)), (true, None), "by which interface is not known");
     }
 }

@@ -1,18 +1,19 @@
 //! F06: ranges that are shifted.
 
+use super::Outlook;
 use super::naming;
 use crate::audit::describe;
 use crate::audit::finding::{Finding, Kind};
-use crate::audit::host::Host;
 use crate::audit::region::Field;
 use crate::audit::set::Set;
 
 /// A forward of several ports to several ports, of which some are outside of those.
 ///
 /// Where a rule has ports chosen at random this is not said; of rules from the kernel that is not known, and taken not to be so.
-pub(super) fn shifted(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let mut found = Vec::new();
-    for forward in super::forwards(host) {
+    for forward in super::forwards(outlook) {
         let (Some(region), Some((first, last)), None) = (forward.region(), forward.to.ports, forward.to.base) else {
             continue;
         };

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::Outlook;
 use super::naming::{self, is_open};
-use super::outside::Client;
+use super::outside::{self, Client};
 use crate::audit::describe;
 use crate::audit::facts::Way;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::region::{Condition, Field, LOCAL, Region};
 use crate::audit::ruleset::{At, Hook, Rewrite, Tool};
 use crate::audit::set::{Set, number_of, number_of_name};
@@ -19,7 +19,8 @@ use crate::model::Family;
 /// A rule that masquerades whatever leaves, or what stays within the host as well.
 ///
 /// A rule that asks for what is not understood may be limited by that, so it is unknown.
-pub(super) fn unlimited(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn unlimited(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let mut found = Vec::new();
     for (family, step, translation) in super::sources(host, &[Hook::Postrouting]) {
         if translation != Translation::Masquerade {
@@ -60,14 +61,14 @@ pub(super) fn unlimited(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             text => text,
         };
         let finding = kind.found(confidence, message).at(host.place(step.at));
-        found.push(finding.seen(format!("it is about {packets}")).mended_by(limit(host, step.at, family)));
+        found.push(finding.seen(format!("it is about {packets}")).mended_by(limit(outlook, step.at, family)));
     }
     found
 }
 
 /// How a rule is limited to the interface of the default route.
-fn limit(host: &Host, at: At, family: Family) -> String {
-    let client = Client::new(host, family);
+fn limit(outlook: &Outlook<'_>, at: At, family: Family) -> String {
+    let (host, client) = (outlook.host, Client::new(outlook, family));
     let uplink = client.and_then(|client| client.input.map(crate::model::error::printable));
     let uplink = uplink.unwrap_or_else(|| "IF".to_owned());
     let is_nft = host.rules.at(at).is_some_and(|(table, _, _)| table.tool == Tool::Nft);
@@ -86,7 +87,8 @@ fn loopback(family: Family) -> u128 {
 ///
 /// Where it would be on a link of this host nobody answers for it there, which is proved; else routers may send it here, so it is
 /// likely. Without facts nothing is known of addresses, and nothing is said.
-pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut found: Vec<Finding> = Vec::new();
     // Those that are rewritten to the same are told of once.
@@ -146,14 +148,15 @@ pub(super) fn foreign(host: &Host, kind: &'static Kind) -> Vec<Finding> {
 /// Forwards whose clients outside the target does not see, by the rule that hides them.
 ///
 /// Where the target is behind a router the answers may not come back otherwise, which is milder. Of a dump it is likely at most.
-pub(super) fn lost(host: &Host, kind: &'static Kind) -> Vec<Finding> {
-    let clients = Family::ALL.map(|family| (family, Client::new(host, family)));
+pub(super) fn lost(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let clients = Family::ALL.map(|family| (family, Client::new(outlook, family)));
     let addresses: Vec<IpAddr> = match &host.facts {
         Some(facts) => facts.addresses.iter().map(|(_, network)| network.ip()).collect(),
         None => Vec::new(),
     };
-    let mut groups: BTreeMap<(At, Severity, Confidence), (Translation, Vec<Forward<'_>>)> = BTreeMap::new();
-    for forward in super::all(host) {
+    let mut groups: BTreeMap<(At, Severity, Confidence), (Translation, Vec<&Forward<'_>>)> = BTreeMap::new();
+    for forward in super::all(outlook) {
         let Some(target) = forward.target() else { continue };
         let client = clients.iter().find(|(family, _)| *family == forward.family);
         let Some(client) = client.and_then(|(_, client)| client.as_ref()) else { continue };
@@ -162,17 +165,17 @@ pub(super) fn lost(host: &Host, kind: &'static Kind) -> Vec<Finding> {
         if to.is_none() && host.facts.is_some() {
             continue;
         }
-        let Some(packet) = client.packet(&forward, to) else { continue };
-        let travel = client.send(packet);
-        let Some((translation, at)) = travel.source.filter(|_| travel.taken == Some(forward.at)) else { continue };
-        let confidence = if travel.source_sure { naming::sure(host) } else { Confidence::Likely };
+        let Some(packet) = client.packet(forward, to) else { continue };
+        let journey = outlook.guide.lead(packet);
+        let Some((translation, at, is_sure)) = outside::hidden(&journey, forward.at) else { continue };
+        let confidence = if is_sure { naming::sure(host) } else { Confidence::Likely };
         let routed = host.facts.as_ref().is_some_and(|facts| matches!(facts.way_to(target), Way::Out(_, Some(_))));
         // What our own rules do was asked for by `source = "masquerade"`.
         let asked = host.place(at).owner == "portfwd";
         let severity = if routed || asked { Severity::Info } else { kind.severity };
         groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
     }
-    let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<Forward<'_>>))| {
+    let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<&Forward<'_>>))| {
         let family = forwards.first().map_or(Family::Ipv4, |forward| forward.family);
         let words = naming::rule(host, at, family);
         let hides = if forwards.len() == 1 { "does" } else { "do" };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::Outlook;
 use super::naming;
 use super::outside::{self, Client};
 use crate::audit::facts::{Facts, Listener};
@@ -26,9 +27,10 @@ const STAND_INS: [&str; 1] = ["docker-proxy"];
 ///
 /// Only forwards that a client outside may use count, at addresses of this host besides those of loopback. Without facts it is not
 /// known which addresses there are, and nothing is said.
-pub(super) fn lonely(host: &Host, kind: &'static Kind) -> Vec<Finding> {
+pub(super) fn lonely(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
-    let faced: Vec<Forward<'_>> = facing(host, facts);
+    let faced = facing(outlook, facts);
     let mut ranges: HashMap<(Family, u8), Vec<(u128, u128)>> = HashMap::new();
     for forward in &faced {
         for (protocol, ports) in keys(forward) {
@@ -45,7 +47,7 @@ pub(super) fn lonely(host: &Host, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         let (mut nothing, mut answered) = (Vec::new(), Vec::new());
-        for forward in faced.iter().filter(|forward| forward.family == family) {
+        for forward in faced.iter().copied().filter(|forward| forward.family == family) {
             let missing = |(protocol, ports): (Protocol, Set)| {
                 let there = forwarded.get(&(other, protocol.number()));
                 let missing = there.map_or_else(|| ports.clone(), |there| without(&ports, there));
@@ -62,9 +64,9 @@ pub(super) fn lonely(host: &Host, kind: &'static Kind) -> Vec<Finding> {
                         .any(|(protocol, ports)| listener.protocol == *protocol && ports.has(listener.port.into()))
             };
             match facts.listeners.iter().find(answers) {
-                None => nothing.push(forward.clone()),
+                None => nothing.push(forward),
                 Some(listener) if is_stand_in(listener) => {}
-                Some(listener) => answered.push((forward.clone(), listener)),
+                Some(listener) => answered.push((forward, listener)),
             }
         }
         let confidence = if is_known(host, other) { naming::sure(host) } else { Confidence::Likely };
@@ -99,10 +101,10 @@ fn told(finding: Finding, global: &[IpAddr], other: Family) -> Finding {
 }
 
 /// The forwards that a client outside may use.
-fn facing<'a>(host: &'a Host, facts: &Facts) -> Vec<Forward<'a>> {
+fn facing<'o, 'a>(outlook: &'o Outlook<'a>, facts: &Facts) -> Vec<&'o Forward<'a>> {
     let loopback = |address: IpAddr| address.is_loopback();
     let addresses: Vec<IpAddr> = facts.addresses.iter().map(|(_, network)| network.ip()).collect();
-    let clients = Family::ALL.map(|family| (family, Client::new(host, family)));
+    let clients = Family::ALL.map(|family| (family, Client::new(outlook, family)));
     let faces = |forward: &Forward<'_>, region: &Region| {
         let own = addresses.iter().filter(|address| Family::of(**address) == forward.family && !loopback(**address));
         let mut at = own.filter(|address| region.get(Field::Destination).has(number_of(**address)));
@@ -110,7 +112,7 @@ fn facing<'a>(host: &'a Host, facts: &Facts) -> Vec<Forward<'a>> {
         let client = client.and_then(|(_, client)| client.as_ref());
         at.next().is_some() && client.is_some_and(|client| client.is_of(region))
     };
-    let all = super::all(host);
+    let all = super::all(outlook);
     all.filter(|forward| forward.arriving().any(|(_, step)| faces(forward, &step.region))).collect()
 }
 
