@@ -30,8 +30,10 @@ const KEYS: [(Field, Option<Field>); 6] = [
 pub struct Index {
     /// For each of [`KEYS`] by the numbers of its fields, which of the entries.
     spans: [HashMap<(u128, u128), (usize, usize)>; KEYS.len()],
-    /// Those of one key one behind the other, in order.
+    /// Those of one key and number one behind the other, in order.
     entries: Vec<Entry>,
+    /// For each of [`KEYS`] all of its entries, in order.
+    all: [Vec<Entry>; KEYS.len()],
     /// Those of no key.
     rest: Vec<Entry>,
 }
@@ -48,7 +50,12 @@ impl Index {
         let mut found = Vec::new();
         for (entry, case) in cases() {
             match KEYS.iter().position(|key| is_few(*key, &case.region)) {
-                Some(by) => numbers(by, &case.region).for_each(|number| found.push((by, number, entry))),
+                Some(by) => {
+                    numbers(by, &case.region).for_each(|number| found.push((by, number, entry)));
+                    if let Some(all) = index.all.get_mut(by) {
+                        all.push(entry);
+                    }
+                }
                 None => index.rest.push(entry),
             }
         }
@@ -67,23 +74,27 @@ impl Index {
         Some(index)
     }
 
-    /// The cases that a packet may be in, in order. `None` where not enough is known of it to leave any out.
-    pub fn entries(&self, packet: &Packet) -> Option<Candidates<'_>> {
+    /// The cases that a packet may be in, in order.
+    pub fn entries(&self, packet: &Packet) -> Candidates<'_> {
         let mut lists: [&[Entry]; KEYS.len() + 1] = [&[]; KEYS.len() + 1];
         let (by_key, rest) = lists.split_at_mut(KEYS.len());
-        for ((list, spans), (field, other)) in by_key.iter_mut().zip(&self.spans).zip(KEYS) {
+        for (((list, spans), all), (field, other)) in by_key.iter_mut().zip(&self.spans).zip(&self.all).zip(KEYS) {
             if spans.is_empty() {
                 continue;
             }
-            let number = (packet.get(field)?, other.map_or(Some(0), |other| packet.get(other))?);
-            if let Some((first, end)) = spans.get(&number) {
-                *list = self.entries.get(*first..*end).unwrap_or_default();
-            }
+            // What is not known of a packet leaves none out.
+            *list = match packet.get(field).zip(other.map_or(Some(0), |other| packet.get(other))) {
+                Some(number) => {
+                    let span = spans.get(&number).and_then(|(first, end)| self.entries.get(*first..*end));
+                    span.unwrap_or_default()
+                }
+                None => all,
+            };
         }
         if let [rest] = rest {
             *rest = &self.rest;
         }
-        Some(Candidates(lists))
+        Candidates(lists)
     }
 }
 
@@ -155,14 +166,20 @@ mod tests {
             let Some(index) = Index::new(&chain) else { return Ok(()) };
             let packet = Packet::new(Family::Ipv4).with(Field::Port, fields.0).with(Field::Destination, fields.1);
             let packet = packet.with(Field::Source, fields.2).with(Field::Output, fields.3).with(Field::Input, 1);
-            let found: Vec<Entry> = index.entries(&packet).expect("all is known").collect();
-            prop_assert!(found.is_sorted(), "in order, each once");
-            let all = regions.iter().enumerate().flat_map(|(rule, cases)| cases.iter().enumerate().map(move |it| (rule, it)));
-            for (rule, (case, region)) in all {
-                prop_assert!(region.has(&packet) == Truth::No || found.contains(&(rule, case)));
+            let mut packets = vec![packet.clone(), Packet::new(Family::Ipv4)];
+            for field in [Field::Port, Field::Destination, Field::Source, Field::Output, Field::Input] {
+                let mut unknown = packet.clone();
+                unknown.set(field, None);
+                packets.push(unknown);
             }
-            let unknown = Packet::new(Family::Ipv4);
-            prop_assert!(index.entries(&unknown).is_none() || index.entries.is_empty());
+            for packet in packets {
+                let found: Vec<Entry> = index.entries(&packet).collect();
+                prop_assert!(found.is_sorted_by(|a, b| a < b), "in order, each once");
+                let all = regions.iter().enumerate().flat_map(|(rule, cases)| cases.iter().enumerate().map(move |it| (rule, it)));
+                for (rule, (case, region)) in all {
+                    prop_assert!(region.has(&packet) == Truth::No || found.contains(&(rule, case)));
+                }
+            }
         }
     }
 }

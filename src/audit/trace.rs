@@ -244,7 +244,7 @@ impl Trace<'_> {
     fn chain(&mut self, table: &Table, at: At, depth: usize) -> Flow {
         let Some(chain) = table.chains.get(at.chain).filter(|_| depth <= DEEPEST) else { return Flow::On };
         // Only what is asked before any rule can change decides where to look: rules set marks, not ports.
-        let entries = match table.chains.index(at.chain).and_then(|index| index.entries(self.packet)) {
+        let entries = match table.chains.index(at.chain).map(|index| index.entries(self.packet)) {
             Some(found) => Entries::Found(found),
             None => Entries::All { rules: &chain.rules, next: (0, 0) },
         };

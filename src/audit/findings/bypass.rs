@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Check;
+use super::naming::{at_all, list, removal, rule, several};
 use super::outlook::{Outlook, targets};
-use super::wording::{at_all, list, removal, several, words};
 use crate::audit::facts::{Link, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -106,12 +106,9 @@ fn untracked(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         let may = if confidence == Confidence::Unknown { "may be" } else { "are" };
         let message =
             format!("{of} of {} {may} kept from being followed, and so from being translated", several(&forwards));
-        let finding = kind.found(confidence, message).seen(words(host, at));
+        let finding = kind.found(confidence, message).seen(rule(host, at));
         let finding = at_all(finding, host, &forwards).at(host.place(at));
-        match removal(host, at) {
-            Some(command) => finding.mended_by(command),
-            None => finding,
-        }
+        finding.mended_by(removal(host, at))
     });
     found.collect()
 }
@@ -191,15 +188,15 @@ fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::typical::{self, DOCKER, facts, find, host, nat};
+    use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, nat, rules, table};
     use super::*;
     use crate::audit::facts::Facts;
     use crate::audit::ruleset::{TableFamily, Tool};
 
     #[test]
     fn what_is_not_followed_is_not_translated() {
-        let raw = |rule: &str| format!("{}{}", nat(DOCKER), typical::table("raw", &["PREROUTING", "OUTPUT"], rule));
-        let found = find(CHECKS, "F35", &host(&raw("-A PREROUTING -p tcp --dport 8080 -j CT --notrack"), facts()));
+        let raw = |rule: &str| format!("{}{}", nat(DOCKER_NAT), table("raw", &["PREROUTING", "OUTPUT"], rule));
+        let found = find(&host(&raw("-A PREROUTING -p tcp --dport 8080 -j CT --notrack"), dual()), "F35");
         assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
         assert!(
             found[0].message.starts_with("packets of `8080/tcp -> 172.17.0.2:80` are kept"),
@@ -207,7 +204,7 @@ mod tests {
             found[0].message
         );
         assert_eq!(found[0].fix, "iptables -t raw -D PREROUTING -p tcp --dport 8080 -j CT --notrack");
-        let some = find(CHECKS, "F35", &host(&raw("-A PREROUTING -s 10.0.0.0/8 -j NOTRACK"), facts()));
+        let some = find(&host(&raw("-A PREROUTING -s 10.0.0.0/8 -j NOTRACK"), dual()), "F35");
         assert!(some[0].message.starts_with("some packets of"), "{}", some[0].message);
         for fine in [
             "-A PREROUTING -p tcp --dport 8081 -j NOTRACK",
@@ -215,30 +212,30 @@ mod tests {
             "-A PREROUTING -i docker0 -j NOTRACK",
             "-A PREROUTING -j ACCEPT\n-A PREROUTING -j NOTRACK",
         ] {
-            assert!(find(CHECKS, "F35", &host(&raw(fine), facts())).is_empty(), "{fine}");
+            assert!(find(&host(&raw(fine), dual()), "F35").is_empty(), "{fine}");
         }
         let unclear = raw("-A PREROUTING -p tcp --dport 8080 -m tomorrow -j NOTRACK");
-        assert_eq!(find(CHECKS, "F35", &host(&unclear, facts()))[0].confidence, Confidence::Unknown);
-        let dump = raw("-A PREROUTING -p tcp --dport 8080 -j NOTRACK");
-        assert_eq!(find(CHECKS, "F35", &typical::dump(&dump))[0].confidence, Confidence::Likely);
-        let own = find(CHECKS, "F35", &host(&raw("-A OUTPUT -p tcp --dport 8080 -j NOTRACK"), facts()));
+        assert_eq!(find(&host(&unclear, dual()), "F35")[0].confidence, Confidence::Unknown);
+        let plain = raw("-A PREROUTING -p tcp --dport 8080 -j NOTRACK");
+        assert_eq!(find(&dump(&plain), "F35")[0].confidence, Confidence::Likely);
+        let own = find(&host(&raw("-A OUTPUT -p tcp --dport 8080 -j NOTRACK"), dual()), "F35");
         assert_eq!(own.len(), 1, "what this host sends is not followed either");
     }
 
     #[test]
     fn a_flowtable_of_both_ways_is_told() {
         let with = |devices: &[&str], facts: Option<Facts>, text: &str| {
-            let mut rules = typical::rules(text);
+            let mut rules = rules(text);
             let mut table = Table::new(TableFamily::Ip, "mine", Tool::Nft);
             table.flow_devices = devices.iter().map(|name| (*name).to_owned()).collect();
             rules.tables.push(table);
-            find(CHECKS, "F37", &Host::new(rules, facts))
+            find(&Host::new(rules, facts), "F37")
         };
-        let found = with(&["eth0", "docker0"], Some(facts()), &nat(DOCKER));
+        let found = with(&["eth0", "docker0"], Some(dual()), &nat(DOCKER_NAT));
         assert_eq!((found.len(), found[0].confidence), (1, Confidence::Likely));
-        assert_eq!(with(&["eth0", "veth1"], Some(facts()), &nat(DOCKER)).len(), 1, "a port of the bridge");
-        assert!(with(&["eth0"], Some(facts()), &nat(DOCKER)).is_empty());
-        assert!(with(&["eth0", "docker0"], None, &nat(DOCKER)).is_empty());
+        assert_eq!(with(&["eth0", "veth1"], Some(dual()), &nat(DOCKER_NAT)).len(), 1, "a port of the bridge");
+        assert!(with(&["eth0"], Some(dual()), &nat(DOCKER_NAT)).is_empty());
+        assert!(with(&["eth0", "docker0"], None, &nat(DOCKER_NAT)).is_empty());
         let named = nat("-A PREROUTING -i eth0 -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2");
         assert_eq!(with(&["eth0", "docker0"], None, &named)[0].confidence, Confidence::Unknown);
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Check;
+use super::naming::{APART, FEW, list, name, rule};
 use super::outlook::Outlook;
-use super::wording::{FEW, list, name, words};
 use crate::audit::describe;
 use crate::audit::facts::{Tracked, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
@@ -122,7 +122,7 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             None => gone.push((listen, group)),
         }
     }
-    if gone.len() <= FEW {
+    if gone.len() <= APART {
         found.extend(gone.chunks(1).map(|some| of_none(kind, some)));
     } else {
         found.push(of_none(kind, &gone));
@@ -223,7 +223,7 @@ fn of_forward(host: &Host, kind: &'static Kind, forward: &Forward<'_>, wrong: Wr
         Wrong::Elsewhere | Wrong::Gone => format!("{connections} that {name} is for go to another target"),
     };
     let confidence = if group.is_sure { Confidence::Proved } else { Confidence::Likely };
-    let finding = kind.found(confidence, message).at(host.place(forward.at)).seen(words(host, forward.at));
+    let finding = kind.found(confidence, message).at(host.place(forward.at)).seen(rule(host, forward.at));
     let finding = with_examples(finding, &[group]);
     // It is served, by whom it began with.
     if wrong == (Wrong::Past { answered: true }) { finding.as_bad_as(Severity::Warning) } else { finding }
@@ -254,7 +254,7 @@ fn counted(count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::typical::{self, DOCKER, address, facts, find, host, nat};
+    use super::super::hosts::{DOCKER_NAT, address, dual, dump, find, host, nat, table};
     use super::*;
     use crate::audit::facts::Facts;
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn stale(text: &str, tracked: Vec<Tracked>) -> Vec<Finding> {
-        find(CHECKS, "F38", &host(text, Facts { tracked, ..facts() }))
+        find(&host(text, Facts { tracked, ..dual() }), "F38")
     }
 
     /// Assured, answered and translated.
@@ -282,7 +282,7 @@ mod tests {
             ..entry("192.0.2.1", 8080, ("172.17.0.9", 80), DNAT)
         };
         let right = entry("192.0.2.1", 8080, ("172.17.0.2", 80), DNAT);
-        let found = stale(&nat(DOCKER), vec![old(1), right.clone(), old(2)]);
+        let found = stale(&nat(DOCKER_NAT), vec![old(1), right.clone(), old(2)]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].message, "2 connections that `8080/tcp -> 172.17.0.2:80` is for go to another target");
         assert_eq!(
@@ -294,36 +294,36 @@ mod tests {
             (Severity::Error, Confidence::Likely),
             "docker0 is excepted"
         );
-        assert!(stale(&nat(DOCKER), vec![right]).is_empty());
+        assert!(stale(&nat(DOCKER_NAT), vec![right]).is_empty());
         let by_all = nat("-A PREROUTING -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80");
         assert_eq!(stale(&by_all, vec![old(1)])[0].confidence, Confidence::Proved);
         let drops = "-A PREROUTING -m rpfilter --invert -j DROP";
-        let filtered = format!("{by_all}{}", typical::table("raw", &["PREROUTING"], drops));
+        let filtered = format!("{by_all}{}", table("raw", &["PREROUTING"], drops));
         assert_eq!(stale(&filtered, vec![old(1)])[0].confidence, Confidence::Proved, "it was not dropped");
         let marks = filtered.replace("-j DROP", "-j NOTRACK");
         assert!(stale(&marks, vec![old(1)]).is_empty());
-        assert!(find(CHECKS, "F38", &typical::dump(&nat(DOCKER))).is_empty());
+        assert!(find(&dump(&nat(DOCKER_NAT)), "F38").is_empty());
     }
 
     #[test]
     fn connections_that_go_past_a_forward_are_told_apart() {
-        let past = |status| stale(&nat(DOCKER), vec![entry("192.0.2.1", 8080, ("192.0.2.1", 8080), status)]);
+        let past = |status| stale(&nat(DOCKER_NAT), vec![entry("192.0.2.1", 8080, ("192.0.2.1", 8080), status)]);
         assert!(past(0)[0].message.ends_with("go past it, and nobody answers them"), "{}", past(0)[0].message);
         assert_eq!((past(0)[0].severity, past(2)[0].severity), (Severity::Error, Severity::Warning));
         let other = entry("192.0.2.1", 22, ("192.0.2.1", 22), 2);
         let passing = entry("203.0.113.80", 8080, ("203.0.113.80", 8080), 2);
-        assert!(stale(&nat(DOCKER), vec![other, passing]).is_empty());
+        assert!(stale(&nat(DOCKER_NAT), vec![other, passing]).is_empty());
     }
 
     #[test]
     fn connections_of_a_forward_that_is_gone_are_found() {
         let of_old = entry("192.0.2.1", 9000, ("172.17.0.9", 80), DNAT);
-        let found = stale(&nat(DOCKER), vec![of_old.clone()]);
+        let found = stale(&nat(DOCKER_NAT), vec![of_old.clone()]);
         assert_eq!(found[0].message, "1 connection to 192.0.2.1:9000 is translated, and no forward does that any more");
         assert_eq!((found[0].severity, found[0].confidence), (Severity::Warning, Confidence::Likely));
         assert_eq!(stale(&nat(""), vec![of_old.clone()])[0].confidence, Confidence::Proved, "no rule asks for docker0");
-        assert!(stale(&nat(DOCKER), vec![Tracked { status: DNAT | 1, ..of_old.clone() }]).is_empty(), "a helper's");
-        let unclear = nat(&format!("-A PREROUTING -m tomorrow -j DNAT --to-destination 172.17.0.9:80\n{DOCKER}"));
+        assert!(stale(&nat(DOCKER_NAT), vec![Tracked { status: DNAT | 1, ..of_old.clone() }]).is_empty(), "a helper's");
+        let unclear = nat(&format!("-A PREROUTING -m tomorrow -j DNAT --to-destination 172.17.0.9:80\n{DOCKER_NAT}"));
         assert!(stale(&unclear, vec![of_old]).is_empty(), "that rule may be about it");
     }
 
@@ -331,8 +331,8 @@ mod tests {
     fn what_this_host_sends_is_judged_by_what_it_meets() {
         let own =
             |target| Tracked { client: (address("192.0.2.1"), 50_000), ..entry("192.0.2.1", 8080, (target, 80), DNAT) };
-        assert!(stale(&nat(DOCKER), vec![own("172.17.0.2")]).is_empty());
-        let found = stale(&nat(DOCKER), vec![own("172.17.0.9")]);
+        assert!(stale(&nat(DOCKER_NAT), vec![own("172.17.0.2")]).is_empty());
+        let found = stale(&nat(DOCKER_NAT), vec![own("172.17.0.9")]);
         assert_eq!(found[0].confidence, Confidence::Proved);
     }
 

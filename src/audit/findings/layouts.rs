@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::all;
-use super::shape::hosts::{facts, with};
+use super::hosts::{facts, host};
 use crate::audit::facts::Facts;
 use crate::config::{Source, load};
 use crate::iptables::command::Variant;
@@ -21,7 +21,7 @@ fn root() -> &'static Path {
 /// The findings of order and shape on a host, with how sure each is.
 fn found(text: &str, facts: Option<Facts>) -> Vec<String> {
     let ours = ["F01", "F02", "F03", "F04", "F05", "F06", "F07", "F18", "F20", "F29", "F30", "F31", "F43"];
-    let all = all(&with(text, facts), |kind| ours.contains(&kind.id));
+    let all = all(&host(text, facts), |kind| ours.contains(&kind.id));
     all.iter()
         .map(|finding| format!("{} {}: {}", finding.kind.id, finding.confidence.name(), finding.message))
         .collect()

@@ -1,6 +1,7 @@
 //! What can be wrong with NAT on a host. One file a family of findings; each finding is a [`Kind`], which its page is made of,
 //! and one function over a host, with the tests of a host that has it and of one that nearly has.
 
+mod addresses;
 mod bypass;
 mod coexist;
 mod connections;
@@ -20,9 +21,6 @@ mod sockets;
 #[cfg(test)]
 mod speed;
 mod target;
-#[cfg(test)]
-mod typical;
-mod wording;
 
 use self::outlook::Outlook;
 use super::finding::{Finding, Kind};

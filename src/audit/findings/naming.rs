@@ -1,77 +1,81 @@
 //! How findings name forwards and rules, how sure they are, and how a rule is removed.
 
+use std::collections::BTreeMap;
+
 use crate::audit::describe;
 use crate::audit::finding::{Confidence, Finding};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
-use crate::audit::region::{Field, LOCAL, Region};
-use crate::audit::ruleset::{At, Tool};
-use crate::audit::set::{Set, address_of};
+use crate::audit::region::{Field, Region, family_number};
+use crate::audit::ruleset::{At, Table, TableFamily, Tool};
+use crate::audit::set::address_of;
 use crate::audit::view::Translation;
 use crate::model::Family;
 use crate::model::error::printable;
 
-/// How many of many things are named.
-const FEW: usize = 3;
+use super::addresses::is_wildcard;
 
-/// The most bytes of a rule's words that are shown.
+/// How many of many things are named, or shown.
+pub(super) const FEW: usize = 3;
+
+/// How many findings of one kind are told apart.
+pub(super) const APART: usize = 5;
+
+/// The most characters of a rule's words that are shown.
 const LONGEST: usize = 300;
 
-/// Whether a set holds most of what there is: it is not asked for, or only some are left out.
-pub(super) fn is_open(set: &Set, field: Field, family: Family) -> bool {
-    let all = match (field, family) {
-        (Field::Source | Field::Destination, Family::Ipv4) => u32::MAX.into(),
-        _ => u128::MAX,
-    };
-    set.and(&Set::range(0, all)).size() > all / 2
-}
-
-/// Whether a forward takes packets for any address of this host, or of anybody.
-pub(super) fn is_wildcard(region: &Region, family: Family) -> bool {
-    region.get(Field::DestinationKind).only() == Some(LOCAL)
-        || is_open(region.get(Field::Destination), Field::Destination, family)
-}
-
-/// Where packets of a region are sent to: `192.0.2.1:8080/tcp`.
-pub(super) fn listen(region: &Region, family: Family) -> String {
-    let field = |field| describe::set(field, region.get(field), family);
-    let ports = match region.get(Field::Port).is_all() {
-        true => "*".to_owned(),
-        false => field(Field::Port),
-    };
-    let protocols = match region.get(Field::Protocol).is_all() {
-        true => "any".to_owned(),
-        false => field(Field::Protocol),
-    };
-    let destination = region.get(Field::Destination);
-    let address = match destination.only().and_then(|number| address_of(number, family)) {
-        Some(address) if address.is_ipv6() => format!("[{address}]:"),
-        Some(address) => format!("{address}:"),
-        None if is_wildcard(region, family) => String::new(),
-        None => format!("{}:", field(Field::Destination)),
-    };
-    format!("{address}{ports}/{protocols}")
-}
-
-/// A forward, `8080/tcp -> 172.17.0.2:80`.
-pub(super) fn forward(forward: &Forward<'_>) -> String {
+/// What a forward takes and where it leads, `8080/tcp -> 172.17.0.2:80`.
+pub(super) fn name(forward: &Forward<'_>) -> String {
     let from = forward.region().map_or_else(String::new, |region| listen(region, forward.family));
     let to = match (describe::target(forward.to).as_str(), forward.translation) {
-        ("", Translation::Redirect) => "this host".to_owned(),
+        (to, Translation::Redirect) => format!("this host{to}"),
         ("", _) => "itself".to_owned(),
-        (target, _) => target.to_owned(),
+        (to, _) => to.to_owned(),
     };
     format!("`{from} -> {to}`")
 }
 
-/// `a, b, c and 4 more`.
-pub(super) fn few(names: impl ExactSizeIterator<Item = String>) -> String {
-    let more = names.len().saturating_sub(FEW);
-    let mut text = names.take(FEW).collect::<Vec<_>>().join(", ");
-    if more > 0 {
-        text = format!("{text} and {more} more");
-    }
-    text
+/// Where packets of a region are sent to: `192.0.2.1:8080/tcp`.
+fn listen(region: &Region, family: Family) -> String {
+    let set = |field| describe::set(field, region.get(field), family);
+    let destination = region.get(Field::Destination);
+    let address = match destination.only().and_then(|number| address_of(number, family)) {
+        Some(address) if address.is_ipv6() => Some(format!("[{address}]")),
+        Some(address) => Some(address.to_string()),
+        None => (!is_wildcard(region, family)).then(|| set(Field::Destination)),
+    };
+    let ports = (!region.get(Field::Port).is_all()).then(|| set(Field::Port));
+    let protocols = (!region.get(Field::Protocol).is_all()).then(|| set(Field::Protocol));
+    let at = match (address, ports) {
+        (Some(address), Some(ports)) => format!("{address}:{ports}"),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) if protocols.is_some() => "*".to_owned(),
+        (None, None) => "everything".to_owned(),
+    };
+    protocols.map_or_else(|| at.clone(), |protocols| format!("{at}/{protocols}"))
+}
+
+/// A few words for many: `a, b, c and 4 more`.
+pub(super) fn list(words: impl ExactSizeIterator<Item = String>) -> String {
+    let more = words.len().saturating_sub(FEW);
+    let text = words.take(FEW).collect::<Vec<_>>().join(", ");
+    if more == 0 { text } else { format!("{text} and {more} more") }
+}
+
+/// Some forwards by their names; of many their number and the first few: `7 forwards (…)`.
+pub(super) fn several(forwards: &[&Forward<'_>]) -> String {
+    let names = list(forwards.iter().map(|forward| name(forward)));
+    if forwards.len() > FEW { format!("{} forwards ({names})", forwards.len()) } else { names }
+}
+
+/// `one` or `many`, by how many there are.
+pub(super) fn verb<'a, T>(of: &[T], one: &'a str, many: &'a str) -> &'a str {
+    if of.len() == 1 { one } else { many }
+}
+
+/// Some forwards, with the verb that belongs to as many.
+pub(super) fn each(forwards: &[&Forward<'_>], one: &str, many: &str) -> String {
+    format!("{} {}", several(forwards), verb(forwards, one, many))
 }
 
 /// How sure something is that follows from rules that are all understood: only of a host that was looked at it is proved,
@@ -80,23 +84,30 @@ pub(super) fn sure(host: &Host) -> Confidence {
     if host.facts.is_some() { Confidence::Proved } else { Confidence::Likely }
 }
 
-/// What a rule says, in its own words or in those of nft(8).
-pub(super) fn rule(host: &Host, at: At, family: Family) -> String {
-    let Some((_, chain, rule)) = host.rules.at(at) else { return "the policy of the chain".into() };
+/// What a rule says, in its own words or in those of nft(8) with the name of its chain; or that a policy drops.
+pub(super) fn rule(host: &Host, at: At) -> String {
+    let Some((table, chain, rule)) = host.rules.at(at) else { return format!("{}: drop", host.place(at).rule) };
     let mut words = match (&rule.words, rule.cases.get(at.case)) {
         (Some(words), _) => printable(words),
         (None, Some(case)) => {
             let actions = case.actions.iter().map(describe::action);
-            let parts = std::iter::once(describe::region(&case.region, family)).chain(actions);
-            let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+            let asked = describe::region(&case.region, family(table, &case.region));
+            let parts: Vec<String> = std::iter::once(asked).chain(actions).filter(|part| !part.is_empty()).collect();
             format!("{}: {}", printable(&chain.name), parts.join(" "))
         }
         (None, None) => printable(&chain.name),
     };
-    if words.len() > LONGEST {
+    if words.chars().nth(LONGEST).is_some() {
         words = words.chars().take(LONGEST).chain(['…']).collect();
     }
     words
+}
+
+/// The family of the packets that a rule of a table is about; of both the first.
+fn family(table: &Table, region: &Region) -> Family {
+    let six = Some(family_number(Family::Ipv6));
+    let is_six = table.family == TableFamily::Ip6 || region.get(Field::Family).only() == six;
+    if is_six { Family::Ipv6 } else { Family::Ipv4 }
 }
 
 /// How a rule is removed: a command, or whom to ask.
@@ -119,7 +130,7 @@ pub(super) fn removal(host: &Host, at: At) -> String {
             (None, _) => format!("remove rule {} of chain {chain_name} of table {table}", at.rule.saturating_add(1)),
         };
     }
-    let of_six = if table.family == crate::audit::ruleset::TableFamily::Ip6 { "ip6tables" } else { "iptables" };
+    let of_six = if table.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" };
     let variant = match table.tool {
         Tool::IptablesNft => "-nft",
         Tool::IptablesLegacy => "-legacy",
@@ -137,5 +148,53 @@ pub(super) fn removal(host: &Host, at: At) -> String {
 
 /// The finding with the places of some rules, the first few.
 pub(super) fn at(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
-    places.into_iter().take(2 * FEW).fold(finding, |finding, at| finding.at(host.place(at)))
+    places.into_iter().take(FEW).fold(finding, |finding, at| finding.at(host.place(at)))
+}
+
+/// The same, and with what those rules say.
+pub(super) fn placed(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
+    places.into_iter().take(FEW).fold(finding, |finding, at| finding.at(host.place(at)).seen(rule(host, at)))
+}
+
+/// The finding with the places of the first of some forwards, and with what their rules say.
+pub(super) fn at_all(finding: Finding, host: &Host, forwards: &[&Forward<'_>]) -> Finding {
+    placed(finding, host, forwards.iter().map(|forward| forward.at))
+}
+
+/// Findings by what they have in common: each by itself where they are few, else all as one.
+pub(super) fn by_cause<K: Ord, T>(
+    groups: BTreeMap<K, Vec<T>>,
+    one: impl Fn(&[(K, Vec<T>)]) -> Finding,
+) -> Vec<Finding> {
+    let groups: Vec<(K, Vec<T>)> = groups.into_iter().collect();
+    match groups.len() {
+        0 => Vec::new(),
+        1..=APART => groups.chunks(1).map(one).collect(),
+        _ => vec![one(&groups)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::{dump, nat};
+    use super::*;
+
+    #[test]
+    fn forwards_read_like_what_people_type() {
+        let host =
+            dump(&nat("-A PREROUTING -d 192.0.2.1/32 -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9\n\
+             -A PREROUTING -p tcp -m multiport --dports 80,443 -j REDIRECT --to-ports 3128\n\
+             -A PREROUTING -j DNAT --to-destination 10.0.0.1"));
+        let all = Forward::all(&host.view);
+        let names: Vec<String> = all.iter().map(name).collect();
+        assert_eq!(
+            names,
+            ["`192.0.2.1:53/udp -> 10.0.0.9`", "`{ 80, 443 }/tcp -> this host:3128`", "`everything -> 10.0.0.1`"]
+        );
+        assert_eq!(
+            removal(&host, all[1].at),
+            "iptables -t nat -D PREROUTING -p tcp -m multiport --dports 80,443 -j REDIRECT --to-ports 3128"
+        );
+        assert_eq!(list((0..7).map(|n| n.to_string())), "0, 1, 2 and 4 more");
+    }
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
+use super::addresses::{far, loopback};
 use super::filter::Surveys;
 use super::order::Judged;
 use crate::audit::facts::{Facts, Link, Way};
@@ -209,16 +210,8 @@ impl<'a> Outlook<'a> {
     /// How sure what was read of some forwards is: as sure as that the first of them take packets at all.
     pub(super) fn confidence(&self, forwards: &[&Forward<'_>]) -> Confidence {
         let sure =
-            self.facts().is_some() && forwards.iter().take(super::wording::FEW).all(|forward| self.is_sure(forward));
+            self.facts().is_some() && forwards.iter().take(super::naming::APART).all(|forward| self.is_sure(forward));
         if sure { Confidence::Proved } else { Confidence::Likely }
-    }
-}
-
-/// An address of a client far away. Source: RFC 5737 and RFC 3849, addresses for documentation.
-pub(super) fn far(family: Family) -> IpAddr {
-    match family {
-        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
-        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7)),
     }
 }
 
@@ -230,14 +223,7 @@ fn listening(family: Family) -> IpAddr {
     }
 }
 
-/// The addresses of the loopback interface.
-pub(super) fn loopback(family: Family) -> Set {
-    match family {
-        Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
-        Family::Ipv6 => Set::one(1),
-    }
-}
-
+/// The kind of an address that is not this host's.
 fn kind(address: IpAddr) -> u128 {
     if address.is_multicast() { MULTICAST } else { UNICAST }
 }
@@ -247,19 +233,6 @@ pub(super) fn targets(forward: &Forward<'_>) -> impl Iterator<Item = IpAddr> {
     let ends = forward.to.addresses;
     let last = ends.filter(|(first, last)| first != last && forward.to.prefix.is_none()).map(|(_, last)| last);
     ends.map(|(first, _)| first).into_iter().chain(last)
-}
-
-/// Whether an address is one of those that are not routed in the internet.
-///
-/// Sources: RFC 1918, RFC 3927, RFC 6598, RFC 4193, RFC 4291 2.5.6.
-pub(super) fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(four) => {
-            let [a, b, ..] = four.octets();
-            four.is_private() || four.is_link_local() || (a == 100 && b & 0xc0 == 64)
-        }
-        IpAddr::V6(six) => six.is_unique_local() || six.is_unicast_link_local(),
-    }
 }
 
 /// The forwards of packets that arrive, and lead to other hosts.

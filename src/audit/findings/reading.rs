@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Check;
+use super::naming::{list, verb};
 use super::outlook::Outlook;
-use super::wording::{list, verb};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::ruleset::Gap;
 use crate::model::error::printable;
@@ -79,29 +79,29 @@ fn unread(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::typical::{self, facts, find, host};
+    use super::super::hosts::{dual, dump, find, host};
     use super::*;
     use crate::audit::facts::Facts;
 
     #[test]
     fn drift_is_told_line_by_line() {
-        let drifted = Facts { drift: vec!["- 80/tcp".into(), "+ 81/tcp\u{1b}".into()], ..facts() };
-        let found = find(CHECKS, "F46", &host("", drifted));
+        let drifted = Facts { drift: vec!["- 80/tcp".into(), "+ 81/tcp\u{1b}".into()], ..dual() };
+        let found = find(&host("", drifted), "F46");
         assert_eq!((found.len(), found[0].evidence.len()), (1, 2));
         assert_eq!(found[0].evidence[1], "+ 81/tcp\\u{1b}");
-        assert!(find(CHECKS, "F46", &host("", facts())).is_empty());
-        assert!(find(CHECKS, "F46", &typical::dump("")).is_empty());
+        assert!(find(&host("", dual()), "F46").is_empty());
+        assert!(find(&dump(""), "F46").is_empty());
     }
 
     #[test]
     fn what_was_not_read_is_said_by_reason() {
         let gap = |what: &str, why: &str| Gap { what: what.into(), why: why.into() };
         let gaps = vec![gap("sockets", "not permitted"), gap("connections", "not permitted"), gap("x", "too many")];
-        let found = find(CHECKS, "F52", &host("", Facts { gaps, ..facts() }));
+        let found = find(&host("", Facts { gaps, ..dual() }), "F52");
         let messages: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
         assert_eq!(messages, ["not read: sockets, connections (not permitted)", "not read: x (too many)"]);
         assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
-        assert!(find(CHECKS, "F52", &host("", facts())).is_empty());
-        assert_eq!(find(CHECKS, "F52", &typical::dump(""))[0].severity, Severity::Info);
+        assert!(find(&host("", dual()), "F52").is_empty());
+        assert_eq!(find(&dump(""), "F52")[0].severity, Severity::Info);
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Check;
-use super::outlook::{Outlook, arriving, far, is_private, passing, targets};
-use super::wording::{at_all, name, several};
+use super::addresses::{far, is_private};
+use super::naming::{at_all, name, several};
+use super::outlook::{Outlook, arriving, passing, targets};
 use crate::audit::facts::{Link, Route, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -388,12 +389,12 @@ fn policy_routing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::typical::{self, DOCKER, facts, find, host, nat, own, route};
+    use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, link, nat, own, route, table};
     use super::*;
     use crate::audit::facts::Facts;
 
     fn with(settings: &[(&str, &str)]) -> Facts {
-        let mut facts = facts();
+        let mut facts = dual();
         facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
         facts
     }
@@ -403,20 +404,20 @@ mod tests {
     }
 
     fn one(id: &str, text: &str, facts: Facts) -> Finding {
-        let mut found = find(CHECKS, id, &host(text, facts));
+        let mut found = find(&host(text, facts), id);
         assert_eq!(found.len(), 1, "{found:#?}");
         found.remove(0)
     }
 
     fn none(id: &str, text: &str, facts: Facts) {
-        let found = find(CHECKS, id, &host(text, facts));
+        let found = find(&host(text, facts), id);
         assert!(found.is_empty(), "{found:#?}");
     }
 
     /// A host with a second way out, eth1 with 203.0.113.1.
     fn two_ways(settings: &[(&str, &str)]) -> Facts {
         let mut facts = with(settings);
-        facts.links.push(typical::link(5, "eth1", None));
+        facts.links.push(link(5, "eth1", None));
         facts.addresses.push((5, "203.0.113.1/24".parse().expect("a network")));
         facts.routes.push(own("203.0.113.1/32", 5));
         facts.routes.push(route("203.0.113.0/24", 5, None));
@@ -429,17 +430,17 @@ mod tests {
         let found = one("F26", &by("-d 192.0.2.1", "tcp"), off.clone());
         assert_eq!(found.confidence, Confidence::Proved);
         assert!(found.message.starts_with("clients on `docker0` get the answers of"), "{}", found.message);
-        none("F26", &nat(DOCKER), off.clone());
+        none("F26", &nat(DOCKER_NAT), off.clone());
         let with_rule = |rule: &str| by("-d 192.0.2.1", "tcp").replace("COMMIT", &format!("{rule}\nCOMMIT"));
         none("F26", &with_rule("-A POSTROUTING -s 172.17.0.0/16 -d 172.17.0.2/32 -j MASQUERADE"), off.clone());
         let unclear = with_rule("-A POSTROUTING -s 172.17.0.0/16 -m tomorrow -j MASQUERADE");
         assert_eq!(one("F26", &unclear, off).confidence, Confidence::Unknown);
-        let mut absent = facts();
+        let mut absent = dual();
         absent.settings.remove("net/bridge/bridge-nf-call-iptables");
         assert_eq!(one("F26", &by("-d 192.0.2.1", "tcp"), absent).confidence, Confidence::Likely);
-        let itself = one("F26", &by("-d 192.0.2.1", "tcp"), facts());
+        let itself = one("F26", &by("-d 192.0.2.1", "tcp"), dual());
         assert_eq!((itself.severity, itself.fix.as_str()), (Severity::Info, "bridge link set dev veth1 hairpin on"));
-        assert!(find(CHECKS, "F26", &typical::dump(&by("-d 192.0.2.1", "tcp"))).is_empty());
+        assert!(find(&dump(&by("-d 192.0.2.1", "tcp")), "F26").is_empty());
     }
 
     #[test]
@@ -450,10 +451,10 @@ mod tests {
         none("F27", &by("-d 192.0.2.1", "tcp"), two_ways(&[]));
         none("F27", &by("-d 203.0.113.1 -s 203.0.113.0/24", "tcp"), two_ways(&[]));
         none("F27", &by("-i docker0", "tcp"), two_ways(&[]));
-        none("F27", &nat(DOCKER), two_ways(&[]));
+        none("F27", &nat(DOCKER_NAT), two_ways(&[]));
         let policy = Facts { policy_routing: true, ..two_ways(&[]) };
         assert_eq!(one("F27", &by("-d 203.0.113.1", "tcp"), policy).confidence, Confidence::Unknown);
-        assert!(find(CHECKS, "F27", &typical::dump(&by("-d 203.0.113.1", "tcp"))).is_empty());
+        assert!(find(&dump(&by("-d 203.0.113.1", "tcp")), "F27").is_empty());
     }
 
     #[test]
@@ -471,26 +472,26 @@ mod tests {
 
     #[test]
     fn a_smaller_way_out_is_a_suspicion() {
-        let mut small = facts();
+        let mut small = dual();
         small.links.iter_mut().filter(|link| link.name == "docker0").for_each(|link| link.mtu = Some(1420));
-        let found = one("F42", &nat(DOCKER), small.clone());
+        let found = one("F42", &nat(DOCKER_NAT), small.clone());
         assert_eq!((found.severity, found.confidence), (Severity::Warning, Confidence::Unknown));
-        none("F42", &nat(DOCKER), facts());
+        none("F42", &nat(DOCKER_NAT), dual());
         none("F42", &by("", "udp"), small.clone());
-        let clamped = typical::table("mangle", &["FORWARD"], "-A FORWARD -p tcp -j TCPMSS --clamp-mss-to-pmtu");
-        none("F42", &format!("{}{clamped}", nat(DOCKER)), small);
-        assert!(find(CHECKS, "F42", &typical::dump(&nat(DOCKER))).is_empty());
+        let clamped = table("mangle", &["FORWARD"], "-A FORWARD -p tcp -j TCPMSS --clamp-mss-to-pmtu");
+        none("F42", &format!("{}{clamped}", nat(DOCKER_NAT)), small);
+        assert!(find(&dump(&nat(DOCKER_NAT)), "F42").is_empty());
     }
 
     #[test]
     fn policy_routing_is_said_once_where_routes_matter() {
-        let policy = || Facts { policy_routing: true, ..facts() };
-        assert_eq!(one("F50", &nat(DOCKER), policy()).confidence, Confidence::Proved);
-        none("F50", &nat(DOCKER), facts());
+        let policy = || Facts { policy_routing: true, ..dual() };
+        assert_eq!(one("F50", &nat(DOCKER_NAT), policy()).confidence, Confidence::Proved);
+        none("F50", &nat(DOCKER_NAT), dual());
         none("F50", &nat("-A PREROUTING -p tcp --dport 80 -j REDIRECT"), policy());
-        let mut vrf = facts();
-        vrf.links.push(typical::link(9, "blue", Some("vrf")));
-        assert!(one("F50", &nat(DOCKER), vrf).evidence[0].contains("`blue`"));
-        assert!(find(CHECKS, "F50", &typical::dump(&nat(DOCKER))).is_empty());
+        let mut vrf = dual();
+        vrf.links.push(link(9, "blue", Some("vrf")));
+        assert!(one("F50", &nat(DOCKER_NAT), vrf).evidence[0].contains("`blue`"));
+        assert!(find(&dump(&nat(DOCKER_NAT)), "F50").is_empty());
     }
 }

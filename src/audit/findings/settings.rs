@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::Check;
+use super::naming::{at_all, list, several, verb};
 use super::outlook::{Outlook, arriving, passing, targets};
-use super::wording::{at_all, list, several, verb};
 use crate::audit::facts::{Facts, Link, Listener, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -371,12 +371,12 @@ fn udp_timeout(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::typical::{self, DOCKER, facts, find, host, listener, nat};
+    use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, listener, nat, table};
     use super::*;
     use crate::model::Protocol;
 
     fn with(settings: &[(&str, &str)]) -> Facts {
-        let mut facts = facts();
+        let mut facts = dual();
         facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
         facts
     }
@@ -386,13 +386,13 @@ mod tests {
     }
 
     fn one(id: &str, text: &str, facts: Facts) -> Finding {
-        let mut found = find(CHECKS, id, &host(text, facts));
+        let mut found = find(&host(text, facts), id);
         assert_eq!(found.len(), 1, "{found:#?}");
         found.remove(0)
     }
 
     fn none(id: &str, text: &str, facts: Facts) {
-        let found = find(CHECKS, id, &host(text, facts));
+        let found = find(&host(text, facts), id);
         assert!(found.is_empty(), "{found:#?}");
     }
 
@@ -403,13 +403,13 @@ mod tests {
             ("net/ipv4/conf/eth0/forwarding", "0"),
             ("net/ipv4/conf/docker0/forwarding", "0"),
         ]);
-        let found = one("F12", &nat(DOCKER), off.clone());
+        let found = one("F12", &nat(DOCKER_NAT), off.clone());
         assert_eq!(found.confidence, Confidence::Proved);
         assert_eq!(found.evidence.first().map(String::as_str), Some("net.ipv4.ip_forward = 0"));
-        none("F12", &nat(DOCKER), facts());
+        none("F12", &nat(DOCKER_NAT), dual());
         none("F12", &nat("-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080"), off.clone());
         none("F12", &nat("-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"), off);
-        assert!(find(CHECKS, "F12", &typical::dump(&nat(DOCKER))).is_empty(), "nothing is known of a dump");
+        assert!(find(&dump(&nat(DOCKER_NAT)), "F12").is_empty(), "nothing is known of a dump");
         let unclear = with(&[("net/ipv4/ip_forward", "0"), ("net/ipv4/conf/eth0/forwarding", "0")]);
         let unclear = Facts {
             settings: unclear.settings.into_iter().filter(|(path, _)| !path.contains("docker0")).collect(),
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn an_interface_that_passes_nothing_on_is_named() {
         let off = |name: &str| with(&[(&format!("net/ipv4/conf/{name}/forwarding"), "0")]);
-        let found = one("F12", &nat(DOCKER), off("eth0"));
+        let found = one("F12", &nat(DOCKER_NAT), off("eth0"));
         assert!(found.message.starts_with("what arrives by `eth0` is not passed on"), "{}", found.message);
         assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Proved), "docker0 is excepted");
         assert_eq!(one("F12", &by("-i eth0", "tcp"), off("docker0")).severity, Severity::Error, "answers come by it");
@@ -444,37 +444,37 @@ mod tests {
         let found = one("F16", "", bound.clone());
         assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Proved));
         assert!(found.message.ends_with("`cups` (1234) at 127.0.0.1:631/tcp"), "{}", found.message);
-        let guard = |rule: &str| typical::table("raw", &["PREROUTING"], rule);
+        let guard = |rule: &str| table("raw", &["PREROUTING"], rule);
         let guarded = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP"), bound.clone());
         assert_eq!(guarded.severity, Severity::Info);
         let unclear = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -m tomorrow -j DROP"), bound);
         assert_eq!((unclear.severity, unclear.confidence), (Severity::Error, Confidence::Likely));
         none("F16", "", with(&[("net/ipv4/conf/lo/route_localnet", "1")]));
-        assert!(find(CHECKS, "F16", &typical::dump("")).is_empty());
+        assert!(find(&dump(""), "F16").is_empty());
     }
 
     #[test]
     fn ports_of_own_connections_are_one_finding() {
-        let high = |port: &str| nat(DOCKER).replace("--dport 8080", &format!("--dport {port}"));
+        let high = |port: &str| nat(DOCKER_NAT).replace("--dport 8080", &format!("--dport {port}"));
         let found = one("F22", &high("40000:40010"), with(&[("net/ipv4/ip_local_reserved_ports", "8080,40005-40010")]));
         assert_eq!(found.fix, "sysctl -w net.ipv4.ip_local_reserved_ports=8080,40000-40010");
         assert_eq!((found.severity, found.confidence), (Severity::Info, Confidence::Proved));
         none("F22", &high("40000:40010"), with(&[("net/ipv4/ip_local_reserved_ports", "40000-40010")]));
-        none("F22", &nat(DOCKER), facts());
-        let mut unknown = facts();
+        none("F22", &nat(DOCKER_NAT), dual());
+        let mut unknown = dual();
         unknown.settings.remove("net/ipv4/ip_local_reserved_ports");
         assert_eq!(one("F22", &high("40000"), unknown).confidence, Confidence::Likely);
-        assert!(find(CHECKS, "F22", &typical::dump(&high("40000"))).is_empty());
+        assert!(find(&dump(&high("40000")), "F22").is_empty());
     }
 
     #[test]
     fn a_table_is_nearly_full_from_nine_tenths_on() {
-        let count = |count| Facts { tracked_count: Some(count), ..facts() };
+        let count = |count| Facts { tracked_count: Some(count), ..dual() };
         assert_eq!(one("F39", "", count((90, 100))).severity, Severity::Warning);
         assert_eq!(one("F39", "", count((100, 100))).severity, Severity::Error);
         none("F39", "", count((89, 100)));
         none("F39", "", count((89, 0)));
-        none("F39", "", facts());
+        none("F39", "", dual());
     }
 
     #[test]
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(found.fix, "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=120");
         assert_eq!((found.severity, found.confidence), (Severity::Info, Confidence::Likely));
         none("F40", &by("", "tcp"), short());
-        none("F40", &by("", "udp"), facts());
-        assert!(find(CHECKS, "F40", &typical::dump(&by("", "udp"))).is_empty());
+        none("F40", &by("", "udp"), dual());
+        assert!(find(&dump(&by("", "udp")), "F40").is_empty());
     }
 }

@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use super::hosts::{self, facts, nat};
 use super::outlook::Outlook;
-use super::shape::hosts::{facts, nat, with};
 use super::{Check, checks};
 use crate::audit::host::Host;
 
@@ -21,7 +21,7 @@ fn host(number: usize, source: &str) -> Host {
         );
         assert!(written.is_ok());
     }
-    with(&nat(&rules), Some(facts()))
+    hosts::host(&nat(&rules), facts())
 }
 
 fn time(check: &'static Check, host: &Host) -> (Duration, usize) {

@@ -1,7 +1,7 @@
 //! Packets on their way through hosts.
 
 use super::*;
-use crate::audit::findings::hosts::{self, docker, facts, host};
+use crate::audit::findings::hosts::{DOCKER, docker, dump, facts, host};
 use crate::audit::region::{DST_NAT, State};
 use crate::audit::set::name_of;
 
@@ -76,15 +76,15 @@ fn what_this_host_sends_is_routed_again() {
     "#]]
     .assert_eq(&journey);
     let input = "*filter\n:INPUT ACCEPT\n-A INPUT -i lo -p tcp --dport 22 -j DROP\nCOMMIT\n";
-    let here = host(input, Some(facts()));
+    let here = host(input, facts());
     let journey = Journey::of(&here, tcp(None, "127.0.0.1:50000", "127.0.0.1:22"));
     assert!(matches!(journey.end, End::Dropped(Hook::Input, Part::Filter, _)), "{}", journey.told(&here));
 }
 
 #[test]
 fn a_policy_drops_it() {
-    let rules = hosts::DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT");
-    let host = host(&rules, Some(facts()));
+    let rules = DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT");
+    let host = host(&rules, facts());
     let journey = Journey::of(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
     let End::Dropped(Hook::Forward, Part::Filter, at) = journey.end else { panic!("{}", journey.told(&host)) };
     assert_eq!(host.place(at).to_string(), "ip filter FORWARD policy (user)");
@@ -120,9 +120,9 @@ fn what_is_not_followed_is_not_translated() {
 
 #[test]
 fn a_match_that_is_not_understood_is_a_doubt() {
-    let rules = hosts::DOCKER
-        .replace(":DOCKER - [0:0]\n-A FORWARD", ":DOCKER - [0:0]\n-A FORWARD -m tomorrow -j DROP\n-A FORWARD");
-    let host = host(&rules, Some(facts()));
+    let rules =
+        DOCKER.replace(":DOCKER - [0:0]\n-A FORWARD", ":DOCKER - [0:0]\n-A FORWARD -m tomorrow -j DROP\n-A FORWARD");
+    let host = host(&rules, facts());
     let journey = Journey::of(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
     assert!(matches!(journey.end, End::Leaves(Some(_), None)));
     assert_eq!((journey.doubts().count(), journey.confidence()), (1, Confidence::Unknown));
@@ -131,7 +131,7 @@ fn a_match_that_is_not_understood_is_a_doubt() {
 
 #[test]
 fn a_dump_leaves_open_where_it_goes() {
-    let host = host(hosts::DOCKER, None);
+    let host = dump(DOCKER);
     let packet = tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080").with(Field::DestinationKind, LOCAL);
     let journey = Journey::of(&host, packet);
     assert_eq!(journey.guesses, [Guess::NoFacts]);
@@ -153,12 +153,12 @@ fn routing_has_a_say() {
         (with("net/ipv4/conf/eth0/route_localnet", "1"), End::Arrives),
         (with("net/ipv4/conf/all/route_localnet", "1"), End::Arrives),
     ] {
-        assert_eq!(Journey::of(&host(to_loopback, Some(facts)), come()).end, end);
+        assert_eq!(Journey::of(&host(to_loopback, facts), come()).end, end);
     }
-    let off = host(hosts::DOCKER, Some(with("net/ipv4/ip_forward", "0")));
+    let off = host(DOCKER, with("net/ipv4/conf/eth0/forwarding", "0"));
     let journey = Journey::of(&off, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
     assert_eq!(journey.end, End::Refused(Refusal::NotForwarding));
-    let nowhere = host("*nat\n:PREROUTING ACCEPT\n-A PREROUTING -j REDIRECT --to-ports 81\nCOMMIT\n", Some(facts()));
+    let nowhere = host("*nat\n:PREROUTING ACCEPT\n-A PREROUTING -j REDIRECT --to-ports 81\nCOMMIT\n", facts());
     let journey = Journey::of(&nowhere, come());
     assert_eq!((journey.end, journey.packet.get(Field::Port)), (End::Arrives, Some(81)));
 }
@@ -167,7 +167,7 @@ fn routing_has_a_say() {
 fn a_program_that_sees_it_before_is_named() {
     let mut facts = facts();
     facts.programs.push("eth0".into());
-    let host = host(hosts::DOCKER, Some(facts));
+    let host = host(DOCKER, facts);
     let journey = Journey::of(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
     assert_eq!(journey.guesses, [Guess::SeenBefore("eth0".into())]);
     assert_eq!(journey.confidence(), Confidence::Likely);
@@ -175,8 +175,8 @@ fn a_program_that_sees_it_before_is_named() {
 
 #[test]
 fn who_asks_only_whether_it_gets_through_is_not_told_of_sources() {
-    let doubtful = hosts::DOCKER.replace("-A POSTROUTING -s", "-A POSTROUTING -m tomorrow -s");
-    let host = host(&doubtful, Some(facts()));
+    let doubtful = DOCKER.replace("-A POSTROUTING -s", "-A POSTROUTING -m tomorrow -s");
+    let host = host(&doubtful, facts());
     let guide = Guide::new(&host);
     let packet = || tcp(Some("docker0"), "172.17.0.2:50000", "203.0.113.9:443");
     assert!(!guide.lead(packet()).is_sure() && guide.lead_through(packet()).is_sure());

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::super::naming::{at_all, each, placed, rule};
 use super::super::outlook::Outlook;
 use super::clients::Survey;
 use super::dropped::firewall;
-use super::words::{let_through, placed, several};
+use super::permit::let_through;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
@@ -75,14 +76,14 @@ pub(super) fn blanket(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     let host = outlook.host;
     let finding = |(&(accepts, drops, confidence), numbers): (&(At, At, Confidence), &Vec<usize>)| {
         let forwards = outlook.numbered(numbers);
-        let who = several(&forwards, "comes", "come");
+        let who = each(&forwards, "comes", "come");
         let place = host.place(accepts);
         let message = format!(
             "{who} through only because {} accepts all that was forwarded; {} would drop it otherwise",
             place,
             host.place(drops)
         );
-        let found = placed(kind.found(confidence, message), host, &forwards, [accepts, drops]);
+        let found = placed(at_all(kind.found(confidence, message), host, &forwards), host, [accepts, drops]);
         let first = forwards.first();
         found.mended_by(first.map_or_else(String::new, |forward| {
             let_through(host, drops, &firewall(host, drops), Hook::Forward, forward)
@@ -152,7 +153,7 @@ impl Bypasses {
             if group.is_empty() {
                 let by = accepted.map_or_else(
                     || "no rule of hook forward drops it".to_owned(),
-                    |at| format!("accepted at hook forward by {}", super::words::rule(host, at)),
+                    |at| format!("accepted at hook forward by {}: {}", host.place(at), rule(host, at)),
                 );
                 *sample = format!("{}: {by}", packet_in_words(&journey.start));
             }
@@ -175,10 +176,10 @@ pub(super) fn bypass(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
         let named = if matches!(owner, "user" | "unknown") { String::new() } else { format!(" of {owner}") };
         let message = format!(
             "{} past the firewall{named}: {} would drop it at hook input",
-            several(&forwards, "goes", "go"),
+            each(&forwards, "goes", "go"),
             host.place(at)
         );
-        let found = placed(kind.found(confidence, message).as_bad_as(severity), host, &forwards, [at]);
+        let found = placed(at_all(kind.found(confidence, message).as_bad_as(severity), host, &forwards), host, [at]);
         let found = match confidence {
             Confidence::Unknown => found.seen(sample).seen("a rule that is not understood may decide otherwise"),
             _ => found.seen(sample),
@@ -221,8 +222,7 @@ fn restriction(host: &Host, forward: Option<&Forward<'_>>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::hosts::{self, docker, facts, host};
-    use super::super::found;
+    use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host};
     use super::*;
     use crate::audit::ruleset::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
 
@@ -249,7 +249,7 @@ mod tests {
     fn leave_of_another_tool_is_found() {
         let rules = || docker("").rules;
         let some = Host::new(firewalld(rules(), "firewalld", &[dnat()]), Some(facts()));
-        let found = found(&some, "F14");
+        let found = find(&some, "F14");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert!(one.message.starts_with(
             "`8080/tcp -> 172.17.0.2:80` comes through only because inet firewalld filter_FORWARD rule 1 (firewalld)"
@@ -257,11 +257,11 @@ mod tests {
         assert_eq!(one.confidence, Confidence::Proved);
         // By hand it is meant so.
         let by_hand = Host::new(firewalld(rules(), "mine", &[dnat()]), Some(facts()));
-        assert!(super::super::found(&by_hand, "F14").is_empty());
+        assert!(find(&by_hand, "F14").is_empty());
         let unknown = Condition::Unknown("tomorrow".into());
         let unknown = Host::new(firewalld(rules(), "firewalld", &[dnat(), unknown]), Some(facts()));
-        assert!(super::super::found(&unknown, "F14").is_empty(), "then it is F13 that says what is not known");
-        assert_eq!(super::super::found(&unknown, "F13")[0].confidence, Confidence::Unknown);
+        assert!(find(&unknown, "F14").is_empty(), "then it is F13 that says what is not known");
+        assert_eq!(find(&unknown, "F13")[0].confidence, Confidence::Unknown);
     }
 
     const UFW: &str = "*filter\n:INPUT DROP\n:ufw-user-input -\n-A INPUT -j ufw-user-input\n\
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn ports_that_ufw_closes_are_open() {
         let some = docker(UFW);
-        let found = found(&some, "F19");
+        let found = find(&some, "F19");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(
             one.message,
@@ -279,11 +279,11 @@ mod tests {
         assert_eq!((one.severity, one.confidence), (Severity::Error, Confidence::Proved));
         assert!(one.evidence.iter().any(|line| line.contains("accepted at hook forward by ip filter DOCKER")));
         let open = UFW.replace("--dport 22", "--dport 8080");
-        assert!(super::super::found(&docker(&open), "F19").is_empty());
+        assert!(find(&docker(&open), "F19").is_empty());
         let unknown = UFW.replace("-p tcp --dport 22", "-m tomorrow");
-        assert_eq!(super::super::found(&docker(&unknown), "F19")[0].confidence, Confidence::Unknown);
-        let dump = host(&format!("{}{UFW}", hosts::DOCKER), None);
-        assert!(super::super::found(&dump, "F19").is_empty());
+        assert_eq!(find(&docker(&unknown), "F19")[0].confidence, Confidence::Unknown);
+        let dump = dump(&format!("{DOCKER}{UFW}"));
+        assert!(find(&dump, "F19").is_empty());
     }
 
     #[test]
@@ -293,9 +293,9 @@ mod tests {
         let policy = "*filter\n:INPUT DROP\nCOMMIT\n";
         let rule = "*filter\n:INPUT ACCEPT\n-A INPUT -p tcp --dport 80 -j DROP\nCOMMIT\n";
         for (filter, count) in [(policy, 0), (rule, 1)] {
-            let found = found(&host(&format!("{nat}{filter}"), Some(facts())), "F19");
+            let found = find(&host(&format!("{nat}{filter}"), facts()), "F19");
             assert_eq!(found.len(), count, "{found:?}");
         }
-        assert_eq!(found(&docker(policy), "F19")[0].severity, Severity::Warning, "Docker's is of somebody else");
+        assert_eq!(find(&docker(policy), "F19")[0].severity, Severity::Warning, "Docker's is of somebody else");
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::super::outlook::{Outlook, loopback};
+use super::super::addresses::loopback;
+use super::super::outlook::Outlook;
 use crate::audit::facts::{Facts, Link};
 use crate::audit::finding::Confidence;
 use crate::audit::forwards::Forward;

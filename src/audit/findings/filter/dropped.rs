@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::naming::{at_all, each, placed};
 use super::super::outlook::Outlook;
 use super::clients::{Clients, Drop, Survey};
-use super::words::{let_through, placed, several};
+use super::permit::let_through;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
@@ -66,7 +67,7 @@ pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
         let links = by_links(group, all, host.facts.is_some());
         let message = format!(
             "{}{links} at hook {} by {}",
-            several(&forwards, "is dropped", "are dropped"),
+            each(&forwards, "is dropped", "are dropped"),
             hook.name(),
             host.place(at)
         );
@@ -76,7 +77,7 @@ pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
             if forwards.len() > 1 { format!("{fix}  (and the same for the others)") } else { fix }
         });
         let finding = kind.found(confidence, message).mended_by(fix);
-        severe(placed(finding, host, &forwards, [at]), group, all, confidence)
+        severe(placed(at_all(finding, host, &forwards), host, [at]), group, all, confidence)
     };
     groups.iter().map(finding).collect()
 }
@@ -91,12 +92,12 @@ pub(super) fn before_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
             let forwards = outlook.numbered(&group.forwards);
             let message = format!(
                 "{}{} before NAT by {}",
-                several(&forwards, "is dropped", "are dropped"),
+                each(&forwards, "is dropped", "are dropped"),
                 by_links(group, all, true),
                 host.place(at)
             );
             let finding = kind.found(confidence, message);
-            severe(placed(finding, host, &forwards, [at]), group, all, confidence)
+            severe(placed(at_all(finding, host, &forwards), host, [at]), group, all, confidence)
         })
         .collect();
     found.extend(unseen(outlook, kind));
@@ -219,19 +220,19 @@ fn unseen(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         for ((at, confidence), forwards) in groups {
             let message = match (at, confidence) {
                 (Some(at), Confidence::Likely) => {
-                    let who = several(&forwards, "is dropped", "are dropped");
+                    let who = each(&forwards, "is dropped", "are dropped");
                     format!("{who} as {link} gets them, by {}", host.place(at))
                 }
                 (Some(at), _) => {
-                    let who = several(&forwards, "is", "are");
+                    let who = each(&forwards, "is", "are");
                     format!("cannot prove that {who} not dropped as {link} gets them, by {}", host.place(at))
                 }
                 (None, _) => {
-                    let who = several(&forwards, "is", "are");
+                    let who = each(&forwards, "is", "are");
                     format!("cannot prove that {who} not dropped by the program (XDP) of {link}")
                 }
             };
-            let finding = placed(kind.found(confidence, message), host, &forwards, at);
+            let finding = placed(at_all(kind.found(confidence, message), host, &forwards), host, at);
             let finding = if program { finding.seen(format!("{link} has an XDP program")) } else { finding };
             found.push(match confidence {
                 Confidence::Unknown => finding.as_bad_as(Severity::Warning).mended_by(format!(
@@ -271,18 +272,17 @@ pub(super) fn firewall(host: &Host, at: At) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::hosts::{self, docker, facts, host};
-    use super::super::found;
+    use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host, link, own, route};
     use super::*;
 
     /// The rules of Docker, without the one that accepts.
     fn closed(more: &str) -> String {
-        hosts::DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT") + more
+        DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT") + more
     }
 
     #[test]
     fn a_policy_that_drops_is_found() {
-        let found = found(&host(&closed(""), Some(facts())), "F13");
+        let found = find(&host(&closed(""), facts()), "F13");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(
             one.message,
@@ -299,47 +299,47 @@ mod tests {
 
     #[test]
     fn what_is_accepted_is_fine() {
-        assert!(found(&docker(""), "F13").is_empty() && found(&docker(""), "F36").is_empty());
+        assert!(find(&docker(""), "F13").is_empty() && find(&docker(""), "F36").is_empty());
         // It asks for what is rewritten already: the port that was sent to.
         let more = "*mangle\n:FORWARD ACCEPT\n-A FORWARD -m conntrack --ctorigdstport 8081 -j DROP\nCOMMIT\n";
-        assert!(found(&docker(more), "F13").is_empty());
-        assert_eq!(found(&docker(&more.replace("8081", "8080")), "F13").len(), 1);
+        assert!(find(&docker(more), "F13").is_empty());
+        assert_eq!(find(&docker(&more.replace("8081", "8080")), "F13").len(), 1);
     }
 
     #[test]
     fn what_is_not_understood_makes_it_unknown() {
         let rules = closed("").replace("-A FORWARD -o docker0 -j DOCKER", "-A FORWARD -m tomorrow -j ACCEPT");
-        let found = found(&host(&rules, Some(facts())), "F13");
+        let found = find(&host(&rules, facts()), "F13");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Unknown));
         // What may drop as well changes nothing.
         let rules = closed("").replace("-A FORWARD -o docker0 -j DOCKER", "-A FORWARD -m tomorrow -j DROP");
-        assert_eq!(super::super::found(&host(&rules, Some(facts())), "F13")[0].confidence, Confidence::Proved);
+        assert_eq!(find(&host(&rules, facts()), "F13")[0].confidence, Confidence::Proved);
     }
 
     #[test]
     fn a_dump_tells_only_what_no_interface_decides() {
-        assert!(found(&host(&closed(""), None), "F13").is_empty(), "an interface decides");
+        assert!(find(&dump(&closed("")), "F13").is_empty(), "an interface decides");
         let rules = "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2\nCOMMIT\n\
                      *filter\n:FORWARD DROP\nCOMMIT\n";
-        let found = found(&host(rules, None), "F13");
+        let found = find(&dump(rules), "F13");
         assert_eq!(found.iter().map(|one| one.confidence).collect::<Vec<_>>(), [Confidence::Likely]);
     }
 
     #[test]
     fn one_uplink_of_two_is_a_warning() {
         let mut two = facts();
-        two.links.push(hosts::link(4, "eth1", None));
+        two.links.push(link(4, "eth1", None));
         two.addresses.push((4, "198.51.100.1/24".parse().expect("a network")));
-        two.routes.push(hosts::route("198.51.100.1/32", 4, None, true));
-        two.routes.push(hosts::route("0.0.0.0/0", 4, Some("198.51.100.254"), false));
+        two.routes.push(own("198.51.100.1/32", 4));
+        two.routes.push(route("0.0.0.0/0", 4, Some("198.51.100.254")));
         let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -i eth1 -p tcp --dport 8080 -j DROP\nCOMMIT\n";
-        let some = host(&format!("{}{raw}", hosts::DOCKER), Some(two));
-        let found = found(&some, "F36");
+        let some = host(&format!("{}{raw}", DOCKER), two);
+        let found = find(&some, "F36");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert!(one.message.contains("for clients by eth1 before NAT by ip raw PREROUTING line"), "{}", one.message);
         assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Proved));
-        assert!(super::super::found(&some, "F13").is_empty());
+        assert!(find(&some, "F13").is_empty());
     }
 
     #[test]
@@ -348,7 +348,7 @@ mod tests {
             .map(|port| format!("-A PREROUTING -p tcp --dport 90{port} -j DNAT --to-destination 172.17.0.9:{port}1\n"))
             .collect();
         let rules = closed("").replace("-A POSTROUTING", &format!("{more}-A POSTROUTING"));
-        let found = found(&host(&rules, Some(facts())), "F13");
+        let found = find(&host(&rules, facts()), "F13");
         assert_eq!(found.len(), 1);
         assert!(
             found[0].message.starts_with("10 forwards (`8080/tcp") || found[0].message.starts_with("10 forwards (`900")
@@ -358,14 +358,14 @@ mod tests {
     #[test]
     fn raw_drops_and_programs_are_told_apart() {
         let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 8080 -j DROP\nCOMMIT\n";
-        let found = found(&docker(raw), "F36");
+        let found = find(&docker(raw), "F36");
         assert_eq!(
             found.iter().map(|one| (one.severity, one.confidence)).collect::<Vec<_>>(),
             [(Severity::Error, Confidence::Proved)]
         );
         let mut seen = facts();
         seen.programs.push("eth0".into());
-        let found = super::super::found(&host(hosts::DOCKER, Some(seen)), "F36");
+        let found = find(&host(DOCKER, seen), "F36");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(one.confidence, Confidence::Unknown);
         assert!(one.message.starts_with("cannot prove that `8080/tcp -> 172.17.0.2:80` is not dropped by the program"));
@@ -387,7 +387,7 @@ mod tests {
             let cases = vec![Case { region, actions: [Action::Drop].into() }];
             chain.rules.push(Rule { cases, handle: Some(3), ..Rule::default() });
             rules.tables.push(table);
-            let found = found(&Host::new(rules, Some(facts())), "F36");
+            let found = find(&Host::new(rules, Some(facts())), "F36");
             assert_eq!(found.len(), count, "{found:?}");
             assert!(found.iter().all(|one| one.confidence == Confidence::Likely));
         }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use super::super::naming::{at_all, each};
 use super::super::outlook::Outlook;
 use super::clients::{Clients, asked, is_loopback};
-use super::words::{placed, several};
 use crate::audit::facts::Way;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::journey::{End, packet_in_words};
 use crate::audit::region::{Field, Region, packet};
-use crate::audit::ruleset::{At, Hook};
+use crate::audit::ruleset::Hook;
 use crate::audit::set::{Set, number_of};
 use crate::audit::trace::{BEFORE_DNAT, Verdict, Which};
 use crate::model::Family;
@@ -69,9 +69,9 @@ pub(super) fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findin
     }
     let finding = |((link, confidence), (forwards, sample)): ((String, Confidence), (Vec<&Forward<'_>>, String))| {
         let by = if link.is_empty() { "interfaces other than lo".into() } else { printable(&link) };
-        let who = several(&forwards, "is meant for this host, and open", "are meant for this host, and open");
+        let who = each(&forwards, "is meant for this host, and open", "are meant for this host, and open");
         let finding = kind.found(confidence, format!("{who} to neighbours that come by {by}"));
-        placed(finding, host, &forwards, None::<At>).seen(sample)
+        at_all(finding, host, &forwards).seen(sample)
     };
     groups.into_iter().map(finding).collect()
 }
@@ -153,15 +153,13 @@ pub(super) fn direct(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
     }
     let finding = |((restricted, by, link, confidence), (forwards, sample)): (Cause, (Vec<&Forward<'_>>, String))| {
         let who = match restricted {
-            true => several(
-                &forwards,
-                "is restricted, and its target is open",
-                "are restricted, and their targets are open",
-            ),
-            false => several(&forwards, "has a target that is open", "have targets that are open"),
+            true => {
+                each(&forwards, "is restricted, and its target is open", "are restricted, and their targets are open")
+            }
+            false => each(&forwards, "has a target that is open", "have targets that are open"),
         };
         let message = format!("{who} to whoever routes packets for it to {}", printable(&by));
-        let finding = placed(kind.found(confidence, message), host, &forwards, None::<At>).seen(sample);
+        let finding = at_all(kind.found(confidence, message), host, &forwards).seen(sample);
         let finding = match confidence {
             Confidence::Unknown => finding.seen("a rule that is not understood may drop it"),
             _ => finding,
@@ -180,52 +178,51 @@ fn closed(forward: &Forward<'_>, link: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::hosts::{self, docker, facts, host};
-    use super::super::found;
+    use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host};
     use super::*;
 
     fn bound() -> String {
-        hosts::DOCKER.replace("-A DOCKER ! -i docker0 -p", "-A DOCKER -d 127.0.0.1/32 ! -i docker0 -p")
+        DOCKER.replace("-A DOCKER ! -i docker0 -p", "-A DOCKER -d 127.0.0.1/32 ! -i docker0 -p")
     }
 
     const GUARD: &str = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -d 127.0.0.0/8 ! -i lo -j DROP\nCOMMIT\n";
 
     #[test]
     fn a_loopback_address_is_no_guard() {
-        let found = found(&host(&bound(), Some(facts())), "F15");
+        let found = find(&host(&bound(), facts()), "F15");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(
             one.message,
             "`127.0.0.1:8080/tcp -> 172.17.0.2:80` is meant for this host, and open to neighbours that come by eth0"
         );
         assert_eq!((one.severity, one.confidence), (Severity::Error, Confidence::Proved));
-        assert!(super::super::found(&host(&format!("{}{GUARD}", bound()), Some(facts())), "F15").is_empty());
-        assert!(super::super::found(&docker(""), "F15").is_empty(), "open to all is another matter");
+        assert!(find(&host(&format!("{}{GUARD}", bound()), facts()), "F15").is_empty());
+        assert!(find(&docker(""), "F15").is_empty(), "open to all is another matter");
         let unknown = GUARD.replace("! -i lo", "-m tomorrow");
-        let found = super::super::found(&host(&format!("{}{unknown}", bound()), Some(facts())), "F15");
+        let found = find(&host(&format!("{}{unknown}", bound()), facts()), "F15");
         assert_eq!(found[0].confidence, Confidence::Unknown);
     }
 
     #[test]
     fn a_dump_tells_of_loopback_addresses_as_well() {
-        assert_eq!(found(&host(&bound(), None), "F15")[0].confidence, Confidence::Likely);
-        assert!(found(&host(&format!("{}{GUARD}", bound()), None), "F15").is_empty());
+        assert_eq!(find(&dump(&bound()), "F15")[0].confidence, Confidence::Likely);
+        assert!(find(&dump(&format!("{}{GUARD}", bound())), "F15").is_empty());
         let own = bound().replace("! -i docker0 -p", "-i lo -p");
-        assert!(found(&host(&own, None), "F15").is_empty());
+        assert!(find(&dump(&own), "F15").is_empty());
     }
 
     #[test]
     fn only_a_loopback_target_needs_route_localnet() {
         let rules = bound().replace("172.17.0.2:80", "127.0.0.1:80");
-        assert!(found(&host(&rules, Some(facts())), "F15").is_empty());
+        assert!(find(&host(&rules, facts()), "F15").is_empty());
         let mut on = facts();
         on.settings.insert("net/ipv4/conf/eth0/route_localnet".into(), "1".into());
-        assert_eq!(found(&host(&rules, Some(on)), "F15").len(), 1);
+        assert_eq!(find(&host(&rules, on), "F15").len(), 1);
     }
 
     #[test]
     fn a_target_beside_its_forward_is_found() {
-        let found = found(&docker(""), "F17");
+        let found = find(&docker(""), "F17");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(
             one.message,
@@ -234,18 +231,18 @@ mod tests {
         assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Proved));
         assert_eq!(one.fix, "iptables -t raw -I PREROUTING -d 172.17.0.2 ! -i docker0 -j DROP");
         let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP\nCOMMIT\n";
-        assert!(super::super::found(&docker(raw), "F17").is_empty(), "so Docker 28 does it");
-        assert!(super::super::found(&host(hosts::DOCKER, None), "F17").is_empty());
+        assert!(find(&docker(raw), "F17").is_empty(), "so Docker 28 does it");
+        assert!(find(&dump(DOCKER), "F17").is_empty());
     }
 
     #[test]
     fn restrictions_are_worth_nothing_there() {
-        let rules = hosts::DOCKER.replace("-A DOCKER ! -i docker0 -p", "-A DOCKER ! -i docker0 -s 198.51.100.0/24 -p");
-        let found = found(&host(&rules, Some(facts())), "F17");
+        let rules = DOCKER.replace("-A DOCKER ! -i docker0 -p", "-A DOCKER ! -i docker0 -s 198.51.100.0/24 -p");
+        let found = find(&host(&rules, facts()), "F17");
         assert!(found[0].message.contains("is restricted, and its target is open"), "{found:?}");
         let unknown = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -d 172.17.0.2/32 -m tomorrow -j DROP\nCOMMIT\n";
-        let doubtful = super::super::found(&host(&format!("{rules}{unknown}"), Some(facts())), "F17");
+        let doubtful = find(&host(&format!("{rules}{unknown}"), facts()), "F17");
         assert_eq!(doubtful[0].confidence, Confidence::Unknown);
-        assert!(super::super::found(&docker(unknown), "F17").is_empty());
+        assert!(find(&docker(unknown), "F17").is_empty());
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::super::naming::{at_all, each, name, placed};
 use super::super::outlook::Outlook;
 use super::clients::{Clients, is_loopback};
-use super::words::{name, placed, several};
 use crate::audit::describe;
 use crate::audit::facts::Way;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
@@ -73,9 +73,9 @@ pub(super) fn missing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     let finding = |((gate, confidence), (forwards, sample)): ((usize, Confidence), (Vec<&Forward<'_>>, String))| {
         let gate = clients.gates.get(gate);
         let link = gate.map_or_else(String::new, |gate| printable(&gate.link.name));
-        let who = several(&forwards, "does not answer", "do not answer");
+        let who = each(&forwards, "does not answer", "do not answer");
         let message = format!("{who} clients on {link}, where its target is too: no rule rewrites their source");
-        let finding = placed(kind.found(confidence, message), host, &forwards, None::<At>).seen(sample);
+        let finding = at_all(kind.found(confidence, message), host, &forwards).seen(sample);
         let finding = match confidence {
             Confidence::Unknown => finding.seen("a rule on the way that is not understood may decide otherwise"),
             _ => finding,
@@ -153,10 +153,10 @@ pub(super) fn allow_list(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
         let beside = pairs.first().map(|(_, other)| *other);
         let message = format!(
             "{} to all of {from}: {} leads there too and asks for no source of its list",
-            several(&forwards, "is restricted, and open", "are restricted, and open"),
+            each(&forwards, "is restricted, and open", "are restricted, and open"),
             beside.map_or_else(String::new, name)
         );
-        placed(kind.found(confidence, message), host, &forwards, beside.map(|other| other.at))
+        placed(at_all(kind.found(confidence, message), host, &forwards), host, beside.map(|other| other.at))
     };
     groups.into_iter().map(finding).collect()
 }
@@ -210,8 +210,7 @@ fn reached(clients: &Clients<'_, '_>, other: &Forward<'_>, region: &Region, beyo
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::hosts::{docker, facts, host};
-    use super::super::found;
+    use super::super::super::hosts::{docker, dump, facts, find, host};
     use super::*;
 
     const LAN: &str = "*nat\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n\
@@ -219,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_of_the_target_gets_no_answer() {
-        let found = found(&host(LAN, Some(facts())), "F24");
+        let found = find(&host(LAN, facts()), "F24");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert!(one.message.starts_with("`192.0.2.1:8080/tcp -> 172.17.0.2:80` does not answer clients on docker0"));
         assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Proved));
@@ -232,11 +231,11 @@ mod tests {
     #[test]
     fn rewritten_sources_are_answered() {
         let rule = "-A POSTROUTING -s 172.17.0.0/16 -d 172.17.0.0/16 -o docker0 -j MASQUERADE\nCOMMIT";
-        assert!(found(&host(&LAN.replace("COMMIT", rule), Some(facts())), "F24").is_empty());
-        assert!(found(&docker(""), "F24").is_empty(), "Docker leaves it to docker-proxy");
-        assert!(found(&host(LAN, None), "F24").is_empty());
+        assert!(find(&host(&LAN.replace("COMMIT", rule), facts()), "F24").is_empty());
+        assert!(find(&docker(""), "F24").is_empty(), "Docker leaves it to docker-proxy");
+        assert!(find(&dump(LAN), "F24").is_empty());
         let unknown = LAN.replace("COMMIT", "-A POSTROUTING -m tomorrow -j MASQUERADE\nCOMMIT");
-        assert_eq!(found(&host(&unknown, Some(facts())), "F24")[0].confidence, Confidence::Unknown);
+        assert_eq!(find(&host(&unknown, facts()), "F24")[0].confidence, Confidence::Unknown);
     }
 
     /// What fw4 makes of a forward that is restricted, with reflection.
@@ -252,7 +251,7 @@ mod tests {
     #[test]
     fn reflection_does_not_ask_for_the_list() {
         for from in ["-s 172.17.0.0/16", "-i docker0"] {
-            let found = found(&host(&reflected(from), Some(facts())), "F25");
+            let found = find(&host(&reflected(from), facts()), "F25");
             let [one] = found.as_slice() else { panic!("{found:?}") };
             assert!(one.message.contains("is restricted, and open to all of 172.17.0.0/16"), "{}", one.message);
             assert_eq!((one.confidence, one.places.len()), (Confidence::Proved, 2));
@@ -262,16 +261,16 @@ mod tests {
     #[test]
     fn a_second_list_is_no_fault() {
         for from in ["-s 172.17.0.9/32", "-i eth0 -s 203.0.113.0/24", "-i eth0"] {
-            assert!(found(&host(&reflected(from), Some(facts())), "F25").is_empty(), "{from}");
+            assert!(find(&host(&reflected(from), facts()), "F25").is_empty(), "{from}");
         }
         let other = reflected("-s 172.17.0.0/16").replacen("172.17.0.2:80", "172.17.0.3:80", 1);
-        assert!(found(&host(&other, Some(facts())), "F25").is_empty(), "another target");
+        assert!(find(&host(&other, facts()), "F25").is_empty(), "another target");
     }
 
     #[test]
     fn of_a_dump_it_is_likely() {
-        assert_eq!(found(&host(&reflected("-s 172.17.0.0/16"), None), "F25")[0].confidence, Confidence::Likely);
+        assert_eq!(find(&dump(&reflected("-s 172.17.0.0/16")), "F25")[0].confidence, Confidence::Likely);
         let unknown = reflected("-m tomorrow -s 172.17.0.0/16");
-        assert!(found(&host(&unknown, Some(facts())), "F25").is_empty(), "whether it takes them is not known");
+        assert!(find(&host(&unknown, facts()), "F25").is_empty(), "whether it takes them is not known");
     }
 }

@@ -11,10 +11,10 @@ mod clients;
 mod dropped;
 mod exposed;
 mod hairpin;
+mod permit;
 #[cfg(test)]
 mod scale;
 mod survey;
-mod words;
 
 pub(super) use self::survey::Surveys;
 
@@ -31,9 +31,3 @@ pub(super) static CHECKS: &[Check] = &[
     Check { kind: hairpin::ALLOW_LIST, find: hairpin::allow_list },
     Check { kind: dropped::BEFORE_NAT, find: dropped::before_nat },
 ];
-
-#[cfg(test)]
-fn found(host: &crate::audit::host::Host, id: &str) -> Vec<crate::audit::finding::Finding> {
-    let check = CHECKS.iter().find(|check| check.kind.id == id).expect("one of this family");
-    (check.find)(&super::outlook::Outlook::new(host), &check.kind)
-}

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use super::super::hosts::{facts, host};
+use super::super::hosts::{facts, find, host};
 use super::super::outlook::Outlook;
 use super::CHECKS;
 use crate::audit::host::Host;
@@ -29,7 +29,7 @@ fn docker(forwards: usize, masquerades: bool, from: &str) -> Host {
          *nat\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n:DOCKER -\n\
          -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n{masks}{dnats}COMMIT\n"
     );
-    host(&rules, Some(facts()))
+    host(&rules, facts())
 }
 
 /// `cargo test --release --lib audit::findings::filter::scale -- --ignored --nocapture`
@@ -81,7 +81,7 @@ fn many_forwards_of_one_fault_are_one_finding() {
         let found = (check.find)(&Outlook::new(&host), &check.kind);
         assert!(found.len() <= 1, "{}: {found:?}", check.kind.id);
     }
-    assert!(super::found(&host, "F19")[0].message.starts_with("300 forwards ("));
+    assert!(find(&host, "F19")[0].message.starts_with("300 forwards ("));
 }
 
 /// The same command. Of F25 with lists of sources, for which alone it has work to do; at several sizes, so that growth by

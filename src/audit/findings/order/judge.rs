@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::super::naming::{self, is_open, is_wildcard};
+use super::super::addresses::{is_open, is_wildcard};
+use super::super::naming;
 use super::super::outlook::Outlook;
 use super::reach::{self, Cut, Reached};
 use crate::audit::finding::Confidence;

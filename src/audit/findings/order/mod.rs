@@ -22,9 +22,6 @@ use crate::audit::ruleset::{At, TableFamily};
 use crate::audit::view::{Fate, Step};
 use crate::model::Family;
 
-/// How many rules of one finding are shown.
-const FEW: usize = 3;
-
 /// What this family looks for.
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -95,7 +92,7 @@ fn shadowed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let mut found = grouped(host, kind, of_class(outlook, Class::Shadowed));
     let undecided: Vec<&Judged<'_>> = of_class(outlook, Class::Undecided).collect();
     if !undecided.is_empty() {
-        let names = naming::few(undecided.iter().map(|judged| naming::forward(&judged.forward)));
+        let names = naming::list(undecided.iter().map(|judged| naming::name(&judged.forward)));
         let message =
             format!("whether packets get to {names} was not found out: too many rules before overlap with them");
         let finding = kind.found(Confidence::Unknown, message).as_bad_as(Severity::Info);
@@ -131,8 +128,8 @@ fn grouped<'o, 'a: 'o>(host: &Host, kind: &'static Kind, all: impl Iterator<Item
 
 fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[&Judged<'_>]) -> Finding {
     let all = || std::iter::once(first).chain(more.iter().copied());
-    let names: Vec<String> = all().map(|judged| naming::forward(&judged.forward)).collect();
-    let (names, is) = (naming::few(names.into_iter()), if more.is_empty() { "is" } else { "are" });
+    let names: Vec<String> = all().map(|judged| naming::name(&judged.forward)).collect();
+    let (names, is) = (naming::list(names.into_iter()), if more.is_empty() { "is" } else { "are" });
     // Of a rule of both families only the packets of this one are known to be lost.
     let both = host.rules.at(first.forward.at).is_some_and(|(table, _, _)| table.family == TableFamily::Inet);
     let packets = match both && first.forward.to.addresses.is_none() {
@@ -168,7 +165,7 @@ fn removal_of_taker(host: &Host, judged: &Judged<'_>) -> String {
 fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
     let host = outlook.host;
     let one = |judged: &Judged<'_>| {
-        let (name, by) = (naming::forward(&judged.forward), takers(host, judged));
+        let (name, by) = (naming::name(&judged.forward), takers(host, judged));
         let hooks: Vec<&str> = judged.hooks.iter().map(|hook| hook.name()).collect();
         let hooks = hooks.join(" and ");
         let message = match class {
@@ -199,16 +196,16 @@ fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<
 /// What takes the packets of a forward, in words.
 fn takers(host: &Host, judged: &Judged<'_>) -> String {
     let family = judged.forward.family;
-    naming::few(judged.by.iter().map(|taker| taker_in_words(host, taker, family)))
+    naming::list(judged.by.iter().map(|taker| taker_in_words(host, taker, family)))
 }
 
 fn taker_in_words(host: &Host, taker: &Taker<'_>, family: Family) -> String {
     match &taker.step.fate {
         Fate::Rewritten(translation, to) => {
             let steps = vec![(crate::audit::ruleset::Hook::Prerouting, 0, taker.step)];
-            naming::forward(&Forward { family, at: taker.step.at, translation: *translation, to, steps })
+            naming::name(&Forward { family, at: taker.step.at, translation: *translation, to, steps })
         }
-        _ => format!("`{}`", naming::rule(host, taker.step.at, family)),
+        _ => format!("`{}`", naming::rule(host, taker.step.at)),
     }
 }
 
@@ -219,13 +216,13 @@ fn evidence(finding: Finding, host: &Host, judged: &Judged<'_>) -> Finding {
         text if text.is_empty() => "all packets".to_owned(),
         text => text,
     };
-    let mut finding = finding.seen(format!("it is `{}`", naming::rule(host, judged.forward.at, family)));
+    let mut finding = finding.seen(format!("it is `{}`", naming::rule(host, judged.forward.at)));
     if let Some((_, _, step)) = judged.forward.steps.first() {
         finding = finding.seen(format!("it is about {family}: {}", packets(step)));
     }
-    for taker in judged.by.iter().take(FEW) {
+    for taker in judged.by.iter().take(naming::FEW) {
         let what = if matches!(taker.step.fate, Fate::GoOn(_)) { "goes on behind it" } else { "decides" };
-        let words = naming::rule(host, taker.step.at, family);
+        let words = naming::rule(host, taker.step.at);
         finding = finding.seen(format!("before it `{words}` {what}: {}", packets(taker.step)));
     }
     finding

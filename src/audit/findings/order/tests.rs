@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::judge::{self, Class};
 use crate::audit::finding::{Confidence, Severity};
+use crate::audit::findings::hosts::{confidences, dump, facts, find, host, nat, of_order, with_nat};
 use crate::audit::findings::outlook::Outlook;
-use crate::audit::findings::shape::hosts::{confidences, docker, facts, found, nat, of_order, with};
 use crate::audit::host::Host;
 use crate::audit::region::{Field, Packet, Region, State};
 use crate::audit::ruleset::{Action, Base, Case, Hook, Kind, Rewrite, Rule, Ruleset, Table, TableFamily, Tool};
@@ -17,11 +17,11 @@ use Confidence::{Likely, Proved, Unknown};
 
 #[test]
 fn f01_one_rule_before_takes_all() {
-    let host = docker(
+    let host = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 8000:8100 -j DNAT --to-destination 172.17.0.2:80\n\
          -A PREROUTING -s 10.0.0.0/8 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.3:80",
     );
-    let all = found(&host, "F01");
+    let all = find(&host, "F01");
     assert_eq!(all.len(), 1);
     assert_eq!(
         all[0].message,
@@ -36,7 +36,7 @@ fn f01_one_rule_before_takes_all() {
     );
     assert!(all[0].evidence.iter().any(|line| line.contains("tcp dport 8000-8100")), "{:?}", all[0].evidence);
     assert_eq!(of_order(&host), ["F01"]);
-    let nearly = docker(
+    let nearly = with_nat(
         "-A PREROUTING -s 10.0.0.0/8 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.3:80\n\
          -A PREROUTING -p tcp -m tcp --dport 8000:8100 -j DNAT --to-destination 172.17.0.2:80",
     );
@@ -46,7 +46,7 @@ fn f01_one_rule_before_takes_all() {
 #[test]
 fn f01_several_rules_before_take_all_together() {
     let rules = |first: &str, second: &str| {
-        docker(&format!(
+        with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport {first} -j DNAT --to-destination 172.17.0.2\n\
              -A PREROUTING -p tcp -m tcp --dport {second} -j DNAT --to-destination 172.17.0.3\n\
              -A PREROUTING -p tcp -m tcp --dport 10:20 -j DNAT --to-destination 172.17.0.4"
@@ -54,17 +54,17 @@ fn f01_several_rules_before_take_all_together() {
     };
     assert_eq!(of_order(&rules("10:15", "16:20")), ["F01"]);
     assert!(of_order(&rules("10:15", "17:20")).is_empty(), "port 16 is left");
-    assert_eq!(found(&rules("10:15", "16:20"), "F01")[0].places.len(), 3);
+    assert_eq!(find(&rules("10:15", "16:20"), "F01")[0].places.len(), 3);
 }
 
 #[test]
 fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it() {
-    let accepted = docker(
+    let accepted = with_nat(
         "-A PREROUTING -p tcp -j ACCEPT\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -p tcp -m tcp --dport 81 -j DNAT --to-destination 172.17.0.2",
     );
-    let all = found(&accepted, "F01");
+    let all = find(&accepted, "F01");
     assert_eq!(all.len(), 1, "one cause, one finding");
     assert_eq!(
         all[0].message,
@@ -72,7 +72,7 @@ fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it
     );
     // What returns from the chain is not asked by the forward in it.
     let returns = |from: &str| {
-        docker(&format!(
+        with_nat(&format!(
             "-A PREROUTING -j DOCKER\n\
              -A PREROUTING -s 10.0.0.0/8 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3\n\
              -A DOCKER {from} -j RETURN\n\
@@ -86,38 +86,38 @@ fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it
 
 #[test]
 fn f01_is_never_sure_of_what_is_not_understood() {
-    let asked = docker(
+    let asked = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 80 -m tomorrow -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
     );
     assert!(of_order(&asked).is_empty(), "an exception, whatever it is");
-    let returns = docker(
+    let returns = with_nat(
         "-A PREROUTING -m tomorrow -j DOCKER\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -m tomorrow -j DNAT --to-destination 172.17.0.2\n\
          -A DOCKER -j ACCEPT",
     );
     assert_eq!(confidences(&returns, "F01"), [Proved], "what asks for more than what is lost is lost");
-    let foreign = docker(
+    let foreign = with_nat(
         "-A PREROUTING -j TOMORROW\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
     );
     assert_eq!(confidences(&foreign, "F01"), [Likely]);
-    let dump = "-A PREROUTING -p tcp -j ACCEPT\n-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2";
-    assert_eq!(confidences(&with(&nat(dump), None), "F01"), [Likely]);
+    let text = "-A PREROUTING -p tcp -j ACCEPT\n-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2";
+    assert_eq!(confidences(&dump(&nat(text)), "F01"), [Likely]);
 }
 
 #[test]
 fn f01_a_forward_that_only_packets_of_this_host_get_to_is_not_lost() {
-    let host = docker(
+    let host = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -j DOCKER\n-A OUTPUT -j DOCKER\n\
          -A DOCKER -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
     );
     assert_eq!(of_order(&host), ["F02"]);
-    assert!(found(&host, "F02")[0].message.ends_with("which is asked before at prerouting"));
-    let twice = docker(
+    assert!(find(&host, "F02")[0].message.ends_with("which is asked before at prerouting"));
+    let twice = with_nat(
         "-A PREROUTING -j DOCKER\n-A PREROUTING -j DOCKER\n\
          -A DOCKER -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
     );
@@ -133,21 +133,21 @@ fn f01_that_was_too_much_to_find_out_is_unknown() {
         );
     }
     rules += "-A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.3";
-    let all = found(&docker(&rules), "F01");
+    let all = find(&with_nat(&rules), "F01");
     assert_eq!(all.iter().map(|it| (it.confidence, it.severity)).collect::<Vec<_>>(), [(Unknown, Severity::Info)]);
 }
 
 #[test]
 fn f02_ranges_that_overlap() {
     let rules = |second: &str, extra: &str| {
-        docker(&format!(
+        with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport 80:90 {extra} -j DNAT --to-destination 172.17.0.2\n\
              -A PREROUTING -p tcp -m tcp --dport {second} -j DNAT --to-destination 172.17.0.3"
         ))
     };
     let host = rules("85:95", "");
     assert_eq!(of_order(&host), ["F02"]);
-    let finding = &found(&host, "F02")[0];
+    let finding = &find(&host, "F02")[0];
     assert_eq!(finding.confidence, Proved);
     assert_eq!(
         finding.message,
@@ -158,13 +158,13 @@ fn f02_ranges_that_overlap() {
     assert_eq!(confidences(&rules("85:95", "-m tomorrow"), "F02"), [Unknown]);
     let same = "-A PREROUTING -p tcp -m tcp --dport 80:90 -j DNAT --to-destination 172.17.0.2\n\
                 -A PREROUTING -p tcp -m tcp --dport 85:95 -j DNAT --to-destination 172.17.0.2";
-    assert!(of_order(&docker(same)).is_empty(), "both lead to the same place");
+    assert!(of_order(&with_nat(same)).is_empty(), "both lead to the same place");
 }
 
 #[test]
 fn f03_the_same_twice() {
     let rules = |target: &str| {
-        docker(&format!(
+        with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80\n\
              -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination {target}"
         ))
@@ -172,10 +172,10 @@ fn f03_the_same_twice() {
     assert_eq!(of_order(&rules("172.17.0.2:80")), ["F03"]);
     assert_eq!(of_order(&rules("172.17.0.2")), ["F03"], "port 80 stays port 80");
     assert_eq!(of_order(&rules("172.17.0.3:80")), ["F01"]);
-    let finding = &found(&rules("172.17.0.2:80"), "F03")[0];
+    let finding = &find(&rules("172.17.0.2:80"), "F03")[0];
     assert_eq!((finding.confidence, finding.severity, finding.places.len()), (Proved, Severity::Warning, 2));
-    let dump = nat("-A PREROUTING -p tcp -j REDIRECT --to-ports 80\n-A PREROUTING -p tcp -j REDIRECT --to-ports 80");
-    assert_eq!(confidences(&with(&dump, None), "F03"), [Likely]);
+    let text = nat("-A PREROUTING -p tcp -j REDIRECT --to-ports 80\n-A PREROUTING -p tcp -j REDIRECT --to-ports 80");
+    assert_eq!(confidences(&dump(&text), "F03"), [Likely]);
 }
 
 #[test]
@@ -187,24 +187,20 @@ fn f04_all_addresses_before_one() {
         ))
     };
     let (local, one) = ("-m addrtype --dst-type LOCAL", "-d 192.0.2.1/32");
-    let host = |first, second| with(&rules(first, second), Some(facts()));
+    let host = |first, second| host(&rules(first, second), facts());
     for first in [local, ""] {
         assert_eq!(of_order(&host(first, one)), ["F04"], "{first}");
         assert_eq!(confidences(&host(first, one), "F04"), [Proved], "{first}");
         assert!(of_order(&host(one, first)).is_empty(), "{first}: the narrower first");
     }
     assert!(of_order(&host(local, "-d 192.0.2.7/32")).is_empty(), "that is not an address of this host");
-    assert_eq!(
-        confidences(&with(&rules(local, one), None), "F04"),
-        [Likely],
-        "whose address it is a dump does not tell"
-    );
+    assert_eq!(confidences(&dump(&rules(local, one)), "F04"), [Likely], "whose address it is a dump does not tell");
     let part = "-A PREROUTING -p tcp -m tcp --dport 80:90 -j DNAT --to-destination 172.17.0.2\n\
                 -A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 85:95 -j DNAT --to-destination 172.17.0.3";
-    assert_eq!(of_order(&docker(part)), ["F04"]);
-    assert!(found(&docker(part), "F04")[0].message.contains("reached only in part"));
+    assert_eq!(of_order(&with_nat(part)), ["F04"]);
+    assert!(find(&with_nat(part), "F04")[0].message.contains("reached only in part"));
     let asked = part.replace("80:90", "80:90 -m tomorrow");
-    assert_eq!(confidences(&docker(&asked), "F04"), [Unknown]);
+    assert_eq!(confidences(&with_nat(&asked), "F04"), [Unknown]);
 }
 
 /// Two tables of nft with one forward each.
@@ -232,7 +228,7 @@ fn f05_two_tables_at_one_priority() {
     let (ip, inet) = (TableFamily::Ip, TableFamily::Inet);
     let host = two_tables((-100, -100), (2, 3), (ip, inet));
     assert_eq!(of_order(&host), ["F05"]);
-    let finding = &found(&host, "F05")[0];
+    let finding = &find(&host, "F05")[0];
     assert_eq!(finding.confidence, Proved);
     assert!(finding.fix.contains("nft delete rule ip t0 prerouting handle 4"), "{}", finding.fix);
     assert_eq!(of_order(&two_tables((-100, -99), (2, 3), (ip, inet))), ["F01"], "an order that is known");
@@ -285,7 +281,7 @@ proptest! {
         for (docker, rule) in &rules {
             text += &format!("-A {} {rule}\n", if *docker { "DOCKER" } else { "PREROUTING" });
         }
-        let host = docker(&text);
+        let host = with_nat(&text);
         let mut won = std::collections::HashSet::new();
         for port in 0..8u128 {
             for address in [[192, 0, 2, 1], [172, 17, 0, 1], [198, 51, 100, 1]] {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::super::addresses::{global, is_open, is_wildcard};
 use super::Outlook;
-use super::naming::{self, is_open};
+use super::naming;
 use super::outside::{self, Client};
 use crate::audit::facts::Facts;
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
@@ -137,12 +138,12 @@ pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     let host = outlook.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut groups = Groups::new();
-    let ways = Family::ALL.map(|family| (family, outside::global(facts, family), Client::some(outlook, family)));
+    let ways = Family::ALL.map(|family| (family, global(facts, family), Client::some(outlook, family)));
     for forward in super::all(outlook) {
-        let Some((_, global, clients)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
-        let Some((address, (_, step))) = global.first().zip(forward.arriving().find(|(_, step)| {
+        let Some((_, own, clients)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
+        let Some((address, (_, step))) = own.first().zip(forward.arriving().find(|(_, step)| {
             let open = |field| is_open(step.region.get(field), field, forward.family);
-            naming::is_wildcard(&step.region, forward.family) && open(Field::Source) && open(Field::Input)
+            is_wildcard(&step.region, forward.family) && open(Field::Source) && open(Field::Input)
         })) else {
             continue;
         };
@@ -163,8 +164,8 @@ pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         groups.entry((forward.family, kind.severity, confidence)).or_default().push(forward);
     }
     let one = |((family, _, confidence), forwards): (_, Vec<&Forward<'_>>)| {
-        let global: Vec<IpAddr> = outside::global(facts, family);
-        let addresses = naming::few(global.iter().map(ToString::to_string));
+        let global = global(facts, family);
+        let addresses = naming::list(global.iter().map(ToString::to_string));
         let is = if forwards.len() == 1 { "is" } else { "are" };
         let message = |names: &str| format!("{names} {is} open to everybody at {addresses}");
         let mut finding = super::together(host, kind, confidence, &forwards, message);
@@ -180,7 +181,8 @@ pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
 
 #[cfg(test)]
 mod tests {
-    use super::super::hosts::{confidences, docker, facts, facts_with_ipv6, found, nat, with};
+    use super::super::super::addresses::is_global;
+    use super::super::super::hosts::{confidences, dual, dump, facts, find, host, nat, with_nat};
     use super::*;
     use Confidence::{Likely, Proved, Unknown};
 
@@ -190,8 +192,8 @@ mod tests {
 
     #[test]
     fn f07_a_forward_that_takes_what_passes_through() {
-        let host = docker(&format!("{}\n{}", rule(""), rule("").replace("80 ", "81 ")));
-        let all = found(&host, "F07");
+        let host = with_nat(&format!("{}\n{}", rule(""), rule("").replace("80 ", "81 ")));
+        let all = find(&host, "F07");
         assert_eq!(all.len(), 1, "one finding of both");
         assert_eq!(
             all[0].message,
@@ -199,55 +201,55 @@ mod tests {
         );
         assert_eq!((all[0].confidence, all[0].severity), (Proved, Severity::Error));
         assert!(all[0].evidence.contains(&"net/ipv4/ip_forward = 1".to_owned()));
-        assert_eq!(found(&docker(&rule("! -i docker0")), "F07").len(), 1, "other interfaces are left");
-        assert_eq!(found(&docker(&rule("-s 10.0.0.0/8")), "F07")[0].severity, Severity::Warning);
+        assert_eq!(find(&with_nat(&rule("! -i docker0")), "F07").len(), 1, "other interfaces are left");
+        assert_eq!(find(&with_nat(&rule("-s 10.0.0.0/8")), "F07")[0].severity, Severity::Warning);
     }
 
     #[test]
     fn f07_a_guard_is_a_guard() {
         for asks in ["-d 192.0.2.1", "-i eth0", "-m addrtype --dst-type LOCAL"] {
-            assert!(found(&docker(&rule(asks)), "F07").is_empty(), "{asks}");
+            assert!(find(&with_nat(&rule(asks)), "F07").is_empty(), "{asks}");
         }
         let jumps = "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n".to_owned()
             + &rule("").replace("PREROUTING", "DOCKER");
-        assert!(found(&docker(&jumps), "F07").is_empty());
+        assert!(find(&with_nat(&jumps), "F07").is_empty());
         let shadowed = "-A PREROUTING -m addrtype ! --dst-type LOCAL -j ACCEPT\n".to_owned() + &rule("");
-        assert!(found(&docker(&shadowed), "F07").is_empty(), "what passes through goes on before");
+        assert!(find(&with_nat(&shadowed), "F07").is_empty(), "what passes through goes on before");
         let mut still = facts();
         still.settings.insert("net/ipv4/ip_forward".into(), "0".into());
-        assert!(found(&with(&nat(&rule("")), Some(still)), "F07").is_empty());
+        assert!(find(&host(&nat(&rule("")), still), "F07").is_empty());
         let mut single = facts();
         single.links.retain(|link| link.name != "docker0");
-        assert!(found(&with(&nat(&rule("")), Some(single)), "F07").is_empty());
+        assert!(find(&host(&nat(&rule("")), single), "F07").is_empty());
     }
 
     #[test]
     fn f07_what_is_not_known_is_not_proved() {
-        assert_eq!(confidences(&with(&nat(&rule("")), None), "F07"), [Likely]);
-        assert_eq!(confidences(&docker(&rule("-m tomorrow")), "F07"), [Unknown]);
+        assert_eq!(confidences(&dump(&nat(&rule(""))), "F07"), [Likely]);
+        assert_eq!(confidences(&with_nat(&rule("-m tomorrow")), "F07"), [Unknown]);
         let unread = Facts { settings: BTreeMap::new(), ..facts() };
-        assert_eq!(confidences(&with(&nat(&rule("")), Some(unread)), "F07"), [Likely]);
+        assert_eq!(confidences(&host(&nat(&rule("")), unread), "F07"), [Likely]);
     }
 
     #[test]
     fn f18_open_to_everybody() {
         let local = rule("-m addrtype --dst-type LOCAL");
-        let all = found(&docker(&local), "F18");
+        let all = find(&with_nat(&local), "F18");
         assert_eq!(
             all.iter().map(|it| it.message.as_str()).collect::<Vec<_>>(),
             ["`80/tcp -> 172.17.0.2:8080` is open to everybody at 192.0.2.1"]
         );
         assert_eq!(all[0].confidence, Proved);
         for asks in ["-d 192.0.2.1", "-s 10.0.0.0/8", "-i docker0"] {
-            assert!(found(&docker(&rule(asks)), "F18").is_empty(), "{asks}");
+            assert!(find(&with_nat(&rule(asks)), "F18").is_empty(), "{asks}");
         }
         let mut private = facts();
-        private.addresses.retain(|(_, network)| !outside::is_global(network.ip()));
-        assert!(found(&with(&nat(&local), Some(private)), "F18").is_empty());
+        private.addresses.retain(|(_, network)| !is_global(network.ip()));
+        assert!(find(&host(&nat(&local), private), "F18").is_empty());
         let six =
             format!("# Generated by ip6tables-save v1\n{}", nat(&local.replace("172.17.0.2:8080", "[fd00::2]:8080")));
-        assert!(found(&with(&six, Some(facts())), "F18").is_empty(), "no address of IPv6");
-        assert!(found(&with(&six, Some(facts_with_ipv6())), "F18")[0].message.ends_with("at 2001:db8:1::1"));
+        assert!(find(&host(&six, facts()), "F18").is_empty(), "no address of IPv6");
+        assert!(find(&host(&six, dual()), "F18")[0].message.ends_with("at 2001:db8:1::1"));
     }
 
     #[test]
@@ -258,12 +260,12 @@ mod tests {
                 "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:DOCKER-USER -\n-A FORWARD -j DOCKER-USER\n{rules}\nCOMMIT\n{nat}"
             )
         };
-        let of = |rules: &str| confidences(&with(&filter(rules), Some(facts())), "F18");
+        let of = |rules: &str| confidences(&host(&filter(rules), facts()), "F18");
         assert_eq!(of("-A DOCKER-USER -j RETURN"), [Proved]);
         assert_eq!(of("-A DOCKER-USER -s 198.51.100.0/24 -j DROP"), [Proved], "others are let in");
         assert!(of("-A DOCKER-USER ! -s 10.0.0.0/8 -i eth0 -j DROP").is_empty());
         assert_eq!(of("-A DOCKER-USER -i eth0 -m tomorrow -j DROP"), [Likely]);
-        assert_eq!(confidences(&docker(&rule("-m tomorrow")), "F18"), [Unknown]);
-        assert!(found(&with(&nat, None), "F18").is_empty(), "a dump does not tell of addresses");
+        assert_eq!(confidences(&with_nat(&rule("-m tomorrow")), "F18"), [Unknown]);
+        assert!(find(&dump(&nat), "F18").is_empty(), "a dump does not tell of addresses");
     }
 }

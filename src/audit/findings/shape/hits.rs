@@ -39,7 +39,7 @@ fn count(host: &Host, forward: &Forward<'_>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hosts::{confidences, docker, found, nat, with};
+    use super::super::super::hosts::{confidences, dump, find, nat, with_nat};
     use crate::audit::finding::Confidence;
 
     fn rules(counts: [&str; 3]) -> String {
@@ -51,17 +51,17 @@ mod tests {
 
     #[test]
     fn f43_one_that_counts_nothing_beside_others() {
-        let host = docker(&rules(["[7:420]", "[0:0]", ""]));
-        let all = found(&host, "F43");
+        let host = with_nat(&rules(["[7:420]", "[0:0]", ""]));
+        let all = find(&host, "F43");
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].message, "1 of 2 forwards were never used: `1/tcp -> 172.17.0.2`");
-        assert_eq!(confidences(&with(&nat(&rules(["[7:420]", "[0:0]", ""])), None), "F43"), [Confidence::Likely]);
+        assert_eq!(confidences(&dump(&nat(&rules(["[7:420]", "[0:0]", ""]))), "F43"), [Confidence::Likely]);
     }
 
     #[test]
     fn f43_where_nothing_was_counted_yet_nothing_is_said() {
         for counts in [["[0:0]", "[0:0]", "[0:0]"], ["[1:60]", "[1:60]", ""], ["", "", ""]] {
-            assert!(found(&docker(&rules(counts)), "F43").is_empty(), "{counts:?}");
+            assert!(find(&with_nat(&rules(counts)), "F43").is_empty(), "{counts:?}");
         }
     }
 }

@@ -2,8 +2,6 @@
 
 mod guard;
 mod hits;
-#[cfg(test)]
-pub(super) mod hosts;
 mod outside;
 mod range;
 mod source;
@@ -157,11 +155,11 @@ fn together(
     forwards: &[&Forward<'_>],
     message: impl FnOnce(&str) -> String,
 ) -> Finding {
-    let names = naming::few(forwards.iter().map(|forward| naming::forward(forward)));
+    let names = naming::list(forwards.iter().map(|forward| naming::name(forward)));
     let finding = kind.found(confidence, message(&names));
     let mut finding = naming::at(finding, host, forwards.iter().map(|forward| forward.at));
     for forward in forwards.iter().take(3) {
-        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at, forward.family)));
+        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at)));
     }
     finding
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Outlook;
-use crate::audit::facts::{Facts, Way};
+use crate::audit::facts::Way;
 use crate::audit::forwards::Forward;
 use crate::audit::journey::{End, Journey, Part, UNICAST};
 use crate::audit::region::{self, Field, LOCAL, Packet, Region};
@@ -28,29 +28,6 @@ const CLIENTS: [(Family, &str); 5] = [
     (Family::Ipv6, "2001:db8:77::77"),
     (Family::Ipv6, "3fff:77::77"),
 ];
-
-/// Whether an address is one that the whole internet may reach: not of RFC 1918, RFC 6598 (carriers' NAT), RFC 3927, RFC 4193, nor
-/// of a link or of this host alone. Those for documentation count as global.
-pub(super) fn is_global(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            let [a, b, ..] = address.octets();
-            let of_carrier = a == 100 && (64..128).contains(&b);
-            !(address.is_private() || address.is_loopback() || address.is_link_local() || of_carrier)
-                && !(address.is_multicast() || address.is_broadcast() || a == 0)
-        }
-        IpAddr::V6(address) => {
-            let of_this_host = address.is_loopback() || address.is_unspecified() || address.is_multicast();
-            !(of_this_host || address.is_unique_local() || address.is_unicast_link_local())
-        }
-    }
-}
-
-/// The global addresses of a family that a host owns.
-pub(super) fn global(facts: &Facts, family: Family) -> Vec<IpAddr> {
-    let all = facts.addresses.iter().map(|(_, network)| network.ip());
-    all.filter(|address| Family::of(*address) == family && is_global(*address)).collect()
-}
 
 /// A client outside.
 pub(super) struct Client<'a> {
@@ -133,32 +110,9 @@ pub(super) fn hidden(journey: &Journey<'_>, forward: At) -> Option<(Translation,
 
 #[cfg(test)]
 mod tests {
-    use super::super::hosts::{docker, facts, nat, with};
+    use super::super::super::hosts::{dump, facts, host, nat, with_nat};
     use super::*;
     use crate::audit::host::Host;
-
-    #[test]
-    fn the_whole_internet_reaches_global_addresses() {
-        for (text, is) in [
-            ("192.0.2.1", true),
-            ("8.8.8.8", true),
-            ("10.1.2.3", false),
-            ("172.31.0.1", false),
-            ("172.32.0.1", true),
-            ("192.168.1.1", false),
-            ("169.254.1.1", false),
-            ("100.64.0.1", false),
-            ("100.128.0.1", true),
-            ("127.0.0.1", false),
-            ("2001:db8::1", true),
-            ("fd00::1", false),
-            ("fe80::1", false),
-            ("::1", false),
-        ] {
-            assert_eq!(is_global(text.parse().expect("address")), is, "{text}");
-        }
-        assert_eq!(global(&facts(), Family::Ipv4), [IpAddr::from([192, 0, 2, 1])]);
-    }
 
     #[test]
     fn a_client_s_packet_goes_the_whole_way() {
@@ -172,9 +126,9 @@ mod tests {
             let journey = outlook.guide.lead(client.packet(forward, address).expect("it arrives"));
             (gets_in(&journey, forward.at), hidden(&journey, forward.at).map(|(by, _, sure)| (by, sure)))
         };
-        assert_eq!(lead(&docker(rules)), (true, Some((Translation::Masquerade, true))));
+        assert_eq!(lead(&with_nat(rules)), (true, Some((Translation::Masquerade, true))));
         let filter = "*filter\n:INPUT ACCEPT\n:FORWARD DROP\n:OUTPUT ACCEPT\nCOMMIT\n";
-        assert_eq!(lead(&with(&format!("{filter}{}", nat(rules)), Some(facts()))), (false, None));
-        assert_eq!(lead(&with(&nat(rules), None)), (true, None), "by which interface is not known");
+        assert_eq!(lead(&host(&format!("{filter}{}", nat(rules)), facts())), (false, None));
+        assert_eq!(lead(&dump(&nat(rules))), (true, None), "by which interface is not known");
     }
 }

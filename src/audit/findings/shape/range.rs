@@ -29,7 +29,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
             continue;
         }
         let kept = ports.and(&there);
-        let name = naming::forward(&forward);
+        let name = naming::name(&forward);
         let message = match kept.is_empty() {
             true => format!("{name} leads all of its {} ports to port {first}, and not one to one", ports.size()),
             false => format!(
@@ -40,7 +40,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         };
         let words = |set: &Set| describe::set(Field::Port, set, forward.family);
         let mut finding = kind.found(naming::sure(host), message).at(host.place(forward.at));
-        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at, forward.family)));
+        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at)));
         finding =
             finding.seen(format!("ports {} are outside of {first}-{last}, so they arrive at {first}", words(&moved)));
         if !kept.is_empty() {
@@ -65,7 +65,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
 
 #[cfg(test)]
 mod tests {
-    use super::super::hosts::{confidences, docker, found, nat, with};
+    use super::super::super::hosts::{confidences, dump, find, nat, with_nat};
     use crate::audit::finding::Confidence;
 
     fn rule(ports: &str, to: &str) -> String {
@@ -74,17 +74,17 @@ mod tests {
 
     #[test]
     fn f06_a_shifted_range_goes_to_one_port() {
-        let all = found(&docker(&rule("8000:8010", "9000-9010")), "F06");
+        let all = find(&with_nat(&rule("8000:8010", "9000-9010")), "F06");
         assert_eq!(
             all.iter().map(|it| it.message.as_str()).collect::<Vec<_>>(),
             ["`8000-8010/tcp -> 172.17.0.2:9000-9010` leads all of its 11 ports to port 9000, and not one to one"]
         );
         assert!(all[0].fix.contains("portfwd add 8000-8010/tcp 172.17.0.2:9000-9010"), "{}", all[0].fix);
         assert_eq!(all[0].confidence, Confidence::Proved);
-        let part = found(&docker(&rule("8000:8010", "8005-8015")), "F06");
+        let part = find(&with_nat(&rule("8000:8010", "8005-8015")), "F06");
         assert!(part[0].message.contains("leads 5 of its 11 ports to port 8005"), "{}", part[0].message);
         let redirect = "-A PREROUTING -p udp -m udp --dport 1:2 -j REDIRECT --to-ports 3-4";
-        assert_eq!(found(&docker(redirect), "F06").len(), 1);
+        assert_eq!(find(&with_nat(redirect), "F06").len(), 1);
     }
 
     #[test]
@@ -97,12 +97,12 @@ mod tests {
             ("8000:8010", "9000-9010 --random"),
             ("80", "9000-9010"),
         ] {
-            assert!(found(&docker(&rule(ports, to)), "F06").is_empty(), "{ports} {to}");
+            assert!(find(&with_nat(&rule(ports, to)), "F06").is_empty(), "{ports} {to}");
         }
     }
 
     #[test]
     fn f06_a_dump_proves_nothing() {
-        assert_eq!(confidences(&with(&nat(&rule("1:2", "3-4")), None), "F06"), [Confidence::Likely]);
+        assert_eq!(confidences(&dump(&nat(&rule("1:2", "3-4"))), "F06"), [Confidence::Likely]);
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::super::addresses::is_open;
 use super::Outlook;
-use super::naming::{self, is_open};
+use super::naming;
 use super::outside::{self, Client};
 use crate::audit::describe;
 use crate::audit::facts::Way;
@@ -51,7 +52,7 @@ pub(super) fn unlimited(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findi
             Confidence::Proved if step.tied => Confidence::Likely,
             confidence => confidence,
         };
-        let words = naming::rule(host, step.at, family);
+        let words = naming::rule(host, step.at);
         let message = match named {
             true => format!("`{words}` also masquerades what this host sends to itself"),
             false => format!("`{words}` masquerades whatever leaves, by any interface and from any source"),
@@ -129,7 +130,7 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         let target = describe::target(&Rewrite { ports: None, ..to.clone() });
         let message = format!("sources are rewritten to {target}, and {words} is no address of this host");
         let finding = kind.found(confidence, message).at(host.place(step.at));
-        let finding = finding.seen(format!("`{}`", naming::rule(host, step.at, family)));
+        let finding = finding.seen(format!("`{}`", naming::rule(host, step.at)));
         let finding = finding.seen(match facts.way_to(low) {
             Way::Out(link, None) => format!("{low} is on the link of {}, where nobody answers for it", link.name),
             Way::Out(link, Some(gateway)) => format!("this host has a route to {low}: by {gateway} at {}", link.name),
@@ -176,8 +177,7 @@ pub(super) fn lost(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
     }
     let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<&Forward<'_>>))| {
-        let family = forwards.first().map_or(Family::Ipv4, |forward| forward.family);
-        let words = naming::rule(host, at, family);
+        let words = naming::rule(host, at);
         let hides = if forwards.len() == 1 { "does" } else { "do" };
         let message =
             |names: &str| format!("the target of {names} {hides} not see its clients: `{words}` rewrites their source");
@@ -212,13 +212,13 @@ fn destination(region: &Region, addresses: &[IpAddr], family: Family) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use super::super::hosts::{confidences, docker, facts, found, nat, with};
+    use super::super::super::hosts::{confidences, dump, facts, find, host, nat, with_nat};
     use super::*;
     use Confidence::{Likely, Proved, Unknown};
 
     #[test]
     fn f29_a_masquerade_of_everything() {
-        let all = found(&docker("-A POSTROUTING -j MASQUERADE"), "F29");
+        let all = find(&with_nat("-A POSTROUTING -j MASQUERADE"), "F29");
         assert_eq!(
             all.iter().map(|it| it.message.as_str()).collect::<Vec<_>>(),
             ["`-A POSTROUTING -j MASQUERADE` masquerades whatever leaves, by any interface and from any source"]
@@ -227,10 +227,10 @@ mod tests {
         assert!(
             all[0].fix.contains("`-o eth0`") && all[0].fix.contains("iptables -t nat -D POSTROUTING -j MASQUERADE")
         );
-        let negative = found(&docker("-A POSTROUTING ! -o docker0 -j MASQUERADE"), "F29");
+        let negative = find(&with_nat("-A POSTROUTING ! -o docker0 -j MASQUERADE"), "F29");
         assert!(negative[0].message.contains("sends to itself"), "{}", negative[0].message);
-        assert_eq!(confidences(&with(&nat("-A POSTROUTING -j MASQUERADE"), None), "F29"), [Likely]);
-        assert_eq!(confidences(&docker("-A POSTROUTING -m tomorrow -j MASQUERADE"), "F29"), [Unknown]);
+        assert_eq!(confidences(&dump(&nat("-A POSTROUTING -j MASQUERADE")), "F29"), [Likely]);
+        assert_eq!(confidences(&with_nat("-A POSTROUTING -m tomorrow -j MASQUERADE"), "F29"), [Unknown]);
     }
 
     #[test]
@@ -245,25 +245,25 @@ mod tests {
             "-m conntrack --ctstate DNAT",
             "-s 127.0.0.0/8 -o docker0",
         ] {
-            let host = docker(&format!("-A POSTROUTING {asks} -j MASQUERADE"));
-            assert!(found(&host, "F29").is_empty(), "{asks}");
+            let host = with_nat(&format!("-A POSTROUTING {asks} -j MASQUERADE"));
+            assert!(find(&host, "F29").is_empty(), "{asks}");
         }
     }
 
     #[test]
     fn f30_an_address_that_nobody_answers_for() {
         let rule = |to: &str| format!("-A POSTROUTING -o eth0 -j SNAT --to-source {to}");
-        let all = found(&docker(&rule("192.0.2.7")), "F30");
+        let all = find(&with_nat(&rule("192.0.2.7")), "F30");
         assert_eq!((all.len(), all[0].confidence), (1, Proved), "on the link");
         assert_eq!(all[0].message, "sources are rewritten to 192.0.2.7, and 192.0.2.7 is no address of this host");
-        assert_eq!(confidences(&docker(&rule("203.0.113.7")), "F30"), [Likely], "it may be routed here");
-        assert!(found(&docker(&rule("192.0.2.1-192.0.2.2")), "F30")[0].message.contains("and 192.0.2.2 is no"));
-        assert!(found(&docker(&rule("192.0.2.1")), "F30").is_empty());
-        assert!(found(&with(&nat(&rule("192.0.2.7")), None), "F30").is_empty());
+        assert_eq!(confidences(&with_nat(&rule("203.0.113.7")), "F30"), [Likely], "it may be routed here");
+        assert!(find(&with_nat(&rule("192.0.2.1-192.0.2.2")), "F30")[0].message.contains("and 192.0.2.2 is no"));
+        assert!(find(&with_nat(&rule("192.0.2.1")), "F30").is_empty());
+        assert!(find(&dump(&nat(&rule("192.0.2.7"))), "F30").is_empty());
         let twice = format!("{}\n{}", rule("192.0.2.7"), rule("192.0.2.7:1-9").replace("-o eth0", "-o docker0 -p tcp"));
-        assert_eq!(found(&docker(&twice), "F30")[0].places.len(), 2, "told once");
+        assert_eq!(find(&with_nat(&twice), "F30")[0].places.len(), 2, "told once");
         let asked = rule("192.0.2.7").replace("-o", "-m tomorrow -o");
-        assert_eq!(confidences(&docker(&asked), "F30"), [Unknown]);
+        assert_eq!(confidences(&with_nat(&asked), "F30"), [Unknown]);
     }
 
     fn forward_and(source: &str) -> String {
@@ -275,14 +275,14 @@ mod tests {
     #[test]
     fn f31_clients_that_the_target_does_not_see() {
         for source in ["-j MASQUERADE", "-d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j SNAT --to-source 172.17.0.1"] {
-            let all = found(&docker(&forward_and(source)), "F31");
+            let all = find(&with_nat(&forward_and(source)), "F31");
             assert_eq!(all.len(), 1, "{source}");
             assert_eq!((all[0].confidence, all[0].severity), (Proved, Severity::Warning));
             assert!(all[0].message.starts_with("the target of `192.0.2.1:80/tcp -> 172.17.0.2` does not see"));
             assert_eq!(all[0].places.len(), 2);
         }
         let remote = forward_and("-j MASQUERADE").replace("172.17.0.2", "203.0.113.9");
-        assert_eq!(found(&docker(&remote), "F31")[0].severity, Severity::Info, "answers would not come back");
+        assert_eq!(find(&with_nat(&remote), "F31")[0].severity, Severity::Info, "answers would not come back");
     }
 
     #[test]
@@ -292,17 +292,17 @@ mod tests {
             "-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
             "-o eth0 -j MASQUERADE",
         ] {
-            assert!(found(&docker(&forward_and(source)), "F31").is_empty(), "{source}");
+            assert!(find(&with_nat(&forward_and(source)), "F31").is_empty(), "{source}");
         }
         let closed = forward_and("-j MASQUERADE").replace("-d 192.0.2.1", "-d 192.0.2.1 -s 10.0.0.0/8");
-        assert!(found(&docker(&closed), "F31").is_empty(), "nobody from outside");
+        assert!(find(&with_nat(&closed), "F31").is_empty(), "nobody from outside");
     }
 
     #[test]
     fn f31_of_a_dump_is_likely() {
-        assert_eq!(confidences(&with(&nat(&forward_and("-j MASQUERADE")), None), "F31"), [Likely]);
-        assert!(found(&with(&nat(&forward_and("-o docker0 -j MASQUERADE")), None), "F31").is_empty());
+        assert_eq!(confidences(&dump(&nat(&forward_and("-j MASQUERADE"))), "F31"), [Likely]);
+        assert!(find(&dump(&nat(&forward_and("-o docker0 -j MASQUERADE"))), "F31").is_empty());
         let asked = "-m tomorrow -j ACCEPT\n-A POSTROUTING -j MASQUERADE";
-        assert_eq!(confidences(&with(&nat(&forward_and(asked)), Some(facts())), "F31"), [Likely]);
+        assert_eq!(confidences(&host(&nat(&forward_and(asked)), facts()), "F31"), [Likely]);
     }
 }

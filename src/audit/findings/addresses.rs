@@ -1,0 +1,104 @@
+//! Which addresses are whose: of the internet, of private networks, of this host.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::audit::facts::Facts;
+use crate::audit::region::{Field, LOCAL, Region};
+use crate::audit::set::Set;
+use crate::model::Family;
+
+/// An address of a client far away. Source: RFC 5737 and RFC 3849, addresses for documentation.
+pub(super) fn far(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7)),
+    }
+}
+
+/// The addresses of the loopback interface.
+pub(super) fn loopback(family: Family) -> Set {
+    match family {
+        Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
+        Family::Ipv6 => Set::one(1),
+    }
+}
+
+/// Whether an address is one of those that are not routed in the internet.
+///
+/// Sources: RFC 1918, RFC 3927, RFC 6598, RFC 4193, RFC 4291 2.5.6.
+pub(super) fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(four) => {
+            let [a, b, ..] = four.octets();
+            four.is_private() || four.is_link_local() || (a == 100 && b & 0xc0 == 64)
+        }
+        IpAddr::V6(six) => six.is_unique_local() || six.is_unicast_link_local(),
+    }
+}
+
+/// Whether an address is one that the whole internet may reach: not of RFC 1918, RFC 6598 (carriers' NAT), RFC 3927, RFC 4193, nor
+/// of a link or of this host alone. Those for documentation count as global.
+pub(super) fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, ..] = address.octets();
+            let of_carrier = a == 100 && (64..128).contains(&b);
+            !(address.is_private() || address.is_loopback() || address.is_link_local() || of_carrier)
+                && !(address.is_multicast() || address.is_broadcast() || a == 0)
+        }
+        IpAddr::V6(address) => {
+            let of_this_host = address.is_loopback() || address.is_unspecified() || address.is_multicast();
+            !(of_this_host || address.is_unique_local() || address.is_unicast_link_local())
+        }
+    }
+}
+
+/// The global addresses of a family that a host owns.
+pub(super) fn global(facts: &Facts, family: Family) -> Vec<IpAddr> {
+    let all = facts.addresses.iter().map(|(_, network)| network.ip());
+    all.filter(|address| Family::of(*address) == family && is_global(*address)).collect()
+}
+
+/// Whether a set holds most of what there is: it is not asked for, or only some are left out.
+pub(super) fn is_open(set: &Set, field: Field, family: Family) -> bool {
+    let all = match (field, family) {
+        (Field::Source | Field::Destination, Family::Ipv4) => u32::MAX.into(),
+        _ => u128::MAX,
+    };
+    set.and(&Set::range(0, all)).size() > all / 2
+}
+
+/// Whether a forward takes packets for any address of this host, or of anybody.
+pub(super) fn is_wildcard(region: &Region, family: Family) -> bool {
+    region.get(Field::DestinationKind).only() == Some(LOCAL)
+        || is_open(region.get(Field::Destination), Field::Destination, family)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::facts;
+    use super::*;
+
+    #[test]
+    fn the_whole_internet_reaches_global_addresses() {
+        for (text, is) in [
+            ("192.0.2.1", true),
+            ("8.8.8.8", true),
+            ("10.1.2.3", false),
+            ("172.31.0.1", false),
+            ("172.32.0.1", true),
+            ("192.168.1.1", false),
+            ("169.254.1.1", false),
+            ("100.64.0.1", false),
+            ("100.128.0.1", true),
+            ("127.0.0.1", false),
+            ("2001:db8::1", true),
+            ("fd00::1", false),
+            ("fe80::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_global(text.parse().expect("address")), is, "{text}");
+        }
+        assert_eq!(global(&facts(), Family::Ipv4), [IpAddr::from([192, 0, 2, 1])]);
+    }
+}
