@@ -28,8 +28,13 @@ pub enum SaveError {
         why: &'static str,
     },
     /// It ends in the middle.
-    #[error("the dump ends in table `{}` without its `COMMIT`: it was cut short", printable(.0))]
-    CutShort(String),
+    #[error("line {line}: the dump ends in table `{}` without its `COMMIT`: it was cut short", printable(.table))]
+    CutShort {
+        /// Its last line, or that where the next table begins.
+        line: usize,
+        /// The table.
+        table: String,
+    },
 }
 
 fn because(why: &str) -> String {
@@ -54,7 +59,7 @@ pub fn parse(text: &str, family: Option<Family>) -> Result<Ruleset, SaveError> {
         reader.line(line, words.trim_end_matches([' ', '\r']), text)?;
     }
     match reader.table {
-        Some(open) => Err(SaveError::CutShort(open.table.name.to_string())),
+        Some(open) => Err(SaveError::CutShort { line: text.lines().count(), table: open.table.name.to_string() }),
         None => Ok(reader.rules),
     }
 }
@@ -86,7 +91,7 @@ impl Reader {
         }
         if let Some(name) = words.strip_prefix('*') {
             if let Some(open) = &self.table {
-                return Err(SaveError::CutShort(open.table.name.to_string()));
+                return Err(SaveError::CutShort { line, table: open.table.name.to_string() });
             }
             let family = self.said.unwrap_or_else(|| guess(text));
             let table = Table::new(TableFamily::from(family), name, self.tool);
@@ -334,7 +339,7 @@ COMMIT
         {
             assert!(parse(text, None).is_err(), "{text}");
         }
-        assert_eq!(parse("*nat\n:A - [0:0]\n", None), Err(SaveError::CutShort("nat".into())));
+        assert_eq!(parse("*nat\n:A - [0:0]\n", None), Err(SaveError::CutShort { line: 2, table: "nat".into() }));
         for end in 0..DOCKER.len() {
             let cut = DOCKER.get(..end).expect("ASCII");
             let whole = cut.trim_end().ends_with("COMMIT") || !cut.contains("\n*");
