@@ -2,6 +2,9 @@
 //!
 //! Source: OASIS, Static Analysis Results Interchange Format 2.1.0.
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::Report;
@@ -44,6 +47,19 @@ fn level(severity: Severity) -> &'static str {
     }
 }
 
+/// A path as a reference to a URI: bytes that may not stand in one are escaped (RFC 3986, section 2), which SARIF asks for in
+/// section 3.4.3.
+fn uri(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => text.push(char::from(*byte)),
+            other => text += &format!("%{other:02X}"),
+        }
+    }
+    text
+}
+
 fn result(report: &Report<'_>, finding: &Finding) -> Value {
     let places = finding.places.iter().map(|place| {
         let mut location = json!({ "logicalLocations": [{ "fullyQualifiedName": place.rule, "kind": "rule" }] });
@@ -52,7 +68,7 @@ fn result(report: &Report<'_>, finding: &Finding) -> Value {
             && let Ok(line) = line.parse::<usize>()
         {
             location["physicalLocation"] = json!({
-                "artifactLocation": { "uri": file.to_string_lossy() },
+                "artifactLocation": { "uri": uri(file) },
                 "region": { "startLine": line },
             });
         }
@@ -65,4 +81,15 @@ fn result(report: &Report<'_>, finding: &Finding) -> Value {
         "locations": places.collect::<Vec<_>>(),
         "properties": { "confidence": finding.confidence.name(), "evidence": finding.evidence },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_references_to_uris() {
+        assert_eq!(uri(Path::new("/tmp/save-v4.txt")), "/tmp/save-v4.txt");
+        assert_eq!(uri(Path::new("a b:#%\u{e9}")), "a%20b%3A%23%25%C3%A9");
+    }
 }
