@@ -93,6 +93,10 @@ pub const SRC_NAT: u128 = 1 << 4;
 /// `IPS_DST_NAT` there.
 pub const DST_NAT: u128 = 1 << 5;
 
+/// `IPS_DST_NAT_DONE` there: set together with [`DST_NAT`], and alone where a rule left the destination as it was
+/// (`nf_nat_setup_info` in net/netfilter/nf_nat_core.c).
+pub const DST_NAT_DONE: u128 = 1 << 8;
+
 /// States of connections, by the bits that nf_tables has for them: `NF_CT_STATE_BIT` in
 /// include/uapi/linux/netfilter/nf_conntrack_common.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::audit::facts::{Link, Route, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
-use crate::audit::region::{DST_NAT, Field};
+use crate::audit::region::{DST_NAT, DST_NAT_DONE, Field};
 use crate::audit::ruleset::Hook;
 use crate::audit::set::{Set, address_of, number_of, number_of_name};
 use crate::audit::trace::Which;
@@ -173,7 +173,7 @@ fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
         .with(Field::Output, bridge)
         .with(Field::Destination, number_of(target))
         .with(Field::DestinationKind, 1)
-        .with(Field::Status, DST_NAT);
+        .with(Field::Status, DST_NAT | DST_NAT_DONE);
     passed.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
     let outcome = outlook.guide.tracer.hook(&mut passed, Hook::Postrouting, &Which::Nat);
     match (outcome.rewritten.is_some(), outcome.is_sure()) {

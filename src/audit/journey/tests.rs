@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::audit::findings::hosts::{DOCKER, docker, dump, facts, host};
-use crate::audit::region::{DST_NAT, State};
+use crate::audit::region::{DST_NAT, DST_NAT_DONE, State};
 use crate::audit::set::name_of;
 
 fn tcp(input: Option<&str>, from: &str, to: &str) -> Packet {
@@ -33,7 +33,7 @@ fn a_client_outside_comes_to_the_container() {
     assert!(journey.is_sure());
     assert_eq!(journey.confidence(), Confidence::Proved);
     let seen = [Field::OriginalPort, Field::Port, Field::Status, Field::DestinationKind];
-    assert_eq!(seen.map(|field| journey.packet.get(field)), [8080, 80, DST_NAT, UNICAST].map(Some));
+    assert_eq!(seen.map(|field| journey.packet.get(field)), [8080, 80, DST_NAT | DST_NAT_DONE, UNICAST].map(Some));
     assert_eq!(journey.packet.get(Field::Output).map(name_of).as_deref(), Some("docker0"));
     assert_eq!(journey.start.get(Field::DestinationKind), Some(LOCAL));
     assert!(journey.forwarded_by().is_some() && journey.masqueraded_by().is_none());

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{End, Guess, Guide, Journey, Leg, Part, Refusal, Stage};
 use crate::audit::facts::Way;
 use crate::audit::forwards::Forward;
-use crate::audit::region::{DST_NAT, Field, LOCAL, Packet, SRC_NAT, State};
+use crate::audit::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State};
 use crate::audit::ruleset::{At, Hook, Rewrite};
 use crate::audit::set::{address_of, name_of, number_of, number_of_name};
 use crate::audit::trace::{self, Verdict, Which};
@@ -237,6 +237,7 @@ impl<'g, 'a> Walk<'g, 'a> {
             self.packet.set(Field::Port, new_port.map(u128::from));
         }
         self.rewritten = Some(what);
+        self.status(DST_NAT_DONE);
         if (new, self.packet.get(Field::Port)) != (address, port) {
             self.status(DST_NAT);
         }

@@ -11,7 +11,7 @@ use crate::audit::forwards::Forward;
 use crate::audit::host::Host;
 use crate::audit::journey::packet_in_words;
 use crate::audit::owner;
-use crate::audit::region::{DST_NAT, Field, packet};
+use crate::audit::region::{DST_NAT, DST_NAT_DONE, Field, packet};
 use crate::audit::ruleset::{At, Hook};
 use crate::audit::set::number_of;
 use crate::audit::trace::{Verdict, Which};
@@ -163,7 +163,7 @@ fn guessed(outlook: &Outlook<'_>) -> Groups {
         super::clients::asked(&mut first, region);
         first.set(Field::Input, None);
         first.set(Field::Source, region.get(Field::Source).only());
-        first.put(Field::Status, DST_NAT);
+        first.put(Field::Status, DST_NAT | DST_NAT_DONE);
         let hook = if forward.translation == Translation::Redirect { Hook::Input } else { Hook::Forward };
         first.set(Field::Destination, forward.target().map(number_of));
         let port = first.get(Field::Port).and_then(|port| u16::try_from(port).ok());
