@@ -124,6 +124,8 @@ pub struct Facts {
     pub tracked_count: Option<(u64, u64)>,
     /// Where the ssh connection that the user is on was made to: an address of this host, and the port.
     pub ssh: Option<(IpAddr, u16)>,
+    /// Where the user is at the other end of it.
+    pub ssh_client: Option<IpAddr>,
     /// Tables of x_tables (legacy) that exist, by family.
     pub legacy: BTreeSet<(Family, String)>,
     /// Devices that have programs (XDP) which see packets before any rule.

@@ -11,13 +11,13 @@ use super::addresses::loopback;
 use super::naming::{at_all, list, name, removal, several, verb};
 use super::outlook::Outlook;
 use super::settings::program;
-use crate::audit::facts::{Facts, Listener};
+use crate::audit::facts::{Facts, Listener, Way};
 use crate::audit::finding::{Confidence, Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::overlap::Overlaps;
 use crate::audit::region::{Field, Region};
 use crate::audit::ruleset::Hook;
-use crate::audit::set::{Set, number_of};
+use crate::audit::set::{Set, number_of, number_of_name};
 use crate::audit::view::Translation;
 use crate::model::{Family, Protocol};
 
@@ -263,10 +263,22 @@ fn of_ssh(outlook: &Outlook<'_>, (address, port): (IpAddr, u16)) -> Option<(Fami
         .with(Field::Port, &Set::one(port.into()));
     let local = outlook.local(family).map(|local| local.minus(&loopback(family)));
     let region = match outlook.is_local(address) {
-        Some(true) => region.with(Field::Destination, &Set::address(address)),
+        Some(true) => from_client(outlook, region.with(Field::Destination, &Set::address(address))),
         _ => region.with(Field::Source, &Set::address(address)).with(Field::Destination, &local.unwrap_or(Set::ALL)),
     };
     (!region.is_empty()).then_some((family, region))
+}
+
+/// Those packets of a region that come from where the user is, where that is known.
+fn from_client(outlook: &Outlook<'_>, region: Region) -> Region {
+    let Some(client) = outlook.facts().and_then(|facts| facts.ssh_client).map(|client| client.to_canonical()) else {
+        return region;
+    };
+    let region = region.with(Field::Source, &Set::address(client));
+    match outlook.way_to(client) {
+        Some(Way::Out(link, _)) => region.with(Field::Input, &Set::one(number_of_name(link.name.as_bytes(), 0))),
+        _ => region,
+    }
 }
 
 /// The sockets of a host, by protocol and port.

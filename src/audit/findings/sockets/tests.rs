@@ -59,6 +59,10 @@ fn the_way_in_is_not_to_be_taken() {
         assert_eq!(find(&host(&takes("2200"), on(2200)), "F23").len(), 1, "{from}");
         assert!(find(&host(&takes("2200"), on(22)), "F23").is_empty());
     }
+    // DOCKER is not asked about what comes by docker0.
+    let of = |client| Facts { ssh: Some((address("192.0.2.1"), 22)), ssh_client: Some(address(client)), ..facts() };
+    assert_eq!(find(&host(&takes("22"), of("192.0.2.7")), "F23").len(), 1);
+    assert!(find(&host(&takes("22"), of("172.17.0.7")), "F23").is_empty());
     let unclear = takes("22").replace("--dport 22", "--dport 22 -m recent --rcheck");
     let found = find(&host(&unclear, listening("0.0.0.0", 22, "sshd")), "F23");
     assert_eq!(found[0].confidence, Confidence::Unknown);

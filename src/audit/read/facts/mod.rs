@@ -24,8 +24,12 @@ use crate::model::Family;
 /// Reads all of it. `ssh` is what the environment says as `SSH_CONNECTION`, where the thread is in the namespace that the user
 /// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] is left empty.
 pub fn read(ssh: Option<&str>) -> Facts {
-    let mut facts =
-        Facts { ssh: ssh.and_then(Ssh::parse).map(|ssh| (ssh.server.ip(), ssh.server.port())), ..Facts::default() };
+    let ssh = ssh.and_then(Ssh::parse);
+    let mut facts = Facts {
+        ssh: ssh.map(|ssh| (ssh.server.ip(), ssh.server.port())),
+        ssh_client: ssh.map(|ssh| ssh.client),
+        ..Facts::default()
+    };
     match Kernel::open() {
         Ok(mut kernel) => network(&mut kernel, &mut facts),
         Err(error) => facts.gaps.push(gap("interfaces, addresses, routes and neighbours", &error)),
