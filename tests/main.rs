@@ -18,6 +18,8 @@ mod durable;
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.
 mod faults;
+/// What the audit finds on hosts that have the fault, made for real, and on those that nearly have it.
+mod findings;
 /// Forwards that would take the port of a socket or the user's ssh connection.
 mod guards;
 /// The iptables backend on hosts of either variant: packets, other writers, accidents.

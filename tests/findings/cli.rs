@@ -1,0 +1,330 @@
+//! Without root, in dumps, and what the options say.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{json, make, run};
+use crate::support::{Net, PORTFWD, Said, portfwd, privileged, serve};
+
+/// A host where an error, a warning and rules of several tools are.
+const HOST: &str = r"
+    xt nat ':DOCKER -
+    -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+    -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+    -A DOCKER -i docker0 -j RETURN
+    -A DOCKER ! -i docker0 -p tcp --dport 8080 -j DNAT --to 172.17.0.3:80
+    -A DOCKER -d 192.0.2.1/32 ! -i docker0 -p udp --dport 5000:5003 -j DNAT --to 172.17.0.3:6000-6003/5000'
+    xt filter ':FORWARD DROP
+    -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    -A FORWARD -d 172.17.0.3 -p tcp --dport 80 -j ACCEPT'
+    printf '*nat\n-A PREROUTING -d 2001:db8::1 -p tcp --dport 443 -j DNAT --to [fd00:17::3]:443\nCOMMIT\n' | ip6tables-nft-restore
+    nft 'table inet web { chain pre { type nat hook prerouting priority -90; tcp dport 8000-8010 dnat ip to 172.17.0.4:80;
+        ip6 daddr 2001:db8::1 tcp dport 8080 dnat ip6 to fd00:17::3; }; }'
+    nft 'table ip6 t { chain pre { type nat hook prerouting priority -100; tcp dport { 81, 82 } redirect to :80; }; }'
+";
+
+fn ids(said: &Said) -> Vec<String> {
+    let found = json(&said.stdout)["findings"].clone();
+    let found = found.as_array().expect("a list");
+    found.iter().map(|finding| finding["id"].as_str().expect("text").to_owned()).collect()
+}
+
+#[test]
+fn options_choose_what_is_said_and_what_the_exit_code_is() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    let said = net.ok(&["audit", "--json"]);
+    let all = ids(&said);
+    let worst: Vec<String> = {
+        let found = json(&said.stdout)["findings"].clone();
+        found.as_array().expect("a list").iter().map(|one| one["severity"].as_str().expect("text").to_owned()).collect()
+    };
+    let rank = |severity: &str| ["error", "warning", "info"].iter().position(|one| *one == severity);
+    assert!(worst.is_sorted_by_key(|severity| rank(severity)), "{worst:?}");
+    for severity in ["error", "warning", "info"] {
+        assert!(worst.iter().any(|one| one == severity), "{severity}: {said:?}");
+    }
+
+    // Exit codes.
+    for (id, severity) in all.iter().zip(&worst) {
+        let mine: Vec<&String> = all.iter().zip(&worst).filter(|(one, _)| *one == id).map(|(_, one)| one).collect();
+        if mine.first() != Some(&severity) {
+            continue;
+        }
+        for level in ["error", "warning", "info"] {
+            let code = if rank(severity) <= rank(level) { 4 } else { 0 };
+            let said = net.portfwd(&["audit", "--only", id, "--fail-on", level]);
+            assert_eq!(said.code, code, "{id} {severity} {level}: {said:?}");
+        }
+    }
+    assert_eq!(net.portfwd(&["audit", "--fail-on", "error"]).code, 4);
+    let errors: Vec<&str> =
+        all.iter().zip(&worst).filter(|(_, one)| *one == "error").map(|(id, _)| id.as_str()).collect();
+    let without = net.portfwd(&["audit", "--json", "--fail-on", "error", "--ignore", &errors.join(",")]);
+    assert_eq!(without.code, 0, "{without:?}");
+
+    // Which ones.
+    let rest: Vec<&String> = all.iter().filter(|id| !errors.contains(&id.as_str())).collect();
+    assert_eq!(ids(&without).iter().collect::<Vec<_>>(), rest);
+    let only = net.ok(&["audit", "--json", "--only", &errors.join(",").to_lowercase()]);
+    let same: Vec<&String> = all.iter().filter(|id| errors.contains(&id.as_str())).collect();
+    assert_eq!(ids(&only).iter().collect::<Vec<_>>(), same);
+    for wrong in [
+        &["--only", "F99"][..],
+        &["--ignore", "F45"],
+        &["--only", ""],
+        &["--fail-on", "bad"],
+        &["--only", "F01", "--ignore", "F02"],
+    ] {
+        let said = net.portfwd(&[&["audit"], wrong].concat());
+        assert_eq!(said.code, 2, "{wrong:?}: {said:?}");
+    }
+    assert!(net.portfwd(&["audit", "--only", "F99"]).stderr.contains("F99"));
+
+    // Whose.
+    let of = |owner: &str| json(&net.ok(&["audit", "--json", "--owner", owner]).stdout);
+    let owners = |value: &Value| -> Vec<String> {
+        value.as_array().expect("a list").iter().map(|row| row["owner"].as_str().expect("text").to_owned()).collect()
+    };
+    let whole = json(&said.stdout);
+    let docker = of("docker");
+    assert_eq!(owners(&docker["forwards"]), ["docker", "docker"]);
+    assert!(docker["sources"].as_array().is_some_and(Vec::is_empty));
+    let about = |finding: &Value| owners(&finding["places"]).iter().any(|owner| owner == "docker");
+    let found = docker["findings"].as_array().expect("a list");
+    assert!(!found.is_empty() && found.iter().all(about), "{found:#?}");
+    assert_eq!(found.len(), whole["findings"].as_array().expect("a list").iter().filter(|one| about(one)).count());
+    assert_eq!(owners(&of("unknown,docker,user")["forwards"]).len(), owners(&whole["forwards"]).len());
+    assert!(of("nobody")["forwards"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[test]
+fn sarif_has_what_its_standard_requires() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    let log = json(&net.ok(&["audit", "--sarif"]).stdout);
+    let dump = net.state.path().join("nft.json");
+    fs::write(&dump, run(&net, "nft -j list ruleset")).expect("written");
+    let save = net.state.path().join("save v4");
+    fs::write(&save, run(&net, "iptables-nft-save")).expect("written");
+    let of_dump = |path: &std::path::Path| json(&portfwd(&["audit", "--sarif", &path.to_string_lossy()]).stdout);
+    for log in [log, of_dump(&dump), of_dump(&save)] {
+        assert_eq!(log["version"], "2.1.0");
+        assert!(log["$schema"].as_str().is_some_and(|schema| schema.ends_with("sarif-schema-2.1.0.json")));
+        let [run] = log["runs"].as_array().expect("runs").as_slice() else { panic!("{log:#}") };
+        assert_eq!(run["tool"]["driver"]["name"], "portfwd");
+        let rules: Vec<&str> = run["tool"]["driver"]["rules"]
+            .as_array()
+            .expect("rules")
+            .iter()
+            .map(|rule| rule["id"].as_str().expect("an id"))
+            .collect();
+        assert_eq!(run["invocations"][0]["executionSuccessful"], true);
+        let results = run["results"].as_array().expect("results");
+        assert!(!results.is_empty());
+        for result in results {
+            // §3.27: a message is required; §3.27.10 and §3.11.8 say what level and text may be.
+            assert!(result["message"]["text"].as_str().is_some_and(|text| !text.is_empty()), "{result:#}");
+            assert!(rules.contains(&result["ruleId"].as_str().expect("an id")), "{result:#}");
+            assert!(["note", "warning", "error"].contains(&result["level"].as_str().expect("a level")), "{result:#}");
+            for location in result["locations"].as_array().expect("locations") {
+                assert!(location["logicalLocations"][0]["fullyQualifiedName"].is_string(), "{location:#}");
+                if let Some(physical) = location.get("physicalLocation") {
+                    // §3.4.3: a URI reference, in which a space may not stand.
+                    let uri = physical["artifactLocation"]["uri"].as_str().expect("a URI");
+                    assert!(!uri.contains(' '), "{uri}");
+                    assert!(physical["region"]["startLine"].as_u64().is_some_and(|line| line > 0), "{physical:#}");
+                }
+            }
+        }
+    }
+    let log = of_dump(&save);
+    let lines = log["runs"][0]["results"]
+        .as_array()
+        .expect("results")
+        .iter()
+        .flat_map(|result| result["locations"].as_array().cloned().unwrap_or_default());
+    assert!(lines.filter(|location| location.get("physicalLocation").is_some()).count() > 0, "{log:#}");
+}
+
+#[test]
+fn without_root_it_names_what_it_could_not_read() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    run(&net, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3");
+    net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
+    assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
+    // Where it is built may be root's alone.
+    let copy = net.state.path().join("portfwd");
+    fs::copy(PORTFWD, &copy).expect("copied");
+    for path in [net.state.path(), &copy] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+    }
+    let as_nobody = |arguments: &[&str]| -> Said {
+        net.in_host(|| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&copy);
+            command.args(["--state-dir", "/nonexistent/portfwd", "audit"]).args(arguments).current_dir("/");
+            command.env_remove("SSH_CONNECTION").output().expect("setpriv is installed").into()
+        })
+    };
+    let said = as_nobody(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    for words in ["the rules of nf_tables", "iptables-legacy of IPv4", "connections that are followed"] {
+        assert!(said.stderr.contains(words), "{words}: {said:?}");
+    }
+    let said = as_nobody(&["--json"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let report = json(&said.stdout);
+    let unknown = report["unknown"].as_array().expect("a list");
+    assert!(unknown.iter().any(|gap| gap["what"] == "the rules of nf_tables"), "{unknown:#?}");
+    assert!(ids(&said).contains(&"F52".to_owned()), "{said:?}");
+    // That nothing was found does not say that all is well.
+    assert_eq!(as_nobody(&["--only", "F52", "--fail-on", "warning"]).code, 4);
+    assert_eq!(as_nobody(&["--fail-on", "error", "--ignore", "F52,F32"]).code, 0);
+}
+
+#[test]
+fn comments_of_others_are_shown_and_do_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, "");
+    let evil = "a\u{1b}[2Jb\u{9b}31mc\u{202e}d";
+    run(&net, &format!("nat 'tcp dport 80 dnat to 172.17.0.3 comment \"{evil}\"; iifname \"e\u{1b}[1m\" tcp dport 81 dnat to 172.17.0.3'
+        nft 'table ip u {{ comment \"{evil}\"; chain pre {{ type nat hook prerouting priority -101; tcp dport 80 dnat to 172.17.0.4 comment \"{evil}\"; }}; }}'"));
+    let said = net.ok(&["audit"]);
+    let hidden = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    assert!(!said.stdout.contains(hidden) && !said.stderr.contains(hidden), "{said:?}");
+    assert!(said.stdout.contains("F01") && said.stdout.contains("\\u{1b}"), "{said:?}");
+    // Of JSON the text is as it is, and escaped by its own rules.
+    let said = net.ok(&["audit", "--json"]);
+    assert!(!said.stdout.contains(|c: char| c.is_ascii_control() && c != '\n'), "{said:?}");
+    let report = json(&said.stdout);
+    assert!(report["forwards"].as_array().expect("a list").iter().any(|row| row["comment"] == evil), "{report:#}");
+}
+
+#[test]
+fn a_dump_that_ends_too_early_is_refused_with_its_line() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    let path = net.state.path().join("dump");
+    let of = |text: &str| {
+        fs::write(&path, text).expect("written");
+        portfwd(&["audit", "--json", &path.to_string_lossy()])
+    };
+    let save = run(&net, "iptables-nft-save");
+    assert_eq!(of(&save).code, 0);
+    let lines: Vec<&str> = save.lines().collect();
+    let cut = lines.iter().position(|line| line.contains("--to-destination 172.17.0.3:80")).expect("the rule");
+    let said = of(&lines[..=cut].join("\n"));
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(
+        said.stderr.contains(&format!("line {}", cut + 1)) || said.stderr.contains(&format!("line {}", cut + 2)),
+        "{said:?}"
+    );
+    // In the middle of a word.
+    let half = lines[..=cut].join("\n");
+    let said = of(&half[..half.len() - 30]);
+    assert_eq!(said.code, 2, "{said:?}");
+    let ruleset = run(&net, "nft -j list ruleset");
+    assert_eq!(of(&ruleset).code, 0);
+    let said = of(&ruleset[..ruleset.len() / 2]);
+    assert_eq!(said.code, 2, "{said:?}");
+    assert!(said.stderr.contains("line 1"), "{said:?}");
+    for text in ["", "\n", "hello\n", "{}", "[]"] {
+        let said = of(text);
+        assert_eq!(said.code, 2, "{text:?}: {said:?}");
+    }
+}
+
+/// All that an audit could change by looking.
+fn state(net: &Net) -> String {
+    run(
+        net,
+        "nft -a list ruleset; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2> /dev/null || :
+        for p in $(cat /proc/net/ip_tables_names); do iptables-legacy-save -t $p | grep -v '^#'; done
+        grep -rs . /proc/sys/net | grep -v '_count:\\|/random\\|stable_secret'
+        conntrack -L 2> /dev/null | sort | sed 's/ [0-9]* / /'; ip addr; ip route; ip -6 route; ip rule; ip neigh | sort",
+    )
+}
+
+#[test]
+fn looking_changes_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    // A namespace in which nobody asked for a table of iptables-legacy has none.
+    for legacy in ["", "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3"] {
+        run(&net, legacy);
+        let before = state(&net);
+        net.ok(&["audit"]);
+        net.ok(&["audit", "--json"]);
+        net.ok(&["audit", "--sarif"]);
+        let after = state(&net);
+        let lines = |of: &str, other: &str| -> Vec<String> {
+            of.lines().filter(|line| !other.lines().any(|one| one == *line)).map(str::to_owned).collect()
+        };
+        assert_eq!(lines(&before, &after), lines(&after, &before));
+        assert_eq!(before, after);
+    }
+    assert!(fs::read_dir(net.state.path()).expect("readable").next().is_none(), "something is in the state directory");
+}
+
+/// What of a forward does not depend on where it was read.
+fn told(forward: &Value) -> String {
+    let words = ["family", "action", "protocol", "ports", "interface", "from", "to", "owner", "table", "chain"];
+    words.map(|word| forward[word].to_string()).join(" ")
+}
+
+#[test]
+fn a_host_and_its_dumps_have_the_same_forwards() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, HOST);
+    let told_of = |said: &Said| -> Vec<String> {
+        let report = json(&said.stdout);
+        report["forwards"].as_array().expect("a list").iter().map(told).collect()
+    };
+    let write = |name: &str, text: String| {
+        let path = net.state.path().join(name);
+        fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
+    };
+    let live = told_of(&net.ok(&["audit", "--json"]));
+    assert_eq!(live.len(), 6, "{live:#?}");
+    let ruleset = write("nft.json", run(&net, "nft -j list ruleset"));
+    let four = write("iptables-save", run(&net, "iptables-nft-save"));
+    let six = write("ip6tables-save", run(&net, "ip6tables-nft-save"));
+    let said = portfwd(&["audit", "--json", &ruleset, &four, &six]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(told_of(&said), live);
+    let of_xt = |row: &&String| ["\"ip nat\"", "\"ip6 nat\""].iter().any(|table| row.contains(table));
+    // nft(8) 1.0.6 has no words for targets of iptables, and says so; so those of its table are not known of this dump alone.
+    let alone = told_of(&portfwd(&["audit", "--json", &ruleset]));
+    let native: Vec<String> = live.iter().filter(|row| !of_xt(row)).cloned().collect();
+    assert!(native.iter().all(|row| alone.contains(row)), "{alone:#?}");
+    let saved = told_of(&portfwd(&["audit", "--json", &four, &six]));
+    let of_iptables: Vec<String> = live.iter().filter(|row| of_xt(row)).cloned().collect();
+    assert_eq!(saved, of_iptables);
+}

@@ -1,0 +1,87 @@
+//! Tools beside each other.
+
+use super::{Fault, all, expect, finds, found, make, none, not_found, run};
+use crate::support::{Net, privileged};
+
+#[test]
+fn of_both_kinds_of_iptables() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let legacy = "printf '*nat\\n-A PREROUTING -d 192.0.2.1 -p tcp --dport 80 -j DNAT --to 172.17.0.3\\nCOMMIT\\n' | iptables-legacy-restore\n";
+    make(&net, legacy);
+    none(&net, "F32");
+    let xt = "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'\n";
+    make(&net, &format!("{legacy}{xt}"));
+    expect(&net, "F32", ["proved", "error", ""]);
+    // Who writes rules of nft(8) knows that there are others.
+    make(&net, &format!("{legacy}nat 'ip daddr 192.0.2.1 tcp dport 81 dnat to 172.17.0.3'"));
+    expect(&net, "F32", ["proved", "warning", ""]);
+    // At other hooks none meets the other.
+    make(&net, &format!("{legacy}filter input 'tcp dport 22 accept'"));
+    none(&net, "F32");
+    run(&net, "iptables-legacy -t nat -F");
+    run(&net, xt);
+    none(&net, "F32");
+}
+
+#[test]
+fn of_rules_that_a_tool_cannot_show_or_forgot() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let xt = "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'\n";
+    let native = Fault {
+        id: "F33",
+        made_by: "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'
+            nft 'add rule ip nat PREROUTING dnat to tcp dport map { 80 : 172.17.0.3, 82 : 172.17.0.4 }'",
+        found: ["proved", "error", "ip nat PREROUTING handle"],
+        nearly: "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'
+            nat 'dnat to tcp dport map { 80 : 172.17.0.3, 82 : 172.17.0.4 }'",
+    };
+    // iptables itself is the judge.
+    let refuses = "iptables-nft -t nat -S 2>&1 || :";
+    found(&net, &native);
+    assert!(run(&net, refuses).contains("incompatible"));
+    not_found(&net, &native);
+    assert!(!run(&net, refuses).contains("incompatible"));
+    // Rules that nft(8) makes of what iptables knows are shown.
+    make(
+        &net,
+        &format!("{xt}nft 'add rule ip nat PREROUTING ip daddr 192.0.2.1 tcp dport 82 counter dnat to 172.17.0.3'"),
+    );
+    assert_eq!(finds(&net, "F33").is_empty(), !run(&net, refuses).contains("incompatible"));
+
+    all(
+        &net,
+        &[Fault {
+            id: "F44",
+            made_by: "xt nat ':DOCKER -
+                -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+                -A DOCKER ! -i br-gone -p tcp --dport 80 -j DNAT --to 172.31.0.2:80'",
+            found: ["likely", "warning", "ip nat DOCKER handle"],
+            nearly: "xt nat ':DOCKER -
+                -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+                -A DOCKER ! -i docker0 -p tcp --dport 80 -j DNAT --to 172.17.0.3:80'",
+        }],
+    );
+}
+
+#[test]
+fn of_our_own_rules_that_somebody_changed() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, "");
+    none(&net, "F46");
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    none(&net, "F46");
+    make(&net, "");
+    let finding = expect(&net, "F46", ["proved", "warning", ""]);
+    assert_eq!(finding["fix"], "portfwd plan, then portfwd apply");
+    net.ok(&["flush"]);
+    none(&net, "F46");
+}
