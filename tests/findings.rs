@@ -42,6 +42,9 @@ const WORDS: &str = "
     filter() { nft \"table inet f { chain $1 { type filter hook $1 priority filter; $2
  }; }\"; }
     xt() { printf '*%s\\n%s\\nCOMMIT\\n' \"$1\" \"$2\" | iptables-nft-restore --noflush; }
+    xt6() { printf '*%s\\n%s\\nCOMMIT\\n' \"$1\" \"$2\" | ip6tables-nft-restore --noflush; }
+    iptables() { iptables-nft \"$@\"; }
+    ip6tables() { ip6tables-nft \"$@\"; }
     sys() { echo \"$2\" > /proc/sys/net/$1; }
 ";
 

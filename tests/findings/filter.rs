@@ -53,6 +53,32 @@ fn of_packets_that_are_dropped() {
     none(&net, "F13");
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
 
+    // What this host answers itself meets hook input, and IPv6 filters of its own.
+    net.in_host(|| serve("192.0.2.1:8082".parse().expect("address"), false));
+    make(
+        &net,
+        "nat 'fib daddr type local tcp dport 8080 redirect to :8082'
+            xt filter ':INPUT DROP
+            -A INPUT -p tcp --dport 8080 -j ACCEPT'",
+    );
+    let finding = expect(&net, "F13", ["proved", "error", "ip t pre handle"]);
+    silent(&net.client, "192.0.2.1:8080");
+    mend(&net, &finding);
+    none(&net, "F13");
+    assert_eq!(net.tcp("192.0.2.1:8080"), "192.0.2.1:8082 saw 192.0.2.2");
+    net.serve("[fd00:17::3]:80", false);
+    make(
+        &net,
+        "nat6 'fib daddr type local tcp dport 8080 dnat to [fd00:17::3]:80'
+            xt6 filter ':FORWARD DROP
+            -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT'",
+    );
+    let finding = expect(&net, "F13", ["proved", "error", "ip6 t pre handle"]);
+    silent(&net.client, "[2001:db8::1]:8080");
+    mend(&net, &finding);
+    none(&net, "F13");
+    assert_eq!(net.tcp("[2001:db8::1]:8080"), "[fd00:17::3]:80 saw 2001:db8::2");
+
     let before = Fault {
         id: "F36",
         made_by: "nat 'fib daddr type local tcp dport 8080 dnat to 172.17.0.3:80'
@@ -66,6 +92,14 @@ fn of_packets_that_are_dropped() {
     none(&net, "F13");
     not_found(&net, &before);
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
+
+    make(
+        &net,
+        "nat 'fib daddr type local tcp dport 8080 dnat to 172.17.0.3:80'
+            nft 'table netdev n { chain c { type filter hook ingress device eth0 priority 0; tcp dport 8080 drop; }; }'",
+    );
+    expect(&net, "F36", ["likely", "error", "ip t pre handle"]);
+    silent(&net.client, "192.0.2.1:8080");
 
     let untracked = Fault {
         id: "F35",
@@ -198,6 +232,25 @@ fn of_ways_beside_a_forward() {
                     iifname docker0 ip daddr 192.0.2.1 ip saddr 172.17.0.9 tcp dport 80 dnat to 172.17.0.3'",
         }],
     );
+}
+
+#[test]
+fn of_packets_that_legacy_rules_drop() {
+    if !privileged() {
+        return;
+    }
+    let net = net();
+    make(
+        &net,
+        "iptables-legacy -P FORWARD DROP
+            iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+            iptables-legacy -t nat -A PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 8080 -j DNAT --to 172.17.0.3:80",
+    );
+    let finding = expect(&net, "F13", ["proved", "error", "ip nat PREROUTING rule"]);
+    silent(&net.client, "192.0.2.1:8080");
+    mend(&net, &finding);
+    none(&net, "F13");
+    assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
 }
 
 #[test]

@@ -70,6 +70,15 @@ fn of_targets() {
     make(&net, "nat 'iifname != gone0 tcp dport 80 dnat to 172.17.0.3'");
     expect(&net, "F49", ["likely", "warning", "ip t pre handle"]);
 
+    // What is redirected comes to the address of its interface.
+    net.in_host(|| serve("127.0.0.1:8085".parse().expect("address"), false));
+    make(&net, "nat 'ip daddr 192.0.2.1 tcp dport 80 redirect to :8085'");
+    expect(&net, "F10", ["proved", "warning", "ip t pre handle"]);
+    assert_eq!(net.tcp("192.0.2.1:80"), "ConnectionRefused");
+    net.in_host(|| serve("192.0.2.1:8085".parse().expect("address"), false));
+    none(&net, "F10");
+    assert_eq!(net.tcp("192.0.2.1:80"), "192.0.2.1:8085 saw 192.0.2.2");
+
     let loopback = Fault {
         id: "F11",
         made_by: "nat 'ip daddr 192.0.2.1 tcp dport 80 dnat to 127.0.0.1:8082'",
@@ -239,6 +248,14 @@ fn of_sockets() {
     assert_eq!(net.tcp("192.0.2.1:8083"), "172.17.0.3:80 saw 192.0.2.2");
     not_found(&net, &hidden);
     assert_eq!(net.tcp("192.0.2.1:8083"), "192.0.2.1:8083 saw 192.0.2.2");
+
+    // A socket for both families is reached by either.
+    net.in_host(|| serve("[::]:8086".parse().expect("address"), false));
+    make(&net, "nat 'fib daddr type local tcp dport 8086 dnat to 172.17.0.3:80'");
+    expect(&net, "F21", ["proved", "error", "ip t pre handle"]);
+    assert_eq!(net.tcp("192.0.2.1:8086"), "172.17.0.3:80 saw 192.0.2.2");
+    run(&net, "nft flush ruleset");
+    assert_eq!(net.tcp("192.0.2.1:8086"), "[::]:8086 saw ::ffff:192.0.2.2");
 
     // The user is on a connection from the client.
     let on_ssh = || {

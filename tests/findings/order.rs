@@ -1,7 +1,7 @@
 //! Which forward wins, and what single rules look like.
 
-use super::{Fault, all, expect, found, make, none, not_found};
-use crate::support::{Net, privileged};
+use super::{Fault, all, expect, found, make, mend, none, not_found, silent};
+use crate::support::{Net, ask, privileged, serve};
 
 /// A host whose target answers at some ports of both of its addresses.
 fn net() -> Net {
@@ -26,8 +26,10 @@ fn of_forwards_that_want_the_same_packets() {
         nearly: "nat 'fib daddr type local tcp dport 8080 dnat to 172.17.0.3:80'
             nft 'table ip other { chain c { type nat hook prerouting priority -101; tcp dport 8081 dnat to 172.17.0.4:80; }; }'",
     };
-    found(&net, &shadowed);
+    let finding = found(&net, &shadowed);
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.4:80 saw 192.0.2.2");
+    mend(&net, &finding);
+    none(&net, "F01");
     not_found(&net, &shadowed);
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
 
@@ -51,7 +53,11 @@ fn of_forwards_that_want_the_same_packets() {
         nearly: "xt nat '-A PREROUTING -p tcp --dport 8080 -j DNAT --to 172.17.0.3:80
             -A PREROUTING -d 192.0.2.1 -p tcp --dport 8081 -j DNAT --to 172.17.0.3:80'",
     };
-    all(&net, &[duplicate]);
+    let finding = found(&net, &duplicate);
+    mend(&net, &finding);
+    none(&net, "F03");
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    not_found(&net, &duplicate);
 
     let wildcard = Fault {
         id: "F04",
@@ -146,26 +152,40 @@ fn of_single_rules() {
                 nearly: "nat 'fib daddr type local ip saddr 192.0.2.0/24 tcp dport 80 dnat to 172.17.0.3'",
             },
             Fault {
-                id: "F20",
-                made_by: "nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'",
-                found: ["proved", "warning", "ip t pre handle"],
-                nearly: "nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'
-                    nat6 'fib daddr type local tcp dport 80 dnat to fd00:17::3'",
-            },
-            Fault {
                 id: "F29",
                 made_by: "post masquerade",
                 found: ["proved", "warning", "ip t post handle"],
                 nearly: "post 'oifname eth0 masquerade'",
             },
-            Fault {
-                id: "F30",
-                made_by: "post 'oifname eth0 snat to 192.0.2.99'",
-                found: ["proved", "error", "ip t post handle"],
-                nearly: "post 'oifname eth0 snat to 192.0.2.1'",
-            },
         ],
     );
+
+    let lonely = Fault {
+        id: "F20",
+        made_by: "nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'",
+        found: ["proved", "warning", "ip t pre handle"],
+        nearly: "nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'
+            nat6 'fib daddr type local tcp dport 80 dnat to fd00:17::3'",
+    };
+    net.serve("[fd00:17::3]:80", false);
+    found(&net, &lonely);
+    assert_eq!(net.tcp("[2001:db8::1]:80"), "ConnectionRefused");
+    not_found(&net, &lonely);
+    assert_eq!(net.tcp("[2001:db8::1]:80"), "[fd00:17::3]:80 saw 2001:db8::2");
+
+    let foreign = Fault {
+        id: "F30",
+        made_by: "post 'oifname eth0 snat to 192.0.2.99'",
+        found: ["proved", "error", "ip t post handle"],
+        nearly: "post 'oifname eth0 snat to 192.0.2.1'",
+    };
+    let outside = "192.0.2.2:99";
+    net.client.run(|| serve(outside.parse().expect("address"), false)).expect("client");
+    found(&net, &foreign);
+    silent(&net.target, outside);
+    not_found(&net, &foreign);
+    let seen = net.target.run(|| ask(outside.parse().expect("address"), false)).expect("target");
+    assert_eq!(seen, "192.0.2.2:99 saw 192.0.2.1");
 
     let lost = Fault {
         id: "F31",
