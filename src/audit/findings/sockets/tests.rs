@@ -60,7 +60,7 @@ fn the_way_in_is_not_to_be_taken() {
         assert!(find(&host(&takes("2200"), on(22)), "F23").is_empty());
     }
     // DOCKER is not asked about what comes by docker0.
-    let of = |client| Facts { ssh: Some((address("192.0.2.1"), 22)), ssh_client: Some(address(client)), ..facts() };
+    let of = |client| Facts { ssh: Some((address("192.0.2.1"), 22)), ssh_client: Some(address(client)), ..dual() };
     assert_eq!(find(&host(&takes("22"), of("192.0.2.7")), "F23").len(), 1);
     assert!(find(&host(&takes("22"), of("172.17.0.7")), "F23").is_empty());
     let unclear = takes("22").replace("--dport 22", "--dport 22 -m recent --rcheck");
