@@ -185,7 +185,7 @@ fn of_routes() {
     run(&net, "ip addr add 203.0.113.1/24 dev wan; ip link set wan up; sys ipv4/conf/wan/rp_filter 0");
     let to_wan = |more: &str| {
         format!(
-            "{more}\nnat 'ip daddr 203.0.113.1 iifname wan tcp dport 80 dnat to 172.17.0.3'\nfilter forward counter"
+            "{more}\nnat 'ip daddr 203.0.113.1 iifname wan tcp dport 80 dnat to 172.17.0.3'\nfilter forward 'iifname wan counter'"
         )
     };
     let counted = || !run(&net, "nft list ruleset").contains("counter packets 0 ");
