@@ -146,14 +146,17 @@ pub(super) fn removal(host: &Host, at: At) -> String {
     }
 }
 
-/// The finding with the places of some rules, the first few.
+/// The finding with the places of the first of some rules.
 pub(super) fn at(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
-    places.into_iter().take(FEW).fold(finding, |finding, at| finding.at(host.place(at)))
+    places.into_iter().take(2 * FEW).fold(finding, |finding, at| finding.at(host.place(at)))
 }
 
-/// The same, and with what those rules say.
+/// The same, and with what the first few of them say.
 pub(super) fn placed(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
-    places.into_iter().take(FEW).fold(finding, |finding, at| finding.at(host.place(at)).seen(rule(host, at)))
+    places.into_iter().take(2 * FEW).enumerate().fold(finding, |finding, (number, at)| {
+        let finding = finding.at(host.place(at));
+        if number < FEW { finding.seen(rule(host, at)) } else { finding }
+    })
 }
 
 /// The finding with the places of the first of some forwards, and with what their rules say.

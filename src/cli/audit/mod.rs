@@ -93,12 +93,13 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     };
     let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
     let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
+    // What findings look at is gone again before the long lists are made.
+    let mut found = findings::all(&host, |kind| wanted(kind.id));
+    found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| of_owner(&place.owner)));
     let mut forwards = listing::forwards(&host);
     forwards.retain(|row| of_owner(&row.owner));
     let mut sources = listing::sources(&host);
     sources.retain(|row| of_owner(&row.owner));
-    let mut found = findings::all(&host, |kind| wanted(kind.id));
-    found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| of_owner(&place.owner)));
     let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
     let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
     let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };

@@ -106,7 +106,7 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
     for (way, at, reach) in &steps {
         let lost = nothing_at(way.hook);
         for cut in &reach.cuts {
-            takes(&forward, way, *at, *cut, lost, &mut by);
+            takes(forward, way, *at, *cut, lost, &mut by);
         }
     }
     let mut by = by.list;
@@ -120,7 +120,7 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
         confidence,
         hooks: unique(&hooks),
     };
-    let wildcard = |taker: &Taker<'_>| is_behind_wildcard(&forward, taker.step);
+    let wildcard = |taker: &Taker<'_>| is_behind_wildcard(forward, taker.step);
     if none || none_local {
         let confidence = if none && !foreign { naming::sure(host) } else { Confidence::Likely };
         let class = if by.iter().all(|taker| taker.same) {
@@ -149,7 +149,7 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
             judged.push(found(class, by, false, confidence));
         }
     }
-    judged.extend(tie(host, &forward, &steps));
+    judged.extend(tie(host, forward, &steps));
     judged
 }
 

@@ -16,7 +16,7 @@ pub(super) fn never(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> 
     let (mut unused, mut used, mut rules) = (Vec::new(), 0usize, HashSet::new());
     for forward in super::forwards(outlook) {
         let rule = (forward.at.table, forward.at.chain, forward.at.rule);
-        match count(host, &forward) {
+        match count(host, forward) {
             Some(_) if !rules.insert(rule) => {}
             Some(0) => unused.push(forward),
             Some(_) => used += 1,
@@ -27,8 +27,9 @@ pub(super) fn never(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> 
         return Vec::new();
     }
     let all = used + unused.len();
-    let message = |names: &str| format!("{} of {all} forwards were never used: {names}", unused.len());
-    let finding = super::together(host, kind, naming::sure(host), &unused, message);
+    let names = naming::list(unused.iter().map(|forward| naming::name(forward)));
+    let message = format!("{} of {all} forwards were never used: {names}", unused.len());
+    let finding = naming::at_all(kind.found(naming::sure(host), message), host, &unused);
     vec![finding.seen(format!("counter packets 0, and of {used} others more"))]
 }
 

@@ -155,11 +155,6 @@ fn together(
     forwards: &[&Forward<'_>],
     message: impl FnOnce(&str) -> String,
 ) -> Finding {
-    let names = naming::list(forwards.iter().map(|forward| naming::name(forward)));
-    let finding = kind.found(confidence, message(&names));
-    let mut finding = naming::at(finding, host, forwards.iter().map(|forward| forward.at));
-    for forward in forwards.iter().take(3) {
-        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at)));
-    }
-    finding
+    let names = naming::several(forwards);
+    naming::at_all(kind.found(confidence, message(&names)), host, forwards)
 }

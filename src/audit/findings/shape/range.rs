@@ -29,7 +29,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
             continue;
         }
         let kept = ports.and(&there);
-        let name = naming::name(&forward);
+        let name = naming::name(forward);
         let message = match kept.is_empty() {
             true => format!("{name} leads all of its {} ports to port {first}, and not one to one", ports.size()),
             false => format!(
