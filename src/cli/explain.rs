@@ -19,7 +19,7 @@ use crate::model::Packet;
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct ExplainArgs {
-    /// The protocol, or all of it as one word: "PROTO SRC[:PORT] -> DST:PORT"
+    /// The protocol, or the whole packet as one word
     #[arg(value_name = "PROTO")]
     protocol: String,
     /// Who sends it

@@ -3,7 +3,7 @@
 //! ```text
 //! kernel ──dump──▶ tables, chains, rules, sets ──reach──▶ elements ──rule──▶ ruleset
 //! ```
-//! Nothing is changed, and of the elements of sets only those are asked for that rules of NAT need: see [`reach`].
+//! Nothing is changed, and of the elements of sets only those are asked for that rules of NAT need (`reach.rs`).
 //!
 //! Be aware: what the kernel says is input from outside, and any bytes are a ruleset or an error.
 
