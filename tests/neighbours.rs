@@ -87,8 +87,9 @@ const TABLES: [&str; 4] = ["ip6tables mangle", "ip6tables nat", "iptables mangle
 type Saved = BTreeMap<String, Vec<String>>;
 
 /// Makes `iptables` the one of a variant, in a mount namespace that is there for that, and goes on as another program.
-const AS_VARIANT: &str =
-    r#"mount --bind "/usr/sbin/xtables-$0-multi" "$(readlink -f /usr/sbin/iptables)" && exec "$@""#;
+const AS_VARIANT: &str = r#"d=$(mktemp -d) && mount -t tmpfs none "$d" && cp -a /etc/alternatives/. "$d" &&
+    for p in iptables ip6tables; do ln -sfn "/usr/sbin/$p-$0" "$d/$p"; done &&
+    mount --move "$d" /etc/alternatives && rmdir "$d" && exec "$@""#;
 
 fn saved(variant: Variant) -> Saved {
     let save = |word: &'static str| {

@@ -195,11 +195,11 @@ COMMIT
         ..Rewrite::default()
     };
     let before = &chain(nat, "PREROUTING").rules;
-    assert_eq!(*one(&before[0]).actions, [Action::Dnat(netmap("10.9.0.0", "10.9.0.255"))]);
+    assert_eq!(*one(&before[0]).actions, [Action::Netmap(netmap("10.9.0.0", "10.9.0.255"))]);
     let redirect = Rewrite { ports: Some((8080, 8080)), ..Rewrite::default() };
     assert_eq!(*one(&before[1]).actions, [Action::Redirect(redirect)]);
     let after = &chain(nat, "POSTROUTING").rules;
-    assert_eq!(*one(&after[0]).actions, [Action::Snat(netmap("203.0.113.0", "203.0.113.255"))]);
+    assert_eq!(*one(&after[0]).actions, [Action::Netmap(netmap("203.0.113.0", "203.0.113.255"))]);
     let ports = Some((1000, 2000));
     let snat = Rewrite { addresses: Some((address("192.0.2.1"), address("192.0.2.9"))), ports, ..Rewrite::default() };
     assert_eq!(*one(&after[1]).actions, [Action::Snat(snat)]);
