@@ -282,6 +282,10 @@ impl Region {
                 let set = Set::one(value);
                 self.narrow(field, &if not { set.not() } else { set });
             }
+            // Of one bit there is one other value, so that one question has one form, whoever asks it.
+            Condition::Bits { field, mask, value, not: true } if mask.is_power_of_two() && value & !mask == 0 => {
+                self.ask(Condition::Bits { field, mask, value: value ^ mask, not: false });
+            }
             condition if self.conditions.contains(&condition) => {}
             condition => self.conditions.push(condition),
         }
@@ -459,6 +463,14 @@ mod tests {
         let mut whole = Region::all();
         whole.ask(Condition::Bits { field: Field::Mark, mask: 0xffff_ffff, value: 7, not: true });
         assert!(whole.conditions().is_empty() && !whole.get(Field::Mark).has(7) && whole.get(Field::Mark).has(8));
+        // Not to have a bit and to have it at zero is the same.
+        let asked = |value, not| {
+            let mut region = Region::all();
+            region.ask(Condition::Bits { field: Field::Mark, mask: 0x4000, value, not });
+            region
+        };
+        assert_eq!((asked(0x4000, true), asked(0, true)), (asked(0, false), asked(0x4000, false)));
+        assert_ne!(asked(0x4001, true), asked(1, false));
     }
 
     #[test]

@@ -279,7 +279,7 @@ COMMIT
             ("-m addrtype ! --dst-type LOCAL", "fib daddr type != local"),
             ("-m conntrack --ctstate NEW,UNTRACKED", "ct state { new, untracked }"),
             ("-m state ! --state NEW", "ct state != new"),
-            ("-m conntrack --ctstate DNAT", "ct status & 0x20 != 0x0"),
+            ("-m conntrack --ctstate DNAT", "ct status & 0x20 == 0x20"),
             ("-m conntrack ! --ctstate DNAT", "ct status & 0x20 == 0x0"),
             ("-m conntrack --ctstate NEW,DNAT", "[--ctstate NEW,DNAT]"),
             ("-m mark --mark 0x2000/0x2000", "meta mark & 0x2000 == 0x2000"),
