@@ -360,6 +360,27 @@ fn intervals_are_sets() {
 }
 
 #[test]
+fn sets_that_packets_change_are_not_known() {
+    if !privileged() {
+        return;
+    }
+    // Nobody is in it yet, which says nothing of the next packet.
+    let all = chain_of(
+        "ip",
+        "set seen { type ipv4_addr; flags dynamic,timeout; timeout 1h; }
+         set none { type ipv4_addr; flags timeout; timeout 1h; }
+         chain c { type nat hook prerouting priority -100
+             ip saddr @seen tcp dport 80 dnat to 10.0.0.1
+             ip saddr @none tcp dport 80 dnat to 10.0.0.2
+             update @seen { ip saddr } dnat to 10.0.0.3
+         }",
+    );
+    let [seen, none, _] = rules(&all) else { panic!("{all:#?}") };
+    assert!(!one(seen).region.is_known());
+    assert!(none.cases.iter().all(|case| case.region.is_empty()));
+}
+
+#[test]
 fn tables_of_both_families() {
     if !privileged() {
         return;

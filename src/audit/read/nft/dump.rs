@@ -75,6 +75,8 @@ impl Rule {
 const ANONYMOUS: u32 = 1;
 /// `NFT_SET_INTERVAL`.
 const INTERVAL: u32 = 4;
+/// `NFT_SET_EVAL`.
+const EVAL: u32 = 0x20;
 /// `NFT_SET_OBJECT`.
 const OBJECT: u32 = 0x40;
 
@@ -87,6 +89,8 @@ pub(super) struct Set {
     pub(super) anonymous: bool,
     /// Whether its elements are ends of intervals, or where there are several fields, have two keys.
     pub(super) interval: bool,
+    /// Whether packets change what is in it.
+    pub(super) changing: bool,
     /// Whether it gives objects, not data.
     pub(super) objects: bool,
     /// The bytes of a key.
@@ -274,6 +278,7 @@ pub(super) fn set(message: Message<'_>) -> Option<Set> {
         name: set.text(NAME)?,
         anonymous: flags & ANONYMOUS > 0,
         interval: flags & INTERVAL > 0,
+        changing: flags & EVAL > 0,
         objects: flags & OBJECT > 0,
         key_length: usize::try_from(set.number(KEY_LENGTH)?).ok()?,
         fields: fields.each().map(|(_, field)| length(field)).collect::<Option<_>>()?,

@@ -167,6 +167,10 @@ impl<'a> Walk<'a> {
         let Some((set, elements)) = self.context.elements(&lookup.set) else {
             return self.not_read(lookup, "was not read");
         };
+        // What is in it now tells nothing of the next packet. The elements of a map are shown all the same.
+        if set.changing && lookup.data.is_none() {
+            return self.not_read(lookup, "packets change");
+        }
         if super::value::exists(lookup.key, set.key_length).is_none() {
             return self.not_read(lookup, "has keys that no register holds");
         }
