@@ -37,7 +37,11 @@ pub fn set(field: Field, set: &Set, family: Family) -> String {
     // No interface at all is not worth a word.
     let nothing = matches!(field, Field::Input | Field::Output).then(|| Set::one(0)).unwrap_or_else(Set::none);
     let inverse = set.or(&nothing).not();
-    let (sign, set) = match inverse.ranges().len() < set.ranges().len() && !set.is_all() {
+    let (few, many) = (inverse.ranges().len(), set.ranges().len());
+    // All but the last addresses of IPv6 are one range as well, and those are a network.
+    let network = |set: &Set| matches!(set.ranges(), [range] if !one(field, *range, family).contains('-'));
+    let rest = family == Family::Ipv6 && of_addresses(field) && few == many && network(&inverse) && !network(set);
+    let (sign, set) = match (few < many || rest) && !set.is_all() {
         true => ("!= ", &inverse),
         false => ("", set),
     };
@@ -51,10 +55,14 @@ pub fn set(field: Field, set: &Set, family: Family) -> String {
     }
 }
 
+fn of_addresses(field: Field) -> bool {
+    matches!(field, Field::Source | Field::Destination | Field::OriginalDestination)
+}
+
 fn one(field: Field, (first, last): (u128, u128), family: Family) -> String {
     match field {
         Field::Input | Field::Output => interface(first, last),
-        Field::Source | Field::Destination | Field::OriginalDestination => addresses(first, last, family),
+        _ if of_addresses(field) => addresses(first, last, family),
         Field::Protocol if first == last => protocol(first),
         Field::DestinationKind | Field::SourceKind if (first, last) == (LOCAL, LOCAL) => "local".into(),
         Field::State if first == last => state(first),
@@ -262,6 +270,15 @@ mod tests {
         );
         let begins = Region::all().with(Field::Output, &Set::interface("veth+", '+'));
         assert_eq!(region(&begins, Family::Ipv6), "oifname veth*");
+    }
+
+    #[test]
+    fn all_but_a_network_reads_so() {
+        for (network, family) in [("224.0.0.0/4", Family::Ipv4), ("ff00::/8", Family::Ipv6), ("::/8", Family::Ipv6)] {
+            let set = Set::network(network.parse().expect("network"));
+            assert_eq!(super::set(Field::Destination, &set, family), network);
+            assert_eq!(super::set(Field::Destination, &set.not(), family), format!("!= {network}"));
+        }
     }
 
     #[test]

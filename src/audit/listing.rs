@@ -1,6 +1,6 @@
 //! The view in rows: forwards in the order in which they win, and sources that are rewritten, in words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::describe;
 use super::forwards::Forward;
@@ -12,7 +12,7 @@ use super::set::Set;
 use super::view::{Fate, Step, Translation};
 use crate::model::{Counter, Family};
 
-/// A row: a rule that rewrites an address, or one element of a map that it asks.
+/// A row: a rule that rewrites an address, or one element of a map that it asks, and the packets that one way leads to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// The family of its packets.
@@ -56,21 +56,25 @@ pub struct Row {
 /// The most exceptions that a row names.
 const MOST: usize = 8;
 
-/// The forwards of a host, in the order in which they win. A rule that jumps lead different packets to has a row for each of
-/// them.
+/// The forwards of a host, in the order in which they win. A rule that several jumps lead different packets to has a row for
+/// each of them.
 pub fn forwards(host: &Host) -> Vec<Row> {
     let exceptions = Exceptions::new(host);
     let mut rows = Vec::new();
     for forward in Forward::all(&host.view) {
-        for steps in variants(&forward) {
+        for steps in apart(&forward) {
             let Some((_, _, first)) = steps.first() else { continue };
             let mut row = Row::new(host, forward.family, forward.at, &first.region);
             row.translation = forward.translation;
             row.to = describe::target(forward.to);
-            for (hook, number, step) in steps {
-                row.hooks.push((hook, number));
-                let (words, sure) = exceptions.of(forward.family, hook, number, step);
-                row.sure &= sure && step.region.is_known() && !step.tied;
+            for (hook, number, step) in &steps {
+                row.hooks.push((*hook, *number));
+                row.sure &= step.region.is_known() && !step.tied;
+            }
+            row.hooks.dedup_by_key(|(hook, _)| *hook);
+            for (hook, number, step) in &steps {
+                let (words, sure) = exceptions.of(&forward.steps, forward.family, *hook, *number, step);
+                row.sure &= sure;
                 row.except.extend(words);
             }
             row.except.sort_unstable();
@@ -78,25 +82,56 @@ pub fn forwards(host: &Host) -> Vec<Row> {
             rows.push(row);
         }
     }
+    rows.sort_by_key(|row| (row.family, row.hooks.first().copied()));
     rows
 }
 
 type Steps<'a> = Vec<(Hook, usize, &'a Step)>;
 
-/// The steps of a forward, one at each hook together; those for packets that an earlier one at the hook takes all are left out.
-fn variants<'a>(forward: &Forward<'a>) -> Vec<Steps<'a>> {
-    let mut variants: Vec<Steps<'a>> = Vec::new();
-    for (hook, number, step) in &forward.steps {
-        let here = |steps: &Steps<'a>| steps.iter().find(|(at, _, _)| at == hook).map(|(_, _, step)| *step);
-        if variants.iter().filter_map(here).any(|known| known.region.covers(&step.region)) {
-            continue;
+/// The steps of a forward, those about the same packets together.
+fn apart<'a>(forward: &Forward<'a>) -> Vec<Steps<'a>> {
+    if forward.steps.len() < 2 {
+        return vec![forward.steps.clone()];
+    }
+    let at = |hook| {
+        let (mut all, mut known): (Vec<Steps<'a>>, HashMap<&Region, usize>) = Default::default();
+        for step in forward.steps.iter().filter(|(one, _, _)| *one == hook) {
+            if let Some(steps) = known.get(&step.2.region).and_then(|number| all.get_mut(*number)) {
+                steps.push(*step);
+                continue;
+            }
+            // Where an earlier one takes all of these packets, none of them comes here.
+            let taken = all.iter().take(MOST).flatten().any(|(_, _, one)| one.region.covers(&step.2.region));
+            if !taken {
+                known.insert(&step.2.region, all.len());
+                all.push(vec![*step]);
+            }
         }
-        match variants.iter_mut().find(|steps| here(steps).is_none()) {
-            Some(steps) => steps.push((*hook, *number, step)),
-            None => variants.push(vec![(*hook, *number, step)]),
+        all
+    };
+    let (mut all, sent) = (at(Hook::Prerouting), at(Hook::Output));
+    // Packets that this host sends meet a rule by as many jumps as those that arrive, mostly, which may ask a little less or more:
+    // Docker leaves loopback out.
+    if all.len() == sent.len() {
+        all.iter_mut().zip(sent).for_each(|(steps, more)| steps.extend(more));
+        return all;
+    }
+    let bare = |steps: &Steps<'a>| {
+        let mut region = steps.first().map_or_else(Region::all, |(_, _, step)| step.region.clone());
+        // They have no interface that they arrive by, which alone makes no difference.
+        region.forget(Field::Input);
+        region.forget(Field::Output);
+        region
+    };
+    let mut same: HashMap<Region, usize> =
+        all.iter().enumerate().map(|(number, steps)| (bare(steps), number)).collect();
+    for steps in sent {
+        match same.remove(&bare(&steps)).and_then(|number| all.get_mut(number)) {
+            Some(known) => known.extend(steps),
+            None => all.push(steps),
         }
     }
-    variants
+    all
 }
 
 /// The rules that rewrite sources, in the order in which they win.
@@ -109,7 +144,7 @@ pub fn sources(host: &Host) -> Vec<Row> {
             row.translation = translation;
             row.to = describe::target(to);
             row.hooks.push((way.hook, number));
-            let (words, sure) = exceptions.of(way.family, way.hook, number, step);
+            let (words, sure) = exceptions.of(&[], way.family, way.hook, number, step);
             row.except = words;
             row.sure = sure && step.region.is_known() && !step.tied;
             rows.push(row);
@@ -121,6 +156,7 @@ pub fn sources(host: &Host) -> Vec<Row> {
 impl Row {
     fn new(host: &Host, family: Family, at: At, region: &Region) -> Self {
         let (known, place) = (host.rules.at(at), host.place(at));
+        let region = &short(host, family, region);
         let rule = known.map(|(_, _, rule)| rule);
         let words = |field| {
             let set = region.get(field);
@@ -169,6 +205,18 @@ fn address(host: &Host, family: Family, region: &Region) -> Option<String> {
     }
 }
 
+/// A region without the addresses that this host has where it asks for local ones: the word says it shorter.
+fn short(host: &Host, family: Family, region: &Region) -> Region {
+    let mut region = region.clone();
+    let Some(facts) = &host.facts else { return region };
+    for (kind, address) in [(Field::DestinationKind, Field::Destination), (Field::SourceKind, Field::Source)] {
+        if region.get(kind).only() == Some(LOCAL) && *region.get(address) == facts.local(family) {
+            region.forget(address);
+        }
+    }
+    region
+}
+
 /// What a region asks for beside addresses, ports, protocols and interfaces.
 fn conditions(region: &Region, family: Family) -> Vec<String> {
     let mut rest = region.clone();
@@ -203,8 +251,16 @@ impl<'a> Exceptions<'a> {
         Self { host, ways: ways.collect() }
     }
 
-    /// What is taken out before a step, in words, and whether it is sure what.
-    fn of(&self, family: Family, hook: Hook, number: usize, step: &Step) -> (Vec<String>, bool) {
+    /// What is taken out before a step, in words, and whether it is sure what. What the same forward, by all of its steps, took
+    /// before that is no exception.
+    fn of(
+        &self,
+        own: &[(Hook, usize, &Step)],
+        family: Family,
+        hook: Hook,
+        number: usize,
+        step: &Step,
+    ) -> (Vec<String>, bool) {
         let mut sure = true;
         let mut words = Vec::new();
         let Some((numbers, overlaps)) = self.ways.get(&(family, hook)) else { return (words, sure) };
@@ -221,12 +277,69 @@ impl<'a> Exceptions<'a> {
                 Fate::Unknown(_) => "is unknown",
                 Fate::Rewritten(..) => continue,
             };
+            let earlier = own.iter().take(MOST).filter(|(at, own, _)| *at == hook && numbers.get(found) > Some(own));
+            let both = other.region.and(&step.region);
+            if earlier.into_iter().any(|(_, _, own)| !own.tied && own.region.covers(&both)) {
+                continue;
+            }
             sure &= other.region.is_known() && !matches!(other.fate, Fate::Unknown(_));
             if words.len() < MOST {
-                let region = describe::region(&other.region, family);
+                let region = describe::region(&short(self.host, family, &other.region), family);
                 words.push(format!("{} {fate}", if region.is_empty() { "all" } else { &region }));
             }
         }
         (words, sure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::read::save;
+
+    fn rows(rules: &str) -> Vec<String> {
+        let chains = ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:A -\n:B -\n";
+        let rules = save::parse(&format!("*nat\n{chains}{rules}COMMIT\n"), None).expect("a dump");
+        let row = |row: Row| {
+            let hooks: Vec<&str> = row.hooks.iter().map(|(hook, _)| hook.name()).collect();
+            let (ports, input) = (row.ports.unwrap_or_default(), row.input.unwrap_or_default());
+            format!("{ports} {input} {} {}", hooks.join("+"), row.except.join("; ")).trim_end().to_owned()
+        };
+        forwards(&Host::new(rules, None)).into_iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_rule_that_is_reached_in_two_ways_is_two_rows() {
+        let to = "-A A -p tcp -j DNAT --to-destination 10.0.0.1:80\n";
+        let jumps = "-A PREROUTING -p tcp --dport 81 -j A\n-A PREROUTING -p tcp --dport 82 -j A\n";
+        assert_eq!(rows(&format!("{jumps}{to}")), ["81  prerouting", "82  prerouting"]);
+        let sent = jumps.replace("PREROUTING", "OUTPUT");
+        assert_eq!(rows(&format!("{jumps}{sent}{to}")), ["81  prerouting+output", "82  prerouting+output"]);
+        let one = "-A OUTPUT -p tcp --dport 82 -j A\n";
+        assert_eq!(rows(&format!("{jumps}{one}{to}")), ["81  prerouting", "82  prerouting+output"]);
+        // What comes second after all of it was taken never comes.
+        let all = "-A PREROUTING -p tcp -j A\n";
+        assert_eq!(rows(&format!("{all}{jumps}{to}")), ["  prerouting"]);
+    }
+
+    #[test]
+    fn docker_leaves_loopback_out_of_what_this_host_sends() {
+        let rules = "-A PREROUTING -m addrtype --dst-type LOCAL -j A\n\
+                     -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j A\n\
+                     -A A ! -i docker0 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1:80\n";
+        assert_eq!(rows(rules), ["80 != docker0 prerouting+output"]);
+    }
+
+    #[test]
+    fn what_a_rule_took_before_is_no_exception_of_itself() {
+        let rules = "-A PREROUTING -i eth0 -g A\n-A PREROUTING -g A\n-A A -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1\n";
+        assert_eq!(rows(rules), ["80 eth0 prerouting", "80  prerouting"]);
+        // All of those that come there are rewritten, so none of them comes back to pass the second rule by.
+        let rules = "-A PREROUTING -p tcp -m tomorrow -g A\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2\n\
+                     -A A -p tcp -j DNAT --to-destination 10.0.0.1\n";
+        assert_eq!(rows(rules), ["  prerouting", "80  prerouting"]);
+        let rules = "-A PREROUTING -p tcp -m tomorrow -g A\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2\n\
+                     -A A -p tcp -m today -j DNAT --to-destination 10.0.0.1\n";
+        assert_eq!(rows(rules), ["  prerouting", "80  prerouting meta l4proto tcp [-m tomorrow] passes"]);
     }
 }

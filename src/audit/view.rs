@@ -232,6 +232,18 @@ impl<'a> Walk<'a> {
         region
     }
 
+    /// Whether a rule of a chain itself, among the steps from this one on, rewrites or drops all packets that were led there.
+    fn all_end(&self, table: &Table, chain: usize, first: usize, region: &Region) -> bool {
+        let ends = |step: &Step| {
+            let case = || table.chains.get(chain)?.rules.get(step.at.rule)?.cases.get(step.at.case);
+            step.at.chain == chain
+                && matches!(step.fate, Fate::Rewritten(..) | Fate::Dropped)
+                && step.region == *region
+                && case().is_some_and(|case| case.region.is_known())
+        };
+        self.steps.iter().skip(first).any(ends)
+    }
+
     fn case(&mut self, table: &'a Table, at: At, case: &Case, region: Region, tied: bool, open: &mut Open) {
         for action in &case.actions {
             let fate = match action {
@@ -253,14 +265,18 @@ impl<'a> Walk<'a> {
                     let Some(chain) = table.chains.position(name) else { continue };
                     let to = At { chain, rule: 0, case: 0, ..at };
                     let mut within = Open::default();
+                    let first = self.steps.len();
                     self.chain(table, to, &region, tied, &mut within);
                     self.close(within.returns);
                     open.accepts.extend(within.accepts);
-                    if matches!(action, Action::Goto(_)) {
-                        open.returns.extend(self.push(Step { region, fate: Fate::GoOn(usize::MAX), at, tied }));
-                        return;
+                    if matches!(action, Action::Jump(_)) {
+                        continue;
                     }
-                    continue;
+                    // Of those that were all rewritten or dropped there, none comes back.
+                    if !self.all_end(table, chain, first, &region) {
+                        open.returns.extend(self.push(Step { region, fate: Fate::GoOn(usize::MAX), at, tied }));
+                    }
+                    return;
                 }
                 Action::Mark { .. } | Action::CopyMark { .. } | Action::MarkUnknown { .. } | Action::Untracked => {
                     continue;
