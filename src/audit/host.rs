@@ -33,7 +33,7 @@ impl Host {
         let Some(chain) = table.chains.get(at.chain) else {
             return Place { owner: owner::of_table(table).into(), rule: table.to_string() };
         };
-        let owner = owner::of_chain(table, chain).to_owned();
+        let owner = owner::of_rule(table, chain, at.rule).to_owned();
         let rule = chain.rules.get(at.rule);
         let which = match rule {
             Some(rule) => match (rule.handle, rule.line) {

@@ -56,8 +56,8 @@ fn a_container_asks_its_own_host() {
         172.17.0.2:50000 -> 203.0.113.9:443/tcp arrives by docker0
           prerouting, nat: passes
           routed out by eth0 to 192.0.2.254
-          forward, filter: accepted by ip filter FORWARD line 6 (user)
-          postrouting, nat: masquerade to 192.0.2.1 by ip nat POSTROUTING line 17 (user)
+          forward, filter: accepted by ip filter FORWARD line 6 (docker)
+          postrouting, nat: masquerade to 192.0.2.1 by ip nat POSTROUTING line 17 (docker)
         leaves by eth0 to 192.0.2.254
     "#]]
     .assert_eq(&out);

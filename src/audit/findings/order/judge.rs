@@ -263,7 +263,7 @@ pub(super) fn owners(host: &Host, judged: &Judged<'_>) -> Vec<&'static str> {
     let mut all: Vec<&'static str> = Vec::new();
     for at in ats {
         if let Some((table, chain, _)) = host.rules.at(at) {
-            let owner = owner::of_chain(table, chain);
+            let owner = owner::of_rule(table, chain, at.rule);
             if !all.contains(&owner) {
                 all.push(owner);
             }
