@@ -38,6 +38,8 @@ mod neighbours;
 mod oracle;
 /// Real packets in namespaces of our own.
 mod packet;
+/// The rules of other programs, as they lay them out, in the view of an audit.
+mod peers;
 /// Rules of others, read from the kernel into the one form of audits.
 mod reading;
 /// What the fuzzers began with and what they found: the same properties, file by file.

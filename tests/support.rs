@@ -211,7 +211,7 @@ impl Net {
 }
 
 /// Binds as soon as the address can be used: one of IPv6 is tentative for a moment, longer where the machine is busy.
-fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+pub fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
     for _ in 0..500 {
         match bind() {
             Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {

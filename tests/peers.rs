@@ -1,0 +1,390 @@
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+
+use expect_test::expect_file;
+use portfwd::iptables::command::Variant;
+use portfwd::lab::{Links, Netns};
+
+use crate::support::{BOTH, PORTFWD, Said, bind, feed, privileged, root};
+
+/// A host with addresses 192.0.2.1, 192.0.2.10, 2001:db8::1 and 2001:db8::10 that has the rules of a peer.
+pub struct Peer {
+    namespace: Netns,
+    state: tempfile::TempDir,
+}
+
+/// A row of the view, but for what its numbers in the kernel are and what it counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub owner: String,
+    pub to: String,
+    pub sure: bool,
+    /// All of it in words.
+    pub words: String,
+    /// The same where it makes no difference what only the kernel or only a dump tells.
+    told: String,
+    /// Rows that a map leads to are in whatever order the kernel has its elements: what those of one map share, and by what
+    /// they are sorted here.
+    mapped: Option<[String; 2]>,
+}
+
+impl Row {
+    fn new(row: &serde_json::Value) -> Self {
+        let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        let list = |name: &str| -> Vec<String> {
+            let all = row[name].as_array().into_iter().flatten();
+            all.map(|one| one.as_str().unwrap_or_default().to_owned()).collect()
+        };
+        let hooks: Vec<&str> =
+            row["hooks"].as_array().into_iter().flatten().filter_map(|at| at["hook"].as_str()).collect();
+        let mut parts = vec![text("owner"), text("family"), text("action")];
+        for (word, name) in [
+            ("", "protocol"),
+            ("to", "address"),
+            ("at", "ports"),
+            ("in", "interface"),
+            ("out", "output"),
+            ("from", "from"),
+        ] {
+            if !row[name].is_null() {
+                parts.push(format!("{word} {}", text(name)).trim_start().to_owned());
+            }
+        }
+        let sure = row["sure"].as_bool().expect("a word");
+        let conditions = list("conditions").join(" ");
+        if !conditions.is_empty() {
+            parts.push(format!("if {conditions}"));
+        }
+        let except = list("except");
+        if !except.is_empty() {
+            parts.push(format!("but {}", except.join("; ")));
+        }
+        parts.push(format!("-> {}", text("to")).trim_end().to_owned());
+        parts.push(format!("({} in {} {})", hooks.join(" "), text("table"), text("chain")));
+        if !sure {
+            parts.push("?".into());
+        }
+        let words = parts.join(" ");
+        let (table, chain) = (text("table"), text("chain"));
+        let packets = ["family", "protocol", "address", "ports"].map(text).join(" ");
+        let mapped = match chain.split_once("__") {
+            _ if table.ends_with("crio-hostports") => {
+                Some([format!("{table} {chain} {}", row["handle"]), words.clone()])
+            }
+            // Services come before ports of the node.
+            _ if chain.starts_with("endpoint-") => {
+                let of_node = text("ports").starts_with('3');
+                Some([format!("{table} {of_node}"), format!("{packets} {chain}")])
+            }
+            Some((kind, bridge)) if table.ends_with("docker-bridges") => {
+                Some([format!("{table} {kind}"), bridge.into()])
+            }
+            _ => None,
+        };
+        let told = unread(&words);
+        Self { owner: text("owner"), to: text("to"), sure, words, told, mapped }
+    }
+}
+
+/// A text without what stands in brackets: which words there are for what is not understood depends on who says it.
+fn unread(text: &str) -> String {
+    let mut depth = 0_usize;
+    let mut out = String::new();
+    for (at, letter) in text.char_indices() {
+        // An address of IPv6 stands in brackets as well.
+        let address = text[at..].split(']').next().is_some_and(|inner| inner.contains("::") && !inner.contains(' '));
+        match letter {
+            '[' if !address => depth += 1,
+            ']' if depth > 0 => {
+                depth -= 1;
+                out.push_str("[…]");
+            }
+            _ if depth > 0 => {}
+            letter => out.push(letter),
+        }
+    }
+    // Of several things that are not understood the kernel tells fewer apart.
+    while out.contains("[…] […]") {
+        out = out.replace("[…] […]", "[…]");
+    }
+    out
+}
+
+/// Forwards and sources.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub forwards: Vec<Row>,
+    pub sources: Vec<Row>,
+    /// What is not known.
+    unknown: Vec<String>,
+}
+
+impl View {
+    /// What `audit --json` printed.
+    pub fn new(said: &Said) -> Self {
+        assert_eq!(said.code, 0, "{said:?}");
+        let all: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+        let rows = |name: &str| {
+            let mut rows: Vec<Row> = all[name].as_array().expect("rows").iter().map(Row::new).collect();
+            let shared = |row: &Row| row.mapped.as_ref().map(|[shared, _]| shared.clone());
+            for same in rows.chunk_by_mut(|one, next| shared(one).is_some() && shared(one) == shared(next)) {
+                same.sort_by(|one, other| one.mapped.cmp(&other.mapped));
+            }
+            rows
+        };
+        let (forwards, sources) = (rows("forwards"), rows("sources"));
+        let unknown = all["unknown"].as_array().expect("a list").iter().map(ToString::to_string).collect();
+        Self { forwards, sources, unknown }
+    }
+
+    fn words(&self) -> String {
+        let lines = |rows: &[Row]| rows.iter().map(|row| format!("{}\n", row.words)).collect::<String>();
+        format!("{}\n{}", lines(&self.forwards), lines(&self.sources))
+    }
+
+    /// The same without what only the kernel or only a dump tells.
+    fn told(&self) -> [Vec<&str>; 2] {
+        [&self.forwards, &self.sources].map(|rows| {
+            let mut told: Vec<&str> = rows.iter().map(|row| row.told.as_str()).collect();
+            told.dedup();
+            told
+        })
+    }
+
+    /// Where forwards of an owner lead, each once.
+    pub fn targets(&self, owner: &str) -> BTreeSet<&str> {
+        self.forwards.iter().filter(|row| row.owner == owner).map(|row| row.to.as_str()).collect()
+    }
+}
+
+impl Peer {
+    fn new() -> Self {
+        let peer = Self { namespace: Netns::new().expect("namespace"), state: tempfile::tempdir().expect("directory") };
+        peer.inside(|| {
+            let links = Links::open().expect("rtnetlink");
+            links.up("lo").expect("up");
+            links.bridge("eth0").expect("bridge");
+            links.up("eth0").expect("up");
+            for (address, length) in [("192.0.2.1", 24), ("192.0.2.10", 24), ("2001:db8::1", 64), ("2001:db8::10", 64)]
+            {
+                links.address("eth0", address.parse().expect("address"), length).expect("address");
+                // One of IPv6 is tentative for a while, and so not local.
+                bind(|| std::net::UdpSocket::bind((address, 0)));
+            }
+        });
+        peer
+    }
+
+    fn inside<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(job).expect("the host's namespace")
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Said {
+        let mut command = Command::new(program);
+        command.args(arguments).env_remove("SSH_CONNECTION");
+        self.inside(|| command.output().expect("the program starts").into())
+    }
+
+    fn view(&self, files: &[&str]) -> View {
+        let state = self.state.path().join("state").to_string_lossy().into_owned();
+        let view = View::new(&self.run(PORTFWD, &[&["--state-dir", &state, "audit", "--json"], files].concat()));
+        assert!(view.unknown.is_empty(), "{:#?}", view.unknown);
+        view
+    }
+
+    /// The view of what a program prints of the rules, each with the name of the file.
+    fn of_dumps(&self, dumps: &[(&str, &str, &[&str])]) -> View {
+        let files: Vec<String> = dumps
+            .iter()
+            .map(|(name, program, arguments)| {
+                let said = self.run(program, arguments);
+                assert_eq!(said.code, 0, "{program}: {said:?}");
+                let path = self.state.path().join(name);
+                std::fs::write(&path, said.stdout).expect("written");
+                path.to_string_lossy().into_owned()
+            })
+            .collect();
+        self.view(&files.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+fn path(name: &str) -> PathBuf {
+    root().join("tests/audit/peers").join(name)
+}
+
+fn read(path: &PathBuf) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What the rules of a layout rewrite destinations to, by its text alone.
+fn written(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        for word in ["--to-destination ", "dnat to ", "dnat ip to ", "dnat ip6 to "] {
+            let target = line.split_once(word).and_then(|(_, rest)| rest.split(' ').next());
+            found.extend(target.filter(|target| target.contains(|one: char| one.is_ascii_digit())).map(str::to_owned));
+        }
+        // Elements of a map: `tcp . 8080 : 10.85.0.2 . 80`.
+        if line.contains("elements =") {
+            let targets = line.split(',').filter_map(|element| element.split_once(" : "));
+            for (address, port) in targets.filter_map(|(_, to)| to.trim_end_matches([' ', '}']).split_once(" . ")) {
+                found.insert(if address.contains(':') {
+                    format!("[{address}]:{port}")
+                } else {
+                    format!("{address}:{port}")
+                });
+            }
+        }
+    }
+    found
+}
+
+/// That a view is the recorded one, that all that the text leads to is in it, and whose it is.
+fn judge(view: &View, name: &str, texts: &[String], owner: &str, of_users: &[&str]) {
+    expect_file![path(&format!("{name}.rows"))].assert_eq(&view.words());
+    let users: BTreeSet<&str> = of_users.iter().copied().collect();
+    assert_eq!(view.targets("user"), users, "{name}");
+    let mut all: BTreeSet<String> = view.targets(owner).into_iter().map(str::to_owned).collect();
+    all.extend(users.into_iter().map(str::to_owned));
+    // A redirect leads to this host.
+    all.retain(|target| !target.starts_with(':'));
+    let written: BTreeSet<String> = texts.iter().flat_map(|text| written(text)).collect();
+    assert_eq!(all, written, "{name}: {}", view.words());
+    let strange = |row: &&Row| row.owner != owner && row.owner != "user";
+    let strangers: Vec<&Row> = view.forwards.iter().chain(&view.sources).filter(strange).collect();
+    assert!(strangers.is_empty(), "{name}: {strangers:#?}");
+}
+
+/// A layout of nft(8), live and as `nft -j list ruleset` prints it.
+fn nft(name: &str, owner: &str) {
+    if !privileged() {
+        return;
+    }
+    let file = path(&format!("{name}.nft"));
+    let peer = Peer::new();
+    peer.inside(|| feed("nft", &["-f", "-"], &read(&file)));
+    let live = peer.view(&[]);
+    judge(&live, name, &[read(&file)], owner, &[]);
+    let dumped = peer.of_dumps(&[("rules.json", "nft", &["-j", "list", "ruleset"])]);
+    assert_eq!(dumped.told(), live.told(), "{name}");
+}
+
+/// A layout of iptables(8), with both variants, live and as iptables-save prints it.
+fn iptables(name: &str, files: &[&str], owner: &str, of_users: &[&str]) {
+    if !privileged() {
+        return;
+    }
+    let texts: Vec<String> = files.iter().map(|file| read(&root().join("tests").join(file))).collect();
+    for variant in BOTH {
+        let peer = Peer::new();
+        let program = |word: &str, rest: &str| format!("{word}-{}-{rest}", variant.name());
+        for (file, text) in files.iter().zip(&texts) {
+            let word = if file.contains("v6") { "ip6tables" } else { "iptables" };
+            peer.inside(|| feed(&program(word, "restore"), &["-w", "20"], text));
+        }
+        let live = peer.view(&[]);
+        if variant == Variant::Legacy {
+            judge(&live, name, &texts, owner, of_users);
+        }
+        let [four, six] = ["iptables", "ip6tables"].map(|word| program(word, "save"));
+        let all: [(&str, &str, &[&str]); 2] = [("iptables.save", &four, &[]), ("ip6tables.save", &six, &[])];
+        let dumps: Vec<_> =
+            all.into_iter().filter(|(_, program, _)| !peer.run(program, &[]).stdout.is_empty()).collect();
+        let dumped = peer.of_dumps(&dumps);
+        assert_eq!(dumped.told(), live.told(), "{name}, {}", variant.name());
+    }
+}
+
+#[test]
+fn docker_with_iptables() {
+    let files = ["audit/peers/docker-iptables.v4.save", "audit/peers/docker-iptables.v6.save"];
+    iptables("docker-iptables", &files, "docker", &["10.9.9.9:22"]);
+}
+
+#[test]
+fn docker_20_with_iptables() {
+    iptables("docker-20", &["neighbours/docker.v4", "neighbours/docker.v6"], "docker", &[]);
+}
+
+#[test]
+fn docker_with_nftables() {
+    nft("docker-nftables", "docker");
+}
+
+#[test]
+fn netavark_with_iptables() {
+    let files = ["audit/peers/netavark-iptables.v4.save", "audit/peers/netavark-iptables.v6.save"];
+    iptables("netavark-iptables", &files, "podman", &[]);
+}
+
+#[test]
+fn netavark_with_nftables() {
+    nft("netavark-nftables", "podman");
+}
+
+#[test]
+fn cni_portmap_with_iptables() {
+    let files = ["audit/peers/cni-iptables.v4.save", "audit/peers/cni-iptables.v6.save"];
+    iptables("cni-iptables", &files, "cni", &[]);
+}
+
+#[test]
+fn cni_portmap_with_nftables() {
+    nft("cni-nftables", "cni");
+}
+
+#[test]
+fn crio_hostports_with_iptables() {
+    iptables("crio-iptables", &["audit/peers/crio-iptables.v4.save"], "cri-o", &[]);
+}
+
+#[test]
+fn crio_hostports_with_nftables() {
+    nft("crio-nftables", "cri-o");
+}
+
+#[test]
+fn kube_proxy_with_iptables() {
+    iptables("kube-proxy-iptables", &["audit/peers/kube-proxy-iptables.v4.save"], "kube-proxy", &[]);
+}
+
+#[test]
+fn kube_proxy_with_nftables() {
+    nft("kube-proxy-nftables", "kube-proxy");
+}
+
+#[test]
+fn firewalld_with_iptables() {
+    iptables("firewalld-iptables", &["neighbours/firewalld.v4", "neighbours/firewalld.v6"], "firewalld", &[]);
+}
+
+#[test]
+fn firewalld_with_nftables() {
+    nft("firewalld", "firewalld");
+}
+
+#[test]
+fn ufw_leaves_nat_to_its_user() {
+    iptables("ufw", &["neighbours/ufw.v4", "neighbours/ufw.v6"], "ufw", &["10.10.10.2:80"]);
+}
+
+#[test]
+fn libvirt_with_iptables() {
+    iptables("libvirt-iptables", &["audit/peers/libvirt-iptables.v4.save"], "libvirt", &["192.168.122.10:22"]);
+}
+
+#[test]
+fn libvirt_with_nftables() {
+    nft("libvirt-nftables", "libvirt");
+}
+
+#[test]
+fn fw4_of_openwrt() {
+    nft("fw4", "fw4");
+}
+
+#[test]
+fn incus() {
+    nft("incus", "incus");
+}
