@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{Links, Netns};
 
+use crate::peers::View;
 use crate::support::{Net, PORTFWD, Said, feed, file, privileged, root};
 
 /// How the words of the IPv4 and the IPv6 programs begin.
@@ -438,6 +439,16 @@ impl<'a> Engine<'a> {
         assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
     }
 
+    /// The view of an audit, in which nothing that Docker made may be of anybody else.
+    fn audited(&self) -> View {
+        let state = self.home.path().join("state").to_string_lossy().into_owned();
+        let view = View::new(&self.run(PORTFWD, &["--state-dir", &state, "audit", "--json"]));
+        let all = || view.forwards.iter().chain(&view.sources);
+        assert!(all().all(|row| matches!(row.owner.as_str(), "docker" | "portfwd")), "{view:#?}");
+        assert!(view.sources.iter().any(|row| row.owner == "docker"), "{view:#?}");
+        view
+    }
+
     fn saved(&self) -> Saved {
         self.net.in_host(|| saved(self.variant))
     }
@@ -497,6 +508,8 @@ fn live_docker(variant: Variant) {
         engine.done(&["inspect", "--format", &format, "first"])
     };
     let [container, in_ipv6] = ["IPAddress", "GlobalIPv6Address"].map(inspect);
+    let published = [format!("{container}:80"), format!("[{in_ipv6}]:80")];
+    assert!(engine.audited().targets("docker").into_iter().eq(published.iter().map(String::as_str)));
     let asked = |port: &str| ["192.0.2.1", "[2001:db8::1]"].map(|host| net.tcp(&format!("{host}:{port}")));
     let same = |before: &Saved| {
         assert_eq!(asked("8080"), [HELLO; 2]);
@@ -517,6 +530,10 @@ fn live_docker(variant: Variant) {
     engine.publish("second", "192.0.2.1:8081:80", &["192.0.2.1:8081"]);
     let both = engine.theirs();
     assert_ne!(both, before);
+    let view = engine.audited();
+    assert_eq!(view.targets("docker").len(), 3, "{view:#?}");
+    assert!(published.iter().all(|target| view.targets("docker").contains(target.as_str())), "{view:#?}");
+    assert!(view.targets("portfwd").contains(published[0].as_str()), "{view:#?}");
     engine.portfwd(&["rm", "9090"]);
     same(&both);
     assert_eq!(asked("9090"), ["ConnectionRefused", HELLO]);
