@@ -253,6 +253,11 @@ fn a_dump_that_ends_too_early_is_refused_with_its_line() {
         let said = of(text);
         assert_eq!(said.code, 2, "{text:?}: {said:?}");
     }
+    // Where there is no table the programs print nothing; beside another dump that is no mistake.
+    let empty = net.state.path().join("empty");
+    fs::write(&path, &save).and_then(|()| fs::write(&empty, "")).expect("written");
+    let said = portfwd(&["audit", "--json", &path.to_string_lossy(), &empty.to_string_lossy()]);
+    assert_eq!(said.code, 0, "{said:?}");
 }
 
 /// All that an audit could change by looking, without what the network itself changes meanwhile.

@@ -13,8 +13,8 @@ use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 use crate::audit::host::Host;
 use crate::audit::listing::{self, Row};
-use crate::audit::read;
-use crate::audit::ruleset::Gap;
+use crate::audit::read::{self, DumpError};
+use crate::audit::ruleset::{Gap, Ruleset};
 use crate::engine::EngineError;
 use crate::model::Family;
 use crate::model::error::printable;
@@ -89,7 +89,10 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
     let host = match args.files.as_slice() {
         [] => live(global, output)?,
-        files => Host::new(read::together(files.iter().map(|file| dump(file)).collect::<Result<_, _>>()?), None),
+        files => {
+            let dumps = files.iter().map(|file| dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
+            Host::new(read::together(dumps), None)
+        }
     };
     let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
     let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
@@ -129,7 +132,8 @@ fn known(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     Ok(all)
 }
 
-fn dump(path: &Path) -> anyhow::Result<crate::audit::ruleset::Ruleset> {
+/// Reads a dump. Beside others one may be empty: programs print nothing where there is no table.
+fn dump(path: &Path, others: bool) -> anyhow::Result<Ruleset> {
     let usage = |what: String| Failure::Usage {
         what: format!("{}: {what}", printable(&path.display().to_string())),
         help: "give what `iptables-save`, `ip6tables-save` or `nft -j list ruleset` printed".into(),
@@ -143,7 +147,10 @@ fn dump(path: &Path) -> anyhow::Result<crate::audit::ruleset::Ruleset> {
     let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let family = ["ip6tables", "v6"].iter().any(|word| name.contains(word)).then_some(Family::Ipv6);
-    Ok(read::dump(&text, family).map_err(|error| usage(error.to_string()))?)
+    match read::dump(&text, family) {
+        Err(DumpError::Empty) if others => Ok(Ruleset::default()),
+        other => Ok(other.map_err(|error| usage(error.to_string()))?),
+    }
 }
 
 /// This host, and what our own state says of it.
