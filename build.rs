@@ -1,5 +1,5 @@
-//! Links libraries into the program that would be loaded at each start otherwise, where the linker has them as archives: each
-//! costs several per cent of what a small command takes.
+//! Links gcc's unwinder into the program, in the place of the library of the same content that Rust would have loaded at each
+//! start: libgcc_s, which besides asks the processor what it can, and of a virtual machine's that costs a trap a question.
 
 use std::env;
 use std::path::Path;
@@ -8,16 +8,9 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
-    if target("OS") != "linux" || target("ENV") != "gnu" {
-        return;
-    }
-    // They stand before what asks for the shared ones, which nobody needs then: Rust for libgcc_s, because it unwinds (and that
-    // library asks the processor besides what it can, each question of which is a trap in a virtual machine); nftnl-sys for
-    // libnftnl. Of libmnl Debian has no archive.
-    for library in ["gcc_eh", "nftnl"] {
-        if is_there(&format!("lib{library}.a")) {
-            println!("cargo::rustc-link-lib=static:-bundle={library}");
-        }
+    if target("OS") == "linux" && target("ENV") == "gnu" && is_there("libgcc_eh.a") {
+        // Before Rust's own libraries, and so before they ask for libgcc_s, which nobody needs then.
+        println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
     }
 }
 
