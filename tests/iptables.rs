@@ -351,7 +351,7 @@ fn a_change_starts_no_more_programs_than_it_needs() {
         let said = net.with(variant, "", "strace", &[&strace[..], &add].concat());
         assert_eq!(said.code, 0, "{said:?}");
         let text = std::fs::read_to_string(&log).expect("strace wrote it");
-        let started: Vec<&str> = text.lines().filter(|line| line.contains("= 0")).collect();
+        let started: Vec<&str> = text.lines().filter(|line| line.contains("execve(\"")).collect();
         let named = |word: &str| started.iter().filter(|line| line.contains(word)).count();
         // What is there is read in both families, at most twice; in one also right before and after it is changed.
         let (saves, restores) = (named("-save\""), named("-restore\""));
