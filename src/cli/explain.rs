@@ -14,10 +14,9 @@ use crate::model::Packet;
 /// which rule, and where it ends. Nothing is sent: the rules, routes and
 /// addresses of this host are read. What is not sure is said.
 ///
-///     portfwd explain "tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0"
-///     portfwd explain tcp 198.51.100.7 to 192.0.2.1:8080 -i eth0
+/// As several words, `tcp 198.51.100.7 to 192.0.2.1:8080 -i eth0`, or as one in
+/// quotes, `"tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0"`.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct ExplainArgs {
     /// The protocol, or the whole packet as one word
     #[arg(value_name = "PROTO")]
