@@ -166,24 +166,23 @@ impl Iptables {
     /// else changed the rules since they were read.
     pub(super) fn carry_out(
         &mut self,
-        changes: &[(Family, Changes)],
+        changes: &mut [(Family, Changes)],
         before: &Program,
         after: &Program,
     ) -> Result<Option<Vec<String>>, EngineError> {
         let mut sent = Vec::new();
         let mut touched = Vec::new();
         for (family, changes) in changes {
-            let mut changes = changes.clone();
             // What is changed by its place must be in that place; and iptables-legacy writes policies with whole tables.
             if self.variant() == Variant::Legacy || changes.has_edits() {
-                let still = self.still(&mut changes, *family, before);
+                let still = self.still(changes, *family, before);
                 if !matches!(still, Ok(true)) {
                     self.put_back(&touched, before)?;
                     return still.map(|_| None);
                 }
             }
             touched.push(*family);
-            let text = restore::text(&changes, *family, self.variant());
+            let text = restore::text(changes, *family, self.variant());
             if let Err(error) = self.restore(*family, &text) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
                 let stale =
