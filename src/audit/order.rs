@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::ruleset::{Base, Chain, Hook, Kind, Ruleset, Table, Tool};
+use super::ruleset::{Base, Chain, Hook, Kind, Ruleset, Table};
 use crate::model::Family;
 
 /// A base chain in its place.
@@ -86,9 +86,4 @@ pub fn chains(rules: &Ruleset, family: Family, hook: Hook, nat: bool) -> Vec<Pla
         });
     }
     found
-}
-
-/// Whether a chain is asked by x_tables.
-pub fn is_legacy(table: &Table) -> bool {
-    table.tool == Tool::IptablesLegacy
 }

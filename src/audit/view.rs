@@ -3,7 +3,6 @@
 //! Base chains are walked with the set of all packets, which each jump narrows. So a packet's way through any rules becomes
 //! one list, and what is asked first in it decides: [`Way`].
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::order::{self, Placed};
@@ -317,10 +316,5 @@ impl Way {
             Fate::Rewritten(translation, to) => Some((number, step, *translation, to)),
             _ => None,
         })
-    }
-
-    /// The tables that its steps are of.
-    pub fn tables(&self) -> HashSet<usize> {
-        self.steps.iter().map(|step| step.at.table).collect()
     }
 }

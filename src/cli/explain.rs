@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Failure, Global, Output, add, audit, json};
+use crate::audit::host::Host;
 use crate::audit::journey::{Journey, first};
 use crate::audit::region::Field;
 use crate::audit::set::address_of;
@@ -60,7 +61,9 @@ struct Explained {
 
 pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let packet = packet(args)?;
-    let host = audit::live(global, output)?;
+    // Whether our own rules are as they were asked for makes no difference to a packet.
+    let (rules, facts) = audit::live(global, output)?;
+    let host = Host::new(rules, Some(facts));
     let input = packet.interface.as_ref().map(crate::model::IfName::as_str);
     if let (Some(name), Some(facts)) = (input, &host.facts)
         && !facts.links.is_empty()

@@ -41,10 +41,9 @@ pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
 }
 
 fn legacy(family: Family, rules: &mut Ruleset) {
-    let read = || -> Result<Ruleset, String> {
-        let tools = Tools::of_variant(family, Variant::Legacy).map_err(|error| error.to_string())?;
-        let text = tools.save().map_err(|error| error.to_string())?;
-        save::parse(&text, Some(family)).map_err(|error| error.to_string())
+    let read = || -> anyhow::Result<Ruleset> {
+        let text = Tools::of_variant(family, Variant::Legacy)?.save()?;
+        Ok(save::parse(&text, Some(family))?)
     };
     match read() {
         Ok(mut found) => {
@@ -56,6 +55,9 @@ fn legacy(family: Family, rules: &mut Ruleset) {
             rules.tables.append(&mut found.tables);
             rules.gaps.append(&mut found.gaps);
         }
-        Err(why) => rules.gaps.push(Gap { what: format!("the tables of iptables-legacy of {family}"), why }),
+        Err(error) => {
+            let what = format!("the tables of iptables-legacy of {family}");
+            rules.gaps.push(Gap { what, why: format!("{error:#}") });
+        }
     }
 }

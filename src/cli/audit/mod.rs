@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, json, view};
+use crate::audit::facts::Facts;
 use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 use crate::audit::host::Host;
@@ -88,7 +89,7 @@ struct Report<'a> {
 pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
     let host = match args.files.as_slice() {
-        [] => live(global, output)?,
+        [] => this_host(global, output)?,
         files => {
             let dumps = files.iter().map(|file| dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
             Host::new(read::together(dumps), None)
@@ -153,20 +154,26 @@ fn dump(path: &Path, others: bool) -> anyhow::Result<Ruleset> {
     }
 }
 
-/// This host, and what our own state says of it.
-pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
+/// What is so on this host, without what our own state says of it.
+pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(Ruleset, Facts)> {
     // Who is on an ssh connection is on one of this namespace only where no other is looked at.
     let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| global.netns.is_none());
-    let (rules, mut facts) = read::live(ssh.as_deref()).map_err(EngineError::from)?;
+    let (rules, facts) = read::live(ssh.as_deref()).map_err(EngineError::from)?;
+    if global.verbose {
+        writeln!(output.stderr, "note: {} tables, {} links", rules.tables.len(), facts.links.len())?;
+    }
+    Ok((rules, facts))
+}
+
+/// This host, with what our own state says of it.
+fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
+    let (rules, mut facts) = live(global, output)?;
     match drift(global) {
         Ok(drift) => facts.drift = drift,
         Err(error) => facts.gaps.push(Gap {
             what: "whether the kernel holds what our own state asks for".into(),
             why: format!("{error:#}"),
         }),
-    }
-    if global.verbose {
-        writeln!(output.stderr, "note: {} tables, {} links", rules.tables.len(), facts.links.len())?;
     }
     Ok(Host::new(rules, Some(facts)))
 }
