@@ -184,3 +184,28 @@ pub fn of_order(host: &Host) -> Vec<&'static str> {
     let all = all(host, |kind| ("F01"..="F05").contains(&kind.id));
     all.iter().map(|finding| finding.kind.id).collect()
 }
+
+/// A host of both families where some settings are others.
+pub fn with(settings: &[(&str, &str)]) -> Facts {
+    let mut facts = dual();
+    facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
+    facts
+}
+
+/// A forward of port 80 that a match limits, of a protocol.
+pub fn by(match_: &str, protocol: &str) -> String {
+    nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
+}
+
+/// The one finding of this kind that there is.
+pub fn one(id: &str, text: &str, facts: Facts) -> Finding {
+    let mut found = find(&host(text, facts), id);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+/// There is no finding of this kind.
+pub fn none(id: &str, text: &str, facts: Facts) {
+    let found = find(&host(text, facts), id);
+    assert!(found.is_empty(), "{found:#?}");
+}

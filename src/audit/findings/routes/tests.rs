@@ -1,29 +1,8 @@
 //! Hosts whose routes fit their forwards, and hosts whose do not.
 
-use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, link, nat, own, route, table};
+use super::super::hosts::{DOCKER_NAT, by, dual, dump, find, link, nat, none, one, own, route, table, with};
 use super::*;
 use crate::audit::facts::Facts;
-
-fn with(settings: &[(&str, &str)]) -> Facts {
-    let mut facts = dual();
-    facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
-    facts
-}
-
-fn by(match_: &str, protocol: &str) -> String {
-    nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
-}
-
-fn one(id: &str, text: &str, facts: Facts) -> Finding {
-    let mut found = find(&host(text, facts), id);
-    assert_eq!(found.len(), 1, "{found:#?}");
-    found.remove(0)
-}
-
-fn none(id: &str, text: &str, facts: Facts) {
-    let found = find(&host(text, facts), id);
-    assert!(found.is_empty(), "{found:#?}");
-}
 
 /// A host with a second way out, eth1 with 203.0.113.1.
 fn two_ways(settings: &[(&str, &str)]) -> Facts {

@@ -1,29 +1,8 @@
 //! Hosts with one setting or another.
 
-use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, listener, nat, table};
+use super::super::hosts::{DOCKER_NAT, by, dual, dump, find, listener, nat, none, one, table, with};
 use super::*;
 use crate::model::Protocol;
-
-fn with(settings: &[(&str, &str)]) -> Facts {
-    let mut facts = dual();
-    facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
-    facts
-}
-
-fn by(match_: &str, protocol: &str) -> String {
-    nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
-}
-
-fn one(id: &str, text: &str, facts: Facts) -> Finding {
-    let mut found = find(&host(text, facts), id);
-    assert_eq!(found.len(), 1, "{found:#?}");
-    found.remove(0)
-}
-
-fn none(id: &str, text: &str, facts: Facts) {
-    let found = find(&host(text, facts), id);
-    assert!(found.is_empty(), "{found:#?}");
-}
 
 #[test]
 fn switched_off_forwarding_is_one_finding_for_all() {
