@@ -94,6 +94,10 @@ fn apart<'a>(forward: &Forward<'a>) -> Vec<Steps<'a>> {
         return vec![forward.steps.clone()];
     }
     let at = |hook| {
+        let mut here = forward.steps.iter().filter(|(one, _, _)| *one == hook);
+        if let (Some(only), None) = (here.next(), here.next()) {
+            return vec![vec![*only]];
+        }
         let (mut all, mut known): (Vec<Steps<'a>>, HashMap<&Region, usize>) = Default::default();
         for step in forward.steps.iter().filter(|(one, _, _)| *one == hook) {
             if let Some(steps) = known.get(&step.2.region).and_then(|number| all.get_mut(*number)) {

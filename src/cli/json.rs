@@ -158,7 +158,10 @@ impl<'a> Change<'a> {
 }
 
 /// Prints a shape on a line of its own.
-pub fn print(value: &impl Serialize, mut to: &mut dyn Write) -> io::Result<()> {
+pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
+    // A terminal's lines are looked for in every piece otherwise, and a shape has millions.
+    let mut to = io::BufWriter::with_capacity(1 << 16, to);
     serde_json::to_writer(&mut to, value)?;
-    writeln!(to)
+    writeln!(to)?;
+    to.flush()
 }

@@ -5,8 +5,10 @@ mod shape;
 mod text;
 
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use super::{Failure, Global, Output, json, view};
 use crate::audit::facts::Facts;
@@ -76,6 +78,7 @@ impl From<Level> for Severity {
 }
 
 /// What is printed, in one form or another.
+#[derive(Debug)]
 struct Report<'a> {
     host: &'a Host,
     /// The dumps; none of the host itself.
@@ -88,25 +91,30 @@ struct Report<'a> {
 
 pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
-    let host = match args.files.as_slice() {
+    // The process is at its end when it is not needed any more, so nobody needs to take it apart.
+    let host = ManuallyDrop::new(match args.files.as_slice() {
         [] => this_host(global, output)?,
         files => {
             let dumps = files.iter().map(|file| dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
             Host::new(read::together(dumps), None)
         }
-    };
+    });
     let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
     let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
-    // What findings look at is gone again before the long lists are made.
-    let mut found = findings::all(&host, |kind| wanted(kind.id));
+    // The long lists are made beside: together they take as long as the findings.
+    let (mut found, mut forwards, mut sources) = thread::scope(|scope| {
+        let lists = scope.spawn(|| (listing::forwards(&host), listing::sources(&host)));
+        let found = findings::all(&host, |kind| wanted(kind.id));
+        let (forwards, sources) = lists.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (found, forwards, sources)
+    });
     found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| of_owner(&place.owner)));
-    let mut forwards = listing::forwards(&host);
     forwards.retain(|row| of_owner(&row.owner));
-    let mut sources = listing::sources(&host);
     sources.retain(|row| of_owner(&row.owner));
     let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
     let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
-    let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
+    let report =
+        ManuallyDrop::new(Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps });
     match (global.json, args.sarif) {
         (true, _) => json::print(&shape::Audit::new(&report), output.stdout)?,
         (false, true) => json::print(&sarif::log(&report), output.stdout)?,

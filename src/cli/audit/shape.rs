@@ -1,6 +1,6 @@
 //! The shape of `audit --json`.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Report;
 use crate::audit::finding::Finding;
@@ -16,13 +16,26 @@ pub(super) struct Audit<'a> {
     /// The dumps that were read; empty of the host itself.
     files: Vec<String>,
     /// All forwards, in the order in which they win: of those at one hook the first that a packet is in.
-    forwards: Vec<Nat<'a>>,
+    forwards: Rows<'a>,
     /// All rules that rewrite sources, in the order in which they win.
-    sources: Vec<Nat<'a>>,
+    sources: Rows<'a>,
     /// What is wrong, the worst first.
     findings: Vec<Found<'a>>,
     /// What could not be read, and so is not known.
     unknown: Vec<Unknown<'a>>,
+}
+
+/// Rows, each of which is brought into its shape when its turn comes to be printed.
+#[derive(Debug)]
+struct Rows<'a> {
+    report: &'a Report<'a>,
+    rows: &'a [Row],
+}
+
+impl Serialize for Rows<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.rows.iter().enumerate().map(|(order, row)| Nat::new(self.report, order, row)))
+    }
 }
 
 /// A rule that rewrites an address, or one element of a map that it asks.
@@ -110,8 +123,8 @@ struct Unknown<'a> {
 
 impl<'a> Audit<'a> {
     /// Describes a report.
-    pub(super) fn new(report: &'a Report<'_>) -> Self {
-        let rows = |rows: &'a [Row]| rows.iter().enumerate().map(|(order, row)| Nat::new(report, order, row)).collect();
+    pub(super) fn new(report: &'a Report<'a>) -> Self {
+        let rows = |rows| Rows { report, rows };
         let unknown = report.gaps.iter().map(|gap| Unknown { what: &gap.what, why: &gap.why });
         Self {
             version: VERSION,

@@ -2,8 +2,11 @@
 //!
 //! Source of the numbers of attributes: include/uapi/linux/netfilter/nf_tables.h.
 
+use std::collections::HashMap;
+
 use nftnl_sys::libc;
 
+use super::ahead::{self, Ahead};
 use crate::nft::message::{Attributes, Message};
 use crate::nft::transaction::{Connection, KernelError, names};
 
@@ -39,9 +42,11 @@ pub(super) struct Rule {
     pub(super) table: TableKey,
     pub(super) chain: String,
     pub(super) handle: Option<u64>,
-    /// The attributes of its expressions, one behind the other.
+    /// The attributes of its expressions, one behind the other; none where it was read ahead.
     exprs: Box<[u8]>,
     pub(super) user_data: Box<[u8]>,
+    /// What it is, where it was read already.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// An expression: its name and its attributes.
@@ -65,9 +70,14 @@ const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
 
 impl Rule {
-    /// Its expressions.
+    /// Its expressions; none where it was read ahead.
     pub(super) fn exprs(&self) -> impl Iterator<Item = Expr<'_>> {
         Attributes::behind(&self.exprs, 0).each().map(|(_, expr)| Expr::of(Attributes::behind(expr, 0)))
+    }
+
+    /// It was read: its bytes are of no use any more.
+    pub(super) fn read(&mut self, ahead: Ahead) {
+        (self.exprs, self.user_data, self.ahead) = (Box::default(), Box::default(), Some(ahead));
     }
 }
 
@@ -147,8 +157,8 @@ pub(super) struct Dump {
 const TABLE: u16 = 1;
 
 impl Dump {
-    /// Asks for the tables of all families and what is in them.
-    pub(super) fn read(connection: &mut Connection) -> Result<Self, KernelError> {
+    /// Asks for the tables of all families and what is in them. `links` are the names of interfaces by their numbers.
+    pub(super) fn read(connection: &mut Connection, links: &HashMap<u32, String>) -> Result<Self, KernelError> {
         let mut dump = Self::default();
         connection.dump_all("tables", libc::NFT_MSG_GETTABLE, |message| {
             dump.tables.push(table(message)?);
@@ -158,10 +168,7 @@ impl Dump {
             dump.chains.push(chain(message)?);
             Some(())
         })?;
-        connection.dump_all("rules", libc::NFT_MSG_GETRULE, |message| {
-            dump.rules.push(rule(message)?);
-            Some(())
-        })?;
+        ahead::rules(connection, &mut dump, links)?;
         connection.dump_all("sets", libc::NFT_MSG_GETSET, |message| {
             dump.sets.push(set(message)?);
             Some(())
@@ -178,6 +185,9 @@ impl Dump {
         Ok(dump)
     }
 }
+
+/// `NFT_MSG_GETRULE`.
+pub(super) const GETRULE: i32 = libc::NFT_MSG_GETRULE;
 
 /// `NFT_MSG_GETFLOWTABLE`.
 const GETFLOWTABLE: i32 = 23;
@@ -258,6 +268,7 @@ pub(super) fn rule(message: Message<'_>) -> Option<Rule> {
         handle: rule.long(HANDLE),
         exprs: bytes(EXPRESSIONS),
         user_data: bytes(USER_DATA),
+        ahead: None,
     })
 }
 

@@ -8,6 +8,7 @@
 //! Be aware: what the kernel says is input from outside, and any bytes are a ruleset or an error.
 
 mod act;
+mod ahead;
 mod dump;
 mod load;
 mod lookup;
@@ -22,6 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 pub(super) use act::with_prefix;
+use ahead::{Ahead, Marks};
 use dump::{Dump, Element, TableKey};
 use reach::Reached;
 
@@ -53,8 +55,8 @@ pub fn read(connection: &mut Connection) -> Result<Ruleset, KernelError> {
 pub fn read_with(connection: &mut Connection, links: &HashMap<u32, String>) -> Result<Ruleset, KernelError> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match undisturbed(connection) {
-            Ok(Some((dump, reached))) => return Ok(ruleset(&dump, &reached, links)),
+        match undisturbed(connection, links) {
+            Ok(Some((dump, reached))) => return Ok(ruleset(dump, &reached, links)),
             Ok(None) | Err(KernelError::Interrupted) if Instant::now() < until => std::thread::sleep(PAUSE),
             Ok(None) => return Err(KernelError::Interrupted),
             Err(error) => return Err(error),
@@ -63,9 +65,12 @@ pub fn read_with(connection: &mut Connection, links: &HashMap<u32, String>) -> R
 }
 
 /// Reads all in one generation; `None` where somebody committed meanwhile.
-fn undisturbed(connection: &mut Connection) -> Result<Option<(Dump, Reached)>, KernelError> {
+fn undisturbed(
+    connection: &mut Connection,
+    links: &HashMap<u32, String>,
+) -> Result<Option<(Dump, Reached)>, KernelError> {
     let before = connection.generation()?;
-    let dump = Dump::read(connection)?;
+    let dump = Dump::read(connection, links)?;
     let reached = reach::reach(&dump, |set| elements(connection, set))?;
     Ok((connection.generation()? == before).then_some((dump, reached)))
 }
@@ -84,7 +89,7 @@ fn elements(connection: &mut Connection, set: &dump::Set) -> Result<Vec<Element>
 }
 
 /// Brings what was read into the one form.
-fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Ruleset {
+fn ruleset(dump: Dump, reached: &Reached, links: &HashMap<u32, String>) -> Ruleset {
     let mut tables = Vec::with_capacity(dump.tables.len());
     let mut gaps = Vec::new();
     let mut places: HashMap<&TableKey, usize> = HashMap::new();
@@ -104,8 +109,8 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
         let entry = table.chains.entry(&chain.name);
         (entry.handle, entry.base) = (chain.handle, base);
     }
-    let mut compat: HashSet<&TableKey> = HashSet::new();
-    for rule in &dump.rules {
+    let mut compat: HashSet<TableKey> = HashSet::new();
+    for mut rule in dump.rules {
         let Some(table) = places.get(&rule.table).and_then(|place| tables.get_mut(*place)) else { continue };
         let context = rule::Context {
             family: table.family,
@@ -114,17 +119,20 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
             elements: &reached.elements,
             links,
         };
-        if rule.exprs().any(|expr| reach::is_compat(&expr)) {
-            compat.insert(&rule.table);
-        }
-        let read = rule::read(rule, &context);
+        let Ahead { rule: read, marks } = rule
+            .ahead
+            .take()
+            .unwrap_or_else(|| Ahead { rule: rule::read(&rule, &context), marks: Marks::of(rule.exprs()) });
         let chain = table.chains.entry(&rule.chain);
         let number = chain.rules.len();
         chain.rules.push(read);
-        if rule.exprs().any(|expr| reach::is_native(&expr))
+        if marks.native
             && let Some(at) = table.chains.position(&rule.chain)
         {
             table.native.push((at, number));
+        }
+        if marks.compat {
+            compat.insert(rule.table);
         }
     }
     for (key, devices) in &dump.flow_devices {
@@ -135,7 +143,7 @@ fn ruleset(dump: &Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rule
     }
     for (key, place) in &places {
         if let Some(table) = tables.get_mut(*place)
-            && is_of_iptables(table, compat.contains(key))
+            && is_of_iptables(table, compat.contains(*key))
         {
             table.tool = Tool::IptablesNft;
         }

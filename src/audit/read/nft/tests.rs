@@ -61,8 +61,15 @@ fn whole(of: &[(u16, Value<'_>)]) -> Vec<u8> {
     message(0, 0, 1, 0, 0, &attributes(of))
 }
 
-/// Reads messages as the kernel's answers; those that cannot be read are left out.
+/// Reads messages as the kernel's answers, with and without reading rules ahead, which must be the same; those that cannot be
+/// read are left out.
 fn read(rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
+    let [ahead, behind] = [true, false].map(|ahead| read_either(ahead, rules, sets, elements));
+    assert_eq!(ahead, behind);
+    behind
+}
+
+fn read_either(ahead: bool, rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
     let of = |bytes: &[u8]| Message::split(bytes).map(|(message, _)| message.bytes().to_vec());
     let mut dump = Dump { tables: vec![dump::Table { key: (1, "t".into()), dormant: false }], ..Dump::default() };
     let hook = attributes(&[(1, Number(0)), (2, Number(5))]);
@@ -71,13 +78,16 @@ fn read(rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
         dump.chains.extend(Message::split(&bytes).and_then(|(message, _)| dump::chain(message)));
     }
     dump.rules = rules.iter().filter_map(|bytes| dump::rule(Message::split(bytes)?.0)).collect();
+    if ahead {
+        dump.rules.iter_mut().for_each(|rule| ahead::read(rule, &HashMap::new()));
+    }
     dump.sets = sets.iter().filter_map(|bytes| dump::set(Message::split(bytes)?.0)).collect();
     let mut found = Vec::new();
     for bytes in elements {
         let _ = Message::split(bytes).and_then(|(message, _)| dump::elements_of(message, &mut found));
     }
     let reached = reach::reach(&dump, |_| Ok(found.clone())).expect("nothing is asked");
-    ruleset(&dump, &reached, &HashMap::new())
+    ruleset(dump, &reached, &HashMap::new())
 }
 
 fn read_one(exprs: &[Expr<'_>]) -> Rule {
