@@ -209,11 +209,16 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
         let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
+            engine.store.tidy();
             return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });
         }
-        // What it means is put into words while the kernel is at work.
-        let backend = &mut engine.backend;
-        let words = || (plan::steps_from(&live, &after.asked), samples());
+        // What it means is put into words, and the store in order, while the kernel is at work.
+        let (backend, store) = (&mut engine.backend, &mut engine.store);
+        let mut words = || {
+            let words = (plan::steps_from(&live, &after.asked), samples());
+            store.tidy();
+            words
+        };
         let mut send = || backend.carry_out(&mut work);
         // Of a few there is not enough to say for a thread.
         let (((steps, was), samples), sent) = if engine.near { (words(), send()) } else { together(words, send) };

@@ -41,6 +41,8 @@ pub(super) struct Iptables {
     shifts: Option<bool>,
     /// What is being read since they were opened.
     reading: Option<JoinHandle<Result<Program, EngineError>>>,
+    /// What was read a moment ago, to be decided on.
+    read: Option<Arc<Program>>,
 }
 
 /// The programs of both families.
@@ -96,7 +98,7 @@ impl Iptables {
         // Every command reads first; meanwhile it can find out what is asked.
         let reader = Arc::clone(&programs);
         let reading = Some(std::thread::spawn(move || reader.read()));
-        Ok(Self { programs, input, shifts: None, reading })
+        Ok(Self { programs, input, shifts: None, reading, read: None })
     }
 
     pub(super) fn variant(&self) -> Variant {
@@ -117,13 +119,18 @@ impl Iptables {
         }
     }
 
+    /// Takes what was read a moment ago for what is there, once, when something is decided.
+    pub(super) fn has_read(&mut self, program: Arc<Program>) {
+        self.read = Some(program);
+    }
+
     /// What is there, and what would have to change.
     pub(super) fn decide(&mut self, asked: &Asked) -> Result<(Arc<Program>, Work), EngineError> {
         let shifts = self.shifts(asked)?;
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
         let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
         let program = compiled(&interfaces);
-        let before = Arc::new(self.read()?);
+        let before = self.read.take().map_or_else(|| self.read().map(Arc::new), Ok)?;
         let work = |program: Program| {
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();

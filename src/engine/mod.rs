@@ -374,8 +374,15 @@ impl Engine {
         if self.takes_over || !blank {
             return Ok(());
         }
-        let held = self.live()?.lift().asked;
-        if held.is_empty() { Ok(()) } else { Err(EngineError::Unknown(self.home(), held.bindings.len())) }
+        let live = self.live()?;
+        let held = live.lift().asked;
+        if !held.is_empty() {
+            return Err(EngineError::Unknown(self.home(), held.bindings.len()));
+        }
+        if let (Backend::Iptables(iptables), Live::Iptables(program)) = (&mut self.backend, live) {
+            iptables.has_read(program);
+        }
+        Ok(())
     }
 
     /// Keeps a state on disk, in the place of the one that is kept now.

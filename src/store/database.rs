@@ -240,12 +240,16 @@ impl Store {
         if is_wish(&changes) {
             tables.write(Wait::ForDisk, changes)?;
             file::note_commit(turn, tables.commits());
-            // All of it is in the log as well, so this can be done another time.
-            let _ = tables.tidy();
         } else if !changes.meta.is_empty() {
             tables.write(Wait::No, changes)?;
         }
         Ok(())
+    }
+
+    /// Puts the file in order where much was written. All of it is in the log as well, so this can wait until there is time
+    /// for it, and where it fails it is done another time.
+    pub fn tidy(&mut self) {
+        drop(self.tables.as_ref().map(Tables::tidy));
     }
 
     /// A file that is there as long as a change waits to be confirmed, so that who waits for the end of that need not take
