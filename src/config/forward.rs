@@ -7,7 +7,8 @@ use toml::de::DeValue;
 use super::reader::{Reader, Table};
 use crate::model::{Family, Forward, Listen, Network, ParseError, Protocol, Source, Target, prefix};
 
-const FORWARD_KEYS: [&str; 9] =
+/// The keys of `[[forward]]`.
+pub(super) const FORWARD_KEYS: [&str; 9] =
     ["listen", "to", "protocol", "interface", "from", "source", "hairpin", "loopback", "comment"];
 
 /// Reads a forward; the place is where it says what it listens at.

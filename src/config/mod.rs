@@ -9,6 +9,7 @@ mod forward;
 pub mod load;
 mod part;
 mod pieces;
+mod plain;
 mod reader;
 pub mod source;
 mod tables;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::forward::host_of_network;
 use super::part::Part;
+use super::plain;
 use super::reader::Reader;
 use super::source::Source;
 
@@ -76,6 +77,9 @@ fn header(bytes: &[u8]) -> Option<usize> {
 fn together(source: &Arc<Source>, pieces: &[(usize, &str)]) -> Option<Vec<Part>> {
     let read = |(begin, text): &(usize, &str)| {
         let mut reader = Reader::new(source, *begin);
+        if let Some(part) = plain::read(&reader, text) {
+            return Some(part);
+        }
         let part = Part::read(&mut reader, text);
         reader.problems.is_empty().then_some(part)
     };
@@ -125,7 +129,7 @@ mod tests {
     }
 
     /// Parts of files, some of which mean something else, or nothing, where a file is cut.
-    const FRAGMENTS: [&str; 22] = [
+    const FRAGMENTS: [&str; 32] = [
         "[[forward]]\nlisten = \"80\"\nto = \"10.0.0.1\"\n",
         "[[forward]]\nlisten = \"81\"\nto = \"10.0.0.0:80\" # [[forward]]\n",
         "[[forward]]\r\nlisten = \"82\"\r\nto = \"[fd00::1]:80\"\r\n",
@@ -148,6 +152,16 @@ mod tests {
         "forward = []\n",
         "# a remark with [[forward]] and \"\"\"\n\n",
         "loopback = true\n",
+        "[[forward]]\nlisten = \"2001\"\nto = \"10.0.0.1\"\n\nprotocol = \"udp\"\ninterface = \"eth0\"\n",
+        "[[forward]]\nfrom = \"10.9.0.0/16\"\nto = \"10.0.0.1:80\"\nlisten = \"10.0.0.9:90\"\nsource = \"masquerade\"\n",
+        "[[forward]]\nlisten = \"91\"\nto = \"10.0.0.1\"\ncomment = \"a = \\\"b\\\" # c\"\n",
+        "[[forward]]\nlisten = \"92\"\nto = \"10.0.0.1\"\ncomment = \"a = b # c\"",
+        "comment = \"d\"\n",
+        "listen = \"93\"\n",
+        "to = \"10.0.0.2\" # to\n",
+        "source = \"nowhere\"\n",
+        "[[forward]]\n",
+        "hairpin = \"no\"\n",
     ];
 
     proptest! {
@@ -172,6 +186,7 @@ mod tests {
         let parts = read(&source).expect("in pieces");
         assert!(parts.len() > 8, "{}", parts.len());
         assert_eq!(Some(joined(parts)), whole(&source));
+        assert!(plain::read(&Reader::new(&source, 0), &text).is_some());
     }
 
     #[test]
