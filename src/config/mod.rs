@@ -10,7 +10,7 @@ pub mod load;
 mod part;
 mod pieces;
 mod plain;
-mod reader;
+pub(crate) mod reader;
 pub mod source;
 mod tables;
 pub mod union;

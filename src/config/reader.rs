@@ -13,47 +13,47 @@ use crate::model::ParseError;
 use crate::model::error::printable;
 
 /// A value with its place.
-pub(super) type Value<'a> = Spanned<DeValue<'a>>;
+pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 
 /// The mistakes of one file so far.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     source: Arc<Source>,
     /// Where the text that is read begins in the file; the places of its values are counted from there.
     begin: usize,
-    pub(super) problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 /// A table that is being read: its keys, and its place for what is missing.
 #[derive(Clone)]
-pub(super) struct Table<'a> {
-    pub(super) values: &'a DeTable<'a>,
-    pub(super) span: Range<usize>,
+pub(crate) struct Table<'a> {
+    pub(crate) values: &'a DeTable<'a>,
+    pub(crate) span: Range<usize>,
     /// What it is, for messages: `[[forward]]`.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
 }
 
 impl Reader {
-    pub(super) fn new(source: &Arc<Source>, begin: usize) -> Self {
+    pub(crate) fn new(source: &Arc<Source>, begin: usize) -> Self {
         Self { source: Arc::clone(source), begin, problems: Vec::new() }
     }
 
     /// Where in the file that is which has this place in the text that is read.
-    pub(super) fn span(&self, span: Range<usize>) -> Range<usize> {
+    pub(crate) fn span(&self, span: Range<usize>) -> Range<usize> {
         self.begin + span.start..self.begin + span.end
     }
 
-    pub(super) fn problem(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
+    pub(crate) fn problem(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
         let place = Some(Place { source: Arc::clone(&self.source), span: self.span(span) });
         let what = printable(what.as_ref());
         self.problems.push(Problem { kind: Kind::Invalid, what, place, other: None, help: help.into() });
     }
 
-    pub(super) fn wrong(&mut self, span: Range<usize>, error: &ParseError) {
+    pub(crate) fn wrong(&mut self, span: Range<usize>, error: &ParseError) {
         self.problem(span, error.to_string(), error.help());
     }
 
     /// Reports every key that is not one of `known`.
-    pub(super) fn only(&mut self, table: &Table<'_>, known: &[&str]) {
+    pub(crate) fn only(&mut self, table: &Table<'_>, known: &[&str]) {
         for key in table.values.keys() {
             let name = key.get_ref();
             if known.contains(&name.as_ref()) {
@@ -69,7 +69,7 @@ impl Reader {
     }
 
     /// The value of a key that must be there.
-    pub(super) fn required<'a>(&mut self, table: &Table<'a>, key: &str, example: &str) -> Option<&'a Value<'a>> {
+    pub(crate) fn required<'a>(&mut self, table: &Table<'a>, key: &str, example: &str) -> Option<&'a Value<'a>> {
         let value = table.values.get(key);
         if value.is_none() {
             self.problem(
@@ -82,7 +82,7 @@ impl Reader {
     }
 
     /// Text.
-    pub(super) fn text<'a>(&mut self, value: &'a Value<'a>, key: &str) -> Option<&'a str> {
+    pub(crate) fn text<'a>(&mut self, value: &'a Value<'a>, key: &str) -> Option<&'a str> {
         match value.get_ref() {
             DeValue::String(text) => Some(text),
             DeValue::Integer(number) => {
@@ -98,7 +98,7 @@ impl Reader {
     }
 
     /// Text in a form that the model knows.
-    pub(super) fn parsed<T: FromStr<Err = ParseError>>(&mut self, value: &Value<'_>, key: &str) -> Option<T> {
+    pub(crate) fn parsed<T: FromStr<Err = ParseError>>(&mut self, value: &Value<'_>, key: &str) -> Option<T> {
         let text = self.text(value, key)?;
         match text.parse() {
             Ok(parsed) => Some(parsed),
@@ -110,13 +110,13 @@ impl Reader {
     }
 
     /// The same, where the key need not be there.
-    pub(super) fn optional<T: FromStr<Err = ParseError>>(&mut self, table: &Table<'_>, key: &str) -> Option<T> {
+    pub(crate) fn optional<T: FromStr<Err = ParseError>>(&mut self, table: &Table<'_>, key: &str) -> Option<T> {
         let value = table.values.get(key)?;
         self.parsed(value, key)
     }
 
     /// One text, or a list of texts, each in a form of its own. `None` where the key is not there.
-    pub(super) fn list<T>(
+    pub(crate) fn list<T>(
         &mut self,
         table: &Table<'_>,
         key: &str,
@@ -140,7 +140,7 @@ impl Reader {
     }
 
     /// `true` or `false`.
-    pub(super) fn boolean(&mut self, table: &Table<'_>, key: &str, default: bool) -> bool {
+    pub(crate) fn boolean(&mut self, table: &Table<'_>, key: &str, default: bool) -> bool {
         let Some(value) = table.values.get(key) else { return default };
         match value.get_ref() {
             DeValue::Boolean(value) => *value,
@@ -151,13 +151,13 @@ impl Reader {
         }
     }
 
-    pub(super) fn wrong_type(&mut self, value: &Value<'_>, key: &str, is: &DeValue<'_>, wanted: &str) {
+    pub(crate) fn wrong_type(&mut self, value: &Value<'_>, key: &str, is: &DeValue<'_>, wanted: &str) {
         let help = format!("write {wanted}");
         self.problem(value.span(), format!("`{key}` is {}, not {wanted}", type_name(is)), help);
     }
 
     /// The tables of `[[name]]`.
-    pub(super) fn tables<'a>(
+    pub(crate) fn tables<'a>(
         &mut self,
         root: &'a DeTable<'a>,
         key: &'static str,

@@ -10,6 +10,7 @@ mod ask;
 mod datagram;
 mod layout;
 mod link;
+pub mod net;
 pub mod netns;
 mod probe;
 mod responder;

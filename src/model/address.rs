@@ -7,7 +7,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use super::Family;
 
 /// Why an address cannot be one host's; `None` where it can, the loopback addresses included.
-pub(super) fn no_host(address: IpAddr) -> Option<&'static str> {
+pub fn no_host(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("is the unspecified address")
     } else if matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[0])) {

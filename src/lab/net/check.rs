@@ -1,0 +1,124 @@
+//! How the parts of a lab go together: names that are used twice, or that nothing has.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::address;
+use super::description::Attachment;
+use super::name::NetnsName;
+use super::read::Parts;
+use crate::config::reader::Reader;
+use crate::model::IfName;
+
+/// Where an interface is, and its name.
+type Link<'a> = (Option<&'a NetnsName>, &'a IfName);
+
+/// Reports what does not go together.
+pub(super) fn check(reader: &mut Reader, parts: &Parts) {
+    namespaces(reader, parts);
+    links(reader, parts);
+    ports(reader, parts);
+    routes(reader, parts);
+    containers(reader, parts);
+}
+
+/// Every network namespace, those of containers included.
+fn known<'a>(parts: &'a Parts) -> impl Iterator<Item = &'a NetnsName> {
+    let own = parts.containers.iter().filter(|(container, _)| container.network != Attachment::Host);
+    parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
+}
+
+fn namespaces(reader: &mut Reader, parts: &Parts) {
+    let all = parts.namespaces.iter().map(|(namespace, span)| (&namespace.name, span));
+    let all = all.chain(parts.containers.iter().map(|(container, span)| (&container.name, span)));
+    let mut met = Vec::new();
+    for (name, span) in all {
+        if met.contains(&name) {
+            let help = "give one of them another name; a container has a network namespace of its own name";
+            reader.problem(span.clone(), format!("there are two namespaces `{name}`"), help);
+        }
+        met.push(name);
+    }
+    let bridges = parts.bridges.iter().map(|(bridge, span)| (&bridge.namespace, span));
+    let ends = parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().map(|end| &end.namespace).zip(spans));
+    let routes = parts.routes.iter().map(|(route, span)| (&route.namespace, span));
+    for (name, span) in bridges.chain(ends).chain(routes) {
+        let Some(name) = name else { continue };
+        if !known(parts).any(|known| known == name) {
+            let help = like(name.as_str(), known(parts).map(NetnsName::as_str), "[[namespace]]");
+            reader.problem(span.clone(), format!("there is no namespace `{name}` for it"), help);
+        }
+    }
+}
+
+/// Every interface that the file names.
+fn all_links(parts: &Parts) -> Vec<(Link<'_>, &Range<usize>)> {
+    let bridges = parts.bridges.iter().map(|(bridge, span)| ((bridge.namespace.as_ref(), &bridge.name), span));
+    let ends = parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans));
+    bridges.chain(ends.map(|(end, span)| ((end.namespace.as_ref(), &end.name), span))).collect()
+}
+
+fn links(reader: &mut Reader, parts: &Parts) {
+    let mut met: BTreeMap<Link<'_>, ()> = BTreeMap::new();
+    for (link, span) in all_links(parts) {
+        let place = link.0.map_or_else(|| "the host".to_owned(), |name| format!("`{name}`"));
+        if link.1.as_str() == "lo" {
+            reader.problem(span.clone(), "every namespace has its own `lo`", "choose another name");
+        } else if met.insert(link, ()).is_some() {
+            let what = format!("there are two interfaces `{}` in {place}", link.1);
+            reader.problem(span.clone(), what, "give one of them another name");
+        }
+    }
+}
+
+fn ports(reader: &mut Reader, parts: &Parts) {
+    for (end, span) in parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans)) {
+        let Some(name) = &end.bridge else { continue };
+        let here = || parts.bridges.iter().map(|(bridge, _)| bridge).filter(|bridge| bridge.namespace == end.namespace);
+        if !here().any(|bridge| bridge.name == *name) {
+            let help = like(name.as_str(), here().map(|bridge| bridge.name.as_str()), "[[bridge]]");
+            reader.problem(span.clone(), format!("there is no bridge `{name}` where `{}` is", end.name), help);
+        }
+    }
+}
+
+fn routes(reader: &mut Reader, parts: &Parts) {
+    for (route, span) in &parts.routes {
+        let Some(dev) = &route.dev else { continue };
+        let here = || all_links(parts).into_iter().filter(|(link, _)| link.0 == route.namespace.as_ref());
+        // A container has `eth0`, and what the host has besides is not for the file to know.
+        if route.namespace.is_some() && dev.as_str() != "eth0" && !here().any(|(link, _)| link.1 == dev) {
+            let help = like(dev.as_str(), here().map(|(link, _)| link.1.as_str()), "[[veth]]");
+            reader.problem(span.clone(), format!("there is no interface `{dev}` where the route is"), help);
+        }
+    }
+}
+
+fn containers(reader: &mut Reader, parts: &Parts) {
+    let bridges: Vec<_> = parts.bridges.iter().map(|(bridge, _)| bridge.clone()).collect();
+    let ends: Vec<_> = parts.veths.iter().flat_map(|(veth, _)| &veth.ends).collect();
+    let all: Vec<_> = parts.containers.iter().map(|(container, _)| container.clone()).collect();
+    for (container, span) in &parts.containers {
+        let name = &container.bridge;
+        let of_host = || bridges.iter().filter(|bridge| bridge.namespace.is_none());
+        if container.network == Attachment::Bridge && !of_host().any(|bridge| bridge.name == *name) {
+            let help = like(name.as_str(), of_host().map(|bridge| bridge.name.as_str()), "[[bridge]]");
+            reader.problem(span.clone(), format!("there is no bridge `{name}` for `{}`", container.name), help);
+        }
+    }
+    let given = address::of_containers(&bridges, &ends, &all);
+    for ((_, span), given) in parts.containers.iter().zip(given) {
+        if let Err(error) = given {
+            reader.wrong(span.clone(), &error);
+        }
+    }
+}
+
+/// What to do about a name that nothing has.
+fn like<'a>(name: &str, all: impl Iterator<Item = &'a str>, table: &str) -> String {
+    let near = all.max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+    match near {
+        Some(near) if strsim::jaro(near, name) > 0.75 => format!("did you mean `{near}`?"),
+        _ => format!("describe it, `{table}`"),
+    }
+}

@@ -1,0 +1,210 @@
+//! A description to the steps that make it, in order; each has its own undoing. Pure: nothing is made here.
+//!
+//! ```text
+//! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes          down: the same way back
+//! ```
+//! Two descriptions are compared by their steps: what is in both stays, what is in one alone is made or taken back. So an
+//! address that changes is one address less and one more, and the link that has it stays.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::address;
+use super::description::{Attachment, Container, End, Kind, Lab};
+use super::name::NetnsName;
+use crate::model::IfName;
+
+/// Where something is: in a network namespace of the lab, or in the host, which is the namespace of who made the lab.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Site(pub Option<NetnsName>);
+
+impl Site {
+    /// The host.
+    pub const HOST: Self = Self(None);
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(name) => write!(f, "`{name}`"),
+            None => f.write_str("the host"),
+        }
+    }
+}
+
+/// One thing to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// A network namespace with a name, its `lo` up. Undone: the name goes, and with it the namespace.
+    Namespace(NetnsName),
+    /// Packets are forwarded in a namespace. Undone: they are not.
+    Forward(NetnsName),
+    /// A Linux bridge. Undone: removed.
+    Bridge(Site, IfName),
+    /// A pair of links. Undone: removed, both ends at once.
+    Veth([(Site, IfName); 2]),
+    /// A link is a port of a bridge. Undone: it is none.
+    Join(Site, IfName, IfName),
+    /// A link has an address. Undone: it has not.
+    Address(Site, IfName, IpNetwork),
+    /// A link is up. Undone with the link.
+    Up(Site, IfName),
+    /// A route. Undone: removed.
+    Route(Site, IpNetwork, IpAddr, Option<IfName>),
+}
+
+impl Step {
+    /// Whether this is gone when the other one is taken back, or must be made again when that is.
+    pub fn stands_on(&self, base: &Self) -> bool {
+        let links = match base {
+            Self::Namespace(name) => return self != base && self.sites().any(|site| site.0.as_ref() == Some(name)),
+            Self::Bridge(site, name) => vec![(site, name)],
+            Self::Veth(ends) => ends.iter().map(|(site, name)| (site, name)).collect(),
+            _ => return false,
+        };
+        let at = |site: &Site, names: &[&IfName]| links.iter().any(|(s, name)| *s == site && names.contains(name));
+        match self {
+            Self::Join(site, port, bridge) => at(site, &[port, bridge]),
+            Self::Address(site, link, _) | Self::Up(site, link) => at(site, &[link]),
+            Self::Route(site, _, _, Some(dev)) => at(site, &[dev]),
+            // By which interface it leaves is not known beforehand.
+            Self::Route(site, _, _, None) => links.iter().any(|(s, _)| *s == site),
+            Self::Namespace(_) | Self::Forward(_) | Self::Bridge(..) | Self::Veth(_) => false,
+        }
+    }
+
+    /// Where it is: one place, two for a pair of links.
+    pub fn sites(&self) -> impl Iterator<Item = Site> {
+        let of_namespace = |name: &NetnsName| Site(Some(name.clone()));
+        let (first, second) = match self {
+            Self::Namespace(name) | Self::Forward(name) => (of_namespace(name), None),
+            Self::Veth([(one, _), (other, _)]) => (one.clone(), Some(other.clone())),
+            Self::Bridge(site, _)
+            | Self::Join(site, ..)
+            | Self::Address(site, ..)
+            | Self::Up(site, _)
+            | Self::Route(site, ..) => (site.clone(), None),
+        };
+        [Some(first), second].into_iter().flatten()
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace(name) => write!(f, "namespace `{name}`"),
+            Self::Forward(name) => write!(f, "forwarding in `{name}`"),
+            Self::Bridge(site, name) => write!(f, "bridge `{name}` in {site}"),
+            Self::Veth([(site, name), (there, peer)]) => {
+                write!(f, "veth `{name}` in {site} -- `{peer}` in {there}")
+            }
+            Self::Join(site, port, bridge) => write!(f, "port `{port}` of `{bridge}` in {site}"),
+            Self::Address(site, link, address) => write!(f, "address {address} of `{link}` in {site}"),
+            Self::Up(site, link) => write!(f, "`{link}` up in {site}"),
+            Self::Route(site, to, via, dev) => {
+                match to.prefix() {
+                    0 => write!(f, "route default via {via}")?,
+                    _ => write!(f, "route {to} via {via}")?,
+                }
+                if let Some(dev) = dev {
+                    write!(f, " dev `{dev}`")?;
+                }
+                write!(f, " in {site}")
+            }
+        }
+    }
+}
+
+/// What a description has that cannot be made yet; empty where all of it can.
+pub fn unsupported(lab: &Lab) -> Vec<String> {
+    let ovs = lab.bridges.iter().filter(|bridge| bridge.kind == Kind::Ovs);
+    let ovs = ovs.map(|bridge| format!("`{}` is a bridge of Open vSwitch", bridge.name));
+    let masquerade = lab.bridges.iter().filter(|bridge| bridge.masquerade);
+    let masquerade = masquerade.map(|bridge| format!("`{}` is masqueraded", bridge.name));
+    let containers = lab.containers.iter().filter_map(|container| {
+        let what = match container {
+            Container { publish, .. } if !publish.is_empty() => "publishes ports",
+            Container { processes: true, .. } => "has processes of its own",
+            Container { command, .. } if !command.is_empty() => "runs a command",
+            _ => return None,
+        };
+        Some(format!("`{}` {what}", container.name))
+    });
+    ovs.chain(masquerade).chain(containers).collect()
+}
+
+/// The steps that make a lab, in order.
+pub fn steps(lab: &Lab) -> Vec<Step> {
+    let (ports, container_routes) = containers(lab);
+    let pairs = || lab.veths.iter().map(|veth| &veth.ends).chain(&ports);
+    let ends = || pairs().flatten();
+    let own = lab.containers.iter().filter(|container| container.network != Attachment::Host);
+    let names = lab.namespaces.iter().map(|namespace| &namespace.name).chain(own.map(|container| &container.name));
+    let mut steps: Vec<Step> = names.cloned().map(Step::Namespace).collect();
+    let forwarding = lab.namespaces.iter().filter(|namespace| namespace.forward);
+    steps.extend(forwarding.map(|namespace| Step::Forward(namespace.name.clone())));
+    let linux = || lab.bridges.iter().filter(|bridge| bridge.kind == Kind::Linux);
+    steps.extend(linux().map(|bridge| Step::Bridge(Site(bridge.namespace.clone()), bridge.name.clone())));
+    let place = |end: &End| (Site(end.namespace.clone()), end.name.clone());
+    steps.extend(pairs().map(|ends| Step::Veth(ends.each_ref().map(place))));
+    steps.extend(ends().filter_map(|end| {
+        let (site, name) = place(end);
+        Some(Step::Join(site, name, end.bridge.clone()?))
+    }));
+    let bridges = linux().map(|bridge| (Site(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
+    let links = ends().map(|end| (Site(end.namespace.clone()), &end.name, &end.addresses));
+    let links: Vec<_> = bridges.chain(links).collect();
+    for (site, name, addresses) in &links {
+        steps.extend(addresses.iter().map(|address| Step::Address(site.clone(), (*name).clone(), *address)));
+    }
+    steps.extend(links.iter().map(|(site, name, _)| Step::Up(site.clone(), (*name).clone())));
+    let routes = lab.routes.iter().map(|route| {
+        let site = Site(route.namespace.clone());
+        Step::Route(site, route.to, route.via, route.dev.clone())
+    });
+    steps.extend(routes.chain(container_routes));
+    steps
+}
+
+/// What connects containers to their bridges: a pair of links each, and a default route.
+fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
+    let ends: Vec<&End> = lab.veths.iter().flat_map(|veth| &veth.ends).collect();
+    let given = address::of_containers(&lab.bridges, &ends, &lab.containers);
+    let (mut pairs, mut routes) = (Vec::new(), Vec::new());
+    for (container, given) in lab.containers.iter().zip(given) {
+        let Some(inside) = inside_name().filter(|_| container.network == Attachment::Bridge) else { continue };
+        // What cannot be given was reported when the file was read.
+        let given = given.ok().flatten();
+        let namespace = Some(container.name.clone());
+        let addresses = given.iter().map(|(address, _)| *address).collect();
+        let Some(port) = port_name(&container.name) else { continue };
+        let bridge = Some(container.bridge.clone());
+        pairs.push([
+            End { namespace: None, name: port, addresses: Vec::new(), bridge },
+            End { namespace: namespace.clone(), name: inside, addresses, bridge: None },
+        ]);
+        if let Some((address, gateway)) = given {
+            let everything = if address.is_ipv4() { "0.0.0.0/0".parse() } else { "::/0".parse() };
+            routes.extend(everything.ok().map(|to| Step::Route(Site(namespace), to, gateway, None)));
+        }
+    }
+    (pairs, routes)
+}
+
+/// The name of a container's interface.
+fn inside_name() -> Option<IfName> {
+    "eth0".parse().ok()
+}
+
+/// The name of the other end, in the host: that of the container in it, where it fits.
+pub fn port_name(container: &NetnsName) -> Option<IfName> {
+    let plain = format!("veth-{container}");
+    let short = || format!("veth-{:08x}", xxh3_64(container.as_str().as_bytes()) & 0xffff_ffff);
+    if plain.len() <= IfName::MAX { plain } else { short() }.parse().ok()
+}

@@ -1,0 +1,264 @@
+//! A lab's file to its description, with a place for every mistake.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use toml::de::{DeTable, DeValue};
+
+use super::check;
+use super::description::{Attachment, Bridge, Container, End, Kind, Lab, Namespace, Publish, Route, Veth};
+use super::name::{LabName, NetnsName};
+use crate::config::reader::{Reader, Table};
+use crate::config::{Problem, Source};
+use crate::model::address::no_host;
+use crate::model::{ChainName, IfName, ParseError, prefix};
+
+/// What is valid in a file, each with its place.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub namespaces: Vec<(Namespace, Range<usize>)>,
+    pub bridges: Vec<(Bridge, Range<usize>)>,
+    pub veths: Vec<(Veth, [Range<usize>; 2])>,
+    pub routes: Vec<(Route, Range<usize>)>,
+    pub containers: Vec<(Container, Range<usize>)>,
+}
+
+/// Reads a lab's file.
+///
+/// # Errors
+/// Every mistake in it, in the order of their places.
+pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
+    let mut reader = Reader::new(source, 0);
+    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    for error in errors {
+        let help = "see https://toml.io for what a file may look like";
+        reader.problem(error.span().unwrap_or(0..0), error.message(), help);
+    }
+    let root = document.get_ref();
+    let whole = Table { values: root, span: 0..0, name: "a lab" };
+    reader.only(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
+    let name = name(&mut reader, &whole, source);
+    let parts = Parts {
+        namespaces: each(&mut reader, root, "namespace", "[[namespace]]", namespace),
+        bridges: each(&mut reader, root, "bridge", "[[bridge]]", bridge),
+        veths: each(&mut reader, root, "veth", "[[veth]]", veth),
+        routes: each(&mut reader, root, "route", "[[route]]", route),
+        containers: each(&mut reader, root, "container", "[[container]]", container),
+    };
+    check::check(&mut reader, &parts);
+    let mut problems = reader.problems;
+    problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
+    match name {
+        Some(name) if problems.is_empty() => Ok(parts.into_lab(name)),
+        _ => Err(problems),
+    }
+}
+
+impl Parts {
+    fn into_lab(self, name: LabName) -> Lab {
+        fn only<T, S>(parts: Vec<(T, S)>) -> Vec<T> {
+            parts.into_iter().map(|(part, _)| part).collect()
+        }
+        Lab {
+            name,
+            namespaces: only(self.namespaces),
+            bridges: only(self.bridges),
+            veths: only(self.veths),
+            routes: only(self.routes),
+            containers: only(self.containers),
+        }
+    }
+}
+
+/// The lab's name: what the file says, or the file's own.
+fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
+    if whole.values.contains_key("name") {
+        return reader.optional(whole, "name");
+    }
+    let stem = source.path.file_stem().unwrap_or_default().to_string_lossy();
+    match stem.parse() {
+        Ok(name) => Some(name),
+        Err(error) => {
+            let help = format!("{}, or set `name` in the first line", ParseError::help(&error));
+            reader.problem(0..0, format!("the file's name gives no name: {error}"), help);
+            None
+        }
+    }
+}
+
+fn each<T, S>(
+    reader: &mut Reader,
+    root: &DeTable<'_>,
+    key: &'static str,
+    name: &'static str,
+    read: impl Fn(&mut Reader, &Table<'_>) -> Option<(T, S)>,
+) -> Vec<(T, S)> {
+    let tables = reader.tables(root, key, name);
+    tables.into_iter().filter_map(|table| read(reader, &table)).collect()
+}
+
+/// A name that must be there, and its place.
+fn named<T: std::str::FromStr<Err = ParseError>>(
+    reader: &mut Reader,
+    table: &Table<'_>,
+    example: &str,
+) -> Option<(T, Range<usize>)> {
+    let value = reader.required(table, "name", example)?;
+    Some((reader.parsed(value, "name")?, value.span()))
+}
+
+fn namespace(reader: &mut Reader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
+    reader.only(table, &["name", "forward"]);
+    let forward = reader.boolean(table, "forward", false);
+    let (name, span) = named(reader, table, "\"red\"")?;
+    Some((Namespace { name, forward }, span))
+}
+
+fn bridge(reader: &mut Reader, table: &Table<'_>) -> Option<(Bridge, Range<usize>)> {
+    reader.only(table, &["name", "kind", "namespace", "address", "masquerade", "chain"]);
+    let kind = choice(reader, table, "kind", &[("linux", Kind::Linux), ("ovs", Kind::Ovs)])?;
+    let namespace: Option<NetnsName> = reader.optional(table, "namespace");
+    let addresses = addresses(reader, table);
+    let masquerade = reader.boolean(table, "masquerade", false);
+    let chain = reader.optional(table, "chain").unwrap_or_else(ChainName::docker);
+    let (name, span) = named(reader, table, "\"v-net-0\"")?;
+    Some((Bridge { name, kind, namespace, addresses, masquerade, chain }, span))
+}
+
+fn veth(reader: &mut Reader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
+    reader.only(table, &["ends"]);
+    let value = reader.required(table, "ends", "[{ namespace = \"red\", name = \"veth-red\" }, { name = \"eth0\" }]")?;
+    let tables = reader.tables(table.values, "ends", "an end of [[veth]]");
+    let ends: Vec<_> = tables.iter().map(|table| end(reader, table)).collect();
+    let count = ends.len();
+    match <[_; 2]>::try_from(ends) {
+        Ok([Some((first, one)), Some((second, other))]) => Some((Veth { ends: [first, second] }, [one, other])),
+        Ok(_) => None,
+        Err(_) => {
+            let help = "write two, `{ namespace = \"red\", name = \"veth-red\" }` each";
+            // What is no list of tables is reported already.
+            if matches!(value.get_ref(), DeValue::Array(list) if list.len() == count) {
+                reader.problem(value.span(), format!("a pair of links has two ends, not {count}"), help);
+            }
+            None
+        }
+    }
+}
+
+fn end(reader: &mut Reader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
+    reader.only(table, &["namespace", "name", "address", "bridge"]);
+    let namespace = reader.optional(table, "namespace");
+    let addresses = addresses(reader, table);
+    let bridge: Option<IfName> = reader.optional(table, "bridge");
+    let (name, span) = named(reader, table, "\"veth-red\"")?;
+    Some((End { namespace, name, addresses, bridge }, span))
+}
+
+fn route(reader: &mut Reader, table: &Table<'_>) -> Option<(Route, Range<usize>)> {
+    reader.only(table, &["namespace", "to", "via", "dev"]);
+    let namespace = reader.optional(table, "namespace");
+    let dev = reader.optional(table, "dev");
+    let via = reader.required(table, "via", "\"192.168.15.5\"").and_then(|value| {
+        let text = reader.text(value, "via")?;
+        host(text).map_err(|error| reader.wrong(value.span(), &error)).ok()
+    });
+    let value = reader.required(table, "to", "\"default\"")?;
+    let text = reader.text(value, "to")?;
+    let via: IpAddr = via?;
+    let everything = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    match prefix::parse(if text == "default" { everything } else { text }) {
+        Ok(to) if to.is_ipv4() == via.is_ipv4() => Some((Route { namespace, to, via, dev }, value.span())),
+        Ok(to) => {
+            let help = "write both as IPv4 or both as IPv6";
+            reader.problem(value.span(), format!("`{to}` cannot be reached through `{via}`"), help);
+            None
+        }
+        Err(error) => {
+            reader.wrong(value.span(), &error);
+            None
+        }
+    }
+}
+
+fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range<usize>)> {
+    reader.only(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
+    let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
+    let network = choice(reader, table, "network", &networks)?;
+    let address = reader.list(table, "address", host).and_then(|list| list.into_iter().next());
+    let publish = reader.list(table, "publish", str::parse::<Publish>).unwrap_or_default();
+    let processes = reader.boolean(table, "processes", false);
+    let command = reader.list(table, "command", argument).unwrap_or_default();
+    if network != Attachment::Bridge {
+        for key in ["bridge", "address", "publish"] {
+            if let Some(value) = table.values.get(key) {
+                let what = format!("`{key}` is for a container whose network is `bridge`");
+                reader.problem(value.span(), what, format!("leave `{key}` out, or write `network = \"bridge\"`"));
+            }
+        }
+    }
+    let bridge: Option<IfName> = match table.values.get("bridge") {
+        Some(value) => reader.parsed(value, "bridge"),
+        None => "docker0".parse().ok(),
+    };
+    let (name, span) = named(reader, table, "\"web\"")?;
+    let (publish, command) = (without_places(publish), without_places(command));
+    let address = address.map(|(address, _)| address);
+    Some((Container { name, network, bridge: bridge?, address, publish, processes, command }, span))
+}
+
+fn without_places<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
+    list.into_iter().map(|(item, _)| item).collect()
+}
+
+/// One of some words; the first where the key is not there, none where it has another value.
+fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
+    let Some(value) = table.values.get(key) else { return words.first().map(|(_, choice)| *choice) };
+    let text = reader.text(value, key)?;
+    let found = words.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
+    if found.is_none() {
+        let all: Vec<String> = words.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
+        reader.problem(value.span(), format!("`{text}` is no choice for `{key}`"), format!("write {}", all.join(" or ")));
+    }
+    found
+}
+
+/// The addresses of an interface.
+fn addresses(reader: &mut Reader, table: &Table<'_>) -> Vec<IpNetwork> {
+    without_places(reader.list(table, "address", interface_address).unwrap_or_default())
+}
+
+/// `192.168.15.1/24`: an address and the length of its subnet.
+fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
+    let help = "write the address with the length of its subnet, `192.168.15.1/24`";
+    let wrong = |why: &str| ParseError::new(format!("`{text}` {why}"), help);
+    if !text.contains('/') {
+        return Err(wrong("has no length of its subnet"));
+    }
+    let address: IpNetwork = text.parse().map_err(|_| wrong("is no address of an interface"))?;
+    host(&address.ip().to_string())?;
+    let is_end = |end: IpAddr| address.is_ipv4() && address.prefix() < 31 && address.ip() == end;
+    if is_end(address.network()) || is_end(address.broadcast()) {
+        return Err(wrong("is the first or last address of its subnet, which is no host's"));
+    }
+    Ok(address)
+}
+
+/// The address of one host.
+fn host(text: &str) -> Result<IpAddr, ParseError> {
+    let help = "write the address of one host, for example `192.168.15.1`";
+    let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
+    match no_host(address) {
+        Some(what) => Err(ParseError::new(format!("`{address}` {what}"), help)),
+        None => Ok(address),
+    }
+}
+
+/// A word of a command.
+fn argument(text: &str) -> Result<String, ParseError> {
+    if text.contains('\0') {
+        return Err(ParseError::new("a word of the command holds a zero byte", "leave it out"));
+    }
+    Ok(text.to_owned())
+}
