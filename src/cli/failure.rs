@@ -11,6 +11,7 @@ use crate::iptables::command::CommandError;
 use crate::iptables::compile::CompileError as ChainError;
 use crate::iptables::save::SaveError;
 use crate::lab::LabError;
+use crate::lab::net::NetError;
 use crate::model::error::printable;
 use crate::netfilter::namespace::NamespaceError;
 use crate::netfilter::sysctl::{self, SysctlError};
@@ -169,6 +170,9 @@ fn judge(error: &anyhow::Error) -> (u8, String) {
     if let Some(error) = error.downcast_ref::<LabError>() {
         return of_lab(error);
     }
+    if let Some(error) = error.downcast_ref::<NetError>() {
+        return of_net(error);
+    }
     (FAILED, "nothing was changed".into())
 }
 
@@ -323,5 +327,45 @@ fn of_lab(error: &LabError) -> (u8, String) {
         LabError::Engine(error) => of_engine(error),
         LabError::Topology(_) => (USAGE, "see `portfwd try --help` for what is made of a rule set".into()),
         LabError::Link(..) | LabError::Io(..) => (FAILED, "the throw-away network is gone".into()),
+    }
+}
+
+fn of_net(error: &NetError) -> (u8, String) {
+    match error {
+        NetError::Step { left: None, .. } => (FAILED, "what was made before it was taken back".into()),
+        NetError::Step { .. } | NetError::Undo(..) => {
+            (FAILED, "see `portfwd lab list`; `portfwd lab down` tries again".into())
+        }
+        NetError::Taken(_) => {
+            (CONFLICT, "give one of them another name; nothing was changed, and what is there stays".into())
+        }
+        NetError::OtherHost(_, host) => match host.name() {
+            Some(name) => (CONFLICT, format!("say `--netns {name}`, or take it down first; nothing was changed")),
+            None if host.is_own() => {
+                (CONFLICT, "run in this machine's own namespace, or take it down first; nothing was changed".into())
+            }
+            None => (CONFLICT, "run in that namespace, or take it down first; nothing was changed".into()),
+        },
+        NetError::Unknown(_) => (FAILED, "`portfwd lab list` shows those that are".into()),
+        NetError::NoNamespace(_) => {
+            (FAILED, "`portfwd lab list` shows those that are; `ip netns exec` enters those of others".into())
+        }
+        NetError::Unsupported(_) => (MISSING, "leave it out; nothing was changed".into()),
+        NetError::Busy => (BUSY, "try again when it has ended".into()),
+        NetError::NotPermitted(_) => {
+            let help = "run as root; `portfwd lab exec --file FILE NAME -- COMMAND` needs none";
+            (MISSING, help.into())
+        }
+        NetError::Journal(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let help = "run as root; `portfwd lab exec --file FILE NAME -- COMMAND` needs none";
+            (MISSING, help.into())
+        }
+        NetError::Command(_, error) if error.kind() == io::ErrorKind::NotFound => {
+            (FAILED, "there is no such program in PATH".into())
+        }
+        NetError::Lab(error) => of_lab(error),
+        NetError::Journal(..) | NetError::Look(_) | NetError::Enter(..) | NetError::Command(..) => {
+            (FAILED, "nothing was changed".into())
+        }
     }
 }

@@ -13,6 +13,7 @@ mod failure;
 mod flush;
 mod guard;
 mod json;
+mod lab;
 mod list;
 mod plan;
 mod restore;
@@ -153,6 +154,13 @@ enum Command {
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
     Explain(explain::ExplainArgs),
+    /// Build standing networks of namespaces, veth pairs and bridges from a file
+    ///
+    /// They are seen by `ip netns`, `ip -n NAME addr` and `bridge link` like ones
+    /// that were made by hand. The host of a lab is the namespace of who makes it,
+    /// or that of --netns. Needs root; only `exec --file` does not. Examples are
+    /// in rules/lab.
+    Lab(lab::LabArgs),
 }
 
 /// Where a command prints, and how.
@@ -243,6 +251,7 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Try(args) => r#try::run(args, global, output),
         Command::Audit(args) => audit::run(args, global, output),
         Command::Explain(args) => explain::run(args, global, output),
+        Command::Lab(args) => lab::run(args, global, output),
     }
 }
 
@@ -356,6 +365,7 @@ mod tests {
         tree.build();
         for command in tree.get_subcommands_mut() {
             all.push(command.render_long_help().to_string());
+            all.extend(command.get_subcommands_mut().map(|command| command.render_long_help().to_string()));
         }
         for line in all.iter().flat_map(|help| help.lines()) {
             assert!(line.chars().count() <= 80, "{line}");
@@ -383,6 +393,11 @@ mod tests {
             let changes = matches!(command.get_name(), "add" | "rm" | "apply" | "confirm" | "flush" | "restore");
             let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
             assert_eq!(changes, has, "{}", command.get_name());
+        }
+        let lab = tree.find_subcommand("lab").expect("there");
+        for command in lab.get_subcommands().filter(|command| command.get_name() != "help") {
+            let has = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
+            assert_eq!(matches!(command.get_name(), "up" | "down"), has, "lab {}", command.get_name());
         }
     }
 }

@@ -12,8 +12,8 @@ use super::{LabError, Netns};
 
 /// The links of the namespace that the thread was in when it was opened.
 pub struct Links {
-    runtime: Runtime,
-    handle: Handle,
+    pub(super) runtime: Runtime,
+    pub(super) handle: Handle,
 }
 
 fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> LabError {

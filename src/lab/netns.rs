@@ -1,4 +1,4 @@
-//! A network namespace without a name.
+//! A network namespace that is held by an open file, whether it has a name or not.
 
 use std::fs::{self, File};
 use std::io;
@@ -37,6 +37,27 @@ impl Netns {
             Ok(Err(error)) => Err(LabError::Io("making a network namespace", error)),
             Err(_) => Err(LabError::Io("making a network namespace", io::ErrorKind::Other.into())),
         }
+    }
+
+    /// The one that the calling thread is in.
+    ///
+    /// # Errors
+    /// Where `/proc` does not show it.
+    pub fn current() -> io::Result<Self> {
+        File::open("/proc/thread-self/ns/net").map(Self)
+    }
+
+    /// One that a file of `/proc`, or a mount of one, stands for. Whether it does is only seen when it is entered.
+    pub fn held(file: File) -> Self {
+        Self(file)
+    }
+
+    /// Moves the calling thread into it.
+    ///
+    /// # Errors
+    /// Where it cannot be entered.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
     /// Does something in it, in a thread of its own.

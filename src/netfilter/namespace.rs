@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns};
 
 /// Where ip-netns(8) keeps its namespaces.
-const DIRECTORY: &str = "/run/netns";
+pub const DIRECTORY: &str = "/run/netns";
 /// The namespace of the calling thread.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 

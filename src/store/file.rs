@@ -35,7 +35,7 @@ const WAITS: u32 = 6;
 ///
 /// Those who wait come one after the other, because it is the kernel that they wait in: whoever asks again and again may
 /// never meet the moment. Who comes just when one lets go may be served before them, which costs them that one turn.
-pub(super) fn turn(path: &Path, wait: Duration) -> Result<Lock, StateError> {
+pub(crate) fn turn(path: &Path, wait: Duration) -> Result<Lock, StateError> {
     let lock = path.with_extension("lock");
     let file = file(&lock)?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

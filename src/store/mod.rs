@@ -11,6 +11,7 @@ mod table;
 pub mod unconfirmed;
 
 pub use database::Store;
+pub(crate) use file::turn;
 pub use lock::Lock;
 pub use state::{State, StateError, Unfinished, Unusable};
 pub use unconfirmed::{Deadline, Unconfirmed};

@@ -48,7 +48,7 @@ use serde::Serialize;
 use super::name::{LabName, NetnsName};
 use crate::model::{ChainName, Forward, IfName, Listen, Network, ParseError, PortRange, Target};
 
-/// A lab. Printed by serde it is TOML that reads as the same lab.
+/// A lab. Prints as TOML that reads as the same lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lab {
     /// Its name.
@@ -68,6 +68,12 @@ pub struct Lab {
     /// The containers, in the order in which they get addresses.
     #[serde(rename = "container", skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<Container>,
+}
+
+impl fmt::Display for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
 }
 
 /// A network namespace.

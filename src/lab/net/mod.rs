@@ -13,11 +13,99 @@
 mod address;
 mod check;
 pub mod description;
-mod name;
+pub mod exec;
+mod ground;
+pub mod host;
+pub mod journal;
+pub mod links;
+pub mod list;
+pub mod name;
+pub mod named;
 pub mod plan;
 mod read;
+pub mod up;
 
+use std::io;
+use std::path::PathBuf;
+
+use super::LabError;
 pub use description::Lab;
+pub use exec::{exec, make_for_one_command};
+pub use journal::Journals;
+pub use list::{Standing, list};
 pub use name::{LabName, NetnsName};
 pub use plan::{Site, Step};
 pub use read::read;
+pub use up::{Change, Name, down, up};
+
+/// Why a standing network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A step failed; what was made before it was taken back.
+    #[error("cannot make the {step}{}", .left.as_ref().map(|left| format!(" (and cannot take back the {left})")).unwrap_or_default())]
+    Step {
+        /// The step.
+        step: Step,
+        /// Why.
+        #[source]
+        error: io::Error,
+        /// What could not be taken back, and why; none where all was.
+        left: Option<String>,
+    },
+    /// Something cannot be taken back.
+    #[error("cannot take back the {0}")]
+    Undo(Step, #[source] io::Error),
+    /// A name is taken by something that no lab of this name made.
+    #[error("{}", taken(.0))]
+    Taken(Name),
+    /// The lab was made with another namespace as its host.
+    #[error("the lab `{0}` is up with another host")]
+    OtherHost(LabName, host::Id),
+    /// There is no such lab.
+    #[error("there is no lab `{0}`")]
+    Unknown(LabName),
+    /// No lab has a namespace of this name.
+    #[error("no lab has a namespace `{0}`")]
+    NoNamespace(NetnsName),
+    /// The description has something that cannot be made yet.
+    #[error("this cannot be made yet: {}", .0.join("; "))]
+    Unsupported(Vec<String>),
+    /// The journal of a lab cannot be read or written.
+    #[error("cannot use `{}`, where labs are noted", .0.display())]
+    Journal(PathBuf, #[source] io::Error),
+    /// Another process works on labs.
+    #[error("another portfwd is working on labs")]
+    Busy,
+    /// What is there cannot be found out.
+    #[error("cannot see what is there")]
+    Look(#[source] io::Error),
+    /// A namespace cannot be entered.
+    #[error("cannot enter the namespace `{0}`")]
+    Enter(NetnsName, #[source] io::Error),
+    /// A command cannot be run.
+    #[error("cannot run `{0}`")]
+    Command(String, #[source] io::Error),
+    /// It takes more privileges.
+    #[error("may not work on namespaces that have names")]
+    NotPermitted(#[source] io::Error),
+    /// What every lab needs failed.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+}
+
+fn taken(name: &Name) -> String {
+    match name {
+        Name::Namespace(name) => format!("there is a namespace `{name}` already, and this lab did not make it"),
+        Name::Link(site, link) => {
+            format!("there is an interface `{link}` already in {site}, and this lab did not make it")
+        }
+    }
+}
+
+/// What an error means: that privileges are missing, or something else.
+fn permitted(error: io::Error, other: impl FnOnce(io::Error) -> NetError) -> NetError {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => NetError::NotPermitted(error),
+        _ => other(error),
+    }
+}

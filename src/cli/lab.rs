@@ -1,0 +1,240 @@
+//! `portfwd lab`: standing networks of namespaces from a file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Subcommand;
+
+use super::{Failure, Global, Output, STATE_DIR, add, json};
+use crate::config::source;
+use crate::lab::net::{self, Change, Journals, Lab, LabName, NetnsName, Standing, Step};
+
+/// Where labs are noted where nobody says so.
+const DIRECTORY: &str = "/run/portfwd/lab";
+
+#[derive(Debug, clap::Args)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    /// Make a network as a file describes it
+    ///
+    /// What is missing is made, and what the file no longer describes is taken
+    /// back; everything else stays. So a second time changes nothing, and what was
+    /// left half made, or lost, is mended. Where a step fails, what was made is
+    /// taken back. A namespace or an interface of the same name that the lab did
+    /// not make is never touched: exit code 6.
+    ///
+    /// What a lab makes is noted in /run/portfwd/lab before it is made, or in
+    /// DIR/lab with --state-dir; it lasts until the next boot, like the network.
+    Up(UpArgs),
+    /// Remove what `up` made, and nothing else
+    ///
+    /// Also after `up` was killed. What others have put in the place of something
+    /// stays, and is named.
+    Down(DownArgs),
+    /// List the labs, and what is missing of them
+    List,
+    /// Run a command in a namespace of a lab, as `ip netns exec` does
+    ///
+    /// The exit code is the command's. With --file the lab is made for the time of
+    /// this command, with a host and a /run of its own: that needs no root where
+    /// user namespaces are allowed, and leaves nothing behind.
+    Exec(ExecArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct UpArgs {
+    /// The description
+    file: PathBuf,
+    /// Only show what would be made and removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct DownArgs {
+    /// The lab, or its file; none: the only one there is
+    #[arg(value_name = "NAME|FILE")]
+    name: Option<String>,
+    /// Only show what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ExecArgs {
+    /// Make the lab of this file for the time of the command
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The namespace
+    name: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(serde::Serialize)]
+struct Changed<'a> {
+    version: u32,
+    lab: &'a str,
+    done: bool,
+    made: Vec<String>,
+    removed: Vec<String>,
+    foreign: Vec<String>,
+}
+
+#[derive(serde::Serialize)]
+struct Labs {
+    version: u32,
+    labs: Vec<OneLab>,
+}
+
+#[derive(serde::Serialize)]
+struct OneLab {
+    name: String,
+    state: &'static str,
+    host: Option<String>,
+    namespaces: Vec<String>,
+    missing: Vec<String>,
+}
+
+pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let journals = journals(global);
+    match &args.command {
+        LabCommand::Up(args) => {
+            let lab = load(&args.file)?;
+            let change = net::up(&lab, &journals, args.dry_run)?;
+            show(&lab.name, &change, args.dry_run, global, output)
+        }
+        LabCommand::Down(args) => {
+            let name = match &args.name {
+                Some(text) => named(text)?,
+                None => only(&journals)?,
+            };
+            let change = net::down(&name, &journals, args.dry_run)?;
+            show(&name, &change, args.dry_run, global, output)
+        }
+        LabCommand::List => list(&net::list(&journals)?, global, output),
+        LabCommand::Exec(args) => exec(args, journals, output),
+    }
+}
+
+fn journals(global: &Global) -> Journals {
+    let elsewhere = global.state_dir != Path::new(STATE_DIR);
+    Journals::in_directory(if elsewhere { global.state_dir.join("lab") } else { DIRECTORY.into() })
+}
+
+fn load(file: &Path) -> anyhow::Result<Lab> {
+    let source = Arc::new(source::read(file)?);
+    Ok(net::read(&source).map_err(Failure::Problems)?)
+}
+
+/// The lab that is meant by its name or by its file.
+fn named(text: &str) -> anyhow::Result<LabName> {
+    if text.contains('/') || Path::new(text).extension().is_some_and(|extension| extension == "toml") {
+        return Ok(load(Path::new(text))?.name);
+    }
+    Ok(add::parse("NAME", text, str::parse)?)
+}
+
+/// The only lab there is.
+fn only(journals: &Journals) -> anyhow::Result<LabName> {
+    let labs: Vec<LabName> = net::list(journals)?.into_iter().map(|lab| lab.name).collect();
+    match labs.as_slice() {
+        [name] => Ok(name.clone()),
+        [] => Err(Failure::NotFound { what: "there is no lab".into(), help: "nothing was changed".into() }.into()),
+        several => {
+            let names: Vec<&str> = several.iter().map(LabName::as_str).collect();
+            let help = format!("say which: {}", names.join(", "));
+            Err(Failure::Usage { what: format!("there are {} labs", several.len()), help }.into())
+        }
+    }
+}
+
+fn texts(steps: &[Step]) -> Vec<String> {
+    steps.iter().map(ToString::to_string).collect()
+}
+
+fn show(
+    name: &LabName,
+    change: &Change,
+    dry: bool,
+    global: &Global,
+    output: &mut Output<'_>,
+) -> anyhow::Result<u8> {
+    output.done = !dry;
+    for step in &change.foreign {
+        writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;
+    }
+    if global.json {
+        let (made, removed, foreign) = (texts(&change.made), texts(&change.removed), texts(&change.foreign));
+        let changed = Changed { version: json::VERSION, lab: name.as_str(), done: !dry, made, removed, foreign };
+        json::print(&changed, output.stdout)?;
+        return Ok(0);
+    }
+    for step in &change.removed {
+        writeln!(output.stdout, "- {step}")?;
+    }
+    for step in &change.made {
+        writeln!(output.stdout, "+ {step}")?;
+    }
+    let (made, removed) = (change.made.len(), change.removed.len());
+    match (change.is_none(), dry) {
+        (true, _) => writeln!(output.stdout, "{name}: unchanged")?,
+        (false, true) => writeln!(output.stdout, "{name}: {made} to make, {removed} to remove")?,
+        (false, false) => writeln!(output.stdout, "{name}: {made} made, {removed} removed")?,
+    }
+    Ok(0)
+}
+
+fn list(labs: &[Standing], global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let one = |lab: &Standing| OneLab {
+        name: lab.name.to_string(),
+        state: state(lab),
+        host: lab.host.name().map(str::to_owned),
+        namespaces: lab.namespaces.iter().map(ToString::to_string).collect(),
+        missing: texts(&lab.missing),
+    };
+    let labs: Vec<OneLab> = labs.iter().map(one).collect();
+    if global.json {
+        json::print(&Labs { version: json::VERSION, labs }, output.stdout)?;
+        return Ok(0);
+    }
+    let mut table = tabled::builder::Builder::with_capacity(labs.len() + 1, 4);
+    table.push_record(["LAB", "STATE", "HOST", "NAMESPACES"]);
+    for lab in &labs {
+        let host = lab.host.clone().unwrap_or_else(|| "-".into());
+        table.push_record([lab.name.clone(), lab.state.into(), host, lab.namespaces.join(" ")]);
+    }
+    let mut table = table.build();
+    table.with(tabled::settings::Style::blank());
+    for line in table.to_string().lines() {
+        writeln!(output.stdout, "{}", line.trim())?;
+    }
+    for lab in &labs {
+        for step in &lab.missing {
+            writeln!(output.stdout, "missing: {step}  [{}]", lab.name)?;
+        }
+    }
+    Ok(0)
+}
+
+/// `up` where all of it is there, `partial` where something is missing.
+fn state(lab: &Standing) -> &'static str {
+    if lab.missing.is_empty() { "up" } else { "partial" }
+}
+
+fn exec(args: &ExecArgs, journals: Journals, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let name: NetnsName = add::parse("NAME", &args.name, str::parse)?;
+    let journals = match &args.file {
+        Some(file) => net::make_for_one_command(&load(file)?)?,
+        None => journals,
+    };
+    output.stdout.flush()?;
+    Err(net::exec(&name, &args.command, &journals).into())
+}

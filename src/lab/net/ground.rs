@@ -1,0 +1,277 @@
+//! Steps carried out: what is there of each, making it, taking it back.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::fs;
+use std::io::{self, Read};
+
+use super::journal::{Entry, Mark};
+use super::links::{Found, Mac};
+use super::name::NetnsName;
+use super::named::{self, Named, NamespaceMark};
+use super::plan::{Site, Step};
+use crate::lab::{LabError, Links, Netns};
+use crate::model::IfName;
+
+/// What is there of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// What it makes, and we made it.
+    Here,
+    /// Nothing.
+    Absent,
+    /// Something else of its name.
+    Foreign,
+}
+
+/// The namespaces that a lab is in.
+pub(super) struct Ground {
+    /// The host; none where it is gone.
+    host: Option<Netns>,
+    /// Those that have been seen or made.
+    spaces: BTreeMap<NetnsName, Netns>,
+    links: BTreeMap<Site, Links>,
+}
+
+/// The kernel's word for what failed in a namespace.
+fn plain(error: LabError) -> io::Error {
+    match error {
+        LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn missing(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{what} is not there"))
+}
+
+/// A random word.
+pub(super) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Ground {
+    pub fn new(host: Option<Netns>) -> Self {
+        Self { host, spaces: BTreeMap::new(), links: BTreeMap::new() }
+    }
+
+    /// Chooses the mark of what a step is to make. A namespace is made here, still without a name: killed before it has one,
+    /// it is gone with the process.
+    pub fn mark(&mut self, step: &Step) -> io::Result<Mark> {
+        let mac = || random().map(Mac::new);
+        Ok(match step {
+            Step::Namespace(name) => {
+                let word = random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect();
+                let namespace = Netns::new().map_err(plain)?;
+                let lo: Result<(), LabError> = namespace.run(|| Links::open()?.up("lo")).map_err(plain)?;
+                lo.map_err(plain)?;
+                let mark = NamespaceMark::new(&namespace, word)?;
+                self.spaces.insert(name.clone(), namespace);
+                Mark::Namespace(mark)
+            }
+            Step::Bridge(..) => Mark::Links(vec![mac()?]),
+            Step::Veth(_) => Mark::Links(vec![mac()?, mac()?]),
+            _ => Mark::None,
+        })
+    }
+
+    /// A namespace that has been seen or made.
+    pub fn space(&self, site: &Site) -> Option<&Netns> {
+        site.0.as_ref().map_or(self.host.as_ref(), |name| self.spaces.get(name))
+    }
+
+    /// The links of a namespace; none where there is no such namespace.
+    fn links(&mut self, site: &Site) -> io::Result<Option<&Links>> {
+        let namespace = match &site.0 {
+            Some(name) => self.spaces.get(name),
+            None => self.host.as_ref(),
+        };
+        let Some(namespace) = namespace else { return Ok(None) };
+        Ok(Some(match self.links.entry(site.clone()) {
+            Slot::Occupied(slot) => slot.into_mut(),
+            Slot::Vacant(slot) => slot.insert(namespace.run(Links::open).map_err(plain)?.map_err(plain)?),
+        }))
+    }
+
+    /// The links of a namespace that must be there.
+    fn links_of(&mut self, site: &Site) -> io::Result<&Links> {
+        self.links(site)?.ok_or_else(|| missing(&site.to_string()))
+    }
+
+    fn find(&mut self, site: &Site, name: &IfName) -> io::Result<Option<Found>> {
+        self.links(site)?.map_or(Ok(None), |links| links.find(name))
+    }
+
+    /// Whether there is a link of this name, whoever made it.
+    pub fn has_link(&mut self, site: &Site, name: &IfName) -> io::Result<bool> {
+        self.find(site, name).map(|found| found.is_some())
+    }
+
+    /// The number of a link that must be there.
+    fn index(&mut self, site: &Site, name: &IfName) -> io::Result<u32> {
+        let found = self.find(site, name)?;
+        found.map(|found| found.index).ok_or_else(|| missing(&format!("`{name}`")))
+    }
+
+    fn device(&mut self, site: &Site, dev: Option<&IfName>) -> io::Result<Option<u32>> {
+        dev.map(|dev| self.index(site, dev)).transpose()
+    }
+
+    /// Looks at what is there of a step. Those before it must have been looked at.
+    pub fn presence(&mut self, entry: &Entry) -> io::Result<Presence> {
+        let is = |here: bool| if here { Presence::Here } else { Presence::Absent };
+        Ok(match (&entry.step, &entry.mark) {
+            (Step::Namespace(name), Mark::Namespace(mark)) => match named::look(name, mark)? {
+                Named::Ours(namespace) => {
+                    self.spaces.insert(name.clone(), namespace);
+                    Presence::Here
+                }
+                Named::Half | Named::Nothing => Presence::Absent,
+                Named::Foreign => Presence::Foreign,
+            },
+            (Step::Bridge(site, name), Mark::Links(macs)) => self.of_links(&[(site.clone(), name.clone())], macs)?,
+            (Step::Veth(ends), Mark::Links(macs)) => self.of_links(ends, macs)?,
+            (Step::Forward(name), _) => is(self.forwards(name)?),
+            (Step::Join(site, port, bridge), _) => {
+                let bridge = self.find(site, bridge)?.map(|found| found.index);
+                is(self.find(site, port)?.is_some_and(|port| bridge.is_some() && port.controller == bridge))
+            }
+            (Step::Address(site, link, address), _) => match self.find(site, link)? {
+                Some(found) => is(self.links_of(site)?.addresses(found.index)?.contains(address)),
+                None => Presence::Absent,
+            },
+            (Step::Up(site, link), _) => is(self.find(site, link)?.is_some_and(|found| found.up)),
+            (Step::Route(site, to, via, dev), _) => {
+                let out = match dev {
+                    Some(dev) => self.find(site, dev)?.map(|found| found.index),
+                    None => None,
+                };
+                match self.links(site)? {
+                    Some(links) if out.is_some() == dev.is_some() => is(links.has_route(*to, *via, out)?),
+                    _ => Presence::Absent,
+                }
+            }
+            // A mark of another kind: not what we wrote.
+            (Step::Namespace(_) | Step::Bridge(..) | Step::Veth(_), _) => Presence::Absent,
+        })
+    }
+
+    /// What is there of links that were made with these addresses: all of them, none, or others.
+    fn of_links(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<Presence> {
+        let mut ours = 0;
+        for ((site, name), mac) in links.iter().zip(macs) {
+            match self.find(site, name)? {
+                Some(found) if found.has(mac) => ours += 1,
+                Some(_) => return Ok(Presence::Foreign),
+                None => {}
+            }
+        }
+        Ok(match ours {
+            0 => Presence::Absent,
+            _ if ours == links.len() => Presence::Here,
+            // One end was moved or renamed.
+            _ => Presence::Foreign,
+        })
+    }
+
+    /// Makes what a step makes, with its mark.
+    pub fn make(&mut self, entry: &Entry) -> io::Result<()> {
+        match (&entry.step, &entry.mark) {
+            (Step::Namespace(name), Mark::Namespace(mark)) => {
+                named::prepare()?;
+                let namespace = self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))?;
+                named::publish(name, namespace, mark)
+            }
+            (Step::Bridge(site, name), Mark::Links(macs)) => {
+                let [mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
+                self.links_of(site)?.add_bridge(name, mac)
+            }
+            (Step::Veth([(here, name), (there, peer)]), Mark::Links(macs)) => {
+                let [mac, peer_mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
+                self.links_of(here)?;
+                let there = self.space(there).ok_or_else(|| missing(&there.to_string()))?;
+                let links = self.links.get(here).ok_or_else(|| missing(&here.to_string()))?;
+                links.add_veth((name, mac), (peer, peer_mac), there)
+            }
+            (Step::Forward(name), _) => self.forward(name, true),
+            (Step::Join(site, port, bridge), _) => {
+                let (port, bridge) = (self.index(site, port)?, self.index(site, bridge)?);
+                self.links_of(site)?.control(port, bridge)
+            }
+            (Step::Address(site, link, address), _) => {
+                let index = self.index(site, link)?;
+                self.links_of(site)?.add_address(index, *address)
+            }
+            (Step::Up(site, link), _) => {
+                let index = self.index(site, link)?;
+                self.links_of(site)?.bring_up(index)
+            }
+            (Step::Route(site, to, via, dev), _) => {
+                let dev = self.device(site, dev.as_ref())?;
+                self.links_of(site)?.add_route(*to, *via, dev)
+            }
+            (Step::Namespace(_) | Step::Bridge(..) | Step::Veth(_), _) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Takes back what a step made; says whether anything of it was there. What is not ours stays.
+    pub fn take_back(&mut self, entry: &Entry) -> io::Result<bool> {
+        match (&entry.step, &entry.mark) {
+            (Step::Namespace(name), Mark::Namespace(mark)) => {
+                let was_there = named::remove(name, mark)?;
+                self.links.remove(&Site(Some(name.clone())));
+                self.spaces.remove(name);
+                Ok(was_there)
+            }
+            (Step::Bridge(site, name), Mark::Links(macs)) => self.remove(&[(site.clone(), name.clone())], macs),
+            (Step::Veth(ends), Mark::Links(macs)) => self.remove(ends, macs),
+            // A link that is to stay stays up.
+            (Step::Up(..), _) => Ok(false),
+            _ if self.presence(entry)? != Presence::Here => Ok(false),
+            (Step::Forward(name), _) => self.forward(name, false).map(|()| true),
+            (Step::Join(site, port, _), _) => {
+                let port = self.index(site, port)?;
+                self.links_of(site)?.control(port, 0).map(|()| true)
+            }
+            (Step::Address(site, link, address), _) => {
+                let index = self.index(site, link)?;
+                self.links_of(site)?.remove_address(index, *address).map(|()| true)
+            }
+            (Step::Route(site, to, via, dev), _) => {
+                let dev = self.device(site, dev.as_ref())?;
+                self.links_of(site)?.remove_route(*to, *via, dev).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Removes the links of these names that were made with these addresses; the ends of a pair go together.
+    fn remove(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<bool> {
+        let mut was_there = false;
+        for ((site, name), mac) in links.iter().zip(macs) {
+            let Some(found) = self.find(site, name)?.filter(|found| found.has(mac)) else { continue };
+            self.links_of(site)?.remove(found.index)?;
+            was_there = true;
+        }
+        Ok(was_there)
+    }
+
+    /// Whether a namespace forwards packets, IPv4 and IPv6.
+    fn forwards(&self, name: &NetnsName) -> io::Result<bool> {
+        let Some(namespace) = self.spaces.get(name) else { return Ok(false) };
+        let read = || SWITCHES.iter().all(|switch| fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1"));
+        namespace.run(read).map_err(plain)
+    }
+
+    fn forward(&self, name: &NetnsName, on: bool) -> io::Result<()> {
+        let namespace = self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))?;
+        let value = if on { "1" } else { "0" };
+        let write = || SWITCHES.iter().try_for_each(|switch| fs::write(switch, value));
+        namespace.run(write).map_err(plain)?
+    }
+}
+
+/// What lets a namespace forward packets.
+const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];

@@ -1,0 +1,73 @@
+//! Which network namespace is a lab's host, and finding it again.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lab::Netns;
+use crate::netfilter::namespace::{DIRECTORY, Identity, identity};
+use crate::nft::transaction::namespace_cookie;
+
+/// By what the host of a lab is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Id {
+    /// A word that no other namespace has; none: this machine's own namespace.
+    word: Option<String>,
+    /// Its name, where it had one.
+    name: Option<String>,
+}
+
+impl Id {
+    /// That of the namespace of the calling thread.
+    pub(super) fn current() -> io::Result<Self> {
+        Ok(match identity(namespace_cookie())? {
+            Identity::Host => Self { word: None, name: None },
+            Identity::Named(name, word) => Self { word: Some(word), name: Some(name) },
+            Identity::Anonymous(word) => Self { word: Some(word), name: None },
+        })
+    }
+
+    /// Whether both are the same namespace, whatever it is called.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.word == other.word
+    }
+
+    /// Its name for people, and for `--netns`; none where it has none.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Whether it is this machine's own namespace.
+    pub fn is_own(&self) -> bool {
+        self.word.is_none()
+    }
+
+    /// Finds it: where we are, by name, or by a process that is in it. None where it is gone, and with it what was in it.
+    pub(super) fn find(&self) -> io::Result<Option<Netns>> {
+        let names = fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        let processes = fs::read_dir("/proc")?.flatten();
+        let processes = processes.filter(|entry| entry.file_name().to_str().is_some_and(is_process));
+        let processes = processes.map(|entry| entry.path().join("ns/net"));
+        let mut met = Vec::new();
+        for path in std::iter::once(PathBuf::from("/proc/thread-self/ns/net")).chain(names).chain(processes) {
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            let file = (metadata.dev(), metadata.ino());
+            if !metadata.is_file() || met.contains(&file) {
+                continue;
+            }
+            met.push(file);
+            let Ok(file) = File::open(&path) else { continue };
+            let namespace = Netns::held(file);
+            if let Ok(Ok(id)) = namespace.run(Self::current)
+                && self.is(&id)
+            {
+                return Ok(Some(namespace));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,266 @@
+//! Up and down: from what is there to what is described, and back to nothing.
+
+use std::io;
+
+use super::description::Lab;
+use super::ground::{Ground, Presence};
+use super::host;
+use super::journal::{Entry, Journal, Journals, Mark};
+use super::name::LabName;
+use super::named;
+use super::plan::{self, Step};
+use super::{NetError, permitted};
+use crate::lab::Netns;
+
+/// What `up` or `down` did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// What was made, in order.
+    pub made: Vec<Step>,
+    /// What was taken back, in order.
+    pub removed: Vec<Step>,
+    /// What was ours and is not any more: somebody else has put something in its place, which stays.
+    pub foreign: Vec<Step>,
+}
+
+impl Change {
+    /// Whether there was nothing to do.
+    pub fn is_none(&self) -> bool {
+        self.made.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// What is to be done for a lab to be as it is described.
+struct Work {
+    /// What goes, in order.
+    remove: Vec<Entry>,
+    /// What is to be there, in order.
+    entries: Vec<Entry>,
+    /// Which of them are to be made.
+    make: Vec<usize>,
+}
+
+/// Makes a lab as it is described: what is missing is made, what is no longer described is taken back, all else stays. The
+/// lab's host is the namespace of the calling thread. With `dry`, it is only said.
+///
+/// # Errors
+/// Where a step fails; what this call made is then taken back. [`NetError::Taken`] where something of a name that is needed
+/// is there already; nothing is changed then.
+pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError> {
+    let cannot = plan::unsupported(lab);
+    if !cannot.is_empty() {
+        return Err(NetError::Unsupported(cannot));
+    }
+    let _turn = journals.lock()?;
+    let host = host::Id::current().map_err(NetError::Look)?;
+    let known = journals.read(&lab.name)?;
+    if let Some(known) = known.as_ref().filter(|known| !known.host.is(&host)) {
+        return Err(NetError::OtherHost(lab.name.clone(), known.host.clone()));
+    }
+    let mut ground = Ground::new(Some(Netns::current().map_err(NetError::Look)?));
+    let before = known.as_ref().map_or(&[][..], |known| &known.entries);
+    let mut work = work(&mut ground, before, &plan::steps(lab)).map_err(|error| permitted(error, NetError::Look))?;
+    let change = work.change();
+    refuse_taken(&mut ground, &work, before)?;
+    let description = lab.to_string();
+    let done = known.as_ref().is_some_and(|known| known.complete && known.description == description);
+    if dry || change.is_none() && done {
+        return Ok(change);
+    }
+    clear_halves(&mut ground, before)?;
+    for index in &work.make {
+        let Some(entry) = work.entries.get_mut(*index) else { continue };
+        let marked = ground.mark(&entry.step);
+        entry.mark = marked.map_err(|error| failed(&entry.step, error))?;
+    }
+    let union = work.remove.iter().rev().chain(&work.entries).cloned().collect();
+    let journal = Journal::new(lab.name.clone(), host, description, union);
+    let mut journal = journal.map_err(NetError::Look)?;
+    journals.write(&journal)?;
+    carry_out(&mut ground, &work).map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
+    journal.entries = work.entries;
+    journal.complete = true;
+    journals.write(&journal)?;
+    Ok(change)
+}
+
+impl Work {
+    fn change(&self) -> Change {
+        let step = |entry: &Entry| entry.step.clone();
+        Change {
+            made: self.make.iter().filter_map(|index| self.entries.get(*index)).map(step).collect(),
+            removed: self.remove.iter().map(step).collect(),
+            foreign: Vec::new(),
+        }
+    }
+}
+
+/// Compares what is there with what is wanted.
+fn work(ground: &mut Ground, before: &[Entry], wanted: &[Step]) -> io::Result<Work> {
+    let mut here: Vec<&Entry> = Vec::new();
+    for entry in before {
+        if ground.presence(entry)? == Presence::Here {
+            here.push(entry);
+        }
+    }
+    let goes = |entry: &&&Entry| !wanted.contains(&entry.step);
+    let mut work = Work { remove: Vec::new(), entries: Vec::new(), make: Vec::new() };
+    work.remove.extend(here.iter().rev().filter(goes).map(|entry| (**entry).clone()));
+    let mut bases: Vec<Step> = work.remove.iter().map(|entry| entry.step.clone()).collect();
+    for (index, step) in wanted.iter().enumerate() {
+        let there = here.iter().find(|entry| entry.step == *step);
+        let again = bases.iter().any(|base| step.stands_on(base));
+        match there.filter(|_| !again) {
+            Some(entry) => work.entries.push((*entry).clone()),
+            None => {
+                work.entries.push(Entry { step: step.clone(), mark: Mark::None });
+                work.make.push(index);
+                bases.push(step.clone());
+            }
+        }
+    }
+    Ok(work)
+}
+
+/// Refuses to make what something else has the name of.
+fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<(), NetError> {
+    let goes = |name: &Name| work.remove.iter().any(|entry| names(&entry.step).contains(name));
+    for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
+        for name in names(&entry.step) {
+            if !goes(&name) && is_taken(ground, &name, before).map_err(NetError::Look)? {
+                return Err(NetError::Taken(name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a step needs a name for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A network namespace.
+    Namespace(super::NetnsName),
+    /// An interface.
+    Link(super::Site, crate::model::IfName),
+}
+
+fn names(step: &Step) -> Vec<Name> {
+    match step {
+        Step::Namespace(name) => vec![Name::Namespace(name.clone())],
+        Step::Bridge(site, link) => vec![Name::Link(site.clone(), link.clone())],
+        Step::Veth(ends) => ends.iter().map(|(site, link)| Name::Link(site.clone(), link.clone())).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a name is taken by something that we did not make.
+fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bool> {
+    match name {
+        Name::Namespace(name) => {
+            let step = Step::Namespace(name.clone());
+            match before.iter().find(|entry| entry.step == step).map(|entry| &entry.mark) {
+                Some(Mark::Namespace(mark)) => named::is_taken(name, Some(mark)),
+                _ => named::is_taken(name, None),
+            }
+        }
+        Name::Link(site, link) => ground.has_link(site, link),
+    }
+}
+
+/// Clears away what is left of namespaces that were not made to the end: their names are needed.
+fn clear_halves(ground: &mut Ground, before: &[Entry]) -> Result<(), NetError> {
+    for entry in before.iter().filter(|entry| matches!(entry.step, Step::Namespace(_))) {
+        if ground.presence(entry).map_err(NetError::Look)? == Presence::Absent {
+            ground.take_back(entry).map_err(|error| NetError::Undo(entry.step.clone(), error))?;
+        }
+    }
+    Ok(())
+}
+
+fn failed(step: &Step, error: io::Error) -> NetError {
+    let step = step.clone();
+    permitted(error, |error| NetError::Step { step, error, left: None })
+}
+
+fn carry_out(ground: &mut Ground, work: &Work) -> Result<(), (usize, NetError)> {
+    let done = work.remove.iter().try_for_each(|entry| {
+        let taken = ground.take_back(entry);
+        taken.map(drop).map_err(|error| NetError::Undo(entry.step.clone(), error))
+    });
+    done.map_err(|error| (0, error))?;
+    for (count, index) in work.make.iter().enumerate() {
+        let Some(entry) = work.entries.get(*index) else { continue };
+        let made = match entry.mark {
+            // What stood on something that was taken back may stand on something else as well.
+            Mark::None => ground.presence(entry).and_then(|presence| match presence {
+                Presence::Here => Ok(()),
+                _ => ground.make(entry),
+            }),
+            _ => ground.make(entry),
+        };
+        // The step that failed may be half done.
+        made.map_err(|error| (count + 1, failed(&entry.step, error)))?;
+    }
+    Ok(())
+}
+
+/// Takes back what was made before a step failed, and keeps what was there before in the journal.
+fn take_back(
+    ground: &mut Ground,
+    work: &Work,
+    (made, error): (usize, NetError),
+    (journals, name, known): (&Journals, &LabName, Option<&Journal>),
+) -> NetError {
+    let made = work.make.iter().take(made).filter_map(|index| work.entries.get(*index));
+    let mut left = None;
+    for entry in made.rev() {
+        if let Err(error) = ground.take_back(entry) {
+            left.get_or_insert_with(|| format!("{}: {error}", entry.step));
+        }
+    }
+    if left.is_none() {
+        let kept = match known {
+            Some(known) => journals.write(&known.incomplete()),
+            None => journals.remove(name),
+        };
+        left = kept.err().map(|error| error.to_string());
+    }
+    match error {
+        NetError::Step { step, error, .. } => NetError::Step { step, error, left },
+        other => other,
+    }
+}
+
+/// Takes back all that a lab made. With `dry`, it is only said.
+///
+/// # Errors
+/// [`NetError::Unknown`] where there is no such lab; others where something cannot be taken back: the rest is.
+pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, NetError> {
+    let _turn = journals.lock()?;
+    let Some(journal) = journals.read(name)? else { return Err(NetError::Unknown(name.clone())) };
+    let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?);
+    let mut change = Change::default();
+    let mut here = Vec::new();
+    for entry in &journal.entries {
+        match ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? {
+            Presence::Here => here.push(entry),
+            Presence::Foreign => change.foreign.push(entry.step.clone()),
+            Presence::Absent => {}
+        }
+    }
+    let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..));
+    change.removed = here.iter().rev().filter(goes).map(|entry| entry.step.clone()).collect();
+    if dry {
+        return Ok(change);
+    }
+    let mut left = None;
+    for entry in journal.entries.iter().rev() {
+        if let Err(error) = ground.take_back(entry) {
+            left.get_or_insert((entry.step.clone(), error));
+        }
+    }
+    match left {
+        Some((step, error)) => Err(permitted(error, |error| NetError::Undo(step, error))),
+        None => journals.remove(name).map(|()| change),
+    }
+}
