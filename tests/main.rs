@@ -26,6 +26,8 @@ mod guards;
 mod iptables;
 /// What others see of our table: `nft`, message counts, round trips with the kernel.
 mod kernel;
+/// Standing networks of namespaces: up, down, twice, killed, beside what others made.
+mod lab;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
 /// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.

@@ -237,7 +237,11 @@ fn take_back(
 /// [`NetError::Unknown`] where there is no such lab; others where something cannot be taken back: the rest is.
 pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, NetError> {
     let _turn = journals.lock()?;
-    let Some(journal) = journals.read(name)? else { return Err(NetError::Unknown(name.clone())) };
+    let Some(journal) = journals.read(name)? else {
+        // What a call that was killed at the very beginning left.
+        journals.remove(name)?;
+        return Err(NetError::Unknown(name.clone()));
+    };
     let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?);
     let mut change = Change::default();
     let mut here = Vec::new();

@@ -1,0 +1,371 @@
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{PORTFWD, Said, file, privileged, root};
+
+const RED_BLUE: &str = "rules/lab/red-blue.toml";
+const BRIDGE: &str = "rules/lab/bridge.toml";
+
+/// A machine of its own: a network namespace, and a mount namespace with an empty /run, held by a process that sleeps. So
+/// each test has its own `red`.
+struct Machine {
+    holder: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && echo ready && exec sleep 3600";
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "sh", "-c", script]).stdout(Stdio::piped());
+        let mut holder = command.spawn().expect("unshare is installed");
+        let mut ready = String::new();
+        BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut ready).expect("readable");
+        assert_eq!(ready, "ready\n");
+        Self { holder, directory: tempfile::tempdir().expect("directory") }
+    }
+
+    /// Runs a program there.
+    fn run(&self, program: &str, arguments: &[&str]) -> Said {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.holder.id().to_string(), "--net", "--mount"]);
+        command.arg(format!("--wd={}", root().display())).arg(program).args(arguments);
+        command.output().expect("nsenter is installed").into()
+    }
+
+    fn lab(&self, arguments: &[&str]) -> Said {
+        self.run(PORTFWD, &[&["lab"], arguments].concat())
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let said = self.lab(arguments);
+        assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
+        said.stdout
+    }
+
+    /// What a program prints, which must succeed.
+    fn says(&self, program: &str, arguments: &[&str]) -> String {
+        let said = self.run(program, arguments);
+        assert_eq!(said.code, 0, "{program} {arguments:?}: {said:?}");
+        said.stdout
+    }
+
+    /// Whether somebody in a namespace gets an answer from an address.
+    fn pings(&self, from: &str, to: &str) -> bool {
+        self.lab(&["exec", from, "--", "busybox", "ping", "-c1", "-W2", to]).code == 0
+    }
+
+    fn file(&self, text: &str) -> String {
+        file(&self.directory, text).to_string_lossy().into_owned()
+    }
+
+    /// All that could be left of a lab: names of namespaces, interfaces, notes, routes.
+    fn traces(&self) -> String {
+        self.says(
+            "sh",
+            &["-c", "ls -A /run/netns 2>/dev/null; ls -A /run/portfwd/lab | grep -v lab.lock; ip -br link; ip route; grep netns/ /proc/self/mounts; true"],
+        )
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let ended = self.holder.kill().and_then(|()| self.holder.wait());
+        drop(ended);
+    }
+}
+
+/// What is left of a machine that has nothing.
+fn is_bare(traces: &str) -> bool {
+    let mut lines = traces.lines();
+    lines.next().is_some_and(|line| line.starts_with("lo ")) && lines.next().is_none()
+}
+
+#[test]
+fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.ok(&["up", RED_BLUE]);
+    assert!(machine.pings("red", "192.168.15.2") && machine.pings("blue", "192.168.15.1"));
+    assert!(!machine.pings("red", "192.168.15.3"));
+    let mut names: Vec<_> = machine.says("ip", &["netns", "list"]).lines().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["blue", "red"]);
+    for (name, address) in [("red", "192.168.15.1/24"), ("blue", "192.168.15.2/24")] {
+        let seen = machine.says("ip", &["-n", name, "-br", "-4", "addr", "show", "dev", &format!("veth-{name}")]);
+        assert!(seen.contains("UP") && seen.contains(address), "{seen}");
+        let inside = machine.ok(&["exec", name, "--", "ls", "/sys/class/net"]);
+        assert_eq!(inside, format!("lo\nveth-{name}\n"));
+    }
+    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "the host has nothing of it");
+    assert_eq!(machine.lab(&["exec", "red", "--", "sh", "-c", "exit 7"]).code, 7);
+    machine.ok(&["down", RED_BLUE]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.ok(&["up", BRIDGE]);
+    let all = ["red", "blue", "orange", "gray"];
+    for (index, from) in all.iter().enumerate() {
+        for to in [1, 2, 3, 4, 5] {
+            assert!(machine.pings(from, &format!("192.168.15.{to}")), "{from} to {to}");
+        }
+        assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", &format!("192.168.15.{}", index + 1)]).code, 0);
+        let port = machine.says("bridge", &["link", "show", "dev", &format!("veth-{from}-br")]);
+        assert!(port.contains("master v-net-0 state forwarding"), "{port}");
+        let route = machine.says("ip", &["-n", from, "route", "show", "default"]);
+        assert!(route.starts_with("default via 192.168.15.5"), "{route}");
+    }
+    machine.ok(&["down", "bridge"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.ok(&["up", BRIDGE]);
+    let look = || machine.says("ip", &["-o", "link"]) + &machine.says("ip", &["-n", "red", "-o", "addr"]);
+    let before = look();
+    assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
+    assert_eq!(look(), before);
+    machine.says("ip", &["netns", "del", "blue"]);
+    machine.says("ip", &["-n", "gray", "link", "del", "veth-gray"]);
+    machine.says("ip", &["-n", "orange", "route", "del", "default"]);
+    assert!(machine.ok(&["list"]).contains("partial"));
+    let planned = machine.ok(&["up", BRIDGE, "--dry-run"]);
+    assert!(planned.contains("+ namespace `blue`") && !planned.contains("`red`"), "{planned}");
+    let made = machine.ok(&["up", BRIDGE]);
+    assert_eq!(made.lines().filter(|line| line.starts_with('+')).count(), 14, "{made}");
+    assert!(machine.pings("blue", "192.168.15.4") && machine.pings("gray", "192.168.15.2"));
+    assert!(machine.ok(&["list", "--json"]).contains(r#""state":"up","host":null"#));
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let text = std::fs::read_to_string(root().join(RED_BLUE)).expect("readable");
+    let first = machine.file(&format!("name = \"x\"\n{text}"));
+    machine.ok(&["up", &first]);
+    let inode = || machine.says("stat", &["-c", "%i", "/run/netns/red"]);
+    let link = || machine.says("ip", &["-n", "red", "-br", "link"]);
+    let before = (inode(), link());
+    let other = text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
+    let said = machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{other}"))]);
+    let words: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        words,
+        [
+            "- address 192.168.15.1/24 of `veth-red` in `red`",
+            "+ namespace `green`",
+            "+ forwarding in `green`",
+            "+ address 192.168.15.7/24 of `veth-red` in `red`",
+            "x: 3 made, 1 removed",
+        ]
+    );
+    assert_eq!((inode(), link()), before);
+    assert!(machine.pings("blue", "192.168.15.7") && !machine.pings("blue", "192.168.15.1"));
+    assert_eq!(machine.ok(&["exec", "green", "--", "cat", "/proc/sys/net/ipv4/ip_forward"]), "1\n");
+    // The same end, joined to somebody else: the pair is another one, with its address.
+    let moved = other.replace("\"blue\"", "\"green2\"").replace("\"green\"", "\"blue\"");
+    machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{moved}"))]);
+    assert!(machine.pings("green2", "192.168.15.7"));
+    machine.ok(&["down", "x"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn what_others_made_is_refused_and_stays() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.says("ip", &["netns", "add", "red"]);
+    machine.says("ip", &["link", "add", "v-net-0", "type", "bridge"]);
+    let before = machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]);
+    let said = machine.lab(&["up", RED_BLUE]);
+    assert_eq!(said.code, 6, "{said:?}");
+    assert!(said.stderr.contains("there is a namespace `red` already"), "{said:?}");
+    let bridge = machine.file("name = \"b\"\n[[namespace]]\nname = \"green\"\n[[bridge]]\nname = \"v-net-0\"\n");
+    let said = machine.lab(&["up", &bridge]);
+    assert_eq!(said.code, 6, "{said:?}");
+    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
+    assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "it is no lab's");
+    assert_eq!(machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]), before);
+    // What takes the place of something of ours is no more ours.
+    machine.says("ip", &["netns", "del", "red"]);
+    machine.ok(&["up", RED_BLUE]);
+    machine.says("ip", &["netns", "del", "red"]);
+    machine.says("ip", &["netns", "add", "red"]);
+    let said = machine.lab(&["down"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.stderr.contains("the namespace `red` is not what the lab made; it stays"), "{said:?}");
+    assert_eq!(machine.says("ip", &["netns", "list"]), "red\n");
+}
+
+#[test]
+fn what_fails_half_way_is_taken_back() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let text = std::fs::read_to_string(root().join(BRIDGE)).expect("readable");
+    let unreachable = "[[route]]\nnamespace = \"gray\"\nto = \"203.0.113.0/24\"\nvia = \"198.51.100.1\"\n";
+    let broken = machine.file(&format!("name = \"bridge\"\n{text}\n{unreachable}"));
+    let said = machine.lab(&["up", &broken]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.stderr.contains("cannot make the route 203.0.113.0/24 via 198.51.100.1 in `gray`"), "{said:?}");
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+    // A lab that is up stays as it was.
+    machine.ok(&["up", BRIDGE]);
+    assert_eq!(machine.lab(&["up", &broken]).code, 1);
+    assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
+    machine.ok(&["down"]);
+    // Mounts that the kernel refuses, one after the other.
+    let mut failed = 0;
+    for when in 1..=8 {
+        let inject = format!("inject=mount:error=ENOMEM:when={when}");
+        let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab", "up", RED_BLUE];
+        if machine.run("strace", &ours).code == 0 {
+            machine.ok(&["down"]);
+        } else {
+            failed += 1;
+        }
+        assert!(is_bare(&machine.traces()), "{when}: {}", machine.traces());
+    }
+    assert!(failed >= 3, "{failed}");
+}
+
+/// The system calls of a command, by their names, and how often one of its threads makes them.
+fn calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> {
+    let log = machine.directory.path().join("calls");
+    let log = log.to_string_lossy();
+    let said = machine.run("strace", &[&["-f", "-qq", "-o", &log, PORTFWD, "lab"], arguments].concat());
+    assert_eq!(said.code, 0, "{said:?}");
+    let mut counts: BTreeMap<(String, String), u32> = BTreeMap::new();
+    for line in std::fs::read_to_string(&*log).expect("readable").lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
+        *counts.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
+    }
+    counts.into_iter().fold(BTreeMap::new(), |mut most, ((_, name), count)| {
+        let before = most.entry(name).or_insert(0);
+        *before = count.max(*before);
+        most
+    })
+}
+
+#[test]
+fn killed_at_any_system_call_down_leaves_no_trace() {
+    if !privileged() {
+        return;
+    }
+    let every = std::env::var("KILLS_EVERY").ok().and_then(|every| every.parse().ok()).unwrap_or(9);
+    let machine = Machine::new();
+    let mut killed = [0, 0];
+    for (index, command) in [["up", BRIDGE], ["down", BRIDGE]].into_iter().enumerate() {
+        if index == 1 {
+            machine.ok(&["up", BRIDGE]);
+        }
+        let mut calls = calls(&machine, &command);
+        calls.retain(|name, _| !name.starts_with("exit"));
+        let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
+        for (name, when) in points.step_by(every) {
+            let place = format!("{command:?} killed at {name} {when}");
+            // Every other time it is a lab of which only a part is there.
+            if index == 1 || when % 2 == 0 {
+                machine.ok(&["up", BRIDGE]);
+                if index == 0 {
+                    machine.says("ip", &["netns", "del", "blue"]);
+                }
+            } else {
+                machine.lab(&["down", BRIDGE]);
+            }
+            let inject = format!("inject={name}:signal=KILL:when={when}");
+            let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab"];
+            killed[index] += u32::from(machine.run("strace", &[&ours[..], &command].concat()).code != 0);
+            let said = machine.lab(&["down", "bridge"]);
+            assert!(said.code == 0 || said.stderr.contains("there is no lab"), "{place}: {said:?}");
+            assert!(is_bare(&machine.traces()), "{place}: {}", machine.traces());
+        }
+        machine.lab(&["down", BRIDGE]);
+    }
+    eprintln!("lab up and down: killed at {killed:?} system calls");
+    assert!(killed.iter().all(|count| *count > 10), "{killed:?}");
+}
+
+#[test]
+fn two_at_once_wait_for_each_other() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(|| machine.ok(&["up", BRIDGE]))).collect();
+        let said: Vec<String> = running.into_iter().map(|one| one.join().expect("no panic")).collect();
+        assert_eq!(said.iter().filter(|said| *said != "bridge: unchanged\n").count(), 1, "{said:?}");
+    });
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn for_one_command_it_needs_no_root_and_leaves_nothing() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let ping = ["busybox", "ping", "-c1", "-W2", "192.168.15.2"];
+    let inside = |before: &[&str]| {
+        let ours = [PORTFWD, "lab", "exec", "--file", RED_BLUE, "red", "--"];
+        let all = [before, &ours, &ping].concat();
+        machine.run(all[0], &all[1..])
+    };
+    let said = inside(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+    let said = inside(&nobody);
+    assert!(said.code == 0 || said.code == 5 && said.stderr.contains("user namespaces"), "{said:?}");
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
+    // Without it, it says what is missing.
+    let up = [&nobody[..], &[PORTFWD, "lab", "up", RED_BLUE]].concat();
+    let said = machine.run(up[0], &up[1..]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.stderr.contains("run as root"), "{said:?}");
+}
+
+#[test]
+fn containers_are_wired_as_docker_does() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let containers = machine.file(
+        "name = \"docker\"\n[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/16\"]\n\
+         [[container]]\nname = \"web\"\n[[container]]\nname = \"db\"\n\
+         [[container]]\nname = \"alone\"\nnetwork = \"none\"\n[[container]]\nname = \"same\"\nnetwork = \"host\"\n",
+    );
+    machine.ok(&["up", &containers]);
+    assert!(machine.pings("db", "172.17.0.2") && machine.pings("web", "172.17.0.3") && machine.pings("web", "172.17.0.1"));
+    assert!(machine.says("ip", &["-n", "web", "route"]).starts_with("default via 172.17.0.1 dev eth0"));
+    assert_eq!(machine.says("ip", &["-n", "alone", "-br", "link"]).lines().count(), 1);
+    assert_eq!(machine.says("ip", &["-n", "alone", "route"]), "", "nothing leads out");
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
