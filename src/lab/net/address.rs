@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::description::{Attachment, Bridge, Container, End};
+use super::description::{Bridge, Container, End};
 use crate::model::ParseError;
 
 /// The address of every container with the length of its subnet, and the bridge's address there; none where it is at no
@@ -21,8 +21,8 @@ pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Con
     let said: Vec<IpAddr> = containers.iter().filter_map(|container| container.address).collect();
     let reserved: BTreeSet<IpAddr> = said.into_iter().collect();
     let mut give = |container: &Container| {
-        let bridge = bridges.iter().find(|bridge| bridge.namespace.is_none() && bridge.name == container.bridge);
-        let Some(bridge) = bridge.filter(|_| container.network == Attachment::Bridge) else { return Ok(None) };
+        let is_its = |bridge: &&Bridge| bridge.namespace.is_none() && Some(&bridge.name) == container.bridge.as_ref();
+        let Some(bridge) = bridges.iter().find(is_its) else { return Ok(None) };
         let holds = |subnet: &&IpNetwork| container.address.is_none_or(|address| subnet.contains(address));
         let Some(subnet) = bridge.addresses.iter().find(holds) else {
             return match container.address {

@@ -99,9 +99,9 @@ fn containers(reader: &mut Reader, parts: &Parts) {
     let ends: Vec<_> = parts.veths.iter().flat_map(|(veth, _)| &veth.ends).collect();
     let all: Vec<_> = parts.containers.iter().map(|(container, _)| container.clone()).collect();
     for (container, span) in &parts.containers {
-        let name = &container.bridge;
+        let Some(name) = &container.bridge else { continue };
         let of_host = || bridges.iter().filter(|bridge| bridge.namespace.is_none());
-        if container.network == Attachment::Bridge && !of_host().any(|bridge| bridge.name == *name) {
+        if !of_host().any(|bridge| bridge.name == *name) {
             let help = like(name.as_str(), of_host().map(|bridge| bridge.name.as_str()), "[[bridge]]");
             reader.problem(span.clone(), format!("there is no bridge `{name}` for `{}`", container.name), help);
         }

@@ -193,8 +193,9 @@ pub struct Container {
     pub name: NetnsName,
     /// How it is connected.
     pub network: Attachment,
-    /// The bridge, where it is connected to one.
-    pub bridge: IfName,
+    /// The bridge; there is one just where it is connected to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<IfName>,
     /// Its address; none: the next free one of the bridge's subnet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,

@@ -23,6 +23,8 @@ pub mod name;
 pub mod named;
 pub mod plan;
 mod read;
+#[cfg(test)]
+mod tests;
 pub mod up;
 
 use std::io;

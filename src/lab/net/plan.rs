@@ -178,15 +178,14 @@ fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
     let given = address::of_containers(&lab.bridges, &ends, &lab.containers);
     let (mut pairs, mut routes) = (Vec::new(), Vec::new());
     for (container, given) in lab.containers.iter().zip(given) {
-        let Some(inside) = inside_name().filter(|_| container.network == Attachment::Bridge) else { continue };
+        let Some((bridge, inside)) = container.bridge.clone().zip(inside_name()) else { continue };
         // What cannot be given was reported when the file was read.
         let given = given.ok().flatten();
         let namespace = Some(container.name.clone());
         let addresses = given.iter().map(|(address, _)| *address).collect();
         let Some(port) = port_name(&container.name) else { continue };
-        let bridge = Some(container.bridge.clone());
         pairs.push([
-            End { namespace: None, name: port, addresses: Vec::new(), bridge },
+            End { namespace: None, name: port, addresses: Vec::new(), bridge: Some(bridge) },
             End { namespace: namespace.clone(), name: inside, addresses, bridge: None },
         ]);
         if let Some((address, gateway)) = given {

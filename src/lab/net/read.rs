@@ -199,13 +199,14 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
         }
     }
     let bridge: Option<IfName> = match table.values.get("bridge") {
-        Some(value) => reader.parsed(value, "bridge"),
+        _ if network != Attachment::Bridge => None,
+        Some(value) => Some(reader.parsed(value, "bridge")?),
         None => "docker0".parse().ok(),
     };
     let (name, span) = named(reader, table, "\"web\"")?;
     let (publish, command) = (without_places(publish), without_places(command));
     let address = address.map(|(address, _)| address);
-    Some((Container { name, network, bridge: bridge?, address, publish, processes, command }, span))
+    Some((Container { name, network, bridge, address, publish, processes, command }, span))
 }
 
 fn without_places<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
