@@ -19,7 +19,7 @@
 //! | --- | --- |
 //! | [`cli`] | a command a file: parse, call the library, print |
 //! | [`audit`] | all NAT on a host, whoever made it, in one normal form; what is wrong with it |
-//! | [`lab`] | throw-away networks, and probes with real packets |
+//! | [`lab`] | throw-away networks, and probes with real packets; standing networks |
 //! | [`engine`] | plan and commit: the only place where state and kernel meet |
 //! | [`config`] | TOML to model, with places for errors |
 //! | [`store`] | durable state |

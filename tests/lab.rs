@@ -91,7 +91,11 @@ fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
     machine.ok(&["up", RED_BLUE]);
     assert!(machine.pings("red", "192.168.15.2") && machine.pings("blue", "192.168.15.1"));
     assert!(!machine.pings("red", "192.168.15.3"));
-    let mut names: Vec<_> = machine.says("ip", &["netns", "list"]).lines().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect();
+    let mut names: Vec<_> = machine
+        .says("ip", &["netns", "list"])
+        .lines()
+        .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+        .collect();
     names.sort_unstable();
     assert_eq!(names, ["blue", "red"]);
     for (name, address) in [("red", "192.168.15.1/24"), ("blue", "192.168.15.2/24")] {
@@ -165,7 +169,8 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     let inode = || machine.says("stat", &["-c", "%i", "/run/netns/red"]);
     let link = || machine.says("ip", &["-n", "red", "-br", "link"]);
     let before = (inode(), link());
-    let other = text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
+    let other =
+        text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
     let said = machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{other}"))]);
     let words: Vec<&str> = said.lines().collect();
     assert_eq!(
@@ -362,7 +367,9 @@ fn containers_are_wired_as_docker_does() {
          [[container]]\nname = \"alone\"\nnetwork = \"none\"\n[[container]]\nname = \"same\"\nnetwork = \"host\"\n",
     );
     machine.ok(&["up", &containers]);
-    assert!(machine.pings("db", "172.17.0.2") && machine.pings("web", "172.17.0.3") && machine.pings("web", "172.17.0.1"));
+    assert!(
+        machine.pings("db", "172.17.0.2") && machine.pings("web", "172.17.0.3") && machine.pings("web", "172.17.0.1")
+    );
     assert!(machine.says("ip", &["-n", "web", "route"]).starts_with("default via 172.17.0.1 dev eth0"));
     assert_eq!(machine.says("ip", &["-n", "alone", "-br", "link"]).lines().count(), 1);
     assert_eq!(machine.says("ip", &["-n", "alone", "route"]), "", "nothing leads out");

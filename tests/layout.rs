@@ -61,11 +61,11 @@ fn every_test_file_is_in_the_test_binary() {
 fn the_readme_names_every_command() {
     let readme = std::fs::read_to_string(root().join("README.md")).expect("text");
     for command in
-        ["add", "rm", "list", "check", "plan", "apply", "confirm", "flush", "restore", "try", "audit", "explain"]
+        ["add", "rm", "list", "check", "plan", "apply", "confirm", "flush", "restore", "try", "audit", "explain", "lab"]
     {
         assert!(readme.contains(&format!("| `portfwd {command}")), "{command}");
         let help = crate::support::portfwd(&[command, "--help"]);
         assert_eq!(help.code, 0, "{help:?}");
     }
-    assert_eq!(readme.matches("| `portfwd ").count(), 12);
+    assert_eq!(readme.matches("| `portfwd ").count(), 13);
 }

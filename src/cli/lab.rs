@@ -160,13 +160,7 @@ fn texts(steps: &[Step]) -> Vec<String> {
     steps.iter().map(ToString::to_string).collect()
 }
 
-fn show(
-    name: &LabName,
-    change: &Change,
-    dry: bool,
-    global: &Global,
-    output: &mut Output<'_>,
-) -> anyhow::Result<u8> {
+fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     output.done = !dry;
     for step in &change.foreign {
         writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;

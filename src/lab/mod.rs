@@ -1,8 +1,8 @@
-//! Throw-away networks, and probes with real packets in them.
+//! Throw-away networks, and probes with real packets in them; standing networks from a file are in [`net`].
 //!
 //! Comes in: the rule sets to try. Goes out: what each probe got, and what it should have got.
 //!
-//! Namespaces have no names: they are held by open files of this process, so whatever ends it, Ctrl-C and SIGKILL
+//! Namespaces of a throw-away network have no names: they are held by open files of this process, so whatever ends it, Ctrl-C and SIGKILL
 //! included, ends them and everything in them. The state of the host under test is kept in memory. Nothing is left
 //! behind because nothing is put anywhere.
 

@@ -9,7 +9,7 @@ use super::description::{Bridge, Container, End};
 use crate::model::ParseError;
 
 /// The address of every container with the length of its subnet, and the bridge's address there; none where it is at no
-/// bridge, or at one without an address.
+/// bridge of the file.
 pub(super) type Given = Result<Option<(IpNetwork, IpAddr)>, ParseError>;
 
 /// Gives every container its address: what it says, or the next of the bridge's first subnet that nothing else in the file
@@ -30,7 +30,10 @@ pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Con
                     format!("`{address}` is in no subnet of `{}`", bridge.name),
                     "write an address of the bridge's subnet, or leave it out for the next free one",
                 )),
-                None => Ok(None),
+                None => Err(ParseError::new(
+                    format!("`{}` has no address, so there is none for `{}`", bridge.name, container.name),
+                    "give the bridge one, `address = [\"172.17.0.1/16\"]`",
+                )),
             };
         };
         let address = match container.address {
@@ -39,10 +42,12 @@ pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Con
                 return Err(ParseError::new(format!("`{address}` is given twice"), help));
             }
             Some(address) => address,
-            None => free(*subnet, |address| taken.contains(&address) || reserved.contains(&address)).ok_or_else(|| {
-                let what = format!("no address is free in the subnet of `{}`", bridge.name);
-                ParseError::new(what, "give the bridge an address of a larger subnet")
-            })?,
+            None => {
+                free(*subnet, |address| taken.contains(&address) || reserved.contains(&address)).ok_or_else(|| {
+                    let what = format!("no address is free in the subnet of `{}`", bridge.name);
+                    ParseError::new(what, "give the bridge an address of a larger subnet")
+                })?
+            }
         };
         taken.insert(address);
         let given = IpNetwork::new(address, subnet.prefix());

@@ -23,7 +23,7 @@ pub(super) fn check(reader: &mut Reader, parts: &Parts) {
 }
 
 /// Every network namespace, those of containers included.
-fn known<'a>(parts: &'a Parts) -> impl Iterator<Item = &'a NetnsName> {
+fn known(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
     let own = parts.containers.iter().filter(|(container, _)| container.network != Attachment::Host);
     parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
 }
@@ -118,7 +118,9 @@ fn containers(reader: &mut Reader, parts: &Parts) {
 fn like<'a>(name: &str, all: impl Iterator<Item = &'a str>, table: &str) -> String {
     let near = all.max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
     match near {
-        Some(near) if strsim::jaro(near, name) > 0.75 => format!("did you mean `{near}`?"),
+        Some(near) if strsim::jaro(near, name) > 0.75 || strsim::osa_distance(near, name) <= 1 => {
+            format!("did you mean `{near}`?")
+        }
         _ => format!("describe it, `{table}`"),
     }
 }

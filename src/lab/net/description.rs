@@ -36,7 +36,7 @@
 //! processes = false                     # true: a process namespace of its own
 //! command   = ["sleep", "infinity"]     # what runs in it
 //! ```
-//! A value of these types is not yet sound: [`super::check`] looks at how they go together.
+//! A value of these types is not yet sound: `check.rs` looks at how they go together.
 
 use std::fmt;
 use std::net::IpAddr;

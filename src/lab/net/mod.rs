@@ -13,19 +13,19 @@
 mod address;
 mod check;
 pub mod description;
-pub mod exec;
+mod exec;
 mod ground;
 pub mod host;
-pub mod journal;
-pub mod links;
-pub mod list;
-pub mod name;
-pub mod named;
+mod journal;
+mod links;
+mod list;
+mod name;
+mod named;
 pub mod plan;
 mod read;
 #[cfg(test)]
 mod tests;
-pub mod up;
+mod up;
 
 use std::io;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ pub enum NetError {
     #[error("cannot make the {step}{}", .left.as_ref().map(|left| format!(" (and cannot take back the {left})")).unwrap_or_default())]
     Step {
         /// The step.
-        step: Step,
+        step: Box<Step>,
         /// Why.
         #[source]
         error: io::Error,
@@ -56,7 +56,7 @@ pub enum NetError {
     },
     /// Something cannot be taken back.
     #[error("cannot take back the {0}")]
-    Undo(Step, #[source] io::Error),
+    Undo(Box<Step>, #[source] io::Error),
     /// A name is taken by something that no lab of this name made.
     #[error("{}", taken(.0))]
     Taken(Name),

@@ -129,7 +129,8 @@ fn bridge(reader: &mut Reader, table: &Table<'_>) -> Option<(Bridge, Range<usize
 
 fn veth(reader: &mut Reader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
     reader.only(table, &["ends"]);
-    let value = reader.required(table, "ends", "[{ namespace = \"red\", name = \"veth-red\" }, { name = \"eth0\" }]")?;
+    let value =
+        reader.required(table, "ends", "[{ namespace = \"red\", name = \"veth-red\" }, { name = \"eth0\" }]")?;
     let tables = reader.tables(table.values, "ends", "an end of [[veth]]");
     let ends: Vec<_> = tables.iter().map(|table| end(reader, table)).collect();
     let count = ends.len();
@@ -220,7 +221,11 @@ fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
     if found.is_none() {
         let all: Vec<String> = words.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
-        reader.problem(value.span(), format!("`{text}` is no choice for `{key}`"), format!("write {}", all.join(" or ")));
+        reader.problem(
+            value.span(),
+            format!("`{text}` is no choice for `{key}`"),
+            format!("write {}", all.join(" or ")),
+        );
     }
     found
 }

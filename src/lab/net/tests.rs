@@ -135,7 +135,7 @@ publish = ["8080:80"]
         1:1 unknown key `naem` in a lab (did you mean `name`?)
         5:8 there are two namespaces `red` (give one of them another name; a container has a network namespace of its own name)
         8:8 `cisco` is no choice for `kind` (write `"linux"` or `"ovs"`)
-        10:37 there is no namespace `rde` for it (describe it, `[[namespace]]`)
+        10:37 there is no namespace `rde` for it (did you mean `red`?)
         10:53 `10.0.0.1` has no length of its subnet (write the address with the length of its subnet, `192.168.15.1/24`)
         10:77 there is no bridge `br1` where `a` is (describe it, `[[bridge]]`)
         12:8 a pair of links has two ends, not 1 (write two, `{ namespace = "red", name = "veth-red" }` each)
@@ -151,10 +151,8 @@ publish = ["8080:80"]
 
 #[test]
 fn containers_get_the_next_free_address() {
-    let lab = lab(
-        "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/29\"]\n\
-         [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\naddress = \"172.17.0.3\"\n[[container]]\nname = \"c\"\n",
-    );
+    let lab = lab("[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/29\"]\n\
+         [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\naddress = \"172.17.0.3\"\n[[container]]\nname = \"c\"\n");
     let addresses: Vec<String> = plan::steps(&lab)
         .iter()
         .filter(|step| matches!(step, Step::Address(site, ..) if site.0.is_some()))
@@ -166,7 +164,8 @@ fn containers_get_the_next_free_address() {
             "address 172.17.0.3/29 of `eth0` in `b`",
             "address 172.17.0.4/29 of `eth0` in `c`",
         ]
-    "#]].assert_debug_eq(&addresses);
+    "#]]
+    .assert_debug_eq(&addresses);
     let full = "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/30\"]\n\
                 [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\n";
     let problems = read(&source(full)).expect_err("full");
@@ -203,7 +202,8 @@ fn a_plan_makes_what_is_stood_on_first() {
         route default via 192.168.15.2 dev `veth-red` in `red`
         route 10.0.0.0/8 via 192.168.15.1 in the host
         route default via 172.17.0.1 in `web`
-    "#]].assert_eq(&(words.join("\n") + "\n"));
+    "#]]
+    .assert_eq(&(words.join("\n") + "\n"));
     for (index, step) in steps.iter().enumerate() {
         let later = steps.iter().skip(index);
         assert!(later.into_iter().all(|base| !step.stands_on(base)), "{step} comes before what it stands on");
@@ -218,7 +218,8 @@ fn a_plan_makes_what_is_stood_on_first() {
             "namespace `alone`",
             "bridge `docker0` in the host",
         ]
-    "#]].assert_debug_eq(&free);
+    "#]]
+    .assert_debug_eq(&free);
 }
 
 #[test]

@@ -77,7 +77,8 @@ pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError>
     let journal = Journal::new(lab.name.clone(), host, description, union);
     let mut journal = journal.map_err(NetError::Look)?;
     journals.write(&journal)?;
-    carry_out(&mut ground, &work).map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
+    carry_out(&mut ground, &work)
+        .map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
     journal.entries = work.entries;
     journal.complete = true;
     journals.write(&journal)?;
@@ -171,21 +172,21 @@ fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bo
 fn clear_halves(ground: &mut Ground, before: &[Entry]) -> Result<(), NetError> {
     for entry in before.iter().filter(|entry| matches!(entry.step, Step::Namespace(_))) {
         if ground.presence(entry).map_err(NetError::Look)? == Presence::Absent {
-            ground.take_back(entry).map_err(|error| NetError::Undo(entry.step.clone(), error))?;
+            ground.take_back(entry).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))?;
         }
     }
     Ok(())
 }
 
 fn failed(step: &Step, error: io::Error) -> NetError {
-    let step = step.clone();
+    let step = Box::new(step.clone());
     permitted(error, |error| NetError::Step { step, error, left: None })
 }
 
 fn carry_out(ground: &mut Ground, work: &Work) -> Result<(), (usize, NetError)> {
     let done = work.remove.iter().try_for_each(|entry| {
         let taken = ground.take_back(entry);
-        taken.map(drop).map_err(|error| NetError::Undo(entry.step.clone(), error))
+        taken.map(drop).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))
     });
     done.map_err(|error| (0, error))?;
     for (count, index) in work.make.iter().enumerate() {
@@ -260,7 +261,7 @@ pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, Ne
     let mut left = None;
     for entry in journal.entries.iter().rev() {
         if let Err(error) = ground.take_back(entry) {
-            left.get_or_insert((entry.step.clone(), error));
+            left.get_or_insert((Box::new(entry.step.clone()), error));
         }
     }
     match left {
