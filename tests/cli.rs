@@ -1,4 +1,4 @@
-use crate::support::{file, portfwd, root};
+use crate::support::{examples, file, portfwd};
 
 /// Ten mistakes, one of each kind.
 const TEN: &str = r#"
@@ -83,8 +83,8 @@ fn a_conflict_names_both_places() {
 
 #[test]
 fn every_example_is_valid() {
-    for entry in std::fs::read_dir(root().join("rules")).expect("readable").flatten() {
-        let said = portfwd(&["check", &entry.path().to_string_lossy()]);
+    for path in examples() {
+        let said = portfwd(&["check", &path.to_string_lossy()]);
         assert_eq!(said.code, 0, "{said:?}");
         assert!(said.stdout.contains(" is valid, "), "{said:?}");
     }

@@ -5,7 +5,7 @@ use portfwd::engine::{self, Choice, Engine};
 use portfwd::iptables::command::Variant;
 use portfwd::store::{State, Unusable};
 
-use crate::support::{BOTH, Net, PORTFWD, ask, file, ours, portfwd, privileged, root};
+use crate::support::{BOTH, Net, PORTFWD, ask, examples, file, ours, portfwd, privileged};
 
 #[test]
 fn examples_are_applied_listed_and_flushed() {
@@ -14,8 +14,8 @@ fn examples_are_applied_listed_and_flushed() {
     }
     let net = Net::new();
     for variant in BOTH {
-        for entry in std::fs::read_dir(root().join("rules")).expect("rules").flatten() {
-            let path = entry.path().to_string_lossy().into_owned();
+        for path in examples() {
+            let path = path.to_string_lossy().into_owned();
             let text = std::fs::read_to_string(&path).expect("readable");
             if text.contains("\npriority = ") {
                 assert_eq!(net.try_chains(variant, &["apply", &path]).code, 5, "{path}");

@@ -348,11 +348,108 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
     assert!(said.code == 0 || said.code == 5 && said.stderr.contains("user namespaces"), "{said:?}");
     assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
-    // Without it, it says what is missing.
+    // Without it, it says what is missing, and takes what it may not see for nothing else.
+    machine.ok(&["up", RED_BLUE]);
+    let list = [&nobody[..], &[PORTFWD, "lab", "list"]].concat();
+    let said = machine.run(list[0], &list[1..]);
+    assert_eq!((said.code, said.stdout.as_str()), (5, ""), "{said:?}");
     let up = [&nobody[..], &[PORTFWD, "lab", "up", RED_BLUE]].concat();
     let said = machine.run(up[0], &up[1..]);
     assert_eq!(said.code, 5, "{said:?}");
     assert!(said.stderr.contains("run as root"), "{said:?}");
+}
+
+#[test]
+fn the_host_may_be_a_named_namespace_and_is_found_again() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    for name in ["host", "other"] {
+        machine.says("ip", &["netns", "add", name]);
+    }
+    let notes = machine.directory.path().join("state").to_string_lossy().into_owned();
+    let on = |name: &str, arguments: &[&str]| {
+        machine.run(PORTFWD, &[&["--netns", name, "--state-dir", &notes, "lab"], arguments].concat())
+    };
+    let said = on("host", &["up", BRIDGE]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(machine.says("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
+    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the caller's own");
+    assert_eq!(machine.ok(&["list"]).lines().count(), 1, "it is noted in the other directory");
+    let said = on("other", &["up", BRIDGE]);
+    assert_eq!(said.code, 6, "{said:?}");
+    assert!(said.stderr.contains("help: say `--netns host`"), "{said:?}");
+    assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
+    // Taken down from anywhere, the host's part goes too.
+    assert_eq!(on("other", &["down", "bridge"]).code, 0);
+    assert_eq!(machine.says("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
+    let mut names: Vec<_> = machine.says("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["host", "other"]);
+    // A host that is gone took what was in it along.
+    assert_eq!(on("host", &["up", BRIDGE]).code, 0);
+    machine.says("ip", &["netns", "del", "host"]);
+    assert_eq!(on("other", &["down"]).code, 0);
+    assert_eq!(machine.says("ls", &["-A", "/run/netns"]), "other\n");
+}
+
+#[test]
+fn both_families_and_several_hops_are_routed() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let chain = machine.file(
+        r#"
+        name = "chain"
+        [[namespace]]
+        name = "a"
+        [[namespace]]
+        name = "router"
+        forward = true
+        [[namespace]]
+        name = "b"
+        [[veth]]
+        ends = [
+          { namespace = "a", name = "eth0", address = ["10.1.0.2/24", "fd00:1::2/64"] },
+          { namespace = "router", name = "left", address = ["10.1.0.1/24", "fd00:1::1/64"] },
+        ]
+        [[veth]]
+        ends = [
+          { namespace = "b", name = "eth0", address = ["10.2.0.2/24", "fd00:2::2/64"] },
+          { namespace = "router", name = "right", address = ["10.2.0.1/24", "fd00:2::1/64"] },
+        ]
+        [[route]]
+        namespace = "a"
+        to = "10.2.0.0/24"
+        via = "10.1.0.1"
+        [[route]]
+        namespace = "a"
+        to = "fd00:2::/64"
+        via = "fd00:1::1"
+        dev = "eth0"
+        [[route]]
+        namespace = "b"
+        to = "default"
+        via = "10.2.0.1"
+        [[route]]
+        namespace = "b"
+        to = "default"
+        via = "fd00:2::1"
+        "#,
+    );
+    machine.ok(&["up", &chain]);
+    assert!(machine.pings("a", "10.2.0.2") && machine.pings("a", "fd00:2::2"));
+    assert_eq!(machine.ok(&["up", &chain]), "chain: unchanged\n");
+    // The same as its own description, without the routes.
+    let text = std::fs::read_to_string(&chain).expect("readable");
+    let without = text.split("[[route]]").next().unwrap_or_default();
+    let said = machine.ok(&["up", &machine.file(without)]);
+    assert!(said.ends_with("chain: 0 made, 4 removed\n"), "{said}");
+    assert!(!machine.pings("a", "10.2.0.2") && !machine.pings("a", "fd00:2::2"));
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
 }
 
 #[test]
@@ -375,4 +472,22 @@ fn containers_are_wired_as_docker_does() {
     assert_eq!(machine.says("ip", &["-n", "alone", "route"]), "", "nothing leads out");
     machine.ok(&["down"]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn every_example_goes_up_and_comes_down_without_a_trace() {
+    if !privileged() {
+        return;
+    }
+    for entry in std::fs::read_dir(root().join("rules/lab")).expect("readable").flatten() {
+        let machine = Machine::new();
+        let path = entry.path().to_string_lossy().into_owned();
+        let up = machine.lab(&["up", &path]);
+        assert_eq!(up.code, 0, "{path}: {up:?}");
+        assert!(machine.ok(&["up", &path]).ends_with(": unchanged\n"), "{path}");
+        let list = machine.ok(&["list"]);
+        assert!(list.contains(" up ") && !list.contains("missing"), "{path}: {list}");
+        machine.ok(&["down", &path]);
+        assert!(is_bare(&machine.traces()), "{path}: {}", machine.traces());
+    }
 }

@@ -15,6 +15,14 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The examples of rule sets; those of `portfwd lab` are in a folder beside them.
+pub fn examples() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join("rules")).expect("readable").flatten();
+    let files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    assert!(files.len() >= 10, "{files:?}");
+    files
+}
+
 /// What a command printed and its exit code, for assertions that show it all when they fail.
 #[derive(Debug)]
 pub struct Said {

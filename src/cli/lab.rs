@@ -13,6 +13,11 @@ use crate::lab::net::{self, Change, Journals, Lab, LabName, NetnsName, Standing,
 /// Where labs are noted where nobody says so.
 const DIRECTORY: &str = "/run/portfwd/lab";
 
+/// Build networks of namespaces, veth pairs and bridges from a file
+///
+/// `ip netns`, `ip -n NAME addr` and `bridge link` see them like ones that were
+/// made by hand. The host of a lab is the namespace of who makes it, or that of
+/// --netns. Needs root; only `exec --file` does not. Examples are in rules/lab.
 #[derive(Debug, clap::Args)]
 pub struct LabArgs {
     #[command(subcommand)]

@@ -154,12 +154,7 @@ enum Command {
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
     Explain(explain::ExplainArgs),
-    /// Build standing networks of namespaces, veth pairs and bridges from a file
-    ///
-    /// They are seen by `ip netns`, `ip -n NAME addr` and `bridge link` like ones
-    /// that were made by hand. The host of a lab is the namespace of who makes it,
-    /// or that of --netns. Needs root; only `exec --file` does not. Examples are
-    /// in rules/lab.
+    /// Build networks of namespaces, veth pairs and bridges from a file
     Lab(lab::LabArgs),
 }
 

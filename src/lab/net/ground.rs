@@ -9,6 +9,7 @@ use super::journal::{Entry, Mark};
 use super::links::{Found, Mac};
 use super::name::NetnsName;
 use super::named::{self, Named, NamespaceMark};
+use super::plain;
 use super::plan::{Site, Step};
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
@@ -31,14 +32,6 @@ pub(super) struct Ground {
     /// Those that have been seen or made.
     spaces: BTreeMap<NetnsName, Netns>,
     links: BTreeMap<Site, Links>,
-}
-
-/// The kernel's word for what failed in a namespace.
-fn plain(error: LabError) -> io::Error {
-    match error {
-        LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
-        other => io::Error::other(other),
-    }
 }
 
 fn missing(what: &str) -> io::Error {

@@ -104,6 +104,14 @@ fn taken(name: &Name) -> String {
     }
 }
 
+/// The kernel's word for what failed in a namespace.
+fn plain(error: LabError) -> io::Error {
+    match error {
+        LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
 /// What an error means: that privileges are missing, or something else.
 fn permitted(error: io::Error, other: impl FnOnce(io::Error) -> NetError) -> NetError {
     match error.kind() {

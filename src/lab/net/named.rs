@@ -20,6 +20,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
+use super::plain;
 use crate::lab::Netns;
 use crate::netfilter::namespace::DIRECTORY;
 use crate::nft::transaction::namespace_cookie;
@@ -57,7 +58,7 @@ impl NamespaceMark {
 /// What is known of a namespace besides its name.
 fn identity(namespace: &Netns) -> io::Result<(u64, Option<u64>)> {
     let metadata = File::from(namespace.as_fd().try_clone_to_owned()?).metadata()?;
-    let cookie = namespace.run(namespace_cookie).map_err(io::Error::other)?;
+    let cookie = namespace.run(namespace_cookie).map_err(plain)?;
     Ok((metadata.ino(), cookie))
 }
 
@@ -126,9 +127,13 @@ fn look_at(path: &Path, mark: &NamespaceMark) -> io::Result<Named> {
     };
     if fstatfs(&file)?.filesystem_type() == NSFS_MAGIC {
         let namespace = Netns::held(file);
-        // It may be one of another kind.
-        let ours = identity(&namespace).is_ok_and(|found| found == (mark.inode, mark.cookie));
-        return Ok(if ours { Named::Ours(namespace) } else { Named::Foreign });
+        return match identity(&namespace) {
+            Ok(found) if found == (mark.inode, mark.cookie) => Ok(Named::Ours(namespace)),
+            // Who may not enter it cannot know.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+            // It may be one of another kind.
+            _ => Ok(Named::Foreign),
+        };
     }
     let text = mark.text();
     let mut found = Vec::new();
