@@ -368,6 +368,7 @@ fn containers_are_wired_as_docker_does() {
         machine.pings("db", "172.17.0.2") && machine.pings("web", "172.17.0.3") && machine.pings("web", "172.17.0.1")
     );
     assert!(machine.says("ip", &["-n", "web", "route"]).starts_with("default via 172.17.0.1 dev eth0"));
+    assert!(machine.ok(&["exec", "same", "--", "ip", "-br", "link"]).contains("docker0"), "it is in the host");
     assert_eq!(machine.says("ip", &["-n", "alone", "-br", "link"]).lines().count(), 1);
     assert_eq!(machine.says("ip", &["-n", "alone", "route"]), "", "nothing leads out");
     machine.ok(&["down"]);

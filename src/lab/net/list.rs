@@ -1,12 +1,16 @@
 //! Which labs there are, and what is there of them.
 
+use std::sync::Arc;
+
+use super::description::{Attachment, Container};
 use super::ground::{Ground, Presence};
 use super::host;
 use super::journal::{Journal, Journals, Mark};
 use super::name::{LabName, NetnsName};
 use super::named::{self, Named};
 use super::plan::Step;
-use super::{NetError, permitted};
+use super::{NetError, permitted, read};
+use crate::config::Source;
 use crate::lab::Netns;
 
 /// A lab that was made.
@@ -48,7 +52,14 @@ fn standing(journal: Journal) -> Result<Standing, NetError> {
     Ok(Standing { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
 }
 
-/// The namespace of a name that a lab made.
+/// Whether a lab has a container of this name that is in the host's own network.
+fn is_in_host(name: &NetnsName, journal: &Journal) -> bool {
+    let source = Arc::new(Source { path: format!("{}.toml", journal.name).into(), text: journal.description.clone() });
+    let is_it = |container: &Container| container.name == *name && container.network == Attachment::Host;
+    read(&source).is_ok_and(|lab| lab.containers.iter().any(is_it))
+}
+
+/// The namespace of a name that a lab made; the host's for a container that is in it.
 ///
 /// # Errors
 /// [`NetError::NoNamespace`] where no lab has made one, or it is gone.
@@ -62,6 +73,11 @@ pub fn namespace(name: &NetnsName, journals: &Journals) -> Result<Netns, NetErro
     for mark in marks {
         if let Named::Ours(namespace) = named::look(name, mark).map_err(|error| permitted(error, NetError::Look))? {
             return Ok(namespace);
+        }
+    }
+    for journal in all.iter().filter(|journal| is_in_host(name, journal)) {
+        if let Some(host) = journal.host.find().map_err(NetError::Look)? {
+            return Ok(host);
         }
     }
     Err(NetError::NoNamespace(name.clone()))
