@@ -97,6 +97,10 @@ fn compiled(text: &str, path: &Path) -> Option<String> {
 fn our_own_rules_have_no_fault_of_order_or_guard() {
     let mut seen = 0;
     for entry in std::fs::read_dir(root().join("rules")).expect("our examples").flatten() {
+        // Those of labs, in a folder, are no rule sets.
+        if entry.path().is_dir() {
+            continue;
+        }
         let text = std::fs::read_to_string(entry.path()).expect("text");
         let Some(save) = compiled(&text, &entry.path()) else { continue };
         for facts in [Some(facts()), None] {
