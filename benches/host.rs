@@ -1,11 +1,15 @@
-//! Our program as it is installed, and a host whose own iptables is of one variant or the other.
+//! Our program as it is installed, on a host of its own; and a host whose iptables is of one variant or the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use portfwd::iptables::command::Variant;
+use portfwd::lab::Netns;
+
+use crate::race::Cost;
+use crate::race::process::run;
 
 /// The program as it is installed: a copy, which the kernel has in its memory in larger pieces than what the linker wrote
 /// through a mapping; that is a tenth of what a small command takes.
@@ -18,6 +22,48 @@ pub fn ours() -> &'static str {
         (directory, path.to_string_lossy().into_owned())
     };
     &COPY.get_or_init(copy).1
+}
+
+/// A network namespace, and a directory for files and for our state.
+pub struct Host {
+    /// The namespace.
+    pub namespace: Netns,
+    directory: tempfile::TempDir,
+}
+
+impl Host {
+    /// Makes one without any rules.
+    pub fn new() -> Self {
+        let namespace = Netns::new().expect("run as root");
+        Self { namespace, directory: tempfile::tempdir().expect("directory") }
+    }
+
+    /// Writes a file and gives its path.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// Runs a program.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Cost {
+        run(&self.namespace, program, arguments)
+    }
+
+    /// Runs ours, which keeps its state in the host's directory.
+    pub fn portfwd(&self, arguments: &[&str]) -> Cost {
+        let state = self.path().join("state").to_string_lossy().into_owned();
+        self.run(ours(), &[&["--state-dir", &state], arguments].concat())
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// A program of a variant of iptables; `""` is the one that changes rules one by one, others are `-restore` and `-save`.
+pub fn iptables(variant: Variant, suffix: &str) -> String {
+    format!("/usr/sbin/iptables-{}{suffix}", variant.name())
 }
 
 /// Does something where `iptables` is of this variant, as update-alternatives(1) makes it one; nobody else sees it.

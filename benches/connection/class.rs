@@ -98,15 +98,20 @@ fn range(number: u16) -> u16 {
 /// A rule set with so many forwards of single ports.
 pub fn singles(count: u16) -> String {
     let mut text = String::new();
-    for port in FIRST_OWN..FIRST_OWN + count {
+    for port in all_singles(count) {
         forward(&mut text, Class { address: false, interface: false, from: None }, port);
     }
     text
 }
 
-/// The last ports of these.
-pub fn last_singles(count: u16) -> Vec<u16> {
-    (FIRST_OWN + count.saturating_sub(OWN)..FIRST_OWN + count).collect()
+/// The first, middle or last ports of so many.
+pub fn some_singles(count: u16, first: u16) -> Vec<u16> {
+    (FIRST_OWN + first..FIRST_OWN + (first + OWN).min(count)).collect()
+}
+
+/// All of these ports.
+pub fn all_singles(count: u16) -> std::ops::Range<u16> {
+    FIRST_OWN..FIRST_OWN + count
 }
 
 /// A rule set with one forward, of the simplest class.

@@ -1,6 +1,7 @@
 //! A client, a host that forwards, and a target: three namespaces for each configuration that is measured.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ pub struct Net {
     target: Netns,
     listener: TcpListener,
     state: tempfile::TempDir,
-    next_source: u16,
+    next_source: Cell<u16>,
 }
 
 impl Net {
@@ -50,6 +51,8 @@ impl Net {
             links.veth("eth1", "eth0", &target).expect("veth");
             up(&links, "eth0", HOST);
             up(&links, "eth1", GATEWAY);
+            // Peers take it for switched on.
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
         };
         host.run(in_host).expect("host");
         let in_client = || {
@@ -70,7 +73,7 @@ impl Net {
         };
         let listener = target.run(in_target).expect("target");
         let state = tempfile::tempdir().expect("directory");
-        Self { client, host, target, listener, state, next_source: FIRST_SOURCE }
+        Self { client, host, target, listener, state, next_source: Cell::new(FIRST_SOURCE) }
     }
 
     /// Makes a rule set live on the host.
@@ -80,12 +83,27 @@ impl Net {
 
     /// The same with a backend of one's choice.
     pub fn apply_with(&self, backend: &str, rule_set: &str) {
-        let file = self.state.path().join("bench.toml");
-        std::fs::write(&file, rule_set).expect("written");
+        let file = self.file("bench.toml", rule_set);
         let state = self.state.path().join("state");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_portfwd"));
-        command.arg("--state-dir").arg(&state).args(["--backend", backend, "apply"]).arg(&file);
+        let mut command = Command::new(crate::host::ours());
+        command.arg("--state-dir").arg(&state).args(["--backend", backend, "apply", &file]);
+        // Whoever runs us over ssh may have forwards of port 22 in a namespace of ours.
+        command.env_remove("SSH_CONNECTION");
         self.in_host(command);
+    }
+
+    /// Loads somebody else's rules with a program that takes a file last.
+    pub fn load(&self, program: &str, arguments: &[&str], text: &str) {
+        let file = self.file("rival", text);
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&file);
+        self.in_host(command);
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.state.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
     }
 
     /// Our table on the host without the elements of maps, in the words of nft(8).
@@ -105,9 +123,9 @@ impl Net {
     ///
     /// Both ways through the host are walked while the client's thread waits in `connect`, on the same processor, and
     /// nobody else has to wake up: the target takes the connections only afterwards.
-    pub fn connections(&mut self, ports: &[u16], count: u16) -> f64 {
-        let first = self.next_source;
-        self.next_source = first.checked_add(count).expect("no more than CONNECTIONS");
+    pub fn connections(&self, ports: &[u16], count: u16) -> f64 {
+        let first = self.next_source.get();
+        self.next_source.set(first.checked_add(count).expect("no more than CONNECTIONS"));
         let connect = || {
             let start = Instant::now();
             for (source, port) in (first..first + count).zip(ports.iter().cycle()) {
@@ -119,8 +137,17 @@ impl Net {
             start.elapsed().as_secs_f64() / f64::from(count)
         };
         let seconds = self.client.run(connect).expect("the client's namespace");
-        let taken = self.target.run(|| self.listener.incoming().take_while(Result::is_ok).count());
+        let listener = &self.listener;
+        let taken = self.target.run(|| listener.incoming().take_while(Result::is_ok).count());
         assert_eq!(taken.expect("the target's namespace"), usize::from(count), "every connection reached the target");
         seconds
+    }
+
+    /// One connection to a port of the host, or of the target itself, that stays: the client's end and the target's.
+    pub fn established(&self, to: SocketAddrV4) -> (TcpStream, TcpStream) {
+        let client = self.client.run(|| TcpStream::connect(to).expect("a forward leads to the target"));
+        let (server, _) = self.listener.accept().expect("the connection reached the target");
+        server.set_nonblocking(true).expect("not blocking");
+        (client.expect("the client's namespace"), server)
     }
 }

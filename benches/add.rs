@@ -1,0 +1,114 @@
+//! One more forward, live and durable, compared with one more of others', which is live.
+//!
+//! The state is in the directory for temporary files, so what it costs to wait for that disk is a part of it.
+
+use portfwd::iptables::command::Variant;
+
+use crate::chart::Panel;
+use crate::effort::Effort;
+use crate::floor;
+use crate::host::{self, Host, iptables};
+use crate::peer::{self, nft, portmap};
+use crate::race::{Race, Results};
+use crate::table::{Report, Row, Target};
+
+const OURS: &str = "portfwd add";
+const ELEMENT: &str = "nft add element";
+
+/// The port that comes and goes.
+const PORT: u32 = 61_000;
+
+/// Measures.
+pub fn bench(effort: Effort, report: &mut Report) {
+    let mut panel = Panel::new("add: one more forward, whole process");
+    for count in effort.numbers() {
+        let results = one_more(*count, effort.small(*count));
+        for (name, samples) in results.but(&[]) {
+            panel.point(name, *count, samples.seconds());
+        }
+        let (ours, floor) = (results.of(OURS), results.of(floor::NAME));
+        let row = Row::new("one more forward", *count, ours, ELEMENT, results.of(ELEMENT));
+        report.rows.push(row.floor(floor).target(Target::time(1.0)));
+        if *count == effort.most() {
+            for (peer, theirs) in results.but(&[OURS, ELEMENT, floor::NAME]) {
+                let row = Row::new("one more forward", *count, ours, peer, theirs);
+                report.rows.push(row.floor(floor).target(Target::time(1.0)));
+            }
+        }
+    }
+    match portmap::program() {
+        Some(program) => with_portmap(program, effort, report, &mut panel),
+        None => println!("SKIPPED: CNI portmap is neither in /opt/cni/bin nor in /usr/lib/cni"),
+    }
+    report.panels.push(panel);
+}
+
+fn one_more(count: u32, rounds: usize) -> Results {
+    let mut race = Race::default();
+    let (ours, map) = (Host::new(), Host::new());
+    let rule_set = peer::rule_set(count);
+    ours.portfwd(&["apply", &ours.file("bench.toml", &rule_set)]);
+    race.enter(OURS, move || add(&ours));
+    map.run("nft", &["-f", &map.file("rival", &nft::map(count))]);
+    race.enter(ELEMENT, move || {
+        let add = format!("{{ {} }}", nft::element(PORT));
+        let cost = map.run("nft", &["add", "element", "inet", nft::TABLE, "m", &add]);
+        map.run("nft", &[&nft::delete_elements(&[PORT])]);
+        cost
+    });
+    for variant in Variant::ALL {
+        let host = Host::new();
+        host.run(&iptables(variant, "-restore"), &["--noflush", &host.file("rival", &peer::iptables::rules(count))]);
+        race.enter(format!("iptables-{} -A", variant.name()), move || {
+            let [add, delete] = ["-A", "-D"].map(|job| peer::iptables::rule(job, PORT));
+            let words = |rule: &[String]| rule.iter().map(String::clone).collect::<Vec<_>>();
+            let run = |rule: Vec<String>| {
+                let rule: Vec<&str> = rule.iter().map(String::as_str).collect();
+                host.run(&iptables(variant, ""), &rule)
+            };
+            let cost = run(words(&add));
+            run(words(&delete));
+            cost
+        });
+    }
+    let after = format!("{rule_set}[[forward]]\nlisten = \"{PORT}\"\nto = \"10.9.9.9:80\"\n");
+    floor::enter(&mut race, &rule_set, &after);
+    race.run(&format!("add/{count}"), rounds)
+}
+
+/// Adds a forward and removes it again.
+fn add(host: &Host) -> crate::race::Cost {
+    let port = PORT.to_string();
+    let cost = host.portfwd(&["add", &port, "10.9.9.9:80"]);
+    host.portfwd(&["rm", &port]);
+    cost
+}
+
+/// The plugin runs `iptables` many times for each port, so it has few turns.
+fn with_portmap(program: &'static str, effort: Effort, report: &mut Report, panel: &mut Panel) {
+    for variant in Variant::ALL {
+        let name = format!("CNI portmap, iptables-{}", variant.name());
+        for count in effort.numbers() {
+            let race = || {
+                let (ours, theirs) = (Host::new(), Host::new());
+                ours.portfwd(&["apply", &ours.file("bench.toml", &peer::rule_set(*count))]);
+                let layout = theirs.file("rival", &portmap::layout(*count));
+                theirs.run(&iptables(variant, "-restore"), &["--noflush", &layout]);
+                let mut race = Race::default();
+                race.enter(OURS, || add(&ours));
+                race.enter(name.clone(), || {
+                    let cost = portmap::call(&theirs.namespace, program, "ADD", PORT);
+                    portmap::call(&theirs.namespace, program, "DEL", PORT);
+                    cost
+                });
+                race.run(&format!("add/portmap/{count}"), effort.loads(*count).min(5))
+            };
+            let results = host::with(variant, race);
+            panel.point(&name, *count, results.of(&name).seconds());
+            if *count == effort.most() {
+                let row = Row::new("one more forward", *count, results.of(OURS), name.clone(), results.of(&name));
+                report.rows.push(row.target(Target::time(1.0)));
+            }
+        }
+    }
+}
