@@ -28,11 +28,11 @@ pub fn bench(effort: Effort, report: &mut Report) {
         }
         let (ours, floor) = (results.of(OURS), results.of(floor::NAME));
         let row = Row::new("one more forward", *count, ours, ELEMENT, results.of(ELEMENT));
-        report.rows.push(row.floor(floor).target(Target::time(1.0)));
+        report.rows.push(row.floor(ours, floor).target(Target::time(1.0)));
         if *count == effort.most() {
             for (peer, theirs) in results.but(&[OURS, ELEMENT, floor::NAME]) {
                 let row = Row::new("one more forward", *count, ours, peer, theirs);
-                report.rows.push(row.floor(floor).target(Target::time(1.0)));
+                report.rows.push(row.floor(ours, floor).target(Target::time(1.0)));
             }
         }
     }

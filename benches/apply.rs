@@ -45,12 +45,12 @@ fn rows(count: u32, effort: Effort, results: &Results, report: &mut Report) {
     let (ours, floor) = (results.of(OURS), results.of(floor::NAME));
     if count == effort.most() {
         let most = Target { time: Some(0.4), memory: Some(0.5), towards: Some(1.5), ..Target::default() };
-        report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(floor).target(most));
+        report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(ours, floor).target(most));
         for (peer, theirs) in results.but(&[OURS, MAP, floor::NAME]) {
-            report.rows.push(Row::new("apply", count, ours, peer, theirs).floor(floor).target(Target::time(1.0)));
+            report.rows.push(Row::new("apply", count, ours, peer, theirs).floor(ours, floor).target(Target::time(1.0)));
         }
     } else if count == 1 {
-        report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(floor));
+        report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(ours, floor));
     }
 }
 

@@ -29,7 +29,7 @@ fn page(report: &Report, quick: bool) -> String {
     format!(
         "# Benchmarks\n\n\
          Written by `{command}` on {machine}.{note} Everything happens side by side in one run, alternating, in network\n\
-         namespaces; ratios are those of the medians, in brackets the quartiles of the rounds' ratios. Only ratios mean anything\n\
+         namespaces; a ratio is the median of those of all rounds, with their quartiles in brackets. Only ratios mean anything\n\
          elsewhere.\n\n\
          N is the number of forwards, or of foreign rules, that are there. The time ratio is portfwd's time over the peer's, for whole\n\
          processes where the row is about a command, and so is the memory ratio of the peaks of resident memory. The floor is what\n\

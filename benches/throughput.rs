@@ -20,6 +20,9 @@ const OURS: &str = "portfwd";
 const PLAIN: &str = "nft, one dnat rule";
 const NONE: &str = "no rewriting";
 
+/// What sends so much from one end to the other.
+type Send = fn(&TcpStream, &TcpStream, usize);
+
 /// Measures.
 pub fn bench(effort: Effort, report: &mut Report) {
     let nets = [(OURS, Net::new()), (PLAIN, Net::new()), (NONE, Net::new())];
@@ -39,9 +42,8 @@ pub fn bench(effort: Effort, report: &mut Report) {
     let ends: Vec<(&str, (TcpStream, TcpStream))> = ends.collect();
     let (pieces, messages) = if effort.quick { (400, 2_000) } else { (4_000, 20_000) };
     let rounds = if effort.quick { 9 } else { 21 };
-    let kinds: [(&str, &str, fn(&TcpStream, &TcpStream, usize), usize); 2] =
-        [("throughput", "bulk", bulk, pieces), ("round trip of a byte", "messages", back_and_forth, messages)];
-    for (what, id, send, count) in kinds {
+    let kinds = [("throughput", bulk as Send, pieces), ("round trip of a byte", back_and_forth, messages)];
+    for (what, send, count) in kinds {
         let mut race = Race::default();
         for (name, (client, server)) in &ends {
             race.enter(*name, move || {
@@ -50,7 +52,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
                 Cost::seconds(start.elapsed().as_secs_f64())
             });
         }
-        let results = race.run(&format!("throughput/{id}"), rounds);
+        let results = race.run(what, rounds);
         report.against_all(what, effort.most(), OURS, &results, &[]);
     }
 }

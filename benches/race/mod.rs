@@ -104,28 +104,31 @@ impl Samples {
     pub fn over(&self, other: &Self) -> Ratio {
         let pairs = self.0.iter().zip(&other.0).map(|(mine, theirs)| mine.seconds / theirs.seconds);
         let pairs: Vec<f64> = pairs.collect();
-        let (low, high) = (quantile(pairs.clone(), 0.25), quantile(pairs, 0.75));
-        Ratio { medians: self.seconds() / other.seconds(), low, high }
+        let at = |share| quantile(pairs.clone(), share);
+        Ratio { middle: at(0.5), low: at(0.25), high: at(0.75) }
     }
 }
 
-/// How many times as long as another something takes.
+/// How many times as long as another something takes, of the ratios of all rounds: who is slow in a round because of others is
+/// so beside one that is slow for the same reason.
 #[derive(Debug, Clone, Copy)]
 pub struct Ratio {
-    /// The ratio of the medians.
-    pub medians: f64,
-    /// A quarter of the rounds had a smaller ratio.
+    /// The median.
+    pub middle: f64,
+    /// A quarter of the rounds had a smaller one.
     pub low: f64,
     /// A quarter of the rounds had a larger one.
     pub high: f64,
 }
 
-/// The value that this share of all values is smaller than.
+/// The value that this share of all values is smaller than, between two of them where it falls there.
 fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1);
+    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
     // A few dozen rounds at most.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
-    let at = (last as f64 * share).round() as usize;
-    values.get(at).copied().unwrap_or(f64::NAN)
+    #[expect(clippy::cast_precision_loss, reason = "small")]
+    let at = last as f64 * share;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, and not negative")]
+    let (below, above) = (at.floor() as usize, at.ceil() as usize);
+    values[below] + (values[above] - values[below]) * at.fract()
 }

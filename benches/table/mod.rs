@@ -68,9 +68,9 @@ impl Row {
         Self { target, ..self }
     }
 
-    /// With the floor.
-    pub fn floor(self, floor: &Samples) -> Self {
-        let floor = Some(self.seconds / floor.seconds());
+    /// With the floor, beside what was ours in the same race.
+    pub fn floor(self, ours: &Samples, floor: &Samples) -> Self {
+        let floor = Some(ours.over(floor).middle);
         Self { floor, ..self }
     }
 
@@ -78,7 +78,7 @@ impl Row {
     pub fn missed(&self) -> Option<Vec<String>> {
         let Target { time, memory, seconds, .. } = self.target;
         let parts = [
-            (time, Some(self.time.medians), "time"),
+            (time, Some(self.time.middle), "time"),
             (memory, self.memory, "memory"),
             (seconds, Some(self.seconds), "seconds"),
         ];

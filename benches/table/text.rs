@@ -38,7 +38,7 @@ fn cells(row: &Row) -> [String; 9] {
         row.count.to_string(),
         time(row.seconds),
         row.peer.clone(),
-        format!("{} ({} to {})", short(row.time.medians), short(row.time.low), short(row.time.high)),
+        format!("{} ({} to {})", short(row.time.middle), short(row.time.low), short(row.time.high)),
         or_none(row.memory),
         or_none(row.floor),
         words(row.target),
