@@ -39,13 +39,13 @@ pub fn docker_nft(ports: Range<u16>) -> String {
         "table ip docker-bridges {{\n\
          map filter-forward-in-jumps {{ type ifname : verdict; elements = {{ \"{BRIDGE}\" : jump filter-forward-in }} }}\n\
          map nat-postrouting-out-jumps {{ type ifname : verdict; elements = {{ \"{BRIDGE}\" : jump nat-postrouting-out }} }}\n\
-         chain filter-FORWARD {{ type filter hook forward priority 0; oifname vmap @filter-forward-in-jumps }}\n\
-         chain nat-PREROUTING {{ type nat hook prerouting priority -100; fib daddr type local counter jump nat-prerouting-and-output }}\n\
-         chain nat-OUTPUT {{ type nat hook output priority -100; ip daddr != 127.0.0.0/8 fib daddr type local counter jump nat-prerouting-and-output }}\n\
-         chain nat-POSTROUTING {{ type nat hook postrouting priority 100; iifname vmap @nat-postrouting-out-jumps }}\n\
-         chain raw-PREROUTING {{ type filter hook prerouting priority -300; ip daddr {TARGET} iifname != \"{BRIDGE}\" counter drop }}\n\
-         chain filter-forward-in {{ ct state established,related counter accept\nip daddr {TARGET} tcp dport 80 counter accept\ncounter drop }}\n\
-         chain nat-postrouting-out {{ oifname != \"{BRIDGE}\" ip saddr {NETWORK}/16 counter masquerade }}\n\
+         chain filter-FORWARD {{ type filter hook forward priority 0; oifname vmap @filter-forward-in-jumps; }}\n\
+         chain nat-PREROUTING {{ type nat hook prerouting priority -100; fib daddr type local counter jump nat-prerouting-and-output; }}\n\
+         chain nat-OUTPUT {{ type nat hook output priority -100; ip daddr != 127.0.0.0/8 fib daddr type local counter jump nat-prerouting-and-output; }}\n\
+         chain nat-POSTROUTING {{ type nat hook postrouting priority 100; iifname vmap @nat-postrouting-out-jumps; }}\n\
+         chain raw-PREROUTING {{ type filter hook prerouting priority -300; ip daddr {TARGET} iifname != \"{BRIDGE}\" counter drop; }}\n\
+         chain filter-forward-in {{ ct state established,related counter accept\nip daddr {TARGET} tcp dport 80 counter accept\ncounter drop; }}\n\
+         chain nat-postrouting-out {{ oifname != \"{BRIDGE}\" ip saddr {NETWORK}/16 counter masquerade; }}\n\
          chain nat-prerouting-and-output {{\n{rules}}}\n}}\n"
     )
 }
@@ -60,16 +60,16 @@ pub fn crio(ports: Range<u16>) -> String {
          map hostipports {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}\n\
          set hairpins {{ type ipv4_addr . ipv4_addr; elements = {{ {TARGET} . {TARGET} }} }}\n\
          chain hostports {{ dnat ip addr . port to ip daddr . meta l4proto . th dport map @hostipports\n\
-         dnat ip addr . port to meta l4proto . th dport map @hostports }}\n\
-         chain prerouting {{ type nat hook prerouting priority -100; fib daddr type local goto hostports }}\n\
-         chain output {{ type nat hook output priority -100; fib daddr type local goto hostports }}\n\
-         chain masquerading {{ type nat hook postrouting priority 100; ct status dnat ip saddr . ip daddr @hairpins masquerade }}\n}}\n"
+         dnat ip addr . port to meta l4proto . th dport map @hostports; }}\n\
+         chain prerouting {{ type nat hook prerouting priority -100; fib daddr type local goto hostports; }}\n\
+         chain output {{ type nat hook output priority -100; fib daddr type local goto hostports; }}\n\
+         chain masquerading {{ type nat hook postrouting priority 100; ct status dnat ip saddr . ip daddr @hairpins masquerade; }}\n}}\n"
     )
 }
 
 /// One forward as nobody could write it with less.
 pub fn plain_nft(port: u16) -> String {
     format!(
-        "table ip plain {{ chain c {{ type nat hook prerouting priority -100; fib daddr type local tcp dport {port} dnat to {TARGET}:80 }} }}\n"
+        "table ip plain {{ chain c {{ type nat hook prerouting priority -100; fib daddr type local tcp dport {port} dnat to {TARGET}:80; }}; }}\n"
     )
 }

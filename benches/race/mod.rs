@@ -42,6 +42,8 @@ impl<'a> Race<'a> {
         let mut costs = vec![Vec::with_capacity(rounds); count];
         for round in 0..=rounds {
             for place in 0..count {
+                // Backwards every other time, so that nobody always comes after the same one.
+                let place = if round % 2 == 0 { place } else { count - 1 - place };
                 let at = (round + place) % count;
                 let cost = (self.contenders[at].1)();
                 if round > 0 {

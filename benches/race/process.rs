@@ -2,13 +2,16 @@
 //!
 //! The kernel counts what a process was before it executed a program into that program's peak (`ru_maxrss` in getrusage(2)), so
 //! whoever has much memory cannot measure who has little. Therefore this program is started again as one that does nothing but
-//! start the other, wait for it, and say what it took; that is also what time(1) of GNU does.
+//! start the other, wait for it, and say what it took; that is also what time(1) of GNU does. What such a start leaves at least is
+//! a good megabyte.
 
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::unistd::getegid;
 use portfwd::lab::Netns;
 
 use super::Cost;
@@ -56,8 +59,12 @@ pub fn run_with(namespace: &Netns, program: &str, arguments: &[&str], start: Sta
 /// Runs the program that `arguments` name and prints its seconds and its peak of memory in KiB. Gives its exit code.
 pub fn measure(arguments: &[String]) -> i32 {
     let (program, arguments) = arguments.split_first().expect("a program");
+    let mut command = Command::new(program);
+    // The group that it has anyway: the standard library then forks, and of what we are the child has little, whereas in
+    // posix_spawn(3) it is for a moment all that we are.
+    command.args(arguments).stdout(Stdio::null()).gid(getegid().as_raw());
     let start = Instant::now();
-    let status = Command::new(program).args(arguments).stdout(Stdio::null()).status().expect("the program starts");
+    let status = command.status().expect("the program starts");
     let seconds = start.elapsed().as_secs_f64();
     let peak = getrusage(UsageWho::RUSAGE_CHILDREN).expect("the usage of children").max_rss();
     println!("{seconds} {peak}");
