@@ -58,7 +58,10 @@ fn one_more(count: u32, rounds: usize) -> Results {
     });
     for variant in Variant::ALL {
         let host = Host::new();
-        host.run(&iptables(variant, "-restore"), &["--noflush", &host.file("rival", &peer::iptables::rules(count))]);
+        host.run(
+            &iptables(variant, "-restore"),
+            &["-w", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
+        );
         race.enter(format!("iptables-{} -A", variant.name()), move || {
             let [add, delete] = ["-A", "-D"].map(|job| peer::iptables::rule(job, PORT));
             let words = |rule: &[String]| rule.iter().map(String::clone).collect::<Vec<_>>();
@@ -97,7 +100,7 @@ fn with_portmap(program: &'static str, effort: Effort, report: &mut Report, pane
                 let (ours, theirs) = (Host::new(), Host::new());
                 ours.portfwd(&["apply", &ours.file("bench.toml", &peer::rule_set(*count))]);
                 let layout = theirs.file("rival", &portmap::layout(*count));
-                theirs.run(&iptables(variant, "-restore"), &["--noflush", &layout]);
+                theirs.run(&iptables(variant, "-restore"), &["-w", "--noflush", &layout]);
                 let mut race = Race::default();
                 race.enter(OURS, || add(&ours));
                 race.enter(name.clone(), || {

@@ -89,9 +89,9 @@ fn with_nft(count: u32, rounds: usize) -> Results {
 
 /// Loads rules and removes them.
 fn restore(host: &Host, variant: Variant, file: &str) -> crate::race::Cost {
-    let cost = host.run(&iptables(variant, "-restore"), &["--noflush", file]);
+    let cost = host.run(&iptables(variant, "-restore"), &["-w", "--noflush", file]);
     for job in ["-F", "-X"] {
-        host.run(&iptables(variant, ""), &["-t", "nat", job]);
+        host.run(&iptables(variant, ""), &["-w", "-t", "nat", job]);
     }
     cost
 }

@@ -18,7 +18,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
         for count in [count / 10, count] {
             let host = Host::new();
             let rules = host.file("rules", &peer::iptables::docker(count));
-            host.run(&iptables(variant, "-restore"), &[&rules]);
+            host.run(&iptables(variant, "-restore"), &["-w", &rules]);
             let save = format!("iptables-{}-save", variant.name());
             let mut race = Race::default();
             race.enter(OURS, || host.portfwd(&["audit", "--json"]));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::floor;
+
 /// A panel: a few curves over the same axes.
 #[derive(Debug, Clone)]
 pub struct Panel {
@@ -27,7 +29,9 @@ impl Panel {
 }
 
 /// Colours that people who see few colours can tell apart (Okabe and Ito, 2008); ours is the first.
-const COLOURS: [&str; 8] = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#999933"];
+const COLOURS: [&str; 7] = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999933"];
+/// How the floor is drawn, which is nobody's.
+const DASHED: &str = "\"#555\" stroke-dasharray=\"6 4\"";
 
 /// The sizes of a panel, in pixels.
 const WIDTH: f64 = 460.0;
@@ -58,34 +62,48 @@ fn draw(text: &mut String, panel: &Panel, x: f64) -> f64 {
     let points = || panel.curves.iter().flat_map(|(_, points)| points);
     let counts = Axis::around(points().map(|(count, _)| f64::from(*count)), LEFT + x, LEFT + x + WIDTH);
     let times = Axis::around(points().map(|(_, seconds)| *seconds), TOP + HEIGHT, TOP);
-    let mut line = |words: String| {
-        text.push_str(&words);
-        text.push('\n');
-    };
-    line(format!("<text x=\"{:.1}\" y=\"22\" font-size=\"15\">{}</text>", LEFT + x, escaped(&panel.title)));
-    for (decade, at) in counts.decades() {
-        line(format!("<path d=\"M{at:.1} {TOP}V{:.1}\" stroke=\"#ddd\"/>", TOP + HEIGHT));
-        line(format!("<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{decade}</text>", TOP + HEIGHT + LINE));
-    }
-    for (decade, at) in times.decades() {
-        line(format!("<path d=\"M{:.1} {at:.1}h{WIDTH}\" stroke=\"#ddd\"/>", LEFT + x));
-        let words = seconds(decade);
-        line(format!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{words}</text>", LEFT + x - 6.0, at + 4.0));
-    }
-    let mut below = TOP + HEIGHT + 2.0 * LINE + 8.0;
-    for ((name, points), colour) in panel.curves.iter().zip(COLOURS.iter().cycle()) {
+    grid(text, &panel.title, &counts, &times);
+    let mut below = TOP + HEIGHT + 2.0 * LINE + 24.0;
+    let mut colours = COLOURS.iter().cycle().map(|colour| format!("\"{colour}\""));
+    for (name, points) in &panel.curves {
+        let stroke = if name == floor::NAME { DASHED.to_owned() } else { colours.next().unwrap_or_default() };
         let places = points.iter().map(|(count, seconds)| (counts.at(f64::from(*count)), times.at(*seconds)));
         let mut path = String::new();
         for (x, y) in places {
             let written = write!(path, "{}{x:.1} {y:.1}", if path.is_empty() { 'M' } else { 'L' });
             written.expect("text grows");
         }
-        line(format!("<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"));
-        line(format!("<path d=\"M{:.1} {below:.1}h24\" stroke=\"{colour}\" stroke-width=\"2\"/>", LEFT + x));
-        line(format!("<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", LEFT + x + 32.0, below + 4.0, escaped(name)));
+        line(text, &format!("<path d=\"{path}\" fill=\"none\" stroke={stroke} stroke-width=\"2\"/>"));
+        line(text, &format!("<path d=\"M{:.1} {below:.1}h24\" stroke={stroke} stroke-width=\"2\"/>", counts.from));
+        words(text, counts.from + 32.0, below + 4.0, "start", name);
         below += LINE;
     }
     below
+}
+
+/// Draws the decades of both axes, and says what they are.
+fn grid(text: &mut String, title: &str, counts: &Axis, times: &Axis) {
+    words(text, counts.from, 22.0, "start", title);
+    for (decade, at) in counts.decades() {
+        line(text, &format!("<path d=\"M{at:.1} {TOP}V{:.1}\" stroke=\"#ddd\"/>", TOP + HEIGHT));
+        words(text, at, TOP + HEIGHT + LINE, "middle", &decade.to_string());
+    }
+    words(text, (counts.from + counts.to) / 2.0, TOP + HEIGHT + 2.0 * LINE, "middle", "N, the number of forwards");
+    for (decade, at) in times.decades() {
+        line(text, &format!("<path d=\"M{:.1} {at:.1}h{WIDTH}\" stroke=\"#ddd\"/>", counts.from));
+        words(text, counts.from - 6.0, at + 4.0, "end", &seconds(decade));
+    }
+}
+
+fn line(text: &mut String, element: &str) {
+    text.push_str(element);
+    text.push('\n');
+}
+
+/// Writes words that begin, end, or have their middle at a place.
+fn words(text: &mut String, x: f64, y: f64, anchor: &str, words: &str) {
+    let words = words.replace('&', "&amp;").replace('<', "&lt;");
+    line(text, &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{words}</text>"));
 }
 
 /// A logarithmic axis over whole decades.
@@ -127,8 +145,4 @@ fn seconds(decade: f64) -> String {
         middle if middle > 0.5e-3 => format!("{:.0} ms", middle * 1e3),
         short => format!("{:.0} µs", short * 1e6),
     }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
 }

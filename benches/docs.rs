@@ -17,26 +17,29 @@ pub fn write(report: &Report, quick: bool) {
     std::fs::write(docs.join("benchmarks.md"), page(report, quick)).expect("docs/benchmarks.md");
 }
 
+/// What stands above the table.
+const HEAD: &str = "\
+Everything happens side by side in one run, alternating, in network namespaces. A ratio is the median of those of all rounds,
+with their quartiles in brackets; only ratios mean anything elsewhere.
+
+N is the number of forwards, or of foreign rules, that are there. The time ratio is portfwd's time over the peer's, the memory
+ratio that of the peaks of resident memory: of whole processes where the row is about a command, and of what one process needs
+where a peer needs several. The floor is what the kernel alone needs for the same messages, encoded beforehand and sent at once.
+What has no target is there to compare.
+
+portfwd keeps what it does on disk and waits for that; the others do not. `nft -j -f` has a rule for each forward, because nft 1.0.6
+reads no map from JSON with an address and a port as its data. The CNI plugin portmap runs iptables some twenty times for one
+port, and each time everything is read, so it has fewer forwards than the others. What Docker's nftables backend does for 206
+ports is measured for one of them: it writes the chain with all ports again for each.
+";
+
 fn page(report: &Report, quick: bool) -> String {
-    let (command, note) = if quick {
-        (
-            "cargo bench -- --quick --write-docs",
-            " It is a quick run: fewer forwards, and fewer rounds than a ratio needs.",
-        )
-    } else {
-        ("cargo bench -- --write-docs", "")
-    };
+    let machine = machine::words();
+    let command = if quick { "cargo bench -- --quick --write-docs" } else { "cargo bench -- --write-docs" };
+    let note = if quick { " It was a quick run: fewer forwards, and fewer rounds than exact ratios need." } else { "" };
+    let table = markdown(&report.rows);
     format!(
-        "# Benchmarks\n\n\
-         Written by `{command}` on {machine}.{note} Everything happens side by side in one run, alternating, in network\n\
-         namespaces; a ratio is the median of those of all rounds, with their quartiles in brackets. Only ratios mean anything\n\
-         elsewhere.\n\n\
-         N is the number of forwards, or of foreign rules, that are there. The time ratio is portfwd's time over the peer's, for whole\n\
-         processes where the row is about a command, and so is the memory ratio of the peaks of resident memory. The floor is what\n\
-         the kernel alone needs for the same messages, encoded beforehand and sent at once. What has no target is there to compare.\n\n\
-         {table}\n\n\
-         ![Cost against the number of forwards](bench.svg)\n",
-        machine = machine::words(),
-        table = markdown(&report.rows),
+        "# Benchmarks\n\nWritten by `{command}`\non {machine}.{note}\n\n{HEAD}\n{table}\n\n\
+         ![Cost against the number of forwards](bench.svg)\n"
     )
 }

@@ -23,7 +23,10 @@ pub fn bench(effort: Effort, report: &mut Report) {
     race.enter("nft list ruleset", || map.run("nft", &["list", "ruleset"]));
     for variant in Variant::ALL {
         let host = Host::new();
-        host.run(&iptables(variant, "-restore"), &["--noflush", &host.file("rival", &peer::iptables::rules(count))]);
+        host.run(
+            &iptables(variant, "-restore"),
+            &["-w", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
+        );
         let name = format!("iptables-{}-save -c", variant.name());
         race.enter(name, move || host.run(&iptables(variant, "-save"), &["-c"]));
     }
