@@ -9,7 +9,7 @@ use crate::effort::Effort;
 use crate::floor;
 use crate::host::{self, Host, iptables};
 use crate::peer::{self, nft, portmap};
-use crate::race::{Race, Results};
+use crate::race::{Cost, Race, Results};
 use crate::table::{Report, Row, Target};
 
 const OURS: &str = "portfwd add";
@@ -43,6 +43,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
     report.panels.push(panel);
 }
 
+/// One more of everybody's, where there are so many.
 fn one_more(count: u32, rounds: usize) -> Results {
     let mut race = Race::default();
     let (ours, map) = (Host::new(), Host::new());
@@ -63,14 +64,12 @@ fn one_more(count: u32, rounds: usize) -> Results {
             &["-w", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
         );
         race.enter(format!("iptables-{} -A", variant.name()), move || {
-            let [add, delete] = ["-A", "-D"].map(|job| peer::iptables::rule(job, PORT));
-            let words = |rule: &[String]| rule.iter().map(String::clone).collect::<Vec<_>>();
-            let run = |rule: Vec<String>| {
-                let rule: Vec<&str> = rule.iter().map(String::as_str).collect();
-                host.run(&iptables(variant, ""), &rule)
+            let run = |job| {
+                let rule = peer::iptables::rule(job, PORT);
+                host.run(&iptables(variant, ""), &rule.iter().map(String::as_str).collect::<Vec<_>>())
             };
-            let cost = run(words(&add));
-            run(words(&delete));
+            let cost = run("-A");
+            run("-D");
             cost
         });
     }
@@ -80,7 +79,7 @@ fn one_more(count: u32, rounds: usize) -> Results {
 }
 
 /// Adds a forward and removes it again.
-fn add(host: &Host) -> crate::race::Cost {
+fn add(host: &Host) -> Cost {
     let port = PORT.to_string();
     let cost = host.portfwd(&["add", &port, "10.9.9.9:80"]);
     host.portfwd(&["rm", &port]);

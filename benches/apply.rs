@@ -9,31 +9,25 @@ use crate::effort::Effort;
 use crate::floor;
 use crate::host::{self, Host, iptables};
 use crate::peer::{self, nft};
-use crate::race::{Race, Results};
+use crate::race::{Cost, Race, Results};
 use crate::table::{Report, Row, Target};
 
 const OURS: &str = "portfwd apply";
+const TENTH: &str = "portfwd apply, N / 10";
 /// The fastest of the others.
 pub const MAP: &str = "nft -f, a map";
 
 /// Measures.
 pub fn bench(effort: Effort, report: &mut Report) {
     let mut panel = Panel::new("apply: all forwards, whole process");
-    let mut times = Vec::new();
     for count in effort.numbers() {
-        let results = with_nft(*count, effort.loads(*count));
-        for (name, samples) in results.but(&[]) {
+        let results = with_nft(*count, effort);
+        for (name, samples) in results.but(&[TENTH]) {
             panel.point(name, *count, samples.seconds());
         }
         rows(*count, effort, &results, report);
-        times.push((*count, results.of(OURS).clone()));
     }
     report.panels.push(panel);
-    let of = |wanted: u32| times.iter().find(|(count, _)| *count == wanted).map(|(_, samples)| samples);
-    if let (Some(many), Some(few)) = (of(effort.most()), of(effort.most() / 10)) {
-        let row = Row::new("growth of apply", effort.most(), many, "portfwd apply, N / 10", few);
-        report.rows.push(row.target(Target::time(11.0)));
-    }
     for variant in Variant::ALL {
         let count = effort.most();
         let results = host::with(variant, || with_iptables(variant, count, effort.loads(count)));
@@ -46,24 +40,23 @@ fn rows(count: u32, effort: Effort, results: &Results, report: &mut Report) {
     if count == effort.most() {
         let most = Target { time: Some(0.4), memory: Some(0.5), towards: Some(1.5), ..Target::default() };
         report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(ours, floor).target(most));
-        for (peer, theirs) in results.but(&[OURS, MAP, floor::NAME]) {
+        for (peer, theirs) in results.but(&[OURS, TENTH, MAP, floor::NAME]) {
             report.rows.push(Row::new("apply", count, ours, peer, theirs).floor(ours, floor).target(Target::time(1.0)));
         }
+        let row = Row::new("growth of apply", count, ours, TENTH, results.of(TENTH));
+        report.rows.push(row.target(Target::time(11.0)));
     } else if count == 1 {
         report.rows.push(Row::new("apply", count, ours, MAP, results.of(MAP)).floor(ours, floor));
     }
 }
 
-fn with_nft(count: u32, rounds: usize) -> Results {
+fn with_nft(count: u32, effort: Effort) -> Results {
     let mut race = Race::default();
-    let ours = Host::new();
     let rule_set = peer::rule_set(count);
-    let file = ours.file("bench.toml", &rule_set);
-    race.enter(OURS, move || {
-        let cost = ours.portfwd(&["apply", &file]);
-        ours.portfwd(&["flush"]);
-        cost
-    });
+    enter_ours(&mut race, OURS, &rule_set);
+    if count == effort.most() {
+        enter_ours(&mut race, TENTH, &peer::rule_set(count / 10));
+    }
     let texts = [
         (MAP, &["-f"][..], nft::map(count)),
         ("nft -f, one rule each", &["-f"], nft::rules(count)),
@@ -84,11 +77,22 @@ fn with_nft(count: u32, rounds: usize) -> Results {
         race.enter(format!("iptables-{}-restore", variant.name()), move || restore(&host, variant, &file));
     }
     floor::enter(&mut race, "", &rule_set);
-    race.run(&format!("apply/nft/{count}"), rounds)
+    race.run(&format!("apply/nft/{count}"), effort.loads(count))
+}
+
+/// Applies a rule set and removes it.
+fn enter_ours(race: &mut Race<'_>, name: &str, rule_set: &str) {
+    let host = Host::new();
+    let file = host.file("bench.toml", rule_set);
+    race.enter(name, move || {
+        let cost = host.portfwd(&["apply", &file]);
+        host.portfwd(&["flush"]);
+        cost
+    });
 }
 
 /// Loads rules and removes them.
-fn restore(host: &Host, variant: Variant, file: &str) -> crate::race::Cost {
+fn restore(host: &Host, variant: Variant, file: &str) -> Cost {
     let cost = host.run(&iptables(variant, "-restore"), &["-w", "--noflush", file]);
     for job in ["-F", "-X"] {
         host.run(&iptables(variant, ""), &["-w", "-t", "nat", job]);
