@@ -61,7 +61,7 @@ fn one_more(count: u32, rounds: usize) -> Results {
         let host = Host::new();
         host.run(
             &iptables(variant, "-restore"),
-            &["-w", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
+            &["--wait=60", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
         );
         race.enter(format!("iptables-{} -A", variant.name()), move || {
             let run = |job| {
@@ -99,7 +99,7 @@ fn with_portmap(program: &'static str, effort: Effort, report: &mut Report, pane
                 let (ours, theirs) = (Host::new(), Host::new());
                 ours.portfwd(&["apply", &ours.file("bench.toml", &peer::rule_set(*count))]);
                 let layout = theirs.file("rival", &portmap::layout(*count));
-                theirs.run(&iptables(variant, "-restore"), &["-w", "--noflush", &layout]);
+                theirs.run(&iptables(variant, "-restore"), &["--wait=60", "--noflush", &layout]);
                 let mut race = Race::default();
                 race.enter(OURS, || add(&ours));
                 race.enter(name.clone(), || {

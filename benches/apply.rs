@@ -93,7 +93,7 @@ fn enter_ours(race: &mut Race<'_>, name: &str, rule_set: &str) {
 
 /// Loads rules and removes them.
 fn restore(host: &Host, variant: Variant, file: &str) -> Cost {
-    let cost = host.run(&iptables(variant, "-restore"), &["-w", "--noflush", file]);
+    let cost = host.run(&iptables(variant, "-restore"), &["--wait=60", "--noflush", file]);
     for job in ["-F", "-X"] {
         host.run(&iptables(variant, ""), &["-w", "-t", "nat", job]);
     }

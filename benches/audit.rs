@@ -18,7 +18,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
         let [many, few] = [count, count / 10].map(|count| {
             let host = Host::new();
             let rules = host.file("rules", &peer::iptables::docker(count));
-            host.run(&iptables(variant, "-restore"), &["-w", &rules]);
+            host.run(&iptables(variant, "-restore"), &["--wait=60", &rules]);
             host
         });
         let mut race = Race::default();

@@ -25,7 +25,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
         let host = Host::new();
         host.run(
             &iptables(variant, "-restore"),
-            &["-w", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
+            &["--wait=60", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
         );
         let name = format!("iptables-{}-save -c", variant.name());
         race.enter(name, move || host.run(&iptables(variant, "-save"), &["-c"]));

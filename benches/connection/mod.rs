@@ -95,7 +95,7 @@ fn with_nft(effort: Effort, report: &mut Report) {
 fn with_iptables(variant: Variant, effort: Effort) -> Results {
     let docker = Net::new();
     let rules = layout::docker_iptables(all_singles(many(effort)));
-    docker.load(&host::iptables(variant, "-restore"), &["-w"], &rules);
+    docker.load(&host::iptables(variant, "-restore"), &["--wait=60"], &rules);
     race(&format!("iptables-{}", variant.name()), "iptables", effort, &[("Docker's chain", docker)])
 }
 
