@@ -1,6 +1,7 @@
 //! One more forward, live and durable, compared with one more of others', which is live.
 //!
-//! The state is in the directory for temporary files, so what it costs to wait for that disk is a part of it.
+//! The state is in the directory for temporary files, so what it costs to wait for that disk is a part of it; once it is in
+//! memory, which says how much that is.
 
 use portfwd::iptables::command::Variant;
 
@@ -13,6 +14,7 @@ use crate::race::{Cost, Race, Results};
 use crate::table::{Report, Row, Target};
 
 const OURS: &str = "portfwd add";
+const IN_MEMORY: &str = "portfwd add, state in memory";
 const ELEMENT: &str = "nft add element";
 
 /// The port that comes and goes.
@@ -30,7 +32,11 @@ pub fn bench(effort: Effort, report: &mut Report) {
         let row = Row::new("one more forward", *count, ours, ELEMENT, results.of(ELEMENT));
         report.rows.push(row.floor(ours, floor).target(Target::time(1.0)));
         if *count == effort.most() {
-            for (peer, theirs) in results.but(&[OURS, ELEMENT, floor::NAME]) {
+            if let Some(undisturbed) = results.find(IN_MEMORY) {
+                let what = "one more forward, state in memory";
+                report.rows.push(Row::new(what, *count, undisturbed, ELEMENT, results.of(ELEMENT)));
+            }
+            for (peer, theirs) in results.but(&[OURS, IN_MEMORY, ELEMENT, floor::NAME]) {
                 let row = Row::new("one more forward", *count, ours, peer, theirs);
                 report.rows.push(row.floor(ours, floor).target(Target::time(1.0)));
             }
@@ -48,8 +54,12 @@ fn one_more(count: u32, rounds: usize) -> Results {
     let mut race = Race::default();
     let (ours, map) = (Host::new(), Host::new());
     let rule_set = peer::rule_set(count);
-    ours.portfwd(&["apply", &ours.file("bench.toml", &rule_set)]);
-    race.enter(OURS, move || add(&ours));
+    for (name, host) in [(OURS, Some(ours)), (IN_MEMORY, Host::in_memory())] {
+        if let Some(host) = host {
+            host.portfwd(&["apply", &host.file("bench.toml", &rule_set)]);
+            race.enter(name, move || add(&host));
+        }
+    }
     map.run("nft", &["-f", &map.file("rival", &nft::map(count))]);
     race.enter(ELEMENT, move || {
         let add = format!("{{ {} }}", nft::element(PORT));

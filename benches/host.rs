@@ -38,6 +38,12 @@ impl Host {
         Self { namespace, directory: tempfile::tempdir().expect("directory") }
     }
 
+    /// Makes one whose directory is in memory, so that nothing waits for a disk; none where the system has no such place.
+    pub fn in_memory() -> Option<Self> {
+        let directory = tempfile::tempdir_in("/dev/shm").ok()?;
+        Some(Self { namespace: Netns::new().expect("run as root"), directory })
+    }
+
     /// Writes a file and gives its path.
     pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.path().join(name);
