@@ -11,17 +11,25 @@ use portfwd::lab::Netns;
 use crate::race::Cost;
 use crate::race::process::run;
 
+/// Where the copy of our program is, once there is one.
+static COPY: OnceLock<tempfile::TempDir> = OnceLock::new();
+
 /// The program as it is installed: a copy, which the kernel has in its memory in larger pieces than what the linker wrote
 /// through a mapping; that is a tenth of what a small command takes.
-pub fn ours() -> &'static str {
-    static COPY: OnceLock<(tempfile::TempDir, String)> = OnceLock::new();
+pub fn ours() -> PathBuf {
     let copy = || {
         let directory = tempfile::tempdir().expect("directory");
-        let path: PathBuf = directory.path().join("portfwd");
-        std::fs::copy(env!("CARGO_BIN_EXE_portfwd"), &path).expect("copied");
-        (directory, path.to_string_lossy().into_owned())
+        std::fs::copy(env!("CARGO_BIN_EXE_portfwd"), directory.path().join("portfwd")).expect("copied");
+        directory
     };
-    &COPY.get_or_init(copy).1
+    COPY.get_or_init(copy).path().join("portfwd")
+}
+
+/// Removes the copy, which nobody else does: nothing is dropped at the end of a program that everything in it can use.
+pub fn remove_copy() {
+    if let Some(directory) = COPY.get() {
+        std::fs::remove_dir_all(directory.path()).expect("removed");
+    }
 }
 
 /// A network namespace, and a directory for files and for our state.
@@ -59,7 +67,7 @@ impl Host {
     /// Runs ours, which keeps its state in the host's directory.
     pub fn portfwd(&self, arguments: &[&str]) -> Cost {
         let state = self.path().join("state").to_string_lossy().into_owned();
-        self.run(ours(), &[&["--state-dir", &state], arguments].concat())
+        self.run(&ours().to_string_lossy(), &[&["--state-dir", &state], arguments].concat())
     }
 
     fn path(&self) -> &Path {

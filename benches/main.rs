@@ -70,6 +70,7 @@ fn main() {
             bench(effort, &mut report);
         }
     }
+    host::remove_copy();
     println!("\n{}\n\n{}", machine::words(), table::plain(&report.rows));
     if has("--write-docs") {
         docs::write(&report, effort.quick);
