@@ -1,12 +1,14 @@
 //! The shapes of `--json`, one for each command that prints data. Every one carries `version`; a shape that changes in
 //! a way that breaks readers gets the next number.
 
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io::{self, BufWriter, Write};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::engine::{Plan, Sign, Step, Words};
-use crate::model::{Binding, Family, SetName};
+use crate::model::binding::TargetText;
+use crate::model::{Binding, Counter, Family, Owned, PortRange, SetName, Source};
 
 /// The number of all shapes here.
 pub const VERSION: u32 = 1;
@@ -21,7 +23,7 @@ pub struct List<'a> {
     /// In how many seconds all of it is taken back unless it is confirmed, 0 where that is over; null where nothing waits.
     pub confirm_within: Option<u64>,
     /// The forwards.
-    pub forwards: Vec<Forward<'a>>,
+    pub forwards: &'a [Listed<'a>],
     /// The networks.
     pub networks: Vec<Other>,
     /// The masquerades.
@@ -32,49 +34,68 @@ pub struct List<'a> {
     pub netmaps: Vec<Other>,
 }
 
-/// One forward of `list`.
-#[derive(Debug, Serialize)]
-pub struct Forward<'a> {
-    /// The rule set that it belongs to.
-    pub set: &'a str,
+/// A forward that is listed, described when it is printed: where there are thousands, one at a time is in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Listed<'a> {
+    /// The forward, and the rule set that it belongs to.
+    pub owned: &'a Owned<Binding>,
     /// `live`, `missing` or `foreign`.
     pub state: &'static str,
+    /// What it counted.
+    pub counter: Counter,
+}
+
+impl Serialize for Listed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Forward::new(self).serialize(serializer)
+    }
+}
+
+/// One forward of `list`.
+#[derive(Serialize)]
+struct Forward<'a> {
+    /// The rule set that it belongs to.
+    set: &'a str,
+    /// `live`, `missing` or `foreign`.
+    state: &'static str,
     /// The family of its packets.
-    pub family: Family,
+    family: Family,
     /// The protocol.
-    pub protocol: &'static str,
+    protocol: &'static str,
     /// The address it listens at; null: every address of this host.
-    pub address: Option<std::net::IpAddr>,
+    address: Option<std::net::IpAddr>,
     /// The ports it listens at, `80` or `8000-8010`.
-    pub ports: crate::model::PortRange,
+    #[serde(serialize_with = "text")]
+    ports: PortRange,
     /// Only what arrives here.
-    pub interface: Option<&'a str>,
+    interface: Option<&'a str>,
     /// Only these clients.
-    pub from: Option<ipnetwork::IpNetwork>,
+    from: Option<ipnetwork::IpNetwork>,
     /// Where it leads, `172.17.0.3:80`.
-    pub to: String,
+    #[serde(serialize_with = "text")]
+    to: TargetText<'a>,
     /// What the target sees as the client: `keep`, `masquerade` or an address.
-    pub source: String,
+    #[serde(serialize_with = "text")]
+    source: Source,
     /// Whether clients in the target's own network are masqueraded.
-    pub hairpin: bool,
+    hairpin: bool,
     /// Whether it also serves this host at its loopback addresses.
-    pub loopback: bool,
-    /// The last three in words, where they are not as usual; for people.
-    #[serde(skip)]
-    pub options: String,
+    loopback: bool,
     /// The remark.
-    pub comment: Option<&'a str>,
+    comment: Option<&'a str>,
     /// New connections that met it.
-    pub packets: u64,
+    packets: u64,
     /// Bytes of their first packets.
-    pub bytes: u64,
+    bytes: u64,
 }
 
 impl<'a> Forward<'a> {
-    /// Describes a binding.
-    pub fn new(set: &'a str, state: &'static str, binding: &'a Binding, packets: u64, bytes: u64) -> Self {
+    /// Describes one.
+    fn new(listed: &Listed<'a>) -> Self {
+        let Listed { owned, state, counter } = *listed;
+        let binding = &owned.rule;
         Self {
-            set,
+            set: owned.set.as_str(),
             state,
             family: binding.family,
             protocol: binding.protocol.name(),
@@ -82,16 +103,20 @@ impl<'a> Forward<'a> {
             ports: binding.ports,
             interface: binding.interface.as_ref().map(crate::model::IfName::as_str),
             from: binding.from,
-            to: binding.target().to_string(),
-            source: binding.source.to_string(),
+            to: binding.target(),
+            source: binding.source,
             hairpin: binding.hairpin,
             loopback: binding.loopback,
-            options: binding.options().to_string(),
             comment: binding.comment.as_ref().map(crate::model::Comment::as_str),
-            packets,
-            bytes,
+            packets: counter.packets,
+            bytes: counter.bytes,
         }
     }
+}
+
+/// Writes the text form of something without a copy of it.
+fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 /// A network, masquerade, source NAT or 1:1 translation of `list`.
@@ -159,9 +184,13 @@ impl<'a> Change<'a> {
 
 /// Prints a shape on a line of its own.
 pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
-    // A terminal's lines are looked for in every piece otherwise, and a shape has millions.
-    let mut to = io::BufWriter::with_capacity(1 << 16, to);
+    let mut to = pieces(to);
     serde_json::to_writer(&mut to, value)?;
     writeln!(to)?;
     to.flush()
+}
+
+/// Has what is printed written in large pieces. Of stdout alone a piece is a kibibyte at most, or a line.
+pub fn pieces(to: &mut dyn Write) -> BufWriter<&mut dyn Write> {
+    BufWriter::with_capacity(64 * 1024, to)
 }

@@ -1,13 +1,13 @@
 //! `portfwd list`: what the kernel really holds, and where that is not what was asked.
 
-use std::collections::HashMap;
 use std::fmt::Display;
+use std::io::Write;
 
-use super::json::{self, Forward, List, Other};
+use super::json::{self, List, Listed, Other};
 use super::{Global, Output, failure};
 use crate::engine::Home;
 use crate::model::error::printable;
-use crate::model::{Asked, Binding, Held, Owned};
+use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
 
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {}
@@ -16,6 +16,8 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let mut engine = global.engine(false, output)?;
     let live = engine.live()?;
     let lifted = live.lift();
+    let generation = live.generation();
+    drop(live);
     let asked = &engine.state().asked;
     let forwards = forwards(&lifted, asked);
     let mut networks = others(&lifted.asked.networks, &asked.networks);
@@ -40,18 +42,20 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     }
     let differs = forwards.iter().any(|forward| forward.state != "live")
         || [&networks, &masquerades, &snats, &netmaps].into_iter().flatten().any(|other| other.state != "live");
-    if let Some(note) = since(engine.state().committed, live.generation()).filter(|_| differs) {
+    if let Some(note) = since(engine.state().committed, generation).filter(|_| differs) {
         writeln!(output.stderr, "note: {note}")?;
     }
     if global.json {
-        let (version, generation) = (json::VERSION, live.generation());
+        let version = json::VERSION;
         let waiting = engine.state().unconfirmed.as_ref();
         let confirm_within = waiting.map(|waiting| failure::whole_seconds(waiting.until.left().unwrap_or_default()));
+        let forwards = forwards.as_slice();
         let list = List { version, generation, confirm_within, forwards, networks, masquerades, snats, netmaps };
         json::print(&list, output.stdout)?;
         return Ok(0);
     }
-    print(&forwards, &[networks, masquerades, snats, netmaps].concat(), output)?;
+    let others = [networks, masquerades, snats, netmaps].concat();
+    print(&forwards, &others, output.stdout)?;
     Ok(0)
 }
 
@@ -68,22 +72,18 @@ fn since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
     }
 }
 
-fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Forward<'a>> {
-    let mut wanted: HashMap<&Owned<Binding>, bool> = asked.bindings.iter().map(|owned| (owned, false)).collect();
-    let mut forwards = Vec::with_capacity(lifted.asked.bindings.len());
+/// What the kernel holds, and behind it what was asked and is not there. Both are in normal form, so they are compared in
+/// one walk.
+fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Listed<'a>> {
+    let mut foreign = lifted.asked.less(asked).into_iter().peekable();
+    let missing = asked.less(&lifted.asked);
+    let mut forwards = Vec::with_capacity(lifted.asked.bindings.len() + missing.len());
     for (owned, counter) in lifted.asked.bindings.iter().zip(&lifted.counters) {
-        let state = match wanted.get_mut(owned) {
-            Some(found) => {
-                *found = true;
-                "live"
-            }
-            None => "foreign",
-        };
-        forwards.push(Forward::new(owned.set.as_str(), state, &owned.rule, counter.packets, counter.bytes));
+        let is_foreign = foreign.next_if(|foreign| std::ptr::eq(*foreign, owned)).is_some();
+        let state = if is_foreign { "foreign" } else { "live" };
+        forwards.push(Listed { owned, state, counter: *counter });
     }
-    for owned in asked.bindings.iter().filter(|owned| wanted.get(owned) == Some(&false)) {
-        forwards.push(Forward::new(owned.set.as_str(), "missing", &owned.rule, 0, 0));
-    }
+    forwards.extend(missing.into_iter().map(|owned| Listed { owned, state: "missing", counter: Counter::default() }));
     forwards
 }
 
@@ -95,53 +95,39 @@ fn others<T: Display + PartialEq>(live: &[Owned<T>], asked: &[Owned<T>]) -> Vec<
     others
 }
 
-fn print(forwards: &[Forward<'_>], others: &[Other], output: &mut Output<'_>) -> anyhow::Result<()> {
+fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> anyhow::Result<()> {
     use tabled::builder::Builder;
     use tabled::settings::{Alignment, Style, object::Columns};
     let mut table = Builder::with_capacity(forwards.len() + 1, 7);
     table.push_record(["LISTEN", "TO", "SET", "STATE", "PACKETS", "BYTES", "COMMENT"]);
-    for forward in forwards {
+    for Listed { owned, state, counter } in forwards {
+        let rule = &owned.rule;
         table.push_record([
-            listen(forward),
-            target(forward),
-            forward.set.to_owned(),
-            forward.state.to_owned(),
-            forward.packets.to_string(),
-            forward.bytes.to_string(),
-            printable(forward.comment.unwrap_or_default()),
+            rule.listen().to_string(),
+            target(rule),
+            owned.set.to_string(),
+            (*state).to_owned(),
+            counter.packets.to_string(),
+            counter.bytes.to_string(),
+            printable(rule.comment.as_ref().map(Comment::as_str).unwrap_or_default()),
         ]);
     }
     let mut table = table.build();
     table.with(Style::blank()).modify(Columns::new(4..6), Alignment::right());
+    let mut stdout = json::pieces(stdout);
     for line in table.to_string().lines() {
-        writeln!(output.stdout, "{}", line.trim())?;
+        writeln!(stdout, "{}", line.trim())?;
     }
     for other in others {
-        writeln!(output.stdout, "{}  [{}, {}]", other.rule, other.set, other.state)?;
+        writeln!(stdout, "{}  [{}, {}]", other.rule, other.set, other.state)?;
     }
+    stdout.flush()?;
     Ok(())
 }
 
 /// The target, and what is unusual about the forward; a redirect of all addresses is one forward a family, and says which.
-fn target(forward: &Forward<'_>) -> String {
-    let both = forward.address.is_none() && forward.from.is_none() && forward.to.starts_with(':');
-    let mut text = if both { format!("{} ({})", forward.to, forward.family) } else { forward.to.clone() };
-    text.push_str(&forward.options);
-    text
-}
-
-fn listen(forward: &Forward<'_>) -> String {
-    let mut text = match forward.address {
-        Some(std::net::IpAddr::V4(address)) => format!("{address}:"),
-        Some(std::net::IpAddr::V6(address)) => format!("[{address}]:"),
-        None => String::new(),
-    };
-    text.push_str(&format!("{}/{}", forward.ports, forward.protocol));
-    if let Some(interface) = forward.interface {
-        text.push_str(&format!(" on {interface}"));
-    }
-    if let Some(from) = forward.from {
-        text.push_str(&format!(" from {from}"));
-    }
-    text
+fn target(rule: &Binding) -> String {
+    let (to, options) = (rule.target(), rule.options());
+    let both = rule.address.is_none() && rule.from.is_none() && rule.to.address.is_none();
+    if both { format!("{to} ({}){options}", rule.family) } else { format!("{to}{options}") }
 }

@@ -155,7 +155,7 @@ fn unfinished(engine: &Engine, after: &State) -> Option<Unfinished> {
         return None;
     }
     let left = last.iter().filter(|last| !last.keep_connections).flat_map(|last| last.gone.iter());
-    let gone = before.less(&after.asked).into_iter().chain(left).cloned().collect();
+    let gone = before.less(&after.asked).into_iter().map(|owned| &owned.rule).chain(left).cloned().collect();
     Some(Unfinished { keep_connections: engine.keep_connections, gone })
 }
 

@@ -55,7 +55,9 @@ pub fn lift(program: &Program) -> Held {
     found.extend(whole.map(|(owned, (sum, _))| (owned, sum)));
     loopback(&ids, &mut found, &mut lifted.foreign);
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
-    (lifted.asked.bindings, lifted.counters) = found.into_iter().unzip();
+    lifted.counters = found.iter().map(|(_, counter)| *counter).collect();
+    // In the memory that they are in.
+    lifted.asked.bindings = found.into_iter().map(|(owned, _)| owned).collect();
     rules(program, &mut lifted);
     lifted.asked.normalize();
     lifted
