@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Failure, Global, Output, change, guard, sets, waiting};
 use crate::config;
+use crate::engine::timing::Phase;
 
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
@@ -30,13 +31,15 @@ pub struct ApplyArgs {
 }
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = sets::load(&args.paths, global.choice())?;
+    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = global.to_change(args.dry_run, output)?;
     if args.keep_connections {
         engine.keep_connections();
     }
     let mut after = engine.state().clone();
-    after.asked = config::union(Arc::unwrap_or_clone(after.asked), &loaded).map_err(Failure::Problems)?.into();
+    let asked = Arc::unwrap_or_clone(after.asked);
+    let union = output.timing.of(Phase::Parse, || config::union(asked, &loaded));
+    after.asked = union.map_err(Failure::Problems)?.into();
     if !args.force {
         guard::check(&engine, &after.asked, &loaded, global, output)?;
     }

@@ -15,6 +15,7 @@ pub fn carry_out(
 ) -> anyhow::Result<Option<Outcome>> {
     if dry_run {
         let plan = engine.plan_all(&after)?;
+        output.timing.add(engine.timing());
         if global.json {
             json::print(&json::Changes::new(&plan, false), output.stdout)?;
         } else {
@@ -25,6 +26,7 @@ pub fn carry_out(
     }
     let outcome = engine::commit(engine, after)?;
     output.done = true;
+    output.timing.add(engine.timing());
     view::aside(&outcome, global.verbose, output)?;
     if global.json {
         let waiting = engine.state().unconfirmed.as_ref().and_then(|waiting| waiting.until.left());

@@ -6,6 +6,7 @@ use std::io::Write;
 use super::json::{self, List, Listed, Other};
 use super::{Global, Output, failure};
 use crate::engine::Home;
+use crate::engine::timing::Phase;
 use crate::model::error::printable;
 use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
 
@@ -15,11 +16,12 @@ pub struct ListArgs {}
 pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let mut engine = global.engine(false, output)?;
     let live = engine.live()?;
-    let lifted = live.lift();
+    output.timing.add(engine.timing());
+    let lifted = output.timing.of(Phase::Plan, || live.lift());
     let generation = live.generation();
     drop(live);
     let asked = &engine.state().asked;
-    let forwards = forwards(&lifted, asked);
+    let forwards = output.timing.of(Phase::Plan, || forwards(&lifted, asked));
     let mut networks = others(&lifted.asked.networks, &asked.networks);
     // A network that neither masquerades nor isolates leaves nothing in a kernel that could be missed.
     let silent =
@@ -51,11 +53,11 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         let confirm_within = waiting.map(|waiting| failure::whole_seconds(waiting.until.left().unwrap_or_default()));
         let forwards = forwards.as_slice();
         let list = List { version, generation, confirm_within, forwards, networks, masquerades, snats, netmaps };
-        json::print(&list, output.stdout)?;
+        output.timing.of(Phase::Print, || json::print(&list, output.stdout))?;
         return Ok(0);
     }
     let others = [networks, masquerades, snats, netmaps].concat();
-    print(&forwards, &others, output.stdout)?;
+    output.timing.of(Phase::Print, || print(&forwards, &others, output.stdout))?;
     Ok(0)
 }
 

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::engine::{self, Choice, Engine};
+use crate::engine::{self, Choice, Engine, Timing};
 use crate::model::Binding;
 use crate::model::error::printable;
 use crate::netfilter::namespace;
@@ -71,7 +71,7 @@ pub struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Show which backend works, and what is sent to the kernel
+    /// Show which backend works, what is sent to the kernel, and where the time went
     #[arg(short, long, global = true)]
     verbose: bool,
     /// When to color messages
@@ -158,6 +158,14 @@ enum Command {
     Lab(lab::LabArgs),
 }
 
+impl Command {
+    /// Whether it is told where its time went: it changes rules that last, or reads those of the kernel.
+    fn tells_time(&self) -> bool {
+        use Command::{Add, Apply, Flush, List, Plan, Restore, Rm};
+        matches!(self, Add(_) | Rm(_) | List(_) | Plan(_) | Apply(_) | Flush(_) | Restore(_))
+    }
+}
+
 /// Where a command prints, and how.
 pub struct Output<'a> {
     stdout: &'a mut dyn Write,
@@ -165,6 +173,8 @@ pub struct Output<'a> {
     color: bool,
     /// Whether what is to be printed has been done.
     done: bool,
+    /// Where the time of the process went.
+    timing: Timing,
 }
 
 /// What is said aside. A disk that is full, or a reader that is gone, is no reason to leave undone what was asked.
@@ -199,9 +209,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
         Color::Auto => io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
     let mut aside = Aside(stderr);
-    let mut output = Output { stdout, stderr: &mut aside, color, done: false };
+    let timing = if cli.global.verbose { Timing::of_process() } else { Timing::default() };
+    let mut output = Output { stdout, stderr: &mut aside, color, done: false, timing };
     let result = run(&cli, &mut output).and_then(|code| {
         output.stdout.flush()?;
+        if cli.global.verbose && cli.command.tells_time() {
+            writeln!(output.stderr, "{}", output.timing)?;
+        }
         Ok(code)
     });
     match result {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Failure, Global, Output, failure, json, sets, view};
 use crate::config;
+use crate::engine::timing::Phase;
 use crate::store::State;
 
 #[derive(Debug, clap::Args)]
@@ -17,10 +18,12 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = sets::load(&args.paths, global.choice())?;
+    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = global.engine(false, output)?;
-    let asked = config::union((*engine.state().asked).clone(), &loaded).map_err(Failure::Problems)?;
+    let asked = (*engine.state().asked).clone();
+    let asked = output.timing.of(Phase::Parse, || config::union(asked, &loaded)).map_err(Failure::Problems)?;
     let plan = engine.plan_all(&State { asked: asked.into(), ..engine.state().clone() })?;
+    output.timing.add(engine.timing());
     if global.json {
         json::print(&json::Changes::new(&plan, false), output.stdout)?;
     } else {

@@ -36,6 +36,7 @@ fn from_kernel(global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let after = engine.held()?;
     let outcome = engine::commit(&mut engine, after)?;
     output.done = true;
+    output.timing.add(engine.timing());
     view::aside(&outcome, global.verbose, output)?;
     let asked = &engine.state().asked;
     let others = asked.networks.len() + asked.masquerades.len() + asked.snats.len() + asked.netmaps.len();

@@ -31,7 +31,7 @@ use nix::unistd::{close, getpgrp, read, setsid, tcgetpgrp, write};
 
 use super::failure::in_words;
 use super::{Failure, Global, Output, change, view};
-use crate::engine::{Engine, confirm};
+use crate::engine::{Engine, Timing, confirm};
 use crate::iptables::command;
 use crate::model::error::printable;
 use crate::store::{Deadline, State};
@@ -136,7 +136,13 @@ fn judge(
 
 /// Does something that says nothing: where nobody can hear it any more, that is no reason not to do it.
 fn quietly<T>(job: impl FnOnce(&mut Output<'_>) -> T) -> T {
-    job(&mut Output { stdout: &mut io::sink(), stderr: &mut io::sink(), color: false, done: false })
+    job(&mut Output {
+        stdout: &mut io::sink(),
+        stderr: &mut io::sink(),
+        color: false,
+        done: false,
+        timing: Timing::default(),
+    })
 }
 
 /// What became of the waiting.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::iptables::Iptables;
+use super::timing::{Phase, Timing};
 use super::{EngineError, Live, nft};
 use crate::iptables::command::Variant;
 use crate::iptables::diff::Changes as ChainChanges;
@@ -117,27 +118,27 @@ impl Backend {
     }
 
     /// Reads what is there.
-    pub(super) fn live(&mut self) -> Result<Live, EngineError> {
+    pub(super) fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError> {
         match self {
             Self::Nft(connection) => {
-                let (program, generation) = decode(connection)?;
+                let (program, generation) = timing.talk(Phase::Read, connection, decode)?;
                 Ok(Live::Nft { program, generation })
             }
-            Self::Iptables(iptables) => Ok(Live::Iptables(iptables.read()?.into())),
+            Self::Iptables(iptables) => Ok(Live::Iptables(timing.of(Phase::Read, || iptables.read())?.into())),
         }
     }
 
     /// Reads what is there, and compares it with what is asked.
-    pub(super) fn decide(&mut self, asked: &Asked) -> Result<(Live, Work), EngineError> {
+    pub(super) fn decide(&mut self, asked: &Asked, timing: &mut Timing) -> Result<(Live, Work), EngineError> {
         match self {
             Self::Nft(connection) => {
-                let (now, generation) = decode(connection)?;
-                let program = compile(asked)?;
-                let changes = Box::new(diff(&now, &program));
+                let (now, generation) = timing.talk(Phase::Read, connection, decode)?;
+                let program = timing.of(Phase::Compile, || compile(asked))?;
+                let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
                 Ok((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation }))
             }
             Self::Iptables(iptables) => {
-                let (before, work) = iptables.decide(asked)?;
+                let (before, work) = iptables.decide(asked, timing)?;
                 Ok((Live::Iptables(before), work))
             }
         }
@@ -145,13 +146,17 @@ impl Backend {
 
     /// Does it, all or nothing, and gives what was sent, as text; `None` where somebody else changed the rules in
     /// between, and the work must be planned anew.
-    pub(super) fn carry_out(&mut self, work: &mut Work) -> Result<Option<Vec<String>>, EngineError> {
+    pub(super) fn carry_out(
+        &mut self,
+        work: &mut Work,
+        timing: &mut Timing,
+    ) -> Result<Option<Vec<String>>, EngineError> {
         match (self, work) {
             (Self::Nft(connection), Work::Nft { changes, generation, .. }) => {
-                nft::carry_out(connection, changes, generation)
+                nft::carry_out(connection, changes, generation, timing)
             }
             (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
-                iptables.carry_out(changes, before, program)
+                iptables.carry_out(changes, before, program, timing)
             }
             // It was planned for another backend.
             _ => Ok(None),
@@ -159,12 +164,15 @@ impl Backend {
     }
 
     /// Reads back what was done, as far as that is worth it.
-    pub(super) fn check(&mut self, work: &Work) -> Result<(), EngineError> {
+    pub(super) fn check(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
         match (self, work) {
             (Self::Nft(connection), Work::Nft { changes, program, generation }) => {
-                nft::check(connection, changes, program, *generation)
+                let check = |connection: &mut Connection| nft::check(connection, changes, program, *generation);
+                timing.talk(Phase::Read, connection, check)
             }
-            (Self::Iptables(iptables), Work::Iptables { changes, program, .. }) => iptables.check(changes, program),
+            (Self::Iptables(iptables), Work::Iptables { changes, program, .. }) => {
+                timing.of(Phase::Read, || iptables.check(changes, program))
+            }
             _ => Ok(()),
         }
     }

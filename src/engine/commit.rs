@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::connections::{self, Changed};
-use super::{
-    Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, together, unkept,
-};
+use super::timing::{Phase, Timing};
+use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, unkept};
 use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
 use crate::nft::compile::samples;
@@ -76,14 +75,16 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             if !plan.is_empty() {
                 after.committed = plan.work.generation_after();
             }
+            let begun = Instant::now();
             let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
+            engine.timing.took(Phase::Connections, begun.elapsed());
             if ended.is_err() {
                 after.unfinished.clone_from(&during.unfinished);
             }
             // What is asked is kept already, and that it may not have come to its end; all else is found out again.
             let unkept = engine.keep(&after).err().map(|error| error.to_string());
             if !plan.is_empty() {
-                engine.backend.check(&plan.work)?;
+                engine.backend.check(&plan.work, &mut engine.timing)?;
             }
             let moved_from = left?;
             plan.steps.extend(moved_from.iter().map(|home| Step::leave(*home)));
@@ -134,8 +135,8 @@ fn keep_and_plan(
         return Ok(decided);
     }
     let (store, backend) = (&mut engine.store, &mut engine.backend);
-    let (kept, decided) =
-        together(|| if *during == before { Ok(()) } else { store.save(&before, during) }, || backend.decide(asked));
+    let keep = || if *during == before { Ok(()) } else { store.save(&before, during) };
+    let (kept, decided) = engine.timing.beside(Phase::Store, keep, |timing| backend.decide(asked, timing));
     kept.map_err(|error| unkept(&engine.store, error))?;
     engine.state = during.clone();
     match decided {
@@ -201,7 +202,7 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
             None => {
                 // Somebody else was at our table.
                 engine.see_all(after)?;
-                engine.backend.decide(&after.asked)?
+                engine.backend.decide(&after.asked, &mut engine.timing)?
             }
         };
         let known: &[Owned<Binding>] = if engine.near { &after.samples } else { &[] };
@@ -213,15 +214,19 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
             return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });
         }
         // What it means is put into words, and the store in order, while the kernel is at work.
-        let (backend, store) = (&mut engine.backend, &mut engine.store);
-        let mut words = || {
+        let (backend, store, timing) = (&mut engine.backend, &mut engine.store, &mut engine.timing);
+        let words = || {
             let words = (plan::steps_from(&live, &after.asked), samples());
             store.tidy();
             words
         };
-        let mut send = || backend.carry_out(&mut work);
+        let mut send = |timing: &mut Timing| backend.carry_out(&mut work, timing);
         // Of a few there is not enough to say for a thread.
-        let (((steps, was), samples), sent) = if engine.near { (words(), send()) } else { together(words, send) };
+        let (((steps, was), samples), sent) = if engine.near {
+            (timing.of(Phase::Plan, words), send(timing))
+        } else {
+            timing.beside(Phase::Plan, words, send)
+        };
         if let Some(messages) = sent? {
             return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was), samples });
         }

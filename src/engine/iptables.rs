@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::backend::Work;
+use super::timing::{Phase, Timing};
 use super::{EngineError, LOCK_WAIT, together};
 use crate::iptables::command::{CommandError, Tools, Variant, label_names};
 use crate::iptables::compile::{HAIRPIN, Host, compile};
@@ -24,6 +25,7 @@ use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
 use crate::netfilter::link;
+use crate::nft::traffic::{Amount, Traffic};
 use crate::store::Lock;
 
 /// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
@@ -125,12 +127,15 @@ impl Iptables {
     }
 
     /// What is there, and what would have to change.
-    pub(super) fn decide(&mut self, asked: &Asked) -> Result<(Arc<Program>, Work), EngineError> {
+    pub(super) fn decide(&mut self, asked: &Asked, timing: &mut Timing) -> Result<(Arc<Program>, Work), EngineError> {
         let shifts = self.shifts(asked)?;
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
         let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
-        let program = compiled(&interfaces);
-        let before = self.read.take().map_or_else(|| self.read().map(Arc::new), Ok)?;
+        let program = timing.of(Phase::Compile, || compiled(&interfaces));
+        let before = match self.read.take() {
+            Some(read) => read,
+            None => Arc::new(timing.of(Phase::Read, || self.read())?),
+        };
         let work = |program: Program| {
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
@@ -144,7 +149,8 @@ impl Iptables {
                 return Ok((before, lenient));
             }
         }
-        let work = work(program?);
+        let program = program?;
+        let work = timing.of(Phase::Plan, || work(program));
         Ok((before, work))
     }
 
@@ -176,6 +182,7 @@ impl Iptables {
         changes: &mut [(Family, Changes)],
         before: &Program,
         after: &Program,
+        timing: &mut Timing,
     ) -> Result<Option<Vec<String>>, EngineError> {
         let mut sent = Vec::new();
         let mut touched = Vec::new();
@@ -189,8 +196,10 @@ impl Iptables {
                 }
             }
             touched.push(*family);
-            let text = restore::text(changes, *family, self.variant());
-            if let Err(error) = self.restore(*family, &text) {
+            let text = timing.of(Phase::Encode, || restore::text(changes, *family, self.variant()));
+            timing
+                .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
+            if let Err(error) = timing.of(Phase::Kernel, || self.restore(*family, &text)) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
                 let stale =
                     refused && self.changed_since(before.of(*family), after.of(*family), *family).unwrap_or_default();

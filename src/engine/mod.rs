@@ -24,6 +24,7 @@ mod near;
 mod nft;
 pub mod plan;
 mod switches;
+pub mod timing;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub use commit::{Outcome, commit, finish};
 pub use error::EngineError;
 pub use plan::{Plan, Sign, Step, Words};
 pub use switches::Switches;
+use timing::Phase;
+pub use timing::Timing;
 
 /// How long a command waits for another portfwd that is at work in the same namespace; for a queue of them as long as it
 /// moves, and at most six times that. Of fifty debug builds on two busy cores one was measured to wait for 9.8 s.
@@ -71,6 +74,7 @@ pub struct Engine {
     keep_connections: bool,
     /// Whether the state is only what a change is about, see `near.rs`.
     near: bool,
+    timing: Timing,
 }
 
 /// What the kernel holds.
@@ -167,13 +171,17 @@ impl Engine {
         write: bool,
         store: impl FnOnce(&Identity) -> Result<(Store, State), StateError>,
     ) -> Result<Self, EngineError> {
-        let (nft, instead) = nftables(choice)?;
+        let mut timing = Timing::default();
+        let (nft, instead) = timing.of(Phase::Read, || nftables(choice))?;
+        if let Some(Backend::Nft(connection)) = &nft {
+            timing.said(Phase::Read, connection.traffic());
+        }
         let cookie = match &nft {
             Some(Backend::Nft(connection)) => connection.namespace_cookie(),
             _ => namespace_cookie(),
         };
         let identity = namespace::identity(cookie).map_err(EngineError::Namespace)?;
-        let (store, state) = store(&identity)?;
+        let (store, state) = timing.of(Phase::Store, || store(&identity))?;
         let found_out = state.unusable.as_ref().filter(|it| choice == Choice::Auto && it.kernel == kernel());
         let instead = instead.or_else(|| found_out.map(|unusable| unusable.why.clone()));
         let backend = match nft.filter(|_| instead.is_none()) {
@@ -197,6 +205,7 @@ impl Engine {
             interrupted,
             keep_connections: false,
             near: false,
+            timing,
         })
     }
 
@@ -222,12 +231,18 @@ impl Engine {
             interrupted: false,
             keep_connections: false,
             near: false,
+            timing: Timing::default(),
         })
     }
 
     /// The state as it was when it was opened, or as it was committed last.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Where the time went since it was opened.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
     }
 
     /// Where the rules are kept.
@@ -292,7 +307,7 @@ impl Engine {
                 Home::Nft => Backend::nft()?,
                 Home::Iptables(variant) => Backend::iptables(Some(variant), None)?,
             };
-            let holds = match backend.live()? {
+            let holds = match backend.live(&mut Timing::default())? {
                 Live::Nft { program, .. } => program.table,
                 Live::Iptables(program) => !program.is_empty(),
             };
@@ -316,12 +331,13 @@ impl Engine {
         let mut left = Vec::new();
         let nothing = Asked::default();
         for (home, found) in self.others() {
-            let remove = |found: Found| -> Result<(), EngineError> {
+            let mut remove = |found: Found| -> Result<(), EngineError> {
                 let mut other = found?;
                 let until = Instant::now() + PATIENCE;
                 loop {
-                    let (_, mut work) = other.decide(&nothing)?;
-                    match other.carry_out(&mut work)? {
+                    let timing = &mut self.timing;
+                    let (_, mut work) = other.decide(&nothing, timing)?;
+                    match other.carry_out(&mut work, timing)? {
                         Some(_) => return Ok(()),
                         None if Instant::now() > until => return Err(EngineError::Busy),
                         None => {}
@@ -339,7 +355,7 @@ impl Engine {
     /// # Errors
     /// Where it does not tell.
     pub fn live(&mut self) -> Result<Live, EngineError> {
-        self.backend.live()
+        self.backend.live(&mut self.timing)
     }
 
     /// A state that asks for what the kernel holds of ours, as far as that can be told from it.
@@ -388,7 +404,8 @@ impl Engine {
     /// Keeps a state on disk, in the place of the one that is kept now.
     fn keep(&mut self, state: &State) -> Result<(), EngineError> {
         if *state != self.state {
-            self.store.save(&self.state, state).map_err(|error| unkept(&self.store, error))?;
+            let kept = self.timing.of(Phase::Store, || self.store.save(&self.state, state));
+            kept.map_err(|error| unkept(&self.store, error))?;
             self.state = state.clone();
         }
         Ok(())
@@ -418,8 +435,8 @@ impl Engine {
     /// # Errors
     /// Where the kernel does not tell what it holds, or the sets cannot be one table.
     pub fn plan(&mut self, asked: &Arc<Asked>) -> Result<Plan, EngineError> {
-        let (live, work) = self.backend.decide(asked)?;
-        Ok(Plan::new(&live, asked, work))
+        let (live, work) = self.backend.decide(asked, &mut self.timing)?;
+        Ok(self.timing.of(Phase::Plan, || Plan::new(&live, asked, work)))
     }
 }
 

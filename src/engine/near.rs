@@ -11,10 +11,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::timing::{Phase, Timing};
 use super::{Backend, Choice, Engine, EngineError, Home, LOCK_WAIT, Live, Work};
 use crate::model::{Asked, Binding};
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
+use crate::nft::transaction::Connection;
 use crate::nft::{decode, element};
 use crate::store::{State, Store};
 
@@ -53,7 +55,7 @@ impl Engine {
     /// Where the state cannot be read.
     pub fn see_all(&mut self, after: &mut State) -> Result<(), EngineError> {
         if self.near {
-            let all = self.store.load()?;
+            let all = self.timing.of(Phase::Store, || self.store.load())?;
             *after = carried(&all, &self.state, after);
             self.state = all;
             self.near = false;
@@ -69,7 +71,8 @@ impl Engine {
         }
         // Others of the sort of one that goes may be there, and stand for it.
         let stand = after.samples.iter().all(|owned| after.asked.bindings.contains(owned));
-        let decided = if stand { decide(&mut self.backend, &self.state.asked, &after.asked)? } else { None };
+        let decided =
+            if stand { decide(&mut self.backend, &self.state.asked, &after.asked, &mut self.timing)? } else { None };
         if decided.is_none() {
             self.see_all(after)?;
         }
@@ -91,18 +94,25 @@ pub(super) fn carried(on: &State, from: &State, to: &State) -> State {
     State { asked: Arc::new(Asked { bindings, ..Asked::clone(&to.asked) }), ..to.clone() }
 }
 
-fn decide(backend: &mut Backend, before: &Asked, after: &Asked) -> Result<Option<(Live, Work)>, EngineError> {
+fn decide(
+    backend: &mut Backend,
+    before: &Asked,
+    after: &Asked,
+    timing: &mut Timing,
+) -> Result<Option<(Live, Work)>, EngineError> {
     let Backend::Nft(connection) = backend else { return Ok(None) };
     let elements: usize = after.bindings.iter().map(|owned| element::count(&owned.rule)).sum();
     if elements > ELEMENTS {
         return Ok(None);
     }
-    let (left, program) = (compile(before)?, compile(after)?);
-    let (now, generation) = decode::near(connection, &program, &left)?;
+    let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
+    let (left, program) = (left?, program?);
+    let read = |connection: &mut Connection| decode::near(connection, &program, &left);
+    let (now, generation) = timing.talk(Phase::Read, connection, read)?;
     if super::nft::difference(&now, &left).is_some() {
         return Ok(None);
     }
-    let changes = Box::new(diff(&now, &program));
+    let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
     Ok(Some((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation })))
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::EngineError;
+use super::timing::{Phase, Timing};
 use crate::nft::decode;
 use crate::nft::diff::Changes;
 use crate::nft::element;
@@ -16,11 +17,12 @@ pub(super) fn carry_out(
     connection: &mut Connection,
     changes: &Changes,
     generation: &mut u32,
+    timing: &mut Timing,
 ) -> Result<Option<Vec<String>>, EngineError> {
-    let mut batch = encode(changes, *generation);
+    let mut batch = timing.of(Phase::Encode, || encode(changes, *generation));
     let mut until = None;
     loop {
-        match connection.commit(&batch) {
+        match timing.talk(Phase::Kernel, connection, |connection| connection.commit(&batch)) {
             Ok(()) => return Ok(Some(batch.lines().collect())),
             Err(CommitError::Stale) => {}
             Err(error) => return Err(named(error, &batch)),

@@ -14,6 +14,7 @@ use super::encode::Batch;
 use super::ffi::{self, Buffer};
 use super::message::Message;
 use super::refusal::{Head, Refusal, refusal};
+use super::traffic::Traffic;
 use super::watch::Watch;
 pub use super::wire::Wire;
 use crate::netfilter::netlink::{message, put_attribute};
@@ -80,6 +81,7 @@ pub struct Connection {
     buffer: Buffer,
     next: u32,
     watch: Option<Watch>,
+    traffic: Traffic,
 }
 
 impl Connection {
@@ -99,12 +101,17 @@ impl Connection {
 
     /// A conversation over a wire that is open. What comes over it may be anything.
     pub fn over(wire: Box<dyn Wire>) -> Self {
-        Self { wire, buffer: Buffer::new(), next: 1, watch: None }
+        Self { wire, buffer: Buffer::new(), next: 1, watch: None, traffic: Traffic::default() }
     }
 
     /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
     pub fn namespace_cookie(&self) -> Option<u64> {
         self.wire.namespace_cookie()
+    }
+
+    /// What was said since it was opened. What is heard of the commits of others is none of it.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// The generation of the rules: a number that grows with every commit by anybody.
@@ -180,6 +187,7 @@ impl Connection {
             let (kind, flags) = (u16::try_from(kind).unwrap_or(0), u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1));
             batch.extend(message(kind, flags, 0, subsystem, self.number(), &[]));
         }
+        self.traffic.sent.add(2, batch.len());
         self.wire.send(&batch).map_err(|error| KernelError::Socket("asking the kernel", error))?;
         // It is answered only where it is refused, and whoever reads the next answer leaves that out.
         self.generation().map(drop)
@@ -279,6 +287,7 @@ impl Connection {
         let flags = if dump { flags } else { libc::NLM_F_ACK } | libc::NLM_F_REQUEST;
         let family = u8::try_from(family).unwrap_or(0);
         let request = message(kind, u16::try_from(flags).unwrap_or(1), family, 0, seq, attributes);
+        self.traffic.sent.add(1, request.len());
         self.wire.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
         let mut interrupted = false;
         let mut unreadable = false;
@@ -329,6 +338,7 @@ impl Connection {
         let mut answer = None;
         while let Some((message, behind)) = Message::split(rest) {
             rest = behind;
+            self.traffic.received.add(1, message.bytes().len());
             if let Some(head) = Head::read(message.bytes())
                 && answer.is_none()
             {
@@ -347,6 +357,7 @@ impl Connection {
         // The kernel counts its own bookkeeping into the room, twice the size at the very most.
         let room = size.saturating_mul(2).max(1 << 16);
         (self.wire.prepare(room)).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        self.traffic.sent.add(batch.message_count(), size);
         match self.wire.send(batch.bytes()) {
             Ok(()) => {}
             Err(error) => {
