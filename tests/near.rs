@@ -211,3 +211,101 @@ fn sockets_are_guarded_among_many_as_among_few() {
     net.ok(&["add", "2222", "172.17.0.3:22", "--force"]);
     whole(&net);
 }
+
+/// A set of so many forwards, from a port on, as a file whose set has this name.
+fn small(net: &Net, name: &str, first: u16, count: u16, to: &str) -> String {
+    let path = net.state.path().join(format!("{name}.toml"));
+    let forward = |port: u16| format!("[[forward]]\nlisten = \"{port}\"\nto = \"{to}\"\n");
+    std::fs::write(&path, (first..first + count).map(forward).collect::<String>()).expect("written");
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_small_set_takes_as_many_system_calls_whatever_is_there() {
+    if !privileged() {
+        return;
+    }
+    let [few, thousands] = [1_500, 15_000].map(|count| {
+        let net = busy(count);
+        let first = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
+        let again = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
+        // Three go, three come, all others lead elsewhere, the one that stood for them included.
+        let other = calls(&net, &["apply", &small(&net, "web", 1_003, 206, "172.17.0.4:80")]);
+        let list = net.ok(&["list"]).stdout;
+        assert_eq!(list.matches(" live ").count(), usize::from(count) + 3 + 206);
+        assert_eq!(list.matches(" 172.17.0.4:80 ").count(), 206);
+        whole(&net);
+        [first, again, other]
+    });
+    // Threads, and what the allocator takes back, differ from run to run.
+    let close = |(few, thousands): (&usize, &usize)| few.abs_diff(*thousands) * 8 < *few;
+    assert!(few.iter().zip(&thousands).all(close), "{few:?} {thousands:?}");
+}
+
+#[test]
+fn a_small_set_that_contradicts_one_of_many_is_refused() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    net.ok(&["apply", &small(&net, "web", 1_000, 20, "172.17.0.3:80")]);
+    let before = net.nft(&["list", "ruleset"]).stdout;
+    let said = net.portfwd(&["apply", &small(&net, "web", 9_990, 20, "172.17.0.3:80")]);
+    assert!(said.code == 6 && said.stderr.contains("`10001/tcp` already goes to 172.17.0.3:80"), "{said:?}");
+    let said = net.portfwd(&["apply", &small(&net, "other", 1_019, 1, "172.17.0.3:80")]);
+    assert!(said.code == 6 && said.stderr.contains("`1019/tcp` already goes to 172.17.0.3:80"), "{said:?}");
+    assert_eq!(net.nft(&["list", "ruleset"]).stdout, before);
+    // What it had itself is no contradiction.
+    net.ok(&["apply", &small(&net, "web", 1_010, 20, "172.17.0.4:80")]);
+    whole(&net);
+}
+
+#[test]
+fn more_than_forwards_in_a_small_set_comes_out_as_if_all_had_been_looked_at() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    let path = small(&net, "web", 1_000, 2, "10.0.0.1:80");
+    let with = |more: &str| {
+        let forwards = "[[forward]]\nlisten = \"1000\"\nto = \"10.0.0.1\"\n";
+        std::fs::write(&path, format!("{forwards}{more}")).expect("written");
+        net.ok(&["apply", &path]);
+        assert_eq!(differences(&net), [""; 0], "{more}");
+        whole(&net);
+    };
+    // Forwards of the other set are in this network.
+    with("[[network]]\nname = \"br1\"\nsubnet = [\"10.0.0.0/8\"]\nchain = \"ELSEWHERE\"\n");
+    with("[[masquerade]]\nfrom = \"10.9.0.0/24\"\n");
+    with("[[forward]]\nlisten = \"1001-1100\"\nto = \"10.0.0.9:80\"\nsource = \"192.0.2.1\"\n");
+    with("[[forward]]\nlisten = \"[2001:db8::1]:1001/udp\"\nto = \"[fd00::9]:80\"\ninterface = \"eth0\"\n");
+    with("");
+    std::fs::write(&path, "").expect("written");
+    net.ok(&["apply", &path]);
+    whole(&net);
+}
+
+#[test]
+fn a_small_set_mends_what_others_did_to_another() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_200);
+    let path = small(&net, "web", 1_000, 20, "172.17.0.3:80");
+    net.ok(&["apply", &path]);
+    let map = "DOCKER-ip-ports";
+    let spoil = || {
+        let done = net.nft(&["delete", "element", "inet", "portfwd", map, "{ tcp . 10500 }"]);
+        assert_eq!(done.code, 0, "{done:?}");
+    };
+    for between in [None, Some("999")] {
+        spoil();
+        if let Some(port) = between {
+            // It looks at itself alone.
+            net.ok(&["add", port, "172.17.0.3:80"]);
+            assert_eq!(differences(&net).len(), 1);
+        }
+        assert_eq!(net.ok(&["apply", &path]).stdout, "1 added, 0 changed, 0 removed\n", "{between:?}");
+        assert_eq!(differences(&net), [""; 0]);
+    }
+}

@@ -96,7 +96,7 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         return Err(Failure::Unsupported { what, help }.into());
     }
     let mut engine =
-        if args.dry_run { global.to_change(true, output)? } else { global.to_change_near(&bindings, output)? };
+        if args.dry_run { global.to_change(true, output)? } else { global.to_change_near(&bindings, &[], output)? };
     if args.keep_connections {
         engine.keep_connections();
     }
@@ -108,14 +108,7 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     asked.settings.entry(set.clone()).or_default();
     asked.normalize();
     if !args.force {
-        let refused = guard::check(&engine, &after.asked, &[], global, output);
-        if refused.is_err() && engine.is_near() {
-            // Another forward may take it already.
-            engine.see_all(&mut after)?;
-            guard::check(&engine, &after.asked, &[], global, output)?;
-        } else {
-            refused?;
-        }
+        guard::check(&mut engine, &mut after, &[], global, output)?;
     }
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         if outcome.plan.is_empty() {

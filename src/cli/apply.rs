@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, Global, Output, change, guard, sets, waiting};
-use crate::config;
+use crate::config::{self, Loaded};
 use crate::engine::timing::Phase;
+use crate::engine::{Engine, FEW};
+use crate::model::{Binding, SetName};
 
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
@@ -30,9 +32,21 @@ pub struct ApplyArgs {
     dry_run: bool,
 }
 
+/// Opens kernel and state; where the sets are small, of them only what these are about.
+fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+    let forwards = || loaded.iter().flat_map(|loaded| &loaded.set.forwards);
+    if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > FEW {
+        return global.to_change(args.dry_run, output);
+    }
+    // Those that do not fit together are refused when the sets are brought together.
+    let about: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
+    let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
+    global.to_change_near(&about, &sets, output)
+}
+
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
-    let mut engine = global.to_change(args.dry_run, output)?;
+    let mut engine = open(args, &loaded, global, output)?;
     if args.keep_connections {
         engine.keep_connections();
     }
@@ -41,7 +55,7 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let union = output.timing.of(Phase::Parse, || config::union(asked, &loaded));
     after.asked = union.map_err(Failure::Problems)?.into();
     if !args.force {
-        guard::check(&engine, &after.asked, &loaded, global, output)?;
+        guard::check(&mut engine, &mut after, &loaded, global, output)?;
     }
     for set in &loaded {
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());

@@ -10,6 +10,7 @@ use crate::engine::guard::{self, Ssh, Taking};
 use crate::model::error::printable;
 use crate::model::{Asked, Binding};
 use crate::netfilter::sockets::{self, Owner};
+use crate::store::State;
 
 /// How many forwards, and of each how many sockets, are named at most.
 const NAMED: usize = 5;
@@ -17,6 +18,23 @@ const NAMED: usize = 5;
 /// Refuses `after` where a forward in it takes something that those of the engine's state do not. `sets` are the files at
 /// hand, to show where it is written.
 pub fn check(
+    engine: &mut Engine,
+    after: &mut State,
+    sets: &[Loaded],
+    global: &Global,
+    output: &mut Output<'_>,
+) -> anyhow::Result<()> {
+    let refused = seen(engine, &after.asked, sets, global, output);
+    if refused.is_err() && engine.is_near() {
+        // Another forward, which was not seen, may take it already.
+        engine.see_all(after)?;
+        return seen(engine, &after.asked, sets, global, output);
+    }
+    refused
+}
+
+/// The same, as far as the engine sees.
+fn seen(
     engine: &Engine,
     after: &Asked,
     sets: &[Loaded],

@@ -30,8 +30,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{self, Choice, Engine, Timing};
-use crate::model::Binding;
 use crate::model::error::printable;
+use crate::model::{Binding, SetName};
 use crate::netfilter::namespace;
 pub use failure::Failure;
 
@@ -294,9 +294,10 @@ impl Global {
         Ok(engine)
     }
 
-    /// The same, for a change of some atoms; see [`Engine::open_near`].
-    fn to_change_near(&self, about: &[Binding], output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = self.introduced(Engine::open_near(&self.state_dir, self.choice(), about)?, output)?;
+    /// The same, for a change of some atoms, which replace `sets`; see [`Engine::open_near`].
+    fn to_change_near(&self, about: &[Binding], sets: &[SetName], output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = Engine::open_near(&self.state_dir, self.choice(), about, sets)?;
+        let engine = self.introduced(engine, output)?;
         let engine = self.mend(engine, output)?;
         engine::confirm::settled(&engine)?;
         Ok(engine)

@@ -10,7 +10,7 @@ use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
 use crate::nft::compile::samples;
 use crate::nft::transaction::PATIENCE;
-use crate::store::{State, Unfinished, Unusable};
+use crate::store::{State, Unfinished, Unusable, Whole};
 
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +75,7 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             if !plan.is_empty() {
                 after.committed = plan.work.generation_after();
             }
+            after.whole = whole(engine, &plan.work);
             let begun = Instant::now();
             let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
             engine.timing.took(Phase::Connections, begun.elapsed());
@@ -83,8 +84,14 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             }
             // What is asked is kept already, and that it may not have come to its end; all else is found out again.
             let unkept = engine.keep(&after).err().map(|error| error.to_string());
-            if !plan.is_empty() {
-                engine.backend.check(&plan.work, &mut engine.timing)?;
+            let checked = match plan.is_empty() {
+                true => Ok(()),
+                false => engine.backend.check(&plan.work, &mut engine.timing),
+            };
+            if let Err(error) = checked {
+                after.whole = None;
+                drop(engine.keep(&after));
+                return Err(error);
             }
             let moved_from = left?;
             plan.steps.extend(moved_from.iter().map(|home| Step::leave(*home)));
@@ -104,6 +111,18 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
             engine.keep(&back)?;
             Err(error)
         }
+    }
+}
+
+/// When the kernel was last known to hold all that is asked and nothing else, now that this was carried out. Where only a part
+/// was looked at, that is so where it was so before, and nobody was in between.
+fn whole(engine: &Engine, work: &Work) -> Option<Whole> {
+    let Work::Nft { generation, .. } = work else { return None };
+    match (engine.near, work.is_empty()) {
+        (true, true) => engine.state.whole.clone(),
+        (true, false) => engine.state.whole.as_ref()?.then(*generation),
+        (false, true) => Some(Whole::at(*generation)),
+        (false, false) => Some(Whole::at(generation.wrapping_add(1))),
     }
 }
 

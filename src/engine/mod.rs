@@ -47,6 +47,7 @@ use backend::Backend;
 pub use backend::{Choice, Home, Work};
 pub use commit::{Outcome, commit, finish};
 pub use error::EngineError;
+pub use near::FEW;
 pub use plan::{Plan, Sign, Step, Words};
 pub use switches::Switches;
 use timing::Phase;
@@ -74,6 +75,8 @@ pub struct Engine {
     keep_connections: bool,
     /// Whether the state is only what a change is about, see `near.rs`.
     near: bool,
+    /// Sets of which all of it is; where there are any, a part is enough only where nobody has committed anything since.
+    near_sets: Vec<SetName>,
     timing: Timing,
 }
 
@@ -205,6 +208,7 @@ impl Engine {
             interrupted,
             keep_connections: false,
             near: false,
+            near_sets: Vec::new(),
             timing,
         })
     }
@@ -231,6 +235,7 @@ impl Engine {
             interrupted: false,
             keep_connections: false,
             near: false,
+            near_sets: Vec::new(),
             timing: Timing::default(),
         })
     }

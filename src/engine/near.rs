@@ -1,47 +1,69 @@
 //! A change of a few forwards among thousands, seen alone: it costs what changes, not what is there.
 //!
-//! Of the state only those atoms are read that the change could contradict, and a few that stand for all the others
-//! ([`State::samples`]); of the kernel the rules, chains and maps, and of the elements those of these atoms. All the rest of
-//! a commit is the same. Wherever that does not say enough, everything is looked at: a table that is not, elements aside, as
-//! it was left, a change that came to no end, rules at loopback addresses, another backend than nftables.
+//! Of the state only those atoms are read that the change could contradict, those of a set that it replaces, and a few that
+//! stand for all the others ([`State::samples`]); of the kernel the rules, chains and maps, and of the elements those of
+//! these atoms. All the rest of a commit is the same. Wherever that does not say enough, everything is looked at: a table that is not, elements aside, as
+//! it was left, a change that came to no end, rules at loopback addresses, another backend than nftables, a change of more
+//! than forwards.
 //!
-//! Be aware: what others did to elements of other forwards is not seen here; `list` and `plan` show it, `apply` and
-//! `restore` mend it.
+//! Be aware: what others did to elements of other forwards is not seen when one is added; `list` and `plan` show it,
+//! `apply` and `restore` mend it. So a set that is replaced is seen alone only where the last commit of all was ours and our
+//! table was whole then ([`State::whole`]); and then its elements need not be asked for.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::timing::{Phase, Timing};
+use super::timing::Phase;
 use super::{Backend, Choice, Engine, EngineError, Home, LOCK_WAIT, Live, Work};
-use crate::model::{Asked, Binding};
+use crate::model::{Asked, Binding, SetName};
+use crate::netfilter::label::Sources;
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
-use crate::nft::transaction::Connection;
+use crate::nft::program::Program;
+use crate::nft::transaction::{Connection, KernelError};
 use crate::nft::{decode, element};
 use crate::store::{State, Store};
 
 /// How many elements are asked for one by one at most.
 const ELEMENTS: usize = 512;
 
+/// A set with more forwards is not worth to be seen alone.
+pub const FEW: usize = ELEMENTS;
+
 impl Engine {
-    /// Opens both, to be written. Of a large state only what a change of some atoms is about is read, where that is enough.
+    /// Opens both, to be written. Of a large state only what a change of some atoms is about is read, where that is enough;
+    /// `sets` are those that they replace, if any.
     ///
     /// # Errors
     /// As [`Engine::open`].
-    pub fn open_near(state_directory: &Path, choice: Choice, about: &[Binding]) -> Result<Self, EngineError> {
+    pub fn open_near(
+        state_directory: &Path,
+        choice: Choice,
+        about: &[Binding],
+        sets: &[SetName],
+    ) -> Result<Self, EngineError> {
         let mut near = false;
         let mut engine = Self::open_with(choice, true, |identity| {
             let store = Store::open(state_directory, identity, true, LOCK_WAIT)?;
-            let part = store.near(about)?;
+            let part = store.near(about, sets)?;
             near = part.is_some();
             let state = part.map_or_else(|| store.load(), Ok)?;
             Ok((store, state))
         })?;
-        engine.near = near;
-        if engine.home() != Home::Nft || !engine.state.iptables.is_empty() {
+        (engine.near, engine.near_sets) = (near, sets.to_vec());
+        let last = !near || sets.is_empty() || engine.is_last()?;
+        if engine.home() != Home::Nft || !engine.state.iptables.is_empty() || !last {
             engine.see_all(&mut State::default())?;
         }
         Ok(engine)
+    }
+
+    /// Whether nobody has committed anything since our table was known to be whole.
+    fn is_last(&mut self) -> Result<bool, EngineError> {
+        let Backend::Nft(connection) = &mut self.backend else { return Ok(false) };
+        let generation = self.timing.talk(Phase::Read, connection, Connection::generation)?;
+        Ok(self.state.whole.as_ref().is_some_and(|whole| whole.is(generation)))
     }
 
     /// Whether [`Engine::state`] is only what a change is about.
@@ -69,15 +91,58 @@ impl Engine {
         if !self.near {
             return Ok(None);
         }
-        // Others of the sort of one that goes may be there, and stand for it.
-        let stand = after.samples.iter().all(|owned| after.asked.bindings.contains(owned));
-        let decided =
-            if stand { decide(&mut self.backend, &self.state.asked, &after.asked, &mut self.timing)? } else { None };
+        // Others of the sort of one that goes may be there, and stand for it. Of a set that is seen whole they are found.
+        let State { samples, asked, .. } = after;
+        samples.retain(|owned| !self.near_sets.contains(&owned.set) || asked.bindings.contains(owned));
+        let stand = samples.iter().all(|owned| asked.bindings.contains(owned));
+        let alone = stand && differ_in_forwards_alone(&self.state.asked, &after.asked);
+        let decided = if alone { self.decide_alone(&after.asked)? } else { None };
+        let whole = self.state.whole.as_ref();
+        let last = |(live, _): &(Live, Work)| {
+            whole.zip(live.generation()).is_some_and(|(whole, generation)| whole.is(generation))
+        };
+        let decided = decided.filter(|decided| self.near_sets.is_empty() || last(decided));
         if decided.is_none() {
             self.see_all(after)?;
         }
         Ok(decided)
     }
+
+    /// What must be done, where what is seen is enough for that.
+    fn decide_alone(&mut self, after: &Asked) -> Result<Option<(Live, Work)>, EngineError> {
+        let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
+        let (before, timing) = (&*self.state.asked, &mut self.timing);
+        let count = |asked: &Asked| asked.bindings.iter().map(|owned| element::count(&owned.rule)).sum::<usize>();
+        if count(before).max(count(after)) > ELEMENTS {
+            return Ok(None);
+        }
+        let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
+        let (left, program) = (left?, program?);
+        // It is taken only where nobody was in between, so the elements are known.
+        let as_left = !self.near_sets.is_empty();
+        let read = |connection: &mut Connection| match as_left {
+            true => decode::structure(connection).map(|(now, generation)| (filled(now, &left), generation)),
+            false => decode::near(connection, &program, &left),
+        };
+        let (now, generation) = match timing.talk(Phase::Read, connection, read) {
+            Err(KernelError::Interrupted) if as_left => return Ok(None),
+            found => found?,
+        };
+        if super::nft::difference(&now, &left).is_some() {
+            return Ok(None);
+        }
+        let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
+        Ok(Some((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation })))
+    }
+}
+
+/// Whether all that two unions differ in is seen where only some atoms are: where a network changes, atoms that are not seen
+/// may live in another chain, and where a source takes another number, they may have another label.
+fn differ_in_forwards_alone(one: &Asked, other: &Asked) -> bool {
+    (&one.networks, &one.masquerades, &one.snats, &one.netmaps)
+        == (&other.networks, &other.masquerades, &other.snats, &other.netmaps)
+        && one.priority().ok() == other.priority().ok()
+        && Sources::of(one).agree(&Sources::of(other))
 }
 
 /// The change from one state to another, made to a third one that holds the first and more; `to`, where that is the first.
@@ -86,40 +151,28 @@ pub(super) fn carried(on: &State, from: &State, to: &State) -> State {
         return to.clone();
     }
     let mut asked = Arc::unwrap_or_clone(Arc::clone(&on.asked));
-    let (gone, come) = (&from.asked.bindings, &to.asked.bindings);
+    let [gone, come] = [from, to].map(|state| state.asked.bindings.iter().collect::<HashSet<_>>());
     asked.bindings.retain(|owned| !gone.contains(owned) || come.contains(owned));
-    asked.bindings.extend(come.iter().filter(|owned| !gone.contains(owned)).cloned());
+    asked.bindings.extend(to.asked.bindings.iter().filter(|owned| !gone.contains(owned)).cloned());
     asked.normalize();
     let Asked { bindings, .. } = asked;
     State { asked: Arc::new(Asked { bindings, ..Asked::clone(&to.asked) }), ..to.clone() }
 }
 
-fn decide(
-    backend: &mut Backend,
-    before: &Asked,
-    after: &Asked,
-    timing: &mut Timing,
-) -> Result<Option<(Live, Work)>, EngineError> {
-    let Backend::Nft(connection) = backend else { return Ok(None) };
-    let elements: usize = after.bindings.iter().map(|owned| element::count(&owned.rule)).sum();
-    if elements > ELEMENTS {
-        return Ok(None);
+/// What was read of a table, with the elements that it was left with: where nobody has committed anything since, it has them.
+fn filled(mut now: Program, left: &Program) -> Program {
+    for (name, map) in &mut now.maps {
+        if let Some(left) = left.maps.get(name).filter(|left| left.shape == map.shape) {
+            map.elements.clone_from(&left.elements);
+        }
     }
-    let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
-    let (left, program) = (left?, program?);
-    let read = |connection: &mut Connection| decode::near(connection, &program, &left);
-    let (now, generation) = timing.talk(Phase::Read, connection, read)?;
-    if super::nft::difference(&now, &left).is_some() {
-        return Ok(None);
-    }
-    let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
-    Ok(Some((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation })))
+    now
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned, SetName};
+    use crate::model::{Forward, Owned};
 
     fn state(ports: &[u16]) -> State {
         let mut asked = Asked::default();

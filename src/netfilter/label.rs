@@ -128,6 +128,13 @@ impl Sources {
         sources
     }
 
+    /// Whether every address that is in both has the same number in both. It has not where two hashes meet and the address
+    /// that comes or goes is the lesser one.
+    pub fn agree(&self, other: &Self) -> bool {
+        let same = |(address, number): (&IpAddr, &u32)| other.number(*address).is_none_or(|theirs| theirs == *number);
+        self.numbers.iter().all(same)
+    }
+
     fn put(&mut self, number: u32, address: IpAddr) {
         self.numbers.insert(address, number);
         self.addresses.insert(number, address);
@@ -237,6 +244,14 @@ mod tests {
         let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
         change(&mut forward);
         forward.bindings().expect("valid").remove(0)
+    }
+
+    #[test]
+    fn one_source_less_may_give_another_its_number() {
+        let [a, b] = ["192.0.2.9", "192.0.2.10"].map(|text| text.parse::<IpAddr>().expect(text));
+        let both = Sources::read([(5, a), (6, b)]);
+        assert!(both.agree(&Sources::read([(6, b)])) && Sources::read([(6, b)]).agree(&both));
+        assert!(!both.agree(&Sources::read([(5, b)])) && !Sources::read([(5, b)]).agree(&both));
     }
 
     #[test]

@@ -108,17 +108,17 @@ pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelEr
     decode_with(connection, &|_, _| Ok(BTreeMap::new()), GLANCE)
 }
 
-/// Reads our table, but of its elements only those whose keys a program has; the generation is that of [`decode`]. Those
-/// that it is thought to hold, as `left` has them, are asked for together.
+/// Reads our table, but of its elements only those whose keys one of two programs has; the generation is that of [`decode`].
+/// Those that it is thought to hold, as `left` has them, are asked for together.
 ///
 /// # Errors
 /// As [`decode`].
 pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Result<(Program, u32), KernelError> {
     let elements = |connection: &mut Connection, map: &str| {
-        let known = left.maps.get(map).map(|map| &map.elements);
-        let keys = wanted.maps.get(map).into_iter().flat_map(|map| map.elements.keys());
-        let (there, new): (Vec<&Key>, Vec<&Key>) =
-            keys.partition(|key| known.is_some_and(|known| known.contains_key(*key)));
+        let [left, wanted] = [left, wanted].map(|program| program.maps.get(map).map(|map| &map.elements));
+        let there: Vec<&Key> = left.into_iter().flat_map(BTreeMap::keys).collect();
+        let is_there = |key: &&Key| left.is_some_and(|left| left.contains_key(*key));
+        let new: Vec<&Key> = wanted.into_iter().flat_map(BTreeMap::keys).filter(|key| !is_there(key)).collect();
         let mut found = BTreeMap::new();
         for some in there.chunks(KEYS_PER_QUESTION).chain(new.chunks(1)) {
             those_there(connection, map, some, &mut found)?;

@@ -67,6 +67,11 @@ pub(super) fn around(set: &SetName, rule: &Binding) -> (String, String) {
     }
 }
 
+/// Which blocks hold all atoms of a set, as [`around`] says it.
+pub(super) fn of_set(set: &SetName) -> (String, String) {
+    (format!("{set}\0"), format!("{set}\u{1}"))
+}
+
 /// The name of the set that a block is a part of.
 pub(super) fn set_of(key: &str) -> &str {
     key.split('\0').next().unwrap_or_default()

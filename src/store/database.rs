@@ -9,7 +9,7 @@
 //!
 //! Be aware: a second process waits for its turn, see [`Store::open`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -145,26 +145,34 @@ impl Store {
     }
 
     /// Reads what a change of some atoms is about, where that is much less than everything: of the atoms only those that these
-    /// could contradict or be a change of, and [`State::samples`]. `None` where everything must be looked at.
+    /// could contradict or be a change of, those of `sets`, which it replaces, and [`State::samples`]. `None` where everything
+    /// must be looked at.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn near(&self, about: &[Binding]) -> Result<Option<State>, StateError> {
+    pub fn near(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(tables) = &self.tables else { return Ok(None) };
         if Self::count(tables).is_none_or(|count| count < MANY) {
             return Ok(None);
         }
         let mut rows = self.rest(tables)?;
-        let sets: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+        let known: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         let mut size = 0;
         let mut blocks: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for (set, rule) in sets.iter().flat_map(|set| about.iter().map(move |rule| (set, rule))) {
-            let (first, last) = block::around(set, rule);
-            tables.each_of(Table::Blocks, (&first, &last), |key, value| {
+        let around = known.iter().flat_map(|set| about.iter().map(move |rule| block::around(set, rule)));
+        // Neighbours have one in common.
+        let places: BTreeSet<(String, String)> = sets.iter().map(block::of_set).chain(around).collect();
+        for (first, last) in &places {
+            tables.each_of(Table::Blocks, (first, last), |key, value| {
                 size += value.len();
-                blocks.insert(key.to_owned(), value.to_owned());
+                if size <= NEAR {
+                    blocks.insert(key.to_owned(), value.to_owned());
+                }
                 Ok(())
             })?;
+            if size > NEAR {
+                return Ok(None);
+            }
         }
         rows.blocks.extend(blocks.into_iter().map(|(key, value)| (block::set_of(&key).to_owned(), value)));
         let mut state = rows.state(&self.path)?;
@@ -172,8 +180,7 @@ impl Store {
         let all = about.iter().chain(state.samples.iter().map(|owned| &owned.rule)).any(loopback)
             || state.samples.is_empty()
             || state.unfinished.is_some()
-            || state.unconfirmed.is_some()
-            || size > NEAR;
+            || state.unconfirmed.is_some();
         if all {
             return Ok(None);
         }
@@ -195,6 +202,7 @@ impl Store {
             unconfirmed: meta("unconfirmed"),
             confirmed: meta("confirmed"),
             committed: meta("committed"),
+            whole: meta("whole"),
             samples: meta("samples"),
             ..Rows::default()
         };
@@ -321,7 +329,7 @@ mod tests {
     use crate::model::{Forward, RuleSet};
     use crate::netfilter::sysctl;
     use crate::store::unconfirmed::{Deadline, Unconfirmed};
-    use crate::store::{Unfinished, Unusable};
+    use crate::store::{Unfinished, Unusable, Whole};
 
     fn open(directory: &Path, identity: &Identity) -> Store {
         Store::open(directory, identity, true, Duration::ZERO).expect("opens")
@@ -342,6 +350,7 @@ mod tests {
         let (asked, origins, sysctls) = (state.asked.clone(), state.origins.clone(), Vec::new());
         let until = Deadline { boot: "boot".into(), at: Duration::from_nanos(1_000_000_001) };
         state.committed = Some(7);
+        state.whole = Some(Whole::at(7));
         state.confirmed = Some(until.clone());
         state.unconfirmed = Some(Unconfirmed { until, asked, origins, sysctls });
         let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();

@@ -13,5 +13,5 @@ pub mod unconfirmed;
 pub use database::Store;
 pub(crate) use file::turn;
 pub use lock::Lock;
-pub use state::{State, StateError, Unfinished, Unusable};
+pub use state::{State, StateError, Unfinished, Unusable, Whole};
 pub use unconfirmed::{Deadline, Unconfirmed};

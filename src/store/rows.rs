@@ -28,6 +28,7 @@ pub(super) struct Rows {
     pub(super) unconfirmed: Option<Vec<u8>>,
     pub(super) confirmed: Option<Vec<u8>>,
     pub(super) committed: Option<Vec<u8>>,
+    pub(super) whole: Option<Vec<u8>>,
     pub(super) samples: Option<Vec<u8>>,
 }
 
@@ -74,6 +75,7 @@ impl Rows {
                 .map_err(|what| damaged(&what))?,
             confirmed: self.confirmed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
             committed: self.committed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
+            whole: self.whole.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
             samples: samples.collect(),
         })
     }
@@ -146,6 +148,9 @@ pub(super) fn changes(before: &State, after: &State) -> Result<Changes, What> {
     }
     if before.committed != after.committed {
         changes.set("committed", after.committed.as_ref().map(postcard::to_allocvec).transpose()?);
+    }
+    if before.whole != after.whole {
+        changes.set("whole", after.whole.as_ref().map(postcard::to_allocvec).transpose()?);
     }
     if before.samples != after.samples {
         let samples: Vec<_> = after.samples.iter().map(|owned| (&owned.set, &owned.rule)).collect();

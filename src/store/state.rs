@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::database::VERSION;
-use super::unconfirmed::{Deadline, Unconfirmed};
+use super::unconfirmed::{Deadline, Unconfirmed, boot};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Owned, SetName};
 use crate::netfilter::sysctl;
@@ -34,6 +34,8 @@ pub struct State {
     pub confirmed: Option<Deadline>,
     /// The generation of the kernel's rules that our last commit made; none before one, and of iptables.
     pub committed: Option<u32>,
+    /// When the kernel's nf_tables was last known to hold all that is asked, and nothing else in our table.
+    pub whole: Option<Whole>,
     /// An atom of each sort that is compiled to other rules and maps than the others; none: not known.
     pub samples: Vec<Owned<Binding>>,
 }
@@ -45,6 +47,33 @@ pub struct Unfinished {
     pub keep_connections: bool,
     /// The forwards that go or change, for what they sent somewhere to be ended.
     pub gone: Arc<[Binding]>,
+}
+
+/// A moment of a kernel's rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    /// The boot; generations begin anew with each. Empty where it could not be told, which is the same as none.
+    boot: String,
+    /// The generation.
+    generation: u32,
+}
+
+impl Whole {
+    /// The moment of a generation since this boot.
+    pub fn at(generation: u32) -> Self {
+        Self { boot: boot(), generation }
+    }
+
+    /// The moment after a change that was decided on at `generation`, where that is this one: nobody else was in between.
+    pub fn then(&self, generation: u32) -> Option<Self> {
+        let same = self.generation == generation;
+        same.then(|| Self { boot: self.boot.clone(), generation: generation.wrapping_add(1) })
+    }
+
+    /// Whether this is the moment of a generation since this boot.
+    pub fn is(&self, generation: u32) -> bool {
+        self.generation == generation && !self.boot.is_empty() && self.boot == boot()
+    }
 }
 
 /// What a kernel was found to lack.
@@ -74,4 +103,20 @@ pub enum StateError {
     /// A newer program wrote it.
     #[error("the state in `{}` has version {}; this program reads version {VERSION}", .0.display(), .1)]
     Version(PathBuf, String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_of_one_generation_and_one_boot() {
+        let moment = Whole::at(7);
+        assert!(moment.is(7) && !moment.is(8));
+        assert_eq!(moment.then(7), Some(Whole::at(8)));
+        assert_eq!(moment.then(6), None);
+        for boot in ["", "another"] {
+            assert!(!Whole { boot: boot.into(), generation: 7 }.is(7), "{boot:?}");
+        }
+    }
 }

@@ -62,9 +62,14 @@ impl Deadline {
     }
 }
 
+/// A word that no other boot has; empty where it cannot be told.
+pub(super) fn boot() -> String {
+    fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned()
+}
+
 /// The boot, and how long ago it was.
 fn now() -> (String, Duration) {
-    let boot = fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned();
+    let boot = boot();
     match clock_gettime(ClockId::CLOCK_BOOTTIME) {
         Ok(time) => (boot, time.into()),
         Err(_) => (String::new(), Duration::ZERO),

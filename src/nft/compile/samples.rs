@@ -170,6 +170,18 @@ mod tests {
             prop_assert!(few.bindings.starts_with(&known));
             few.normalize();
             prop_assert_eq!(frame(&few), frame(&all));
+            // A set is replaced: what is known of the others, and all that is left of it.
+            let replaced = |owned: &Owned<Binding>| owned.set.as_str() == "set0";
+            let mut known = samples(&all, &[]);
+            let mut after = all.clone();
+            let keep = half.index(all.bindings.len() + 1);
+            after.bindings = all.bindings.iter().enumerate().filter(|(at, owned)| !replaced(owned) || *at < keep).map(|(_, owned)| owned.clone()).collect();
+            known.retain(|owned| !replaced(owned) || after.bindings.contains(owned));
+            few.bindings = after.bindings.iter().filter(|owned| replaced(owned) || known.contains(owned)).cloned().collect();
+            prop_assert_eq!(frame(&few), frame(&after));
+            few.bindings = samples(&few, &known);
+            few.normalize();
+            prop_assert_eq!(frame(&few), frame(&after));
         }
     }
 }
