@@ -97,11 +97,6 @@ impl Engine {
         let stand = samples.iter().all(|owned| asked.bindings.contains(owned));
         let alone = stand && differ_in_forwards_alone(&self.state.asked, &after.asked);
         let decided = if alone { self.decide_alone(&after.asked)? } else { None };
-        let whole = self.state.whole.as_ref();
-        let last = |(live, _): &(Live, Work)| {
-            whole.zip(live.generation()).is_some_and(|(whole, generation)| whole.is(generation))
-        };
-        let decided = decided.filter(|decided| self.near_sets.is_empty() || last(decided));
         if decided.is_none() {
             self.see_all(after)?;
         }
@@ -110,16 +105,17 @@ impl Engine {
 
     /// What must be done, where what is seen is enough for that.
     fn decide_alone(&mut self, after: &Asked) -> Result<Option<(Live, Work)>, EngineError> {
-        let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
-        let (before, timing) = (&*self.state.asked, &mut self.timing);
         let count = |asked: &Asked| asked.bindings.iter().map(|owned| element::count(&owned.rule)).sum::<usize>();
-        if count(before).max(count(after)) > ELEMENTS {
+        let elements = count(&self.state.asked).max(count(after));
+        if elements > ELEMENTS {
             return Ok(None);
         }
+        // Where nobody was in between, the elements are known. To ask for a few costs no more than to find that out.
+        let as_left = !self.near_sets.is_empty() || elements > decode::KEYS_PER_QUESTION && self.is_last()?;
+        let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
+        let (before, timing) = (&*self.state.asked, &mut self.timing);
         let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
         let (left, program) = (left?, program?);
-        // It is taken only where nobody was in between, so the elements are known.
-        let as_left = !self.near_sets.is_empty();
         let read = |connection: &mut Connection| match as_left {
             true => decode::structure(connection).map(|(now, generation)| (filled(now, &left), generation)),
             false => decode::near(connection, &program, &left),
@@ -128,7 +124,8 @@ impl Engine {
             Err(KernelError::Interrupted) if as_left => return Ok(None),
             found => found?,
         };
-        if super::nft::difference(&now, &left).is_some() {
+        let moved = || self.state.whole.as_ref().and_then(|whole| whole.then(generation)).is_none();
+        if as_left && moved() || super::nft::difference(&now, &left).is_some() {
             return Ok(None);
         }
         let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));

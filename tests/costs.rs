@@ -1,0 +1,130 @@
+use std::process::Command;
+
+use crate::support::{Net, PORTFWD, file, privileged, root};
+
+/// A rule set of so many forwards.
+fn many(count: u32) -> String {
+    (1..=count).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n")).collect()
+}
+
+/// What a command said to the kernel in a phase and heard from it, as `-v` tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Said {
+    messages_sent: usize,
+    bytes_sent: usize,
+    messages_received: usize,
+    bytes_received: usize,
+}
+
+/// Runs a command with `-v`, and gives what it said in each of some phases.
+fn said<const N: usize>(net: &Net, phases: [&str; N], arguments: &[&str]) -> [Said; N] {
+    let done = net.ok(&[&["-v"], arguments].concat());
+    phases.map(|phase| {
+        let line = done.stderr.lines().find(|line| line.split_whitespace().next() == Some(phase)).unwrap_or_default();
+        let numbers = |verb: &str| {
+            let words = line.split_once(verb).map(|(_, words)| words).unwrap_or_default();
+            let mut numbers = words.split([' ', ',', ';']).filter_map(|word| word.parse().ok());
+            (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+        };
+        let ((messages_sent, bytes_sent), (messages_received, bytes_received)) = (numbers("sent"), numbers("received"));
+        Said { messages_sent, bytes_sent, messages_received, bytes_received }
+    })
+}
+
+/// How many system calls a command takes that are not about memory, which depends on the allocator.
+fn calls(net: &Net, arguments: &[&str]) -> usize {
+    let log = net.state.path().join("calls");
+    let run = || {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", "trace=!%memory,futex,sched_yield", "-o"]).arg(&log).arg(PORTFWD);
+        command.arg("--state-dir").arg(net.state.path()).args(arguments).current_dir(root());
+        command.env_remove("SSH_CONNECTION").output().expect("strace is installed")
+    };
+    let done = net.in_host(run);
+    assert!(done.status.success(), "{done:?}");
+    // One that waits for a lock of the kernel's may be begun again a thousand times.
+    let log = std::fs::read_to_string(&log).expect("readable");
+    log.lines().filter(|line| !line.contains("ERESTART")).count()
+}
+
+/// Whether one number is at most so many hundredths of another.
+fn within(number: usize, hundredths: usize, of: usize) -> bool {
+    number * 100 <= of * hundredths
+}
+
+#[test]
+fn apply_grows_with_what_is_asked_and_no_faster() {
+    if !privileged() {
+        return;
+    }
+    let of = |count| {
+        let net = Net::new();
+        let path = file(&net.state, &many(count)).to_string_lossy().into_owned();
+        let [kernel, read] = said(&net, ["kernel", "read"], &["apply", &path]);
+        net.ok(&["flush"]);
+        (kernel, read, calls(&net, &["apply", &path]))
+    };
+    let ((one, read, few), (two, read_of_two, twice)) = (of(5_000), of(10_000));
+    assert!(within(two.bytes_sent, 202, one.bytes_sent), "{one:?} {two:?}");
+    assert!(within(two.messages_sent, 202, one.messages_sent), "{one:?} {two:?}");
+    // A key, where it leads, a comment, a counter: 60 bytes and the set's name of "set".
+    assert!(one.bytes_sent < 5_000 * 70, "{one:?}");
+    assert_eq!((one.messages_received, two.messages_received), (1, 1));
+    // What is read back are samples, whatever there is.
+    assert!(within(read_of_two.bytes_received, 110, read.bytes_received), "{read:?} {read_of_two:?}");
+    assert!(within(twice, 202, few), "{few} {twice}");
+}
+
+#[test]
+fn one_change_of_thousands_reads_and_sends_its_own() {
+    if !privileged() {
+        return;
+    }
+    let of = |count| {
+        let net = Net::new();
+        net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
+        net.ok(&["add", "60001", "172.17.0.3:80"]);
+        let one = said(&net, ["kernel", "read"], &["add", "60002", "172.17.0.3:80"]);
+        let path = net.state.path().join("web.toml");
+        let forward = |port: u32| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n");
+        let mut apply = |first: u32| {
+            std::fs::write(&path, (first..first + 206).map(forward).collect::<String>()).expect("written");
+            said(&net, ["kernel", "read"], &["apply", &path.to_string_lossy()])
+        };
+        // New; as it is; the first that goes is the one that stood for the others.
+        (one, [61_000, 61_000, 61_001].map(&mut apply))
+    };
+    let (one, sets) = of(3_000);
+    assert_eq!((one, sets), of(6_000));
+    let [set, same, shifted] = sets;
+    assert_eq!(same[0], Said::default());
+    assert!(shifted[0].messages_sent == 4 && shifted[0].bytes_sent < 300, "{shifted:?}");
+    let [kernel, read] = one;
+    assert!(kernel.messages_sent == 3 && kernel.bytes_sent < 200, "{kernel:?}");
+    // Rules, chains and maps; the element, once before and once behind, and the one that stands for all others.
+    assert!(read.messages_sent < 15 && read.bytes_received < 8_000, "{read:?}");
+    let [kernel, read] = set;
+    assert!(kernel.messages_sent == 4 && kernel.bytes_sent < 206 * 70, "{kernel:?}");
+    // As many as are read back in a question: 16.
+    assert!(read.messages_sent < 15 + 206 / 16 + 1 && read.bytes_received < 8_000 + 206 * 160, "{read:?}");
+}
+
+#[test]
+fn a_list_reads_every_element_once() {
+    if !privileged() {
+        return;
+    }
+    let of = |count| {
+        let net = Net::new();
+        net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
+        let [read, kernel] = said(&net, ["read", "kernel"], &["list", "--json"]);
+        assert_eq!(kernel, Said::default());
+        (read, calls(&net, &["list", "--json"]))
+    };
+    let ((one, few), (two, twice)) = (of(5_000), of(10_000));
+    assert_eq!(one.messages_sent, two.messages_sent);
+    let of_elements = two.bytes_received - one.bytes_received;
+    // An element in a dump has at most 120 bytes.
+    assert!(of_elements < 5_000 * 120 && one.bytes_received < 5_000 * 120 + 8_000, "{one:?} {two:?}");
+    assert!(within(twice, 200, few), "{few} {twice}");
+}
