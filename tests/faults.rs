@@ -196,9 +196,12 @@ fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_me
     let many = file(&directory, &many).to_string_lossy().into_owned();
     // With so many forwards it is seen alone.
     let many: [&[&str]; 1] = [&["apply", &many]];
+    let small = directory.path().join("small.toml");
+    fs::write(&small, "[[forward]]\nlisten = \"7100-7102\"\nto = \"172.17.0.4\"\n").expect("written");
+    let small = ["apply", &*small.to_string_lossy()];
     let among_few = nft.into_iter().map(|command| (None, command)).chain(both());
     let all: Vec<_> = among_few.map(|(variant, command)| (variant, &some[..], command)).collect();
-    let all: Vec<_> = all.into_iter().chain([(None, &many[..], &add[..])]).collect();
+    let all: Vec<_> = all.into_iter().chain([(None, &many[..], &add[..]), (None, &many[..], &small[..])]).collect();
     let counts: Vec<usize> = std::thread::scope(|scope| {
         let running: Vec<_> = (all.iter())
             .map(|(variant, prepare, command)| scope.spawn(|| kill_everywhere(*variant, prepare, command)))
