@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use crate::support::{Net, Said};
 
+/// What services at boot, and our own state, make of the rules.
+mod boot;
 /// Without root, in dumps, and what the options say.
 mod cli;
 /// What filters, sources, neighbours and ways beside a forward make of it.

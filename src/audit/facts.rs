@@ -2,9 +2,12 @@
 //!
 //! A dump tells nothing of it, and then what depends on it is unknown and never fine.
 
+mod boot;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use boot::{Boot, Flush, Ours, Unit};
 use ipnetwork::IpNetwork;
 
 use super::routes::RouteIndex;
@@ -132,6 +135,10 @@ pub struct Facts {
     pub programs: Vec<String>,
     /// Differences between what our state asks for and what is, in words.
     pub drift: Vec<String>,
+    /// What our own state says, where it was asked.
+    pub ours: Ours,
+    /// What services do at boot; `None` where systemd is not what starts them, or in another network namespace than theirs.
+    pub boot: Option<Boot>,
     /// What could not be read.
     pub gaps: Vec<Gap>,
     /// Finds routes and interfaces by their number; made when first asked. Who changes those in place behind that, so that

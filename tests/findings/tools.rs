@@ -85,3 +85,31 @@ fn of_our_own_rules_that_somebody_changed() {
     net.ok(&["flush"]);
     none(&net, "F46");
 }
+
+#[test]
+fn of_containers_that_are_gone() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    let docker = "ip link add br-0123456789ab group 7 type bridge; ip addr add 172.18.0.1/16 dev br-0123456789ab
+        ip link set br-0123456789ab up
+        xt nat ':DOCKER -
+            -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+            -A DOCKER ! -i br-0123456789ab -p tcp --dport 80 -j DNAT --to TARGET'\n";
+    make(&net, &docker.replace("TARGET", "172.18.0.2:80"));
+    let finding = expect(&net, "F45", ["proved", "warning", "ip nat DOCKER handle"]);
+    super::silent(&net.client, "192.0.2.1:80");
+    // Who writes rules by hand has nobody who makes containers of them.
+    run(&net, "iptables -t nat -E DOCKER WEB");
+    none(&net, "F45");
+    run(&net, "iptables -t nat -E WEB DOCKER");
+    super::mend(&net, &finding);
+    none(&net, "F45");
+    assert_eq!(net.tcp("192.0.2.1:80"), "ConnectionRefused");
+    // There is something in the bridge of this one.
+    make(&net, &docker.replace("TARGET", "172.17.0.3:80"));
+    none(&net, "F45");
+    assert_eq!(net.tcp("192.0.2.1:80"), "172.17.0.3:80 saw 192.0.2.2");
+}

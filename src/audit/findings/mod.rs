@@ -2,9 +2,11 @@
 //! and one function over a host, with the tests of a host that has it and of one that nearly has.
 
 mod addresses;
+mod boot;
 mod bypass;
 mod coexist;
 mod connections;
+mod container;
 mod filter;
 #[cfg(test)]
 pub(in crate::audit) mod hosts;
@@ -36,7 +38,7 @@ pub struct Check {
 
 /// All of them, family by family.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
-    let families: [&'static [Check]; 11] = [
+    let families: [&'static [Check]; 13] = [
         order::CHECKS,
         shape::CHECKS,
         filter::CHECKS,
@@ -47,6 +49,8 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         connections::CHECKS,
         coexist::CHECKS,
         bypass::CHECKS,
+        boot::CHECKS,
+        container::CHECKS,
         reading::CHECKS,
     ];
     families.into_iter().flatten()

@@ -120,15 +120,22 @@ pub(super) fn removal(host: &Host, at: At) -> String {
     if !matches!(owner.as_str(), "user" | "unknown") {
         return format!("change what {owner} was asked to publish: it made the rule, and would make it again");
     }
+    deletion(host, at).unwrap_or_else(|| {
+        let chain_name = printable(&chain.name);
+        match rule.cases.len() {
+            2.. => format!("delete its element from the map that chain {chain_name} of table {table} asks"),
+            _ => format!("remove rule {} of chain {chain_name} of table {table}", at.rule.saturating_add(1)),
+        }
+    })
+}
+
+/// The command that deletes a rule, whoever made it; none where one command does not.
+pub(super) fn deletion(host: &Host, at: At) -> Option<String> {
+    let (table, chain, rule) = host.rules.at(at)?;
     let (name, chain_name) = (printable(&table.name), printable(&chain.name));
     if table.tool == Tool::Nft {
-        return match (rule.handle, rule.cases.len()) {
-            (_, 2..) => format!("delete its element from the map that chain {chain_name} of table {table} asks"),
-            (Some(handle), _) => {
-                format!("nft delete rule {} {name} {chain_name} handle {handle}", table.family.name())
-            }
-            (None, _) => format!("remove rule {} of chain {chain_name} of table {table}", at.rule.saturating_add(1)),
-        };
+        let handle = rule.handle.filter(|_| rule.cases.len() < 2)?;
+        return Some(format!("nft delete rule {} {name} {chain_name} handle {handle}", table.family.name()));
     }
     let of_six = if table.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" };
     let variant = match table.tool {
@@ -140,10 +147,10 @@ pub(super) fn removal(host: &Host, at: At) -> String {
     let plain =
         |words: &&str| !words.contains(['$', '`', ';', '|', '&', '<', '>', '(', '*']) && printable(words) == **words;
     let words = rule.words.as_deref().and_then(|words| words.strip_prefix("-A ")).filter(plain);
-    match words {
+    Some(match words {
         Some(words) => format!("{of_six}{variant} -t {name} -D {words}"),
         None => format!("{of_six}{variant} -t {name} -D {chain_name} {}", at.rule.saturating_add(1)),
-    }
+    })
 }
 
 /// The finding with the places of the first of some rules.

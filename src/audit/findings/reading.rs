@@ -23,6 +23,17 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         kind: Kind {
+            id: "F51",
+            title: "the kernel lacks something of nf_tables",
+            severity: Severity::Info,
+            what: "What our own rules need of nf_tables was found not to be there when they were made, so iptables does the work. What else a kernel has is not tried: that would make tables, load modules and have connections followed, and an audit changes nothing.",
+            why: "Chains of iptables are longer and change less atomically, and some things cannot be said in them.",
+            fix: "run a kernel with nf_tables, nft_nat and nft_fib, then portfwd --backend nft restore",
+        },
+        find: lacking,
+    },
+    Check {
+        kind: Kind {
             id: "F52",
             title: "not everything could be read",
             severity: Severity::Warning,
@@ -44,6 +55,13 @@ fn drift(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         format!("live rules differ from what was applied, in {} {}", lines.len(), verb(lines, "place", "places"));
     let finding = kind.found(Confidence::Proved, message);
     vec![lines.iter().fold(finding, |finding, line| finding.seen(printable(line)))]
+}
+
+/// F51. Only where the caller asked our state, which tells what was found out when the rules were made.
+fn lacking(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let Some(why) = outlook.facts().and_then(|facts| facts.ours.instead.as_deref()) else { return Vec::new() };
+    let why = printable(why);
+    vec![kind.found(Confidence::Proved, format!("nf_tables is not used for our rules: {why}")).seen(why)]
 }
 
 /// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
@@ -81,7 +99,7 @@ fn unread(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 mod tests {
     use super::super::hosts::{dual, dump, find, host};
     use super::*;
-    use crate::audit::facts::Facts;
+    use crate::audit::facts::{Facts, Ours};
 
     #[test]
     fn drift_is_told_line_by_line() {
@@ -91,6 +109,17 @@ mod tests {
         assert_eq!(found[0].evidence[1], "+ 81/tcp\\u{1b}");
         assert!(find(&host("", dual()), "F46").is_empty());
         assert!(find(&dump(""), "F46").is_empty());
+    }
+
+    #[test]
+    fn what_the_kernel_was_found_to_lack_is_told() {
+        let lacks = |why: Option<&str>| {
+            let ours = Ours { instead: why.map(str::to_owned), ..Ours::default() };
+            find(&host("", Facts { ours, ..dual() }), "F51")
+        };
+        assert_eq!(lacks(Some("no nat\u{1b}"))[0].evidence, ["no nat\\u{1b}"]);
+        assert_eq!(lacks(Some("x"))[0].severity, Severity::Info);
+        assert!(lacks(None).is_empty() && find(&dump(""), "F51").is_empty());
     }
 
     #[test]

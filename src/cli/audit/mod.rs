@@ -10,17 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use super::{Failure, Global, Output, json, view};
-use crate::audit::facts::Facts;
+use super::{Failure, Global, Output, json, sets, view};
+use crate::audit::facts::{Facts, Ours};
 use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 use crate::audit::host::Host;
 use crate::audit::listing::{self, Row};
 use crate::audit::read::{self, DumpError};
 use crate::audit::ruleset::{Gap, Ruleset};
-use crate::engine::EngineError;
-use crate::model::Family;
+use crate::config;
+use crate::engine::{Engine, EngineError};
 use crate::model::error::printable;
+use crate::model::{Asked, Family};
 
 /// The most bytes of one dump.
 const LARGEST: u64 = 1 << 30;
@@ -176,8 +177,8 @@ pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(
 /// This host, with what our own state says of it.
 fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     let (rules, mut facts) = live(global, output)?;
-    match drift(global) {
-        Ok(drift) => facts.drift = drift,
+    match own_state(global) {
+        Ok((drift, ours)) => (facts.drift, facts.ours) = (drift, ours),
         Err(error) => facts.gaps.push(Gap {
             what: "whether the kernel holds what our own state asks for".into(),
             why: format!("{error:#}"),
@@ -186,10 +187,43 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     Ok(Host::new(rules, Some(facts)))
 }
 
-/// In what the kernel differs from what our state asks for. Without a state nothing is asked for.
-fn drift(global: &Global) -> anyhow::Result<Vec<String>> {
-    let mut engine = crate::engine::Engine::open(&global.state_dir, false, global.choice())?;
+/// In what the kernel differs from what our state asks for, and what else the state says. Without a state nothing is asked for.
+fn own_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
+    let mut engine = Engine::open(&global.state_dir, false, global.choice())?;
     let asked = Arc::clone(&engine.state().asked);
+    let ours = Ours {
+        asks: !asked.is_empty(),
+        unapplied: unapplied(&engine, global),
+        instead: engine.instead().map(str::to_owned),
+    };
     let plan = engine.plan(&asked)?;
-    Ok(plan.steps.iter().filter_map(view::step).collect())
+    Ok((plan.steps.iter().filter_map(view::step).collect(), ours))
+}
+
+/// The files that sets were applied from and that say something else now, each with what is the matter.
+fn unapplied(engine: &Engine, global: &Global) -> Vec<(String, String)> {
+    let state = engine.state();
+    let sorted = |mut asked: Asked| {
+        asked.normalize();
+        asked
+    };
+    let mut found = Vec::new();
+    for path in state.origins.values().collect::<BTreeSet<_>>() {
+        let what = match path.try_exists() {
+            Ok(true) => match sets::load(&[path.clone()], global.choice()) {
+                Ok(loaded) => match config::union((*state.asked).clone(), &loaded) {
+                    Ok(after) => match sorted(after) == sorted((*state.asked).clone()) {
+                        true => continue,
+                        false => "it asks for something else than what was applied from it",
+                    },
+                    Err(_) => "what it asks for contradicts what else was applied",
+                },
+                Err(_) => "there is a mistake in it, see `portfwd check`",
+            },
+            Ok(false) => "it is not there any more",
+            Err(_) => continue,
+        };
+        found.push((path.display().to_string(), what.to_owned()));
+    }
+    found
 }

@@ -4,6 +4,7 @@
 //! Be aware: it is not all of one moment, and of a process that may not look at something there are gaps, each with its name
 //! and reason.
 
+mod boot;
 mod dump;
 mod legacy;
 mod link;
@@ -22,7 +23,7 @@ use crate::engine::guard::Ssh;
 use crate::model::Family;
 
 /// Reads all of it. `ssh` is what the environment says as `SSH_CONNECTION`, where the thread is in the namespace that the user
-/// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] is left empty.
+/// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] and [`Facts::ours`] are left empty.
 pub fn read(ssh: Option<&str>) -> Facts {
     let ssh = ssh.and_then(Ssh::parse);
     let mut facts = Facts {
@@ -39,6 +40,7 @@ pub fn read(ssh: Option<&str>) -> Facts {
     facts.listeners = listener::read(&mut facts.gaps);
     facts.tracked_count = tracked::count(&facts);
     facts.tracked = tracked::read(&mut facts);
+    facts.boot = boot::read(&mut facts.gaps);
     facts
 }
 

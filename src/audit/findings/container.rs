@@ -1,0 +1,87 @@
+//! Forwards to containers that are not there.
+//!
+//! Which addresses containers have is known in their own network namespaces, of which the kernel has no list: one without a
+//! process, held open by a mount or a file, is seen by nobody who does not hold it. What can be seen from outside is the bridge:
+//! without a single port nobody is on it. Where others are on the bridge, F09 tells of targets that do not answer.
+
+use std::collections::BTreeMap;
+
+use super::Check;
+use super::naming::{FEW, at_all, deletion, each};
+use super::outlook::{Outlook, passing, targets};
+use crate::audit::finding::{Finding, Kind, Severity};
+use crate::audit::forwards::Forward;
+use crate::model::error::printable;
+
+pub(super) const CHECKS: &[Check] = &[Check {
+    kind: Kind {
+        id: "F45",
+        title: "published port without a container",
+        severity: Severity::Warning,
+        what: "Docker, podman or the like forward a port to an address on a bridge of theirs, and nothing is plugged into the bridge: no container holds the address.",
+        why: "Clients wait for an answer that nobody gives; and the next container that gets the address gets their connections.",
+        fix: "iptables -t nat -D DOCKER …, or restart the program, which writes its rules anew",
+    },
+    find: without_container,
+}];
+
+/// Programs that publish ports of containers.
+const PUBLISHERS: [&str; 7] = ["docker", "podman", "cni", "cri-o", "kube-proxy", "incus", "lxd"];
+
+/// F45. Without facts it is not known what is plugged in.
+fn without_container(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = outlook.host;
+    let Some(facts) = outlook.facts() else { return Vec::new() };
+    let mut empty: BTreeMap<u32, Vec<&Forward<'_>>> = BTreeMap::new();
+    for forward in passing(outlook) {
+        let bridge = |address| {
+            let link = facts.link_of(address).filter(|link| link.kind.as_deref() == Some("bridge"))?;
+            facts.ports(link.index).next().is_none().then_some(link.index)
+        };
+        let mut bridges = targets(forward).map(bridge);
+        if let Some(Some(first)) = bridges.next()
+            && bridges.all(|other| other == Some(first))
+            && PUBLISHERS.contains(&host.place(forward.at).owner.as_str())
+        {
+            empty.entry(first).or_default().push(forward);
+        }
+    }
+    let found = empty.into_iter().map(|(bridge, forwards)| {
+        let name = facts.link(bridge).map(|link| printable(&link.name)).unwrap_or_default();
+        let message = format!("{} to a container on `{name}`, and there is none", each(&forwards, "leads", "lead"));
+        let finding = kind.found(outlook.confidence(&forwards), message);
+        let finding = at_all(finding.seen(format!("`{name}` is a bridge without a port")), host, &forwards);
+        let owner = forwards.first().map_or_else(String::new, |forward| host.place(forward.at).owner);
+        let commands: Vec<String> = forwards.iter().filter_map(|forward| deletion(host, forward.at)).collect();
+        match commands.len() {
+            1..=FEW if commands.len() == forwards.len() => finding.mended_by(commands.join("; ")),
+            _ => finding.mended_by(format!("restart {owner}, which writes its rules anew")),
+        }
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hosts::{DOCKER, DOCKER_NAT, dual, dump, facts, find, nat, none, one};
+
+    #[test]
+    fn a_bridge_without_ports_has_no_container() {
+        let found = one("F45", DOCKER, facts());
+        assert_eq!(found.message, "`8080/tcp -> 172.17.0.2:80` leads to a container on `docker0`, and there is none");
+        assert_eq!(found.places[0].owner, "docker");
+        assert_eq!(
+            found.fix,
+            "iptables -t nat -D DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80"
+        );
+        none("F45", DOCKER, dual());
+        assert!(find(&dump(DOCKER), "F45").is_empty());
+    }
+
+    #[test]
+    fn what_people_write_themselves_may_be_for_what_is_still_to_come() {
+        none("F45", &nat("-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"), facts());
+        let elsewhere = nat(&DOCKER_NAT.replace("172.17.0.2", "192.0.2.9"));
+        none("F45", &elsewhere, facts());
+    }
+}

@@ -1,0 +1,167 @@
+//! What services at boot, and our own state, make of the rules.
+
+use std::fs;
+use std::process::Command;
+
+use portfwd::engine::{self, Choice, Engine};
+use portfwd::store::{State, Unusable};
+use serde_json::Value;
+
+use super::{WORDS, expect, json, make, none};
+use crate::support::{Net, PORTFWD, Said, privileged};
+
+/// What makes a host that systemd started, with no services but those in `etc` of the test's directory.
+const BOOTED: &str = "
+    mount -t tmpfs none /run; mkdir -p /run/systemd/system
+    mount --bind $d/etc /etc/systemd/system
+    portfwd() { $portfwd --state-dir $d/state \"$@\"; }
+    enable() { SYSTEMD_OFFLINE=1 systemctl enable \"$@\" 2> /dev/null; }
+    disable() { SYSTEMD_OFFLINE=1 systemctl disable \"$@\" 2> /dev/null; }
+";
+
+/// Runs a script on the host, whose first process is in its network namespace; it must succeed.
+#[track_caller]
+fn booted(net: &Net, script: &str) -> String {
+    let directory = net.state.path();
+    fs::create_dir_all(directory.join("etc")).expect("made");
+    let text = format!("d={} portfwd={PORTFWD}\n{WORDS}{BOOTED}{script}", directory.display());
+    let run = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec", &text]).env_remove("SSH_CONNECTION");
+        command.output().expect("unshare").into()
+    };
+    let said: Said = net.in_host(run);
+    assert_eq!(said.code, 0, "{script}: {said:?}");
+    said.stdout
+}
+
+/// Confidence, severity and fix of what is found there of one kind.
+#[track_caller]
+fn found(net: &Net, id: &str) -> Vec<[String; 3]> {
+    let report = json(&booted(net, &format!("portfwd audit --json --only {id}")));
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    let all = report["findings"].as_array().expect("a list");
+    all.iter().map(|one| ["confidence", "severity", "fix"].map(|key| text(one, key))).collect()
+}
+
+fn ours(net: &Net) {
+    fs::create_dir_all(net.state.path().join("etc")).expect("made");
+    fs::write(
+        net.state.path().join("etc/portfwd.service"),
+        include_str!("../../systemd/portfwd.service").replace("/usr/local/sbin/portfwd", PORTFWD),
+    )
+    .expect("written");
+}
+
+#[test]
+fn of_rules_that_do_not_last() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, "");
+    ours(&net);
+    assert!(found(&net, "F47").is_empty(), "nothing is asked for");
+    let file = net.state.path().join("web.toml");
+    let write = |port: u16| {
+        let text = format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n");
+        fs::write(&file, text).expect("written");
+    };
+    write(8080);
+    booted(&net, "portfwd apply $d/web.toml");
+    let all = found(&net, "F47");
+    let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!([confidence, severity], ["likely", "warning"]);
+    booted(&net, &fix.replace("systemctl enable", "enable"));
+    assert!(found(&net, "F47").is_empty());
+    // In a namespace that no service is started in nothing is known.
+    booted(&net, "disable portfwd.service");
+    assert!(!found(&net, "F47").is_empty());
+    none(&net, "F47");
+    booted(&net, "enable portfwd.service");
+
+    // What the file says is not what was applied.
+    write(8081);
+    let all = found(&net, "F47");
+    let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!([confidence, severity], ["proved", "warning"]);
+    booted(&net, "nft flush ruleset; portfwd restore; portfwd list | grep 8080");
+    booted(&net, fix);
+    assert!(found(&net, "F47").is_empty());
+    booted(&net, "portfwd list | grep 8081");
+    fs::remove_file(&file).expect("removed");
+    assert_eq!(found(&net, "F47").len(), 1);
+}
+
+#[test]
+fn of_services_that_flush_the_rules_of_others() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.serve("172.17.0.3:80", false);
+    make(&net, "");
+    ours(&net);
+    let write = |name: &str, text: &str| fs::write(net.state.path().join("etc").join(name), text).expect("written");
+    let install = "\n[Install]\nWantedBy=sysinit.target\n";
+    write(
+        "wall.service",
+        &format!("[Service]\nExecStart=/usr/sbin/nft -f {}{install}", net.state.path().join("wall.nft").display()),
+    );
+    fs::write(net.state.path().join("wall.nft"), "# ours\nflush ruleset\ntable inet wall { }\n").expect("written");
+    booted(&net, "portfwd add 8080 172.17.0.3:80; enable portfwd.service");
+    assert!(found(&net, "F48").is_empty(), "it is not enabled");
+    booted(&net, "enable wall.service");
+    let all = found(&net, "F48");
+    let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!([confidence, severity], ["proved", "warning"]);
+    // What it would do, and what it would be like behind it.
+    let flushes = "nft -f $d/wall.nft";
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    booted(&net, flushes);
+    assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
+    booted(&net, "portfwd restore");
+    assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
+    let (after, part_of) = fix.split_once("After=").and_then(|(_, rest)| rest.split_once(" and ")).expect("a fix");
+    fs::create_dir_all(net.state.path().join("etc/portfwd.service.d")).expect("made");
+    write("portfwd.service.d/wall.conf", &format!("[Unit]\nAfter={after}\n{part_of}\n"));
+    assert!(found(&net, "F48").is_empty(), "{fix}");
+
+    // Docker notices nothing.
+    booted(
+        &net,
+        "xt nat ':DOCKER -
+            -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+            -A DOCKER ! -i docker0 -p tcp --dport 81 -j DNAT --to 172.17.0.3:80'",
+    );
+    let all = found(&net, "F48");
+    assert_eq!(all.iter().map(|one| &one[0]).collect::<Vec<_>>(), ["likely"]);
+    fs::write(net.state.path().join("wall.nft"), "delete table inet wall\ntable inet wall { }\n").expect("written");
+    assert!(found(&net, "F48").is_empty());
+    booted(&net, flushes);
+    assert_eq!(net.tcp("192.0.2.1:81"), "172.17.0.3:80 saw 192.0.2.2");
+}
+
+#[test]
+fn of_what_the_kernel_was_found_to_lack() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    make(&net, "");
+    let keep = |kernel: String| {
+        net.in_host(|| {
+            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
+            let after = State { unusable, ..engine.state().clone() };
+            engine::commit(&mut engine, after).expect("commits");
+        });
+    };
+    none(&net, "F51");
+    let now = fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
+    keep(now.trim().to_owned());
+    expect(&net, "F51", ["proved", "info", ""]);
+    // Another kernel may have it.
+    keep("0.0".into());
+    none(&net, "F51");
+}
