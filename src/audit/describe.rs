@@ -45,7 +45,12 @@ pub fn set(field: Field, set: &Set, family: Family) -> String {
         true => ("!= ", &inverse),
         false => ("", set),
     };
-    let mut words: Vec<String> = set.ranges().iter().take(MOST).map(|range| one(field, *range, family)).collect();
+    // Neighbours among the numbers of states have nothing to do with each other.
+    let named = State::ALL.into_iter().map(State::number).filter(|state| set.has(*state));
+    let states: Vec<(u128, u128)> = named.map(|state| (state, state)).collect();
+    let known = field == Field::State && *set == Set::of(states.iter().copied());
+    let ranges = if known { states.as_slice() } else { set.ranges() };
+    let mut words: Vec<String> = ranges.iter().take(MOST).map(|range| one(field, *range, family)).collect();
     if set.ranges().len() > MOST {
         words.push(format!("… {} more", set.ranges().len() - MOST));
     }

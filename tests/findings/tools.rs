@@ -47,6 +47,14 @@ fn of_rules_that_a_tool_cannot_show_or_forgot() {
     assert!(run(&net, refuses).contains("incompatible"));
     not_found(&net, &native);
     assert!(!run(&net, refuses).contains("incompatible"));
+    // Of two kinds of packets are matches of iptables, too.
+    make(
+        &net,
+        "xt filter '-A FORWARD -m conntrack --ctstate RELATED,DNAT -j ACCEPT
+            -A FORWARD -p tcp -m multiport --ports 80,90 -j ACCEPT'",
+    );
+    none(&net, "F33");
+    assert!(!run(&net, "iptables-nft -S 2>&1").contains("incompatible"));
     // Rules that nft(8) makes of what iptables knows are shown.
     make(
         &net,

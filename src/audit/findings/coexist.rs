@@ -126,8 +126,8 @@ fn both_kinds(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     ]
 }
 
-/// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule that asks a
-/// map, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
+/// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule with
+/// expressions that it has no words for, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
 fn incompatible(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = outlook.host;
     let mut found = Vec::new();
@@ -148,10 +148,8 @@ fn incompatible(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             {
                 places.push(at);
             }
-            let native = |number: &usize| chain.rules.get(*number).is_some_and(|rule| rule.cases.len() > 1);
-            let rules =
-                (0..chain.rules.len()).filter(|number| native(number) || table.native.contains(&(chain_at, *number)));
-            places.extend(rules.map(|rule| At { rule, ..at }));
+            let native = table.native.iter().filter(|(of, _)| *of == chain_at).map(|(_, rule)| *rule);
+            places.extend(native.map(|rule| At { rule, ..at }));
         }
         if places.is_empty() {
             continue;

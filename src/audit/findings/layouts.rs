@@ -49,7 +49,7 @@ fn firewalld_takes_what_passes_through() {
         found,
         [
             "F07 proved: `8080/tcp -> 10.0.0.2:80` also takes packets that only pass through this host",
-            "F18 likely: `8080/tcp -> 10.0.0.2:80` is open to everybody at 192.0.2.1",
+            "F18 proved: `8080/tcp -> 10.0.0.2:80` is open to everybody at 192.0.2.1",
             "F31 proved: the target of `8080/tcp -> 10.0.0.2:80` does not see its clients: \
              `-A POST_external_allow ! -o lo -j MASQUERADE` rewrites their source",
         ]

@@ -6,6 +6,8 @@
 mod matches;
 mod targets;
 
+pub(in crate::audit::read) use matches::states_or_status;
+
 use super::super::region::{Condition, Region};
 use super::super::ruleset::Action;
 use crate::model::Family;

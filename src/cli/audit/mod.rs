@@ -210,7 +210,7 @@ fn unapplied(engine: &Engine, global: &Global) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for path in state.origins.values().collect::<BTreeSet<_>>() {
         let what = match path.try_exists() {
-            Ok(true) => match sets::load(&[path.clone()], global.choice()) {
+            Ok(true) => match sets::load(std::slice::from_ref(path), global.choice()) {
                 Ok(loaded) => match config::union((*state.asked).clone(), &loaded) {
                     Ok(after) => match sorted(after) == sorted((*state.asked).clone()) {
                         true => continue,

@@ -69,7 +69,8 @@ fn what_iptables_cannot_show_is_found_in_its_tables() {
             let rule = &mut table.chains.entry("FORWARD").rules[0];
             rule.cases.extend(rule.cases.clone());
         }),
-        1
+        0,
+        "matches of iptables may be about packets of two kinds, too"
     );
     assert_eq!(
         changed(&|table| {

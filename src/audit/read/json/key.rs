@@ -60,6 +60,13 @@ pub fn only(region: &mut Region, family: Family, table: TableFamily) {
     }
 }
 
+/// The number that an expression is for every packet: a number of one is always the first, `numgen inc mod 1`.
+pub fn constant(left: &Json<'_>) -> Option<u64> {
+    let Some(("numgen", of)) = left.only() else { return None };
+    let number = |key| of.get(key).and_then(Json::number);
+    (number("mod") == Some(1)).then(|| number("offset").unwrap_or(0))
+}
+
 /// What an expression looks at: more than one thing where it is a concatenation.
 pub fn parts(left: &Json<'_>, table: TableFamily) -> Vec<Part> {
     match left.only() {

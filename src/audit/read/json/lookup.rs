@@ -128,6 +128,22 @@ pub fn entries<'e, 'j: 'e, 'a: 'j>(
     })
 }
 
+/// What a map says of a number; `Err` where one of its keys is none, and so may be about it.
+pub fn entry_of<'j, 'a>(number: u64, list: &'j [Json<'a>]) -> Result<Option<&'j Json<'a>>, ()> {
+    let mut rest = None;
+    for element in list {
+        match element.list() {
+            [key, value] if is_rest(key) => rest = Some(bare(value)),
+            [key, value] => match bare(key).number().ok_or(())? {
+                key if key == number => return Ok(Some(bare(value))),
+                _ => {}
+            },
+            _ => return Err(()),
+        }
+    }
+    Ok(rest)
+}
+
 /// What a map says of all the rest, and which packets those are.
 pub fn rest<'j, 'a>(parts: &[Part], of: &Region, list: &'j [Json<'a>]) -> Option<Entry<'j, 'a>> {
     let value = list.iter().find_map(|element| match element.list() {

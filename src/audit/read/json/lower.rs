@@ -234,6 +234,15 @@ impl<'p, 'a> Lower<'p, 'a> {
         'p: 'j,
     {
         let Some(Ok(list)) = lookup::elements(data, self.place.sets) else { return Err(drafts) };
+        if let Some(number) = key::constant(key)
+            && let Ok(value) = lookup::entry_of(number, list)
+        {
+            if value.is_none() {
+                drafts.iter().for_each(|draft| self.leave(draft));
+            }
+            let of_all = value.map(|value| drafts.into_iter().map(|draft| draft.with(value)).collect());
+            return Ok(of_all.unwrap_or_default());
+        }
         let (parts, mut found) = (self.parts(&drafts, key), Vec::new());
         if !self.may(drafts.len(), list.len()) {
             return Ok(found);

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::lower;
+use super::statement;
 use super::value::Json;
 use crate::audit::ruleset::{self, Action, Base, Chain, Gap, Hook, Kind, Ruleset, Table, TableFamily, Tool};
 
@@ -57,6 +58,9 @@ impl<'a> Builder<'a> {
         for (table, foreign) in self.rules.tables.iter_mut().zip(self.foreign) {
             if foreign || is_of_iptables(table) {
                 table.tool = Tool::IptablesNft;
+            } else {
+                // Of other tables nobody expects anything else.
+                table.native.clear();
             }
         }
         self.rules
@@ -131,7 +135,14 @@ impl<'a> Builder<'a> {
             );
         }
         if let Some(table) = self.rules.tables.get_mut(at) {
-            table.chains.entry(&chain).rules.push(lowered.rule);
+            let rules = &mut table.chains.entry(&chain).rules;
+            let number = rules.len();
+            rules.push(lowered.rule);
+            if statements.list().iter().any(statement::is_native)
+                && let Some(chain) = table.chains.position(&chain)
+            {
+                table.native.push((chain, number));
+            }
         }
         Ok(())
     }

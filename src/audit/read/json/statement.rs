@@ -8,6 +8,7 @@ use super::object::to_chain;
 use super::value::Json;
 use crate::audit::region::{Condition, Field, Region};
 use crate::audit::ruleset::{Action, Table};
+use crate::audit::set::Set;
 use crate::model::{Counter, Family};
 
 /// Targets of iptables(8) that decide nothing, and change nothing that rules of NAT ask.
@@ -78,6 +79,21 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>) {
     }
 }
 
+/// Whether a statement is one that iptables(8) has no words for, and that it shows no table for: it does such things, and asks
+/// them, by matches and targets of its own. Source: `nft_is_expr_compatible` in iptables' iptables/nft.c, 1.8.9.
+pub fn is_native(statement: &Json<'_>) -> bool {
+    match statement.only() {
+        Some(("match", of)) => {
+            let left = of.get("left").and_then(Json::only).map(|(name, _)| name);
+            matches!(left, Some("ct" | "fib" | "numgen" | "jhash" | "symhash" | "rt" | "socket"))
+        }
+        Some((name, _)) => {
+            matches!(name, "dnat" | "snat" | "masquerade" | "redirect" | "notrack" | "tproxy" | "reject" | "queue")
+        }
+        None => false,
+    }
+}
+
 /// What a verdict does; inside nothing of one that only goes on.
 fn verdict(table: &Table, name: &str, of: &Json<'_>) -> Option<Option<Action>> {
     let target = || of.text_of("target").unwrap_or_default();
@@ -98,6 +114,22 @@ fn verdict(table: &Table, name: &str, of: &Json<'_>) -> Option<Option<Action>> {
 fn asks<'a>(lower: &mut Lower<'_, 'a>, of: &Json<'a>) {
     let (Some(left), Some(right)) = (of.get("left"), of.get("right")) else { return lower.doubt(of) };
     let operator = of.text_of("op").unwrap_or("==");
+    if let (Some(left), Some(right)) = (key::constant(left), right.number()) {
+        let holds = match operator {
+            "==" => Some(left == right),
+            "!=" => Some(left != right),
+            "<" => Some(left < right),
+            "<=" => Some(left <= right),
+            ">" => Some(left > right),
+            ">=" => Some(left >= right),
+            _ => None,
+        };
+        match holds {
+            Some(true) => return,
+            Some(false) => return lower.narrow(&[Region::all().with(Field::Family, &Set::none())]),
+            None => {}
+        }
+    }
     let parts = lower.parts(&lower.live, left);
     let mut all = lookup::of_all(&parts);
     let unknown = |why: &str| Condition::Unknown(format!("{} {operator} {why}", left.words()).into());

@@ -154,6 +154,35 @@ fn the_element_for_the_rest_is_about_the_rest() {
 }
 
 #[test]
+fn a_number_of_one_is_always_the_same() {
+    let numgen = |mode: &str, of: u32, offset: u32| {
+        format!(r#"{{"numgen": {{"mode": "{mode}", "mod": {of}, "offset": {offset}}}}}"#)
+    };
+    let targets = r#"{"set": [[0, "10.0.0.1"], [7, "10.0.0.2"]]}"#;
+    let address = |key: &str| {
+        let dnat = format!(r#"{{"dnat": {{"family": "ip", "addr": {{"map": {{"key": {key}, "data": {targets}}}}}}}}}"#);
+        let told = |case: &Case| match &*case.actions {
+            [Action::Dnat(to)] => to.addresses.map(|(first, _)| (first.to_string(), case.region.is_known())),
+            _ => None,
+        };
+        cases_of(&dnat).iter().map(told).collect::<Vec<_>>()
+    };
+    let sure = |text: &str| vec![Some((text.to_owned(), true))];
+    assert_eq!(address(&numgen("inc", 1, 0)), sure("10.0.0.1"));
+    assert_eq!(address(&numgen("random", 1, 7)), sure("10.0.0.2"));
+    assert_eq!(address(&numgen("inc", 1, 5)), [None; 0], "no element, and so no packet");
+    assert_eq!(address(&numgen("inc", 2, 0)).iter().flatten().filter(|(_, known)| *known).count(), 0);
+    let case = |right: &str| {
+        let text = format!(r#"{}, {{"accept": null}}"#, matching(&numgen("inc", 1, 3), "==", right));
+        cases_of(&text)[0].region.clone()
+    };
+    assert_eq!(case("3"), Region::all());
+    assert!(case("0").is_empty());
+    let vmap = format!(r#"{{"vmap": {{"key": {}, "data": {{"set": [[0, {{"drop": null}}]]}}}}}}"#, numgen("inc", 1, 0));
+    assert_eq!(*cases_of(&vmap)[0].actions, [Action::Drop]);
+}
+
+#[test]
 fn what_is_not_understood_is_unknown_and_never_missing() {
     let unknown = |case: &Case| matches!(&*case.actions, [Action::Unknown(_)]);
     for statement in [

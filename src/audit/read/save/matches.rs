@@ -3,10 +3,10 @@
 //! What is not understood stays in its own words.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use crate::audit::read::xt;
 use crate::audit::region::{Condition, DST_NAT, Field, Region, SRC_NAT, State, states};
 use crate::audit::set::{Set, number_of};
 use crate::iptables::words::Words;
@@ -49,22 +49,55 @@ const PROTOCOLS: [(&str, u128); 13] = [
 pub(super) struct Reading {
     family: Family,
     region: Region,
+    /// What is asked for that is one or the other: each makes regions of one.
+    either: Vec<Either>,
     comment: Option<String>,
     /// The match whose options follow.
     module: String,
     not: bool,
 }
 
+/// Something that is asked for in two ways, of which one is enough.
+enum Either {
+    /// States of connections, bits of their status, and whether neither shall be so.
+    StateOrStatus(Set, u128, bool),
+    /// The port on this side or the other, and whether neither shall be so.
+    Port(Set, bool),
+}
+
+impl Either {
+    /// The packets of a region that it is about, in regions that are apart.
+    fn of(&self, region: &Region) -> Vec<Region> {
+        match self {
+            Self::StateOrStatus(states, bits, not) => xt::states_or_status(region, states, *bits, *not),
+            Self::Port(ports, true) => {
+                vec![region.clone().with(Field::SourcePort, &ports.not()).with(Field::Port, &ports.not())]
+            }
+            Self::Port(ports, false) => vec![
+                region.clone().with(Field::Port, ports),
+                region.clone().with(Field::SourcePort, ports).with(Field::Port, &ports.not()),
+            ],
+        }
+    }
+}
+
 type Read<T> = Result<T, &'static str>;
 
 impl Reading {
     pub(super) fn new(family: Family) -> Self {
-        Self { family, region: Region::all(), comment: None, module: String::new(), not: false }
+        Self { family, region: Region::all(), either: Vec::new(), comment: None, module: String::new(), not: false }
     }
 
-    /// What was read.
-    pub(super) fn end(self) -> Read<(Region, Option<String>)> {
-        if self.not { Err("a `!` stands before nothing") } else { Ok((self.region, self.comment)) }
+    /// The packets that were asked for, in regions that are apart, and the comment.
+    pub(super) fn end(self) -> Read<(Vec<Region>, Option<String>)> {
+        if self.not {
+            return Err("a `!` stands before nothing");
+        }
+        let mut regions = vec![self.region];
+        for either in &self.either {
+            regions = regions.iter().flat_map(|region| either.of(region)).collect();
+        }
+        Ok((regions, self.comment))
     }
 
     /// Reads a word, and what belongs to it.
@@ -104,6 +137,10 @@ impl Reading {
     fn of_module(&mut self, word: &str, words: &mut Words<'_>) -> Read<()> {
         let mut value = || words.next().ok_or("an option has no value");
         match (self.module.as_str(), word) {
+            ("multiport", "--ports") => {
+                let ports = ports(value()?)?;
+                self.either.push(Either::Port(ports, self.not));
+            }
             ("addrtype", "--dst-type") => self.narrow(Field::DestinationKind, kinds(value()?)?),
             ("addrtype", "--src-type") => self.narrow(Field::SourceKind, kinds(value()?)?),
             ("conntrack", "--ctstate") | ("state", "--state") => self.states(value()?)?,
@@ -192,14 +229,7 @@ impl Reading {
     }
 
     fn ports(&mut self, field: Field, text: &str) -> Read<()> {
-        let mut all = Vec::new();
-        for one in text.split(',') {
-            let (first, last) = one.split_once(':').unwrap_or((one, one));
-            let port = |text: &str, open: u16| if text.is_empty() { Some(open) } else { text.parse().ok() };
-            let (first, last) = port(first, 0).zip(port(last, u16::MAX)).ok_or("a port is a number up to 65535")?;
-            all.push((first.into(), last.into()));
-        }
-        self.narrow(field, Set::of(all));
+        self.narrow(field, ports(text)?);
         Ok(())
     }
 
@@ -224,16 +254,9 @@ impl Reading {
                 _ => return Err("a state is not known"),
             }
         }
-        match (named.is_empty(), status) {
-            (_, 0) => self.narrow(Field::State, states(named)),
-            // No bit of these: that is what not one of them means.
-            (true, mask) if mask.is_power_of_two() || self.not => {
-                self.region.ask(Condition::Bits { field: Field::Status, mask, value: 0, not: !self.not });
-            }
-            _ => {
-                let words: Arc<str> = format!("{}--ctstate {text}", if self.not { "! " } else { "" }).into();
-                self.region.ask(Condition::Unknown(words));
-            }
+        match status {
+            0 => self.narrow(Field::State, states(named)),
+            bits => self.either.push(Either::StateOrStatus(states(named), bits, self.not)),
         }
         Ok(())
     }
@@ -248,6 +271,18 @@ pub(super) fn network(text: &str, family: Family) -> Option<IpNetwork> {
         _ => text.parse().ok()?,
     };
     (Family::of_network(network) == family).then_some(network)
+}
+
+/// `80,8000:8010`; an end that is left out is the first or the last there is.
+fn ports(text: &str) -> Read<Set> {
+    let mut all = Vec::new();
+    for one in text.split(',') {
+        let (first, last) = one.split_once(':').unwrap_or((one, one));
+        let port = |text: &str, open: u16| if text.is_empty() { Some(open) } else { text.parse().ok() };
+        let (first, last) = port(first, 0).zip(port(last, u16::MAX)).ok_or("a port is a number up to 65535")?;
+        all.push((first.into(), last.into()));
+    }
+    Ok(Set::of(all))
 }
 
 /// The numbers of a protocol by name or number; all of `all` and of 0.

@@ -1,7 +1,7 @@
 //! Matches. The names and numbers are those of include/uapi/linux/netfilter/xt_*.h.
 
 use super::Info;
-use crate::audit::region::{Condition, Field, Region, State, states};
+use crate::audit::region::{Condition, DST_NAT, Field, Region, SRC_NAT, State, states};
 use crate::audit::set::Set;
 use crate::model::Family;
 
@@ -164,8 +164,7 @@ fn state(info: Info<'_>) -> Option<Region> {
     Some(Region::all().with(Field::State, &states_in(info.long(0)?, 1 << 6)))
 }
 
-fn status(mask: u32, not: bool) -> Condition {
-    let mask = u128::from(mask);
+fn status(mask: u128, not: bool) -> Condition {
     // That one bit is set is that it is not clear: one form, so that rules can be compared.
     match (mask.is_power_of_two(), not) {
         (true, false) => Condition::Bits { field: Field::Status, mask, value: mask, not: false },
@@ -184,7 +183,7 @@ fn conntrack(revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Ve
     const ALIAS: u16 = 1 << 13;
     let (flags, not) = (info.short(146)?, info.short(148)?);
     let (asked, not) = (|flag| flags & flag > 0, |flag| not & flag > 0);
-    let (state_mask, status_mask) = match revision {
+    let (state_mask, status_mask): (u32, u32) = match revision {
         1 => (info.byte(150)?.into(), info.byte(151)?.into()),
         _ => (info.short(150)?.into(), info.short(152)?.into()),
     };
@@ -212,7 +211,7 @@ fn conntrack(revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Ve
         region.narrow(Field::OriginalPort, &inverted(Set::range(first.into(), last.into()), not(PORT)));
     }
     if asked(STATUS) {
-        region.ask(status(status_mask, not(STATUS)));
+        region.ask(status(u128::from(status_mask), not(STATUS)));
     }
     if asked(DIRECTION) {
         region.narrow(Field::Direction, &Set::one(u128::from(not(DIRECTION))));
@@ -225,24 +224,29 @@ fn conntrack(revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Ve
 
 /// States of x_tables, two of which are that an address was rewritten.
 fn with_states(region: &Region, mask: u32, not: bool) -> Vec<Region> {
-    let set = states_in(mask, 1 << 8);
-    let rewritten: u32 = [(1 << 6, 1 << 4), (1 << 7, 1 << 5)]
-        .into_iter()
-        .filter(|(bit, _)| mask & bit > 0)
-        .map(|(_, status): (u32, u32)| status)
-        .sum();
-    let others = region.clone().with(Field::State, &not_states(&set));
+    let bits: [(u32, u128); 2] = [(1 << 6, SRC_NAT), (1 << 7, DST_NAT)];
+    let rewritten = bits.into_iter().filter(|(bit, _)| mask & bit > 0).map(|(_, status)| status).sum();
+    states_or_status(region, &states_in(mask, 1 << 8), rewritten, not)
+}
+
+/// Of a region the packets of connections that are in one of some states, or have one of some bits of status; or with `not`
+/// those of all others. The regions are apart from each other.
+pub(in crate::audit::read) fn states_or_status(region: &Region, set: &Set, bits: u128, not: bool) -> Vec<Region> {
+    let others = region.clone().with(Field::State, &not_states(set));
     let with = |mut region: Region, not| {
-        if rewritten > 0 {
-            region.ask(status(rewritten, not));
+        if bits > 0 {
+            region.ask(status(bits, not));
         }
         region
     };
-    match (not, rewritten > 0) {
+    match (not, bits > 0) {
+        (true, _) if set.is_empty() => vec![with(region.clone(), true)],
         (true, _) => vec![with(others, true)],
-        (false, false) => vec![region.clone().with(Field::State, &set)],
+        (false, false) => vec![region.clone().with(Field::State, set)],
+        // Of all states: without any named the region is as wide as it was.
+        (false, true) if set.is_empty() => vec![with(region.clone(), false)],
         (false, true) => {
-            let of_states = region.clone().with(Field::State, &set);
+            let of_states = region.clone().with(Field::State, set);
             [of_states, with(others, false)].into_iter().filter(|region| !region.is_empty()).collect()
         }
     }
@@ -285,7 +289,7 @@ fn iprange(info: Info<'_>, family: Family) -> Option<Region> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::region::{DST_NAT, Packet, Truth};
+    use crate::audit::region::{Packet, Truth};
 
     /// A structure of zeros with numbers of 16 bits at places.
     fn info(size: usize, shorts: &[(usize, u16)]) -> Vec<u8> {

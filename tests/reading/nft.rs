@@ -1,0 +1,345 @@
+//! Rules of nft(8).
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use portfwd::audit::read::nft::{read, read_with};
+use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
+use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
+use portfwd::audit::set::Set;
+use portfwd::lab::Netns;
+use portfwd::nft::transaction::Connection;
+
+use super::{address, chain, chain_of, done, feed, ipv4, load, number, one, rules, table, to};
+use crate::support::privileged;
+
+#[test]
+fn maps_are_a_case_for_each_element() {
+    if !privileged() {
+        return;
+    }
+    // The layout of CRI-O: one map for ports of all addresses, one for those of one.
+    let all = chain_of(
+        "ip",
+        "map any { type inet_proto . inet_service : ipv4_addr . inet_service
+             elements = { tcp . 80 : 10.0.0.2 . 8080, udp . 53 : 10.0.0.3 . 5353 } }
+         map some { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+             elements = { 192.0.2.1 . tcp . 81 : 10.0.0.4 . 8081 } }
+         map addresses { type inet_service : ipv4_addr; elements = { 1 : 10.0.0.1, 2 : 10.0.0.2, 3 : 10.0.0.3 } }
+         map ports { type inet_service : inet_service; elements = { 1 : 11, 2 : 12 } }
+         chain c { type nat hook prerouting priority -100
+             fib daddr type local dnat ip to ip daddr . ip protocol . th dport map @some
+             fib daddr type local dnat ip to ip protocol . th dport map @any
+             ip protocol tcp dnat ip to tcp dport map @addresses : tcp dport map @ports
+         }",
+    );
+    let [some, any, two] = rules(&all) else { panic!("{all:#?}") };
+    let case = one(some);
+    assert_eq!(case.region.get(Field::Destination), &Set::one(number("192.0.2.1")));
+    assert_eq!(case.region.get(Field::Protocol), &Set::one(6));
+    assert_eq!(case.region.get(Field::Port), &Set::one(81));
+    assert_eq!(case.region.get(Field::DestinationKind), &Set::one(LOCAL));
+    assert_eq!(*case.actions, [Action::Dnat(to("10.0.0.4", Some(8081)))]);
+    assert_eq!(any.cases.len(), 2);
+    let dns = ipv4().with(Field::Protocol, 17).with(Field::Port, 53).with(Field::DestinationKind, LOCAL);
+    assert_eq!(done(any, &dns), Some(&[Action::Dnat(to("10.0.0.3", Some(5353)))][..]));
+    // A port that only one of the two maps has is no match.
+    assert_eq!(two.cases.len(), 2, "{two:#?}");
+    for (port, target) in [(1, "10.0.0.1"), (2, "10.0.0.2")] {
+        let packet = ipv4().with(Field::Protocol, 6).with(Field::Port, port);
+        let wanted = to(target, u16::try_from(port + 10).ok());
+        assert_eq!(done(two, &packet), Some(&[Action::Dnat(wanted)][..]));
+    }
+}
+
+#[test]
+fn maps_of_verdicts() {
+    if !privileged() {
+        return;
+    }
+    // The layout of kube-proxy: services by a map, endpoints by a number that is drawn.
+    let all = load(
+        "table ip kube-proxy {
+         map services { type ipv4_addr . inet_proto . inet_service : verdict
+             elements = { 10.96.0.1 . tcp . 443 : goto service-a, 10.96.0.10 . udp . 53 : jump service-b } }
+         map nodes { type inet_proto . inet_service : verdict; elements = { tcp . 30000 : goto service-a, * : drop } }
+         map unused { type ipv4_addr : verdict; elements = { 10.0.0.1 : goto elsewhere } }
+         set foreign { type ipv4_addr; elements = { 10.0.0.1 }; }
+         chain elsewhere { ip saddr @foreign drop; }
+         chain endpoint { meta l4proto tcp dnat to 10.0.0.2:6443; }
+         chain service-a { numgen random mod 2 vmap { 0 : goto endpoint, 1 : goto endpoint }; }
+         chain service-b { udp dport 53 meta mark set meta mark or 0x4000; }
+         chain c { type nat hook prerouting priority -100
+             ip daddr . meta l4proto . th dport vmap @services
+             meta l4proto . th dport vmap @nodes
+         }
+         chain f { type filter hook forward priority 0; ip saddr @foreign drop; ip saddr vmap @unused; }
+     }
+",
+    );
+    let table = table(&all, "kube-proxy");
+    let [services, nodes] = chain(table, "c").rules.as_slice() else { panic!("{all:#?}") };
+    let packet = ipv4().with(Field::Destination, number("10.96.0.1")).with(Field::Protocol, 6).with(Field::Port, 443);
+    assert_eq!(done(services, &packet), Some(&[Action::Goto("service-a".into())][..]));
+    assert_eq!(done(nodes, &packet), Some(&[Action::Drop][..]));
+    assert_eq!(done(nodes, &packet.with(Field::Port, 30000)), Some(&[Action::Goto("service-a".into())][..]));
+    let drawn = &chain(table, "service-a").rules[0].cases;
+    assert_eq!(drawn.len(), 2);
+    assert!(drawn.iter().all(|case| !case.region.is_known() && *case.actions == [Action::Goto("endpoint".into())]));
+    let marked = one(&chain(table, "service-b").rules[0]);
+    assert_eq!(*marked.actions, [Action::Mark { field: Field::Mark, mask: 0x4000, value: 0x4000 }]);
+    // Of sets that no rule of NAT needs nothing was read.
+    let filter = &chain(table, "f").rules;
+    let unread = |rule: &Rule| format!("{:?}", one(rule)).contains("which was not read");
+    assert!(unread(&filter[0]) && unread(&filter[1]) && unread(&chain(table, "elsewhere").rules[0]), "{filter:#?}");
+}
+
+#[test]
+fn intervals_are_sets() {
+    if !privileged() {
+        return;
+    }
+    let all = chain_of(
+        "ip",
+        "set ports { type inet_service; flags interval; elements = { 1-5, 80, 100-200, 65000-65535 } }
+         set pairs { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/8 . 1-5, 192.0.2.1 . 7 } }
+         map nets { type ipv4_addr : interval ipv4_addr; flags interval; elements = { 10.1.0.0/24 : 10.2.0.0/24 } }
+         chain c { type nat hook prerouting priority -100
+             tcp dport @ports redirect to :99
+             tcp dport != @ports accept
+             ip daddr . tcp dport @pairs accept
+             ip daddr . tcp dport != @pairs accept
+             dnat ip prefix to ip daddr map @nets
+             iifname { \"eth0\", \"veth*\" } accept
+             tcp dport vmap { 1-9 : accept, * : drop }
+             ip saddr != 10.0.0.0/12 ip daddr 10.0.0.3-10.0.0.7 accept
+         }",
+    );
+    let rules = rules(&all);
+    let ports = Set::of([(1, 5), (80, 80), (100, 200), (65000, 65535)]);
+    assert_eq!(one(&rules[0]).region.get(Field::Port), &ports);
+    assert_eq!(*one(&rules[0]).actions, [Action::Redirect(Rewrite { ports: Some((99, 99)), ..Rewrite::default() })]);
+    assert_eq!(one(&rules[1]).region.get(Field::Port), &ports.not());
+    let at =
+        |to: &str, port| ipv4().with(Field::Protocol, 6).with(Field::Destination, number(to)).with(Field::Port, port);
+    for (packet, is) in [(at("10.9.9.9", 3), true), (at("10.9.9.9", 6), false), (at("192.0.2.1", 7), true)] {
+        assert_eq!(done(&rules[2], &packet).is_some(), is, "{packet:?}");
+        assert_eq!(done(&rules[3], &packet).is_some(), !is, "{packet:?}");
+    }
+    let prefix = Rewrite {
+        addresses: Some((address("10.2.0.0"), address("10.2.0.255"))),
+        prefix: Some(24),
+        ..Rewrite::default()
+    };
+    assert_eq!(*one(&rules[4]).actions, [Action::Dnat(prefix)]);
+    assert_eq!(one(&rules[4]).region.get(Field::Destination), &Set::network("10.1.0.0/24".parse().expect("network")));
+    let names = Set::interface("eth0", '*').or(&Set::interface("veth*", '*'));
+    assert_eq!(one(&rules[5]).region.get(Field::Input), &names);
+    assert_eq!(done(&rules[6], &at("10.0.0.1", 5)), Some(&[Action::Accept][..]));
+    assert_eq!(done(&rules[6], &at("10.0.0.1", 10)), Some(&[Action::Drop][..]));
+    assert!(!one(&rules[7]).region.get(Field::Source).has(number("10.15.0.1")));
+    assert_eq!(one(&rules[7]).region.get(Field::Destination), &Set::range(number("10.0.0.3"), number("10.0.0.7")));
+}
+
+#[test]
+fn sets_that_packets_change_are_not_known() {
+    if !privileged() {
+        return;
+    }
+    // Nobody is in it yet, which says nothing of the next packet.
+    let all = chain_of(
+        "ip",
+        "set seen { type ipv4_addr; flags dynamic,timeout; timeout 1h; }
+         set none { type ipv4_addr; flags timeout; timeout 1h; }
+         chain c { type nat hook prerouting priority -100
+             ip saddr @seen tcp dport 80 dnat to 10.0.0.1
+             ip saddr @none tcp dport 80 dnat to 10.0.0.2
+             update @seen { ip saddr } dnat to 10.0.0.3
+         }",
+    );
+    let [seen, none, _] = rules(&all) else { panic!("{all:#?}") };
+    assert!(!one(seen).region.is_known());
+    assert!(none.cases.iter().all(|case| case.region.is_empty()));
+}
+
+#[test]
+fn tables_of_both_families() {
+    if !privileged() {
+        return;
+    }
+    let all = chain_of(
+        "inet",
+        "chain c { type nat hook prerouting priority -100
+             ip daddr 192.0.2.1 tcp dport 80 dnat ip to 10.0.0.2
+             ip6 daddr 2001:db8::/32 tcp dport 80 dnat ip6 to [fd00::2]:8080
+             tcp dport 81 redirect
+             meta nfproto != ipv4 udp sport 5 udp dport 6 accept
+             meta protocol ip6 return
+         }",
+    );
+    let rules = rules(&all);
+    assert_eq!(one(&rules[0]).region.get(Field::Family), &Set::one(4));
+    assert_eq!(*one(&rules[0]).actions, [Action::Dnat(to("10.0.0.2", None))]);
+    assert_eq!(one(&rules[1]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(one(&rules[1]).region.get(Field::Destination), &Set::network("2001:db8::/32".parse().expect("network")));
+    assert_eq!(*one(&rules[1]).actions, [Action::Dnat(to("fd00::2", Some(8080)))]);
+    assert_eq!(one(&rules[2]).region.get(Field::Family), &Set::ALL);
+    assert_eq!(one(&rules[3]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(one(&rules[3]).region.get(Field::SourcePort), &Set::one(5));
+    assert_eq!(one(&rules[4]).region.get(Field::Family), &Set::one(6));
+}
+
+#[test]
+fn marks_states_and_what_is_not_known() {
+    if !privileged() {
+        return;
+    }
+    // Marks as netavark sets them, and what fw4 and others ask for.
+    let all = chain_of(
+        "inet",
+        "chain c { type filter hook prerouting priority -150; policy drop
+             meta mark & 0x2000 == 0x2000 accept
+             meta mark & 0xf0 != 0 accept
+             meta mark > 5 accept
+             meta mark set meta mark or 0x2000
+             meta mark set ct mark
+             meta mark set 0x7 ct mark set meta mark
+             ct state established,related accept
+             ct state vmap { invalid : drop, new : continue }
+             ct status dnat accept
+             ct direction reply accept
+             ct original ip daddr 192.0.2.1 accept
+             fib daddr . iif type local accept
+             meta skuid 1000 accept
+             tcp flags syn accept
+             limit rate 3/minute accept
+             meta mark set 0x1 tcp dport 80 accept
+             iif lo accept
+             notrack
+             ct mark set jhash ip saddr mod 8
+             log prefix \"x\" counter
+             reject
+         }",
+    );
+    let rules = rules(&all);
+    assert!(chain(table(&all, "t"), "c").base.as_ref().expect("a base chain").drops);
+    let mark = |mask, value, not| Condition::Bits { field: Field::Mark, mask, value, not };
+    assert_eq!(one(&rules[0]).region.conditions(), [mark(0x2000, 0x2000, false)]);
+    assert_eq!(one(&rules[1]).region.conditions(), [mark(0xf0, 0, true)]);
+    let above = one(&rules[2]).region.get(Field::Mark);
+    assert!(above.has(6) && !above.has(5) && !above.has(0));
+    assert_eq!(*one(&rules[3]).actions, [Action::Mark { field: Field::Mark, mask: 0x2000, value: 0x2000 }]);
+    assert_eq!(*one(&rules[4]).actions, [Action::CopyMark { to: Field::Mark }]);
+    let set = |field| Action::Mark { field, mask: 0xffff_ffff, value: 7 };
+    assert_eq!(*one(&rules[5]).actions, [set(Field::Mark), set(Field::ConnectionMark)]);
+    let states = |states: &[State]| portfwd::audit::region::states(states.iter().copied());
+    assert_eq!(one(&rules[6]).region.get(Field::State), &states(&[State::Established, State::Related]));
+    assert_eq!(done(&rules[7], &ipv4().with(Field::State, State::Invalid.number())), Some(&[Action::Drop][..]));
+    assert_eq!(done(&rules[7], &ipv4().with(Field::State, State::New.number())), Some(&[][..]));
+    let status = Condition::Bits { field: Field::Status, mask: DST_NAT, value: DST_NAT, not: false };
+    assert_eq!(one(&rules[8]).region.conditions(), [status]);
+    assert_eq!(one(&rules[9]).region.get(Field::Direction), &Set::one(1));
+    assert_eq!(one(&rules[10]).region.get(Field::OriginalDestination), &Set::one(number("192.0.2.1")));
+    for unknown in &rules[11..15] {
+        assert!(!one(unknown).region.is_known() && *one(unknown).actions == [Action::Accept], "{unknown:#?}");
+    }
+    // What was done before it was asked is done to all.
+    let tcp = |port| ipv4().with(Field::Protocol, 6).with(Field::Port, port);
+    let marked = Action::Mark { field: Field::Mark, mask: 0xffff_ffff, value: 1 };
+    assert_eq!(done(&rules[15], &tcp(80)), Some(&[marked.clone(), Action::Accept][..]));
+    assert_eq!(done(&rules[15], &tcp(81)), Some(&[marked][..]));
+    assert!(!one(&rules[16]).region.is_known(), "the number of lo is not known here");
+    assert_eq!(*one(&rules[17]).actions, [Action::Untracked]);
+    assert_eq!(*one(&rules[18]).actions, [Action::MarkUnknown { field: Field::ConnectionMark }]);
+    assert!(one(&rules[19]).actions.is_empty() && rules[19].counter.is_some());
+    assert_eq!(*one(&rules[20]).actions, [Action::Reject]);
+}
+
+#[test]
+fn what_tables_and_chains_say_of_themselves() {
+    if !privileged() {
+        return;
+    }
+    let namespace = Netns::new().expect("namespace");
+    let job = || {
+        feed(
+            "nft",
+            &["-f", "-"],
+            "table inet a { flags dormant; chain c { type filter hook input priority 5; policy drop; }; }
+             table netdev b { chain i { type filter hook ingress device lo priority 0; }; }
+             table ip nat { chain mine { iif lo accept comment \"of mine\"; jump { tcp dport 1 accept; }; }; }
+             table bridge d { chain f { type filter hook forward priority 0; ip saddr 10.0.0.1 drop; }; }
+             table arp e { chain f { type filter hook input priority 0; arp operation request drop; }; }",
+        );
+        let links = HashMap::from([(1, "lo".to_owned())]);
+        read_with(&mut Connection::open().expect("netlink"), &links).expect("readable")
+    };
+    let all = namespace.run(job).expect("the namespace");
+    assert!(table(&all, "a").dormant && !table(&all, "b").dormant);
+    let base = |of: &str, name: &str| chain(table(&all, of), name).base.clone().expect("a base chain");
+    assert_eq!((base("a", "c").hook, base("a", "c").priority, base("a", "c").drops), (Hook::Input, 5, true));
+    assert_eq!((base("b", "i").hook, base("b", "i").devices), (Hook::Ingress, vec!["lo".to_owned()]));
+    assert_eq!(base("e", "f").hook, Hook::Input);
+    let nat = table(&all, "nat");
+    assert_eq!(nat.tool, Tool::Nft, "the name alone makes it none of iptables");
+    let mine = chain(nat, "mine");
+    assert!(mine.base.is_none() && mine.handle.is_some() && mine.rules[0].handle.is_some());
+    assert_eq!(mine.rules[0].comment.as_deref(), Some("of mine"));
+    assert_eq!(one(&mine.rules[0]).region.get(Field::Input), &Set::interface("lo", '*'));
+    let [Action::Jump(within)] = &*one(&mine.rules[1]).actions else { panic!("{mine:#?}") };
+    assert_eq!(chain(nat, within).rules.len(), 1);
+}
+
+#[test]
+fn large_maps_are_read_in_time() {
+    if !privileged() {
+        return;
+    }
+    let elements: Vec<String> =
+        (1..=60_000).map(|port| format!("{port} : 10.{}.{}.1 . {port}", port >> 8, port & 255)).collect();
+    let all = format!(
+        "table ip t {{ map m {{ type inet_service : ipv4_addr . inet_service; elements = {{ {} }} }}
+         chain c {{ type nat hook prerouting priority -100; dnat ip to tcp dport map @m; }}; }}",
+        elements.join(", ")
+    );
+    let namespace = Netns::new().expect("namespace");
+    let job = || {
+        feed("nft", &["-f", "-"], &all);
+        let began = Instant::now();
+        let read = read(&mut Connection::open().expect("netlink")).expect("readable");
+        (read, began.elapsed())
+    };
+    let (all, took) = namespace.run(job).expect("the namespace");
+    assert_eq!(rules(&all)[0].cases.len(), 60_000);
+    let most = if cfg!(debug_assertions) { Duration::from_secs(5) } else { Duration::from_millis(300) };
+    assert!(took < most, "{took:?}");
+    eprintln!("60,000 elements: {took:?}");
+}
+
+#[test]
+fn a_number_of_one_is_always_the_same() {
+    if !privileged() {
+        return;
+    }
+    let all = chain_of(
+        "ip",
+        "map none { type mark : ipv4_addr; }
+         chain x { accept; }
+         chain c { type nat hook prerouting priority dstnat
+             tcp dport 80 dnat to numgen inc mod 1 map { 0 : 10.0.0.1 }
+             tcp dport 81 dnat to numgen random mod 1 offset 7 map { 0 : 10.0.0.1, 7 : 10.0.0.2 }
+             tcp dport 82 numgen random mod 1 vmap { 0 : goto x }
+             tcp dport 83 numgen inc mod 1 == 1 accept
+             tcp dport 84 dnat to numgen inc mod 2 map { 0 : 10.0.0.1, 1 : 10.0.0.2 }
+         }",
+    );
+    let rules = rules(&all);
+    let sure = |rule: &Rule| rule.cases.iter().all(|case| case.region.is_known());
+    let tcp = |port| ipv4().with(Field::Protocol, 6).with(Field::Port, port);
+    assert!(rules[..4].iter().all(sure), "{rules:#?}");
+    assert_eq!(done(&rules[0], &tcp(80)), Some(&[Action::Dnat(to("10.0.0.1", None))][..]));
+    assert_eq!(done(&rules[1], &tcp(81)), Some(&[Action::Dnat(to("10.0.0.2", None))][..]));
+    assert_eq!(done(&rules[2], &tcp(82)), Some(&[Action::Goto("x".into())][..]));
+    assert_eq!(done(&rules[3], &tcp(83)), None);
+    assert!(!sure(&rules[4]), "{:#?}", rules[4]);
+}
