@@ -1,6 +1,6 @@
 //! The view in rows: forwards in the order in which they win, and sources that are rewritten, in words.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::describe;
 use super::forwards::Forward;
@@ -62,7 +62,7 @@ pub fn forwards(host: &Host) -> Vec<Row> {
     let exceptions = Exceptions::new(host);
     let mut rows = Vec::new();
     for forward in Forward::all(&host.view) {
-        for steps in apart(&forward) {
+        for steps in forward.apart() {
             let Some((_, _, first)) = steps.first() else { continue };
             let mut row = Row::new(host, forward.family, forward.at, &first.region);
             row.translation = forward.translation;
@@ -84,58 +84,6 @@ pub fn forwards(host: &Host) -> Vec<Row> {
     }
     rows.sort_by_key(|row| (row.family, row.hooks.first().copied()));
     rows
-}
-
-type Steps<'a> = Vec<(Hook, usize, &'a Step)>;
-
-/// The steps of a forward, those about the same packets together.
-fn apart<'a>(forward: &Forward<'a>) -> Vec<Steps<'a>> {
-    if forward.steps.len() < 2 {
-        return vec![forward.steps.clone()];
-    }
-    let at = |hook| {
-        let mut here = forward.steps.iter().filter(|(one, _, _)| *one == hook);
-        if let (Some(only), None) = (here.next(), here.next()) {
-            return vec![vec![*only]];
-        }
-        let (mut all, mut known): (Vec<Steps<'a>>, HashMap<&Region, usize>) = Default::default();
-        for step in forward.steps.iter().filter(|(one, _, _)| *one == hook) {
-            if let Some(steps) = known.get(&step.2.region).and_then(|number| all.get_mut(*number)) {
-                steps.push(*step);
-                continue;
-            }
-            // Where an earlier one takes all of these packets, none of them comes here.
-            let taken = all.iter().take(MOST).flatten().any(|(_, _, one)| one.region.covers(&step.2.region));
-            if !taken {
-                known.insert(&step.2.region, all.len());
-                all.push(vec![*step]);
-            }
-        }
-        all
-    };
-    let (mut all, sent) = (at(Hook::Prerouting), at(Hook::Output));
-    // Packets that this host sends meet a rule by as many jumps as those that arrive, mostly, which may ask a little less or more:
-    // Docker leaves loopback out.
-    if all.len() == sent.len() {
-        all.iter_mut().zip(sent).for_each(|(steps, more)| steps.extend(more));
-        return all;
-    }
-    let bare = |steps: &Steps<'a>| {
-        let mut region = steps.first().map_or_else(Region::all, |(_, _, step)| step.region.clone());
-        // They have no interface that they arrive by, which alone makes no difference.
-        region.forget(Field::Input);
-        region.forget(Field::Output);
-        region
-    };
-    let mut same: HashMap<Region, usize> =
-        all.iter().enumerate().map(|(number, steps)| (bare(steps), number)).collect();
-    for steps in sent {
-        match same.remove(&bare(&steps)).and_then(|number| all.get_mut(number)) {
-            Some(known) => known.extend(steps),
-            None => all.push(steps),
-        }
-    }
-    all
 }
 
 /// The rules that rewrite sources, in the order in which they win.

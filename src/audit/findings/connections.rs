@@ -113,7 +113,7 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         }
     }
     let by_place: BTreeMap<(Family, At), &Forward<'_>> =
-        all.iter().map(|forward| ((forward.family, forward.at), forward)).collect();
+        outlook.rules().iter().map(|forward| ((forward.family, forward.at), forward)).collect();
     let mut gone = Vec::new();
     let mut found = Vec::new();
     for ((by, wrong, listen), group) in groups {

@@ -23,6 +23,8 @@ mod sockets;
 #[cfg(test)]
 mod speed;
 mod target;
+#[cfg(test)]
+mod twice;
 
 use self::outlook::Outlook;
 use super::finding::{Finding, Kind};

@@ -26,13 +26,30 @@ const LONGEST: usize = 300;
 
 /// What a forward takes and where it leads, `8080/tcp -> 172.17.0.2:80`.
 pub(super) fn name(forward: &Forward<'_>) -> String {
-    let from = forward.region().map_or_else(String::new, |region| listen(region, forward.family));
+    let from = listens(forward);
     let to = match (describe::target(forward.to).as_str(), forward.translation) {
         (to, Translation::Redirect) => format!("this host{to}"),
         ("", _) => "itself".to_owned(),
         (to, _) => to.to_owned(),
     };
     format!("`{from} -> {to}`")
+}
+
+/// Where packets that arrive are sent to, by each way to the rule; of what only this host sends, where those are.
+fn listens(forward: &Forward<'_>) -> String {
+    let first = forward.steps.first().map(|(hook, _, _)| *hook);
+    let mut ways: Vec<String> = Vec::new();
+    for (_, _, step) in forward.steps.iter().filter(|(hook, _, _)| Some(*hook) == first) {
+        let way = listen(&step.region, forward.family);
+        if !ways.contains(&way) {
+            if ways.len() == FEW {
+                ways.push("…".to_owned());
+                break;
+            }
+            ways.push(way);
+        }
+    }
+    ways.join(", ")
 }
 
 /// Where packets of a region are sent to: `192.0.2.1:8080/tcp`.
@@ -64,6 +81,12 @@ pub(super) fn list(words: impl ExactSizeIterator<Item = String>) -> String {
 
 /// Some forwards by their names; of many their number and the first few: `7 forwards (…)`.
 pub(super) fn several(forwards: &[&Forward<'_>]) -> String {
+    let mut names: Vec<String> = forwards.iter().take(FEW + 1).map(|forward| name(forward)).collect();
+    names.dedup();
+    // Ways to one rule may have the same name.
+    if let ([only], 2..=FEW) = (names.as_slice(), forwards.len()) {
+        return format!("{only} (by {} ways)", forwards.len());
+    }
     let names = list(forwards.iter().map(|forward| name(forward)));
     if forwards.len() > FEW { format!("{} forwards ({names})", forwards.len()) } else { names }
 }
@@ -153,14 +176,28 @@ pub(super) fn deletion(host: &Host, at: At) -> Option<String> {
     })
 }
 
+/// The places without those that came before.
+fn unique(places: impl IntoIterator<Item = At>) -> impl Iterator<Item = At> {
+    let mut known = Vec::new();
+    let is_new = move |at: &At| {
+        let is_new = !known.contains(at);
+        // Nobody shows more of them.
+        if is_new && known.len() < 2 * FEW {
+            known.push(*at);
+        }
+        is_new
+    };
+    places.into_iter().filter(is_new)
+}
+
 /// The finding with the places of the first of some rules.
 pub(super) fn at(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
-    places.into_iter().take(2 * FEW).fold(finding, |finding, at| finding.at(host.place(at)))
+    unique(places).take(2 * FEW).fold(finding, |finding, at| finding.at(host.place(at)))
 }
 
 /// The same, and with what the first few of them say.
 pub(super) fn placed(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
-    places.into_iter().take(2 * FEW).enumerate().fold(finding, |finding, (number, at)| {
+    unique(places).take(2 * FEW).enumerate().fold(finding, |finding, (number, at)| {
         let finding = finding.at(host.place(at));
         if number < FEW { finding.seen(rule(host, at)) } else { finding }
     })

@@ -26,10 +26,11 @@ pub struct Outlook<'a> {
     pub(super) host: &'a Host,
     /// Leads packets through it.
     pub(super) guide: Guide<'a>,
-    forwards: OnceCell<Vec<Forward<'a>>>,
+    rules: OnceCell<Vec<Forward<'a>>>,
+    ways: OnceCell<Option<Vec<Forward<'a>>>>,
     judged: OnceCell<Vec<Judged<'a>>>,
     surveys: OnceCell<Surveys>,
-    ways: RefCell<HashMap<IpAddr, Option<Way<'a>>>>,
+    targets: RefCell<HashMap<IpAddr, Option<Way<'a>>>>,
     ingress: RefCell<HashMap<Set, Rc<Vec<&'a Link>>>>,
 }
 
@@ -38,10 +39,11 @@ impl<'a> Outlook<'a> {
         Self {
             host,
             guide: Guide::new(host),
-            forwards: OnceCell::new(),
+            rules: OnceCell::new(),
+            ways: OnceCell::new(),
             judged: OnceCell::new(),
             surveys: OnceCell::new(),
-            ways: RefCell::default(),
+            targets: RefCell::default(),
             ingress: RefCell::default(),
         }
     }
@@ -50,9 +52,14 @@ impl<'a> Outlook<'a> {
         self.host.facts.as_ref()
     }
 
-    /// All forwards, in the order in which they win.
+    /// All forwards, in the order in which they win, each with all ways to it: the rules, or elements of maps.
+    pub(super) fn rules(&self) -> &[Forward<'a>] {
+        self.rules.get_or_init(|| Forward::all(&self.host.view))
+    }
+
+    /// All forwards, in the order in which they win. A rule that several jumps lead different packets to is as many here.
     pub(super) fn forwards(&self) -> &[Forward<'a>] {
-        self.forwards.get_or_init(|| Forward::all(&self.host.view))
+        self.ways.get_or_init(|| Forward::one_way_each(self.rules())).as_deref().unwrap_or(self.rules())
     }
 
     /// The forwards of these numbers.
@@ -86,7 +93,7 @@ impl<'a> Outlook<'a> {
     /// Where packets for an address go; `None` where no routes are known.
     pub(super) fn way_to(&self, address: IpAddr) -> Option<Way<'a>> {
         let facts = self.facts().filter(|facts| !facts.routes.is_empty())?;
-        *self.ways.borrow_mut().entry(address).or_insert_with(|| Some(facts.way_to(address)))
+        *self.targets.borrow_mut().entry(address).or_insert_with(|| Some(facts.way_to(address)))
     }
 
     /// The interfaces by which packets of a region may arrive from other hosts: those that are up, and no ports of a bridge.

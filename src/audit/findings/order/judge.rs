@@ -62,6 +62,8 @@ pub(super) struct Taker<'a> {
     pub forwards: bool,
     /// Whether it is an exception from the forward.
     exception: bool,
+    /// Whether it is of all addresses of this host, and the forward of some.
+    wildcard: bool,
 }
 
 /// Steps that take packets of a forward, each rule once.
@@ -74,7 +76,7 @@ struct Takers<'a> {
 /// The forwards of a host that have a fault of order.
 pub(in crate::audit::findings) fn all<'a>(outlook: &Outlook<'a>) -> Vec<Judged<'a>> {
     let host = outlook.host;
-    let judged = reach::all(host, outlook.forwards()).into_iter().flat_map(|reached| judge(host, reached));
+    let judged = reach::all(host, outlook.rules()).into_iter().flat_map(|reached| judge(host, reached));
     let mut found: Vec<Judged<'a>> = Vec::new();
     let mut of_rule: HashMap<(At, Class), Family> = HashMap::new();
     for judged in judged {
@@ -120,12 +122,11 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
         confidence,
         hooks: unique(&hooks),
     };
-    let wildcard = |taker: &Taker<'_>| is_behind_wildcard(forward, taker.step);
     if none || none_local {
         let confidence = if none && !foreign { naming::sure(host) } else { Confidence::Likely };
         let class = if by.iter().all(|taker| taker.same) {
             Class::Duplicate
-        } else if by.iter().all(|taker| taker.same || (taker.forwards && wildcard(taker))) {
+        } else if by.iter().all(|taker| taker.same || (taker.forwards && taker.wildcard)) {
             Class::Wildcard
         } else {
             Class::Shadowed
@@ -137,7 +138,7 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
     }
     let mut judged = Vec::new();
     let others: Vec<Taker<'a>> = by.into_iter().filter(|taker| taker.forwards && !taker.same).collect();
-    let (behind, others): (Vec<_>, Vec<_>) = others.into_iter().partition(wildcard);
+    let (behind, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|taker| taker.wildcard);
     // Ours are in the order that docs/precedence.md tells of.
     let ours = |at: At| host.place(at).owner == "portfwd";
     let meant = |taker: &Taker<'_>| taker.exception || (ours(forward.at) && ours(taker.step.at));
@@ -155,8 +156,10 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
 
 /// The forwards of other tables that may be asked before it or behind.
 fn tie<'a>(host: &Host, forward: &Forward<'a>, steps: &[(&'a Way, usize, reach::Reach)]) -> Option<Judged<'a>> {
-    let (mut by, mut hooks) = (Takers::default(), Vec::new());
+    let (mut by, mut hooks, mut is_known) = (Takers::default(), Vec::new(), false);
+    let known = |step: &Step| step.region.conditions().is_empty();
     for (way, at, reach) in steps {
+        is_known |= !reach.ties.is_empty() && way.steps.get(*at).is_some_and(known);
         for number in &reach.ties {
             let before = by.list.len();
             takes(forward, way, *at, Cut { step: *number, sure: true }, false, &mut by);
@@ -170,8 +173,6 @@ fn tie<'a>(host: &Host, forward: &Forward<'a>, steps: &[(&'a Way, usize, reach::
     if by.is_empty() {
         return None;
     }
-    let known = |step: &Step| step.region.conditions().is_empty();
-    let is_known = forward.region().is_some_and(|region| region.conditions().is_empty());
     let sure = is_known && by.iter().any(|taker| known(taker.step));
     let confidence = if sure { naming::sure(host) } else { Confidence::Unknown };
     let hooks = unique(&hooks);
@@ -197,9 +198,11 @@ fn takes<'a>(forward: &Forward<'a>, way: &'a Way, at: usize, cut: Cut, lost: boo
         return;
     }
     let exception = !lost && is_exception(own, step, forward.family);
+    let wildcard = is_behind_wildcard(own, step, forward.family);
     if let Some(known) = by.known.get(&step.at).and_then(|at| by.list.get_mut(*at)) {
         known.sure |= cut.sure;
         known.exception &= exception;
+        known.wildcard &= wildcard;
         return;
     }
     let same = match &step.fate {
@@ -207,7 +210,14 @@ fn takes<'a>(forward: &Forward<'a>, way: &'a Way, at: usize, cut: Cut, lost: boo
         _ => false,
     };
     by.known.insert(step.at, by.list.len());
-    by.list.push(Taker { step, sure: cut.sure, same, forwards: matches!(step.fate, Fate::Rewritten(..)), exception });
+    by.list.push(Taker {
+        step,
+        sure: cut.sure,
+        same,
+        forwards: matches!(step.fate, Fate::Rewritten(..)),
+        exception,
+        wildcard,
+    });
 }
 
 /// Whether the packets of a region go to the same place by a rewrite as by a forward.
@@ -230,14 +240,14 @@ fn is_same(forward: &Forward<'_>, region: &Region, translation: Translation, to:
     })
 }
 
-/// Whether a forward is of some addresses, and a step before it is of all addresses of this host.
-fn is_behind_wildcard(forward: &Forward<'_>, step: &Step) -> bool {
-    let Some(region) = forward.region() else { return false };
+/// Whether a step of a forward is of some addresses, and a step before it is of all addresses of this host.
+fn is_behind_wildcard(own: &Step, step: &Step, family: Family) -> bool {
+    let region = &own.region;
     let (own, all) = (region.get(Field::Destination), step.region.get(Field::Destination));
     let of_host = step.region.get(Field::DestinationKind).only() == Some(LOCAL);
     let is_narrow =
-        !is_open(own, Field::Destination, forward.family) && region.get(Field::DestinationKind).only() != Some(LOCAL);
-    is_narrow && is_wildcard(&step.region, forward.family) && (of_host || (all.covers(own) && !own.covers(all)))
+        !is_open(own, Field::Destination, family) && region.get(Field::DestinationKind).only() != Some(LOCAL);
+    is_narrow && is_wildcard(&step.region, family) && (of_host || (all.covers(own) && !own.covers(all)))
 }
 
 /// Whether a step is an exception from one of a forward behind it: it is about some of its packets only, and of the same table,

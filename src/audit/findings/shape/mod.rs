@@ -127,7 +127,7 @@ fn forwards<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forwar
 fn all<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let is_of =
         |forward: &&Forward<'_>| forward.to.addresses.is_none_or(|(first, _)| Family::of(first) == forward.family);
-    outlook.forwards().iter().filter(is_of)
+    outlook.rules().iter().filter(is_of)
 }
 
 /// The steps that rewrite sources at hooks, those of rules of both families once.

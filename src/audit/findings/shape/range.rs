@@ -14,10 +14,10 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     let host = outlook.host;
     let mut found = Vec::new();
     for forward in super::forwards(outlook) {
-        let (Some(region), Some((first, last)), None) = (forward.region(), forward.to.ports, forward.to.base) else {
-            continue;
-        };
-        let ports = region.get(Field::Port).and(&Set::range(0, u16::MAX.into()));
+        let (Some((first, last)), None) = (forward.to.ports, forward.to.base) else { continue };
+        let asked = forward.steps.iter().map(|(_, _, step)| step.region.get(Field::Port));
+        let ports = asked.fold(Set::none(), |all, ports| if all.covers(ports) { all } else { all.or(ports) });
+        let ports = ports.and(&Set::range(0, u16::MAX.into()));
         let there = Set::range(first.into(), last.into());
         let moved = ports.minus(&there);
         let random = host.rules.at(forward.at).and_then(|(_, _, rule)| rule.words.as_deref());
