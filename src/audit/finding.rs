@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::model::error::printable;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -138,6 +140,6 @@ impl Finding {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.rule, self.owner)
+        write!(f, "{} ({})", printable(&self.rule), self.owner)
     }
 }

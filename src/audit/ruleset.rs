@@ -407,6 +407,12 @@ pub fn base_of_iptables(table: &str, chain: &str) -> Option<(Kind, Hook, i32)> {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.family.name(), self.name)
+        // The kernel has no table of this name but that of iptables-nft, which is another one.
+        let family = match (self.tool, self.family) {
+            (Tool::IptablesLegacy, TableFamily::Ip6) => "ip6tables-legacy",
+            (Tool::IptablesLegacy, _) => "iptables-legacy",
+            (_, family) => family.name(),
+        };
+        write!(f, "{family} {}", self.name)
     }
 }

@@ -5,9 +5,11 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
 
 use crate::engine::{Plan, Sign, Step, Words};
 use crate::model::binding::TargetText;
+use crate::model::error::is_invisible;
 use crate::model::{Binding, Counter, Family, Owned, PortRange, SetName, Source};
 
 /// The number of all shapes here.
@@ -185,7 +187,7 @@ impl<'a> Change<'a> {
 /// Prints a shape on a line of its own.
 pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
     let mut to = pieces(to);
-    serde_json::to_writer(&mut to, value)?;
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut to, Visible))?;
     writeln!(to)?;
     to.flush()
 }
@@ -193,4 +195,38 @@ pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
 /// Has what is printed written in large pieces. Of stdout alone a piece is a kibibyte at most, or a line.
 pub fn pieces(to: &mut dyn Write) -> BufWriter<&mut dyn Write> {
     BufWriter::with_capacity(64 * 1024, to)
+}
+
+/// JSON on one line in which characters that nobody sees are escaped: it may end on a terminal, and names and comments are of
+/// anybody. serde_json escapes those below U+0020 by itself.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_invisible(*c)) {
+            let (plain, behind) = rest.split_at(at);
+            to.write_all(plain.as_bytes())?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(to, "\\u{unit:04x}")?;
+            }
+            rest = behind.get(c.len_utf8()..).unwrap_or_default();
+        }
+        to.write_all(rest.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_sees_is_escaped_and_read_back_as_it_was() {
+        let text = "ü\"\\\n\u{7f}\u{9b}31m\u{202e}\u{200d}\u{e0041}\u{1f600}";
+        let mut out = Vec::new();
+        print(&text, &mut out).expect("printed");
+        let out = String::from_utf8(out).expect("text");
+        assert_eq!(out, "\"ü\\\"\\\\\\n\\u007f\\u009b31m\\u202e\\u200d\\udb40\\udc41\u{1f600}\"\n");
+        assert_eq!(serde_json::from_str::<String>(&out).expect("JSON"), text);
+    }
 }

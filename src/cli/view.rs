@@ -2,6 +2,7 @@
 
 use super::Output;
 use crate::engine::{Outcome, Plan, Sign, Step};
+use crate::model::error::printable;
 
 /// Prints the steps of a plan, one a line.
 pub fn steps(steps: &[Step], output: &mut Output<'_>) -> std::io::Result<()> {
@@ -16,7 +17,7 @@ pub fn step(step: &Step) -> Option<String> {
         (_, Some(text)) | (Some(text), None) => text.to_string(),
         (None, None) => return None,
     };
-    Some(format!("{} {text}{set}", step.sign))
+    Some(printable(&format!("{} {text}{set}", step.sign)))
 }
 
 /// "N to add, N to change, N to remove".

@@ -53,12 +53,22 @@ pub fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Replaces hidden characters by their escapes, so that foreign text can neither move a terminal's cursor nor read
+/// Whether a character shows nothing itself: [`is_hidden`], and all others that only say how text is to be laid out. Scripts
+/// and emoji need some of these, so that who writes them may; but in foreign text nobody sees them.
+///
+/// Source: the general category Cf of Unicode 16.0, without the marks of single scripts that do show something.
+pub fn is_invisible(c: char) -> bool {
+    is_hidden(c)
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Replaces characters that nobody sees by their escapes, so that foreign text can neither move a terminal's cursor nor read
 /// otherwise than it is.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_hidden(c) { out.extend(c.escape_default()) } else { out.push(c) }
+        if is_invisible(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -70,6 +80,7 @@ mod tests {
     #[test]
     fn control_characters_become_visible() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
+        assert_eq!(printable("a\u{9b}31m\u{200e}\u{feff}\u{e0041}"), "a\\u{9b}31m\\u{200e}\\u{feff}\\u{e0041}");
         assert_eq!(printable("ü\u{202e}\u{2066}\u{2028}"), "ü\\u{202e}\\u{2066}\\u{2028}");
     }
 }

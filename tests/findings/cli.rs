@@ -336,3 +336,58 @@ fn a_host_and_its_dumps_have_the_same_forwards() {
     let of_iptables: Vec<String> = live.iter().filter(|row| of_xt(row)).cloned().collect();
     assert_eq!(saved, of_iptables);
 }
+
+/// Characters that nobody sees, of which some move the cursor, and some turn text round.
+const UNSEEN: [char; 6] = ['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}', '\u{2066}', '\u{200e}'];
+
+/// Nothing in it is to be seen otherwise than it is.
+#[track_caller]
+fn all_is_seen(text: &str) {
+    let unseen = text.chars().find(|c| *c != '\n' && (c.is_control() || UNSEEN.contains(c)));
+    assert_eq!(unseen, None, "{text:?}");
+}
+
+#[test]
+fn what_foreign_names_and_comments_hide_is_shown() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let bad: String = UNSEEN.iter().collect();
+    make(&net, "");
+    // Of names of interfaces 15 bytes are left, and nft(8) takes fewer characters for chains than iptables does.
+    let link = "x\u{9b}\u{202e}y";
+    let rules = format!(
+        "*nat\n:PREROUTING ACCEPT\n:a{bad} -\n-A PREROUTING -j a{bad}\n-A a{bad} -i {link} -p tcp --dport 80 -m comment --comment \"b{bad}\" -j DNAT --to-destination 172.17.0.3:80\n-A a{bad} -p tcp --dport 80 -j DNAT --to-destination 172.17.0.4:80\nCOMMIT\n"
+    );
+    net.in_host(|| crate::support::feed("iptables-nft-restore", &["--noflush"], &rules));
+    run(&net, &format!("ip link add '{link}' group 7 type bridge; ip link set '{link}' up"));
+    let path = net.state.path().join("dump");
+    fs::write(&path, &rules).expect("written");
+    let path = path.to_string_lossy().into_owned();
+    for dump in [None, Some(path.as_str())] {
+        let said = |words: &[&str]| {
+            let said = net.ok(&[&["audit"], words, dump.as_slice()].concat());
+            all_is_seen(&said.stdout);
+            all_is_seen(&said.stderr);
+            said.stdout
+        };
+        let text = said(&[]);
+        assert!(text.contains("a\\u{1b}\\u{9b}\\u{7f}\\u{202e}\\u{2066}\\u{200e}"), "{text}");
+        assert!(text.contains("on x\\u{9b}\\u{202e}y"), "{text}");
+        let report = json(&said(&["--json"]));
+        let row = &report["forwards"][0];
+        assert_eq!(
+            (row["chain"].as_str(), row["comment"].as_str()),
+            (Some(&*format!("a{bad}")), Some(&*format!("b{bad}")))
+        );
+        assert!(!report["findings"].as_array().expect("a list").is_empty());
+        said(&["--sarif"]);
+    }
+    for words in [
+        &["explain", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"][..],
+        &["explain", "--json", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"],
+    ] {
+        all_is_seen(&net.ok(words).stdout);
+    }
+}

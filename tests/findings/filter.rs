@@ -246,7 +246,7 @@ fn of_packets_that_legacy_rules_drop() {
             iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
             iptables-legacy -t nat -A PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 8080 -j DNAT --to 172.17.0.3:80",
     );
-    let finding = expect(&net, "F13", ["proved", "error", "ip nat PREROUTING rule"]);
+    let finding = expect(&net, "F13", ["proved", "error", "iptables-legacy nat PREROUTING rule"]);
     silent(&net.client, "192.0.2.1:8080");
     mend(&net, &finding);
     none(&net, "F13");

@@ -27,6 +27,45 @@ fn of_both_kinds_of_iptables() {
 }
 
 #[test]
+fn of_which_iptables_a_rule_is_can_be_read() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let rules =
+        "'*nat\n:DOCKER -\n-A PREROUTING -j DOCKER\n-A DOCKER -p tcp --dport 80 -j DNAT --to TARGET:80\nCOMMIT\n'";
+    let of = |program: &str, target: &str| format!("printf {} | {program}-restore\n", rules.replace("TARGET", target));
+    make(&net, &of("iptables-nft", "172.17.0.3"));
+    run(&net, &(of("iptables-legacy", "172.17.0.3") + &of("ip6tables-legacy", "[fd00:17::3]")));
+    let report = super::json(&net.ok(&["audit", "--json"]).stdout);
+    let told = |row: &serde_json::Value| {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        format!("{} {}", text("table"), text("chain"))
+    };
+    let mut tables: Vec<String> = report["forwards"].as_array().expect("a list").iter().map(told).collect();
+    tables.sort();
+    assert_eq!(tables, ["ip nat DOCKER", "ip6tables-legacy nat DOCKER", "iptables-legacy nat DOCKER"]);
+    let text = net.ok(&["audit"]).stdout;
+    for place in ["iptables-legacy nat DOCKER rule 1", "ip6tables-legacy nat DOCKER rule 1", "ip nat DOCKER handle "] {
+        assert!(
+            text.lines().any(|line| line.starts_with("  --> ") && line.contains(&format!(" {place}"))),
+            "{place}: {text}"
+        );
+        let of_rows = text.lines().take_while(|line| !line.is_empty());
+        assert_eq!(of_rows.filter(|line| line.contains(&format!(" {place}"))).count(), 1, "{place}: {text}");
+    }
+    let log = net.ok(&["audit", "--sarif"]).stdout;
+    assert!(log.contains("\"fullyQualifiedName\":\"iptables-legacy nat DOCKER rule 1\""), "{log}");
+    let said = net.ok(&["explain", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"]).stdout;
+    assert!(said.contains("iptables-legacy nat DOCKER") || said.contains("ip nat DOCKER"), "{said}");
+    // Of a dump it is the line.
+    let save = net.state.path().join("save");
+    std::fs::write(&save, run(&net, "iptables-legacy-save")).expect("written");
+    let said = crate::support::portfwd(&["audit", &save.to_string_lossy()]);
+    assert!(said.stdout.contains("iptables-legacy nat DOCKER line "), "{said:?}");
+}
+
+#[test]
 fn of_rules_that_a_tool_cannot_show_or_forgot() {
     if !privileged() {
         return;

@@ -71,7 +71,7 @@ struct Nat<'a> {
     sure: bool,
     /// Who made it, as far as names tell.
     owner: &'a str,
-    /// Its table, `ip nat`.
+    /// Its table, `ip nat`; one of iptables-legacy is `iptables-legacy nat`.
     table: String,
     /// Its chain.
     chain: &'a str,
