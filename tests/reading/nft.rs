@@ -1,6 +1,7 @@
 //! Rules of nft(8).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use portfwd::audit::read::nft::{read, read_with};
@@ -8,7 +9,9 @@ use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
 use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
 use portfwd::audit::set::Set;
 use portfwd::lab::Netns;
-use portfwd::nft::transaction::Connection;
+use portfwd::model::{Asked, Forward, RuleSet, SetName};
+use portfwd::nft::transaction::{Connection, KernelError};
+use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
 
 use super::{address, chain, chain_of, done, feed, ipv4, load, number, one, rules, table, to};
 use crate::support::privileged;
@@ -342,4 +345,73 @@ fn a_number_of_one_is_always_the_same() {
     assert_eq!(done(&rules[2], &tcp(82)), Some(&[Action::Goto("x".into())][..]));
     assert_eq!(done(&rules[3], &tcp(83)), None);
     assert!(!sure(&rules[4]), "{:#?}", rules[4]);
+}
+
+/// Commits to our own table, one batch behind the other, until it is told that it is enough. Gives how many.
+fn commits_all_the_time(enough: &AtomicBool) -> u32 {
+    let program = |target: &str| {
+        let mut set = RuleSet::new(SetName::cli());
+        set.forwards.push(Forward::new("80".parse().expect("listen"), target.parse().expect("target")));
+        let mut asked = Asked::default();
+        asked.add(&set).expect("valid");
+        compile(&asked).expect("compiles")
+    };
+    let programs = [program("10.0.0.1"), program("10.0.0.2")];
+    let mut connection = Connection::open().expect("netlink");
+    let (live, mut generation) = decode(&mut connection).expect("readable");
+    connection.commit(&encode(&diff(&live, &programs[0]), generation)).expect("commits");
+    let changes = [diff(&programs[0], &programs[1]), diff(&programs[1], &programs[0])];
+    let mut batches = changes.each_ref().map(|changes| encode(changes, generation));
+    let mut count = 0;
+    while !enough.load(Ordering::Relaxed) {
+        for batch in &mut batches {
+            generation = generation.wrapping_add(1);
+            batch.move_to(generation);
+            connection.commit(batch).expect("commits");
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn beside_somebody_who_commits_all_the_time_it_is_read_or_said() {
+    if !privileged() {
+        return;
+    }
+    // A few rules are read between two commits. Many are not, as long as there is no rest: the kernel's dumps of all tables leave
+    // out what moves in any of them, so what was read meanwhile is worth nothing, and that is said in time.
+    for (count, may_fail) in [(20, false), (5000, true)] {
+        let namespace = Netns::new().expect("namespace");
+        let load = || {
+            let rules = (0..count).map(|n| format!("tcp dport {} dnat to 10.0.0.1\n", n + 1));
+            let rules: String = rules.collect();
+            let chain = format!("chain c {{ type nat hook prerouting priority -100;\n{rules}}}");
+            feed("nft", &["-f", "-"], &format!("table ip t {{ {chain}; }}"));
+        };
+        namespace.run(load).expect("the namespace");
+        let enough = AtomicBool::new(false);
+        let (found, time) = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| namespace.run(|| commits_all_the_time(&enough)).expect("the namespace"));
+            let read = || {
+                std::thread::sleep(Duration::from_millis(100));
+                let mut connection = Connection::open().expect("netlink");
+                let start = Instant::now();
+                (read(&mut connection).map(|all| rules(&all).len()), start.elapsed())
+            };
+            let found = namespace.run(read);
+            enough.store(true, Ordering::Relaxed);
+            let commits = writer.join().expect("no panic");
+            eprintln!("{found:?} of {count} rules beside {commits} commits");
+            found.expect("the namespace")
+        });
+        match found {
+            Ok(read) => assert_eq!(read, count),
+            Err(KernelError::Interrupted) => assert!(may_fail && time < Duration::from_secs(20), "{time:?}"),
+            Err(error) => panic!("{error}"),
+        }
+        // When there is rest, it is read.
+        let again = namespace.run(|| read(&mut Connection::open().expect("netlink")).expect("readable"));
+        assert_eq!(rules(&again.expect("the namespace")).len(), count);
+    }
 }
