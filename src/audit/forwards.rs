@@ -64,7 +64,7 @@ impl<'a> Forward<'a> {
 
     /// Its steps, those about the same packets together: a rule that several jumps lead different packets to has several ways.
     pub fn apart(&self) -> Vec<Steps<'a>> {
-        if self.steps.len() < 2 {
+        if !self.has_more_ways() {
             return vec![self.steps.clone()];
         }
         let at = |hook| {

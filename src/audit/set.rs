@@ -29,7 +29,11 @@ impl Set {
 
     /// The numbers from `first` to `last`, both included; none where they are the wrong way round.
     pub fn range(first: u128, last: u128) -> Self {
-        Self::of([(first, last)])
+        match (first, last) {
+            (0, u128::MAX) => Self::ALL,
+            (first, last) if first > last => Self::none(),
+            range => Self(Some(Arc::new([range]))),
+        }
     }
 
     /// The numbers that are in any of some ranges.
@@ -155,7 +159,8 @@ impl Set {
             next = last.checked_add(1);
         }
         rest.extend(next.map(|start| (start, u128::MAX)));
-        Self::of(rest)
+        // They are in order and apart, as what is between ranges that are.
+        if rest == [(0, u128::MAX)] { Self::ALL } else { Self(Some(rest.into())) }
     }
 
     /// What it holds and `other` does not.
@@ -166,7 +171,12 @@ impl Set {
 
     /// Whether it holds all that `other` holds.
     pub fn covers(&self, other: &Self) -> bool {
-        self.is_all() || other.minus(self).is_empty()
+        let ranges = self.ranges();
+        let within = |(first, last): &(u128, u128)| {
+            let at = ranges.partition_point(|(_, end)| end < first);
+            ranges.get(at).is_some_and(|(start, end)| start <= first && last <= end)
+        };
+        other.ranges().iter().all(within)
     }
 
     /// Whether there is a number that both hold.
@@ -174,7 +184,16 @@ impl Set {
         match (&self.0, &other.0) {
             (None, _) => !other.is_empty(),
             (_, None) => !self.is_empty(),
-            _ => !self.and(other).is_empty(),
+            _ => {
+                let (mut a, mut b) = (self.ranges(), other.ranges());
+                while let ([(a_first, a_last), a_rest @ ..], [(b_first, b_last), b_rest @ ..]) = (a, b) {
+                    if a_first.max(b_first) <= a_last.min(b_last) {
+                        return true;
+                    }
+                    if a_last < b_last { a = a_rest } else { b = b_rest }
+                }
+                false
+            }
         }
     }
 }
@@ -242,6 +261,8 @@ mod tests {
             prop_assert_eq!(a.minus(&b).has(number), in_a && !in_b);
             prop_assert_eq!(a.not().not(), a.clone());
             prop_assert_eq!(a.covers(&b), b.minus(&a).is_empty());
+            prop_assert_eq!(Set::range(number, 7), Set::of([(number, 7)]));
+            prop_assert_eq!(Set::range(0, number), Set::of([(0, number)]));
             prop_assert_eq!(a.meets(&b), !a.and(&b).is_empty());
             prop_assert_eq!(a.and(&b), b.and(&a));
             prop_assert_eq!(a.minus(&b).or(&a.and(&b)), a);

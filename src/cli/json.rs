@@ -203,6 +203,10 @@ struct Visible;
 
 impl Formatter for Visible {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
+        // Most text is of characters that everybody sees, and that is soon told.
+        if fragment.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return to.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_invisible(*c)) {
             let (plain, behind) = rest.split_at(at);
