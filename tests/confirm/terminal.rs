@@ -1,0 +1,154 @@
+//! The question at a terminal, and what becomes of it without one.
+
+use super::*;
+
+/// The same with a terminal that it is in the foreground of.
+struct Terminal {
+    master: PtyMaster,
+    child: Child,
+    shown: String,
+}
+
+impl Terminal {
+    fn start(net: &Net, seconds: &str, text: &str) -> Self {
+        let path = file(&net.state, text);
+        // Which no other process gets, or it would not be gone when we let it go; openpty(3) cannot say so.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(flags).expect("a terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("it can be used");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits());
+        let slave = options.open(ptsname_r(&master).expect("it has a name")).expect("opens");
+        let copy = || Stdio::from(slave.try_clone().expect("copied"));
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", PORTFWD, "--state-dir"]).arg(net.state.path()).args(["apply", "--confirm", seconds]);
+        command.arg(path).env_remove("SSH_CONNECTION").stdin(copy()).stdout(copy()).stderr(copy());
+        let child = net.in_host(move || command.spawn().expect("setsid is installed"));
+        drop(slave);
+        let mut terminal = Self { master, child, shown: String::new() };
+        while !terminal.shown.contains(ASKED) {
+            assert!(terminal.read(), "it asks: {}", terminal.shown);
+        }
+        terminal
+    }
+
+    fn read(&mut self) -> bool {
+        let mut bytes = [0; 1024];
+        let length = self.master.read(&mut bytes).unwrap_or(0);
+        self.shown.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        length > 0
+    }
+
+    fn typed(mut self, text: &str) -> (i32, String) {
+        self.master.write_all(text.as_bytes()).expect("typed");
+        while self.read() {}
+        (self.child.wait().expect("ends").code().unwrap_or(-1), self.shown)
+    }
+
+    /// The terminal goes, as when an ssh connection ends.
+    fn hang_up(mut self) -> ExitStatus {
+        drop(self.master);
+        self.child.wait().expect("ends")
+    }
+}
+
+#[test]
+fn enter_at_the_terminal_confirms_and_anything_else_puts_back_at_once() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "9000", "172.17.0.4"]);
+    let before = words(&net);
+    for (typed, said) in [("no\n", "`no` was typed"), ("\x03", "SIGINT")] {
+        let (code, shown) = Terminal::start(&net, LONG, NEW).typed(typed);
+        assert!(code == 1 && shown.contains(said) && shown.contains("the rules before are back"), "{code} {shown}");
+        assert_eq!(words(&net), before, "{typed:?}");
+    }
+    for typed in ["\n", "yes\n"] {
+        let terminal = Terminal::start(&net, LONG, NEW);
+        assert!(terminal.shown.contains("press Enter"), "{}", terminal.shown);
+        let (code, shown) = terminal.typed(typed);
+        assert!(code == 0 && shown.contains("confirmed"), "{code} {shown}");
+        assert!(net.ok(&["list"]).stdout.contains("8080"), "{typed:?}");
+        net.ok(&["apply", &file(&net.state, "").to_string_lossy()]);
+        net.ok(&["flush"]);
+        net.ok(&["add", "9000", "172.17.0.4"]);
+    }
+    eventually("no watcher is left", || watchers(&net).is_empty());
+}
+
+#[test]
+fn an_input_that_is_no_terminal_is_left_to_whom_it_is_for() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let path = file(&net.state, NEW).to_string_lossy().into_owned();
+    let script = format!(
+        "\"{PORTFWD}\" --state-dir \"{}\" apply --confirm {LONG} \"{path}\"\n\necho the rest is done\n",
+        net.state.path().display()
+    );
+    let mut shell = Command::new("sh");
+    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("SSH_CONNECTION");
+    let mut child = net.in_host(move || shell.spawn().expect("sh starts"));
+    let input = child.stdin.take();
+    { input }.expect("piped").write_all(script.as_bytes()).expect("written");
+    let asking = Asking::asked(child);
+    assert_eq!(net.ok(&["confirm"]).stdout, "confirmed\n");
+    let said = asking.end();
+    assert!(said.code == 0 && said.stdout.ends_with("the rest is done\n"), "{said:?}");
+}
+
+/// What becomes of a terminal and the program at it, and the signal that the program got.
+type End = fn(Terminal) -> Option<i32>;
+
+#[test]
+fn with_the_terminal_gone_or_all_of_its_processes_the_rules_before_come_back_by_themselves() {
+    if !privileged() {
+        return;
+    }
+    let ends: [(&str, End); 3] = [
+        ("the connection ends", |terminal| terminal.hang_up().signal()),
+        ("the program is killed", |mut terminal| {
+            terminal.child.kill().expect("killed");
+            terminal.child.wait().expect("ends").signal()
+        }),
+        ("all of its group are killed, and the terminal goes", |terminal| {
+            let group = Pid::from_raw(terminal.child.id().try_into().expect("a number"));
+            killpg(group, Signal::SIGKILL).expect("killed");
+            terminal.hang_up().signal()
+        }),
+    ];
+    std::thread::scope(|scope| {
+        for (name, end) in ends {
+            scope.spawn(move || {
+                let net = Net::new();
+                net.ok(&["add", "9000", "172.17.0.4"]);
+                let before = words(&net);
+                let terminal = Terminal::start(&net, "8", NEW);
+                let during = words(&net);
+                assert_ne!(during, before, "{name}");
+                let signal = end(terminal);
+                assert!(signal.is_some(), "{name}: {signal:?}");
+                assert_eq!(words(&net), during, "{name}: there is time yet to confirm over another connection");
+                eventually(name, || words(&net) == before);
+                eventually("the watcher is gone", || watchers(&net).is_empty());
+                assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n", "{name}");
+            });
+        }
+    });
+}
+
+#[test]
+fn with_the_terminal_gone_it_can_be_confirmed_over_another_connection() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let status = Terminal::start(&net, LONG, NEW).hang_up();
+    assert_eq!(status.signal(), Some(Signal::SIGHUP as i32));
+    assert_eq!(net.ok(&["confirm"]).stdout, "confirmed\n");
+    eventually("the watcher is gone", || watchers(&net).is_empty());
+    assert!(net.ok(&["list"]).stdout.contains("8080"));
+}
