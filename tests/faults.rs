@@ -261,11 +261,10 @@ fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
 /// Errors, and the system calls that a kernel gives them to.
 ///
 /// Left out are `getsockopt`, because a kernel has `SO_NETNS_COOKIE` or has not; `poll`, by which Rust's library finds out
-/// before us whether there are a stdin and a stdout; `close`, which nobody can do anything about; and `recvmsg`, by which we
-/// hear of our batch: it is carried out then, whatever we hear.
+/// before us whether there are a stdin and a stdout; and `close`, which nobody can do anything about.
 const FAULTS: [(&[&str], &[&str]); 3] = [
     (
-        &["socket", "bind", "connect", "getsockname", "setsockopt", "sendto", "sendmsg", "recvfrom"],
+        &["socket", "bind", "connect", "getsockname", "setsockopt", "sendto", "sendmsg", "recvfrom", "recvmsg"],
         &["EPERM", "ENOBUFS", "ENOMEM", "EINTR"],
     ),
     (CHANGING, &["ENOSPC", "EROFS", "EIO", "EINTR"]),

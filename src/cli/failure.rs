@@ -202,6 +202,9 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         EngineError::Commit(CommitError::TooLarge(_)) => {
             (MISSING, "run as root; an unprivileged socket sends about 200 KB at once".into())
         }
+        EngineError::Commit(CommitError::Unheard(_)) => {
+            (FAILED, "`portfwd list` shows whether it was done; the next change mends what differs".into())
+        }
         EngineError::Commit(CommitError::Stale) | EngineError::Busy => (BUSY, "try again".into()),
         EngineError::Unconfirmed(left) => {
             let left = in_words(*left);

@@ -152,8 +152,8 @@ impl Backend {
         timing: &mut Timing,
     ) -> Result<Option<Vec<String>>, EngineError> {
         match (self, work) {
-            (Self::Nft(connection), Work::Nft { changes, generation, .. }) => {
-                nft::carry_out(connection, changes, generation, timing)
+            (Self::Nft(connection), Work::Nft { changes, program, generation }) => {
+                nft::carry_out(connection, changes, program, generation, timing)
             }
             (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
                 iptables.carry_out(changes, before, program, timing)

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::EngineError;
 use super::timing::{Phase, Timing};
 use crate::nft::decode;
-use crate::nft::diff::Changes;
+use crate::nft::diff::{Changes, Elements};
 use crate::nft::element;
 use crate::nft::encode::{Batch, Subject, encode};
 use crate::nft::program::{Element, Key, Program};
@@ -16,6 +16,7 @@ use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 pub(super) fn carry_out(
     connection: &mut Connection,
     changes: &Changes,
+    program: &Program,
     generation: &mut u32,
     timing: &mut Timing,
 ) -> Result<Option<Vec<String>>, EngineError> {
@@ -25,6 +26,14 @@ pub(super) fn carry_out(
         match timing.talk(Phase::Kernel, connection, |connection| connection.commit(&batch)) {
             Ok(()) => return Ok(Some(batch.lines().collect())),
             Err(CommitError::Stale) => {}
+            // By now the kernel is done with it, one way or the other.
+            Err(CommitError::Unheard(error)) => {
+                let done = Connection::open().and_then(|mut again| was_done(&mut again, changes, program, *generation));
+                return match done {
+                    Ok(true) => Ok(Some(batch.lines().collect())),
+                    _ => Err(CommitError::Unheard(error).into()),
+                };
+            }
             Err(error) => return Err(named(error, &batch)),
         }
         let Some(moved) = connection.moved_from(*generation) else { return Ok(None) };
@@ -33,6 +42,34 @@ pub(super) fn carry_out(
         }
         *generation = moved;
         batch.move_to(moved);
+    }
+}
+
+/// Whether changes whose fate was not heard were carried out. All of them were or none, so one of them tells.
+fn was_done(
+    connection: &mut Connection,
+    changes: &Changes,
+    program: &Program,
+    decided_on: u32,
+) -> Result<bool, KernelError> {
+    if connection.generation()? == decided_on {
+        return Ok(false);
+    }
+    if !changes.is_of_elements() {
+        return Ok(difference(&decode::structure(connection)?.0, program).is_none());
+    }
+    let first = |all: &[Elements]| {
+        let mut elements =
+            all.iter().flat_map(|of| of.elements.iter().map(|element| (of.map.clone(), element.clone())));
+        elements.next()
+    };
+    let mut held = |map: &str, key: &Key| -> Result<Option<Element>, KernelError> {
+        Ok(decode::elements_by_key(connection, map, [key])?.unwrap_or_default().remove(key))
+    };
+    match (first(&changes.add_elements), first(&changes.delete_elements)) {
+        (Some((map, (key, come))), _) => Ok(held(&map, &key)?.is_some_and(|now| now.says_the_same(&come))),
+        (None, Some((map, (key, _)))) => Ok(held(&map, &key)?.is_none()),
+        (None, None) => Ok(true),
     }
 }
 

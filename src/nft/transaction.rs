@@ -42,7 +42,7 @@ pub enum KernelError {
     Socket(&'static str, #[source] io::Error),
 }
 
-/// Why a batch was not carried out. Nothing of it was.
+/// Why a batch was not carried out. Nothing of it was, but for [`CommitError::Unheard`], where that is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The rules are no longer those it was decided on; look again.
@@ -64,9 +64,12 @@ pub enum CommitError {
     /// The socket may not send so much at once.
     #[error("a batch of {0} bytes is more than an unprivileged socket may send")]
     TooLarge(usize),
-    /// The batch could not be sent or its fate not learned.
+    /// The batch could not be sent.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// It was sent, and its fate could not be heard.
+    #[error("what became of the batch was not heard")]
+    Unheard(#[source] KernelError),
 }
 
 /// The number of the calling thread's network namespace that [`Connection::namespace_cookie`] gives, for kernels without
@@ -351,7 +354,7 @@ impl Connection {
     /// Sends a batch and learns its fate.
     ///
     /// # Errors
-    /// [`CommitError`]; in every case nothing was changed, but for [`CommitError::Kernel`], where that is not known.
+    /// [`CommitError`].
     pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let size = batch.bytes().len();
         // The kernel counts its own bookkeeping into the room, twice the size at the very most.
@@ -377,7 +380,8 @@ impl Connection {
                     Some(refusal) => Some(Err(refusal)),
                     None => (head.seq == batch.last()).then_some(Ok(())),
                 }
-            })?;
+            });
+            let fate = fate.map_err(CommitError::Unheard)?;
             match fate {
                 None => {}
                 Some(Ok(())) => {
