@@ -92,7 +92,14 @@ fn watchers(net: &Net) -> Vec<Pid> {
         let line = String::from_utf8_lossy(&line).into_owned();
         line.contains(&ours) && line.contains("\0--watch\0")
     };
-    numbers.filter(of_ours).map(Pid::from_raw).collect()
+    let found: Vec<i32> = numbers.filter(of_ours).collect();
+    // A child that is to become another program has the words of its parent until then.
+    let is_child = |number: &i32| {
+        let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+        parent.is_some_and(|parent: i32| found.contains(&parent))
+    };
+    found.iter().filter(|number| !is_child(number)).copied().map(Pid::from_raw).collect()
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
