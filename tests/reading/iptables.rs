@@ -1,13 +1,18 @@
 //! Rules of iptables(8), which the kernel holds in tables of nf_tables.
 
+use std::collections::HashMap;
+
 use portfwd::audit::describe;
+use portfwd::audit::read::nft::{Ipsets, Numbers, read_with};
 use portfwd::audit::read::save;
 use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State, Truth};
 use portfwd::audit::ruleset::{Action, Case, Hook, Kind, Rewrite, Rule, Ruleset, TableFamily, Tool};
 use portfwd::audit::set::Set;
+use portfwd::lab::Netns;
 use portfwd::model::Family;
+use portfwd::nft::transaction::Connection;
 
-use super::{address, chain, done, ipv4, name, number, one, restore, table, to};
+use super::{address, chain, done, feed, ipv4, name, number, one, restore, table, to};
 use crate::support::privileged;
 
 #[test]
@@ -192,4 +197,33 @@ COMMIT
         assert_eq!(live.cases, told.cases, "{:?}", told.words);
         assert!(live.cases.iter().all(|case| case.region.is_known()), "{:?}", told.words);
     }
+}
+
+#[test]
+fn sets_of_ipset_have_their_names_and_the_words_of_a_dump() {
+    if !privileged() {
+        return;
+    }
+    let rules = "*nat
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -m set --match-set portfwd-second dst,src -j ACCEPT
+-A PREROUTING -p tcp -m set ! --match-set portfwd-first src -j DNAT --to-destination 10.0.0.1:80
+COMMIT
+";
+    let job = || {
+        feed("ipset", &["create", "portfwd-first", "hash:ip"], "");
+        feed("ipset", &["create", "portfwd-second", "hash:ip,port"], "");
+        feed("iptables-nft-restore", &[], rules);
+        let numbers = Numbers { links: &HashMap::new(), ipsets: &Ipsets::of_kernel() };
+        read_with(&mut Connection::open().expect("netlink"), numbers).expect("readable")
+    };
+    let live = Netns::new().expect("namespace").run(job).expect("the namespace");
+    let words = |all: &Ruleset| -> Vec<String> {
+        let rules = &chain(table(all, "nat"), "PREROUTING").rules;
+        rules.iter().map(|rule| describe::region(&one(rule).region, Family::Ipv4)).collect()
+    };
+    let found = words(&live);
+    assert_eq!(found[0], "[-m set --match-set portfwd-second dst,src]");
+    assert!(found[1].contains("[-m set ! --match-set portfwd-first src]"), "{found:?}");
+    assert_eq!(words(&save::parse(rules, Some(Family::Ipv4)).expect("a dump")), found);
 }

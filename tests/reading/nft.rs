@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portfwd::audit::read::nft::{read, read_with};
+use portfwd::audit::read::nft::{Ipsets, Numbers, read, read_with};
 use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
 use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
 use portfwd::audit::set::Set;
@@ -275,7 +275,8 @@ fn what_tables_and_chains_say_of_themselves() {
              table arp e { chain f { type filter hook input priority 0; arp operation request drop; }; }",
         );
         let links = HashMap::from([(1, "lo".to_owned())]);
-        read_with(&mut Connection::open().expect("netlink"), &links).expect("readable")
+        let numbers = Numbers { links: &links, ipsets: &Ipsets::default() };
+        read_with(&mut Connection::open().expect("netlink"), numbers).expect("readable")
     };
     let all = namespace.run(job).expect("the namespace");
     assert!(table(&all, "a").dormant && !table(&all, "b").dormant);

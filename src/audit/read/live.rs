@@ -18,7 +18,8 @@ use crate::nft::transaction::{Connection, KernelError};
 pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
     let facts = facts::read(ssh);
     let links: HashMap<u32, String> = facts.links.iter().map(|link| (link.index, link.name.clone())).collect();
-    let read = Connection::open().and_then(|mut connection| nft::read_with(&mut connection, &links));
+    let numbers = nft::Numbers { links: &links, ipsets: &nft::Ipsets::of_kernel() };
+    let read = Connection::open().and_then(|mut connection| nft::read_with(&mut connection, numbers));
     let mut rules = match read {
         Ok(rules) => rules,
         Err(KernelError::NotPermitted(_)) => {

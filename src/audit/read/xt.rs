@@ -12,11 +12,18 @@ use super::super::region::{Condition, Region};
 use super::super::ruleset::Action;
 use crate::model::Family;
 
-/// The packets that a match is about: those in any of these. What is not understood is [`Condition::Unknown`].
-pub fn matches(name: &str, revision: u32, info: &[u8], family: Option<Family>) -> Vec<Region> {
+/// The packets that a match is about: those in any of these. What is not understood is [`Condition::Unknown`]. `ipset` gives
+/// the names of sets of ipset(8).
+pub fn matches(
+    name: &str,
+    revision: u32,
+    info: &[u8],
+    family: Option<Family>,
+    ipset: impl FnOnce(u16) -> Option<String>,
+) -> Vec<Region> {
     matches::read(name, revision, Info(info), family).unwrap_or_else(|| {
         let mut region = Region::all();
-        region.ask(Condition::Unknown(matches::words(name, Info(info)).into()));
+        region.ask(Condition::Unknown(matches::words(name, revision, Info(info), ipset).into()));
         vec![region]
     })
 }
@@ -79,8 +86,17 @@ mod tests {
 
     #[test]
     fn what_is_not_known_has_its_name() {
-        let regions = matches("tomorrow", 0, &[], Some(Family::Ipv4));
-        assert!(matches!(regions[0].conditions(), [Condition::Unknown(words)] if &**words == "-m tomorrow"));
+        let words = |name, revision, info: &[u8], set: Option<&str>| {
+            let regions = matches(name, revision, info, Some(Family::Ipv4), |_| set.map(str::to_owned));
+            let [Condition::Unknown(words)] = regions[0].conditions() else { panic!("{regions:?}") };
+            words.to_string()
+        };
+        assert_eq!(words("tomorrow", 0, &[], None), "-m tomorrow");
+        let [low, high] = 513u16.to_ne_bytes();
+        assert_eq!(words("set", 4, &[low, high, 1, 2], Some("blocked")), "-m set --match-set blocked src");
+        assert_eq!(words("set", 1, &[low, high, 2, 1 | 4], None), "-m set ! --match-set number 513 dst,src");
+        assert_eq!(words("set", 4, &[low, high, 1], Some("cut short")), "-m set");
+        assert_eq!(words("set", 0, &[0; 40], Some("older")), "-m set");
         assert_eq!(target("TOMORROW", 0, &[], None), Some(Action::Unknown("-j TOMORROW".into())));
     }
 
@@ -95,7 +111,7 @@ mod tests {
                 for family in [None, Some(Family::Ipv4), Some(Family::Ipv6)] {
                     for revision in 0..5 {
                         for name in matches_of.iter().chain(&["iprange", "set", "icmp"]) {
-                            let _ = matches(name, revision, &info, family);
+                            let _ = matches(name, revision, &info, family, |_| None);
                         }
                         for name in targets {
                             let _ = target(name, revision, &info, family);

@@ -277,7 +277,7 @@ impl<'a> Walk<'a> {
         }
         for branch in std::mem::take(&mut self.open) {
             let family = self.family(&branch.region);
-            let regions = xt::matches(&name, revision, info, family);
+            let regions = xt::matches(&name, revision, info, family, |number| self.context.numbers.ipsets.name(number));
             let within = regions.iter().map(|region| branch.region.and(region)).filter(|region| !region.is_empty());
             let within: Vec<_> = within.collect();
             self.split(branch, within);

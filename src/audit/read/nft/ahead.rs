@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::dump::{self, Dump, Expr};
-use super::{family_of, reach, rule};
+use super::{Numbers, family_of, reach, rule};
 use crate::audit::ruleset::Rule;
 use crate::nft::transaction::{Connection, KernelError};
 
@@ -43,17 +43,13 @@ impl Marks {
 const BATCH: usize = 256;
 
 /// Asks for all rules.
-pub(super) fn rules(
-    connection: &mut Connection,
-    dump: &mut Dump,
-    links: &HashMap<u32, String>,
-) -> Result<(), KernelError> {
+pub(super) fn rules(connection: &mut Connection, dump: &mut Dump, numbers: Numbers<'_>) -> Result<(), KernelError> {
     let (hand_over, handed) = mpsc::channel::<Vec<dump::Rule>>();
     thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let mut all = Vec::new();
             for mut rules in handed {
-                rules.iter_mut().for_each(|rule| read(rule, links));
+                rules.iter_mut().for_each(|rule| read(rule, numbers));
                 all.append(&mut rules);
             }
             all
@@ -75,7 +71,7 @@ pub(super) fn rules(
 }
 
 /// Reads a rule that refers to nothing, and forgets its bytes.
-pub(super) fn read(rule: &mut dump::Rule, links: &HashMap<u32, String>) {
+pub(super) fn read(rule: &mut dump::Rule, numbers: Numbers<'_>) {
     let refers = |expr: Expr<'_>| match expr.name.as_str() {
         "immediate" => reach::verdict_of(&expr).is_some_and(|verdict| verdict.chain.is_some()),
         "lookup" | "dynset" | "objref" => true,
@@ -86,7 +82,7 @@ pub(super) fn read(rule: &mut dump::Rule, links: &HashMap<u32, String>) {
         return;
     }
     let nothing = HashMap::new();
-    let context = rule::Context { family, names: None, sets: &[], elements: &nothing, links };
+    let context = rule::Context { family, names: None, sets: &[], elements: &nothing, numbers };
     let ahead = Ahead { rule: rule::read(rule, &context), marks: Marks::of(rule.exprs()) };
     rule.read(ahead);
 }

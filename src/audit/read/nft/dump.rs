@@ -2,10 +2,9 @@
 //!
 //! Source of the numbers of attributes: include/uapi/linux/netfilter/nf_tables.h.
 
-use std::collections::HashMap;
-
 use nftnl_sys::libc;
 
+use super::Numbers;
 use super::ahead::{self, Ahead};
 use crate::nft::message::{Attributes, Message};
 use crate::nft::transaction::{Connection, KernelError, names};
@@ -157,8 +156,8 @@ pub(super) struct Dump {
 const TABLE: u16 = 1;
 
 impl Dump {
-    /// Asks for the tables of all families and what is in them. `links` are the names of interfaces by their numbers.
-    pub(super) fn read(connection: &mut Connection, links: &HashMap<u32, String>) -> Result<Self, KernelError> {
+    /// Asks for the tables of all families and what is in them. `numbers` are what rules name by them.
+    pub(super) fn read(connection: &mut Connection, numbers: Numbers<'_>) -> Result<Self, KernelError> {
         let mut dump = Self::default();
         connection.dump_all("tables", libc::NFT_MSG_GETTABLE, |message| {
             dump.tables.push(table(message)?);
@@ -168,7 +167,7 @@ impl Dump {
             dump.chains.push(chain(message)?);
             Some(())
         })?;
-        ahead::rules(connection, &mut dump, links)?;
+        ahead::rules(connection, &mut dump, numbers)?;
         connection.dump_all("sets", libc::NFT_MSG_GETSET, |message| {
             dump.sets.push(set(message)?);
             Some(())

@@ -240,7 +240,7 @@ impl<'a> Walk<'a> {
             }
             Found::Numbers(source, set) => {
                 let mut region = branch.region.clone();
-                source.narrow(&mut region, &Want::In(set.clone()), false, self.context.links);
+                source.narrow(&mut region, &Want::In(set.clone()), false, self.context.numbers.links);
                 Some(region).filter(|region| !region.is_empty()).into_iter().collect()
             }
             Found::Tests(tests) => {

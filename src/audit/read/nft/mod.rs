@@ -10,6 +10,7 @@
 mod act;
 mod ahead;
 mod dump;
+mod ipset;
 mod load;
 mod lookup;
 mod reach;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 pub(super) use act::with_prefix;
 use ahead::{Ahead, Marks};
 use dump::{Dump, Element, TableKey};
+pub use ipset::Ipsets;
 use reach::Reached;
 
 use crate::audit::ruleset::{Base, Gap, Hook, Kind, Ruleset, Table, TableFamily, Tool, base_of_iptables};
@@ -39,24 +41,33 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// How often the elements of a set are asked for again where the answer has some twice.
 const ATTEMPTS: usize = 4;
 
-/// Reads all rules. Interfaces that rules name by their numbers are not known.
+/// What rules name by numbers alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers<'a> {
+    /// The names of interfaces.
+    pub links: &'a HashMap<u32, String>,
+    /// The names of sets of ipset(8).
+    pub ipsets: &'a Ipsets,
+}
+
+/// Reads all rules. What they name by its number is not known.
 ///
 /// # Errors
 /// [`KernelError::Interrupted`] where others committed again and again, for five seconds; [`KernelError::NotPermitted`]
 /// without `CAP_NET_ADMIN` in the namespace's owner; [`KernelError::NoNfTables`].
 pub fn read(connection: &mut Connection) -> Result<Ruleset, KernelError> {
-    read_with(connection, &HashMap::new())
+    read_with(connection, Numbers { links: &HashMap::new(), ipsets: &Ipsets::default() })
 }
 
-/// Reads all rules, with the names of interfaces by their numbers.
+/// Reads all rules, with the names of what they name by its number.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_with(connection: &mut Connection, links: &HashMap<u32, String>) -> Result<Ruleset, KernelError> {
+pub fn read_with(connection: &mut Connection, numbers: Numbers<'_>) -> Result<Ruleset, KernelError> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match undisturbed(connection, links) {
-            Ok(Some((dump, reached))) => return Ok(ruleset(dump, &reached, links)),
+        match undisturbed(connection, numbers) {
+            Ok(Some((dump, reached))) => return Ok(ruleset(dump, &reached, numbers)),
             Ok(None) | Err(KernelError::Interrupted) if Instant::now() < until => std::thread::sleep(PAUSE),
             Ok(None) => return Err(KernelError::Interrupted),
             Err(error) => return Err(error),
@@ -65,12 +76,9 @@ pub fn read_with(connection: &mut Connection, links: &HashMap<u32, String>) -> R
 }
 
 /// Reads all in one generation; `None` where somebody committed meanwhile.
-fn undisturbed(
-    connection: &mut Connection,
-    links: &HashMap<u32, String>,
-) -> Result<Option<(Dump, Reached)>, KernelError> {
+fn undisturbed(connection: &mut Connection, numbers: Numbers<'_>) -> Result<Option<(Dump, Reached)>, KernelError> {
     let before = connection.generation()?;
-    let dump = Dump::read(connection, links)?;
+    let dump = Dump::read(connection, numbers)?;
     let reached = reach::reach(&dump, |set| elements(connection, set))?;
     Ok((connection.generation()? == before).then_some((dump, reached)))
 }
@@ -89,7 +97,7 @@ fn elements(connection: &mut Connection, set: &dump::Set) -> Result<Vec<Element>
 }
 
 /// Brings what was read into the one form.
-fn ruleset(dump: Dump, reached: &Reached, links: &HashMap<u32, String>) -> Ruleset {
+fn ruleset(dump: Dump, reached: &Reached, numbers: Numbers<'_>) -> Ruleset {
     let mut tables = Vec::with_capacity(dump.tables.len());
     let mut gaps = Vec::new();
     let mut places: HashMap<&TableKey, usize> = HashMap::new();
@@ -117,7 +125,7 @@ fn ruleset(dump: Dump, reached: &Reached, links: &HashMap<u32, String>) -> Rules
             names: reached.sets.get(&rule.table),
             sets: &dump.sets,
             elements: &reached.elements,
-            links,
+            numbers,
         };
         let Ahead { rule: read, marks } = rule
             .ahead

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::Numbers;
 use super::dump::{self, Element, Expr, GOTO, JUMP, Verdict};
 use super::reach::Elements;
 use super::test::Names;
@@ -26,8 +27,8 @@ pub(super) struct Context<'a> {
     pub(super) sets: &'a [dump::Set],
     /// What is in those that were read.
     pub(super) elements: &'a Elements,
-    /// The names of interfaces by their numbers.
-    pub(super) links: &'a HashMap<u32, String>,
+    /// What rules name by their numbers.
+    pub(super) numbers: Numbers<'a>,
 }
 
 impl<'a> Context<'a> {
@@ -113,7 +114,7 @@ fn case(branch: Branch<'_>) -> Case {
 impl<'a> Walk<'a> {
     /// The words of what is not known, and the interfaces.
     pub(super) fn names(&self) -> Names<'_> {
-        Names { links: self.context.links, words: &self.words }
+        Names { links: self.context.numbers.links, words: &self.words }
     }
 
     /// A byte of which nothing is known but these words.

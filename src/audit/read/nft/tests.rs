@@ -70,6 +70,8 @@ fn read(rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
 }
 
 fn read_either(ahead: bool, rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
+    let (links, ipsets) = (HashMap::new(), Ipsets::default());
+    let numbers = Numbers { links: &links, ipsets: &ipsets };
     let of = |bytes: &[u8]| Message::split(bytes).map(|(message, _)| message.bytes().to_vec());
     let mut dump = Dump { tables: vec![dump::Table { key: (1, "t".into()), dormant: false }], ..Dump::default() };
     let hook = attributes(&[(1, Number(0)), (2, Number(5))]);
@@ -79,7 +81,7 @@ fn read_either(ahead: bool, rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec
     }
     dump.rules = rules.iter().filter_map(|bytes| dump::rule(Message::split(bytes)?.0)).collect();
     if ahead {
-        dump.rules.iter_mut().for_each(|rule| ahead::read(rule, &HashMap::new()));
+        dump.rules.iter_mut().for_each(|rule| ahead::read(rule, numbers));
     }
     dump.sets = sets.iter().filter_map(|bytes| dump::set(Message::split(bytes)?.0)).collect();
     let mut found = Vec::new();
@@ -87,7 +89,7 @@ fn read_either(ahead: bool, rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec
         let _ = Message::split(bytes).and_then(|(message, _)| dump::elements_of(message, &mut found));
     }
     let reached = reach::reach(&dump, |_| Ok(found.clone())).expect("nothing is asked");
-    ruleset(dump, &reached, &HashMap::new())
+    ruleset(dump, &reached, numbers)
 }
 
 fn read_one(exprs: &[Expr<'_>]) -> Rule {

@@ -6,12 +6,25 @@ use crate::audit::set::Set;
 use crate::model::Family;
 
 /// What a match that is not understood is called.
-pub(super) fn words(name: &str, info: Info<'_>) -> String {
-    match (name, info.short(0)) {
-        // Which set it is, is known only by its number.
-        ("set", Some(number)) => format!("-m set, of ipset number {number}"),
+pub(super) fn words(name: &str, revision: u32, info: Info<'_>, ipset: impl FnOnce(u16) -> Option<String>) -> String {
+    match (name, revision) {
+        ("set", 1..=4) => of_set(info, ipset).unwrap_or_else(|| "-m set".into()),
         _ => format!("-m {name}"),
     }
+}
+
+/// `struct xt_set_info`, in the words of iptables-save(8).
+fn of_set(info: Info<'_>, ipset: impl FnOnce(u16) -> Option<String>) -> Option<String> {
+    /// `IPSET_INV_MATCH` in include/uapi/linux/netfilter/ipset/ip_set.h.
+    const INVERTED: u8 = 1;
+    /// `IPSET_DIM_MAX` there.
+    const MOST: u8 = 6;
+    let (number, dimensions, flags) = (info.short(0)?, info.byte(2)?, info.byte(3)?);
+    let not = if flags & INVERTED > 0 { "! " } else { "" };
+    let sides: Vec<&str> =
+        (1..=dimensions.min(MOST)).map(|at| if flags >> at & 1 > 0 { "src" } else { "dst" }).collect();
+    let set = ipset(number).unwrap_or_else(|| format!("number {number}"));
+    Some(format!("-m set {not}--match-set {set} {}", sides.join(",")))
 }
 
 /// Reads a match; `None` where it is not understood.

@@ -1,0 +1,106 @@
+//! The names of sets of ipset(8), which rules of iptables(8) hold as numbers.
+//!
+//! A set is asked for when a rule names it, so that the kernel's part for them is never loaded for the question's sake.
+//!
+//! Source: include/uapi/linux/netfilter/ipset/ip_set.h, and `ip_set_byindex` in net/netfilter/ipset/ip_set_core.c.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::netfilter::netlink::{attributes, message, messages, put_attribute};
+
+/// `NFNL_SUBSYS_IPSET` and `IPSET_CMD_GET_BYINDEX`, the kind of the question and of its answer.
+const GET_BY_INDEX: u16 = 6 << 8 | 15;
+
+/// `IPSET_PROTOCOL`, the version that has the question, since Linux 4.20.
+const PROTOCOL: u8 = 7;
+
+/// `NLM_F_REQUEST`.
+const REQUEST: u16 = 1;
+
+/// `NLMSG_ERROR`.
+const ERROR: u16 = 2;
+
+/// `IPSET_ATTR_PROTOCOL`, `IPSET_ATTR_SETNAME`, `IPSET_ATTR_INDEX`.
+mod key {
+    pub const PROTOCOL: u16 = 1;
+    pub const SET_NAME: u16 = 2;
+    pub const INDEX: u16 = 11;
+}
+
+/// The names that were asked for, by number.
+#[derive(Debug, Default)]
+pub struct Ipsets {
+    asks: bool,
+    known: Mutex<HashMap<u16, Option<String>>>,
+}
+
+impl Ipsets {
+    /// Those of the network namespace of whoever asks. Those of [`Ipsets::default`] have no names.
+    pub fn of_kernel() -> Self {
+        Self { asks: true, ..Self::default() }
+    }
+
+    /// The name of a set; none where the kernel does not tell.
+    pub(super) fn name(&self, number: u16) -> Option<String> {
+        // A name that was put in is whole, whatever became of who put it in.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(number).or_insert_with(|| if self.asks { ask(number).ok().flatten() } else { None }).clone()
+    }
+}
+
+fn ask(number: u16) -> io::Result<Option<String>> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    // Nobody but the kernel is heard from here on.
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    let mut question = Vec::new();
+    put_attribute(&mut question, key::PROTOCOL, &[PROTOCOL]);
+    put_attribute(&mut question, key::INDEX, &number.to_be_bytes());
+    socket.send(&message(GET_BY_INDEX, REQUEST, 0, 0, 1, &question), 0)?;
+    let mut answer = Vec::with_capacity(1 << 13);
+    loop {
+        answer.clear();
+        match socket.recv(&mut answer, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received.map(|_| name_in(&answer)),
+        }
+    }
+}
+
+/// The name that an answer gives.
+fn name_in(answer: &[u8]) -> Option<String> {
+    let answer = messages(answer).find(|message| message.kind != ERROR && message.seq == 1)?;
+    let (_, name) = attributes(answer.body.get(4..)?).find(|(kind, _)| *kind == key::SET_NAME)?;
+    let name = name.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_name_or_none() {
+        let mut attributes = Vec::new();
+        put_attribute(&mut attributes, key::PROTOCOL, &[PROTOCOL]);
+        put_attribute(&mut attributes, key::SET_NAME, b"blocked\0");
+        let answer = message(GET_BY_INDEX, 0, 0, 0, 1, &attributes);
+        assert_eq!(name_in(&answer).as_deref(), Some("blocked"));
+        for end in 0..answer.len() {
+            assert_eq!(name_in(&answer[..end]), None, "{end}");
+        }
+        for other in [message(ERROR, 0, 0, 0, 1, &attributes), message(GET_BY_INDEX, 0, 0, 0, 2, &attributes)] {
+            assert_eq!(name_in(&other), None);
+        }
+    }
+
+    #[test]
+    fn without_a_kernel_there_are_no_names() {
+        assert_eq!(Ipsets::default().name(0), None);
+    }
+}
