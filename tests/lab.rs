@@ -11,13 +11,13 @@ const BRIDGE: &str = "rules/lab/bridge.toml";
 
 /// A machine of its own: a network namespace, and a mount namespace with an empty /run, held by a process that sleeps. So
 /// each test has its own `red`.
-struct Machine {
+pub struct Machine {
     holder: Child,
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let script = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && echo ready && exec sleep 3600";
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "sh", "-c", script]).stdout(Stdio::piped());
@@ -29,36 +29,36 @@ impl Machine {
     }
 
     /// Runs a program there.
-    fn run(&self, program: &str, arguments: &[&str]) -> Said {
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Said {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.holder.id().to_string(), "--net", "--mount"]);
         command.arg(format!("--wd={}", root().display())).arg(program).args(arguments);
         command.output().expect("nsenter is installed").into()
     }
 
-    fn lab(&self, arguments: &[&str]) -> Said {
+    pub fn lab(&self, arguments: &[&str]) -> Said {
         self.run(PORTFWD, &[&["lab"], arguments].concat())
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let said = self.lab(arguments);
         assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
         said.stdout
     }
 
     /// What a program prints, which must succeed.
-    fn says(&self, program: &str, arguments: &[&str]) -> String {
+    pub fn says(&self, program: &str, arguments: &[&str]) -> String {
         let said = self.run(program, arguments);
         assert_eq!(said.code, 0, "{program} {arguments:?}: {said:?}");
         said.stdout
     }
 
     /// Whether somebody in a namespace gets an answer from an address.
-    fn pings(&self, from: &str, to: &str) -> bool {
+    pub fn pings(&self, from: &str, to: &str) -> bool {
         self.lab(&["exec", from, "--", "busybox", "ping", "-c1", "-W2", to]).code == 0
     }
 
-    fn file(&self, text: &str) -> String {
+    pub fn file(&self, text: &str) -> String {
         file(&self.directory, text).to_string_lossy().into_owned()
     }
 

@@ -30,6 +30,8 @@ mod iptables;
 mod kernel;
 /// Standing networks of namespaces: up, down, twice, killed, beside what others made.
 mod lab;
+/// Pictures of standing networks, beside what ip-netns(8) and bridge(8) say of them.
+mod lab_show;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
 /// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.

@@ -1,5 +1,7 @@
 //! `portfwd lab`: standing networks of namespaces from a file.
 
+mod show;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,6 +46,14 @@ enum LabCommand {
     Down(DownArgs),
     /// List the labs, and what is missing of them
     List,
+    /// Show a lab as the kernel has it
+    ///
+    /// For each namespace: its links with the bridge and the other end of each,
+    /// their addresses, the routes, the ARP table with the states of ip-neighbour(8)
+    /// and its counterpart for IPv6, the processes, and what is missing of what `up`
+    /// made. Of the host only what the lab touches is shown, and by which link its
+    /// default route leads out.
+    Show(show::ShowArgs),
     /// Run a command in a namespace of a lab, as `ip netns exec` does
     ///
     /// The exit code is the command's. With --file the lab is made for the time of
@@ -117,12 +127,14 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
             show(&lab.name, &change, args.dry_run, global, output)
         }
         LabCommand::Down(args) => {
-            let name = match &args.name {
-                Some(text) => named(text)?,
-                None => only(&journals)?,
-            };
+            let name = chosen(args.name.as_deref(), &journals)?;
             let change = net::down(&name, &journals, args.dry_run)?;
             show(&name, &change, args.dry_run, global, output)
+        }
+        LabCommand::Show(args) => {
+            args.check(global)?;
+            let picture = net::picture::picture(&chosen(args.name.as_deref(), &journals)?, &journals)?;
+            args.show(&picture, global, output)
         }
         LabCommand::List => list(&net::list(&journals)?, global, output),
         LabCommand::Exec(args) => exec(args, journals, output),
@@ -137,6 +149,11 @@ fn journals(global: &Global) -> Journals {
 fn load(file: &Path) -> anyhow::Result<Lab> {
     let source = Arc::new(source::read(file)?);
     Ok(net::read(&source).map_err(Failure::Problems)?)
+}
+
+/// The lab that is meant; the only one there is where nobody says which.
+fn chosen(name: Option<&str>, journals: &Journals) -> anyhow::Result<LabName> {
+    name.map_or_else(|| only(journals), named)
 }
 
 /// The lab that is meant by its name or by its file.

@@ -77,7 +77,7 @@ fn plain(error: rtnetlink::Error) -> io::Error {
 }
 
 impl Links {
-    fn wait<T>(&self, answer: impl Future<Output = Result<T, rtnetlink::Error>>) -> io::Result<T> {
+    pub(super) fn wait<T>(&self, answer: impl Future<Output = Result<T, rtnetlink::Error>>) -> io::Result<T> {
         self.runtime.block_on(answer).map_err(plain)
     }
 
@@ -199,7 +199,7 @@ fn is_route(route: &RouteMessage, to: IpNetwork, via: IpAddr, dev: Option<u32>) 
         && (dev.is_none() || out == dev)
 }
 
-fn plain_address(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn plain_address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),
@@ -208,7 +208,7 @@ fn plain_address(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// The address of a link that a message tells of.
-fn address(message: &AddressMessage) -> Option<IpNetwork> {
+pub(super) fn address(message: &AddressMessage) -> Option<IpNetwork> {
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

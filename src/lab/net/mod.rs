@@ -21,6 +21,7 @@ mod links;
 mod list;
 mod name;
 mod named;
+pub mod picture;
 pub mod plan;
 mod read;
 #[cfg(test)]

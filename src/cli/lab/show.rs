@@ -1,0 +1,114 @@
+//! `portfwd lab show`: a lab as the kernel has it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::cli::{Failure, Global, Output, json};
+use crate::lab::net::picture::{Picture, svg};
+
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    /// The lab, or its file; none: the only one there is
+    #[arg(value_name = "NAME|FILE")]
+    pub name: Option<String>,
+    /// Draw it into this file instead of printing it; `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+#[derive(serde::Serialize)]
+struct Shown<'a> {
+    version: u32,
+    #[serde(flatten)]
+    picture: &'a Picture,
+}
+
+impl ShowArgs {
+    /// Prints or draws a lab.
+    pub fn show(&self, picture: &Picture, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+        let drawn = self.svg.as_deref();
+        match drawn {
+            Some(path) if path == Path::new("-") => output.stdout.write_all(svg(picture).as_bytes())?,
+            Some(path) => {
+                replace(path, &svg(picture)).with_context(|| format!("cannot write `{}`", path.display()))?;
+            }
+            None => {}
+        }
+        match (global.json, drawn) {
+            (true, _) => json::print(&Shown { version: json::VERSION, picture }, output.stdout)?,
+            (false, None) => write!(output.stdout, "{picture}")?,
+            (false, Some(_)) => {}
+        }
+        Ok(0)
+    }
+
+    /// Refuses to print two things at once.
+    pub fn check(&self, global: &Global) -> Result<(), Failure> {
+        if global.json && self.svg.as_deref() == Some(Path::new("-")) {
+            let what = "`--json` and `--svg -` would both print to stdout".into();
+            return Err(Failure::Usage { what, help: "give the drawing a file, or leave one of them out".into() });
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file so that it holds the old text or the new one whatever happens. What is no regular file, a pipe or
+/// /dev/null, is written to and not replaced; of a link, what it leads to is replaced.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let before = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            return OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes());
+        }
+        Ok(metadata) => Some(metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let path = if before.is_some() { path.canonicalize()? } else { path.to_owned() };
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let new = path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+    let mut file = File::create_new(&new)?;
+    let written = || -> io::Result<()> {
+        file.write_all(text.as_bytes())?;
+        before.map_or(Ok(()), |before| file.set_permissions(before.permissions()))?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    }();
+    if written.is_err() {
+        // It may be all that is left of the room on this disk.
+        drop(fs::remove_file(&new));
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_what_is_none_is_written_to() {
+        let directory = tempfile::tempdir().expect("directory");
+        let at = |name: &str| directory.path().join(name);
+        replace(&at("a.svg"), "one").expect("written");
+        fs::set_permissions(at("a.svg"), fs::Permissions::from_mode(0o640)).expect("set");
+        symlink("a.svg", at("link.svg")).expect("linked");
+        replace(&at("link.svg"), "two").expect("written");
+        assert_eq!(fs::read_to_string(at("a.svg")).expect("readable"), "two");
+        assert!(at("link.svg").is_symlink());
+        assert_eq!(fs::metadata(at("a.svg")).expect("there").permissions().mode() & 0o777, 0o640);
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let reader = std::thread::spawn({
+            let pipe = at("pipe");
+            move || fs::read_to_string(pipe)
+        });
+        replace(&at("pipe"), "three").expect("written");
+        assert_eq!(reader.join().expect("no panic").expect("readable"), "three");
+        assert!(!fs::metadata(at("pipe")).expect("there").is_file());
+        assert!(replace(&at("no/such/directory"), "four").is_err());
+        assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 3, "nothing is left beside them");
+    }
+}

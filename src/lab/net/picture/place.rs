@@ -1,0 +1,212 @@
+//! Where the cards of a drawing go, and the wires between them. The same picture is placed the same way every time.
+//!
+//! ```text
+//!   column 0     gutter     column 1     gutter     column 2
+//!  ┌────────┐              ┌────────┐
+//!  │  host  ├──────────────┤  red   ├┐
+//!  │        ├──────╮       └────────┘│ ends in one column: around, in lanes of the gutter behind it
+//!  └────────┘      │       ┌────────┐│
+//!                  ╰───────┤  blue  ├┘
+//!                          └────────┘
+//!  ┌────────┐  ┌────────┐
+//!  │ alone  │  │ none   │   those that no wire leads to, below
+//!  └────────┘  └────────┘
+//! ```
+//! A card's column is how many wires it is away from the first one, so a wire joins neighbouring columns or stays in
+//! one, and never meets a card.
+
+use std::collections::VecDeque;
+
+use super::card::Card;
+use super::{Peer, Picture, State};
+
+/// Around everything.
+const MARGIN: i32 = 24;
+/// Between a card and the one below it.
+const GAP: i32 = 20;
+/// Between columns, besides the lanes.
+const GUTTER: i32 = 90;
+/// Between two lanes.
+const LANE: i32 = 14;
+/// How many cards without wires are beside each other.
+const IN_A_ROW: usize = 4;
+
+/// A card in its place: that of its upper left corner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub x: i32,
+    pub y: i32,
+    pub card: Card,
+    /// Whether its namespace is there.
+    pub here: bool,
+}
+
+/// A pair of links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wire {
+    pub from: (i32, i32),
+    pub to: (i32, i32),
+    /// Where it runs up or down when both ends are in one column.
+    pub lane: Option<i32>,
+    /// Whether packets go through.
+    pub up: bool,
+}
+
+/// A drawing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Drawing {
+    pub width: i32,
+    pub height: i32,
+    pub cards: Vec<Placed>,
+    pub wires: Vec<Wire>,
+}
+
+/// A pair: each end is a namespace and a link in it, by their places in the picture.
+type Pair = ([(usize, usize); 2], bool);
+
+/// Places everything.
+pub(super) fn place(picture: &Picture) -> Drawing {
+    let pairs = pairs(picture);
+    let of = |space: &super::Space| Placed { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
+    let mut drawing =
+        Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(of).collect(), wires: Vec::new() };
+    let (mut alone, mut seen) = (Vec::new(), vec![false; picture.spaces.len()]);
+    for first in 0..picture.spaces.len() {
+        if seen.get(first) != Some(&false) {
+            continue;
+        }
+        let columns = columns(first, &pairs, &mut seen);
+        if columns.len() == 1 && !pairs.iter().any(|(ends, _)| ends.iter().all(|(space, _)| *space == first)) {
+            alone.push(first);
+        } else {
+            drawing.band(&columns, &pairs, picture);
+        }
+    }
+    alone.chunks(IN_A_ROW).for_each(|row| drawing.row(row));
+    drawing.width += MARGIN;
+    drawing.height += MARGIN - GAP;
+    drawing
+}
+
+/// All pairs, each once, in the order in which their first ends are told.
+fn pairs(picture: &Picture) -> Vec<Pair> {
+    let mut pairs: Vec<Pair> = Vec::new();
+    for (space, told) in picture.spaces.iter().enumerate() {
+        for (link, end) in told.links.iter().enumerate() {
+            let Some(Peer::Link { namespace, name }) = &end.peer else { continue };
+            let Some(there) = picture.spaces.iter().position(|space| space.site == *namespace) else { continue };
+            let links = picture.spaces.get(there).map(|space| &space.links);
+            let Some((other, peer)) =
+                links.and_then(|links| links.iter().enumerate().find(|(_, link)| link.name == *name))
+            else {
+                continue;
+            };
+            let ends = [(space, link), (there, other)];
+            if !pairs.iter().any(|(known, _)| known.iter().all(|known| ends.contains(known))) {
+                pairs.push((ends, end.state == State::Up && peer.state == State::Up));
+            }
+        }
+    }
+    pairs
+}
+
+/// The namespaces that wires lead to from one, by how many it takes; in a column those whose wires begin higher are first.
+fn columns(first: usize, pairs: &[Pair], seen: &mut [bool]) -> Vec<Vec<usize>> {
+    let mut columns: Vec<Vec<usize>> = Vec::new();
+    let mut queue = VecDeque::from([(first, 0)]);
+    let mut mark = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
+    mark(first);
+    while let Some((space, column)) = queue.pop_front() {
+        match columns.get_mut(column) {
+            Some(column) => column.push(space),
+            None => columns.push(vec![space]),
+        }
+        let mut ends: Vec<(usize, usize)> = Vec::new();
+        for ([one, other], _) in pairs {
+            ends.extend((one.0 == space).then_some((one.1, other.0)));
+            ends.extend((other.0 == space).then_some((other.1, one.0)));
+        }
+        ends.sort_unstable();
+        queue.extend(ends.into_iter().filter(|(_, there)| mark(*there)).map(|(_, there)| (there, column + 1)));
+    }
+    columns
+}
+
+impl Drawing {
+    /// Places namespaces that wires join, below what is placed already, each column in the middle of the highest.
+    fn band(&mut self, columns: &[Vec<usize>], pairs: &[Pair], picture: &Picture) {
+        let tall = |column: &[usize]| self.height_of(column);
+        let highest = columns.iter().map(|column| tall(column)).max().unwrap_or(0);
+        let mut x = MARGIN;
+        for column in columns {
+            let mut y = self.height + (highest - self.height_of(column)) / 2;
+            let mut width = 0;
+            for index in column {
+                let Some(placed) = self.cards.get_mut(*index) else { continue };
+                (placed.x, placed.y) = (x, y);
+                y += placed.card.height + GAP;
+                width = width.max(placed.card.width);
+            }
+            // Cards of a column are equally wide, so a wire around does not meet a wider one.
+            column.iter().for_each(|index| self.cards.get_mut(*index).into_iter().for_each(|card| card.widen(width)));
+            let mut lanes = 0;
+            for (ends, up) in pairs.iter().filter(|(ends, _)| ends.iter().all(|(space, _)| column.contains(space))) {
+                lanes += 1;
+                let lane = x + width + lanes * LANE;
+                self.wire(ends.map(|end| (end, true)), Some(lane), *up, picture);
+            }
+            self.width = self.width.max(x + width + lanes * LANE);
+            x += width + lanes * LANE + GUTTER;
+        }
+        for pair in columns.windows(2) {
+            let [left, right] = pair else { continue };
+            for ([one, other], up) in pairs {
+                if left.contains(&one.0) && right.contains(&other.0) {
+                    self.wire([(*one, true), (*other, false)], None, *up, picture);
+                } else if left.contains(&other.0) && right.contains(&one.0) {
+                    self.wire([(*other, true), (*one, false)], None, *up, picture);
+                }
+            }
+        }
+        self.height += highest + GAP;
+    }
+
+    /// Places namespaces that no wire leads to beside each other.
+    fn row(&mut self, row: &[usize]) {
+        let (mut x, mut tall) = (MARGIN, 0);
+        for index in row {
+            let Some(placed) = self.cards.get_mut(*index) else { continue };
+            (placed.x, placed.y) = (x, self.height);
+            x += placed.card.width + GAP;
+            tall = tall.max(placed.card.height);
+        }
+        self.width = self.width.max(x - GAP);
+        self.height += tall + GAP;
+    }
+
+    fn height_of(&self, column: &[usize]) -> i32 {
+        let heights = column.iter().filter_map(|index| self.cards.get(*index)).map(|placed| placed.card.height + GAP);
+        heights.sum::<i32>() - GAP
+    }
+
+    /// Adds a wire; an end is on the right side of its card, or on the left.
+    fn wire(&mut self, ends: [((usize, usize), bool); 2], lane: Option<i32>, up: bool, picture: &Picture) {
+        let place = |((space, link), right): ((usize, usize), bool)| {
+            let (placed, space) = (self.cards.get(space)?, picture.spaces.get(space)?);
+            let name = &space.links.get(link)?.name;
+            let (_, y) = placed.card.plugs.iter().find(|(plug, _)| plug == name)?;
+            let x = if right { placed.x + placed.card.width } else { placed.x };
+            Some((x, placed.y + y))
+        };
+        let [from, to] = ends.map(place);
+        self.wires.extend(from.zip(to).map(|(from, to)| Wire { from, to, lane, up }));
+    }
+}
+
+impl Placed {
+    fn widen(&mut self, width: i32) {
+        let more = width - self.card.width;
+        self.card.width = width;
+        self.card.frames.iter_mut().for_each(|frame| frame.width += more);
+    }
+}
