@@ -30,6 +30,8 @@ mod iptables;
 mod kernel;
 /// Standing networks of namespaces: up, down, twice, killed, beside what others made.
 mod lab;
+/// The page that explains labs, every command of it run.
+mod lab_page;
 /// Pictures of standing networks, beside what ip-netns(8) and bridge(8) say of them.
 mod lab_show;
 /// How the code is laid out: arrows between rooms, where unsafe is.

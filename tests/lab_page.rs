@@ -1,0 +1,196 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::lab::Machine;
+use crate::support::{PORTFWD, privileged, root};
+
+/// A machine on which commands are run as somebody who learns would, and what is evened out of what they print.
+struct Learner {
+    machine: Machine,
+    known: Known,
+}
+
+impl Learner {
+    fn new() -> Self {
+        let machine = Machine::new();
+        let here = machine.directory.path();
+        for (name, to) in [("rules", root().join("rules")), ("docs", root().join("docs"))] {
+            symlink(to, here.join(name)).expect("linked");
+        }
+        std::fs::create_dir(here.join("bin")).expect("made");
+        let busybox = machine.says("sh", &["-c", "command -v busybox"]);
+        for (name, to) in [("portfwd", PORTFWD), ("ping", busybox.trim())] {
+            symlink(to, here.join("bin").join(name)).expect("linked");
+        }
+        // The state of rule sets is as much its own as /run is.
+        machine.says("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
+        Self { machine, known: Known::default() }
+    }
+
+    /// Runs a command and gives what it prints, evened out.
+    fn run(&mut self, command: &str) -> String {
+        self.settle();
+        let here = self.machine.directory.path().to_string_lossy().into_owned();
+        let script = format!("cd '{here}'; PATH=\"$PWD/bin:$PATH\"; exec 2>&1; {command}");
+        let said = self.machine.run("sh", &["-c", &script]);
+        // What a command of the page is to fail at, it says.
+        let failed = ["100% packet loss", "unreachable"].iter().any(|word| said.stdout.contains(word));
+        assert!(said.code == 0 || failed, "{command}: {said:?}");
+        self.known.even(&said.stdout)
+    }
+
+    /// Waits until each interface that packets go through has an IPv6 address of its own that is not being tried out.
+    fn settle(&self) {
+        let is_done = |name: Option<&str>| {
+            let at = name.map_or_else(Vec::new, |name| vec!["-n", name]);
+            let said = self.machine.says("ip", &[&at[..], &["-j", "addr"]].concat());
+            let links: Value = serde_json::from_str(&said).expect("JSON");
+            links.as_array().expect("a list").iter().all(|link| {
+                let flags = link["flags"].to_string();
+                let addresses = link["addr_info"].to_string();
+                flags.contains("LOOPBACK")
+                    || !flags.contains("LOWER_UP")
+                    || addresses.contains("fe80") && !addresses.contains("tentative")
+            })
+        };
+        for _ in 0..200 {
+            let names = self.machine.says("ip", &["netns", "list"]);
+            let mut names = names.lines().filter_map(|line| line.split(' ').next()).map(Some).chain([None]);
+            if names.all(is_done) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        panic!("some interface has no address of its own");
+    }
+
+    /// The drawings that were made.
+    fn drawings(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.machine.directory.path()).expect("readable").flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "svg")).collect()
+    }
+}
+
+/// What was evened out so far: hardware addresses, by their numbers in the page.
+#[derive(Default)]
+struct Known(BTreeMap<[u8; 6], u8>);
+
+impl Known {
+    fn even(&mut self, text: &str) -> String {
+        let mut out = String::new();
+        for line in text.lines() {
+            let line = if line.starts_with("round-trip") { "round-trip min/avg/max = 0.05/0.05/0.05 ms" } else { line };
+            let (body, last) = line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
+            let answered = ["STALE", "DELAY", "PROBE"].contains(&last);
+            let line = if answered { format!("{body} REACHABLE") } else { line.trim_end().to_owned() };
+            let line = match line.strip_prefix("icmp     1 ").and_then(|rest| rest.split_once(' ')) {
+                Some((_, rest)) => format!("icmp     1 29 {rest}"),
+                None => line,
+            };
+            let words: Vec<String> = line.split(' ').map(|word| self.word(word)).collect();
+            out += &words.join(" ");
+            out.push('\n');
+        }
+        out
+    }
+
+    fn word(&mut self, word: &str) -> String {
+        if let Some(mac) = mac(word) {
+            let [a, b, c, d, e, f] = self.number(mac);
+            return format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        }
+        let (address, length) = word.split_once('/').map_or((word, ""), |(address, length)| (address, length));
+        if let Some(mac) = address.parse().ok().and_then(|address| mac_of(&address)) {
+            let [a, b, c, d, e, f] = self.number(mac).map(u16::from);
+            let groups = [a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f];
+            let address = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, groups[0] ^ 0x0200, groups[1], groups[2], groups[3]);
+            return if length.is_empty() { address.to_string() } else { format!("{address}/{length}") };
+        }
+        match word.split_once('=') {
+            Some(("time", _)) => "time=0.05".into(),
+            Some(("id", _)) => "id=1".into(),
+            _ => word.to_owned(),
+        }
+    }
+
+    /// The hardware address that stands for one in the page.
+    fn number(&mut self, mac: [u8; 6]) -> [u8; 6] {
+        if mac[0] & 1 == 1 || mac == [0; 6] {
+            return mac;
+        }
+        let next = u8::try_from(self.0.len() + 1).expect("few");
+        [2, 0, 0, 0, 0, *self.0.entry(mac).or_insert(next)]
+    }
+}
+
+/// `02:00:00:00:00:01`.
+fn mac(word: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> =
+        word.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?).collect();
+    bytes?.try_into().ok()
+}
+
+/// The hardware address that a link-local address was made from (RFC 4291, appendix A).
+fn mac_of(address: &std::net::Ipv6Addr) -> Option<[u8; 6]> {
+    match address.octets() {
+        [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => Some([a ^ 2, b, c, d, e, f]),
+        _ => None,
+    }
+}
+
+/// A section with what its commands print now, and the drawings that they made.
+fn written(section: &str) -> (String, Vec<(String, String)>) {
+    let mut learner = Learner::new();
+    let mut out = String::new();
+    let mut in_block = false;
+    for line in section.split_inclusive('\n') {
+        in_block = match line.trim_end() {
+            "```console" => true,
+            "```" => false,
+            _ => in_block,
+        };
+        let command = line.strip_prefix("$ ").filter(|_| in_block);
+        // Old output goes.
+        if !in_block || command.is_some() || line.starts_with("```") {
+            out += line;
+        }
+        out.extend(command.map(|command| learner.run(command.trim_end())));
+    }
+    let name = |path: &PathBuf| path.file_name().expect("named").to_string_lossy().into_owned();
+    let drawings = learner.drawings();
+    let read = |path: &PathBuf| (name(path), std::fs::read_to_string(path).expect("readable"));
+    (out, drawings.iter().map(read).collect())
+}
+
+#[test]
+fn the_page_about_labs_shows_what_happens() {
+    if !privileged() {
+        return;
+    }
+    let page = std::fs::read_to_string(root().join("docs/lab.md")).expect("the page");
+    let starts: Vec<usize> = [0].into_iter().chain(page.match_indices("\n## ").map(|(at, _)| at + 1)).collect();
+    let ends = starts.iter().copied().skip(1).chain([page.len()]);
+    let sections: Vec<&str> = starts.iter().zip(ends).map(|(start, end)| &page[*start..end]).collect();
+    let done: Vec<(String, Vec<(String, String)>)> = std::thread::scope(|scope| {
+        let running: Vec<_> = sections.iter().map(|section| scope.spawn(|| written(section))).collect();
+        running.into_iter().map(|one| one.join().expect("no panic")).collect()
+    });
+    // `UPDATE_EXPECT=1 cargo test the_page_about_labs` writes it, and the drawings.
+    let text: String = done.iter().map(|(section, _)| section.as_str()).collect();
+    expect_test::expect_file!["../docs/lab.md"].assert_eq(&text);
+    let folder = root().join("docs/lab");
+    let mut drawn = Vec::new();
+    for (name, drawing) in done.iter().flat_map(|(_, drawings)| drawings) {
+        assert!(text.contains(&format!("](lab/{name})")), "the page shows {name}");
+        expect_test::expect_file![folder.join(name)].assert_eq(drawing);
+        drawn.push(name.clone());
+    }
+    for entry in std::fs::read_dir(&folder).expect("readable").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(drawn.contains(&name) || text.contains(&format!("docs/lab/{name}")), "{name} is nobody's");
+    }
+}
