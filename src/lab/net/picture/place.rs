@@ -75,7 +75,7 @@ pub(super) fn place(picture: &Picture) -> Drawing {
         if seen.get(first) != Some(&false) {
             continue;
         }
-        let columns = columns(first, &pairs, &mut seen);
+        let columns = columns(first, &pairs, &mut seen, |space, link| drawing.plug(space, link, picture));
         if columns.len() == 1 && !pairs.iter().any(|(ends, _)| ends.iter().all(|(space, _)| *space == first)) {
             alone.push(first);
         } else {
@@ -110,8 +110,14 @@ fn pairs(picture: &Picture) -> Vec<Pair> {
     pairs
 }
 
-/// The namespaces that wires lead to from one, by how many it takes; in a column those whose wires begin higher are first.
-fn columns(first: usize, pairs: &[Pair], seen: &mut [bool]) -> Vec<Vec<usize>> {
+/// The namespaces that wires lead to from one, by how many it takes; in a column those whose wires begin higher are first,
+/// so that few wires cross.
+fn columns(
+    first: usize,
+    pairs: &[Pair],
+    seen: &mut [bool],
+    height: impl Fn(usize, usize) -> Option<i32>,
+) -> Vec<Vec<usize>> {
     let mut columns: Vec<Vec<usize>> = Vec::new();
     let mut queue = VecDeque::from([(first, 0)]);
     let mut mark = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
@@ -121,10 +127,10 @@ fn columns(first: usize, pairs: &[Pair], seen: &mut [bool]) -> Vec<Vec<usize>> {
             Some(column) => column.push(space),
             None => columns.push(vec![space]),
         }
-        let mut ends: Vec<(usize, usize)> = Vec::new();
+        let mut ends: Vec<(Option<i32>, usize)> = Vec::new();
         for ([one, other], _) in pairs {
-            ends.extend((one.0 == space).then_some((one.1, other.0)));
-            ends.extend((other.0 == space).then_some((other.1, one.0)));
+            ends.extend((one.0 == space).then(|| (height(one.0, one.1), other.0)));
+            ends.extend((other.0 == space).then(|| (height(other.0, other.1), one.0)));
         }
         ends.sort_unstable();
         queue.extend(ends.into_iter().filter(|(_, there)| mark(*there)).map(|(_, there)| (there, column + 1)));
@@ -189,14 +195,18 @@ impl Drawing {
         heights.sum::<i32>() - GAP
     }
 
+    /// How far below the upper edge of its card a link has its plug.
+    fn plug(&self, space: usize, link: usize, picture: &Picture) -> Option<i32> {
+        let name = &picture.spaces.get(space)?.links.get(link)?.name;
+        self.cards.get(space)?.card.plugs.iter().find(|(plug, _)| plug == name).map(|(_, y)| *y)
+    }
+
     /// Adds a wire; an end is on the right side of its card, or on the left.
     fn wire(&mut self, ends: [((usize, usize), bool); 2], lane: Option<i32>, up: bool, picture: &Picture) {
         let place = |((space, link), right): ((usize, usize), bool)| {
-            let (placed, space) = (self.cards.get(space)?, picture.spaces.get(space)?);
-            let name = &space.links.get(link)?.name;
-            let (_, y) = placed.card.plugs.iter().find(|(plug, _)| plug == name)?;
+            let placed = self.cards.get(space)?;
             let x = if right { placed.x + placed.card.width } else { placed.x };
-            Some((x, placed.y + y))
+            Some((x, placed.y + self.plug(space, link, picture)?))
         };
         let [from, to] = ends.map(place);
         self.wires.extend(from.zip(to).map(|(from, to)| Wire { from, to, lane, up }));
