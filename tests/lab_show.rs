@@ -226,6 +226,28 @@ fn what_is_missing_is_marked_where_it_was() {
 }
 
 #[test]
+fn a_host_that_is_gone_is_missing_with_all_that_was_in_it() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.says("ip", &["netns", "add", "host"]);
+    let said = machine.run(PORTFWD, &["--netns", "host", "lab", "up", BRIDGE]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let picture = shown(&machine, &[]);
+    assert_eq!(picture["host"], "host");
+    assert_eq!(names(space(&picture, None)).len(), 5, "{picture}");
+    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the namespace it is shown from");
+    machine.says("ip", &["netns", "del", "host"]);
+    let picture = shown(&machine, &[]);
+    let host = space(&picture, None);
+    assert_eq!((&host["here"], names(host).len()), (&false.into(), 0), "{host}");
+    assert!(missing(host).contains(&"bridge `v-net-0` in the host"), "{host}");
+    assert_eq!(space(&picture, Some("red"))["here"], true);
+    assert!(machine.ok(&["show"]).starts_with("host: missing\n"));
+}
+
+#[test]
 fn containers_are_shown_with_their_networks_and_processes() {
     if !privileged() {
         return;
@@ -237,7 +259,8 @@ fn containers_are_shown_with_their_networks_and_processes() {
          [[container]]\nname = \"same\"\nnetwork = \"host\"\n",
     );
     machine.ok(&["up", &containers]);
-    machine.says("sh", &["-c", "ip netns exec web sleep 3599 >/dev/null 2>&1 & sleep 0.2"]);
+    // The first process of a process namespace of its own, and who waits for it outside.
+    machine.says("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
     let picture = shown(&machine, &[&containers]);
     let (host, web) = (space(&picture, None), space(&picture, Some("web")));
     assert_eq!((&host["containers"], &host["network"]), (&serde_json::json!(["same"]), &Value::Null));
@@ -247,9 +270,9 @@ fn containers_are_shown_with_their_networks_and_processes() {
         web["routes"][0],
         serde_json::json!({"to": "default", "kind": "unicast", "via": "172.17.0.1", "dev": "eth0", "src": null})
     );
-    let process = &web["processes"][0];
-    assert_eq!((&process["name"], &process["inside"]), (&"sleep".into(), &Value::Null));
-    machine.says("kill", &[&process["pid"].to_string()]);
+    let processes: Vec<_> = list(&web["processes"]).iter().map(|one| (&one["name"], one["inside"].as_u64())).collect();
+    assert_eq!(processes, [(&"unshare".into(), None), (&"sleep".into(), Some(1))]);
+    machine.says("kill", &["-9", &web["processes"][1]["pid"].to_string()]);
     let alone = space(&picture, Some("alone"));
     assert_eq!((&alone["network"], names(alone), list(&alone["routes"]).len()), (&"none".into(), vec!["lo"], 0));
     let text = machine.ok(&["show"]);
