@@ -23,7 +23,7 @@ impl Learner {
         }
         std::fs::create_dir(here.join("bin")).expect("made");
         let busybox = machine.says("sh", &["-c", "command -v busybox"]);
-        for (name, to) in [("portfwd", PORTFWD), ("ping", busybox.trim())] {
+        for (name, to) in [("portfwd", PORTFWD), ("ping", busybox.trim()), ("nc", busybox.trim())] {
             symlink(to, here.join("bin").join(name)).expect("linked");
         }
         // The state of rule sets is as much its own as /run is.
@@ -38,7 +38,7 @@ impl Learner {
         let script = format!("cd '{here}'; PATH=\"$PWD/bin:$PATH\"; exec 2>&1; {command}");
         let said = self.machine.run("sh", &["-c", &script]);
         // What a command of the page is to fail at, it says.
-        let failed = ["100% packet loss", "unreachable"].iter().any(|word| said.stdout.contains(word));
+        let failed = ["100% packet loss", "unreachable", "refused"].iter().any(|word| said.stdout.contains(word));
         assert!(said.code == 0 || failed, "{command}: {said:?}");
         self.known.even(&said.stdout)
     }
@@ -75,6 +75,14 @@ impl Learner {
     }
 }
 
+impl Drop for Learner {
+    /// Ends what still runs in namespaces, where the page did not come to that.
+    fn drop(&mut self) {
+        let words = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done";
+        drop(self.machine.run("sh", &["-c", words]));
+    }
+}
+
 /// What was evened out so far: hardware addresses, by their numbers in the page.
 #[derive(Default)]
 struct Known(BTreeMap<[u8; 6], u8>);
@@ -83,6 +91,9 @@ impl Known {
     fn even(&mut self, text: &str) -> String {
         let mut out = String::new();
         for line in text.lines() {
+            if line.starts_with("note: ended ") {
+                continue;
+            }
             let line = if line.starts_with("round-trip") { "round-trip min/avg/max = 0.05/0.05/0.05 ms" } else { line };
             let (body, last) = line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
             let answered = ["STALE", "DELAY", "PROBE"].contains(&last);
