@@ -22,9 +22,10 @@ impl Learner {
             symlink(to, here.join(name)).expect("linked");
         }
         std::fs::create_dir(here.join("bin")).expect("made");
+        symlink(PORTFWD, here.join("bin/portfwd")).expect("linked");
         let busybox = machine.says("sh", &["-c", "command -v busybox"]);
-        for (name, to) in [("portfwd", PORTFWD), ("ping", busybox.trim()), ("nc", busybox.trim())] {
-            symlink(to, here.join("bin").join(name)).expect("linked");
+        for name in ["ping", "nc", "arp", "sysctl"] {
+            symlink(busybox.trim(), here.join("bin").join(name)).expect("linked");
         }
         // The state of rule sets is as much its own as /run is.
         machine.says("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
