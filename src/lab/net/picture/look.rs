@@ -132,14 +132,19 @@ fn fill(space: &mut Space, inside: &Inside<'_>, all: &[Inside<'_>], here: &[&Ste
     Ok(())
 }
 
-/// The other namespaces by the numbers that this one has for them.
+/// The other namespaces by the numbers that this one has for them, as far as the ends of its pairs need them: in most
+/// there is one pair, and it leads to the host, which is asked for first.
 fn numbered<'a, 'b>(inside: &Inside<'_>, all: &'a [Inside<'b>]) -> io::Result<Vec<(i32, &'a Inside<'b>)>> {
+    let mut wanted: BTreeSet<i32> = inside.dump.links.iter().filter_map(|seen| seen.other_space).collect();
     let mut numbered = Vec::new();
-    if inside.dump.links.iter().all(|seen| seen.other_space.is_none()) {
-        return Ok(numbered);
-    }
     for other in all {
-        numbered.extend(dump::number(&inside.links, other.namespace)?.map(|number| (number, other)));
+        if wanted.is_empty() {
+            break;
+        }
+        if let Some(number) = dump::number(&inside.links, other.namespace)? {
+            wanted.remove(&number);
+            numbered.push((number, other));
+        }
     }
     Ok(numbered)
 }
