@@ -11,7 +11,7 @@ use crate::iptables::command::CommandError;
 use crate::iptables::compile::CompileError as ChainError;
 use crate::iptables::save::SaveError;
 use crate::lab::LabError;
-use crate::lab::net::NetError;
+use crate::lab::net::{NetError, OvsError};
 use crate::model::error::printable;
 use crate::netfilter::namespace::NamespaceError;
 use crate::netfilter::sysctl::{self, SysctlError};
@@ -333,7 +333,29 @@ fn of_lab(error: &LabError) -> (u8, String) {
     }
 }
 
+/// What rules and Open vSwitch have to say of their errors besides.
+fn of_part(error: &io::Error) -> Option<(u8, String)> {
+    let error = error.get_ref()?;
+    if let Some(error) = error.downcast_ref::<EngineError>() {
+        return Some(of_engine(error));
+    }
+    Some(match error.downcast_ref::<OvsError>()? {
+        OvsError::Command(CommandError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
+        OvsError::NoDatabase(_) | OvsError::NoDaemon(_) => {
+            let help = "start it, `systemctl start openvswitch-switch`, or say where it runs with OVS_RUNDIR";
+            (MISSING, help.into())
+        }
+        OvsError::Elsewhere(_) => (MISSING, "run where its daemon does".into()),
+        OvsError::Command(_) | OvsError::Refused(_) => return None,
+    })
+}
+
 fn of_net(error: &NetError) -> (u8, String) {
+    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Look(error) = error
+        && let Some(said) = of_part(error)
+    {
+        return said;
+    }
     match error {
         NetError::Step { left: None, .. } => (FAILED, "what was made before it was taken back".into()),
         NetError::Step { .. } | NetError::Undo(..) => {
@@ -353,7 +375,9 @@ fn of_net(error: &NetError) -> (u8, String) {
         NetError::NoNamespace(_) => {
             (FAILED, "`portfwd lab list` shows those that are; `ip netns exec` enters those of others".into())
         }
-        NetError::Unsupported(_) => (MISSING, "leave it out; nothing was changed".into()),
+        NetError::Conflict(_) => (CONFLICT, "publish other ports; nothing was changed".into()),
+        NetError::Rules(error) => of_engine(error),
+        NetError::NoProcess(_) => (FAILED, "`portfwd lab up` starts it again".into()),
         NetError::Busy => (BUSY, "try again when it has ended".into()),
         NetError::NotPermitted(_) => {
             let help = "run as root; `portfwd lab exec --file FILE NAME -- COMMAND` needs none";

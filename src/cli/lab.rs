@@ -10,7 +10,7 @@ use clap::Subcommand;
 
 use super::{Failure, Global, Output, STATE_DIR, add, json};
 use crate::config::source;
-use crate::lab::net::{self, Change, Journals, Lab, LabName, NetnsName, Standing, Step};
+use crate::lab::net::{self, Change, Journals, Lab, LabName, NetError, NetnsName, Standing, Step};
 
 /// Where labs are noted where nobody says so.
 const DIRECTORY: &str = "/run/portfwd/lab";
@@ -60,6 +60,9 @@ enum LabCommand {
     /// this command, with a host and a /run of its own: that needs no root where
     /// user namespaces are allowed, and leaves nothing behind.
     Exec(ExecArgs),
+    /// Be the process of a container
+    #[command(hide = true)]
+    Init(InitArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -93,6 +96,23 @@ struct ExecArgs {
     command: Vec<OsString>,
 }
 
+#[derive(Debug, clap::Args)]
+struct InitArgs {
+    /// What it is known by; only to be among the arguments
+    word: String,
+    /// The container
+    name: String,
+    /// It is on the host's network
+    #[arg(long)]
+    host: bool,
+    /// It has a process namespace of its own
+    #[arg(long)]
+    own: bool,
+    /// The command and its arguments
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
 #[derive(serde::Serialize)]
 struct Changed<'a> {
     version: u32,
@@ -123,7 +143,7 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     match &args.command {
         LabCommand::Up(args) => {
             let lab = load(&args.file)?;
-            let change = net::up(&lab, &journals, args.dry_run)?;
+            let change = net::up(&lab, &journals, args.dry_run).map_err(refused)?;
             show(&lab.name, &change, args.dry_run, global, output)
         }
         LabCommand::Down(args) => {
@@ -137,13 +157,15 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
             args.show(&picture, global, output)
         }
         LabCommand::List => list(&net::list(&journals)?, global, output),
-        LabCommand::Exec(args) => exec(args, journals, output),
+        LabCommand::Exec(args) => exec(args, journals, global, output),
+        LabCommand::Init(args) => init(args),
     }
 }
 
 fn journals(global: &Global) -> Journals {
     let elsewhere = global.state_dir != Path::new(STATE_DIR);
-    Journals::in_directory(if elsewhere { global.state_dir.join("lab") } else { DIRECTORY.into() })
+    let journals = Journals::in_directory(if elsewhere { global.state_dir.join("lab") } else { DIRECTORY.into() });
+    journals.with_rules(&global.state_dir, global.choice())
 }
 
 fn load(file: &Path) -> anyhow::Result<Lab> {
@@ -154,6 +176,14 @@ fn load(file: &Path) -> anyhow::Result<Lab> {
 /// The lab that is meant; the only one there is where nobody says which.
 fn chosen(name: Option<&str>, journals: &Journals) -> anyhow::Result<LabName> {
     name.map_or_else(|| only(journals), named)
+}
+
+/// Contradictions are shown like those of rule-set files.
+fn refused(error: NetError) -> anyhow::Error {
+    match error {
+        NetError::Conflict(problems) => Failure::Problems(problems).into(),
+        other => other.into(),
+    }
 }
 
 /// The lab that is meant by its name or by its file.
@@ -245,12 +275,19 @@ fn state(lab: &Standing) -> &'static str {
     if lab.missing.is_empty() { "up" } else { "partial" }
 }
 
-fn exec(args: &ExecArgs, journals: Journals, output: &mut Output<'_>) -> anyhow::Result<u8> {
+fn exec(args: &ExecArgs, journals: Journals, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let name: NetnsName = add::parse("NAME", &args.name, str::parse)?;
     let journals = match &args.file {
-        Some(file) => net::make_for_one_command(&load(file)?)?,
+        Some(file) => net::make_for_one_command(&load(file)?, global.choice()).map_err(refused)?,
         None => journals,
     };
     output.stdout.flush()?;
-    Err(net::exec(&name, &args.command, &journals).into())
+    Ok(net::exec(&name, &args.command, &journals)?)
+}
+
+fn init(args: &InitArgs) -> anyhow::Result<u8> {
+    let name = add::parse("NAME", &args.name, str::parse)?;
+    let container = net::Inside { name, host: args.host, own: args.own, command: args.command.clone() };
+    net::init(&container)?;
+    Ok(0)
 }

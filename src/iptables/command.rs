@@ -1,4 +1,5 @@
-//! The programs of iptables(8): the only place where a process is started, which may also be this program once more.
+//! The programs of iptables(8): the only place where a process is started, which may also be this program once more, or what
+//! a lab needs.
 //!
 //! They are found in fixed directories, never by `PATH`, run without a shell, and with an environment of our own: what
 //! `XTABLES_LIBDIR` and the like would have them load is the caller's word, and they run as root.
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -232,6 +233,38 @@ pub fn ourselves(arguments: impl IntoIterator<Item = OsString>) -> io::Result<Ch
     let mut command = Command::new("/proc/self/exe");
     command.arg0("portfwd").args(arguments).env_clear().current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+}
+
+/// Runs a program of the host's, found like those of iptables, and gives what it printed and how it ended. It holds `held`
+/// open until it has ended, whatever becomes of us meanwhile.
+///
+/// # Errors
+/// Where it is not installed, or cannot be run.
+pub fn ask(name: &str, arguments: &[&str], held: Stdio) -> Result<Output, CommandError> {
+    let program = find(&[name.to_owned()])?;
+    let output = command(&program).args(arguments).stdin(held).output();
+    output.map_err(|error| CommandError::Run(program, error))
+}
+
+/// Starts a user's program in the namespaces of this thread, found by a `PATH` of the usual directories, with nothing to read
+/// and nobody who reads it.
+///
+/// # Errors
+/// Where there is no such program, or it cannot be started.
+pub fn start(program: &OsString, arguments: &[OsString]) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().current_dir("/");
+    command.env("PATH", format!("/usr/local/bin:{}", DIRECTORIES.join(":")));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+/// Runs a user's program in the namespaces of this thread in our own place, as far as its input, output and environment go,
+/// and gives how it ended.
+///
+/// # Errors
+/// Where there is no such program, or it cannot be started.
+pub fn in_our_place(program: &OsString, arguments: &[OsString]) -> io::Result<ExitStatus> {
+    Command::new(program).args(arguments).status()
 }
 
 fn word(family: Family) -> &'static str {

@@ -8,12 +8,12 @@ use ipnetwork::IpNetwork;
 use super::description::{Bridge, Container, End};
 use crate::model::ParseError;
 
-/// The address of every container with the length of its subnet, and the bridge's address there; none where it is at no
-/// bridge of the file.
-pub(super) type Given = Result<Option<(IpNetwork, IpAddr)>, ParseError>;
+/// The addresses of a container, at most one a family, each with the length of its subnet, and the bridge's address there;
+/// none where it is at no bridge of the file.
+pub(super) type Given = Result<Vec<(IpNetwork, IpAddr)>, ParseError>;
 
-/// Gives every container its address: what it says, or the next of the bridge's first subnet that nothing else in the file
-/// has.
+/// Gives every container its addresses: what it says, and of every other family of the bridge the next of its first subnet
+/// that nothing else in the file has.
 pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Container]) -> Vec<Given> {
     let of_bridges = bridges.iter().flat_map(|bridge| &bridge.addresses);
     let of_ends = ends.iter().flat_map(|end| &end.addresses);
@@ -22,38 +22,57 @@ pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Con
     let reserved: BTreeSet<IpAddr> = said.into_iter().collect();
     let mut give = |container: &Container| {
         let is_its = |bridge: &&Bridge| bridge.namespace.is_none() && Some(&bridge.name) == container.bridge.as_ref();
-        let Some(bridge) = bridges.iter().find(is_its) else { return Ok(None) };
-        let holds = |subnet: &&IpNetwork| container.address.is_none_or(|address| subnet.contains(address));
-        let Some(subnet) = bridge.addresses.iter().find(holds) else {
-            return match container.address {
-                Some(address) => Err(ParseError::new(
-                    format!("`{address}` is in no subnet of `{}`", bridge.name),
-                    "write an address of the bridge's subnet, or leave it out for the next free one",
-                )),
-                None => Err(ParseError::new(
-                    format!("`{}` has no address, so there is none for `{}`", bridge.name, container.name),
-                    "give the bridge one, `address = [\"172.17.0.1/16\"]`",
-                )),
-            };
-        };
-        let address = match container.address {
-            Some(address) if !taken.insert(address) => {
-                let help = "write another one, or leave it out for the next free one";
-                return Err(ParseError::new(format!("`{address}` is given twice"), help));
-            }
-            Some(address) => address,
-            None => {
-                free(*subnet, |address| taken.contains(&address) || reserved.contains(&address)).ok_or_else(|| {
-                    let what = format!("no address is free in the subnet of `{}`", bridge.name);
-                    ParseError::new(what, "give the bridge an address of a larger subnet")
-                })?
-            }
-        };
-        taken.insert(address);
-        let given = IpNetwork::new(address, subnet.prefix());
-        Ok(given.ok().map(|given| (given, subnet.ip())))
+        let Some(bridge) = bridges.iter().find(is_its) else { return Ok(Vec::new()) };
+        subnets(bridge, container)?.into_iter().map(|subnet| one(*subnet, bridge, container, &mut taken, &reserved)).collect()
     };
     containers.iter().map(&mut give).collect()
+}
+
+/// The subnets of a bridge that a container has an address in: the first of each family, or that of the address it says.
+fn subnets<'a>(bridge: &'a Bridge, container: &Container) -> Result<Vec<&'a IpNetwork>, ParseError> {
+    if let Some(address) = container.address
+        && !bridge.addresses.iter().any(|subnet| subnet.contains(address))
+    {
+        return Err(ParseError::new(
+            format!("`{address}` is in no subnet of `{}`", bridge.name),
+            "write an address of the bridge's subnet, or leave it out for the next free one",
+        ));
+    }
+    if bridge.addresses.is_empty() {
+        return Err(ParseError::new(
+            format!("`{}` has no address, so there is none for `{}`", bridge.name, container.name),
+            "give the bridge one, `address = [\"172.17.0.1/16\"]`",
+        ));
+    }
+    let of = |v4: bool| {
+        let said = container.address.filter(|address| address.is_ipv4() == v4);
+        let holds = |subnet: &&IpNetwork| said.is_none_or(|address| subnet.contains(address));
+        bridge.addresses.iter().filter(|subnet| subnet.is_ipv4() == v4).find(holds)
+    };
+    Ok([of(true), of(false)].into_iter().flatten().collect())
+}
+
+fn one(
+    subnet: IpNetwork,
+    bridge: &Bridge,
+    container: &Container,
+    taken: &mut BTreeSet<IpAddr>,
+    reserved: &BTreeSet<IpAddr>,
+) -> Result<(IpNetwork, IpAddr), ParseError> {
+    let full = || {
+        let what = format!("no address is free in the subnet of `{}`", bridge.name);
+        ParseError::new(what, "give the bridge an address of a larger subnet")
+    };
+    let address = match container.address.filter(|address| address.is_ipv4() == subnet.is_ipv4()) {
+        Some(address) if taken.contains(&address) => {
+            let help = "write another one, or leave it out for the next free one";
+            return Err(ParseError::new(format!("`{address}` is given twice"), help));
+        }
+        Some(address) => address,
+        None => free(subnet, |address| taken.contains(&address) || reserved.contains(&address)).ok_or_else(full)?,
+    };
+    taken.insert(address);
+    Ok((IpNetwork::new(address, subnet.prefix()).map_err(|_| full())?, subnet.ip()))
 }
 
 /// The lowest address of a subnet that a host can have and that is not taken.

@@ -1,10 +1,13 @@
 //! How the parts of a lab go together: names that are used twice, or that nothing has.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::ops::Range;
 
+use ipnetwork::IpNetwork;
+
 use super::address;
-use super::description::Attachment;
+use super::description::{Attachment, Container, Kind};
 use super::name::NetnsName;
 use super::read::Parts;
 use crate::config::reader::Reader;
@@ -17,6 +20,7 @@ type Link<'a> = (Option<&'a NetnsName>, &'a IfName);
 pub(super) fn check(reader: &mut Reader, parts: &Parts) {
     namespaces(reader, parts);
     links(reader, parts);
+    bridges(reader, parts);
     ports(reader, parts);
     routes(reader, parts);
     containers(reader, parts);
@@ -71,6 +75,19 @@ fn links(reader: &mut Reader, parts: &Parts) {
     }
 }
 
+fn bridges(reader: &mut Reader, parts: &Parts) {
+    for (bridge, span) in &parts.bridges {
+        if bridge.kind == Kind::Ovs && bridge.namespace.is_some() {
+            let help = "leave `namespace` out, or write `kind = \"linux\"`";
+            reader.problem(span.clone(), "a bridge of Open vSwitch is in the host, where its daemon is", help);
+        }
+        if bridge.masquerade && bridge.network().is_none() {
+            let help = "give it an `address` and no `namespace`, or leave `masquerade` out";
+            reader.problem(span.clone(), "only a bridge of the host with an address is masqueraded", help);
+        }
+    }
+}
+
 fn ports(reader: &mut Reader, parts: &Parts) {
     for (end, span) in parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans)) {
         let Some(name) = &end.bridge else { continue };
@@ -107,9 +124,21 @@ fn containers(reader: &mut Reader, parts: &Parts) {
         }
     }
     let given = address::of_containers(&bridges, &ends, &all);
-    for ((_, span), given) in parts.containers.iter().zip(given) {
-        if let Err(error) = given {
-            reader.wrong(span.clone(), &error);
+    for ((container, span), given) in parts.containers.iter().zip(given) {
+        match given {
+            Err(error) => reader.wrong(span.clone(), &error),
+            Ok(given) => published(reader, container, span, &given),
+        }
+    }
+}
+
+/// Ports are published at an address of the host that the container has one of the same family for.
+fn published(reader: &mut Reader, container: &Container, span: &Range<usize>, given: &[(IpNetwork, IpAddr)]) {
+    for publish in &container.publish {
+        let Some(listen) = publish.listen.address else { continue };
+        if !given.is_empty() && !given.iter().any(|(address, _)| address.is_ipv4() == listen.is_ipv4()) {
+            let what = format!("`{publish}` cannot lead to `{}`, which has no address like that", container.name);
+            reader.problem(span.clone(), what, "give the bridge an address of the same family");
         }
     }
 }

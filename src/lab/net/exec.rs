@@ -4,31 +4,37 @@ use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::execvp;
 
 use super::description::Lab;
+use super::init::private_mounts;
 use super::journal::Journals;
+use super::list::{self, Room};
 use super::name::NetnsName;
-use super::{NetError, list, up};
+use super::{NetError, up};
+use crate::engine::Choice;
+use crate::iptables::command;
 use crate::lab::netns::gain_privileges;
-use crate::lab::{LabError, Links, Netns};
+use crate::lab::{LabError, Links};
 
 /// What a namespace has of its own in /etc, as ip-netns(8) has it.
 const ETC: &str = "/etc/netns";
 
 /// Makes a lab for the time of one command: in network, mount and, without root, user namespaces of its own, with a /run of
-/// its own. All of it is gone when the last process in it has ended. The lab's host is a namespace that has nothing else.
+/// its own, where the state of its rules is too. All of it is gone when the last process in it has ended; those of containers
+/// end when this one and all that it starts have. The lab's host is a namespace that has nothing else.
 ///
 /// Must be called before any thread is started.
 ///
 /// # Errors
 /// Where namespaces may not be made, or the lab cannot be.
-pub fn make_for_one_command(lab: &Lab) -> Result<Journals, NetError> {
+pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
     gain_privileges()?;
     let alone = || -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
@@ -39,41 +45,60 @@ pub fn make_for_one_command(lab: &Lab) -> Result<Journals, NetError> {
     };
     alone().map_err(|error| LabError::Io("making namespaces for one command", error))?;
     Links::open()?.up("lo")?;
-    let journals = Journals::in_directory("/run/portfwd/lab");
-    up::up(lab, &journals, false)?;
+    let journals = Journals::in_directory("/run/portfwd/lab").with_rules("/run/portfwd/state", choice);
+    up::up_bound(lab, &journals)?;
     Ok(journals)
 }
 
-/// Becomes a command in a namespace of a lab, with `/sys` of that namespace and with what /etc/netns has for it. Comes back
-/// only with an error.
-pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> NetError {
-    let namespace = match list::namespace(name, journals) {
-        Ok(namespace) => namespace,
-        Err(error) => return error,
+/// Runs a command in a namespace of a lab, with `/sys` of that namespace and with what /etc/netns has for it: in our place, so
+/// that this comes back only with an error; in a process namespace as a child, whose exit code it gives.
+///
+/// # Errors
+/// Where there is no such namespace, it cannot be entered, or the command not be run.
+pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Result<u8, NetError> {
+    let room = list::room(name, journals)?;
+    enter(name, &room).map_err(|error| super::permitted(error, |error| NetError::Enter(name.clone(), error)))?;
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(NetError::Command(String::new(), io::ErrorKind::InvalidInput.into()));
     };
-    if let Err(error) = enter(name, &namespace) {
-        return super::permitted(error, |error| NetError::Enter(name.clone(), error));
+    let failed = |error| NetError::Command(program.to_string_lossy().into_owned(), error);
+    if room.first.is_some() {
+        // Only a child of ours is in it.
+        let status = command::in_our_place(program, arguments).map_err(failed)?;
+        // As shells say it.
+        let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+        return Ok(u8::try_from(code).unwrap_or(1));
     }
     let words: Result<Vec<CString>, _> =
         command.iter().map(|word| CString::new(word.clone().into_vec()).map_err(io::Error::other)).collect();
-    let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     let run = words.and_then(|words| match words.first() {
         Some(first) => execvp(first, &words).map_err(io::Error::from),
         None => Err(io::ErrorKind::InvalidInput.into()),
     });
     match run {
         Ok(never) => match never {},
-        Err(error) => NetError::Command(program, error),
+        Err(error) => Err(failed(error)),
     }
 }
 
-/// Moves the calling thread into a namespace as `ip netns exec` does.
-fn enter(name: &NetnsName, namespace: &Netns) -> io::Result<()> {
-    namespace.enter()?;
-    unshare(CloneFlags::CLONE_NEWNS)?;
+/// Moves the calling thread to where a command is to be run.
+fn enter(name: &NetnsName, room: &Room) -> io::Result<()> {
+    if let Some(first) = &room.first {
+        let here = std::env::current_dir();
+        // A mount namespace is entered with a root and a directory that no other thread has.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(first, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+        // Where it is not there, the root is as good as any.
+        return here.and_then(std::env::set_current_dir).or_else(|_| std::env::set_current_dir("/"));
+    }
+    room.network.enter()?;
+    if room.host { Ok(()) } else { surroundings(name) }
+}
+
+/// Gives the calling thread mounts of its own that fit the network namespace it is in, as `ip netns exec` does.
+pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
+    private_mounts()?;
     let none = None::<&str>;
-    // What is mounted here from now on is seen by nobody else; what others mount is still seen here.
-    mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
     let read_only = statvfs("/sys").is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY));
     let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     // Where parts of /sys are hidden from a user namespace, the kernel does not let it be mounted anew

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::process::Child;
 
-use super::journal::{Entry, Mark};
+use super::apply::Keeper;
+use super::journal::{Entry, Journals, Mark};
 use super::links::{Found, Mac};
 use super::name::NetnsName;
 use super::named::{self, Named, NamespaceMark};
+use super::ovs::{OvsError, OvsMark, Switch};
 use super::plain;
 use super::plan::{Site, Step};
+use super::process::{self, Process, ProcessMark};
+use super::rules::Rules;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
 
@@ -19,6 +24,8 @@ use crate::model::IfName;
 pub(super) enum Presence {
     /// What it makes, and we made it.
     Here,
+    /// What we made, but not all of it, or not as it should be.
+    Part,
     /// Nothing.
     Absent,
     /// Something else of its name.
@@ -32,6 +39,15 @@ pub(super) struct Ground {
     /// Those that have been seen or made.
     spaces: BTreeMap<NetnsName, Netns>,
     links: BTreeMap<Site, Links>,
+    keeper: Keeper,
+    /// The lock of all labs, where it is held.
+    turn: Option<File>,
+    /// Processes that were started and wait to be let go.
+    waiting: BTreeMap<NetnsName, Child>,
+    /// The bridges of Open vSwitch that have been seen or are to be made.
+    switches: BTreeMap<IfName, OvsMark>,
+    /// Whether the processes that are made end with us.
+    bound: bool,
 }
 
 fn missing(what: &str) -> io::Error {
@@ -39,15 +55,41 @@ fn missing(what: &str) -> io::Error {
 }
 
 /// A random word.
-pub(super) fn random<const N: usize>() -> io::Result<[u8; N]> {
+fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
+/// The same as text.
+fn word() -> io::Result<String> {
+    Ok(random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 impl Ground {
-    pub fn new(host: Option<Netns>) -> Self {
-        Self { host, spaces: BTreeMap::new(), links: BTreeMap::new() }
+    /// `journals` know where rules are kept.
+    pub fn new(host: Option<Netns>, journals: &Journals) -> Self {
+        Self {
+            host,
+            spaces: BTreeMap::new(),
+            links: BTreeMap::new(),
+            keeper: journals.keeper().clone(),
+            turn: None,
+            waiting: BTreeMap::new(),
+            switches: BTreeMap::new(),
+            bound: false,
+        }
+    }
+
+    /// Has programs that are run hold the lock of all labs, so that the next one waits for them too.
+    pub fn hold(mut self, turn: &File) -> io::Result<Self> {
+        self.turn = Some(turn.try_clone()?);
+        Ok(self)
+    }
+
+    /// Has the processes that are made end with us.
+    pub fn bound(self, bound: bool) -> Self {
+        Self { bound, ..self }
     }
 
     /// Chooses the mark of what a step is to make. A namespace is made here, still without a name: killed before it has one,
@@ -56,18 +98,50 @@ impl Ground {
         let mac = || random().map(Mac::new);
         Ok(match step {
             Step::Namespace(name) => {
-                let word = random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect();
                 let namespace = Netns::new().map_err(plain)?;
                 let lo: Result<(), LabError> = namespace.run(|| Links::open()?.up("lo")).map_err(plain)?;
                 lo.map_err(plain)?;
-                let mark = NamespaceMark::new(&namespace, word)?;
+                let mark = NamespaceMark::new(&namespace, word()?)?;
                 self.spaces.insert(name.clone(), namespace);
                 Mark::Namespace(mark)
             }
             Step::Bridge(..) => Mark::Links(vec![mac()?]),
             Step::Veth(_) => Mark::Links(vec![mac()?, mac()?]),
+            Step::OvsBridge(name) => {
+                let mark = OvsMark::new(word()?, mac()?);
+                self.switch(&mark).answers()?;
+                self.switches.insert(name.clone(), mark.clone());
+                Mark::Ovs(mark)
+            }
+            Step::Rules(_) => Mark::Rules(word()?),
+            Step::Process(process) => Mark::Process(self.start(process)?),
             _ => Mark::None,
         })
+    }
+
+    /// Starts a container's process, which waits: killed before it is let go, it goes with us.
+    fn start(&mut self, process: &Process) -> io::Result<ProcessMark> {
+        let word = word()?;
+        let site = Site((!process.host).then(|| process.name.clone()));
+        let network = self.space(&site).ok_or_else(|| missing(&site.to_string()))?;
+        let child = process.start(network, &word)?;
+        let mark = ProcessMark::of(&child, word)?;
+        self.waiting.insert(process.name.clone(), child);
+        Ok(mark)
+    }
+
+    fn switch<'a>(&'a self, mark: &'a OvsMark) -> Switch<'a> {
+        Switch { database: mark.database(), held: self.turn.as_ref() }
+    }
+
+    /// The database of a bridge that has been seen or is to be made.
+    fn switch_of(&self, bridge: &IfName) -> io::Result<Switch<'_>> {
+        self.switches.get(bridge).map(|mark| self.switch(mark)).ok_or_else(|| missing(&format!("`{bridge}`")))
+    }
+
+    /// Does something about rules in the host; nothing where that is gone.
+    pub fn rules<T: Send>(&self, job: impl FnOnce(&Keeper) -> T + Send) -> io::Result<Option<T>> {
+        self.host.as_ref().map(|host| host.run(|| job(&self.keeper)).map_err(plain)).transpose()
     }
 
     /// A namespace that has been seen or made.
@@ -127,6 +201,20 @@ impl Ground {
             (Step::Bridge(site, name), Mark::Links(macs)) => self.of_links(&[(site.clone(), name.clone())], macs)?,
             (Step::Veth(ends), Mark::Links(macs)) => self.of_links(ends, macs)?,
             (Step::Forward(name), _) => is(self.forwards(name)?),
+            (Step::Host(_), _) => is(self.host.is_some()),
+            (Step::OvsBridge(name), Mark::Ovs(mark)) => {
+                self.switches.insert(name.clone(), mark.clone());
+                self.of_switch(name, mark)?
+            }
+            (Step::OvsPort(port, bridge), _) => match self.switches.get(bridge) {
+                Some(mark) => is(self.switch(mark).has_port(bridge, port)?),
+                None => Presence::Absent,
+            },
+            (Step::Rules(rules), Mark::Rules(word)) => {
+                let presence = self.rules(|keeper| keeper.presence(rules, word))?;
+                presence.unwrap_or(Ok(Presence::Absent)).map_err(io::Error::other)?
+            }
+            (Step::Process(_), Mark::Process(mark)) => is(mark.find()?.is_some()),
             (Step::Join(site, port, bridge), _) => {
                 let bridge = self.find(site, bridge)?.map(|found| found.index);
                 is(self.find(site, port)?.is_some_and(|port| bridge.is_some() && port.controller == bridge))
@@ -147,7 +235,8 @@ impl Ground {
                 }
             }
             // A mark of another kind: not what we wrote.
-            (Step::Namespace(_) | Step::Bridge(..) | Step::Veth(_), _) => Presence::Absent,
+            (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _) => Presence::Absent,
+            (Step::Rules(_) | Step::Process(_), _) => Presence::Absent,
         })
     }
 
@@ -164,8 +253,8 @@ impl Ground {
         Ok(match ours {
             0 => Presence::Absent,
             _ if ours == links.len() => Presence::Here,
-            // One end was moved or renamed.
-            _ => Presence::Foreign,
+            // One end was moved or renamed, or is where nobody finds it.
+            _ => Presence::Part,
         })
     }
 
@@ -188,6 +277,20 @@ impl Ground {
                 let links = self.links.get(here).ok_or_else(|| missing(&here.to_string()))?;
                 links.add_veth((name, mac), (peer, peer_mac), there)
             }
+            (Step::Host(_), _) => Ok(()),
+            (Step::OvsBridge(name), Mark::Ovs(mark)) => {
+                self.switch(mark).add(name, mark)?;
+                match self.find(&Site::HOST, name)? {
+                    Some(found) if found.has(mark.mac()) => Ok(()),
+                    _ => Err(OvsError::Elsewhere(name.clone()).into()),
+                }
+            }
+            (Step::OvsPort(port, bridge), _) => Ok(self.switch_of(bridge)?.add_port(bridge, port)?),
+            (Step::Rules(rules), Mark::Rules(word)) => self.make_rules(rules, word),
+            (Step::Process(process), Mark::Process(_)) => {
+                let child = self.waiting.remove(&process.name).ok_or_else(|| missing("our process"))?;
+                process::go(child, self.bound)
+            }
             (Step::Forward(name), _) => self.forward(name, true),
             (Step::Join(site, port, bridge), _) => {
                 let (port, bridge) = (self.index(site, port)?, self.index(site, bridge)?);
@@ -205,7 +308,9 @@ impl Ground {
                 let dev = self.device(site, dev.as_ref())?;
                 self.links_of(site)?.add_route(*to, *via, dev)
             }
-            (Step::Namespace(_) | Step::Bridge(..) | Step::Veth(_), _) => Err(io::ErrorKind::InvalidData.into()),
+            // A mark of another kind: not what we wrote.
+            (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _)
+            | (Step::Rules(_) | Step::Process(_), _) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -220,10 +325,25 @@ impl Ground {
             }
             (Step::Bridge(site, name), Mark::Links(macs)) => self.remove(&[(site.clone(), name.clone())], macs),
             (Step::Veth(ends), Mark::Links(macs)) => self.remove(ends, macs),
+            (Step::OvsBridge(name), Mark::Ovs(mark)) => Ok(self.switch(mark).remove(name, mark)?),
+            (Step::Rules(rules), Mark::Rules(word)) => {
+                let gone = self.rules(|keeper| keeper.take_back(rules, word))?;
+                gone.unwrap_or(Ok(false)).map_err(io::Error::other)
+            }
+            (Step::Process(process), Mark::Process(mark)) => {
+                let was_there = process.end(mark);
+                // Where it is our own child, nobody else asks how it ended.
+                self.waiting.remove(&process.name).map(|mut child| child.wait()).transpose()?;
+                was_there
+            }
             // A link that is to stay stays up.
-            (Step::Up(..), _) => Ok(false),
+            (Step::Up(..) | Step::Host(_), _) => Ok(false),
             _ if self.presence(entry)? != Presence::Here => Ok(false),
             (Step::Forward(name), _) => self.forward(name, false).map(|()| true),
+            (Step::OvsPort(port, bridge), _) => {
+                self.switch_of(bridge)?.remove_port(bridge, port)?;
+                Ok(true)
+            }
             (Step::Join(site, port, _), _) => {
                 let port = self.index(site, port)?;
                 self.links_of(site)?.control(port, 0).map(|()| true)
@@ -249,6 +369,14 @@ impl Ground {
             was_there = true;
         }
         Ok(was_there)
+    }
+
+    fn of_switch(&self, name: &IfName, mark: &OvsMark) -> io::Result<Presence> {
+        Ok(self.switch(mark).presence(name, mark)?)
+    }
+
+    fn make_rules(&self, rules: &Rules, word: &str) -> io::Result<()> {
+        self.rules(|keeper| keeper.make(rules, word))?.unwrap_or_else(|| Err(missing("the host")))
     }
 
     /// Whether a namespace forwards packets, IPv4 and IPv6.

@@ -13,9 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::links::Mac;
 use super::name::LabName;
+use super::apply::Keeper;
 use super::named::NamespaceMark;
+use super::ovs::OvsMark;
 use super::plan::Step;
+use super::process::ProcessMark;
 use super::{NetError, host};
+use crate::engine::Choice;
 use crate::store::{Lock, StateError, turn};
 
 /// The version of these files.
@@ -34,6 +38,12 @@ pub enum Mark {
     Namespace(NamespaceMark),
     /// Links: the hardware addresses that they were made with.
     Links(Vec<Mac>),
+    /// A bridge of Open vSwitch.
+    Ovs(OvsMark),
+    /// A rule set: the random word that the state has for where it comes from.
+    Rules(String),
+    /// A process.
+    Process(ProcessMark),
 }
 
 /// A step, and the mark of what it makes.
@@ -80,12 +90,28 @@ fn boot() -> io::Result<String> {
 
 /// The directory of all journals.
 #[derive(Debug, Clone)]
-pub struct Journals(PathBuf);
+pub struct Journals {
+    directory: PathBuf,
+    keeper: Keeper,
+}
 
 impl Journals {
     /// Those of a directory, which need not be there.
+    /// The state of the rules that they are about is in a folder of it.
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
-        Self(directory.into())
+        let directory = directory.into();
+        let keeper = Keeper { directory: directory.join("rules"), choice: Choice::Auto };
+        Self { directory, keeper }
+    }
+
+    /// The same, with the state of the rules elsewhere, as of `--state-dir`, and a backend.
+    pub fn with_rules(self, directory: impl Into<PathBuf>, choice: Choice) -> Self {
+        Self { keeper: Keeper { directory: directory.into(), choice }, ..self }
+    }
+
+    /// Where the rules are kept that labs make.
+    pub(super) fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// Waits for its turn to change labs.
@@ -93,17 +119,17 @@ impl Journals {
     /// # Errors
     /// [`NetError::Busy`] where another one works too long; [`NetError::Journal`] where the directory cannot be made.
     pub(super) fn lock(&self) -> Result<Lock, NetError> {
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.0);
-        made.map_err(|error| NetError::Journal(self.0.clone(), error))?;
-        turn(&self.0.join("lab"), WAIT).map_err(|error| match error {
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
+        made.map_err(|error| NetError::Journal(self.directory.clone(), error))?;
+        turn(&self.directory.join("lab"), WAIT).map_err(|error| match error {
             StateError::Busy(_) => NetError::Busy,
             StateError::Io(path, error) => NetError::Journal(path, error),
-            other => NetError::Journal(self.0.clone(), io::Error::other(other)),
+            other => NetError::Journal(self.directory.clone(), io::Error::other(other)),
         })
     }
 
     fn path(&self, name: &LabName) -> PathBuf {
-        self.0.join(format!("{name}.json"))
+        self.directory.join(format!("{name}.json"))
     }
 
     /// What a lab made; none where there is no such lab since this boot.
@@ -129,13 +155,13 @@ impl Journals {
         let path = self.path(&journal.name);
         let failed = |error| NetError::Journal(path.clone(), error);
         let text = serde_json::to_string(journal).map_err(|error| failed(error.into()))?;
-        let new = self.0.join(format!("{}.new", journal.name));
+        let new = self.directory.join(format!("{}.new", journal.name));
         fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(failed)
     }
 
     /// Forgets a lab.
     pub(super) fn remove(&self, name: &LabName) -> Result<(), NetError> {
-        for path in [self.path(name), self.0.join(format!("{name}.new"))] {
+        for path in [self.path(name), self.directory.join(format!("{name}.new"))] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(NetError::Journal(path, error)),
                 _ => {}
@@ -146,8 +172,8 @@ impl Journals {
 
     /// All labs, by name.
     pub(super) fn all(&self) -> Result<Vec<Journal>, NetError> {
-        let failed = |error| NetError::Journal(self.0.clone(), error);
-        let files = match fs::read_dir(&self.0) {
+        let failed = |error| NetError::Journal(self.directory.clone(), error);
+        let files = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed)?,
         };

@@ -1,6 +1,7 @@
 //! What a standing network asks of rtnetlink besides what every lab does: links with a hardware address that is chosen
 //! beforehand, what is there, and its removal.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -24,6 +25,13 @@ const OUR_ROUTES: u8 = 112;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mac([u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
 
 impl Mac {
     /// Makes one of random bytes.

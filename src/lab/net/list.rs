@@ -1,8 +1,7 @@
 //! Which labs there are, and what is there of them.
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 
-use super::description::{Attachment, Container};
 use super::ground::{Ground, Presence};
 use super::host;
 use super::journal::{Journal, Journals, Mark};
@@ -33,11 +32,11 @@ pub struct Standing {
 /// # Errors
 /// Where a journal cannot be read, or the kernel not be asked.
 pub fn list(journals: &Journals) -> Result<Vec<Standing>, NetError> {
-    journals.all()?.into_iter().map(standing).collect()
+    journals.all()?.into_iter().map(|journal| standing(journals, journal)).collect()
 }
 
-fn standing(journal: Journal) -> Result<Standing, NetError> {
-    let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?);
+fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError> {
+    let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?, journals);
     let mut missing = Vec::new();
     for entry in &journal.entries {
         if ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? != Presence::Here {
@@ -52,33 +51,47 @@ fn standing(journal: Journal) -> Result<Standing, NetError> {
     Ok(Standing { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
 }
 
-/// Whether a lab has a container of this name that is in the host's own network.
-fn is_in_host(name: &NetnsName, journal: &Journal) -> bool {
-    let source = Arc::new(Source { path: format!("{}.toml", journal.name).into(), text: journal.description.clone() });
-    let is_it = |container: &Container| container.name == *name && container.network == Attachment::Host;
-    read(&source).is_ok_and(|lab| lab.containers.iter().any(is_it))
+/// Where a command is run.
+pub(super) struct Room {
+    /// The network namespace.
+    pub network: Netns,
+    /// Whether that is the host's.
+    pub host: bool,
+    /// The first process of a process namespace of its own.
+    pub first: Option<OwnedFd>,
 }
 
-/// The namespace of a name that a lab made; the host's for a container that is in it.
+/// The namespaces of a name that a lab made.
 ///
 /// # Errors
-/// [`NetError::NoNamespace`] where no lab has made one, or it is gone.
-pub fn namespace(name: &NetnsName, journals: &Journals) -> Result<Netns, NetError> {
-    let all = journals.all()?;
-    let entries = all.iter().flat_map(|journal| &journal.entries);
-    let marks = entries.filter_map(|entry| match (&entry.step, &entry.mark) {
+/// [`NetError::NoNamespace`] where no lab has made one, or it is gone; [`NetError::NoProcess`] where it should have
+/// processes of its own, and has none.
+pub(super) fn room(name: &NetnsName, journals: &Journals) -> Result<Room, NetError> {
+    for journal in journals.all()? {
+        let host = journal.entries.iter().any(|entry| entry.step == Step::Host(name.clone()));
+        let network = if host { journal.host.find().map_err(NetError::Look)? } else { namespace(name, &journal)? };
+        let Some(network) = network else { continue };
+        let first = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
+            (Step::Process(process), Mark::Process(mark)) if process.name == *name && process.own => Some(mark),
+            _ => None,
+        });
+        let first = first.map(|mark| mark.find().map_err(NetError::Look)).transpose()?;
+        return match first {
+            Some(None) => Err(NetError::NoProcess(name.clone())),
+            first => Ok(Room { network, host, first: first.flatten() }),
+        };
+    }
+    Err(NetError::NoNamespace(name.clone()))
+}
+
+fn namespace(name: &NetnsName, journal: &Journal) -> Result<Option<Netns>, NetError> {
+    let mark = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
         (Step::Namespace(found), Mark::Namespace(mark)) if found == name => Some(mark),
         _ => None,
     });
-    for mark in marks {
-        if let Named::Ours(namespace) = named::look(name, mark).map_err(|error| permitted(error, NetError::Look))? {
-            return Ok(namespace);
-        }
+    let Some(mark) = mark else { return Ok(None) };
+    match named::look(name, mark).map_err(|error| permitted(error, NetError::Look))? {
+        Named::Ours(namespace) => Ok(Some(namespace)),
+        _ => Ok(None),
     }
-    for journal in all.iter().filter(|journal| is_in_host(name, journal)) {
-        if let Some(host) = journal.host.find().map_err(NetError::Look)? {
-            return Ok(host);
-        }
-    }
-    Err(NetError::NoNamespace(name.clone()))
 }

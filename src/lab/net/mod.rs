@@ -7,23 +7,29 @@
 //! ```
 //! What is made is told from what others made by marks that the kernel holds and that are chosen and written down before
 //! anything is made: a link has a random hardware address from its first moment on, a namespace is known by the kernel's
-//! cookie of it, the file that its name is mounted on has a random word in it, a route has a protocol of its own. So whatever
-//! ends the process, `down` removes what is there and ours, and nothing else.
+//! cookie of it, the file that its name is mounted on has a random word in it, a route has a protocol of its own, a process is
+//! known by when it was started and waits until that is written down, a rule set and a bridge of Open vSwitch have a random
+//! word. So whatever ends the process, `down` removes what is there and ours, and nothing else.
 
 mod address;
+mod apply;
 mod check;
 pub mod description;
 mod exec;
 mod ground;
 pub mod host;
+mod init;
 mod journal;
 mod links;
 mod list;
 mod name;
 mod named;
+mod ovs;
 pub mod picture;
 pub mod plan;
+mod process;
 mod read;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod up;
@@ -32,13 +38,19 @@ use std::io;
 use std::path::PathBuf;
 
 use super::LabError;
+use crate::config::Problem;
+use crate::engine::EngineError;
 pub use description::Lab;
 pub use exec::{exec, make_for_one_command};
+pub use init::{Container as Inside, init};
 pub use journal::Journals;
 pub use list::{Standing, list};
 pub use name::{LabName, NetnsName};
+pub use ovs::OvsError;
 pub use plan::{Site, Step};
+pub use process::Process;
 pub use read::read;
+pub use rules::{Published, Rules};
 pub use up::{Change, Name, down, up};
 
 /// Why a standing network is not as it should be.
@@ -70,9 +82,15 @@ pub enum NetError {
     /// No lab has a namespace of this name.
     #[error("no lab has a namespace `{0}`")]
     NoNamespace(NetnsName),
-    /// The description has something that cannot be made yet.
-    #[error("this cannot be made yet: {}", .0.join("; "))]
-    Unsupported(Vec<String>),
+    /// The rules that a lab asks for contradict those of others, or take what reaches somebody else.
+    #[error("the rules of the lab contradict others")]
+    Conflict(Vec<Problem>),
+    /// The rules cannot be seen.
+    #[error(transparent)]
+    Rules(#[from] EngineError),
+    /// The process of a container is gone.
+    #[error("the container `{0}` has no process any more")]
+    NoProcess(NetnsName),
     /// The journal of a lab cannot be read or written.
     #[error("cannot use `{}`, where labs are noted", .0.display())]
     Journal(PathBuf, #[source] io::Error),
@@ -102,6 +120,7 @@ fn taken(name: &Name) -> String {
         Name::Link(site, link) => {
             format!("there is an interface `{link}` already in {site}, and this lab did not make it")
         }
+        Name::Rules(set) => format!("there is a rule set `{set}` already, and this lab did not make it"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! A description to the steps that make it, in order; each has its own undoing. Pure: nothing is made here.
 //!
 //! ```text
-//! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes          down: the same way back
+//! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
+//!                                                                                  down: the same way back
 //! ```
 //! Two descriptions are compared by their steps: what is in both stays, what is in one alone is made or taken back. So an
 //! address that changes is one address less and one more, and the link that has it stays.
@@ -16,6 +17,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::address;
 use super::description::{Attachment, Container, End, Kind, Lab};
 use super::name::NetnsName;
+use super::process::Process;
+use super::rules::Rules;
 use crate::model::IfName;
 
 /// Where something is: in a network namespace of the lab, or in the host, which is the namespace of who made the lab.
@@ -43,20 +46,30 @@ impl fmt::Display for Site {
 pub enum Step {
     /// A network namespace with a name, its `lo` up. Undone: the name goes, and with it the namespace.
     Namespace(NetnsName),
+    /// A container that is on the host's network. There is nothing to be made, or undone.
+    Host(NetnsName),
     /// Packets are forwarded in a namespace. Undone: they are not.
     Forward(NetnsName),
     /// A Linux bridge. Undone: removed.
     Bridge(Site, IfName),
+    /// A bridge of Open vSwitch in the host. Undone: removed.
+    OvsBridge(IfName),
     /// A pair of links. Undone: removed, both ends at once.
     Veth([(Site, IfName); 2]),
     /// A link is a port of a bridge. Undone: it is none.
     Join(Site, IfName, IfName),
+    /// A link of the host is a port of a bridge of Open vSwitch. Undone: it is none.
+    OvsPort(IfName, IfName),
     /// A link has an address. Undone: it has not.
     Address(Site, IfName, IpNetwork),
     /// A link is up. Undone with the link.
     Up(Site, IfName),
     /// A route. Undone: removed.
     Route(Site, IpNetwork, IpAddr, Option<IfName>),
+    /// A rule set in the host. Undone: removed, and no other.
+    Rules(Rules),
+    /// What runs in a container. Undone: ended, with all that it has started.
+    Process(Process),
 }
 
 impl Step {
@@ -65,17 +78,20 @@ impl Step {
         let links = match base {
             Self::Namespace(name) => return self != base && self.sites().any(|site| site.0.as_ref() == Some(name)),
             Self::Bridge(site, name) => vec![(site, name)],
+            Self::OvsBridge(name) => vec![(&Site::HOST, name)],
             Self::Veth(ends) => ends.iter().map(|(site, name)| (site, name)).collect(),
             _ => return false,
         };
         let at = |site: &Site, names: &[&IfName]| links.iter().any(|(s, name)| *s == site && names.contains(name));
         match self {
             Self::Join(site, port, bridge) => at(site, &[port, bridge]),
+            Self::OvsPort(port, bridge) => at(&Site::HOST, &[port, bridge]),
             Self::Address(site, link, _) | Self::Up(site, link) => at(site, &[link]),
             Self::Route(site, _, _, Some(dev)) => at(site, &[dev]),
             // By which interface it leaves is not known beforehand.
             Self::Route(site, _, _, None) => links.iter().any(|(s, _)| *s == site),
-            Self::Namespace(_) | Self::Forward(_) | Self::Bridge(..) | Self::Veth(_) => false,
+            Self::Namespace(_) | Self::Host(_) | Self::Forward(_) | Self::Bridge(..) | Self::OvsBridge(_) => false,
+            Self::Veth(_) | Self::Rules(_) | Self::Process(_) => false,
         }
     }
 
@@ -85,6 +101,10 @@ impl Step {
         let (first, second) = match self {
             Self::Namespace(name) | Self::Forward(name) => (of_namespace(name), None),
             Self::Veth([(one, _), (other, _)]) => (one.clone(), Some(other.clone())),
+            Self::Process(process) if !process.host => (of_namespace(&process.name), None),
+            Self::Host(_) | Self::OvsBridge(_) | Self::OvsPort(..) | Self::Rules(_) | Self::Process(_) => {
+                (Site::HOST, None)
+            }
             Self::Bridge(site, _)
             | Self::Join(site, ..)
             | Self::Address(site, ..)
@@ -99,8 +119,17 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => write!(f, "namespace `{name}`"),
+            Self::Host(name) => write!(f, "container `{name}` on the host's network"),
             Self::Forward(name) => write!(f, "forwarding in `{name}`"),
             Self::Bridge(site, name) => write!(f, "bridge `{name}` in {site}"),
+            Self::OvsBridge(name) => write!(f, "Open vSwitch bridge `{name}` in the host"),
+            Self::OvsPort(port, bridge) => write!(f, "port `{port}` of the Open vSwitch bridge `{bridge}`"),
+            Self::Rules(rules) => rules.fmt(f),
+            Self::Process(Process { name, own, command, .. }) => {
+                let what = if *own { "process 1 of its own" } else { "process" };
+                write!(f, "{what} in `{name}`")?;
+                if command.is_empty() { Ok(()) } else { write!(f, ": {}", command.join(" ")) }
+            }
             Self::Veth([(site, name), (there, peer)]) => {
                 write!(f, "veth `{name}` in {site} -- `{peer}` in {there}")
             }
@@ -121,24 +150,6 @@ impl fmt::Display for Step {
     }
 }
 
-/// What a description has that cannot be made yet; empty where all of it can.
-pub fn unsupported(lab: &Lab) -> Vec<String> {
-    let ovs = lab.bridges.iter().filter(|bridge| bridge.kind == Kind::Ovs);
-    let ovs = ovs.map(|bridge| format!("`{}` is a bridge of Open vSwitch", bridge.name));
-    let masquerade = lab.bridges.iter().filter(|bridge| bridge.masquerade);
-    let masquerade = masquerade.map(|bridge| format!("`{}` is masqueraded", bridge.name));
-    let containers = lab.containers.iter().filter_map(|container| {
-        let what = match container {
-            Container { publish, .. } if !publish.is_empty() => "publishes ports",
-            Container { processes: true, .. } => "has processes of its own",
-            Container { command, .. } if !command.is_empty() => "runs a command",
-            _ => return None,
-        };
-        Some(format!("`{}` {what}", container.name))
-    });
-    ovs.chain(masquerade).chain(containers).collect()
-}
-
 /// The steps that make a lab, in order.
 pub fn steps(lab: &Lab) -> Vec<Step> {
     let (ports, container_routes) = containers(lab);
@@ -147,17 +158,23 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
     let own = lab.containers.iter().filter(|container| container.network != Attachment::Host);
     let names = lab.namespaces.iter().map(|namespace| &namespace.name).chain(own.map(|container| &container.name));
     let mut steps: Vec<Step> = names.cloned().map(Step::Namespace).collect();
+    let host = lab.containers.iter().filter(|container| container.network == Attachment::Host);
+    steps.extend(host.map(|container| Step::Host(container.name.clone())));
     let forwarding = lab.namespaces.iter().filter(|namespace| namespace.forward);
     steps.extend(forwarding.map(|namespace| Step::Forward(namespace.name.clone())));
-    let linux = || lab.bridges.iter().filter(|bridge| bridge.kind == Kind::Linux);
-    steps.extend(linux().map(|bridge| Step::Bridge(Site(bridge.namespace.clone()), bridge.name.clone())));
+    steps.extend(lab.bridges.iter().map(|bridge| match bridge.kind {
+        Kind::Linux => Step::Bridge(Site(bridge.namespace.clone()), bridge.name.clone()),
+        Kind::Ovs => Step::OvsBridge(bridge.name.clone()),
+    }));
     let place = |end: &End| (Site(end.namespace.clone()), end.name.clone());
     steps.extend(pairs().map(|ends| Step::Veth(ends.each_ref().map(place))));
     steps.extend(ends().filter_map(|end| {
         let (site, name) = place(end);
-        Some(Step::Join(site, name, end.bridge.clone()?))
+        let bridge = end.bridge.clone()?;
+        let is_ovs = lab.bridges.iter().any(|b| b.kind == Kind::Ovs && b.name == bridge && b.namespace == end.namespace);
+        Some(if is_ovs { Step::OvsPort(name, bridge) } else { Step::Join(site, name, bridge) })
     }));
-    let bridges = linux().map(|bridge| (Site(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
+    let bridges = lab.bridges.iter().map(|bridge| (Site(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
     let links = ends().map(|end| (Site(end.namespace.clone()), &end.name, &end.addresses));
     let links: Vec<_> = bridges.chain(links).collect();
     for (site, name, addresses) in &links {
@@ -169,7 +186,17 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
         Step::Route(site, route.to, route.via, route.dev.clone())
     });
     steps.extend(routes.chain(container_routes));
+    steps.extend(Rules::of(lab).map(Step::Rules));
+    steps.extend(lab.containers.iter().filter_map(process));
     steps
+}
+
+/// What runs in a container; none where nothing is to.
+fn process(container: &Container) -> Option<Step> {
+    let Container { name, network, processes, command, .. } = container;
+    let host = *network == Attachment::Host;
+    let process = Process { name: name.clone(), host, own: *processes, command: command.clone() };
+    (*processes || !command.is_empty()).then_some(Step::Process(process))
 }
 
 /// What connects containers to their bridges: a pair of links each, and a default route.
@@ -180,7 +207,7 @@ fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
     for (container, given) in lab.containers.iter().zip(given) {
         let Some((bridge, inside)) = container.bridge.clone().zip(inside_name()) else { continue };
         // What cannot be given was reported when the file was read.
-        let given = given.ok().flatten();
+        let given = given.unwrap_or_default();
         let namespace = Some(container.name.clone());
         let addresses = given.iter().map(|(address, _)| *address).collect();
         let Some(port) = port_name(&container.name) else { continue };
@@ -188,9 +215,9 @@ fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
             End { namespace: None, name: port, addresses: Vec::new(), bridge: Some(bridge) },
             End { namespace: namespace.clone(), name: inside, addresses, bridge: None },
         ]);
-        if let Some((address, gateway)) = given {
+        for (address, gateway) in given {
             let everything = if address.is_ipv4() { "0.0.0.0/0".parse() } else { "::/0".parse() };
-            routes.extend(everything.ok().map(|to| Step::Route(Site(namespace), to, gateway, None)));
+            routes.extend(everything.ok().map(|to| Step::Route(Site(namespace.clone()), to, gateway, None)));
         }
     }
     (pairs, routes)

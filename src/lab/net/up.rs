@@ -8,7 +8,7 @@ use super::host;
 use super::journal::{Entry, Journal, Journals, Mark};
 use super::name::LabName;
 use super::named;
-use super::plan::{self, Step};
+use super::plan::{self, Site, Step};
 use super::{NetError, permitted};
 use crate::lab::Netns;
 
@@ -47,21 +47,28 @@ struct Work {
 /// Where a step fails; what this call made is then taken back. [`NetError::Taken`] where something of a name that is needed
 /// is there already; nothing is changed then.
 pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError> {
-    let cannot = plan::unsupported(lab);
-    if !cannot.is_empty() {
-        return Err(NetError::Unsupported(cannot));
-    }
-    let _turn = journals.lock()?;
+    build(lab, journals, dry, false)
+}
+
+/// The same, with processes in containers that end when this one and all that it starts have.
+pub(super) fn up_bound(lab: &Lab, journals: &Journals) -> Result<Change, NetError> {
+    build(lab, journals, false, true)
+}
+
+fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Change, NetError> {
+    let turn = journals.lock()?;
     let host = host::Id::current().map_err(NetError::Look)?;
     let known = journals.read(&lab.name)?;
     if let Some(known) = known.as_ref().filter(|known| !known.host.is(&host)) {
         return Err(NetError::OtherHost(lab.name.clone(), known.host.clone()));
     }
-    let mut ground = Ground::new(Some(Netns::current().map_err(NetError::Look)?));
+    let ground = Ground::new(Some(Netns::current().map_err(NetError::Look)?), journals);
+    let mut ground = ground.bound(bound).hold(&turn).map_err(NetError::Look)?;
     let before = known.as_ref().map_or(&[][..], |known| &known.entries);
     let mut work = work(&mut ground, before, &plan::steps(lab)).map_err(|error| permitted(error, NetError::Look))?;
     let change = work.change();
     refuse_taken(&mut ground, &work, before)?;
+    refuse_rules(&ground, &work, before, host.is_own())?;
     let description = lab.to_string();
     let done = known.as_ref().is_some_and(|known| known.complete && known.description == description);
     if dry || change.is_none() && done {
@@ -70,7 +77,11 @@ pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError>
     clear_halves(&mut ground, before)?;
     for index in &work.make {
         let Some(entry) = work.entries.get_mut(*index) else { continue };
-        let marked = ground.mark(&entry.step);
+        let marked = match rules_before(before, &entry.step) {
+            // One set has one word, as long as this lab has it.
+            Some(known) => Ok(known.mark.clone()),
+            None => ground.mark(&entry.step),
+        };
         entry.mark = marked.map_err(|error| failed(&entry.step, error))?;
     }
     let union = work.remove.iter().rev().chain(&work.entries).cloned().collect();
@@ -86,6 +97,12 @@ pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError>
 }
 
 impl Work {
+    /// Whether something takes the place of what goes, without a moment without either.
+    fn is_replaced(&self, gone: &Entry) -> bool {
+        let mut made = self.make.iter().filter_map(|index| self.entries.get(*index));
+        made.any(|entry| rules_before(std::slice::from_ref(gone), &entry.step).is_some())
+    }
+
     fn change(&self) -> Change {
         let step = |entry: &Entry| entry.step.clone();
         Change {
@@ -99,14 +116,19 @@ impl Work {
 /// Compares what is there with what is wanted.
 fn work(ground: &mut Ground, before: &[Entry], wanted: &[Step]) -> io::Result<Work> {
     let mut here: Vec<&Entry> = Vec::new();
+    let mut goes: Vec<&Entry> = Vec::new();
     for entry in before {
-        if ground.presence(entry)? == Presence::Here {
-            here.push(entry);
+        let is_wanted = wanted.contains(&entry.step);
+        match (ground.presence(entry)?, &entry.step) {
+            (Presence::Here, _) if is_wanted => here.push(entry),
+            // Rules are made in the place of those that are there.
+            (Presence::Part, Step::Rules(_)) if is_wanted => {}
+            (Presence::Here | Presence::Part, _) => goes.push(entry),
+            (Presence::Absent | Presence::Foreign, _) => {}
         }
     }
-    let goes = |entry: &&&Entry| !wanted.contains(&entry.step);
     let mut work = Work { remove: Vec::new(), entries: Vec::new(), make: Vec::new() };
-    work.remove.extend(here.iter().rev().filter(goes).map(|entry| (**entry).clone()));
+    work.remove.extend(goes.into_iter().rev().cloned());
     let mut bases: Vec<Step> = work.remove.iter().map(|entry| entry.step.clone()).collect();
     for (index, step) in wanted.iter().enumerate() {
         let there = here.iter().find(|entry| entry.step == *step);
@@ -114,6 +136,9 @@ fn work(ground: &mut Ground, before: &[Entry], wanted: &[Step]) -> io::Result<Wo
         match there.filter(|_| !again) {
             Some(entry) => work.entries.push((*entry).clone()),
             None => {
+                // A process holds its namespace, whatever has become of that one's name.
+                let process = there.filter(|entry| matches!(entry.step, Step::Process(_)));
+                work.remove.extend(process.map(|entry| (*entry).clone()));
                 work.entries.push(Entry { step: step.clone(), mark: Mark::None });
                 work.make.push(index);
                 bases.push(step.clone());
@@ -136,6 +161,26 @@ fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<()
     Ok(())
 }
 
+/// Refuses to make rules that contradict those of others.
+fn refuse_rules(ground: &Ground, work: &Work, before: &[Entry], own_host: bool) -> Result<(), NetError> {
+    for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
+        let Step::Rules(rules) = &entry.step else { continue };
+        let ours = rules_before(before, &entry.step).and_then(|known| match &known.mark {
+            Mark::Rules(word) => Some(word.as_str()),
+            _ => None,
+        });
+        let refused = ground.rules(|keeper| keeper.refuse(rules, ours, own_host)).map_err(NetError::Look)?;
+        refused.unwrap_or(Ok(()))?;
+    }
+    Ok(())
+}
+
+/// The rules that a lab has already, and that a step puts others in the place of.
+fn rules_before<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
+    let Step::Rules(rules) = step else { return None };
+    before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
+}
+
 /// What a step needs a name for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Name {
@@ -143,12 +188,15 @@ pub enum Name {
     Namespace(super::NetnsName),
     /// An interface.
     Link(super::Site, crate::model::IfName),
+    /// A rule set.
+    Rules(crate::model::SetName),
 }
 
 fn names(step: &Step) -> Vec<Name> {
     match step {
         Step::Namespace(name) => vec![Name::Namespace(name.clone())],
         Step::Bridge(site, link) => vec![Name::Link(site.clone(), link.clone())],
+        Step::OvsBridge(link) => vec![Name::Link(Site::HOST, link.clone())],
         Step::Veth(ends) => ends.iter().map(|(site, link)| Name::Link(site.clone(), link.clone())).collect(),
         _ => Vec::new(),
     }
@@ -165,6 +213,8 @@ fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bo
             }
         }
         Name::Link(site, link) => ground.has_link(site, link),
+        // Told together with what contradicts them.
+        Name::Rules(_) => Ok(false),
     }
 }
 
@@ -184,7 +234,8 @@ fn failed(step: &Step, error: io::Error) -> NetError {
 }
 
 fn carry_out(ground: &mut Ground, work: &Work) -> Result<(), (usize, NetError)> {
-    let done = work.remove.iter().try_for_each(|entry| {
+    let made = |entry: &&Entry| !work.is_replaced(entry);
+    let done = work.remove.iter().filter(made).try_for_each(|entry| {
         let taken = ground.take_back(entry);
         taken.map(drop).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))
     });
@@ -215,7 +266,11 @@ fn take_back(
     let made = work.make.iter().take(made).filter_map(|index| work.entries.get(*index));
     let mut left = None;
     for entry in made.rev() {
-        if let Err(error) = ground.take_back(entry) {
+        let back = match rules_before(&work.remove, &entry.step) {
+            Some(replaced) => ground.make(replaced).map(|()| true),
+            None => ground.take_back(entry),
+        };
+        if let Err(error) = back {
             left.get_or_insert_with(|| format!("{}: {error}", entry.step));
         }
     }
@@ -237,23 +292,32 @@ fn take_back(
 /// # Errors
 /// [`NetError::Unknown`] where there is no such lab; others where something cannot be taken back: the rest is.
 pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, NetError> {
-    let _turn = journals.lock()?;
+    let turn = journals.lock()?;
     let Some(journal) = journals.read(name)? else {
         // What a call that was killed at the very beginning left.
         journals.remove(name)?;
         return Err(NetError::Unknown(name.clone()));
     };
-    let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?);
+    let ground = Ground::new(journal.host.find().map_err(NetError::Look)?, journals);
+    let mut ground = ground.hold(&turn).map_err(NetError::Look)?;
     let mut change = Change::default();
     let mut here = Vec::new();
+    let mut unseen = None;
     for entry in &journal.entries {
-        match ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? {
-            Presence::Here => here.push(entry),
-            Presence::Foreign => change.foreign.push(entry.step.clone()),
-            Presence::Absent => {}
+        match ground.presence(entry) {
+            Ok(Presence::Here | Presence::Part) => here.push(entry),
+            Ok(Presence::Foreign) => change.foreign.push(entry.step.clone()),
+            Ok(Presence::Absent) => {}
+            // The rest goes all the same.
+            Err(error) => {
+                unseen.get_or_insert(error);
+            }
         }
     }
-    let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..));
+    if let Some(error) = unseen.filter(|error| dry || error.kind() == io::ErrorKind::PermissionDenied) {
+        return Err(permitted(error, NetError::Look));
+    }
+    let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..) | Step::Host(_));
     change.removed = here.iter().rev().filter(goes).map(|entry| entry.step.clone()).collect();
     if dry {
         return Ok(change);

@@ -1,0 +1,178 @@
+//! A lab's rule set made live and durable in the host, as `portfwd apply` does, and removed again.
+//!
+//! It is known as ours by where the state says that it comes from: no file, but a random word of the journal. A set of the
+//! same name that somebody applied from a file since then is theirs.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::NetError;
+use super::ground::Presence;
+use super::rules::Rules;
+use super::up::Name;
+use crate::config::{Kind, Loaded, Problem, Source, union};
+use crate::engine::guard::{self, Ssh};
+use crate::engine::{self, Choice, Engine, EngineError, confirm};
+use crate::model::Asked;
+use crate::netfilter::sockets;
+use crate::store::State;
+
+/// Where the rules of a lab's host are kept, and with which backend. What is done is done in the namespace of the calling
+/// thread.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper {
+    /// The directory of the state, as of `--state-dir`.
+    pub directory: PathBuf,
+    /// The backend.
+    pub choice: Choice,
+}
+
+/// A conflict with what other sets ask.
+#[derive(Debug, thiserror::Error)]
+#[error("it contradicts another rule set: {0}")]
+struct Contradiction(String);
+
+fn origin(word: &str) -> PathBuf {
+    PathBuf::from(format!("portfwd lab {word}"))
+}
+
+fn is_ours(state: &State, rules: &Rules, word: &str) -> bool {
+    state.origins.get(&rules.set).is_some_and(|from| *from == origin(word))
+}
+
+/// The part of what is asked that is a lab's.
+fn part(asked: &Asked, rules: &Rules) -> Asked {
+    let mut part = asked.clone();
+    part.bindings.retain(|owned| owned.set == rules.set);
+    part.networks.retain(|owned| owned.set == rules.set);
+    part.masquerades.retain(|owned| owned.set == rules.set);
+    part.snats.retain(|owned| owned.set == rules.set);
+    part.netmaps.retain(|owned| owned.set == rules.set);
+    part.settings.retain(|set, _| *set == rules.set);
+    part
+}
+
+fn is_in(asked: &Asked, rules: &Rules) -> bool {
+    asked.settings.contains_key(&rules.set) || !part(asked, rules).is_empty()
+}
+
+/// What is asked when a lab's rules are in the place of those it had before.
+fn with(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
+    // What a lab says has no place of its own in its file.
+    let source = Arc::new(Source { path: PathBuf::new(), text: "".into() });
+    let loaded = Loaded {
+        set: rules.rule_set(),
+        source,
+        forwards: Vec::new(),
+        networks: Vec::new(),
+        masquerades: Vec::new(),
+        snats: Vec::new(),
+        netmaps: Vec::new(),
+        priority: None,
+    };
+    union(asked, &[loaded])
+}
+
+impl Keeper {
+    fn read(&self) -> Result<Engine, EngineError> {
+        Engine::open(&self.directory, false, self.choice)
+    }
+
+    /// Opens the state for a change, and brings to its end what was begun.
+    fn write(&self) -> Result<Engine, EngineError> {
+        let mut engine = Engine::open(&self.directory, true, self.choice)?;
+        confirm::put_back_in_time(&mut engine)?;
+        // What cannot be finished may be what this change mends; if not, that says so.
+        let _ = engine::finish(&mut engine);
+        confirm::settled(&engine)?;
+        Ok(engine)
+    }
+
+    /// What is there of a lab's rules, in the state and in the kernel.
+    pub(super) fn presence(&self, rules: &Rules, word: &str) -> Result<Presence, EngineError> {
+        let mut engine = self.read()?;
+        let asked = Arc::clone(&engine.state().asked);
+        if !is_in(&asked, rules) {
+            return Ok(Presence::Absent);
+        }
+        if !is_ours(engine.state(), rules, word) {
+            return Ok(Presence::Foreign);
+        }
+        let wanted = with(Asked::default(), rules);
+        if !wanted.is_ok_and(|wanted| wanted == part(&asked, rules)) {
+            return Ok(Presence::Part);
+        }
+        let plan = engine.plan(&asked)?;
+        let missing = plan.steps.iter().any(|step| step.set.as_ref().is_none_or(|set| *set == rules.set));
+        Ok(if missing { Presence::Part } else { Presence::Here })
+    }
+
+    /// Refuses rules that others stand in the way of. `ours` is the word of those that this lab has already, `ssh` whether
+    /// the user's connection is to the calling thread's namespace.
+    pub(super) fn refuse(&self, rules: &Rules, ours: Option<&str>, ssh: bool) -> Result<(), NetError> {
+        let engine = self.read()?;
+        confirm::settled(&engine)?;
+        let before = Arc::clone(&engine.state().asked);
+        if is_in(&before, rules) && !ours.is_some_and(|word| is_ours(engine.state(), rules, word)) {
+            return Err(NetError::Taken(Name::Rules(rules.set.clone())));
+        }
+        let after = with(Asked::clone(&before), rules).map_err(NetError::Conflict)?;
+        // Where the kernel does not say which ports are in use, none are known.
+        let sockets = sockets::waiting(&guard::protocols(&after)).unwrap_or_default();
+        let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| ssh).and_then(|text| Ssh::parse(&text));
+        let takings = guard::takings(&before, &after, &sockets, ssh);
+        let problems = takings.iter().map(|taking| {
+            let what = match (taking.ssh, taking.sockets.first()) {
+                (None, Some(socket)) => format!("the port of `{socket}`, which is in use"),
+                _ => "the ssh connection that you are on".into(),
+            };
+            let what = format!("`{}` would take {what}", taking.binding);
+            Problem { kind: Kind::Conflict, what, place: None, other: None, help: "publish another port".into() }
+        });
+        let problems: Vec<Problem> = problems.collect();
+        if problems.is_empty() { Ok(()) } else { Err(NetError::Conflict(problems)) }
+    }
+
+    /// Makes a lab's rules live and durable, in the place of those it had before.
+    pub(super) fn make(&self, rules: &Rules, word: &str) -> io::Result<()> {
+        let mut engine = self.write().map_err(io::Error::other)?;
+        let mut after = engine.state().clone();
+        let asked = with(Arc::unwrap_or_clone(after.asked), rules).map_err(|problems| {
+            let first = problems.into_iter().next().map(|problem| problem.what).unwrap_or_default();
+            io::Error::other(Contradiction(first))
+        })?;
+        after.asked = asked.into();
+        after.origins.insert(rules.set.clone(), origin(word));
+        engine::commit(&mut engine, after).map(drop).map_err(io::Error::other)
+    }
+
+    /// Removes a lab's rules where they are ours; gives whether they were there. Where no other rule of ours is left,
+    /// switches of the kernel get back the values that they had.
+    pub(super) fn take_back(&self, rules: &Rules, word: &str) -> Result<bool, EngineError> {
+        let ours = |state: &State| is_ours(state, rules, word);
+        // What a call that was killed left undone: rules that the state does not ask any more, switches.
+        let begun = |state: &State| state.unfinished.is_some() || state.asked.is_empty() && !state.sysctls.is_empty();
+        // Where there is nothing, nothing is to be made on disk either.
+        let engine = self.read()?;
+        if !ours(engine.state()) && !begun(engine.state()) {
+            return Ok(false);
+        }
+        drop(engine);
+        let mut engine = self.write()?;
+        let mut after = engine.state().clone();
+        if !ours(&after) && !begun(&after) {
+            return Ok(true);
+        }
+        let was_there = is_in(&after.asked, rules);
+        if ours(&after) {
+            Arc::make_mut(&mut after.asked).remove(&rules.set);
+            after.origins.remove(&rules.set);
+        }
+        if after.asked.is_empty() {
+            after.sysctls.clear();
+        }
+        engine::commit(&mut engine, after)?;
+        Ok(was_there)
+    }
+}

@@ -1,0 +1,213 @@
+//! The processes of containers: one of ours each, which starts the container's command and outlives the command that made
+//! the lab. What it does is in `init.rs`.
+//!
+//! ```text
+//! up:  start, it waits ─▶ its identity in the journal ─▶ "go" ─▶ it starts the command          up dies before: it ends
+//! ```
+//! So whatever is there is in the journal. A process is known by its number together with when it was started and a random
+//! word among its arguments; it is ended through a pidfd, which is never another process's.
+//!
+//! Be aware: where a container has no process namespace of its own, what the command starts is found as descendants of our
+//! process. Who kills that one by hand has the others left.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use super::name::NetnsName;
+use super::plain;
+use crate::iptables::command;
+use crate::lab::Netns;
+
+/// How long a process that was killed is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often descendants are looked for: each time those that were started meanwhile are found.
+const ROUNDS: usize = 100;
+
+/// What runs in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The container.
+    pub name: NetnsName,
+    /// Whether it is on the host's network; otherwise it has the namespace of its name.
+    pub host: bool,
+    /// Whether it has a process namespace of its own.
+    pub own: bool,
+    /// The command; none: our process alone.
+    pub command: Vec<String>,
+}
+
+/// By what a process of ours is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMark {
+    /// Its number for who made the lab.
+    pid: i32,
+    /// When it was started. Unit: clock ticks since the boot, proc_pid_stat(5).
+    start: u64,
+    /// A random word among its arguments.
+    word: String,
+}
+
+/// What `/proc` says of a process.
+struct Stat {
+    parent: i32,
+    start: u64,
+    /// It has ended, and nobody has asked how.
+    over: bool,
+}
+
+/// Reads it; none where there is no such process.
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything, parentheses too.
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let over = matches!(*fields.first()?, "Z" | "X");
+    Some(Stat { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()?, over })
+}
+
+fn pidfd(pid: i32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => Ok(Some(process)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A process that was started at this time, as a file that stands for it and for no other; none where it is over.
+fn held(pid: i32, start: u64) -> io::Result<Option<OwnedFd>> {
+    let process = pidfd(pid)?;
+    // What is read after it was opened is of that process, or of none.
+    let same = stat(pid).is_some_and(|stat| stat.start == start && !stat.over);
+    Ok(process.filter(|_| same))
+}
+
+impl ProcessMark {
+    /// That of a child of ours.
+    pub(super) fn of(child: &Child, word: String) -> io::Result<Self> {
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let stat = stat(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, start: stat.start, word })
+    }
+
+    /// The process; none where it is gone.
+    pub(super) fn find(&self) -> io::Result<Option<OwnedFd>> {
+        let process = held(self.pid, self.start)?;
+        let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.word.as_bytes());
+        Ok(process.filter(|_| has_word))
+    }
+}
+
+impl Process {
+    /// Starts our process, which waits to be let go and ends if we do before.
+    pub(super) fn start(&self, network: &Netns, word: &str) -> io::Result<Child> {
+        let mut arguments: Vec<OsString> = ["lab", "init", word, self.name.as_str()].map(Into::into).to_vec();
+        arguments.extend(self.host.then(|| "--host".into()));
+        arguments.extend(self.own.then(|| "--own".into()));
+        arguments.push("--".into());
+        arguments.extend(self.command.iter().map(Into::into));
+        let start = || {
+            if self.own {
+                // The next child of this thread is the first process of a new namespace.
+                unshare(CloneFlags::CLONE_NEWPID)?;
+            }
+            command::ourselves(arguments)
+        };
+        network.run(start).map_err(plain)?
+    }
+
+    /// Ends it with all that it has started; gives whether it was there.
+    pub(super) fn end(&self, mark: &ProcessMark) -> io::Result<bool> {
+        let Some(process) = mark.find()? else { return Ok(false) };
+        if !self.own {
+            end_descendants(mark.pid)?;
+        }
+        // With the first process of a namespace all others in it end.
+        kill(&process)?;
+        if is_over(&process, PATIENCE) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
+    }
+}
+
+/// Lets a process go that waits, and hears from it how that went. Bound to us, it ends when we and all that have our open
+/// files have.
+pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
+    let missing = || io::Error::from(io::ErrorKind::BrokenPipe);
+    let mut input = child.stdin.take().ok_or_else(missing)?;
+    input.write_all(if bound { b"b" } else { b"g" })?;
+    if bound {
+        fcntl(&input, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        std::mem::forget(input);
+    }
+    let mut answer = String::new();
+    child.stdout.take().ok_or_else(missing)?.read_to_string(&mut answer)?;
+    match answer.as_str() {
+        "+" => Ok(()),
+        "" => Err(io::Error::other("it ended at once")),
+        why => Err(io::Error::other(why.to_owned())),
+    }
+}
+
+fn kill(process: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for a process to end.
+fn is_over(process: &OwnedFd, patience: Duration) -> bool {
+    let mut ready = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)).is_ok_and(|count| count > 0)
+}
+
+/// Ends all that a process has started, and what those have.
+pub(super) fn end_descendants(ancestor: i32) -> io::Result<()> {
+    for _ in 0..ROUNDS {
+        let found = descendants(ancestor)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        for (pid, start) in found {
+            if let Some(process) = held(pid, start)? {
+                kill(&process)?;
+                is_over(&process, PATIENCE);
+            }
+        }
+    }
+    Err(io::Error::other("it starts processes faster than they can be ended"))
+}
+
+/// All living descendants of a process, each with when it was started.
+fn descendants(ancestor: i32) -> io::Result<Vec<(i32, u64)>> {
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    let all = fs::read_dir("/proc")?.flatten().filter_map(number);
+    let all: BTreeMap<i32, Stat> = all.filter_map(|pid| Some((pid, stat(pid)?))).collect();
+    let is_below = |pid: i32| {
+        let mut above = all.get(&pid).map(|stat| stat.parent);
+        // A tree that was read while it changed may go in circles.
+        for _ in 0..all.len() {
+            match above {
+                Some(parent) if parent == ancestor => return true,
+                Some(parent) => above = all.get(&parent).map(|stat| stat.parent),
+                None => return false,
+            }
+        }
+        false
+    };
+    let living = all.iter().filter(|(pid, stat)| !stat.over && is_below(**pid));
+    Ok(living.map(|(pid, stat)| (*pid, stat.start)).collect())
+}
