@@ -6,6 +6,7 @@ pub mod label;
 pub mod link;
 pub mod namespace;
 pub mod netlink;
+pub mod offload;
 pub mod privilege;
 pub mod route;
 pub mod sockets;

@@ -154,6 +154,13 @@ pub struct End {
     pub bridge: Option<IfName>,
 }
 
+impl End {
+    /// Whether it is a port of a bridge.
+    pub fn is_port_of(&self, bridge: &Bridge) -> bool {
+        self.bridge.as_ref() == Some(&bridge.name) && self.namespace == bridge.namespace
+    }
+}
+
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Route {

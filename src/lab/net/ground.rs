@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::process::Child;
 
 use super::apply::Keeper;
+use super::forwarding;
 use super::journal::{Entry, Journals, Mark};
 use super::links::{Found, Mac};
 use super::name::NetnsName;
@@ -18,6 +19,7 @@ use super::process::{self, Process, ProcessMark};
 use super::rules::Rules;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
+use crate::netfilter::offload;
 
 /// What is there of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +151,15 @@ impl Ground {
         site.0.as_ref().map_or(self.host.as_ref(), |name| self.spaces.get(name))
     }
 
+    fn named(&self, name: &NetnsName) -> io::Result<&Netns> {
+        self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))
+    }
+
+    /// Does something in a namespace that must be there.
+    fn inside<T: Send>(&self, site: &Site, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.space(site).ok_or_else(|| missing(&site.to_string()))?.run(job).map_err(plain)?
+    }
+
     /// The links of a namespace; none where there is no such namespace.
     fn links(&mut self, site: &Site) -> io::Result<Option<&Links>> {
         let namespace = match &site.0 {
@@ -200,7 +211,7 @@ impl Ground {
             },
             (Step::Bridge(site, name), Mark::Links(macs)) => self.of_links(&[(site.clone(), name.clone())], macs)?,
             (Step::Veth(ends), Mark::Links(macs)) => self.of_links(ends, macs)?,
-            (Step::Forward(name), _) => is(self.forwards(name)?),
+            (Step::Forward(name), _) => is(self.spaces.get(name).map_or(Ok(false), forwarding::is_on)?),
             (Step::Host(_), _) => is(self.host.is_some()),
             (Step::OvsBridge(name), Mark::Ovs(mark)) => {
                 self.switches.insert(name.clone(), mark.clone());
@@ -221,6 +232,10 @@ impl Ground {
             }
             (Step::Address(site, link, address), _) => match self.find(site, link)? {
                 Some(found) => is(self.links_of(site)?.addresses(found.index)?.contains(address)),
+                None => Presence::Absent,
+            },
+            (Step::Checksums(site, link), _) => match self.find(site, link)? {
+                Some(found) => is(!self.inside(site, || offload::leaves_checksums(found.index))?),
                 None => Presence::Absent,
             },
             (Step::Up(site, link), _) => is(self.find(site, link)?.is_some_and(|found| found.up)),
@@ -263,8 +278,7 @@ impl Ground {
         match (&entry.step, &entry.mark) {
             (Step::Namespace(name), Mark::Namespace(mark)) => {
                 named::prepare()?;
-                let namespace = self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))?;
-                named::publish(name, namespace, mark)
+                named::publish(name, self.named(name)?, mark)
             }
             (Step::Bridge(site, name), Mark::Links(macs)) => {
                 let [mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
@@ -291,7 +305,7 @@ impl Ground {
                 let child = self.waiting.remove(&process.name).ok_or_else(|| missing("our process"))?;
                 process::go(child, self.bound)
             }
-            (Step::Forward(name), _) => self.forward(name, true),
+            (Step::Forward(name), _) => forwarding::set(self.named(name)?, true),
             (Step::Join(site, port, bridge), _) => {
                 let (port, bridge) = (self.index(site, port)?, self.index(site, bridge)?);
                 self.links_of(site)?.control(port, bridge)
@@ -299,6 +313,10 @@ impl Ground {
             (Step::Address(site, link, address), _) => {
                 let index = self.index(site, link)?;
                 self.links_of(site)?.add_address(index, *address)
+            }
+            (Step::Checksums(site, link), _) => {
+                let index = self.index(site, link)?;
+                self.inside(site, || offload::compute_checksums(index))
             }
             (Step::Up(site, link), _) => {
                 let index = self.index(site, link)?;
@@ -337,9 +355,9 @@ impl Ground {
                 was_there
             }
             // A link that is to stay stays up.
-            (Step::Up(..) | Step::Host(_), _) => Ok(false),
+            (Step::Up(..) | Step::Checksums(..) | Step::Host(_), _) => Ok(false),
             _ if self.presence(entry)? != Presence::Here => Ok(false),
-            (Step::Forward(name), _) => self.forward(name, false).map(|()| true),
+            (Step::Forward(name), _) => forwarding::set(self.named(name)?, false).map(|()| true),
             (Step::OvsPort(port, bridge), _) => {
                 self.switch_of(bridge)?.remove_port(bridge, port)?;
                 Ok(true)
@@ -378,21 +396,4 @@ impl Ground {
     fn make_rules(&self, rules: &Rules, word: &str) -> io::Result<()> {
         self.rules(|keeper| keeper.make(rules, word))?.unwrap_or_else(|| Err(missing("the host")))
     }
-
-    /// Whether a namespace forwards packets, IPv4 and IPv6.
-    fn forwards(&self, name: &NetnsName) -> io::Result<bool> {
-        let Some(namespace) = self.spaces.get(name) else { return Ok(false) };
-        let read = || SWITCHES.iter().all(|switch| fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1"));
-        namespace.run(read).map_err(plain)
-    }
-
-    fn forward(&self, name: &NetnsName, on: bool) -> io::Result<()> {
-        let namespace = self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))?;
-        let value = if on { "1" } else { "0" };
-        let write = || SWITCHES.iter().try_for_each(|switch| fs::write(switch, value));
-        namespace.run(write).map_err(plain)?
-    }
 }
-
-/// What lets a namespace forward packets.
-const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];

@@ -16,6 +16,7 @@ mod apply;
 mod check;
 pub mod description;
 mod exec;
+mod forwarding;
 mod ground;
 pub mod host;
 mod init;

@@ -60,6 +60,9 @@ pub enum Step {
     Join(Site, IfName, IfName),
     /// A link of the host is a port of a bridge of Open vSwitch. Undone: it is none.
     OvsPort(IfName, IfName),
+    /// The kernel computes the checksums of what a link sends, for those who take it from the other end by a socket. Undone
+    /// with the link.
+    Checksums(Site, IfName),
     /// A link has an address. Undone: it has not.
     Address(Site, IfName, IpNetwork),
     /// A link is up. Undone with the link.
@@ -86,7 +89,7 @@ impl Step {
         match self {
             Self::Join(site, port, bridge) => at(site, &[port, bridge]),
             Self::OvsPort(port, bridge) => at(&Site::HOST, &[port, bridge]),
-            Self::Address(site, link, _) | Self::Up(site, link) => at(site, &[link]),
+            Self::Address(site, link, _) | Self::Up(site, link) | Self::Checksums(site, link) => at(site, &[link]),
             Self::Route(site, _, _, Some(dev)) => at(site, &[dev]),
             // By which interface it leaves is not known beforehand.
             Self::Route(site, _, _, None) => links.iter().any(|(s, _)| *s == site),
@@ -109,6 +112,7 @@ impl Step {
             | Self::Join(site, ..)
             | Self::Address(site, ..)
             | Self::Up(site, _)
+            | Self::Checksums(site, _)
             | Self::Route(site, ..) => (site.clone(), None),
         };
         [Some(first), second].into_iter().flatten()
@@ -134,6 +138,7 @@ impl fmt::Display for Step {
                 write!(f, "veth `{name}` in {site} -- `{peer}` in {there}")
             }
             Self::Join(site, port, bridge) => write!(f, "port `{port}` of `{bridge}` in {site}"),
+            Self::Checksums(site, link) => write!(f, "checksums by the kernel for `{link}` in {site}"),
             Self::Address(site, link, address) => write!(f, "address {address} of `{link}` in {site}"),
             Self::Up(site, link) => write!(f, "`{link}` up in {site}"),
             Self::Route(site, to, via, dev) => {
@@ -168,11 +173,16 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
     }));
     let place = |end: &End| (Site(end.namespace.clone()), end.name.clone());
     steps.extend(pairs().map(|ends| Step::Veth(ends.each_ref().map(place))));
+    let is_ovs = |end: &End| lab.bridges.iter().any(|bridge| bridge.kind == Kind::Ovs && end.is_port_of(bridge));
     steps.extend(ends().filter_map(|end| {
         let (site, name) = place(end);
         let bridge = end.bridge.clone()?;
-        let is_ovs = lab.bridges.iter().any(|b| b.kind == Kind::Ovs && b.name == bridge && b.namespace == end.namespace);
-        Some(if is_ovs { Step::OvsPort(name, bridge) } else { Step::Join(site, name, bridge) })
+        Some(if is_ovs(end) { Step::OvsPort(name, bridge) } else { Step::Join(site, name, bridge) })
+    }));
+    // A bridge in a process takes packets from the kernel before anything has computed their checksums.
+    steps.extend(pairs().flat_map(|[one, other]| [(one, other), (other, one)]).filter_map(|(port, peer)| {
+        let (site, name) = place(peer);
+        is_ovs(port).then_some(Step::Checksums(site, name))
     }));
     let bridges = lab.bridges.iter().map(|bridge| (Site(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
     let links = ends().map(|end| (Site(end.namespace.clone()), &end.name, &end.addresses));

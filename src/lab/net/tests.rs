@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use expect_test::expect;
 
+use super::description::Bridge;
 use super::plan::{self, Step};
 use super::{Lab, read};
 use crate::config::Source;
@@ -24,7 +25,7 @@ chain = "DOCKER-USER"
 [[bridge]]
 name = "ovs0"
 kind = "ovs"
-namespace = "red"
+address = ["10.9.0.1/24"]
 
 [[veth]]
 ends = [
@@ -50,12 +51,19 @@ processes = true
 command = ["sleep", "infinity"]
 
 [[container]]
+name = "db"
+bridge = "ovs0"
+publish = ["9000:90"]
+
+[[container]]
 name = "alone"
 network = "none"
 
 [[container]]
 name = "same"
 network = "host"
+processes = true
+command = ["sleep", "infinity"]
 "#;
 
 fn source(text: &str) -> Arc<Source> {
@@ -85,7 +93,8 @@ fn a_container_publishes_as_a_forward_into_a_network() {
     let network = lab.bridges[0].network().expect("of the host, with addresses");
     assert_eq!((network.name.as_str(), network.masquerade, network.chain.as_str()), ("docker0", true, "DOCKER-USER"));
     assert_eq!(network.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.17.0.0/16", "fd00:17::/64"]);
-    assert!(lab.bridges[1].network().is_none(), "it is not the host's");
+    let elsewhere = Bridge { namespace: Some("red".parse().expect("name")), ..lab.bridges[0].clone() };
+    assert!(elsewhere.network().is_none(), "it is not the host's");
     let publish = &lab.containers[0].publish;
     let texts: Vec<String> = publish.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["8080:80", "192.0.2.1:5353:53/udp", "[2001:db8::1]:8000-8010:9000-9010"]);
@@ -115,6 +124,20 @@ ends = [{ name = "a" }, { name = "a" }]
 [[route]]
 to = "10.0.0.0/8"
 via = "fd00::1"
+[[bridge]]
+name = "ovs0"
+kind = "ovs"
+namespace = "red"
+[[bridge]]
+name = "bare"
+masquerade = true
+[[bridge]]
+name = "v4"
+address = ["10.0.0.1/24"]
+[[container]]
+name = "six"
+bridge = "v4"
+publish = ["[2001:db8::1]:80:80"]
 [[container]]
 name = "web"
 publish = ["80", "8080-8081:80-89"]
@@ -142,10 +165,13 @@ publish = ["8080:80"]
         14:18 there are two interfaces `a` in the host (give one of them another name)
         14:34 there are two interfaces `a` in the host (give one of them another name)
         16:6 `10.0.0.0/8` cannot be reached through `fd00::1` (write both as IPv4 or both as IPv6)
-        19:8 there is no bridge `docker0` for `web` (describe it, `[[bridge]]`)
-        20:12 `80` says only one of the host's and the container's ports (write both, `8080:80`)
-        20:18 `8080-8081` is 2 ports wide but `80-89` is 10 (make the two ranges equally wide, or give one target port for all)
-        24:11 `publish` is for a container whose network is `bridge` (leave `publish` out, or write `network = "bridge"`)
+        19:8 a bridge of Open vSwitch is in the host, where its daemon is (leave `namespace` out, or write `kind = "linux"`)
+        23:8 only a bridge of the host with an address is masqueraded (give it an `address` and no `namespace`, or leave `masquerade` out)
+        29:8 `[2001:db8::1]:80:80` cannot lead to `six`, which has no address like that (give the bridge an address of the same family)
+        33:8 there is no bridge `docker0` for `web` (describe it, `[[bridge]]`)
+        34:12 `80` says only one of the host's and the container's ports (write both, `8080:80`)
+        34:18 `8080-8081` is 2 ports wide but `80-89` is 10 (make the two ranges equally wide, or give one target port for all)
+        38:11 `publish` is for a container whose network is `bridge` (leave `publish` out, or write `network = "bridge"`)
     "#]].assert_eq(&short);
 }
 
@@ -166,6 +192,25 @@ fn containers_get_the_next_free_address() {
         ]
     "#]]
     .assert_debug_eq(&addresses);
+    let both = self::lab(
+        "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/16\", \"fd00:17::1/64\"]\n\
+         [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\naddress = \"fd00:17::9\"\n",
+    );
+    let given: Vec<String> = plan::steps(&both)
+        .iter()
+        .filter(|step| matches!(step, Step::Address(site, ..) | Step::Route(site, ..) if site.0.is_some()))
+        .map(ToString::to_string)
+        .collect();
+    expect![[r#"
+        address 172.17.0.2/16 of `eth0` in `a`
+        address fd00:17::2/64 of `eth0` in `a`
+        address 172.17.0.3/16 of `eth0` in `b`
+        address fd00:17::9/64 of `eth0` in `b`
+        route default via 172.17.0.1 in `a`
+        route default via fd00:17::1 in `a`
+        route default via 172.17.0.1 in `b`
+        route default via fd00:17::1 in `b`
+    "#]].assert_eq(&(given.join("\n") + "\n"));
     let full = "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/30\"]\n\
                 [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\n";
     let problems = read(&source(full)).expect_err("full");
@@ -174,34 +219,48 @@ fn containers_get_the_next_free_address() {
 
 #[test]
 fn a_plan_makes_what_is_stood_on_first() {
-    let text = ALL.replace("kind = \"ovs\"\n", "");
-    let steps = plan::steps(&lab(&text));
+    let steps = plan::steps(&lab(ALL));
     let words: Vec<String> = steps.iter().map(ToString::to_string).collect();
     expect![[r#"
         namespace `red`
         namespace `web`
+        namespace `db`
         namespace `alone`
+        container `same` on the host's network
         forwarding in `red`
         bridge `docker0` in the host
-        bridge `ovs0` in `red`
+        Open vSwitch bridge `ovs0` in the host
         veth `veth-red` in `red` -- `veth-red-br` in the host
         veth `veth-web` in the host -- `eth0` in `web`
+        veth `veth-db` in the host -- `eth0` in `db`
         port `veth-red-br` of `docker0` in the host
         port `veth-web` of `docker0` in the host
+        port `veth-db` of the Open vSwitch bridge `ovs0`
+        checksums by the kernel for `eth0` in `db`
         address 172.17.0.1/16 of `docker0` in the host
         address fd00:17::1/64 of `docker0` in the host
+        address 10.9.0.1/24 of `ovs0` in the host
         address 192.168.15.1/24 of `veth-red` in `red`
         address 192.168.15.2/24 of `veth-red-br` in the host
         address 172.17.0.3/16 of `eth0` in `web`
+        address fd00:17::2/64 of `eth0` in `web`
+        address 10.9.0.2/24 of `eth0` in `db`
         `docker0` up in the host
-        `ovs0` up in `red`
+        `ovs0` up in the host
         `veth-red` up in `red`
         `veth-red-br` up in the host
         `veth-web` up in the host
         `eth0` up in `web`
+        `veth-db` up in the host
+        `eth0` up in `db`
         route default via 192.168.15.2 dev `veth-red` in `red`
         route 10.0.0.0/8 via 192.168.15.1 in the host
         route default via 172.17.0.1 in `web`
+        route default via fd00:17::1 in `web`
+        route default via 10.9.0.1 in `db`
+        rule set `lab-everything`: network docker0 172.17.0.0/16 fd00:17::/64 masquerade, 8080 -> 172.17.0.3:80, 8080 -> [fd00:17::2]:80, 192.0.2.1:5353/udp -> 172.17.0.3:53, [2001:db8::1]:8000-8010 -> [fd00:17::2]:9000-9010, 9000 -> 10.9.0.2:90
+        process 1 of its own in `web`: sleep infinity
+        process 1 of its own in `same`: sleep infinity
     "#]]
     .assert_eq(&(words.join("\n") + "\n"));
     for (index, step) in steps.iter().enumerate() {
@@ -215,8 +274,13 @@ fn a_plan_makes_what_is_stood_on_first() {
         [
             "namespace `red`",
             "namespace `web`",
+            "namespace `db`",
             "namespace `alone`",
+            "container `same` on the host's network",
             "bridge `docker0` in the host",
+            "Open vSwitch bridge `ovs0` in the host",
+            "rule set `lab-everything`: network docker0 172.17.0.0/16 fd00:17::/64 masquerade, 8080 -> 172.17.0.3:80, 8080 -> [fd00:17::2]:80, 192.0.2.1:5353/udp -> 172.17.0.3:53, [2001:db8::1]:8000-8010 -> [fd00:17::2]:9000-9010, 9000 -> 10.9.0.2:90",
+            "process 1 of its own in `same`: sleep infinity",
         ]
     "#]]
     .assert_debug_eq(&free);

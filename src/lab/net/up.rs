@@ -317,7 +317,7 @@ pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, Ne
     if let Some(error) = unseen.filter(|error| dry || error.kind() == io::ErrorKind::PermissionDenied) {
         return Err(permitted(error, NetError::Look));
     }
-    let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..) | Step::Host(_));
+    let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..) | Step::Checksums(..) | Step::Host(_));
     change.removed = here.iter().rev().filter(goes).map(|entry| entry.step.clone()).collect();
     if dry {
         return Ok(change);
