@@ -12,6 +12,8 @@ mod confirm;
 mod connections;
 /// What must not cost more again: messages, bytes and system calls, counted.
 mod costs;
+/// Containers as Docker wires them, what they publish, and their processes.
+mod containers;
 /// The examples of the documentation, with real packets.
 mod docs;
 /// State that survives: losses, damage, many writers.
@@ -56,6 +58,8 @@ mod regressions;
 mod rivals;
 /// Helpers of the others.
 mod support;
+/// Bridges of Open vSwitch.
+mod switch;
 /// Switches of the kernel that forwards need: set, guarded, put back.
 mod switches;
 /// The units for systemd: what they allow is enough.

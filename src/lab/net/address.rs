@@ -23,7 +23,10 @@ pub(super) fn of_containers(bridges: &[Bridge], ends: &[&End], containers: &[Con
     let mut give = |container: &Container| {
         let is_its = |bridge: &&Bridge| bridge.namespace.is_none() && Some(&bridge.name) == container.bridge.as_ref();
         let Some(bridge) = bridges.iter().find(is_its) else { return Ok(Vec::new()) };
-        subnets(bridge, container)?.into_iter().map(|subnet| one(*subnet, bridge, container, &mut taken, &reserved)).collect()
+        subnets(bridge, container)?
+            .into_iter()
+            .map(|subnet| one(*subnet, bridge, container, &mut taken, &reserved))
+            .collect()
     };
     containers.iter().map(&mut give).collect()
 }

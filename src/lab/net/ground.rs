@@ -44,8 +44,8 @@ pub(super) struct Ground {
     keeper: Keeper,
     /// The lock of all labs, where it is held.
     turn: Option<File>,
-    /// Processes that were started and wait to be let go.
-    waiting: BTreeMap<NetnsName, Child>,
+    /// Processes that were started and wait to be let go, by their words.
+    waiting: BTreeMap<String, Child>,
     /// The bridges of Open vSwitch that have been seen or are to be made.
     switches: BTreeMap<IfName, OvsMark>,
     /// Whether the processes that are made end with us.
@@ -128,7 +128,7 @@ impl Ground {
         let network = self.space(&site).ok_or_else(|| missing(&site.to_string()))?;
         let child = process.start(network, &word)?;
         let mark = ProcessMark::of(&child, word)?;
-        self.waiting.insert(process.name.clone(), child);
+        self.waiting.insert(mark.word().to_owned(), child);
         Ok(mark)
     }
 
@@ -301,8 +301,8 @@ impl Ground {
             }
             (Step::OvsPort(port, bridge), _) => Ok(self.switch_of(bridge)?.add_port(bridge, port)?),
             (Step::Rules(rules), Mark::Rules(word)) => self.make_rules(rules, word),
-            (Step::Process(process), Mark::Process(_)) => {
-                let child = self.waiting.remove(&process.name).ok_or_else(|| missing("our process"))?;
+            (Step::Process(_), Mark::Process(mark)) => {
+                let child = self.waiting.remove(mark.word()).ok_or_else(|| missing("our process"))?;
                 process::go(child, self.bound)
             }
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, true),
@@ -351,7 +351,7 @@ impl Ground {
             (Step::Process(process), Mark::Process(mark)) => {
                 let was_there = process.end(mark);
                 // Where it is our own child, nobody else asks how it ended.
-                self.waiting.remove(&process.name).map(|mut child| child.wait()).transpose()?;
+                self.waiting.remove(mark.word()).map(|mut child| child.wait()).transpose()?;
                 was_there
             }
             // A link that is to stay stays up.

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::apply::Keeper;
 use super::links::Mac;
 use super::name::LabName;
-use super::apply::Keeper;
 use super::named::NamespaceMark;
 use super::ovs::OvsMark;
 use super::plan::Step;

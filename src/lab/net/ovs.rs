@@ -91,7 +91,8 @@ pub(super) struct Switch<'a> {
 
 impl Switch<'_> {
     fn ask(&self, arguments: &[&str]) -> Result<String, OvsError> {
-        let held = self.held.map(File::try_clone).transpose().map_err(|error| CommandError::Run("ovs-vsctl".into(), error));
+        let held =
+            self.held.map(File::try_clone).transpose().map_err(|error| CommandError::Run("ovs-vsctl".into(), error));
         let held = held?.map_or_else(Stdio::null, Stdio::from);
         let (database, wait) = (format!("--db={}", self.database), format!("--timeout={WAIT}"));
         let all = [&[database.as_str(), &wait, "-vsyslog:off", "-vfile:off"], arguments].concat();

@@ -103,6 +103,11 @@ impl ProcessMark {
         Ok(Self { pid, start: stat.start, word })
     }
 
+    /// The random word among its arguments.
+    pub(super) fn word(&self) -> &str {
+        &self.word
+    }
+
     /// The process; none where it is gone.
     pub(super) fn find(&self) -> io::Result<Option<OwnedFd>> {
         let process = held(self.pid, self.start)?;

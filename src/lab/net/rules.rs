@@ -63,8 +63,7 @@ impl Rules {
             let addresses: Vec<_> = given.unwrap_or_default().into_iter().map(|(address, _)| address.ip()).collect();
             forwards(container, &addresses)
         });
-        let published: Vec<_> =
-            published.map(|forward| Published { listen: forward.listen, to: forward.to }).collect();
+        let published: Vec<_> = published.map(|forward| Published { listen: forward.listen, to: forward.to }).collect();
         let set = set_name(&lab.name)?;
         (!networks.is_empty() || !published.is_empty()).then_some(Self { set, networks, published })
     }

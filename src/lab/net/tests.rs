@@ -210,7 +210,8 @@ fn containers_get_the_next_free_address() {
         route default via fd00:17::1 in `a`
         route default via 172.17.0.1 in `b`
         route default via fd00:17::1 in `b`
-    "#]].assert_eq(&(given.join("\n") + "\n"));
+    "#]]
+    .assert_eq(&(given.join("\n") + "\n"));
     let full = "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/30\"]\n\
                 [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\n";
     let problems = read(&source(full)).expect_err("full");

@@ -1,0 +1,98 @@
+use crate::lab::{Machine, is_bare, killed_anywhere};
+use crate::support::privileged;
+
+const OVS: &str = "rules/lab/ovs.toml";
+
+/// What `ovs-vsctl` prints there.
+fn vsctl(machine: &Machine, arguments: &[&str]) -> String {
+    machine.says("ovs-vsctl", &[&["-vsyslog:off", "--db=unix:/run/openvswitch/db.sock"], arguments].concat())
+}
+
+#[test]
+fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
+    let machine = Machine::new();
+    if !privileged() || !machine.open_vswitch() {
+        return;
+    }
+    machine.ok(&["up", OVS]);
+    for from in ["red", "blue", "orange", "gray"] {
+        for to in [1, 2, 3, 4, 5] {
+            assert!(machine.pings(from, &format!("192.168.15.{to}")), "{from} to {to}");
+        }
+        let seen = machine.says("ip", &["-n", from, "-br", "-4", "addr", "show", "dev", &format!("veth-{from}")]);
+        assert!(seen.contains("UP") && seen.contains("192.168.15."), "{seen}");
+    }
+    assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", "192.168.15.3"]).code, 0);
+    // TCP too, whose checksums somebody must have computed.
+    std::fs::write(machine.directory.path().join("index.html"), "blue\n").expect("written");
+    let directory = machine.directory.path().to_string_lossy().into_owned();
+    machine.ok(&["exec", "blue", "--", "busybox", "httpd", "-p", "80", "-h", &directory]);
+    let got =
+        machine.ok(&["exec", "red", "--", "timeout", "5", "busybox", "wget", "-q", "-O", "-", "http://192.168.15.2/"]);
+    assert_eq!(got, "blue\n");
+    let got = machine.says("timeout", &["5", "busybox", "wget", "-q", "-O", "-", "http://192.168.15.2/"]);
+    assert_eq!(got, "blue\n");
+    let show = vsctl(&machine, &["show"]);
+    for word in ["Bridge v-net-0", "Port veth-red-br", "Port veth-gray-br", "datapath_type: netdev"] {
+        assert!(show.contains(word), "{show}");
+    }
+    assert_eq!(vsctl(&machine, &["list-ports", "v-net-0"]).lines().count(), 4);
+    assert_eq!(machine.ok(&["up", OVS]), "ovs: unchanged\n");
+    // A port that is lost is made again.
+    vsctl(&machine, &["del-port", "veth-red-br"]);
+    assert!(machine.ok(&["list"]).contains("missing: port `veth-red-br`"));
+    assert!(machine.ok(&["up", OVS]).ends_with("ovs: 1 made, 0 removed\n"));
+    assert!(machine.pings("red", "192.168.15.2"));
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn bridges_of_others_are_refused_and_stay() {
+    let machine = Machine::new();
+    if !privileged() || !machine.open_vswitch() {
+        return;
+    }
+    vsctl(&machine, &["add-br", "v-net-0", "--", "set", "bridge", "v-net-0", "datapath_type=netdev"]);
+    let before = machine.traces();
+    let said = machine.lab(&["up", OVS]);
+    assert_eq!(said.code, 6, "{said:?}");
+    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
+    assert_eq!(machine.traces(), before);
+    // One that takes the place of ours is no more ours.
+    vsctl(&machine, &["del-br", "v-net-0"]);
+    machine.ok(&["up", OVS]);
+    vsctl(&machine, &["del-br", "v-net-0"]);
+    vsctl(&machine, &["add-br", "v-net-0", "--", "set", "bridge", "v-net-0", "datapath_type=netdev"]);
+    let said = machine.lab(&["down"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.stderr.contains("the Open vSwitch bridge `v-net-0` in the host is not what the lab made"), "{said:?}");
+    assert_eq!(vsctl(&machine, &["list-br"]), "v-net-0\n");
+}
+
+#[test]
+fn without_open_vswitch_it_says_what_to_install_or_start() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    if std::path::Path::new("/usr/bin/ovs-vsctl").exists() {
+        let said = machine.lab(&["up", OVS]);
+        assert_eq!(said.code, 5, "{said:?}");
+        assert!(said.stderr.contains("no ovsdb-server answers at `unix:/run/openvswitch/db.sock`"), "{said:?}");
+        assert!(said.stderr.contains("help: start it"), "{said:?}");
+        machine.says("mount", &["--bind", "/dev/null", "/usr/bin/ovs-vsctl"]);
+    }
+    let said = machine.lab(&["up", OVS]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.stderr.contains("help: install the package `openvswitch-switch`"), "{said:?}");
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn killed_at_any_system_call_down_leaves_no_bridge() {
+    let machine = Machine::new();
+    if privileged() && machine.open_vswitch() {
+        killed_anywhere(&machine, OVS, "blue", 23);
+    }
+}
