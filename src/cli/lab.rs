@@ -15,11 +15,14 @@ use crate::lab::net::{self, Change, Journals, Lab, LabName, NetError, NetnsName,
 /// Where labs are noted where nobody says so.
 const DIRECTORY: &str = "/run/portfwd/lab";
 
-/// Build networks of namespaces, veth pairs and bridges from a file
+/// Build networks of namespaces, veth pairs, bridges and containers from a file
 ///
-/// `ip netns`, `ip -n NAME addr` and `bridge link` see them like ones that were
-/// made by hand. The host of a lab is the namespace of who makes it, or that of
-/// --netns. Needs root; only `exec --file` does not. Examples are in rules/lab.
+/// `ip netns`, `ip -n NAME addr`, `bridge link` and `ovs-vsctl show` see them like
+/// ones that were made by hand. The host of a lab is the namespace of who makes
+/// it, or that of --netns. Containers are wired the way Docker does it, and what
+/// they publish is a rule set, `lab-` with the lab's name, as of `apply`. Bridges
+/// of Open vSwitch need its daemon in the host, at OVS_RUNDIR where that is set.
+/// Needs root; only `exec --file` does not. Examples are in rules/lab.
 #[derive(Debug, clap::Args)]
 pub struct LabArgs {
     #[command(subcommand)]
@@ -33,16 +36,17 @@ enum LabCommand {
     /// What is missing is made, and what the file no longer describes is taken
     /// back; everything else stays. So a second time changes nothing, and what was
     /// left half made, or lost, is mended. Where a step fails, what was made is
-    /// taken back. A namespace or an interface of the same name that the lab did
-    /// not make is never touched: exit code 6.
+    /// taken back. A namespace, an interface or a rule set of the same name that the
+    /// lab did not make is never touched, and a port that another rule set or a
+    /// socket of the host has is not published: exit code 6.
     ///
     /// What a lab makes is noted in /run/portfwd/lab before it is made, or in
     /// DIR/lab with --state-dir; it lasts until the next boot, like the network.
     Up(UpArgs),
     /// Remove what `up` made, and nothing else
     ///
-    /// Also after `up` was killed. What others have put in the place of something
-    /// stays, and is named.
+    /// Also after `up` was killed. What runs in containers ends. What others have
+    /// put in the place of something stays, and is named.
     Down(DownArgs),
     /// List the labs, and what is missing of them
     List,
@@ -56,9 +60,10 @@ enum LabCommand {
     Show(show::ShowArgs),
     /// Run a command in a namespace of a lab, as `ip netns exec` does
     ///
-    /// The exit code is the command's. With --file the lab is made for the time of
-    /// this command, with a host and a /run of its own: that needs no root where
-    /// user namespaces are allowed, and leaves nothing behind.
+    /// In a container with processes of its own it is one of them. The exit code is
+    /// the command's. With --file the lab is made for the time of this command, with
+    /// a host and a /run of its own: that needs no root where user namespaces are
+    /// allowed, and leaves nothing behind. Open vSwitch is not in there.
     Exec(ExecArgs),
     /// Be the process of a container
     #[command(hide = true)]
@@ -89,7 +94,7 @@ struct ExecArgs {
     /// Make the lab of this file for the time of the command
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The namespace
+    /// The namespace or container
     name: String,
     /// The command and its arguments
     #[arg(last = true, required = true)]

@@ -154,7 +154,7 @@ enum Command {
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
     Explain(explain::ExplainArgs),
-    /// Build networks of namespaces, veth pairs and bridges from a file
+    /// Build networks of namespaces, veth pairs, bridges and containers from a file
     Lab(lab::LabArgs),
 }
 

@@ -13,7 +13,7 @@
 //! namespace  = "red"                    # left out: the host
 //! address    = ["192.168.15.5/24"]
 //! masquerade = false                    # true: a network of Docker's kind; what leaves it takes the host's address
-//! chain      = "DOCKER"                 # where the forwards into it live
+//! chain      = "DOCKER"                 # where the forwards into such a network live
 //!
 //! [[veth]]                              # two ends; where one has no namespace, it is in the host
 //! ends = [
@@ -34,7 +34,7 @@
 //! address   = "172.17.0.3"              # left out: the next free one of the bridge's subnet
 //! publish   = ["8080:80"]               # [ADDR:]PORTS:PORTS[/PROTO], as `docker run -p`
 //! processes = false                     # true: a process namespace of its own
-//! command   = ["sleep", "infinity"]     # what runs in it
+//! command   = ["sleep", "infinity"]     # what runs in it, with nothing to read and nobody who reads it
 //! ```
 //! A value of these types is not yet sound: `check.rs` looks at how they go together.
 
@@ -203,7 +203,7 @@ pub struct Container {
     /// The bridge; there is one just where it is connected to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<IfName>,
-    /// Its address; none: the next free one of the bridge's subnet.
+    /// Its address; none: the next free one of the bridge's subnet. Of the bridge's other family it is always that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// Ports of the host that lead to it.

@@ -62,7 +62,7 @@ pub fn init(container: &Container) -> io::Result<()> {
         dup2_stdin(&nothing)?;
     }
     reap(bound)?;
-    if container.own { Ok(()) } else { end_descendants(getpid().as_raw()) }
+    if container.own { Ok(()) } else { end_descendants(getpid().as_raw(), || true) }
 }
 
 /// Leaves the session, and holds nothing open besides the three files of its own.

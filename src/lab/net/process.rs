@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub struct ProcessMark {
     start: u64,
     /// A random word among its arguments.
     word: String,
+    /// The process namespace of who made the lab, where that number is its: the number of its file.
+    space: u64,
 }
 
 /// What `/proc` says of a process.
@@ -76,6 +79,11 @@ fn stat(pid: i32) -> Option<Stat> {
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let over = matches!(*fields.first()?, "Z" | "X");
     Some(Stat { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()?, over })
+}
+
+/// Our process namespace, by the number of its file.
+fn space() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
 fn pidfd(pid: i32) -> io::Result<Option<OwnedFd>> {
@@ -100,7 +108,7 @@ impl ProcessMark {
     pub(super) fn of(child: &Child, word: String) -> io::Result<Self> {
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
         let stat = stat(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start: stat.start, word })
+        Ok(Self { pid, start: stat.start, word, space: space()? })
     }
 
     /// The random word among its arguments.
@@ -109,7 +117,13 @@ impl ProcessMark {
     }
 
     /// The process; none where it is gone.
+    ///
+    /// # Errors
+    /// Where that cannot be told, as from another process namespace, where it has another number or none.
     pub(super) fn find(&self) -> io::Result<Option<OwnedFd>> {
+        if space()? != self.space {
+            return Err(io::Error::other("the lab was made from another process namespace than this one"));
+        }
         let process = held(self.pid, self.start)?;
         let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.word.as_bytes());
@@ -139,7 +153,7 @@ impl Process {
     pub(super) fn end(&self, mark: &ProcessMark) -> io::Result<bool> {
         let Some(process) = mark.find()? else { return Ok(false) };
         if !self.own {
-            end_descendants(mark.pid)?;
+            end_descendants(mark.pid, || !is_over(&process, Duration::ZERO))?;
         }
         // With the first process of a namespace all others in it end.
         kill(&process)?;
@@ -179,11 +193,11 @@ fn is_over(process: &OwnedFd, patience: Duration) -> bool {
     poll(&mut ready, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)).is_ok_and(|count| count > 0)
 }
 
-/// Ends all that a process has started, and what those have.
-pub(super) fn end_descendants(ancestor: i32) -> io::Result<()> {
+/// Ends all that a process has started, and what those have, as long as it lives: then its number is no other's.
+pub(super) fn end_descendants(ancestor: i32, lives: impl Fn() -> bool) -> io::Result<()> {
     for _ in 0..ROUNDS {
         let found = descendants(ancestor)?;
-        if found.is_empty() {
+        if found.is_empty() || !lives() {
             return Ok(());
         }
         for (pid, start) in found {
