@@ -1,4 +1,4 @@
-use crate::lab::{Machine, is_bare, killed_anywhere};
+use crate::machine::{Machine, is_bare, killed_anywhere};
 use crate::support::{PORTFWD, Said, privileged, root};
 
 const DOCKER: &str = "rules/lab/docker.toml";
@@ -209,6 +209,26 @@ fn the_rules_of_others_are_not_contradicted_and_stay() {
 }
 
 #[test]
+fn rules_of_an_earlier_boot_are_taken_over() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let path = machine.file(
+        "name = \"x\"\n[[bridge]]\nname = \"br0\"\naddress = [\"10.9.0.1/24\"]\n\
+         [[container]]\nname = \"a\"\nbridge = \"br0\"\npublish = [\"8080:80\"]\n",
+    );
+    machine.ok(&["up", &path]);
+    // The state of rules is durable, the network and its journal are not.
+    machine.says("sh", &["-c", "rm /run/portfwd/lab/x.json && ip link del veth-a && ip netns del a && ip link del br0"]);
+    assert!(machine.says(PORTFWD, &["list"]).contains("lab-x"));
+    machine.ok(&["up", &path]);
+    assert_eq!(machine.ok(&["up", &path]), "x: unchanged\n");
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
 fn both_families_are_published() {
     if !privileged() {
         return;
@@ -248,7 +268,7 @@ fn both_families_are_published() {
 #[test]
 fn killed_at_any_system_call_down_leaves_no_rule_and_no_process() {
     if privileged() {
-        killed_anywhere(&Machine::new(), DOCKER, "web", 23);
+        killed_anywhere(&Machine::new(), DOCKER, "web", 41);
     }
 }
 

@@ -38,6 +38,8 @@ mod lab_page;
 mod lab_show;
 /// How the code is laid out: arrows between rooms, where unsafe is.
 mod layout;
+/// Machines of their own for labs: what is in them, what is left, killed anywhere.
+mod machine;
 /// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.
 mod mixtures;
 mod near;

@@ -1,4 +1,4 @@
-use crate::lab::{Machine, is_bare, killed_anywhere};
+use crate::machine::{Machine, is_bare, killed_anywhere};
 use crate::support::privileged;
 
 const OVS: &str = "rules/lab/ovs.toml";
@@ -93,6 +93,6 @@ fn without_open_vswitch_it_says_what_to_install_or_start() {
 fn killed_at_any_system_call_down_leaves_no_bridge() {
     let machine = Machine::new();
     if privileged() && machine.open_vswitch() {
-        killed_anywhere(&machine, OVS, "blue", 23);
+        killed_anywhere(&machine, OVS, "blue", 41);
     }
 }

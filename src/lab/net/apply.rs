@@ -33,8 +33,17 @@ pub(super) struct Keeper {
 #[error("it contradicts another rule set: {0}")]
 struct Contradiction(String);
 
+/// What every origin of ours begins with.
+const HEAD: &str = "portfwd lab ";
+
 fn origin(word: &str) -> PathBuf {
-    PathBuf::from(format!("portfwd lab {word}"))
+    PathBuf::from(format!("{HEAD}{word}"))
+}
+
+/// Whether a lab made the set that a lab's rules are to be: this one, or one of an earlier boot, whose journal means nothing
+/// any more while the state of its rules is durable.
+fn is_of_a_lab(state: &State, rules: &Rules) -> bool {
+    state.origins.get(&rules.set).is_some_and(|from| from.to_string_lossy().starts_with(HEAD))
 }
 
 fn is_ours(state: &State, rules: &Rules, word: &str) -> bool {
@@ -108,13 +117,13 @@ impl Keeper {
         Ok(if missing { Presence::Part } else { Presence::Here })
     }
 
-    /// Refuses rules that others stand in the way of. `ours` is the word of those that this lab has already, `ssh` whether
-    /// the user's connection is to the calling thread's namespace.
-    pub(super) fn refuse(&self, rules: &Rules, ours: Option<&str>, ssh: bool) -> Result<(), NetError> {
+    /// Refuses rules that others stand in the way of. `ssh` is whether the user's connection is to the calling thread's
+    /// namespace.
+    pub(super) fn refuse(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
         let engine = self.read()?;
         confirm::settled(&engine)?;
         let before = Arc::clone(&engine.state().asked);
-        if is_in(&before, rules) && !ours.is_some_and(|word| is_ours(engine.state(), rules, word)) {
+        if is_in(&before, rules) && !is_of_a_lab(engine.state(), rules) {
             return Err(NetError::Taken(Name::Rules(rules.set.clone())));
         }
         let after = with(Asked::clone(&before), rules).map_err(NetError::Conflict)?;

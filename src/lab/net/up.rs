@@ -68,7 +68,7 @@ fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Chang
     let mut work = work(&mut ground, before, &plan::steps(lab)).map_err(|error| permitted(error, NetError::Look))?;
     let change = work.change();
     refuse_taken(&mut ground, &work, before)?;
-    refuse_rules(&ground, &work, before, host.is_own())?;
+    refuse_rules(&ground, &work, host.is_own())?;
     let description = lab.to_string();
     let done = known.as_ref().is_some_and(|known| known.complete && known.description == description);
     if dry || change.is_none() && done {
@@ -162,14 +162,10 @@ fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<()
 }
 
 /// Refuses to make rules that contradict those of others.
-fn refuse_rules(ground: &Ground, work: &Work, before: &[Entry], own_host: bool) -> Result<(), NetError> {
+fn refuse_rules(ground: &Ground, work: &Work, own_host: bool) -> Result<(), NetError> {
     for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
         let Step::Rules(rules) = &entry.step else { continue };
-        let ours = rules_before(before, &entry.step).and_then(|known| match &known.mark {
-            Mark::Rules(word) => Some(word.as_str()),
-            _ => None,
-        });
-        let refused = ground.rules(|keeper| keeper.refuse(rules, ours, own_host)).map_err(NetError::Look)?;
+        let refused = ground.rules(|keeper| keeper.refuse(rules, own_host)).map_err(NetError::Look)?;
         refused.unwrap_or(Ok(()))?;
     }
     Ok(())
