@@ -377,6 +377,9 @@ fn of_net(error: &NetError) -> (u8, String) {
         }
         NetError::Conflict(_) => (CONFLICT, "publish other ports; nothing was changed".into()),
         NetError::Rules(error) => of_engine(error),
+        NetError::OvsAlone(_) => {
+            (MISSING, "make it with `portfwd lab up`, as root, or write `kind = \"linux\"`".into())
+        }
         NetError::NoProcess(_) => (FAILED, "`portfwd lab up` starts it again".into()),
         NetError::Busy => (BUSY, "try again when it has ended".into()),
         NetError::NotPermitted(_) => {

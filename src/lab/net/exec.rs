@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::execvp;
 
-use super::description::Lab;
+use super::description::{Kind, Lab};
 use super::init::private_mounts;
 use super::journal::Journals;
 use super::list::{self, Room};
@@ -35,6 +35,9 @@ const ETC: &str = "/etc/netns";
 /// # Errors
 /// Where namespaces may not be made, or the lab cannot be.
 pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
+    if let Some(bridge) = lab.bridges.iter().find(|bridge| bridge.kind == Kind::Ovs) {
+        return Err(NetError::OvsAlone(bridge.name.clone()));
+    }
     gain_privileges()?;
     let alone = || -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;

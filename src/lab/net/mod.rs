@@ -41,6 +41,7 @@ use std::path::PathBuf;
 use super::LabError;
 use crate::config::Problem;
 use crate::engine::EngineError;
+use crate::model::IfName;
 pub use description::Lab;
 pub use exec::{exec, make_for_one_command};
 pub use init::{Container as Inside, init};
@@ -89,6 +90,9 @@ pub enum NetError {
     /// The rules cannot be seen.
     #[error(transparent)]
     Rules(#[from] EngineError),
+    /// A bridge of Open vSwitch is wanted where its daemon is not.
+    #[error("`{0}` is a bridge of Open vSwitch, whose daemon does not work in a host that is made for one command")]
+    OvsAlone(IfName),
     /// The process of a container is gone.
     #[error("the container `{0}` has no process any more")]
     NoProcess(NetnsName),
