@@ -3,6 +3,11 @@ use crate::support::privileged;
 
 const OVS: &str = "rules/lab/ovs.toml";
 
+/// A machine where it runs; none where that, or namespaces, cannot be had.
+fn machine_with_open_vswitch() -> Option<Machine> {
+    privileged().then(Machine::new).filter(Machine::open_vswitch)
+}
+
 /// What `ovs-vsctl` prints there.
 fn vsctl(machine: &Machine, arguments: &[&str]) -> String {
     machine.says("ovs-vsctl", &[&["-vsyslog:off", "--db=unix:/run/openvswitch/db.sock"], arguments].concat())
@@ -10,10 +15,7 @@ fn vsctl(machine: &Machine, arguments: &[&str]) -> String {
 
 #[test]
 fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
-    let machine = Machine::new();
-    if !privileged() || !machine.open_vswitch() {
-        return;
-    }
+    let Some(machine) = machine_with_open_vswitch() else { return };
     machine.ok(&["up", OVS]);
     for from in ["red", "blue", "orange", "gray"] {
         for to in [1, 2, 3, 4, 5] {
@@ -49,10 +51,7 @@ fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
 
 #[test]
 fn bridges_of_others_are_refused_and_stay() {
-    let machine = Machine::new();
-    if !privileged() || !machine.open_vswitch() {
-        return;
-    }
+    let Some(machine) = machine_with_open_vswitch() else { return };
     vsctl(&machine, &["add-br", "v-net-0", "--", "set", "bridge", "v-net-0", "datapath_type=netdev"]);
     let before = machine.traces();
     let said = machine.lab(&["up", OVS]);
@@ -91,8 +90,7 @@ fn without_open_vswitch_it_says_what_to_install_or_start() {
 
 #[test]
 fn killed_at_any_system_call_down_leaves_no_bridge() {
-    let machine = Machine::new();
-    if privileged() && machine.open_vswitch() {
+    if let Some(machine) = machine_with_open_vswitch() {
         killed_anywhere(&machine, OVS, "blue", 41);
     }
 }

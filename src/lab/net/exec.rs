@@ -26,6 +26,9 @@ use crate::lab::{LabError, Links};
 /// What a namespace has of its own in /etc, as ip-netns(8) has it.
 const ETC: &str = "/etc/netns";
 
+/// Where the host of a lab for one command is held.
+const HOST: &str = "/run/portfwd/host";
+
 /// Makes a lab for the time of one command: in network, mount and, without root, user namespaces of its own, with a /run of
 /// its own, where the state of its rules is too. All of it is gone when the last process in it has ended; those of containers
 /// end when this one and all that it starts have. The lab's host is a namespace that has nothing else.
@@ -44,6 +47,10 @@ pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetEr
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
         mount(Some("portfwd"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
+        // The host is to be there as long as these mounts are: the command moves out of it.
+        fs::create_dir_all("/run/portfwd")?;
+        fs::write(HOST, "")?;
+        mount(Some("/proc/thread-self/ns/net"), HOST, none, MsFlags::MS_BIND, none)?;
         Ok(())
     };
     alone().map_err(|error| LabError::Io("making namespaces for one command", error))?;
