@@ -133,7 +133,10 @@ impl Switch<'_> {
     /// Makes a bridge with its interface. Where the kernel has no part of Open vSwitch, `ovs-vswitchd` forwards itself.
     pub(super) fn add(&self, bridge: &IfName, mark: &OvsMark) -> Result<(), OvsError> {
         let name = bridge.as_str();
-        let datapath = if Path::new("/sys/module/openvswitch").exists() { "system" } else { "netdev" };
+        // The daemon names the kernel's also where its module is missing.
+        let types = self.ask(&["get", "Open_vSwitch", ".", "datapath_types"])?;
+        let has_kernel = types.contains("system") && Path::new("/sys/module/openvswitch").exists();
+        let datapath = if has_kernel { "system" } else { "netdev" };
         let datapath = format!("datapath_type={datapath}");
         let address = format!("other-config:hwaddr=\"{}\"", mark.mac);
         let ours = format!("external_ids:{KEY}=\"{}\"", mark.word);
