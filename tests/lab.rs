@@ -216,8 +216,12 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
     assert_eq!(said.code, 0, "{said:?}");
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
     let said = inside(&nobody);
-    assert!(said.code == 0 || said.code == 5 && said.stderr.contains("user namespaces"), "{said:?}");
-    assert_eq!(said.code, 0, "{said:?}");
+    if said.code == 5 && said.stderr.contains("user namespaces") {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "{said:?}");
+        eprintln!("SKIPPED: needs unprivileged user namespaces");
+    } else {
+        assert_eq!(said.code, 0, "{said:?}");
+    }
     assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
     // Without it, it says what is missing, and takes what it may not see for nothing else.
     machine.ok(&["up", RED_BLUE]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::Machine;
+use crate::machine::Machine;
 use crate::support::{PORTFWD, privileged, root};
 
 /// A machine on which commands are run as somebody who learns would, and what is evened out of what they print.

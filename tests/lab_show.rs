@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::Machine;
+use crate::machine::Machine;
 use crate::support::{PORTFWD, privileged};
 
 const RED_BLUE: &str = "rules/lab/red-blue.toml";

@@ -10,10 +10,10 @@ mod cli;
 mod confirm;
 /// Connections that follow the rules, and those that are none of their business.
 mod connections;
-/// What must not cost more again: messages, bytes and system calls, counted.
-mod costs;
 /// Containers as Docker wires them, what they publish, and their processes.
 mod containers;
+/// What must not cost more again: messages, bytes and system calls, counted.
+mod costs;
 /// The examples of the documentation, with real packets.
 mod docs;
 /// State that survives: losses, damage, many writers.

@@ -8,8 +8,7 @@ use super::journal::{Journal, Journals, Mark};
 use super::name::{LabName, NetnsName};
 use super::named::{self, Named};
 use super::plan::Step;
-use super::{NetError, permitted, read};
-use crate::config::Source;
+use super::{NetError, permitted};
 use crate::lab::Netns;
 
 /// A lab that was made.

@@ -23,7 +23,7 @@ use crate::lab::{Links, Netns};
 /// others where the journal cannot be read or the kernel not be asked.
 pub fn picture(name: &LabName, journals: &Journals) -> Result<Picture, NetError> {
     let journal = journals.read(name)?.ok_or_else(|| NetError::Unknown(name.clone()))?;
-    look(&journal).map_err(|error| permitted(error, NetError::Look))
+    look(&journal, journals).map_err(|error| permitted(error, NetError::Look))
 }
 
 /// A namespace that is there, and what it has.
@@ -34,8 +34,8 @@ struct Inside<'a> {
     dump: Dump,
 }
 
-fn look(journal: &Journal) -> io::Result<Picture> {
-    let mut ground = Ground::new(journal.host.find()?);
+fn look(journal: &Journal, journals: &Journals) -> io::Result<Picture> {
+    let mut ground = Ground::new(journal.host.find()?, journals);
     let (mut missing, mut here) = (Vec::new(), Vec::new());
     for entry in &journal.entries {
         let present = ground.presence(entry)? == Presence::Here;
@@ -153,6 +153,7 @@ fn numbered<'a, 'b>(inside: &Inside<'_>, all: &'a [Inside<'b>]) -> io::Result<Ve
 fn joined(step: &Step, site: &Site, link: &Link) -> Option<String> {
     match step {
         Step::Join(at, port, bridge) if at == site && port.as_str() == link.name => Some(bridge.to_string()),
+        Step::OvsPort(port, bridge) if *site == Site::HOST && port.as_str() == link.name => Some(bridge.to_string()),
         _ => None,
     }
 }
@@ -188,6 +189,7 @@ fn touched(spaces: &[Space], journal: &Journal, lab: Option<&Lab>) -> BTreeSet<S
     for entry in &journal.entries {
         let links = match &entry.step {
             Step::Bridge(site, link) => vec![(site, link)],
+            Step::OvsBridge(link) => vec![(&Site::HOST, link)],
             Step::Veth(ends) => ends.iter().map(|(site, link)| (site, link)).collect(),
             _ => Vec::new(),
         };
