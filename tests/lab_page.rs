@@ -32,6 +32,15 @@ impl Learner {
         Self { machine, known: Known::default() }
     }
 
+    /// Starts Open vSwitch on this machine.
+    fn start_open_vswitch(&self) {
+        let words = "mkdir -p /run/openvswitch && cd /run/openvswitch && \
+                     ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema && \
+                     ovsdb-server conf.db --remote=punix:db.sock --pidfile --detach --no-chdir && \
+                     ovs-vsctl --no-wait init && ovs-vswitchd --pidfile --detach";
+        self.machine.says("sh", &["-c", words]);
+    }
+
     /// Runs a command and gives what it prints, evened out.
     fn run(&mut self, command: &str) -> String {
         self.settle();
@@ -79,7 +88,8 @@ impl Learner {
 impl Drop for Learner {
     /// Ends what still runs in namespaces, where the page did not come to that.
     fn drop(&mut self) {
-        let words = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done";
+        let words = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
+                     cat /run/openvswitch/*.pid | xargs -r kill";
         drop(self.machine.run("sh", &["-c", words]));
     }
 }
@@ -157,6 +167,9 @@ fn mac_of(address: &std::net::Ipv6Addr) -> Option<[u8; 6]> {
 /// A section with what its commands print now, and the drawings that they made.
 fn written(section: &str) -> (String, Vec<(String, String)>) {
     let mut learner = Learner::new();
+    if section.contains("ovs-vsctl") {
+        learner.start_open_vswitch();
+    }
     let mut out = String::new();
     let mut in_block = false;
     for line in section.split_inclusive('\n') {
