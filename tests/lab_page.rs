@@ -101,10 +101,14 @@ struct Known(BTreeMap<[u8; 6], u8>);
 impl Known {
     fn even(&mut self, text: &str) -> String {
         let mut out = String::new();
+        let mut of_processes = false;
         for line in text.lines() {
             if line.starts_with("note: ended ") {
                 continue;
             }
+            let numbered = process(line).filter(|_| of_processes);
+            let line = numbered.as_deref().unwrap_or(line);
+            of_processes = !line.is_empty() && (of_processes || line.starts_with("  PROCESS "));
             let line = if line.starts_with("round-trip") { "round-trip min/avg/max = 0.05/0.05/0.05 ms" } else { line };
             let (body, last) = line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
             let answered = ["STALE", "DELAY", "PROBE"].contains(&last);
@@ -147,6 +151,15 @@ impl Known {
         let next = u8::try_from(self.0.len() + 1).expect("few");
         [2, 0, 0, 0, 0, *self.0.entry(mac).or_insert(next)]
     }
+}
+
+/// A row of a table of processes, with a number that does not differ from run to run, in a column as wide as it was.
+fn process(line: &str) -> Option<String> {
+    let number = line.trim_start().split(' ').next()?;
+    let rest = line.strip_prefix("  ")?.strip_prefix(number)?;
+    let behind = rest.trim_start();
+    let width = number.len() + rest.len() - behind.len();
+    Some(format!("  {:<width$}{behind}", 4711))
 }
 
 /// `02:00:00:00:00:01`.
