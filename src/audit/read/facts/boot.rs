@@ -88,14 +88,18 @@ fn settings(root: &Path, name: &str) -> BTreeMap<String, Vec<String>> {
     // One of a template is made from that.
     let template = name.split_once('@').map(|(stem, _)| format!("{stem}@.service"));
     let names: Vec<&str> = std::iter::once(name).chain(template.as_deref()).collect();
-    let found = names.iter().flat_map(|name| UNITS.iter().map(move |directory| root.join(directory).join(name)));
-    let file = found.map(|path| text(root, &path)).find_map(Result::ok);
+    let mut found = names.iter().flat_map(|name| UNITS.iter().map(move |directory| root.join(directory).join(name)));
+    let file = found.find(|path| fs::symlink_metadata(path).is_ok());
+    // A unit that is empty, or a link to /dev/null, is masked: nothing starts it, whatever else is said of it.
+    let Some(file) = file.and_then(|path| text(root, &path).ok()).filter(|text| !text.is_empty()) else {
+        return BTreeMap::new();
+    };
     let drop_ins = names.iter().rev().flat_map(|name| {
         let directories = UNITS.iter().rev().map(move |directory| root.join(directory).join(format!("{name}.d")));
         directories.flat_map(|directory| entries(&directory))
     });
     let drop_ins = drop_ins.filter(|path| path.extension() == Some(OsStr::new("conf")));
-    let texts = file.into_iter().chain(drop_ins.filter_map(|path| text(root, &path).ok()));
+    let texts = std::iter::once(file).chain(drop_ins.filter_map(|path| text(root, &path).ok()));
     let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for text in texts {
         for line in text.replace("\\\n", " ").lines().map(str::trim) {
@@ -329,6 +333,9 @@ mod tests {
         );
         let (_root, _, boot) =
             host(&[NFTABLES, conf, drop_in, ("etc/other.nft", "table ip x\n")], &["nftables.service"]);
+        assert_eq!(flushes(&boot), [""; 0]);
+        let masked = ("etc/systemd/system/nftables.service", "");
+        let (_root, _, boot) = host(&[NFTABLES, conf, masked], &["nftables.service"]);
         assert_eq!(flushes(&boot), [""; 0]);
     }
 
