@@ -9,7 +9,7 @@ use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work,
 use crate::model::{Asked, Binding, Owned};
 use crate::netfilter::sysctl;
 use crate::nft::compile::samples;
-use crate::nft::transaction::PATIENCE;
+use crate::nft::transaction::{CommitError, PATIENCE};
 use crate::store::{State, Unfinished, Unusable, Whole};
 
 /// What a commit did.
@@ -107,7 +107,12 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
         }
         Err(error) => {
             switches.commit_failed(&given_back);
-            let back = near::carried(&engine.state, &during, &before);
+            let mut back = near::carried(&engine.state, &during, &before);
+            if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
+                // It may be done: the next change looks at everything.
+                back.unfinished = during.unfinished;
+                back.whole = None;
+            }
             engine.keep(&back)?;
             Err(error)
         }
