@@ -39,7 +39,7 @@ macro_rules! text_form {
     };
 }
 
-/// The name of a network interface: 1 to 15 bytes, none of them a slash, a colon or white space; neither `all` nor
+/// The name of a network interface: 1 to 15 bytes, none of them a slash, a colon, `%` or white space; neither `all` nor
 /// `default`.
 ///
 /// Source: `dev_valid_name` in net/core/dev.c; `IFNAMSIZ` is 16 with the closing zero; `sysctl_dev_name_is_allowed` in
@@ -105,6 +105,10 @@ impl FromStr for IfName {
                 text,
                 "the kernel keeps that name for the settings of interfaces, in /proc/sys/net/ipv4/conf",
             )),
+            // `dev_alloc_name` in net/core/dev.c: `eth%d` makes `eth0`.
+            _ if text.contains('%') => {
+                Err(Self::no_name(text, "the kernel puts a number in the place of what follows `%`"))
+            }
             _ => Self::stored(text),
         }
     }
@@ -238,7 +242,8 @@ mod tests {
             let name: IfName = good.parse().expect(good);
             assert_eq!(IfName::from_bytes(&name.to_bytes()), Ok(name));
         }
-        for bad in ["", ".", "..", "a/b", "eth0:1", "two words", "sixteen-bytes-xx", "tab\t", "all", "default"] {
+        for bad in ["", ".", "..", "a/b", "eth0:1", "two words", "sixteen-bytes-xx", "tab\t", "all", "default", "eth%d"]
+        {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?}");
         }
     }
