@@ -17,7 +17,8 @@ const OURS: &str = "portfwd add";
 const IN_MEMORY: &str = "portfwd add, state in memory";
 const ELEMENT: &str = "nft add element";
 
-/// The port that comes and goes.
+/// The port of the floor, and before the first of those that come one after the other: nobody removes any, which would have
+/// everything read, and leave the processor's caches to that.
 const PORT: u32 = 61_000;
 
 /// Measures.
@@ -25,7 +26,8 @@ pub fn bench(effort: Effort, report: &mut Report) {
     let mut panel = Panel::new("add: one more forward, whole process");
     for count in effort.numbers() {
         let results = one_more(*count, effort.small(*count));
-        for (name, samples) in results.but(&[]) {
+        let appended = appended(*count, effort.loads(*count));
+        for (name, samples) in results.but(&[]).chain(appended.but(&[OURS])) {
             panel.point(name, *count, samples.seconds());
         }
         let (ours, floor) = (results.of(OURS), results.of(floor::NAME));
@@ -36,9 +38,9 @@ pub fn bench(effort: Effort, report: &mut Report) {
                 let what = "one more forward, state in memory";
                 report.rows.push(Row::new(what, *count, undisturbed, ELEMENT, results.of(ELEMENT)));
             }
-            for (peer, theirs) in results.but(&[OURS, IN_MEMORY, ELEMENT, floor::NAME]) {
-                let row = Row::new("one more forward", *count, ours, peer, theirs);
-                report.rows.push(row.floor(ours, floor).target(Target::time(1.0)));
+            for (peer, theirs) in appended.but(&[OURS]) {
+                let row = Row::new("one more forward", *count, appended.of(OURS), peer, theirs);
+                report.rows.push(row.target(Target::time(1.0)));
             }
         }
     }
@@ -49,7 +51,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
     report.panels.push(panel);
 }
 
-/// One more of everybody's, where there are so many.
+/// One more element, where there are so many.
 fn one_more(count: u32, rounds: usize) -> Results {
     let mut race = Race::default();
     let (ours, map) = (Host::new(), Host::new());
@@ -57,43 +59,45 @@ fn one_more(count: u32, rounds: usize) -> Results {
     for (name, host) in [(OURS, Some(ours)), (IN_MEMORY, Host::in_memory())] {
         if let Some(host) = host {
             host.portfwd(&["apply", &host.file("bench.toml", &rule_set)]);
-            race.enter(name, move || add(&host));
+            race.enter(name, adding(host));
         }
     }
     map.run("nft", &["-f", &map.file("rival", &nft::map(count))]);
+    let mut ports = PORT + 1..;
     race.enter(ELEMENT, move || {
-        let add = format!("{{ {} }}", nft::element(PORT));
-        let cost = map.run("nft", &["add", "element", "inet", nft::TABLE, "m", &add]);
-        map.run("nft", &[&nft::delete_elements(&[PORT])]);
-        cost
+        let add = format!("{{ {} }}", nft::element(ports.next().unwrap_or(PORT)));
+        map.run("nft", &["add", "element", "inet", nft::TABLE, "m", &add])
     });
+    let after = format!("{rule_set}[[forward]]\nlisten = \"{PORT}\"\nto = \"10.9.9.9:80\"\n");
+    floor::enter(&mut race, &rule_set, &after);
+    race.run(&format!("add/{count}"), rounds)
+}
+
+/// One more rule, where there are so many. These take so much memory that they are kept apart from those that take little.
+fn appended(count: u32, rounds: usize) -> Results {
+    let mut race = Race::default();
+    let ours = Host::new();
+    ours.portfwd(&["apply", &ours.file("bench.toml", &peer::rule_set(count))]);
+    race.enter(OURS, adding(ours));
     for variant in Variant::ALL {
         let host = Host::new();
         host.run(
             &iptables(variant, "-restore"),
             &["--wait=60", "--noflush", &host.file("rival", &peer::iptables::rules(count))],
         );
+        let mut ports = PORT + 1..;
         race.enter(format!("iptables-{} -A", variant.name()), move || {
-            let run = |job| {
-                let rule = peer::iptables::rule(job, PORT);
-                host.run(&iptables(variant, ""), &rule.iter().map(String::as_str).collect::<Vec<_>>())
-            };
-            let cost = run("-A");
-            run("-D");
-            cost
+            let rule = peer::iptables::rule("-A", ports.next().unwrap_or(PORT));
+            host.run(&iptables(variant, ""), &rule.iter().map(String::as_str).collect::<Vec<_>>())
         });
     }
-    let after = format!("{rule_set}[[forward]]\nlisten = \"{PORT}\"\nto = \"10.9.9.9:80\"\n");
-    floor::enter(&mut race, &rule_set, &after);
-    race.run(&format!("add/{count}"), rounds)
+    race.run(&format!("add/iptables/{count}"), rounds)
 }
 
-/// Adds a forward and removes it again.
-fn add(host: &Host) -> Cost {
-    let port = PORT.to_string();
-    let cost = host.portfwd(&["add", &port, "10.9.9.9:80"]);
-    host.portfwd(&["rm", &port]);
-    cost
+/// Adds a forward each time.
+fn adding(host: Host) -> impl FnMut() -> Cost {
+    let mut ports = PORT + 1..;
+    move || host.portfwd(&["add", &ports.next().unwrap_or(PORT).to_string(), "10.9.9.9:80"])
 }
 
 /// The plugin runs `iptables` many times for each port, and each of them reads everything, so it has few turns, and not at
@@ -111,7 +115,7 @@ fn with_portmap(program: &'static str, effort: Effort, report: &mut Report, pane
                 let layout = theirs.file("rival", &portmap::layout(*count));
                 theirs.run(&iptables(variant, "-restore"), &["--wait=60", "--noflush", &layout]);
                 let mut race = Race::default();
-                race.enter(OURS, || add(&ours));
+                race.enter(OURS, adding(ours));
                 race.enter(name.clone(), || {
                     let cost = portmap::call(&theirs.namespace, program, "ADD", PORT);
                     portmap::call(&theirs.namespace, program, "DEL", PORT);
