@@ -80,6 +80,85 @@ fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
 }
 
 #[test]
+fn what_stands_on_an_address_that_goes_is_made_again() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let lab = |addresses: &str| {
+        let ends = format!(
+            "{{ namespace = \"red\", name = \"eth0\", address = [{addresses}] }}, {{ name = \"va\", address = [\"10.1.0.1/24\"] }}"
+        );
+        let route = "[[route]]\nnamespace = \"red\"\nto = \"default\"\nvia = \"10.1.0.1\"\n";
+        machine.file(&format!("name = \"a\"\n[[namespace]]\nname = \"red\"\n[[veth]]\nends = [{ends}]\n{route}"))
+    };
+    for addresses in ["\"10.1.0.2/24\"", "\"10.1.0.3/24\"", "\"10.1.0.4/24\", \"10.1.0.5/24\"", "\"10.1.0.5/24\""] {
+        machine.ok(&["up", &lab(addresses)]);
+        assert!(machine.ok(&["list", "--json"]).contains(r#""state":"up""#), "{addresses}");
+        assert!(machine.says("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
+        for address in addresses.split(", ") {
+            let held = machine.says("ip", &["-n", "red", "-o", "addr"]);
+            assert!(held.contains(address.trim_matches('"')), "{addresses}: {held}");
+        }
+    }
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn a_route_of_another_lab_is_refused_and_stays() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    let lab = |name: &str, net: u8| {
+        let ends = format!(
+            "{{ namespace = \"{name}\", name = \"eth0\", address = [\"10.{net}.0.2/24\"] }}, {{ name = \"v{name}\", address = [\"10.{net}.0.1/24\"] }}"
+        );
+        let route = "[[route]]\nto = \"10.50.0.0/16\"\nvia = \"10.1.0.2\"\n";
+        let text = format!("name = \"{name}\"\n[[namespace]]\nname = \"{name}\"\n[[veth]]\nends = [{ends}]\n{route}");
+        machine.file(&text)
+    };
+    machine.ok(&["up", &lab("a", 1)]);
+    let said = machine.lab(&["up", &lab("b", 2)]);
+    assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 already"), "{said:?}");
+    assert!(machine.says("ip", &["route"]).contains("10.50.0.0/16"));
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
+fn a_command_has_its_signals_as_usual() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.ok(&["up", RED_BLUE]);
+    let said = machine.lab(&["exec", "red", "--", "grep", "SigIgn", "/proc/self/status"]);
+    let ignored = said.stdout.trim().rsplit('\t').next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    // SIGPIPE, which Rust's own programs ignore.
+    assert_eq!(ignored.map(|mask| mask >> 12 & 1), Some(0), "{said:?}");
+}
+
+#[test]
+fn a_host_that_may_not_be_entered_is_none_that_is_gone() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    machine.says("ip", &["netns", "add", "h"]);
+    let bridge = machine.file("name = \"b\"\n[[bridge]]\nname = \"br0\"\naddress = [\"10.1.0.1/24\"]\n");
+    machine.ok(&["up", "--netns", "h", &bridge]);
+    let nobody = ["--bounding-set", "-sys_admin", "--inh-caps", "-all", PORTFWD, "lab", "down", "b"];
+    let said = machine.run("setpriv", &nobody);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(machine.says("ip", &["-n", "h", "link"]).contains("br0"));
+    machine.ok(&["down", "b"]);
+    assert!(!machine.says("ip", &["-n", "h", "link"]).contains("br0"));
+    machine.says("ip", &["netns", "del", "h"]);
+}
+
+#[test]
 fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     if !privileged() {
         return;

@@ -267,6 +267,12 @@ pub fn in_our_place(program: &OsString, arguments: &[OsString]) -> io::Result<Ex
     Command::new(program).args(arguments).status()
 }
 
+/// Becomes a user's program, with our input, output and environment, and its signals as they are usually; comes back only
+/// where it cannot.
+pub fn become_program(program: &OsString, arguments: &[OsString]) -> io::Error {
+    Command::new(program).args(arguments).exec()
+}
+
 fn word(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "iptables",

@@ -1,16 +1,14 @@
 //! Becoming another program inside a namespace of a lab.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::execvp;
 
 use super::description::{Kind, Lab};
 use super::init::private_mounts;
@@ -79,16 +77,7 @@ pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Resu
         let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
         return Ok(u8::try_from(code).unwrap_or(1));
     }
-    let words: Result<Vec<CString>, _> =
-        command.iter().map(|word| CString::new(word.clone().into_vec()).map_err(io::Error::other)).collect();
-    let run = words.and_then(|words| match words.first() {
-        Some(first) => execvp(first, &words).map_err(io::Error::from),
-        None => Err(io::ErrorKind::InvalidInput.into()),
-    });
-    match run {
-        Ok(never) => match never {},
-        Err(error) => Err(failed(error)),
-    }
+    Err(failed(command::become_program(program, arguments)))
 }
 
 /// Moves the calling thread to where a command is to be run.

@@ -3,11 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lab::Netns;
+use crate::lab::{LabError, Netns};
 use crate::netfilter::namespace::{DIRECTORY, Identity, identity};
 use crate::nft::transaction::namespace_cookie;
 
@@ -46,14 +45,21 @@ impl Id {
     }
 
     /// Finds it: where we are, by name, or by a process that is in it. None where it is gone, and with it what was in it.
+    ///
+    /// # Errors
+    /// Where a namespace that it may be may not be entered.
     pub(super) fn find(&self) -> io::Result<Option<Netns>> {
+        if self.is(&Self::current()?) {
+            return Netns::current().map(Some);
+        }
+        let mut refused = None;
         let names = fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.path());
         let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         let processes = fs::read_dir("/proc")?.flatten();
         let processes = processes.filter(|entry| entry.file_name().to_str().is_some_and(is_process));
         let processes = processes.map(|entry| entry.path().join("ns/net"));
         let mut met = Vec::new();
-        for path in std::iter::once(PathBuf::from("/proc/thread-self/ns/net")).chain(names).chain(processes) {
+        for path in names.chain(processes) {
             let Ok(metadata) = fs::metadata(&path) else { continue };
             let file = (metadata.dev(), metadata.ino());
             if !metadata.is_file() || met.contains(&file) {
@@ -62,12 +68,12 @@ impl Id {
             met.push(file);
             let Ok(file) = File::open(&path) else { continue };
             let namespace = Netns::held(file);
-            if let Ok(Ok(id)) = namespace.run(Self::current)
-                && self.is(&id)
-            {
-                return Ok(Some(namespace));
+            match namespace.run(Self::current) {
+                Ok(Ok(id)) if self.is(&id) => return Ok(Some(namespace)),
+                Err(LabError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some(error),
+                _ => {}
             }
         }
-        Ok(None)
+        refused.map_or(Ok(None), Err)
     }
 }

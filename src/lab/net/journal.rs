@@ -156,7 +156,12 @@ impl Journals {
         let failed = |error| NetError::Journal(path.clone(), error);
         let text = serde_json::to_string(journal).map_err(|error| failed(error.into()))?;
         let new = self.directory.join(format!("{}.new", journal.name));
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(failed)
+        let kept = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
+        if kept.is_err() {
+            // Without it there is room for more than half of it.
+            let _: io::Result<()> = fs::remove_file(&new);
+        }
+        kept.map_err(failed)
     }
 
     /// Forgets a lab.

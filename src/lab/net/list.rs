@@ -35,7 +35,7 @@ pub fn list(journals: &Journals) -> Result<Vec<Standing>, NetError> {
 }
 
 fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError> {
-    let mut ground = Ground::new(journal.host.find().map_err(NetError::Look)?, journals);
+    let mut ground = Ground::new(journal.host.find().map_err(|error| permitted(error, NetError::Look))?, journals);
     let mut missing = Vec::new();
     for entry in &journal.entries {
         if ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? != Presence::Here {
@@ -68,7 +68,11 @@ pub(super) struct Room {
 pub(super) fn room(name: &NetnsName, journals: &Journals) -> Result<Room, NetError> {
     for journal in journals.all()? {
         let host = journal.entries.iter().any(|entry| entry.step == Step::Host(name.clone()));
-        let network = if host { journal.host.find().map_err(NetError::Look)? } else { namespace(name, &journal)? };
+        let network = if host {
+            journal.host.find().map_err(|error| permitted(error, NetError::Look))?
+        } else {
+            namespace(name, &journal)?
+        };
         let Some(network) = network else { continue };
         let first = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
             (Step::Process(process), Mark::Process(mark)) if process.name == *name && process.own => Some(mark),

@@ -98,6 +98,17 @@ impl Step {
         }
     }
 
+    /// Whether the kernel may take this back together with the other one: routes that are reached by an address, and with the
+    /// first address of a link the others of its subnet.
+    pub fn goes_with(&self, gone: &Self) -> bool {
+        let Self::Address(site, link, address) = gone else { return false };
+        match self {
+            Self::Route(at, _, _, dev) => at == site && dev.as_ref().is_none_or(|dev| dev == link),
+            Self::Address(at, of, other) => at == site && of == link && other != address,
+            _ => false,
+        }
+    }
+
     /// Where it is: one place, two for a pair of links.
     pub fn sites(&self) -> impl Iterator<Item = Site> {
         let of_namespace = |name: &NetnsName| Site(Some(name.clone()));

@@ -187,7 +187,10 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
     reader.only(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
     let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
     let network = choice(reader, table, "network", &networks)?;
-    let address = reader.list(table, "address", host).and_then(|list| list.into_iter().next());
+    let addresses = reader.list(table, "address", host).unwrap_or_default();
+    if let [_, (more, span), ..] = addresses.as_slice() {
+        reader.problem(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
+    }
     let publish = reader.list(table, "publish", str::parse::<Publish>).unwrap_or_default();
     let processes = reader.boolean(table, "processes", false);
     let command = reader.list(table, "command", argument).unwrap_or_default();
@@ -206,7 +209,7 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
     };
     let (name, span) = named(reader, table, "\"web\"")?;
     let (publish, command) = (without_places(publish), without_places(command));
-    let address = address.map(|(address, _)| address);
+    let address = addresses.first().map(|(address, _)| *address);
     Some((Container { name, network, bridge, address, publish, processes, command }, span))
 }
 

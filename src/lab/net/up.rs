@@ -92,7 +92,8 @@ fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Chang
         .map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
     journal.entries = work.entries;
     journal.complete = true;
-    journals.write(&journal)?;
+    // All of it is there. Where that cannot be noted, what is noted has it too, and the next `up` looks again.
+    drop(journals.write(&journal));
     Ok(change)
 }
 
@@ -129,10 +130,12 @@ fn work(ground: &mut Ground, before: &[Entry], wanted: &[Step]) -> io::Result<Wo
     }
     let mut work = Work { remove: Vec::new(), entries: Vec::new(), make: Vec::new() };
     work.remove.extend(goes.into_iter().rev().cloned());
-    let mut bases: Vec<Step> = work.remove.iter().map(|entry| entry.step.clone()).collect();
+    let goes_first: Vec<Step> = work.remove.iter().map(|entry| entry.step.clone()).collect();
+    let mut bases = goes_first.clone();
     for (index, step) in wanted.iter().enumerate() {
         let there = here.iter().find(|entry| entry.step == *step);
         let again = bases.iter().any(|base| step.stands_on(base));
+        let again = again || goes_first.iter().any(|gone| step.goes_with(gone));
         match there.filter(|_| !again) {
             Some(entry) => work.entries.push((*entry).clone()),
             None => {
@@ -153,9 +156,15 @@ fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<()
     let goes = |name: &Name| work.remove.iter().any(|entry| names(&entry.step).contains(name));
     for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
         for name in names(&entry.step) {
-            if !goes(&name) && is_taken(ground, &name, before).map_err(NetError::Look)? {
+            if !goes(&name) && is_taken(ground, &name, before).map_err(|error| permitted(error, NetError::Look))? {
                 return Err(NetError::Taken(name));
             }
+        }
+        let Step::Route(Site(None), to, via, _) = &entry.step else { continue };
+        let ours = before.iter().any(|known| known.step == entry.step);
+        let mut there = || ground.presence(entry).map_err(|error| permitted(error, NetError::Look));
+        if !ours && there()? == Presence::Here {
+            return Err(NetError::Taken(Name::Route(*to, *via)));
         }
     }
     Ok(())
@@ -184,6 +193,8 @@ pub enum Name {
     Namespace(super::NetnsName),
     /// An interface.
     Link(super::Site, crate::model::IfName),
+    /// A route of the host.
+    Route(ipnetwork::IpNetwork, std::net::IpAddr),
     /// A rule set.
     Rules(crate::model::SetName),
 }
@@ -210,7 +221,7 @@ fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bo
         }
         Name::Link(site, link) => ground.has_link(site, link),
         // Told together with what contradicts them.
-        Name::Rules(_) => Ok(false),
+        Name::Route(..) | Name::Rules(_) => Ok(false),
     }
 }
 
@@ -294,7 +305,7 @@ pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, Ne
         journals.remove(name)?;
         return Err(NetError::Unknown(name.clone()));
     };
-    let ground = Ground::new(journal.host.find().map_err(NetError::Look)?, journals);
+    let ground = Ground::new(journal.host.find().map_err(|error| permitted(error, NetError::Look))?, journals);
     let mut ground = ground.hold(&turn).map_err(NetError::Look)?;
     let mut change = Change::default();
     let mut here = Vec::new();
