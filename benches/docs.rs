@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::table::{Report, markdown};
-use crate::{chart, machine};
+use crate::{chart, machine, phases};
 
 /// Where a run leaves its charts when it is not asked to write documents.
 pub fn scratch() -> std::path::PathBuf {
@@ -33,13 +33,21 @@ port, and each time everything is read, so it has fewer forwards than the others
 ports is measured for one of them: it writes the chain with all ports again for each.
 ";
 
+/// What stands above the table of phases.
+const PHASES: &str = "\
+## Where the time goes
+
+As `-v` tells it, medians in milliseconds of the time that the command was in a phase, or waited for it; what another thread did
+meanwhile is not in it. `kernel` is from the sending of the one batch to its acknowledgement, `store` waits for the disk.
+";
+
 fn page(report: &Report, quick: bool) -> String {
     let machine = machine::words();
     let command = if quick { "cargo bench -- --quick --write-docs" } else { "cargo bench -- --write-docs" };
     let note = if quick { " It was a quick run: fewer forwards, and fewer rounds than exact ratios need." } else { "" };
-    let table = markdown(&report.rows);
+    let (table, phases) = (markdown(&report.rows), phases::table(&report.phases));
     format!(
-        "# Benchmarks\n\nWritten by `{command}`\non {machine}.{note}\n\n{HEAD}\n{table}\n\n\
+        "# Benchmarks\n\nWritten by `{command}`\non {machine}.{note}\n\n{HEAD}\n{table}\n\n{PHASES}\n{phases}\n\
          ![Cost against the number of forwards](bench.svg)\n"
     )
 }

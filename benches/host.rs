@@ -66,8 +66,12 @@ impl Host {
 
     /// Runs ours, which keeps its state in the host's directory.
     pub fn portfwd(&self, arguments: &[&str]) -> Cost {
-        let state = self.path().join("state").to_string_lossy().into_owned();
-        self.run(&ours().to_string_lossy(), &[&["--state-dir", &state], arguments].concat())
+        self.run(&ours().to_string_lossy(), &[&["--state-dir", &self.state()], arguments].concat())
+    }
+
+    /// Where it keeps its state.
+    pub fn state(&self) -> String {
+        self.path().join("state").to_string_lossy().into_owned()
     }
 
     fn path(&self) -> &Path {

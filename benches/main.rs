@@ -19,6 +19,7 @@ mod host;
 mod list;
 mod machine;
 mod peer;
+mod phases;
 mod ports;
 mod race;
 mod restore;
@@ -33,7 +34,7 @@ use table::Report;
 type Bench = fn(Effort, &mut Report);
 
 /// All of them, in the order in which they run.
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("apply", apply::bench),
     ("add", add::bench),
     ("ports", ports::bench),
@@ -42,6 +43,7 @@ const BENCHES: [(&str, Bench); 8] = [
     ("audit", audit::bench),
     ("connection", connection::bench),
     ("throughput", throughput::bench),
+    ("phases", phases::bench),
 ];
 
 fn main() {
@@ -72,6 +74,7 @@ fn main() {
     }
     host::remove_copy();
     println!("\n{}\n\n{}", machine::words(), table::plain(&report.rows));
+    println!("{}", phases::table(&report.phases));
     if has("--write-docs") {
         docs::write(&report, effort.quick);
         println!("\nwritten: docs/benchmarks.md, docs/bench.svg");

@@ -5,6 +5,7 @@ mod text;
 pub use text::{markdown, plain};
 
 use crate::chart::Panel;
+use crate::phases::Phases;
 use crate::race::{Ratio, Results, Samples};
 
 /// What must be reached. All of it must.
@@ -99,6 +100,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// The charts of cost against number.
     pub panels: Vec<Panel>,
+    /// Where the time of commands goes.
+    pub phases: Vec<Phases>,
 }
 
 impl Report {

@@ -1,0 +1,95 @@
+//! Where the time of a command goes, as `-v` tells it: what a phase takes by itself, and what is done beside it.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use portfwd::engine::timing::Phase;
+
+use crate::effort::Effort;
+use crate::host::{self, Host};
+use crate::peer;
+use crate::table::Report;
+
+/// How often each command runs.
+const ROUNDS: usize = 7;
+
+/// What one command took: medians in milliseconds by phase, of the time that the command waited for it.
+#[derive(Debug, Clone)]
+pub struct Phases {
+    /// The command.
+    pub command: String,
+    /// By the name of the phase; the whole is `time`, what is in none of them `rest`.
+    pub milliseconds: BTreeMap<String, f64>,
+}
+
+/// Measures.
+pub fn bench(effort: Effort, report: &mut Report) {
+    let count = effort.most();
+    let (bulk, busy) = (Host::new(), Host::new());
+    let set = bulk.file("bench.toml", &peer::rule_set(count));
+    let apply = told(&format!("apply of {count}"), || {
+        let said = verbose(&bulk, &["apply", &set]);
+        bulk.portfwd(&["flush"]);
+        said
+    });
+    busy.portfwd(&["apply", &busy.file("bench.toml", &peer::rule_set(count))]);
+    let mut ports = 61_000..;
+    let add = told("add of one more", || {
+        verbose(&busy, &["add", &ports.next().unwrap_or(61_000).to_string(), "10.9.9.9:80"])
+    });
+    let list = told("list --json", || verbose(&busy, &["list", "--json"]));
+    report.phases.extend([apply, add, list]);
+}
+
+/// What a command says of itself on stderr.
+fn verbose(host: &Host, arguments: &[&str]) -> String {
+    let state = host.state();
+    let run = || Command::new(host::ours()).args(["--state-dir", &state, "-v"]).args(arguments).output();
+    let output = host.namespace.run(run).expect("the namespace").expect("the program starts");
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn told(command: &str, mut run: impl FnMut() -> String) -> Phases {
+    let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for (name, value) in run().lines().filter_map(line) {
+            all.entry(name).or_default().push(value);
+        }
+    }
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let milliseconds = all.into_iter().map(|(name, values)| (name, median(values))).collect();
+    Phases { command: command.to_owned(), milliseconds }
+}
+
+/// `  kernel      61.905 ms  sent …`.
+fn line(text: &str) -> Option<(String, f64)> {
+    let mut words = text.split_whitespace();
+    let (name, value, unit) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
+    unit.starts_with("ms").then(|| (name.to_owned(), value))
+}
+
+/// A table, a column a command, in Markdown; nothing where nothing was measured.
+pub fn table(all: &[Phases]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let commands: Vec<&str> = all.iter().map(|phases| phases.command.as_str()).collect();
+    let mut text = format!("| ms | {} |\n|---|{}\n", commands.join(" | "), "---:|".repeat(all.len()));
+    let names = Phase::ALL.map(Phase::name);
+    for name in names.iter().chain(&["rest", "time"]) {
+        if all.iter().all(|phases| !phases.milliseconds.contains_key(*name)) {
+            continue;
+        }
+        let cells = all.iter().map(|phases| phases.milliseconds.get(*name).map_or("-".into(), |ms| format!("{ms:.2}")));
+        text += &format!(
+            "| {} | {} |\n",
+            if *name == "time" { "all" } else { name },
+            cells.collect::<Vec<_>>().join(" | ")
+        );
+    }
+    text
+}
