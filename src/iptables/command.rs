@@ -161,7 +161,7 @@ impl Tools {
     /// # Errors
     /// Where it does not.
     pub fn save(&self) -> Result<String, CommandError> {
-        let output = self.run(&self.save, &["-c"], Stdio::null())?;
+        let output = run(&self.save, command(&self.save).arg("-c").stdin(Stdio::null()))?;
         // Comments of others may be in any encoding; ours are not.
         Ok(String::from_utf8(output.stdout)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
@@ -199,7 +199,11 @@ impl Tools {
             input.try_clone()
         })();
         let stdin = stdin.map_err(failed)?;
-        match self.run(&self.restore, arguments, Stdio::from(stdin)) {
+        let mut command = command(&self.restore);
+        if text.len() > LARGE {
+            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+        }
+        match run(&self.restore, command.args(arguments).stdin(stdin)) {
             Err(CommandError::Refused { program, message, .. }) => {
                 let line = line_of(&message).and_then(|at| text.lines().nth(at - 1)).map(|text| format!("`{text}`"));
                 Err(CommandError::Refused { program, line: line.unwrap_or_else(|| "it".into()), message })
@@ -207,15 +211,16 @@ impl Tools {
             other => other.map(drop),
         }
     }
+}
 
-    fn run(&self, program: &Path, arguments: &[&str], stdin: Stdio) -> Result<Output, CommandError> {
-        let output = command(program).args(arguments).stdin(stdin).output();
-        let output = output.map_err(|error| CommandError::Run(program.to_owned(), error))?;
-        if output.status.success() {
-            return Ok(output);
-        }
-        Err(judge(program, &output))
-    }
+/// From how many bytes on what is restored is worth large pages: a program that works on whole tables has hundreds of its
+/// pages made one by one otherwise, where the kernel gives large ones to those who ask (`madvise`, Debian's kernel to all). 60,000
+/// rules: 4 to 7 % of its time, Linux 6.18, glibc 2.36, mallopt(3) and the GNU C Library's manual on tunables.
+const LARGE: usize = 1 << 20;
+
+fn run(program: &Path, command: &mut Command) -> Result<Output, CommandError> {
+    let output = command.output().map_err(|error| CommandError::Run(program.to_owned(), error))?;
+    if output.status.success() { Ok(output) } else { Err(judge(program, &output)) }
 }
 
 /// The names of labels on this host, which iptables-save prints in the place of their numbers.
