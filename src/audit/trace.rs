@@ -232,12 +232,13 @@ impl Trace<'_> {
     fn base(&mut self, placed: &Placed<'_>) -> bool {
         let at = At { table: placed.table_at, chain: placed.chain_at, rule: 0, case: 0 };
         self.priority = placed.base.priority;
+        let before = placed.tied.then(|| self.packet.clone());
         if self.chain(placed.table, at, 0) == Flow::On && placed.base.drops {
             self.outcome.verdict = Verdict::Dropped(At { rule: placed.chain.rules.len(), ..at });
         }
         let translated = self.outcome.rewritten.is_some();
-        // Which of two chains drops a packet makes no difference to it.
-        self.outcome.tied |= placed.tied && translated;
+        // Which of two chains drops a packet makes no difference to it; what one sets, the other may ask for.
+        self.outcome.tied |= before.is_some_and(|before| translated || before != *self.packet);
         !translated && self.outcome.verdict == Verdict::Passes
     }
 
@@ -389,6 +390,22 @@ mod tests {
         let which = Which::Filter(AFTER_DNAT);
         let without = Tracer::new(&rules).without(&mut packet, Hook::Forward, &which, accepted[0]);
         assert!(matches!(without.verdict, Verdict::Dropped(_)));
+    }
+
+    #[test]
+    fn a_mark_that_one_of_two_of_the_same_priority_sets_is_not_sure() {
+        let of = |rule: &str| {
+            let text = format!("*filter\n:FORWARD ACCEPT\n:LATER -\n-A FORWARD {rule}\nCOMMIT\n");
+            save::parse(&text, None).expect("a dump").tables
+        };
+        for (rule, sure) in [("-j MARK --set-xmark 0x2/0x2", false), ("-p tcp --dport 80 -j LATER", true)] {
+            let mut both = Ruleset { tables: of(rule), ..Ruleset::default() };
+            both.tables.extend(of("-m mark --mark 0x2/0x2 -j ACCEPT"));
+            let mut packet = packet(Family::Ipv4, Some("eth0")).with(Field::Protocol, 6).with(Field::Port, 80);
+            packet.put(Field::Mark, 0);
+            let outcome = hook(&both, &mut packet, Hook::Forward, &Which::Filter(AFTER_DNAT));
+            assert_eq!(outcome.is_sure(), sure, "{rule}: {outcome:?}");
+        }
     }
 
     #[test]
