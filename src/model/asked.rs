@@ -57,12 +57,23 @@ impl Asked {
 
     /// Removes a set and all that is in it.
     pub fn remove(&mut self, set: &SetName) {
-        self.bindings.retain(|owned| owned.set != *set);
-        self.networks.retain(|owned| owned.set != *set);
-        self.masquerades.retain(|owned| owned.set != *set);
-        self.snats.retain(|owned| owned.set != *set);
-        self.netmaps.retain(|owned| owned.set != *set);
-        self.settings.remove(set);
+        self.keep(|name| name != set);
+    }
+
+    /// What is in a set, alone.
+    pub fn part(&self, set: &SetName) -> Self {
+        let mut part = self.clone();
+        part.keep(|name| name == set);
+        part
+    }
+
+    fn keep(&mut self, keeps: impl Fn(&SetName) -> bool) {
+        self.bindings.retain(|owned| keeps(&owned.set));
+        self.networks.retain(|owned| keeps(&owned.set));
+        self.masquerades.retain(|owned| keeps(&owned.set));
+        self.snats.retain(|owned| keeps(&owned.set));
+        self.netmaps.retain(|owned| keeps(&owned.set));
+        self.settings.retain(|name, _| keeps(name));
     }
 
     /// Sorts everything, so that two unions of the same rules are equal.

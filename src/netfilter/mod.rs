@@ -8,6 +8,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod offload;
 pub mod privilege;
+pub mod process;
 pub mod route;
 pub mod sockets;
 pub mod sysctl;

@@ -3,6 +3,10 @@
 //!
 //! Source: include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h.
 
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr};
+
 /// The bytes of a message before its attributes: the header of netlink, and that of netfilter.
 pub const HEADERS: usize = 20;
 
@@ -31,6 +35,49 @@ pub fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32, attri
     message.extend(resource.to_be_bytes());
     message.extend(attributes);
     message
+}
+
+/// Opens a conversation with a part of the kernel, `NETLINK_…`, about the network namespace of the calling thread.
+///
+/// # Errors
+/// Where no socket can be had.
+pub fn open(part: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(part)?;
+    socket.bind_auto()?;
+    // Nobody but the kernel is heard from here on.
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// `NLM_F_REQUEST` and `NLM_F_ACK`, the flags of what [`ask`] asks: the acknowledgement says where the answer ends.
+pub const QUESTION: u16 = 1 | 4;
+
+/// Sends a question of one answer at most, and gives what is behind netlink's header in that; none where it is only
+/// acknowledged.
+///
+/// # Errors
+/// The kernel's, and those of the conversation.
+pub fn ask(kernel: &Socket, question: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    const ERROR: u16 = 2;
+    kernel.send(question, 0)?;
+    let mut found = None;
+    loop {
+        let (answer, _) = match kernel.recv_from_full() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            received => received?,
+        };
+        for received in messages(&answer) {
+            if received.kind != ERROR {
+                found.get_or_insert_with(|| received.body.to_vec());
+                continue;
+            }
+            let code = received.body.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes);
+            return match code {
+                Some(0) => Ok(found),
+                code => Err(io::Error::from_raw_os_error(code.unwrap_or(0).saturating_neg())),
+            };
+        }
+    }
 }
 
 /// A message that was received.

@@ -7,17 +7,11 @@
 
 use std::io;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_GENERIC;
-use netlink_sys::{Socket, SocketAddr};
 
-use super::netlink::{NESTED, attributes, message, messages, put_attribute};
+use super::netlink::{self, NESTED, QUESTION, attributes, message, put_attribute};
 
-/// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
-/// `NLM_F_ACK`.
-const ACK: u16 = 4;
-/// `NLMSG_ERROR`, which is also what says that all is well.
-const ERROR: u16 = 2;
 /// The bytes of a message of generic netlink before its attributes and behind netlink's header.
 const HEADER: usize = 4;
 
@@ -37,13 +31,11 @@ struct Ethtool {
 
 impl Ethtool {
     fn open() -> io::Result<Self> {
-        let mut kernel = Socket::new(NETLINK_GENERIC)?;
-        kernel.bind_auto()?;
-        kernel.connect(&SocketAddr::new(0, 0))?;
+        let kernel = netlink::open(NETLINK_GENERIC)?;
         let mut name = Vec::new();
         let (control, get, id, family_name) = CONTROL;
         put_attribute(&mut name, family_name, b"ethtool\0");
-        let answer = ask(&kernel, &message(control, REQUEST, get, 0, 1, &name))?;
+        let answer = ask(&kernel, &message(control, QUESTION, get, 0, 1, &name))?;
         let family = attributes(&answer).find(|(kind, _)| *kind == id);
         let family = family.and_then(|(_, value)| Some(u16::from_ne_bytes(value.try_into().ok()?)));
         let family = family.ok_or_else(|| io::Error::other("this kernel has no netlink for ethtool"))?;
@@ -56,32 +48,14 @@ impl Ethtool {
         put_attribute(&mut header, 1, &index.to_ne_bytes());
         put_attribute(&mut all, 1 | NESTED, &header);
         all.extend(more);
-        ask(&self.kernel, &message(self.family, REQUEST | ACK, command, 0, 2, &all))
+        ask(&self.kernel, &message(self.family, QUESTION, command, 0, 2, &all))
     }
 }
 
-/// Sends a question and gives the attributes of the first answer; none where it is only that all is well.
+/// Asks, and gives the attributes of the answer; none where it is only that all is well.
 fn ask(kernel: &Socket, question: &[u8]) -> io::Result<Vec<u8>> {
-    kernel.send(question, 0)?;
-    let mut found = None;
-    loop {
-        let (answer, _) = kernel.recv_from_full()?;
-        for received in messages(&answer) {
-            if received.kind != ERROR {
-                found.get_or_insert_with(|| received.body.get(HEADER..).unwrap_or_default().to_vec());
-                continue;
-            }
-            let code = received.body.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes);
-            return match code {
-                Some(0) => Ok(found.unwrap_or_default()),
-                code => Err(io::Error::from_raw_os_error(code.unwrap_or(0).saturating_neg())),
-            };
-        }
-        if question.get(4..6) == Some(&CONTROL.0.to_ne_bytes()[..]) && found.is_some() {
-            // That one is asked without an acknowledgement.
-            return Ok(found.unwrap_or_default());
-        }
-    }
+    let answer = netlink::ask(kernel, question)?.unwrap_or_default();
+    Ok(answer.get(HEADER..).unwrap_or_default().to_vec())
 }
 
 /// Whether a link leaves checksums of what it sends to hardware.

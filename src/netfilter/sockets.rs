@@ -21,6 +21,8 @@ use netlink_packet_sock_diag::{AF_INET, AF_INET6, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
 
+use super::netlink;
+use super::process::{self, Stat};
 use crate::model::{Family, Protocol};
 
 /// The largest datagram that the kernel makes of an answer. Source: `netlink_dump` in net/netlink/af_netlink.c.
@@ -64,10 +66,7 @@ pub fn waiting(protocols: &BTreeSet<Protocol>) -> io::Result<Vec<Socket>> {
     if protocols.is_empty() {
         return Ok(found);
     }
-    let mut kernel = netlink_sys::Socket::new(NETLINK_SOCK_DIAG)?;
-    kernel.bind_auto()?;
-    // Nobody but the kernel is heard from here on.
-    kernel.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    let kernel = netlink::open(NETLINK_SOCK_DIAG)?;
     for protocol in protocols {
         for family in [AF_INET, AF_INET6] {
             match ask(&kernel, family, *protocol, &mut found) {
@@ -159,10 +158,9 @@ pub struct Owner {
 /// opened it for the others; the first process of all, which opens sockets for any, only where there is no other.
 pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
     let mut found = HashMap::new();
-    let Ok(entries) = fs::read_dir("/proc") else { return found };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut processes: Vec<u32> = names.collect();
-    processes.sort_by_cached_key(|process| (*process == 1, started(*process), *process));
+    let Ok(numbers) = process::numbers() else { return found };
+    let mut processes: Vec<u32> = numbers.collect();
+    processes.sort_by_cached_key(|process| (*process == 1, Stat::of(*process).map(|stat| stat.start), *process));
     for process in processes {
         if found.len() == inodes.len() {
             break;
@@ -178,13 +176,6 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
         }
     }
     found
-}
-
-/// When a process was started, in the clock's ticks since the machine was: field 22 of proc_pid_stat(5), counted from the
-/// name's end because a name may hold anything. Numbers of processes begin anew at their end, so they tell no age.
-fn started(process: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
 
 /// The number of the socket that an open file is, if it is one: its link reads `socket:[NUMBER]`.
@@ -224,15 +215,6 @@ mod tests {
         assert_eq!(seen(Protocol::Udp, at).map(|socket| socket.to_string()), Some(format!("{at}/udp")));
         server.connect(at).expect("connected");
         assert_eq!(seen(Protocol::Udp, at), None);
-    }
-
-    #[test]
-    fn who_was_started_first_is_known() {
-        let ours = started(std::process::id()).expect("we run");
-        assert!(started(1).expect("there is a first process") <= ours);
-        let older = started(std::os::unix::process::parent_id());
-        assert!(older.is_none_or(|older| older <= ours), "{older:?} {ours}");
-        assert_eq!(started(u32::MAX), None);
     }
 
     #[test]

@@ -50,20 +50,8 @@ fn is_ours(state: &State, rules: &Rules, word: &str) -> bool {
     state.origins.get(&rules.set).is_some_and(|from| *from == origin(word))
 }
 
-/// The part of what is asked that is a lab's.
-fn part(asked: &Asked, rules: &Rules) -> Asked {
-    let mut part = asked.clone();
-    part.bindings.retain(|owned| owned.set == rules.set);
-    part.networks.retain(|owned| owned.set == rules.set);
-    part.masquerades.retain(|owned| owned.set == rules.set);
-    part.snats.retain(|owned| owned.set == rules.set);
-    part.netmaps.retain(|owned| owned.set == rules.set);
-    part.settings.retain(|set, _| *set == rules.set);
-    part
-}
-
 fn is_in(asked: &Asked, rules: &Rules) -> bool {
-    asked.settings.contains_key(&rules.set) || !part(asked, rules).is_empty()
+    asked.settings.contains_key(&rules.set) || !asked.part(&rules.set).is_empty()
 }
 
 /// What is asked when a lab's rules are in the place of those it had before.
@@ -109,7 +97,7 @@ impl Keeper {
             return Ok(Presence::Foreign);
         }
         let wanted = with(Asked::default(), rules);
-        if !wanted.is_ok_and(|wanted| wanted == part(&asked, rules)) {
+        if !wanted.is_ok_and(|wanted| wanted == asked.part(&rules.set)) {
             return Ok(Presence::Part);
         }
         let plan = engine.plan(&asked)?;

@@ -3,11 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabError, Netns};
 use crate::netfilter::namespace::{DIRECTORY, Identity, identity};
+use crate::netfilter::process;
 use crate::nft::transaction::namespace_cookie;
 
 /// By what the host of a lab is known.
@@ -54,10 +56,7 @@ impl Id {
         }
         let mut refused = None;
         let names = fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-        let processes = fs::read_dir("/proc")?.flatten();
-        let processes = processes.filter(|entry| entry.file_name().to_str().is_some_and(is_process));
-        let processes = processes.map(|entry| entry.path().join("ns/net"));
+        let processes = process::numbers()?.map(|number| PathBuf::from(format!("/proc/{number}/ns/net")));
         let mut met = Vec::new();
         for path in names.chain(processes) {
             let Ok(metadata) = fs::metadata(&path) else { continue };

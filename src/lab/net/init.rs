@@ -17,7 +17,7 @@ use nix::sys::prctl::{set_child_subreaper, set_name};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{close, dup2_stdin, dup2_stdout, getpid, setsid};
+use nix::unistd::{close, dup2_stdin, dup2_stdout, setsid};
 
 use super::exec::surroundings;
 use super::name::NetnsName;
@@ -62,7 +62,7 @@ pub fn init(container: &Container) -> io::Result<()> {
         dup2_stdin(&nothing)?;
     }
     reap(bound)?;
-    if container.own { Ok(()) } else { end_descendants(getpid().as_raw(), || true) }
+    if container.own { Ok(()) } else { end_descendants(std::process::id(), || true) }
 }
 
 /// Leaves the session, and holds nothing open besides the three files of its own.

@@ -30,6 +30,7 @@ use super::name::NetnsName;
 use super::plain;
 use crate::iptables::command;
 use crate::lab::Netns;
+use crate::netfilter::process::{Stat, numbers};
 
 /// How long a process that was killed is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ pub struct Process {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessMark {
     /// Its number for who made the lab.
-    pid: i32,
+    pid: u32,
     /// When it was started. Unit: clock ticks since the boot, proc_pid_stat(5).
     start: u64,
     /// A random word among its arguments.
@@ -63,31 +64,13 @@ pub struct ProcessMark {
     space: u64,
 }
 
-/// What `/proc` says of a process.
-struct Stat {
-    parent: i32,
-    start: u64,
-    /// It has ended, and nobody has asked how.
-    over: bool,
-}
-
-/// Reads it; none where there is no such process.
-fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before may hold anything, parentheses too.
-    let (_, rest) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let over = matches!(*fields.first()?, "Z" | "X");
-    Some(Stat { parent: fields.get(1)?.parse().ok()?, start: fields.get(19)?.parse().ok()?, over })
-}
-
 /// Our process namespace, by the number of its file.
 fn space() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
-fn pidfd(pid: i32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(process) => Ok(Some(process)),
         Err(Errno::SRCH) => Ok(None),
@@ -96,18 +79,18 @@ fn pidfd(pid: i32) -> io::Result<Option<OwnedFd>> {
 }
 
 /// A process that was started at this time, as a file that stands for it and for no other; none where it is over.
-fn held(pid: i32, start: u64) -> io::Result<Option<OwnedFd>> {
+fn held(pid: u32, start: u64) -> io::Result<Option<OwnedFd>> {
     let process = pidfd(pid)?;
     // What is read after it was opened is of that process, or of none.
-    let same = stat(pid).is_some_and(|stat| stat.start == start && !stat.over);
+    let same = Stat::of(pid).is_some_and(|stat| stat.start == start && !stat.over);
     Ok(process.filter(|_| same))
 }
 
 impl ProcessMark {
     /// That of a child of ours.
     pub(super) fn of(child: &Child, word: String) -> io::Result<Self> {
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let stat = stat(pid).ok_or(io::ErrorKind::NotFound)?;
+        let pid = child.id();
+        let stat = Stat::of(pid).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self { pid, start: stat.start, word, space: space()? })
     }
 
@@ -194,7 +177,7 @@ fn is_over(process: &OwnedFd, patience: Duration) -> bool {
 }
 
 /// Ends all that a process has started, and what those have, as long as it lives: then its number is no other's.
-pub(super) fn end_descendants(ancestor: i32, lives: impl Fn() -> bool) -> io::Result<()> {
+pub(super) fn end_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Result<()> {
     for _ in 0..ROUNDS {
         let found = descendants(ancestor)?;
         if found.is_empty() || !lives() {
@@ -211,11 +194,9 @@ pub(super) fn end_descendants(ancestor: i32, lives: impl Fn() -> bool) -> io::Re
 }
 
 /// All living descendants of a process, each with when it was started.
-fn descendants(ancestor: i32) -> io::Result<Vec<(i32, u64)>> {
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
-    let all = fs::read_dir("/proc")?.flatten().filter_map(number);
-    let all: BTreeMap<i32, Stat> = all.filter_map(|pid| Some((pid, stat(pid)?))).collect();
-    let is_below = |pid: i32| {
+fn descendants(ancestor: u32) -> io::Result<Vec<(u32, u64)>> {
+    let all: BTreeMap<u32, Stat> = numbers()?.filter_map(|pid| Some((pid, Stat::of(pid)?))).collect();
+    let is_below = |pid: u32| {
         let mut above = all.get(&pid).map(|stat| stat.parent);
         // A tree that was read while it changed may go in circles.
         for _ in 0..all.len() {

@@ -12,7 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use crate::netfilter::netlink::{Received, attributes, messages};
+use crate::netfilter::netlink::{Received, attributes, messages, open};
 
 /// Flags of a question, and of an answer that is torn: what it is about was changed meanwhile. `NLM_F_DUMP_INTR`.
 const REQUEST: u16 = 1;
@@ -115,11 +115,7 @@ impl Kernel {
     /// # Errors
     /// Where no socket can be had.
     pub(super) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        // Nobody but the kernel is heard from here on.
-        socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
-        Ok(Self { socket, next: 1 })
+        Ok(Self { socket: open(NETLINK_ROUTE)?, next: 1 })
     }
 
     /// Asks for all of a kind and an address family, with these attributes in the question. `read` adds what it reads of one

@@ -8,22 +8,15 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::netfilter::netlink::{attributes, message, messages, put_attribute};
+use crate::netfilter::netlink::{self, QUESTION, attributes, message, put_attribute};
 
 /// `NFNL_SUBSYS_IPSET` and `IPSET_CMD_GET_BYINDEX`, the kind of the question and of its answer.
 const GET_BY_INDEX: u16 = 6 << 8 | 15;
 
 /// `IPSET_PROTOCOL`, the version that has the question, since Linux 4.20.
 const PROTOCOL: u8 = 7;
-
-/// `NLM_F_REQUEST`.
-const REQUEST: u16 = 1;
-
-/// `NLMSG_ERROR`.
-const ERROR: u16 = 2;
 
 /// `IPSET_ATTR_PROTOCOL`, `IPSET_ATTR_SETNAME`, `IPSET_ATTR_INDEX`.
 mod key {
@@ -54,28 +47,16 @@ impl Ipsets {
 }
 
 fn ask(number: u16) -> io::Result<Option<String>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    // Nobody but the kernel is heard from here on.
-    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
     let mut question = Vec::new();
     put_attribute(&mut question, key::PROTOCOL, &[PROTOCOL]);
     put_attribute(&mut question, key::INDEX, &number.to_be_bytes());
-    socket.send(&message(GET_BY_INDEX, REQUEST, 0, 0, 1, &question), 0)?;
-    let mut answer = Vec::with_capacity(1 << 13);
-    loop {
-        answer.clear();
-        match socket.recv(&mut answer, 0) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            received => return received.map(|_| name_in(&answer)),
-        }
-    }
+    let question = message(GET_BY_INDEX, QUESTION, 0, 0, 1, &question);
+    Ok(netlink::ask(&netlink::open(NETLINK_NETFILTER)?, &question)?.and_then(|answer| name_in(&answer)))
 }
 
-/// The name that an answer gives.
+/// The name that an answer gives, behind the header of netfilter.
 fn name_in(answer: &[u8]) -> Option<String> {
-    let answer = messages(answer).find(|message| message.kind != ERROR && message.seq == 1)?;
-    let (_, name) = attributes(answer.body.get(4..)?).find(|(kind, _)| *kind == key::SET_NAME)?;
+    let (_, name) = attributes(answer.get(4..)?).find(|(kind, _)| *kind == key::SET_NAME)?;
     let name = name.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
     Some(String::from_utf8_lossy(name).into_owned())
 }
@@ -86,16 +67,13 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_name_or_none() {
-        let mut attributes = Vec::new();
-        put_attribute(&mut attributes, key::PROTOCOL, &[PROTOCOL]);
-        put_attribute(&mut attributes, key::SET_NAME, b"blocked\0");
-        let answer = message(GET_BY_INDEX, 0, 0, 0, 1, &attributes);
+        let mut answer = vec![0; 4];
+        put_attribute(&mut answer, key::PROTOCOL, &[PROTOCOL]);
+        assert_eq!(name_in(&answer), None);
+        put_attribute(&mut answer, key::SET_NAME, b"blocked\0");
         assert_eq!(name_in(&answer).as_deref(), Some("blocked"));
         for end in 0..answer.len() {
             assert_eq!(name_in(&answer[..end]), None, "{end}");
-        }
-        for other in [message(ERROR, 0, 0, 0, 1, &attributes), message(GET_BY_INDEX, 0, 0, 0, 2, &attributes)] {
-            assert_eq!(name_in(&other), None);
         }
     }
 

@@ -7,15 +7,14 @@ use std::os::unix::fs::MetadataExt;
 
 use super::Process;
 use crate::lab::Netns;
+use crate::netfilter::process::numbers;
 
 /// A process, and the network namespace that it is in, by device and number of its file.
 pub(super) type Placed = ((u64, u64), Process);
 
 /// All processes that may be seen from here, by their numbers. One that ends meanwhile is left out.
 pub(super) fn all() -> io::Result<Vec<Placed>> {
-    let entries = fs::read_dir("/proc")?.flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let mut all: Vec<Placed> = pids.filter_map(one).collect();
+    let mut all: Vec<Placed> = numbers()?.filter_map(one).collect();
     all.sort_by_key(|(_, process)| process.pid);
     Ok(all)
 }
