@@ -128,6 +128,25 @@ fn a_route_of_another_lab_is_refused_and_stays() {
 }
 
 #[test]
+fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
+    if !privileged() {
+        return;
+    }
+    let machine = Machine::new();
+    // The first is the note before anything is made.
+    let inject = "inject=rename:error=ENOSPC:when=2";
+    let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
+    assert!(
+        said.code == 0 && said.stderr.contains("could not be noted") && said.stderr.contains("No space"),
+        "{said:?}"
+    );
+    assert!(machine.pings("red", "192.168.15.2"));
+    assert_eq!(machine.ok(&["up", RED_BLUE]), "red-blue: unchanged\n");
+    machine.ok(&["down"]);
+    assert!(is_bare(&machine.traces()), "{}", machine.traces());
+}
+
+#[test]
 fn a_command_has_its_signals_as_usual() {
     if !privileged() {
         return;

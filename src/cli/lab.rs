@@ -222,6 +222,9 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
     for step in &change.foreign {
         writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;
     }
+    if let Some(why) = &change.unnoted {
+        writeln!(output.stderr, "note: it is done, but that could not be noted: {why}")?;
+    }
     if global.json {
         let (made, removed, foreign) = (texts(&change.made), texts(&change.removed), texts(&change.foreign));
         let changed = Changed { version: json::VERSION, lab: name.as_str(), done: !dry, made, removed, foreign };

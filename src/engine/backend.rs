@@ -124,7 +124,7 @@ impl Backend {
                 let (program, generation) = timing.talk(Phase::Read, connection, decode)?;
                 Ok(Live::Nft { program, generation })
             }
-            Self::Iptables(iptables) => Ok(Live::Iptables(timing.of(Phase::Read, || iptables.read())?.into())),
+            Self::Iptables(iptables) => Ok(Live::Iptables(timing.of(Phase::Read, || iptables.read())?)),
         }
     }
 

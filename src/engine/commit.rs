@@ -234,22 +234,26 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Wo
         let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
-            engine.store.tidy();
+            engine.timing.of(Phase::Store, || engine.store.tidy());
             return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });
         }
         // What it means is put into words, and the store in order, while the kernel is at work.
         let (backend, store, timing) = (&mut engine.backend, &mut engine.store, &mut engine.timing);
-        let words = || {
-            let words = (plan::steps_from(&live, &after.asked), samples());
-            store.tidy();
-            words
-        };
+        let words = || (plan::steps_from(&live, &after.asked), samples());
         let mut send = |timing: &mut Timing| backend.carry_out(&mut work, timing);
-        // Of a few there is not enough to say for a thread.
         let (((steps, was), samples), sent) = if engine.near {
-            (timing.of(Phase::Plan, words), send(timing))
+            // Of a few there is not enough to say for a thread.
+            let sent = send(timing);
+            let words = timing.of(Phase::Plan, words);
+            timing.of(Phase::Store, || store.tidy());
+            (words, sent)
         } else {
-            timing.beside(Phase::Plan, words, send)
+            let beside = || {
+                let words = words();
+                store.tidy();
+                words
+            };
+            timing.beside(Phase::Plan, beside, send)
         };
         if let Some(messages) = sent? {
             return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was), samples });

@@ -41,10 +41,16 @@ pub(super) struct Iptables {
     input: Lock,
     /// Whether ranges can be shifted; not known before it was needed.
     shifts: Option<bool>,
-    /// What is being read since they were opened.
-    reading: Option<JoinHandle<Result<Program, EngineError>>>,
-    /// What was read a moment ago, to be decided on.
-    read: Option<Arc<Program>>,
+    /// What the next one who reads is given.
+    reading: Option<Reading>,
+}
+
+/// What need not be read again, once.
+enum Reading {
+    /// It is being read since they were opened.
+    Begun(JoinHandle<Result<Program, EngineError>>),
+    /// It was read a moment ago.
+    Done(Arc<Program>),
 }
 
 /// The programs of both families.
@@ -99,8 +105,8 @@ impl Iptables {
         let (programs, input) = (Arc::new(Programs { ipv4, ipv6, names: label_names() }), input(path)?);
         // Every command reads first; meanwhile it can find out what is asked.
         let reader = Arc::clone(&programs);
-        let reading = Some(std::thread::spawn(move || reader.read()));
-        Ok(Self { programs, input, shifts: None, reading, read: None })
+        let reading = Some(Reading::Begun(std::thread::spawn(move || reader.read())));
+        Ok(Self { programs, input, shifts: None, reading })
     }
 
     pub(super) fn variant(&self) -> Variant {
@@ -114,16 +120,19 @@ impl Iptables {
     }
 
     /// Reads what is ours.
-    pub(super) fn read(&mut self) -> Result<Program, EngineError> {
+    pub(super) fn read(&mut self) -> Result<Arc<Program>, EngineError> {
         match self.reading.take() {
-            Some(reading) => reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            None => self.programs.read(),
+            Some(Reading::Begun(reading)) => {
+                reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(Arc::new)
+            }
+            Some(Reading::Done(program)) => Ok(program),
+            None => self.programs.read().map(Arc::new),
         }
     }
 
-    /// Takes what was read a moment ago for what is there, once, when something is decided.
+    /// Gives what was read a moment ago to the next one who reads, who decides on it.
     pub(super) fn has_read(&mut self, program: Arc<Program>) {
-        self.read = Some(program);
+        self.reading = Some(Reading::Done(program));
     }
 
     /// What is there, and what would have to change.
@@ -132,10 +141,7 @@ impl Iptables {
         let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
         let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
         let program = timing.of(Phase::Compile, || compiled(&interfaces));
-        let before = match self.read.take() {
-            Some(read) => read,
-            None => Arc::new(timing.of(Phase::Read, || self.read())?),
-        };
+        let before = timing.of(Phase::Read, || self.read())?;
         let work = |program: Program| {
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();

@@ -2,9 +2,9 @@
 //!
 //! Of the state only those atoms are read that the change could contradict, those of a set that it replaces, and a few that
 //! stand for all the others ([`State::samples`]); of the kernel the rules, chains and maps, and of the elements those of
-//! these atoms. All the rest of a commit is the same. Wherever that does not say enough, everything is looked at: a table that is not, elements aside, as
-//! it was left, a change that came to no end, rules at loopback addresses, another backend than nftables, a change of more
-//! than forwards.
+//! these atoms. All the rest of a commit is the same. Wherever that does not say enough, everything is looked at: a table
+//! that is not, elements aside, as it was left, a change that came to no end, rules at loopback addresses, another backend
+//! than nftables, a change of more than forwards.
 //!
 //! Be aware: what others did to elements of other forwards is not seen when one is added; `list` and `plan` show it,
 //! `apply` and `restore` mend it. So a set that is replaced is seen alone only where the last commit of all was ours and our

@@ -16,14 +16,16 @@ pub struct Links {
     pub(super) handle: Handle,
 }
 
-fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> LabError {
-    move |error| {
-        let error = match error {
-            rtnetlink::Error::NetlinkError(message) => message.to_io(),
-            other => io::Error::other(other),
-        };
-        LabError::Link(what, error)
+/// The kernel's word for what failed.
+pub(super) fn plain(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
     }
+}
+
+fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> LabError {
+    move |error| LabError::Link(what, plain(error))
 }
 
 impl Links {

@@ -15,6 +15,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::lab::link::plain;
 use crate::lab::{Links, Netns};
 use crate::model::IfName;
 
@@ -73,14 +74,6 @@ impl Found {
     /// Whether it is the one that was made with this address.
     pub fn has(&self, mac: &Mac) -> bool {
         self.mac == mac.0
-    }
-}
-
-/// The kernel's word for what failed.
-fn plain(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Change {
     pub removed: Vec<Step>,
     /// What was ours and is not any more: somebody else has put something in its place, which stays.
     pub foreign: Vec<Step>,
+    /// Why it could not be noted that all of it is there, where it could not; what is noted has all of it, and the next `up`
+    /// looks again.
+    pub unnoted: Option<String>,
 }
 
 impl Change {
@@ -92,9 +95,8 @@ fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Chang
         .map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
     journal.entries = work.entries;
     journal.complete = true;
-    // All of it is there. Where that cannot be noted, what is noted has it too, and the next `up` looks again.
-    drop(journals.write(&journal));
-    Ok(change)
+    let unnoted = journals.write(&journal).err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+    Ok(Change { unnoted, ..change })
 }
 
 impl Work {
@@ -110,6 +112,7 @@ impl Work {
             made: self.make.iter().filter_map(|index| self.entries.get(*index)).map(step).collect(),
             removed: self.remove.iter().map(step).collect(),
             foreign: Vec::new(),
+            unnoted: None,
         }
     }
 }
