@@ -7,9 +7,10 @@
 //! ```
 //! `backend.rs` is the same walk with nftables or with iptables, where text goes to iptables-restore in the place of a batch.
 //!
-//! Everything is decided on what the kernel holds now, never on a memory of what was sent, and the batch carries the
-//! generation it was decided on: when somebody else commits in between, the kernel refuses it, and we look again, or
-//! send it again where that commit was known not to touch our table.
+//! Everything is decided on what the kernel holds now, and on a memory of what was sent only where the kernel says that
+//! nobody has committed anything since (`near.rs`). The batch carries the generation it was decided on: when somebody else
+//! commits in between, the kernel refuses it, and we look again, or send it again where that commit was known not to touch
+//! our table.
 //! The state is written before the kernel and taken back if the kernel refuses, so that being killed in between leaves
 //! a wish that the next command fulfils.
 
@@ -17,9 +18,11 @@ mod backend;
 pub mod commit;
 pub mod confirm;
 mod connections;
+mod elsewhere;
 mod error;
 pub mod guard;
 mod iptables;
+mod live;
 mod near;
 mod nft;
 pub mod plan;
@@ -29,24 +32,20 @@ pub mod timing;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
-use crate::iptables::lift::lift as lift_chains;
-use crate::iptables::program::{PREFIX, Program as Chains};
-use crate::model::{Asked, Held, Priority, SetName, Settings};
+use crate::model::{Asked, Held, SetName, Settings};
 use crate::netfilter::namespace::{self, Identity};
 use crate::netfilter::privilege;
-use crate::nft::decode::has_chain;
-use crate::nft::lift::lift;
-use crate::nft::program::{Base, ChainType, Hook, Program};
-use crate::nft::transaction::{Connection, KernelError, PATIENCE, namespace_cookie};
+use crate::nft::transaction::{KernelError, namespace_cookie};
 use crate::store::{State, StateError, Store};
 
 use backend::Backend;
 pub use backend::{Choice, Home, Work};
 pub use commit::{Outcome, commit, finish};
 pub use error::EngineError;
+pub use live::Live;
 pub use near::FEW;
 pub use plan::{Plan, Sign, Step, Words};
 pub use switches::Switches;
@@ -79,49 +78,6 @@ pub struct Engine {
     near_sets: Vec<SetName>,
     timing: Timing,
 }
-
-/// What the kernel holds.
-pub enum Live {
-    /// In nftables.
-    Nft {
-        /// As a program.
-        program: Program,
-        /// The generation of which it is the truth.
-        generation: u32,
-    },
-    /// In iptables.
-    Iptables(Arc<Chains>),
-}
-
-impl Live {
-    /// What it means.
-    pub fn lift(&self) -> Held {
-        match self {
-            Self::Nft { program, .. } => lift(program),
-            Self::Iptables(program) => lift_chains(program),
-        }
-    }
-
-    /// The priority of the DNAT chains, where it is another than the usual one.
-    fn priority(&self) -> Option<Priority> {
-        let Self::Nft { program, .. } = self else { return None };
-        let bases = program.chains.values().filter_map(|chain| chain.base.as_ref());
-        let of = |base: &&Base| base.chain_type == ChainType::Nat && base.hook == Hook::Prerouting;
-        let priority = bases.filter(of).find_map(|base| Priority::new(base.priority));
-        priority.filter(|priority| *priority != Priority::DEFAULT)
-    }
-
-    /// The generation of which it is the truth; iptables has none.
-    pub fn generation(&self) -> Option<u32> {
-        match self {
-            Self::Nft { generation, .. } => Some(*generation),
-            Self::Iptables(_) => None,
-        }
-    }
-}
-
-/// Another backend that holds rules of ours, or why that cannot be told.
-type Found = Result<Backend, EngineError>;
 
 /// The kernel's release, as uname(1) prints it.
 fn kernel() -> String {
@@ -282,77 +238,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes it that every variant of iptables that is installed may hold rules of ours, whatever the state knows.
-    ///
-    /// So nothing of ours is to be left, whatever the state knows of it.
-    pub fn suspect_everywhere(&mut self) {
-        self.suspected = Variant::ALL.into();
-        self.takes_over = true;
-    }
-
     /// Leaves the connections that the next change makes wrong to finish.
     pub fn keep_connections(&mut self) {
         self.keep_connections = true;
-    }
-
-    /// The other places that hold rules of ours, or may and cannot be asked.
-    pub fn elsewhere(&self) -> Vec<Home> {
-        self.others().into_iter().map(|(home, _)| home).collect()
-    }
-
-    /// The other places that may hold rules of ours. Those that are only suspected are left out where
-    /// they cannot be read.
-    fn others(&self) -> Vec<(Home, Found)> {
-        let here = self.home();
-        let known = |home: Home| matches!(home, Home::Iptables(variant) if self.state.iptables.contains(&variant));
-        let variants = self.state.iptables.union(&self.suspected).copied().map(Home::Iptables);
-        let homes = variants.chain([Home::Nft]).filter(|home| *home != here);
-        let read = |home: Home| -> Result<Option<Backend>, EngineError> {
-            let mut backend = match home {
-                Home::Nft => Backend::nft()?,
-                Home::Iptables(variant) => Backend::iptables(Some(variant), None)?,
-            };
-            let holds = match backend.live(&mut Timing::default())? {
-                Live::Nft { program, .. } => program.table,
-                Live::Iptables(program) => !program.is_empty(),
-            };
-            Ok(holds.then_some(backend))
-        };
-        let mut others = Vec::new();
-        for home in homes {
-            match read(home) {
-                Ok(found) => others.extend(found.map(|backend| (home, Ok(backend)))),
-                Err(EngineError::Kernel(KernelError::NoNfTables(_))) => {}
-                // Where the kernel holds nothing that could be ours, it does not matter that the programs are gone.
-                Err(_) if home != Home::Nft && (!known(home) || !may_hold(home)) => {}
-                Err(error) => others.push((home, Err(error))),
-            }
-        }
-        others
-    }
-
-    /// Removes the rules of ours that other backends hold, and gives where they were.
-    fn leave_others(&mut self) -> Result<Vec<Home>, EngineError> {
-        let mut left = Vec::new();
-        let nothing = Asked::default();
-        for (home, found) in self.others() {
-            let mut remove = |found: Found| -> Result<(), EngineError> {
-                let mut other = found?;
-                let until = Instant::now() + PATIENCE;
-                loop {
-                    let timing = &mut self.timing;
-                    let (_, mut work) = other.decide(&nothing, timing)?;
-                    match other.carry_out(&mut work, timing)? {
-                        Some(_) => return Ok(()),
-                        None if Instant::now() > until => return Err(EngineError::Busy),
-                        None => {}
-                    }
-                }
-            };
-            remove(found).map_err(|error| EngineError::Left { home, error: Box::new(error) })?;
-            left.push(home);
-        }
-        Ok(left)
     }
 
     /// Reads what the kernel holds.
@@ -487,26 +375,5 @@ fn variant(choice: Choice) -> Option<Variant> {
     match choice {
         Choice::Variant(variant) => Some(variant),
         Choice::Auto | Choice::Nft | Choice::Iptables => None,
-    }
-}
-
-/// Whether rules of ours may be somewhere at all: whether nf_tables has a chain of such a name, and whether tables of
-/// iptables-legacy, which the kernel lists, were made since it booted.
-fn may_hold(home: Home) -> bool {
-    match home {
-        Home::Nft => true,
-        Home::Iptables(Variant::Nft) => {
-            match Connection::open().and_then(|mut kernel| has_chain(&mut kernel, PREFIX)) {
-                Ok(found) => found,
-                Err(error) => !matches!(error, KernelError::NoNfTables(_)),
-            }
-        }
-        Home::Iptables(Variant::Legacy) => {
-            let names = ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
-            names.iter().any(|path| {
-                std::fs::read_to_string(path)
-                    .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |tables| !tables.is_empty())
-            })
-        }
     }
 }
