@@ -309,3 +309,31 @@ fn a_small_set_mends_what_others_did_to_another() {
         assert_eq!(differences(&net), [""; 0]);
     }
 }
+
+/// Where neither the answer to a batch is heard nor what became of it, the next change looks at everything.
+#[test]
+fn what_was_done_unheard_is_mended_by_the_next_change() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(1_500);
+    let path = small(&net, "second", 30_000, 20, "172.17.0.3");
+    net.ok(&["apply", &path]);
+    let told = net.state.path().to_string_lossy().into_owned();
+    let mut unheard = 0;
+    for when in 1..=60 {
+        // Its forwards lead elsewhere, and back; every answer from this one on is lost.
+        let to = if when % 2 == 0 { "172.17.0.3" } else { "172.17.0.5" };
+        let path = small(&net, "second", 30_000, 20, to);
+        let inject = format!("inject=recvmsg:error=ENOBUFS:when={when}+");
+        let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &told, "apply", &path];
+        let run = || Command::new("strace").args(ours).current_dir(root()).env_remove("SSH_CONNECTION").output();
+        let output = net.in_host(run).expect("strace is installed");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{when}: {said}");
+        unheard += usize::from(said.contains("was not heard"));
+        net.ok(&["add", &(40_000 + when).to_string(), "172.17.0.3:80"]);
+        assert_eq!(differences(&net), [""; 0], "{when}: {said}");
+    }
+    assert!(unheard >= 1, "{unheard}");
+}
