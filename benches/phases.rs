@@ -8,6 +8,7 @@ use portfwd::engine::timing::Phase;
 use crate::effort::Effort;
 use crate::host::{self, Host};
 use crate::peer;
+use crate::race::quantile;
 use crate::table::Report;
 
 /// How often each command runs.
@@ -57,11 +58,7 @@ fn told(command: &str, mut run: impl FnMut() -> String) -> Phases {
             all.entry(name).or_default().push(value);
         }
     }
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let milliseconds = all.into_iter().map(|(name, values)| (name, median(values))).collect();
+    let milliseconds = all.into_iter().map(|(name, values)| (name, quantile(values, 0.5))).collect();
     Phases { command: command.to_owned(), milliseconds }
 }
 

@@ -124,7 +124,7 @@ pub struct Ratio {
 }
 
 /// The value that this share of all values is smaller than, between two of them where it falls there.
-fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
     // A few dozen rounds at most.

@@ -125,7 +125,7 @@ fn taken(name: &Name) -> String {
         Name::Link(site, link) => {
             format!("there is an interface `{link}` already in {site}, and this lab did not make it")
         }
-        Name::Route(to, via) => {
+        Name::Route(to, via, _) => {
             format!("there is a route {to} via {via} already in the host, and this lab did not make it")
         }
         Name::Rules(set) => format!("there is a rule set `{set}` already, and this lab did not make it"),

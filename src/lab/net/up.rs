@@ -163,12 +163,6 @@ fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<()
                 return Err(NetError::Taken(name));
             }
         }
-        let Step::Route(Site(None), to, via, _) = &entry.step else { continue };
-        let ours = before.iter().any(|known| known.step == entry.step);
-        let mut there = || ground.presence(entry).map_err(|error| permitted(error, NetError::Look));
-        if !ours && there()? == Presence::Here {
-            return Err(NetError::Taken(Name::Route(*to, *via)));
-        }
     }
     Ok(())
 }
@@ -189,7 +183,7 @@ fn rules_before<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
     before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
 }
 
-/// What a step needs a name for.
+/// What a step needs, and another may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Name {
     /// A network namespace.
@@ -197,7 +191,7 @@ pub enum Name {
     /// An interface.
     Link(super::Site, crate::model::IfName),
     /// A route of the host.
-    Route(ipnetwork::IpNetwork, std::net::IpAddr),
+    Route(ipnetwork::IpNetwork, std::net::IpAddr, Option<crate::model::IfName>),
     /// A rule set.
     Rules(crate::model::SetName),
 }
@@ -208,6 +202,7 @@ fn names(step: &Step) -> Vec<Name> {
         Step::Bridge(site, link) => vec![Name::Link(site.clone(), link.clone())],
         Step::OvsBridge(link) => vec![Name::Link(Site::HOST, link.clone())],
         Step::Veth(ends) => ends.iter().map(|(site, link)| Name::Link(site.clone(), link.clone())).collect(),
+        Step::Route(Site(None), to, via, dev) => vec![Name::Route(*to, *via, dev.clone())],
         _ => Vec::new(),
     }
 }
@@ -223,8 +218,13 @@ fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bo
             }
         }
         Name::Link(site, link) => ground.has_link(site, link),
+        Name::Route(to, via, dev) => {
+            let step = Step::Route(Site::HOST, *to, *via, dev.clone());
+            let ours = before.iter().any(|entry| entry.step == step);
+            Ok(!ours && ground.presence(&Entry { step, mark: Mark::None })? == Presence::Here)
+        }
         // Told together with what contradicts them.
-        Name::Route(..) | Name::Rules(_) => Ok(false),
+        Name::Rules(_) => Ok(false),
     }
 }
 
