@@ -230,7 +230,7 @@ fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
         (&["sendto", "recvfrom"][..], &["EPERM"][..], 5),
         (&["sendto", "recvfrom"], &["ENOBUFS", "ENOMEM"], 1),
         (&["recvfrom"], &["EINTR"], 0),
-        (&["pwrite64", "fsync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
+        (&["pwrite64", "fdatasync", "fsync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
     ] {
         for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
             for when in 1..=12 {
