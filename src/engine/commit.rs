@@ -122,12 +122,12 @@ pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineEr
 /// When the kernel was last known to hold all that is asked and nothing else, now that this was carried out. Where only a part
 /// was looked at, that is so where it was so before, and nobody was in between.
 fn whole(engine: &Engine, work: &Work) -> Option<Whole> {
-    let Work::Nft { generation, .. } = work else { return None };
+    let Work::Nft { program, generation, .. } = work else { return None };
     match (engine.near, work.is_empty()) {
         (true, true) => engine.state.whole.clone(),
-        (true, false) => engine.state.whole.as_ref()?.then(*generation),
-        (false, true) => Some(Whole::at(*generation)),
-        (false, false) => Some(Whole::at(generation.wrapping_add(1))),
+        (true, false) => engine.state.whole.as_ref()?.then(*generation, program.layout()),
+        (false, true) => Some(Whole::at(*generation, program.layout())),
+        (false, false) => Some(Whole::at(generation.wrapping_add(1), program.layout())),
     }
 }
 

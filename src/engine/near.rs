@@ -1,14 +1,14 @@
 //! A change of a few forwards among thousands, seen alone: it costs what changes, not what is there.
 //!
 //! Of the state only those atoms are read that the change could contradict, those of a set that it replaces, and a few that
-//! stand for all the others ([`State::samples`]); of the kernel the rules, chains and maps, and of the elements those of
-//! these atoms. All the rest of a commit is the same. Wherever that does not say enough, everything is looked at: a table
-//! that is not, elements aside, as it was left, a change that came to no end, rules at loopback addresses, another backend
-//! than nftables, a change of more than forwards.
+//! stand for all the others ([`State::samples`]). Of the kernel nothing is read where the last commit of all was ours and our
+//! table was whole then ([`State::whole`]): it holds what it was left with. Otherwise the rules, chains and maps are, and of
+//! the elements those of these atoms. All the rest of a commit is the same. Wherever that does not say enough, everything is
+//! looked at: a table that is not, elements aside, as it was left, a change that came to no end, rules at loopback addresses,
+//! another backend than nftables, a change of more than forwards.
 //!
 //! Be aware: what others did to elements of other forwards is not seen when one is added; `list` and `plan` show it,
-//! `apply` and `restore` mend it. So a set that is replaced is seen alone only where the last commit of all was ours and our
-//! table was whole then ([`State::whole`]); and then its elements need not be asked for.
+//! `apply` and `restore` mend it. So a set that is replaced is seen alone only where nobody was in between.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,8 +20,7 @@ use crate::model::{Asked, Binding, SetName};
 use crate::netfilter::label::Sources;
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
-use crate::nft::program::Program;
-use crate::nft::transaction::{Connection, KernelError};
+use crate::nft::transaction::Connection;
 use crate::nft::{decode, element};
 use crate::store::{State, Store};
 
@@ -52,18 +51,20 @@ impl Engine {
             Ok((store, state))
         })?;
         (engine.near, engine.near_sets) = (near, sets.to_vec());
-        let last = !near || sets.is_empty() || engine.is_last()?;
+        let last = !near || sets.is_empty() || engine.last()?.is_some();
         if engine.home() != Home::Nft || !engine.state.iptables.is_empty() || !last {
             engine.see_all(&mut State::default())?;
         }
         Ok(engine)
     }
 
-    /// Whether nobody has committed anything since our table was known to be whole.
-    fn is_last(&mut self) -> Result<bool, EngineError> {
-        let Backend::Nft(connection) = &mut self.backend else { return Ok(false) };
+    /// The generation, and the layout that our table had when it was known to be whole, where nobody has committed anything
+    /// since.
+    fn last(&mut self) -> Result<Option<(u32, u64)>, EngineError> {
+        let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
         let generation = self.timing.talk(Phase::Read, connection, Connection::generation)?;
-        Ok(self.state.whole.as_ref().is_some_and(|whole| whole.is(generation)))
+        let whole = self.state.whole.as_ref().filter(|whole| whole.is(generation));
+        Ok(whole.map(|whole| (generation, whole.layout)))
     }
 
     /// Whether [`Engine::state`] is only what a change is about.
@@ -110,24 +111,24 @@ impl Engine {
         if elements > ELEMENTS {
             return Ok(None);
         }
-        // Where nobody was in between, the elements are known. To ask for a few costs no more than to find that out.
-        let as_left = !self.near_sets.is_empty() || elements > decode::KEYS_PER_QUESTION && self.is_last()?;
+        let last = self.last()?;
         let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
         let (before, timing) = (&*self.state.asked, &mut self.timing);
         let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
         let (left, program) = (left?, program?);
-        let read = |connection: &mut Connection| match as_left {
-            true => decode::structure(connection).map(|(now, generation)| (filled(now, &left), generation)),
-            false => decode::near(connection, &program, &left),
+        let (now, generation) = match last {
+            // Another build of portfwd may lay out the same in another way.
+            Some((generation, layout)) if left.layout() == layout => (left, generation),
+            _ if !self.near_sets.is_empty() => return Ok(None),
+            _ => {
+                let found =
+                    timing.talk(Phase::Read, connection, |connection| decode::near(connection, &program, &left))?;
+                if super::nft::difference(&found.0, &left).is_some() {
+                    return Ok(None);
+                }
+                found
+            }
         };
-        let (now, generation) = match timing.talk(Phase::Read, connection, read) {
-            Err(KernelError::Interrupted) if as_left => return Ok(None),
-            found => found?,
-        };
-        let moved = || self.state.whole.as_ref().and_then(|whole| whole.then(generation)).is_none();
-        if as_left && moved() || super::nft::difference(&now, &left).is_some() {
-            return Ok(None);
-        }
         let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
         Ok(Some((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation })))
     }
@@ -154,16 +155,6 @@ pub(super) fn carried(on: &State, from: &State, to: &State) -> State {
     asked.normalize();
     let Asked { bindings, .. } = asked;
     State { asked: Arc::new(Asked { bindings, ..Asked::clone(&to.asked) }), ..to.clone() }
-}
-
-/// What was read of a table, with the elements that it was left with: where nobody has committed anything since, it has them.
-fn filled(mut now: Program, left: &Program) -> Program {
-    for (name, map) in &mut now.maps {
-        if let Some(left) = left.maps.get(name).filter(|left| left.shape == map.shape) {
-            map.elements.clone_from(&left.elements);
-        }
-    }
-    now
 }
 
 #[cfg(test)]

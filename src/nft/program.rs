@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::expr::Expr;
 use super::user_data::Span;
@@ -15,7 +18,7 @@ use crate::model::Counter;
 pub const TABLE: &str = "portfwd";
 
 /// What a base chain may do with packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChainType {
     /// Lets through or drops.
     Filter,
@@ -24,7 +27,7 @@ pub enum ChainType {
 }
 
 /// The place in a packet's way that a base chain is attached to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// All that arrives, before it is routed.
     Prerouting,
@@ -37,7 +40,7 @@ pub enum Hook {
 }
 
 /// How a base chain is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Base {
     /// What it may do.
     pub chain_type: ChainType,
@@ -48,7 +51,7 @@ pub struct Base {
 }
 
 /// A rule: expressions that are evaluated from first to last until one does not match.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The expressions.
     pub exprs: Vec<Expr>,
@@ -57,7 +60,7 @@ pub struct Rule {
 }
 
 /// A chain of rules. Base chains accept what no rule decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
     /// How it is attached; none: it is only jumped to.
     pub base: Option<Base>,
@@ -66,7 +69,7 @@ pub struct Chain {
 }
 
 /// The type of one field of a key or of the data of a map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
     /// An IPv4 address.
     Ipv4,
@@ -123,7 +126,7 @@ impl Field {
 }
 
 /// The shape of a map: what it is asked with and what it answers. Without data it is a set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// The fields of a key, each padded to whole words.
     pub key: Vec<Field>,
@@ -208,6 +211,15 @@ impl Program {
     /// How many elements all maps hold together.
     pub fn element_count(&self) -> usize {
         self.maps.values().map(|map| map.elements.len()).sum()
+    }
+
+    /// A number for all of it but the elements: the table, its chains with their rules, the shapes of its maps. Programs
+    /// that differ in these have different ones, but for one pair in 2^64; other builds of portfwd may count otherwise.
+    pub fn layout(&self) -> u64 {
+        let mut hasher = Xxh3Default::new();
+        (self.table, self.flagged, &self.chains).hash(&mut hasher);
+        self.maps.iter().for_each(|(name, map)| (name, &map.shape).hash(&mut hasher));
+        hasher.finish()
     }
 }
 
@@ -299,6 +311,7 @@ impl fmt::Display for Hex<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::expr::Verdict;
 
     #[test]
     fn field_types_go_both_ways() {
@@ -306,5 +319,43 @@ mod tests {
         assert_eq!(Shape::fields(Shape::type_id(&fields)), Some(fields));
         assert_eq!(Shape::fields(1), None);
         assert_eq!(Shape::fields(0), Some(vec![]));
+    }
+
+    #[test]
+    fn a_layout_is_all_but_the_elements() {
+        let of = |change: &dyn Fn(&mut Program)| {
+            let rule = Rule { exprs: vec![Expr::Verdict(Verdict::Return)], comment: None };
+            let shape = Shape { key: vec![Field::Port], data: vec![Field::Ipv4] };
+            let mut program = Program {
+                table: true,
+                chains: [("chain".to_owned(), Chain { base: None, rules: vec![rule] })].into(),
+                maps: [("map".to_owned(), Map { shape, elements: BTreeMap::new() })].into(),
+                ..Program::default()
+            };
+            change(&mut program);
+            program.layout()
+        };
+        let same = of(&|_| {});
+        let one_more = |map: &mut Map| {
+            let element = Element { data: [1; 4].into(), comment: "".into(), span: None, counter: Counter::default() };
+            map.elements.insert(Key([0; 2].into()), element);
+        };
+        assert_eq!(of(&|program| program.maps.values_mut().for_each(one_more)), same);
+        let others = [
+            of(&|program| program.table = false),
+            of(&|program| program.flagged = true),
+            of(&|program| program.chains.clear()),
+            of(&|program| program.chains.values_mut().for_each(|chain| chain.rules.clear())),
+            of(&|program| {
+                let base = Base { chain_type: ChainType::Nat, hook: Hook::Output, priority: -100 };
+                program.chains.values_mut().for_each(|chain| chain.base = Some(base));
+            }),
+            of(&|program| program.maps.clear()),
+            of(&|program| program.maps.values_mut().for_each(|map| map.shape.data.push(Field::Port))),
+            of(&|program| program.maps.values_mut().for_each(|map| map.shape.key = map.shape.data.clone())),
+        ];
+        for (index, other) in others.iter().enumerate() {
+            assert!(*other != same && !others[..index].contains(other), "{index}");
+        }
     }
 }

@@ -75,7 +75,8 @@ impl Rows {
                 .map_err(|what| damaged(&what))?,
             confirmed: self.confirmed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
             committed: self.committed.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
-            whole: self.whole.map(|bytes| postcard::from_bytes(&bytes)).transpose().map_err(post)?,
+            // An older program did not note the layout; then it is not known.
+            whole: self.whole.and_then(|bytes| postcard::from_bytes(&bytes).ok()),
             samples: samples.collect(),
         })
     }

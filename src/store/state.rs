@@ -49,25 +49,27 @@ pub struct Unfinished {
     pub gone: Arc<[Binding]>,
 }
 
-/// A moment of a kernel's rules.
+/// A moment of a kernel's rules, and how our table was laid out then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whole {
     /// The boot; generations begin anew with each. Empty where it could not be told, which is the same as none.
     boot: String,
     /// The generation.
     generation: u32,
+    /// What was left in the kernel, elements aside, see [`Program::layout`](crate::nft::program::Program::layout).
+    pub layout: u64,
 }
 
 impl Whole {
     /// The moment of a generation since this boot.
-    pub fn at(generation: u32) -> Self {
-        Self { boot: boot(), generation }
+    pub fn at(generation: u32, layout: u64) -> Self {
+        Self { boot: boot(), generation, layout }
     }
 
     /// The moment after a change that was decided on at `generation`, where that is this one: nobody else was in between.
-    pub fn then(&self, generation: u32) -> Option<Self> {
+    pub fn then(&self, generation: u32, layout: u64) -> Option<Self> {
         let same = self.generation == generation;
-        same.then(|| Self { boot: self.boot.clone(), generation: generation.wrapping_add(1) })
+        same.then(|| Self { boot: self.boot.clone(), generation: generation.wrapping_add(1), layout })
     }
 
     /// Whether this is the moment of a generation since this boot.
@@ -111,12 +113,12 @@ mod tests {
 
     #[test]
     fn a_moment_is_of_one_generation_and_one_boot() {
-        let moment = Whole::at(7);
+        let moment = Whole::at(7, 1);
         assert!(moment.is(7) && !moment.is(8));
-        assert_eq!(moment.then(7), Some(Whole::at(8)));
-        assert_eq!(moment.then(6), None);
+        assert_eq!(moment.then(7, 2), Some(Whole::at(8, 2)));
+        assert_eq!(moment.then(6, 2), None);
         for boot in ["", "another"] {
-            assert!(!Whole { boot: boot.into(), generation: 7 }.is(7), "{boot:?}");
+            assert!(!Whole { boot: boot.into(), generation: 7, layout: 1 }.is(7), "{boot:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ const MASK: u16 = attribute(sys::NFTNL_EXPR_BITWISE_MASK);
 const XOR: u16 = attribute(sys::NFTNL_EXPR_BITWISE_XOR);
 
 /// Keeps the bits of `mask` and clears the others.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bitwise {
     /// Where the value is and stays.
     pub register: Register,

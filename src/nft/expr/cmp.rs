@@ -12,7 +12,7 @@ const OPERATOR: u16 = attribute(sys::NFTNL_EXPR_CMP_OP);
 const DATA: u16 = attribute(sys::NFTNL_EXPR_CMP_DATA);
 
 /// Compares a register with `data`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cmp {
     /// What.
     pub register: Register,

@@ -17,7 +17,7 @@ const STATE: u32 = constant(libc::NFT_CT_STATE);
 const LABELS: u32 = constant(libc::NFT_CT_LABELS);
 
 /// What is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CtKey {
     /// One bit for each state: 4 bytes, host byte order.
     State,
@@ -35,7 +35,7 @@ impl CtKey {
 }
 
 /// Loads `key` into `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ct {
     /// What.
     pub key: CtKey,
@@ -66,7 +66,7 @@ impl fmt::Display for Ct {
 }
 
 /// Sets the labels whose bits are in 16 bytes from `from` on; the others stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CtSetLabel {
     /// Where the bits are.
     pub from: Register,

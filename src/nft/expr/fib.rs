@@ -11,7 +11,7 @@ const RESULT: u16 = attribute(sys::NFTNL_EXPR_FIB_RESULT);
 const FLAGS: u16 = attribute(sys::NFTNL_EXPR_FIB_FLAGS);
 
 /// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FibResult {
     /// `fib daddr type`: the type of the destination: 4 bytes, host byte order, 2 for an address of this host.
     DestinationType,
@@ -37,7 +37,7 @@ impl FibResult {
 }
 
 /// Loads the answer into `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fib {
     /// What is asked.
     pub result: FibResult,

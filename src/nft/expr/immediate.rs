@@ -16,7 +16,7 @@ const CHAIN: u16 = attribute(sys::NFTNL_EXPR_IMM_CHAIN);
 const VERDICT_REGISTER: u32 = 0;
 
 /// Loads `data` into `to`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Immediate {
     /// Where to.
     pub to: Register,
@@ -41,7 +41,7 @@ impl fmt::Display for Immediate {
 }
 
 /// Decides what becomes of the packet, or which rule is next.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It ends here.
     Drop,

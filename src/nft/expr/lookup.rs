@@ -12,7 +12,7 @@ const SET: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_SET);
 const FLAGS: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_FLAGS);
 
 /// Goes on only if `map` has the key that begins in `from`; loads its data into `to`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lookup {
     /// The map's name.
     pub map: String,

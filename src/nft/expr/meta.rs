@@ -10,7 +10,7 @@ const KEY: u16 = attribute(sys::NFTNL_EXPR_META_KEY);
 const DREG: u16 = attribute(sys::NFTNL_EXPR_META_DREG);
 
 /// What is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MetaKey {
     /// The netfilter family: 1 byte, 2 for IPv4, 10 for IPv6.
     NfProto,
@@ -45,7 +45,7 @@ impl MetaKey {
 }
 
 /// Loads `key` into `to`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Meta {
     /// What.
     pub key: MetaKey,

@@ -26,7 +26,7 @@ pub use nat::{Choice, Ends, Masquerade, Nat, Redirect};
 pub use payload::{Header, Payload};
 
 /// A 32-bit register word, 0 to 15, where a value begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Register(u8);
 
 impl Register {
@@ -62,7 +62,7 @@ impl fmt::Display for Register {
 }
 
 /// The value of an attribute.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Value {
     /// A number in 32 bits, host byte order.
     U32(u32),
@@ -91,7 +91,7 @@ pub trait Read {
 }
 
 /// One step of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Expr {
     /// Loads something about the packet that is not in it.
     Meta(Meta),

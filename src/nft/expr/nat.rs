@@ -28,7 +28,7 @@ const IPV6: u32 = constant(libc::NFPROTO_IPV6);
 const IMPLIED: u32 = 1 | 2;
 
 /// How an address and a port are chosen from ranges.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Choice {
     /// The first that is free.
     #[default]
@@ -69,7 +69,7 @@ impl Choice {
 }
 
 /// The registers of the two ends of a range, or of one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ends {
     /// Where the lower end is.
     pub first: Register,
@@ -97,7 +97,7 @@ impl Ends {
 }
 
 /// Rewrites the destination, or the source, to what registers hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Nat {
     /// Whether the source is rewritten; otherwise the destination.
     pub source: bool,
@@ -165,7 +165,7 @@ impl fmt::Display for Nat {
 }
 
 /// Sends the packet to this host: to the first address of the interface it arrived by, or to the loopback address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redirect {
     /// Where the port is; none: it stays.
     pub port: Option<Register>,
@@ -193,7 +193,7 @@ impl fmt::Display for Redirect {
 }
 
 /// Rewrites the source to the address of the interface that the packet leaves by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Masquerade;
 
 impl Masquerade {

@@ -12,7 +12,7 @@ const OFFSET: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_OFFSET);
 const LENGTH: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_LEN);
 
 /// Which header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Header {
     /// The IP header.
     Network,
@@ -21,7 +21,7 @@ pub enum Header {
 }
 
 /// Loads `length` bytes from `offset` on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Payload {
     /// The header.
     pub header: Header,

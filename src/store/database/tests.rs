@@ -27,7 +27,7 @@ fn state(listens: &[&str]) -> State {
     let (asked, origins, sysctls) = (state.asked.clone(), state.origins.clone(), Vec::new());
     let until = Deadline { boot: "boot".into(), at: Duration::from_nanos(1_000_000_001) };
     state.committed = Some(7);
-    state.whole = Some(Whole::at(7));
+    state.whole = Some(Whole::at(7, 1));
     state.confirmed = Some(until.clone());
     state.unconfirmed = Some(Unconfirmed { until, asked, origins, sysctls });
     let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();
