@@ -1,5 +1,9 @@
-//! Links gcc's unwinder into the program, in the place of the library of the same content that Rust would have loaded at each
-//! start: libgcc_s, which besides asks the processor what it can, and of a virtual machine's that costs a trap a question.
+//! Links libraries into the program, where the linker has them in that form, that would otherwise be loaded at each start:
+//!
+//! - gcc's unwinder, in the place of libgcc_s, which Rust would load, and which besides asks the processor what it can; of a
+//!   virtual machine's that costs a trap a question.
+//! - libnftnl, of whose functions we call one in eight; every call between all of them would be looked up each time. Who
+//!   packages this program, and wants that library to be replaced without it, sets `LIBNFTNL_DYNAMIC`.
 
 use std::env;
 use std::path::Path;
@@ -7,10 +11,16 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=LIBNFTNL_DYNAMIC");
     let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
-    if target("OS") == "linux" && target("ENV") == "gnu" && is_there("libgcc_eh.a") {
-        // Before Rust's own libraries, and so before they ask for libgcc_s, which nobody needs then.
-        println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
+    if target("OS") != "linux" || target("ENV") != "gnu" {
+        return;
+    }
+    // Before those who ask for these libraries in their other form, which nobody needs then.
+    for (name, wanted) in [("gcc_eh", true), ("nftnl", env::var_os("LIBNFTNL_DYNAMIC").is_none())] {
+        if wanted && is_there(&format!("lib{name}.a")) {
+            println!("cargo::rustc-link-lib=static:-bundle={name}");
+        }
     }
 }
 
