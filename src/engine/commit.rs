@@ -151,8 +151,8 @@ fn keep_and_plan(
     engine: &mut Engine,
     during: &State,
     asked: &Asked,
-    decided: Option<(Live, Work)>,
-) -> Result<(Live, Work), EngineError> {
+    decided: Option<Decided>,
+) -> Result<Decided, EngineError> {
     let before = engine.state.clone();
     if let Some(decided) = decided {
         engine.keep(during)?;
@@ -164,7 +164,7 @@ fn keep_and_plan(
     kept.map_err(|error| unkept(&engine.store, error))?;
     engine.state = during.clone();
     match decided {
-        Ok(decided) => Ok(decided),
+        Ok((live, work)) => Ok(Decided { live, work, about: None }),
         Err(error) => {
             engine.keep(&before)?;
             Err(error)
@@ -206,6 +206,15 @@ fn settle(
     connections::settle(&changed, || all().map_err(std::io::Error::other))
 }
 
+/// What was decided to do.
+pub(super) struct Decided {
+    /// What is there.
+    pub(super) live: Live,
+    pub(super) work: Work,
+    /// The part of what is asked that both are about; none where that is all of it.
+    pub(super) about: Option<Arc<Asked>>,
+}
+
 /// What was done to the kernel.
 struct Sent {
     plan: Plan,
@@ -217,29 +226,31 @@ struct Sent {
 }
 
 /// Has the kernel hold what is asked. `first` is what was decided already.
-fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<(Live, Work)>) -> Result<Sent, EngineError> {
+fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<Decided>) -> Result<Sent, EngineError> {
     let until = Instant::now() + PATIENCE;
     let home = engine.home();
     loop {
-        let (live, mut work) = match first.take() {
+        let Decided { live, mut work, about } = match first.take() {
             Some(decided) => decided,
             None => {
                 // Somebody else was at our table.
                 engine.see_all(after)?;
-                engine.backend.decide(&after.asked, &mut engine.timing)?
+                let (live, work) = engine.backend.decide(&after.asked, &mut engine.timing)?;
+                Decided { live, work, about: None }
             }
         };
+        let about = about.as_ref().unwrap_or(&after.asked);
         let known: &[Owned<Binding>] = if engine.near { &after.samples } else { &[] };
         // Of a table of nf_tables alone a part can be read.
         let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
             engine.timing.of(Phase::Store, || engine.store.tidy());
-            return Ok(Sent { plan: Plan::new(&live, &after.asked, work), messages: Vec::new(), was: None, samples });
+            return Ok(Sent { plan: Plan::new(&live, about, work), messages: Vec::new(), was: None, samples });
         }
         // What it means is put into words, and the store in order, while the kernel is at work.
         let (backend, store, timing) = (&mut engine.backend, &mut engine.store, &mut engine.timing);
-        let words = || (plan::steps_from(&live, &after.asked), samples());
+        let words = || (plan::steps_from(&live, about), samples());
         let mut send = |timing: &mut Timing| backend.carry_out(&mut work, timing);
         let (((steps, was), samples), sent) = if engine.near {
             // Of a few there is not enough to say for a thread.

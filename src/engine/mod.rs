@@ -43,6 +43,7 @@ use crate::store::{State, StateError, Store};
 
 use backend::Backend;
 pub use backend::{Choice, Home, Work};
+use commit::Decided;
 pub use commit::{Outcome, commit, finish};
 pub use error::EngineError;
 pub use live::Live;
@@ -74,7 +75,7 @@ pub struct Engine {
     keep_connections: bool,
     /// Whether the state is only what a change is about, see `near.rs`.
     near: bool,
-    /// Sets of which all of it is; where there are any, a part is enough only where nobody has committed anything since.
+    /// Sets of which all of it is.
     near_sets: Vec<SetName>,
     timing: Timing,
 }

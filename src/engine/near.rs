@@ -1,4 +1,4 @@
-//! A change of a few forwards among thousands, seen alone: it costs what changes, not what is there.
+//! A change of a few forwards, seen alone: it costs what changes, not what is there.
 //!
 //! Of the state only those atoms are read that the change could contradict, those of a set that it replaces, and a few that
 //! stand for all the others ([`State::samples`]). Of the kernel nothing is read where the last commit of all was ours and our
@@ -7,16 +7,17 @@
 //! looked at: a table that is not, elements aside, as it was left, a change that came to no end, rules at loopback addresses,
 //! another backend than nftables, a change of more than forwards.
 //!
-//! Be aware: what others did to elements of other forwards is not seen when one is added; `list` and `plan` show it,
-//! `apply` and `restore` mend it. So a set that is replaced is seen alone only where nobody was in between.
+//! Be aware: what others did to elements of other forwards is not seen when one is added to thousands; `list` and `plan` show
+//! it, `apply` and `restore` mend it. A set that is replaced, and any change among fewer, is seen alone only where nobody was
+//! in between.
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::timing::Phase;
-use super::{Backend, Choice, Engine, EngineError, Home, LOCK_WAIT, Live, Work};
-use crate::model::{Asked, Binding, SetName};
+use super::{Backend, Choice, Decided, Engine, EngineError, Home, LOCK_WAIT, Live, Work};
+use crate::model::{Asked, Binding, Owned, SetName};
 use crate::netfilter::label::Sources;
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
@@ -51,20 +52,30 @@ impl Engine {
             Ok((store, state))
         })?;
         (engine.near, engine.near_sets) = (near, sets.to_vec());
-        let last = !near || sets.is_empty() || engine.last()?.is_some();
-        if engine.home() != Home::Nft || !engine.state.iptables.is_empty() || !last {
+        let enough = !near || engine.sees_enough() || engine.last()?.is_some();
+        if engine.home() != Home::Nft || !engine.state.iptables.is_empty() || !enough {
             engine.see_all(&mut State::default())?;
         }
         Ok(engine)
+    }
+
+    /// Whether a part is enough although others may have committed.
+    fn sees_enough(&self) -> bool {
+        self.near_sets.is_empty() && self.store.has_many()
     }
 
     /// The generation, and the layout that our table had when it was known to be whole, where nobody has committed anything
     /// since.
     fn last(&mut self) -> Result<Option<(u32, u64)>, EngineError> {
         let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
-        let generation = self.timing.talk(Phase::Read, connection, Connection::generation)?;
-        let whole = self.state.whole.as_ref().filter(|whole| whole.is(generation));
-        Ok(whole.map(|whole| (generation, whole.layout)))
+        let Some(whole) = &self.state.whole else { return Ok(None) };
+        let is = |generation: &u32| whole.is(*generation);
+        // It was asked for before our turn came, and another of us may have had its turn since.
+        let generation = match connection.last_heard_generation().filter(is) {
+            Some(generation) => Some(generation),
+            None => Some(self.timing.talk(Phase::Read, connection, Connection::generation)?).filter(is),
+        };
+        Ok(generation.map(|generation| (generation, whole.layout)))
     }
 
     /// Whether [`Engine::state`] is only what a change is about.
@@ -88,7 +99,7 @@ impl Engine {
 
     /// What must be done for a change that is seen alone; where that cannot be told, or all is seen, nothing, and all is seen
     /// from here on.
-    pub(super) fn decide_near(&mut self, after: &mut State) -> Result<Option<(Live, Work)>, EngineError> {
+    pub(super) fn decide_near(&mut self, after: &mut State) -> Result<Option<Decided>, EngineError> {
         if !self.near {
             return Ok(None);
         }
@@ -105,21 +116,21 @@ impl Engine {
     }
 
     /// What must be done, where what is seen is enough for that.
-    fn decide_alone(&mut self, after: &Asked) -> Result<Option<(Live, Work)>, EngineError> {
+    fn decide_alone(&mut self, after: &Asked) -> Result<Option<Decided>, EngineError> {
+        let [before, after] = differing(&self.state.asked, after, &self.state.samples);
         let count = |asked: &Asked| asked.bindings.iter().map(|owned| element::count(&owned.rule)).sum::<usize>();
-        let elements = count(&self.state.asked).max(count(after));
-        if elements > ELEMENTS {
+        if count(&before).max(count(&after)) > ELEMENTS {
             return Ok(None);
         }
-        let last = self.last()?;
+        let (last, enough) = (self.last()?, self.sees_enough());
         let Backend::Nft(connection) = &mut self.backend else { return Ok(None) };
-        let (before, timing) = (&*self.state.asked, &mut self.timing);
-        let (left, program) = timing.of(Phase::Compile, || (compile(before), compile(after)));
+        let timing = &mut self.timing;
+        let (left, program) = timing.of(Phase::Compile, || (compile(&before), compile(&after)));
         let (left, program) = (left?, program?);
         let (now, generation) = match last {
             // Another build of portfwd may lay out the same in another way.
             Some((generation, layout)) if left.layout() == layout => (left, generation),
-            _ if !self.near_sets.is_empty() => return Ok(None),
+            _ if !enough => return Ok(None),
             _ => {
                 let found =
                     timing.talk(Phase::Read, connection, |connection| decode::near(connection, &program, &left))?;
@@ -130,8 +141,20 @@ impl Engine {
             }
         };
         let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
-        Ok(Some((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation })))
+        let live = Live::Nft { program: now, generation };
+        Ok(Some(Decided { live, work: Work::Nft { changes, program, generation }, about: Some(after.into()) }))
     }
+}
+
+/// Two unions without the atoms that both have, but for `samples`, which stand for them: a table holds these either way.
+/// Both must be sorted.
+fn differing(one: &Asked, other: &Asked, samples: &[Owned<Binding>]) -> [Asked; 2] {
+    [(one, other), (other, one)].map(|(of, than)| {
+        let stand = samples.iter().filter(|owned| of.bindings.contains(owned) && than.bindings.contains(owned));
+        let mut part = Asked { bindings: of.less(than).into_iter().chain(stand).cloned().collect(), ..of.clone() };
+        part.normalize();
+        part
+    })
 }
 
 /// Whether all that two unions differ in is seen where only some atoms are: where a network changes, atoms that are not seen
@@ -160,7 +183,7 @@ pub(super) fn carried(on: &State, from: &State, to: &State) -> State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned};
+    use crate::model::Forward;
 
     fn state(ports: &[u16]) -> State {
         let mut asked = Asked::default();
@@ -180,5 +203,13 @@ mod tests {
         assert_eq!(carried(&all, &part, &state(&[3])), state(&[1, 3, 4, 5]));
         assert_eq!(carried(&all, &part, &part), all);
         assert_eq!(carried(&part, &part, &state(&[7])), state(&[7]));
+    }
+
+    #[test]
+    fn what_differs_is_left_and_what_stands_for_the_rest() {
+        let (one, other) = (state(&[1, 2, 3, 4]).asked, state(&[2, 3, 4, 5]).asked);
+        let samples = state(&[3]).asked.bindings.clone();
+        let [before, after] = differing(&one, &other, &samples);
+        assert_eq!([before, after], [state(&[1, 3]), state(&[3, 5])].map(|state| Arc::unwrap_or_clone(state.asked)));
     }
 }

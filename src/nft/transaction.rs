@@ -85,6 +85,7 @@ pub struct Connection {
     next: u32,
     watch: Option<Watch>,
     traffic: Traffic,
+    heard: Option<u32>,
 }
 
 impl Connection {
@@ -104,7 +105,7 @@ impl Connection {
 
     /// A conversation over a wire that is open. What comes over it may be anything.
     pub fn over(wire: Box<dyn Wire>) -> Self {
-        Self { wire, buffer: Buffer::new(), next: 1, watch: None, traffic: Traffic::default() }
+        Self { wire, buffer: Buffer::new(), next: 1, watch: None, traffic: Traffic::default(), heard: None }
     }
 
     /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
@@ -128,7 +129,13 @@ impl Connection {
             found = message.attributes().number(ID);
             Some(())
         })?;
+        self.heard = found;
         found.ok_or(KernelError::Unreadable("the generation"))
+    }
+
+    /// What [`Connection::generation`] said last; none before that.
+    pub fn last_heard_generation(&self) -> Option<u32> {
+        self.heard
     }
 
     /// Watches what others commit from here on, and says whether that can be had.

@@ -27,7 +27,7 @@ use crate::netfilter::namespace::Identity;
 /// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`.
 pub(super) const VERSION: &str = "4";
 
-/// From how many atoms on it is worth while to look only at what a change is about.
+/// From how many atoms on it is worth while to look only at what a change is about, whoever may have changed the rest.
 const MANY: usize = 1_000;
 
 /// How many bytes of blocks may be read for a change of a few atoms; with more everything is read as well.
@@ -152,9 +152,6 @@ impl Store {
     /// Where it cannot be read.
     pub fn near(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(tables) = &self.tables else { return Ok(None) };
-        if Self::count(tables).is_none_or(|count| count < MANY) {
-            return Ok(None);
-        }
         let mut rows = self.rest(tables)?;
         let known: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
         let mut size = 0;
@@ -189,6 +186,11 @@ impl Store {
         asked.bindings.extend(more);
         asked.normalize();
         Ok(Some(state))
+    }
+
+    /// Whether there are so many atoms that it takes much longer to look at all of them than at those a change is about.
+    pub fn has_many(&self) -> bool {
+        self.tables.as_ref().and_then(Self::count).is_some_and(|count| count >= MANY)
     }
 
     /// Everything but atoms.
