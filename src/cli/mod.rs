@@ -224,14 +224,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
     }
 }
 
-/// Reads a command line: at first with the command alone that it seems to mean, because clap makes a copy of every global
-/// option for each command there is. What that does not read, help and errors with it, is for the whole tree to say.
+/// Reads a command line: at first with the command alone that it seems to mean, and global options in front of it alone,
+/// because clap makes a copy of every global option, and of its value, for each command there is. What that does not read,
+/// help and errors with it, is for the whole tree to say.
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let read = |tree: clap::Command| {
         let matches = tree.try_get_matches_from(arguments)?;
         Cli::from_arg_matches(&matches)
     };
-    alone(arguments).and_then(|tree| read(tree).ok()).map_or_else(|| read(Cli::command()), Ok)
+    let in_front = alone(arguments).map(|tree| tree.mut_args(|option| option.global(false)));
+    let quickly = in_front.and_then(|tree| read(tree).ok()).or_else(|| read(alone(arguments)?).ok());
+    quickly.map_or_else(|| read(Cli::command()), Ok)
 }
 
 /// The tree with one command, whose name is among the arguments. Where that is not the one that is meant, it does not read

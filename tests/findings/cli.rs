@@ -81,6 +81,7 @@ fn options_choose_what_is_said_and_what_the_exit_code_is() {
         &["--only", ""],
         &["--fail-on", "bad"],
         &["--only", "F01", "--ignore", "F02"],
+        &["--sarif", "--json"],
     ] {
         let said = net.portfwd(&[&["audit"], wrong].concat());
         assert_eq!(said.code, 2, "{wrong:?}: {said:?}");

@@ -53,7 +53,7 @@ pub struct AuditArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     owner: Vec<String>,
     /// Print findings as SARIF 2.1.0
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long)]
     sarif: bool,
 }
 
@@ -91,6 +91,10 @@ struct Report<'a> {
 }
 
 pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    if args.sarif && global.json {
+        let what = "`--sarif` and `--json` are two forms of one answer".to_owned();
+        return Err(Failure::Usage { what, help: "give one of them".to_owned() }.into());
+    }
     let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
     // The process is at its end when it is not needed any more, so nobody needs to take it apart.
     let host = ManuallyDrop::new(match args.files.as_slice() {
