@@ -77,6 +77,8 @@ pub(super) struct Tables {
     commits: u64,
     /// Whether a commit that failed could not be written over.
     undecided: bool,
+    /// Whether commits wait; SQLite's do until something else is said.
+    wait: Wait,
 }
 
 /// A row that comes, or takes the place of what its key has; without a value it goes.
@@ -117,8 +119,6 @@ impl Tables {
         let opened = (|| {
             let database = Connection::open_with_flags(real, flags)?;
             database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            // Who else wants to use it waits for its turn before it opens it, so nothing needs to be shared.
-            database.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
             // Who made it may have been killed before there was anything in it.
             let is_blank = || database.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0));
             if made || database.prepare_cached(&every(Table::Meta)).is_err() && is_blank()? {
@@ -128,8 +128,15 @@ impl Tables {
             Ok(database)
         })();
         let database = opened.map_err(|error| failed(path, error))?;
-        let mut tables =
-            Self { path: path.to_owned(), database, made, meta: BTreeMap::new(), commits: 0, undecided: false };
+        let mut tables = Self {
+            path: path.to_owned(),
+            database,
+            made,
+            meta: BTreeMap::new(),
+            commits: 0,
+            undecided: false,
+            wait: Wait::ForDisk,
+        };
         let mut meta = BTreeMap::new();
         tables.each(Table::Meta, |key, value| {
             meta.insert(key.to_owned(), value.to_owned());
@@ -238,19 +245,21 @@ impl Tables {
 
     /// Writes something else in the place of a commit that failed: all of it may be in the log, only that the disk did not say
     /// so, and then it would be found there.
-    fn write_over(&self) -> Result<(), Error> {
+    fn write_over(&mut self) -> Result<(), Error> {
         // SQLite does not write what is there already.
         let next = if self.meta("failed") == Some(b"1") { b"2" } else { b"1" };
         let again = Changes { meta: vec![("failed".into(), Some(next.to_vec()))], ..Changes::default() };
         self.transaction(Wait::No, &again)
     }
 
-    fn transaction(&self, wait: Wait, changes: &Changes) -> Result<(), Error> {
-        let synchronous = match wait {
-            Wait::ForDisk => "PRAGMA synchronous = FULL",
-            Wait::No => "PRAGMA synchronous = NORMAL",
-        };
-        self.database.execute_batch(synchronous)?;
+    fn transaction(&mut self, wait: Wait, changes: &Changes) -> Result<(), Error> {
+        if self.wait != wait {
+            self.database.execute_batch(match wait {
+                Wait::ForDisk => "PRAGMA synchronous = FULL",
+                Wait::No => "PRAGMA synchronous = NORMAL",
+            })?;
+            self.wait = wait;
+        }
         self.run("BEGIN IMMEDIATE")?;
         let written = self.put(changes).and_then(|()| self.run("COMMIT"));
         if written.is_err() && !self.database.is_autocommit() {
