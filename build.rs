@@ -1,4 +1,10 @@
-//! Links libraries into the program, where the linker has them in that form, that would otherwise be loaded at each start:
+//! How the program is linked, so that it starts soon.
+//!
+//! It has a fixed place in memory, as programs in Go have by default: otherwise seven thousand addresses would be put right at
+//! each start, and every page that has one copied. The places of the libraries, the heap and the stack are random either way.
+//! Who packages this program, and wants its own place to be random too, sets `PORTFWD_PIE`.
+//!
+//! These libraries are a part of it, where the linker has them in that form, in the place of one that is loaded:
 //!
 //! - gcc's unwinder, in the place of libgcc_s, which Rust would load, and which besides asks the processor what it can; of a
 //!   virtual machine's that costs a trap a question.
@@ -12,9 +18,13 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=LIBNFTNL_DYNAMIC");
+    println!("cargo::rerun-if-env-changed=PORTFWD_PIE");
     let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
     if target("OS") != "linux" || target("ENV") != "gnu" {
         return;
+    }
+    if env::var_os("PORTFWD_PIE").is_none() {
+        println!("cargo::rustc-link-arg-bins=-no-pie");
     }
     // Before those who ask for these libraries in their other form, which nobody needs then.
     for (name, wanted) in [("gcc_eh", true), ("nftnl", env::var_os("LIBNFTNL_DYNAMIC").is_none())] {
