@@ -24,8 +24,12 @@ use super::{Lock, block, file, old};
 use crate::model::{Binding, SetName};
 use crate::netfilter::namespace::Identity;
 
-/// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`.
-pub(super) const VERSION: &str = "4";
+/// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`; 4 had three
+/// tables in the place of one, see `table.rs`.
+pub(super) const VERSION: &str = "5";
+
+/// The version whose tables are carried over where a file is opened.
+const CARRIED: &str = "4";
 
 /// From how many atoms on it is worth while to look only at what a change is about, whoever may have changed the rest.
 const MANY: usize = 1_000;
@@ -96,11 +100,13 @@ impl Store {
         let last = file::last_commit(turn);
         let old = old(&self.path);
         match text("version") {
-            Some(version) if version != VERSION => {
+            Some(version) if ![VERSION, CARRIED].contains(&&*version) => {
                 return Err(StateError::Version(self.path.clone(), version.into_owned()));
             }
             Some(_) if tables.commits() < last => return Err(self.damaged(&"what was committed last is not in it")),
-            Some(_) if text("namespace").as_deref() == incarnation => return Ok(()),
+            Some(version) if text("namespace").as_deref() == incarnation => {
+                return if version == VERSION { Ok(()) } else { self.renumber() };
+            }
             None if !tables.made() && last > 0 => return Err(self.damaged(&"nothing is left in it")),
             _ => {}
         }
@@ -122,6 +128,16 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(old, error)),
             _ => Ok(()),
         }
+    }
+
+    /// Says of a store of version 4, whose rows are in their new places by now, that it is one of this version.
+    fn renumber(&mut self) -> Result<(), StateError> {
+        let mut changes = Changes::default();
+        changes.set("version", Some(VERSION.into()));
+        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
+        tables.write(Wait::ForDisk, changes)?;
+        file::note_commit(turn, tables.commits());
+        Ok(())
     }
 
     /// Reads everything.

@@ -31,7 +31,7 @@ const SHORT_READ: i32 = 522;
 /// `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`: the disk did not say that it holds what was written.
 const SYNC: [i32; 2] = [1034, 1290];
 
-/// Where rows are kept.
+/// Kinds of rows. All are in one table of SQLite's, which reads what makes its tables, as text, each time it opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
     /// Key of a block, to its atoms in postcard's format, <https://postcard.jamesmunns.com/wire-format>. As JSON they take
@@ -46,12 +46,18 @@ pub(super) enum Table {
 impl Table {
     const ALL: [Self; 3] = [Self::Blocks, Self::Sets, Self::Meta];
 
+    /// What it is called; up to version 4 it was a table of SQLite's of this name.
     fn name(self) -> &'static str {
         match self {
             Self::Blocks => "blocks",
             Self::Sets => "sets",
             Self::Meta => "meta",
         }
+    }
+
+    /// A key as it is kept: behind the first byte of the name, which no two share.
+    fn key(self, key: &str) -> Vec<u8> {
+        self.name().bytes().take(1).chain(key.bytes()).collect()
     }
 }
 
@@ -119,11 +125,18 @@ impl Tables {
         let opened = (|| {
             let database = Connection::open_with_flags(real, flags)?;
             database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            // Who made it may have been killed before there was anything in it.
-            let is_blank = || database.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0));
-            if made || database.prepare_cached(&every(Table::Meta)).is_err() && is_blank()? {
-                let _: String = database.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-                database.execute_batch(&schema())?;
+            if made || database.prepare_cached(FIND).is_err() {
+                // Who made it may have been killed before there was anything in it.
+                let found = "SELECT count(*) = 0, count(*) FILTER (WHERE name = 'meta') > 0 FROM sqlite_schema";
+                match database.query_row(found, [], |row| Ok((row.get(0)?, row.get(1)?)))? {
+                    (true, _) => {
+                        let _: String = database.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+                        database.execute_batch(&schema(false))?;
+                    }
+                    (_, true) => database.execute_batch(&schema(true))?,
+                    // What is wrong with it is told where it is read.
+                    (false, false) => {}
+                }
             }
             Ok(database)
         })();
@@ -183,7 +196,9 @@ impl Tables {
         table: Table,
         each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        self.rows(table, &every(table), [], each)
+        // What begins with the byte behind that of the name is nothing that is kept.
+        let end = table.key("").iter().map(|byte| byte + 1).collect::<Vec<_>>();
+        self.rows(table, (&table.key(""), &end), each)
     }
 
     /// Gives every row whose key is from `first` to `last` to `each`.
@@ -193,23 +208,22 @@ impl Tables {
         (first, last): (&str, &str),
         each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        let query = format!("{} WHERE key BETWEEN ? AND ?", every(table));
-        self.rows(table, &query, [first.as_bytes(), last.as_bytes()], each)
+        self.rows(table, (&table.key(first), &table.key(last)), each)
     }
 
     fn rows(
         &self,
         table: Table,
-        query: &str,
-        parameters: impl rusqlite::Params,
+        (first, last): (&[u8], &[u8]),
         mut each: impl FnMut(&str, &[u8]) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        let mut query = self.database.prepare_cached(query).map_err(|error| self.failed(error))?;
-        let mut rows = query.query(parameters).map_err(|error| self.failed(error))?;
+        let mut query = self.database.prepare_cached(FIND).map_err(|error| self.failed(error))?;
+        let mut rows = query.query([first, last]).map_err(|error| self.failed(error))?;
         while let Some(row) = rows.next().map_err(|error| self.failed(error))? {
             let parts =
                 || Ok::<_, Error>((row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?, row.get::<_, i64>(2)?));
             let (key, value, kept) = parts().map_err(|error| self.failed(error))?;
+            let key = key.get(1..).unwrap_or_default();
             match str::from_utf8(key) {
                 Ok(text) if sum(table, key, value) == kept => each(text, value)?,
                 _ => return Err(self.differs(table)),
@@ -275,26 +289,23 @@ impl Tables {
     }
 
     fn put(&self, changes: &Changes) -> Result<(), Error> {
+        if changes.anew {
+            self.database.execute_batch("DELETE FROM rows")?;
+        }
         for (table, rows) in
             [(Table::Blocks, &changes.blocks), (Table::Sets, &changes.sets), (Table::Meta, &changes.meta)]
         {
-            let name = table.name();
-            if changes.anew {
-                self.database.execute_batch(&format!("DELETE FROM {name}"))?;
-            }
-            let (come, gone): (Vec<_>, Vec<_>) = rows.iter().partition(|(_, value)| value.is_some());
-            if !come.is_empty() {
-                let mut put = self.database.prepare_cached(&format!("REPLACE INTO {name} VALUES (?, ?, ?)"))?;
-                for (key, value) in come {
-                    let (key, value) = (key.as_bytes(), value.as_deref().unwrap_or_default());
-                    put.execute(params![key, value, sum(table, key, value)])?;
-                }
-            }
-            if !gone.is_empty() {
-                let mut remove = self.database.prepare_cached(&format!("DELETE FROM {name} WHERE key = ?"))?;
-                for (key, _) in gone {
-                    remove.execute([key.as_bytes()])?;
-                }
+            for (key, value) in rows {
+                match value {
+                    Some(value) => {
+                        let mut put = self.database.prepare_cached("REPLACE INTO rows VALUES (?, ?, ?)")?;
+                        put.execute(params![table.key(key), value, sum(table, key.as_bytes(), value)])?
+                    }
+                    None => {
+                        let mut remove = self.database.prepare_cached("DELETE FROM rows WHERE key = ?")?;
+                        remove.execute([table.key(key)])?
+                    }
+                };
             }
         }
         Ok(())
@@ -333,20 +344,23 @@ impl Tables {
     }
 }
 
-/// The query for every row of a table.
-fn every(table: Table) -> String {
-    format!("SELECT key, value, sum FROM {}", table.name())
-}
+/// The query for the rows whose keys are from one up to another.
+const FIND: &str = "SELECT key, value, sum FROM rows WHERE key BETWEEN ? AND ?";
 
-/// What makes the tables.
-fn schema() -> String {
-    let create = |table: Table| {
-        format!(
-            "CREATE TABLE {} (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;",
-            table.name()
-        )
+/// What makes the table, and carries over to it what those of version 4 hold, where they are there.
+fn schema(older: bool) -> String {
+    let carry = |table: Table| {
+        let (name, first) = (table.name(), String::from_utf8_lossy(&table.key("")).into_owned());
+        // What `||` makes is text, whatever its bytes.
+        format!("INSERT INTO rows SELECT CAST('{first}' || key AS BLOB), value, sum FROM {name}; DROP TABLE {name};")
     };
-    format!("BEGIN; {} COMMIT", Table::ALL.map(create).concat())
+    let carried = if older { Table::ALL.map(carry).concat() } else { String::new() };
+    format!(
+        "BEGIN;
+         CREATE TABLE rows (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+         {carried}
+         COMMIT"
+    )
 }
 
 /// The checksum of a row. Of its table too, so that no page of one is taken for one of another.
@@ -383,8 +397,28 @@ fn failed(path: &Path, error: Error) -> StateError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Makes of a store one of version 4, which has the same rows in three tables.
+    pub(in crate::store) fn make_version_4(path: &Path) {
+        let database = Connection::open(path).expect("opens");
+        let version = sum(Table::Meta, b"version", b"4");
+        let tables = Table::ALL.map(|table| {
+            let (name, first) = (table.name(), String::from_utf8_lossy(&table.key("")).into_owned());
+            format!(
+                "CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+                 INSERT INTO {name} SELECT CAST(substr(key, 2) AS BLOB), value, sum FROM rows WHERE substr(key, 1, 1) = x'{:02x}';",
+                first.as_bytes()[0]
+            )
+        });
+        let all = format!(
+            "BEGIN; {} DROP TABLE rows;
+             REPLACE INTO meta VALUES (CAST('version' AS BLOB), CAST('4' AS BLOB), {version}); COMMIT",
+            tables.concat()
+        );
+        database.execute_batch(&all).expect("changes");
+    }
 
     fn one(key: &str, value: &[u8]) -> Changes {
         Changes { sets: vec![(key.to_owned(), Some(value.to_vec()))], ..Changes::default() }
@@ -405,8 +439,9 @@ mod tests {
         let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
         tables.write(Wait::ForDisk, one("cli", b"one")).expect("writes");
         assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), b"one".to_vec())]);
-        for change in ["UPDATE sets SET value = x'6f6e66'", "UPDATE sets SET value = x'6f6e65', key = x'636c6a'"] {
-            tables.database.execute_batch(change).expect("changes");
+        let change = |to: &str| format!("UPDATE rows SET {to} WHERE key = x'73636c69'");
+        for change in [change("value = x'6f6e66'"), change("value = x'6f6e65', key = x'73636c6a'")] {
+            tables.database.execute_batch(&change).expect("changes");
             assert!(matches!(sets(&tables), Err(StateError::Damaged(..))), "{change}");
         }
     }
@@ -418,7 +453,10 @@ mod tests {
         let mut tables = Tables::open(&path).expect("opens");
         tables
             .database
-            .execute_batch("CREATE TRIGGER no BEFORE INSERT ON meta BEGIN SELECT RAISE(FAIL, 'no'); END")
+            .execute_batch(
+                "CREATE TRIGGER no BEFORE INSERT ON rows WHEN new.key > x'6d' AND new.key < x'6e'
+                 BEGIN SELECT RAISE(FAIL, 'no'); END",
+            )
             .expect("set");
         assert!(tables.write(Wait::ForDisk, one("cli", b"one")).is_err());
         assert_eq!((sets(&tables).expect("reads"), tables.commits()), (Vec::new(), 0));

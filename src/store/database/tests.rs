@@ -90,11 +90,11 @@ fn a_newer_store_is_left_alone() {
     let directory = tempfile::tempdir().expect("directory");
     let mut store = open(directory.path(), &Identity::Host);
     let tables = store.tables.as_mut().expect("tables");
-    let newer = Changes { meta: vec![("version".into(), Some(b"5".to_vec()))], ..Changes::default() };
+    let newer = Changes { meta: vec![("version".into(), Some(b"6".to_vec()))], ..Changes::default() };
     tables.write(Wait::ForDisk, newer).expect("writes");
     drop(store);
     let newer = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
-    assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "5"));
+    assert!(matches!(newer, Err(StateError::Version(_, version)) if version == "6"));
 }
 
 #[test]
@@ -168,4 +168,23 @@ fn what_is_damaged_is_set_aside_and_what_is_left_is_opened() {
     fs::write(path("state.db"), "something else").expect("written");
     let Err(StateError::Damaged(damaged, _)) = opens() else { panic!("damaged") };
     assert_eq!((&damaged, anew(&damaged)), (&path("state.db"), 1));
+}
+
+#[test]
+fn a_store_of_three_tables_is_carried_over_to_one() {
+    let directory = tempfile::tempdir().expect("directory");
+    let one = state(&["80", "8000-8010/udp", "[2001:db8::1]:53"]);
+    let path = {
+        let mut store = open(directory.path(), &Identity::Host);
+        store.save(&State::default(), &one).expect("saves");
+        store.path.clone()
+    };
+    crate::store::table::tests::make_version_4(&path);
+    for _ in 0..2 {
+        let mut store = open(directory.path(), &Identity::Host);
+        assert_eq!(store.tables.as_ref().and_then(|tables| tables.meta("version")), Some(VERSION.as_bytes()));
+        assert_eq!(store.load().expect("loads"), one);
+        store.save(&one, &State::default()).expect("saves");
+        store.save(&State::default(), &one).expect("saves");
+    }
 }
