@@ -193,6 +193,8 @@ impl Write for Aside<'_> {
 }
 
 /// Runs a command line. Gives the exit code; everything there was to say is printed.
+///
+/// Be aware: the process is to end with it. Some commands leave what they have open, locks included, to that.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     let cli = match parse(&arguments.into_iter().collect::<Vec<_>>()) {
         Ok(cli) => cli,

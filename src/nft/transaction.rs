@@ -85,6 +85,7 @@ pub struct Connection {
     next: u32,
     watch: Option<Watch>,
     traffic: Traffic,
+    /// The generation that was heard last.
     heard: Option<u32>,
 }
 
