@@ -1,5 +1,6 @@
 //! What the backends need of the kernel besides their rules, one interface a file.
 
+pub mod boot;
 pub mod comment;
 pub mod conntrack;
 pub mod label;

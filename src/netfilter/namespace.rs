@@ -1,11 +1,13 @@
 //! Network namespaces as ip-netns(8) knows them: entering one by name, and telling which one this is.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+
+use super::boot;
 
 /// Where ip-netns(8) keeps its namespaces.
 pub const DIRECTORY: &str = "/run/netns";
@@ -63,7 +65,7 @@ pub enum Identity {
 /// Where `/proc` does not show it.
 pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
     let current = std::fs::metadata(CURRENT)?;
-    if is_of_first_process() {
+    if is_of_first_process(&current) {
         return Ok(Identity::Host);
     }
     let incarnation = incarnation(cookie, current.ino())?;
@@ -79,24 +81,24 @@ pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
     Ok(Identity::Anonymous(incarnation))
 }
 
-/// Whether the first process is in the calling thread's namespace.
+/// Whether the first process is in the calling thread's namespace, which is `current`.
 ///
-/// What both see as the same file of `/proc` is the same namespace's: the kernel numbers these files for each. Its link
-/// `/proc/1/ns/net` would say so too, but that may be read only by who has all of that process's capabilities, which root
-/// need not have. Where neither can be seen, what /run/netns knows decides.
-fn is_of_first_process() -> bool {
-    let file = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev"));
-    match (file("1"), file("thread-self")) {
-        (Ok(first), Ok(ours)) => (first.dev(), first.ino()) == (ours.dev(), ours.ino()),
-        _ => false,
+/// Its link says so, but that may be read only by who has all of that process's capabilities, which root need not have.
+/// What both see as the same file of `/proc` is the same namespace's as well: the kernel numbers these files for each. Where
+/// neither can be seen, what /run/netns knows decides.
+fn is_of_first_process(current: &Metadata) -> bool {
+    let same = |one: &Metadata, other: &Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
+    if let Ok(first) = std::fs::metadata("/proc/1/ns/net") {
+        return same(&first, current);
     }
+    let file = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev"));
+    matches!((file("1"), file("thread-self")), (Ok(first), Ok(ours)) if same(&first, &ours))
 }
 
 /// A word for this namespace that no other one ever has: the boot, and the kernel's cookie of the namespace, which is
 /// counted up and never used again; the number of its file where there is no cookie (before Linux 5.14).
 fn incarnation(cookie: Option<u64>, inode: u64) -> io::Result<String> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let boot: String = boot.chars().filter(char::is_ascii_hexdigit).take(12).collect();
+    let boot: String = boot::id()?.chars().filter(char::is_ascii_hexdigit).take(12).collect();
     Ok(match cookie {
         Some(cookie) => format!("{boot}-{cookie}"),
         None => format!("{boot}-i{inode}"),

@@ -5,7 +5,6 @@
 //! who ask to confirm.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Asked, Binding, SetName};
-use crate::netfilter::sysctl;
-
-/// Where the kernel shows a word that no other boot has.
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+use crate::netfilter::{boot, sysctl};
 
 /// What was before a change that waits to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +60,7 @@ impl Deadline {
 
 /// A word that no other boot has; empty where it cannot be told.
 pub(super) fn boot() -> String {
-    fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned()
+    boot::id().unwrap_or_default().to_owned()
 }
 
 /// The boot, and how long ago it was.

@@ -20,6 +20,7 @@ use super::plan::Step;
 use super::process::ProcessMark;
 use super::{NetError, host};
 use crate::engine::Choice;
+use crate::netfilter::boot;
 use crate::store::{Lock, StateError, turn};
 
 /// The version of these files.
@@ -75,17 +76,13 @@ pub struct Journal {
 impl Journal {
     /// One of this boot.
     pub(super) fn new(name: LabName, host: host::Id, description: String, entries: Vec<Entry>) -> io::Result<Self> {
-        Ok(Self { version: VERSION, name, boot: boot()?, host, complete: false, description, entries })
+        Ok(Self { version: VERSION, name, boot: boot::id()?.to_owned(), host, complete: false, description, entries })
     }
 
     /// The same, where not all of it may be there.
     pub(super) fn incomplete(&self) -> Self {
         Self { complete: false, ..self.clone() }
     }
-}
-
-fn boot() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// The directory of all journals.
@@ -147,7 +144,7 @@ impl Journals {
         if journal.version != VERSION {
             return Err(failed(io::Error::other(format!("it has version {}, not {VERSION}", journal.version))));
         }
-        Ok((journal.boot == boot().map_err(failed)?).then_some(journal))
+        Ok((journal.boot == boot::id().map_err(failed)?).then_some(journal))
     }
 
     /// Keeps what a lab makes. Killed meanwhile, there is the old one or the new one.
