@@ -310,6 +310,25 @@ fn a_small_set_mends_what_others_did_to_another() {
     }
 }
 
+#[test]
+fn among_few_one_more_mends_what_others_did() {
+    if !privileged() {
+        return;
+    }
+    let net = busy(20);
+    for (port, spoil) in [
+        ("999", &["delete", "element", "inet", "portfwd", "DOCKER-ip-ports", "{ tcp . 10005 }"][..]),
+        ("998", &["flush", "chain", "inet", "portfwd", "nat-prerouting"]),
+        ("997", &["flush", "ruleset"]),
+    ] {
+        net.ok(&["add", &format!("1{port}"), "172.17.0.3:80"]);
+        assert_eq!(net.nft(spoil).code, 0, "{spoil:?}");
+        net.ok(&["add", port, "172.17.0.3:80"]);
+        assert_eq!(differences(&net), [""; 0], "{spoil:?}");
+        whole(&net);
+    }
+}
+
 /// Where neither the answer to a batch is heard nor what became of it, the next change looks at everything.
 #[test]
 fn what_was_done_unheard_is_mended_by_the_next_change() {

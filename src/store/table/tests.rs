@@ -1,0 +1,106 @@
+use super::*;
+
+/// Makes of a store one of version 4, which has the same rows in three tables.
+pub(in crate::store) fn make_version_4(path: &Path) {
+    let database = Connection::open(path).expect("opens");
+    let version = sum(Table::Meta, b"version", b"4");
+    let tables = Table::ALL.map(|table| {
+        let (name, first) = (table.name(), String::from_utf8_lossy(&table.key("")).into_owned());
+        format!(
+            "CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+             INSERT INTO {name} SELECT CAST(substr(key, 2) AS BLOB), value, sum FROM rows WHERE substr(key, 1, 1) = x'{:02x}';",
+            first.as_bytes()[0]
+        )
+    });
+    let all = format!(
+        "BEGIN; {} DROP TABLE rows;
+         REPLACE INTO meta VALUES (CAST('version' AS BLOB), CAST('4' AS BLOB), {version}); COMMIT",
+        tables.concat()
+    );
+    database.execute_batch(&all).expect("changes");
+}
+
+fn one(key: &str, value: &[u8]) -> Changes {
+    Changes { sets: vec![(key.to_owned(), Some(value.to_vec()))], ..Changes::default() }
+}
+
+fn sets(tables: &Tables) -> Result<Vec<(String, Vec<u8>)>, StateError> {
+    let mut found = Vec::new();
+    tables.each(Table::Sets, |key, value| {
+        found.push((key.to_owned(), value.to_owned()));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+#[test]
+fn a_row_that_is_not_what_was_written_is_no_row() {
+    let directory = tempfile::tempdir().expect("directory");
+    let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
+    tables.write(Wait::ForDisk, one("cli", b"one")).expect("writes");
+    assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), b"one".to_vec())]);
+    let change = |to: &str| format!("UPDATE rows SET {to} WHERE key = x'73636c69'");
+    for change in [change("value = x'6f6e66'"), change("value = x'6f6e65', key = x'73636c6a'")] {
+        tables.database.execute_batch(&change).expect("changes");
+        assert!(matches!(sets(&tables), Err(StateError::Damaged(..))), "{change}");
+    }
+}
+
+#[test]
+fn what_could_not_be_written_whole_is_not_written() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("t.db");
+    let mut tables = Tables::open(&path).expect("opens");
+    tables
+        .database
+        .execute_batch(
+            "CREATE TRIGGER no BEFORE INSERT ON rows WHEN new.key > x'6d' AND new.key < x'6e'
+             BEGIN SELECT RAISE(FAIL, 'no'); END",
+        )
+        .expect("set");
+    assert!(tables.write(Wait::ForDisk, one("cli", b"one")).is_err());
+    assert_eq!((sets(&tables).expect("reads"), tables.commits()), (Vec::new(), 0));
+    drop(tables);
+    let tables = Tables::open(&path).expect("opens");
+    assert_eq!((sets(&tables).expect("reads"), tables.commits()), (Vec::new(), 0));
+}
+
+#[test]
+fn a_long_log_is_carried_into_the_file() {
+    let directory = tempfile::tempdir().expect("directory");
+    let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
+    let log = || fs::metadata(directory.path().join("t.db-wal")).map_or(0, |log| log.len());
+    let value = vec![7; 300_000];
+    tables.write(Wait::ForDisk, one("cli", &value)).expect("writes");
+    assert!(log() > LOG);
+    tables.tidy().expect("tidied");
+    assert_eq!(log(), 0);
+    assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), value)]);
+}
+
+#[test]
+fn a_log_of_many_small_commits_stays_short_and_loses_nothing() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, log) = (directory.path().join("t.db"), directory.path().join("t.db-wal"));
+    let copy = tempfile::tempdir().expect("directory");
+    let mut longest = 0;
+    for number in 0..COMMITS * 5 {
+        let value = number.to_string().into_bytes();
+        let mut tables = Tables::open(&path).expect("opens");
+        // As a process that is killed at any of these places leaves it.
+        let seen = || {
+            std::fs::copy(&path, copy.path().join("t.db")).expect("copied");
+            std::fs::copy(&log, copy.path().join("t.db-wal")).expect("copied");
+            let tables = Tables::open(&copy.path().join("t.db")).expect("opens");
+            (sets(&tables).expect("reads").remove(0).1, tables.commits())
+        };
+        tables.write(Wait::ForDisk, one("cli", &value)).expect("writes");
+        assert_eq!(seen(), (value.clone(), number + 1));
+        tables.tidy().expect("tidied");
+        assert_eq!(seen(), (value.clone(), number + 1));
+        tables.write(Wait::No, one("other", &value)).expect("writes");
+        assert_eq!(seen(), (value, number + 1));
+        longest = longest.max(fs::metadata(&log).map_or(0, |log| log.len()));
+    }
+    assert!(longest <= COMMITS * 4 * 4_120, "{longest}");
+}
