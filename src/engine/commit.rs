@@ -245,7 +245,7 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<Decided>)
         let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
-            engine.timing.of(Phase::Store, || engine.store.tidy());
+            engine.timing.of(Phase::Store, || engine.store.tidy(false));
             return Ok(Sent { plan: Plan::new(&live, about, work), messages: Vec::new(), was: None, samples });
         }
         // What it means is put into words, and the store in order, while the kernel is at work.
@@ -256,12 +256,12 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<Decided>)
             // Of a few there is not enough to say for a thread.
             let sent = send(timing);
             let words = timing.of(Phase::Plan, words);
-            timing.of(Phase::Store, || store.tidy());
+            timing.of(Phase::Store, || store.tidy(true));
             (words, sent)
         } else {
             let beside = || {
                 let words = words();
-                store.tidy();
+                store.tidy(true);
                 words
             };
             timing.beside(Phase::Plan, beside, send)

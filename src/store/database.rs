@@ -273,9 +273,9 @@ impl Store {
     }
 
     /// Puts the file in order where much was written. All of it is in the log as well, so this can wait until there is time
-    /// for it, and where it fails it is done another time.
-    pub fn tidy(&mut self) {
-        drop(self.tables.as_ref().map(Tables::tidy));
+    /// for it, and where it fails it is done another time. `more` says whether something is still to be kept.
+    pub fn tidy(&mut self, more: bool) {
+        drop(self.tables.as_ref().map(|tables| tables.tidy(more)));
     }
 
     /// A file that is there as long as a change waits to be confirmed, so that who waits for the end of that need not take

@@ -66,37 +66,54 @@ fn what_could_not_be_written_whole_is_not_written() {
 }
 
 #[test]
-fn a_long_log_is_carried_into_the_file() {
+fn a_long_log_is_carried_into_the_file_and_keeps_some_room() {
     let directory = tempfile::tempdir().expect("directory");
-    let mut tables = Tables::open(&directory.path().join("t.db")).expect("opens");
-    let log = || fs::metadata(directory.path().join("t.db-wal")).map_or(0, |log| log.len());
-    let value = vec![7; 300_000];
+    let (path, log) = (directory.path().join("t.db"), directory.path().join("t.db-wal"));
+    let length = || fs::metadata(&log).map_or(0, |log| log.len());
+    let mut tables = Tables::open(&path).expect("opens");
+    let (older, value) = (vec![7; 300_000], vec![8; 300_000]);
+    tables.write(Wait::ForDisk, one("cli", &older)).expect("writes");
     tables.write(Wait::ForDisk, one("cli", &value)).expect("writes");
-    assert!(log() > LOG);
-    tables.tidy().expect("tidied");
-    assert_eq!(log(), 0);
-    assert_eq!(sets(&tables).expect("reads"), [("cli".to_owned(), value)]);
+    assert!(length() > 2 * LOG);
+    tables.tidy(true).expect("tidied");
+    let kept = [("cli".to_owned(), value), ("other".to_owned(), b"short".to_vec())];
+    assert_eq!(left(&path).0, kept[..1]);
+    tables.write(Wait::No, one("other", b"short")).expect("writes");
+    // Nothing of the old beginning of the log counts any more.
+    assert_eq!((left(&path).0.as_slice(), length()), (&kept[..], LOG));
+    assert_eq!(sets(&tables).expect("reads"), kept);
+    // Where nothing comes after it nobody would cut it off.
+    tables.write(Wait::ForDisk, one("cli", &older)).expect("writes");
+    assert!(length() > LOG);
+    tables.tidy(false).expect("tidied");
+    assert_eq!((left(&path).0.first(), length()), (Some(&("cli".to_owned(), older)), 0));
+}
+
+/// The sets, and the number of commits, that are found after a process that is killed now.
+fn left(path: &Path) -> (Vec<(String, Vec<u8>)>, u64) {
+    let copy = tempfile::tempdir().expect("directory");
+    for name in ["t.db", "t.db-wal"] {
+        fs::copy(path.with_file_name(name), copy.path().join(name)).expect("copied");
+    }
+    let tables = Tables::open(&copy.path().join("t.db")).expect("opens");
+    (sets(&tables).expect("reads"), tables.commits())
 }
 
 #[test]
 fn a_log_of_many_small_commits_stays_short_and_loses_nothing() {
     let directory = tempfile::tempdir().expect("directory");
     let (path, log) = (directory.path().join("t.db"), directory.path().join("t.db-wal"));
-    let copy = tempfile::tempdir().expect("directory");
     let mut longest = 0;
     for number in 0..COMMITS * 5 {
         let value = number.to_string().into_bytes();
         let mut tables = Tables::open(&path).expect("opens");
-        // As a process that is killed at any of these places leaves it.
         let seen = || {
-            std::fs::copy(&path, copy.path().join("t.db")).expect("copied");
-            std::fs::copy(&log, copy.path().join("t.db-wal")).expect("copied");
-            let tables = Tables::open(&copy.path().join("t.db")).expect("opens");
-            (sets(&tables).expect("reads").remove(0).1, tables.commits())
+            let (mut sets, commits) = left(&path);
+            (sets.remove(0).1, commits)
         };
         tables.write(Wait::ForDisk, one("cli", &value)).expect("writes");
         assert_eq!(seen(), (value.clone(), number + 1));
-        tables.tidy().expect("tidied");
+        tables.tidy(true).expect("tidied");
         assert_eq!(seen(), (value.clone(), number + 1));
         tables.write(Wait::No, one("other", &value)).expect("writes");
         assert_eq!(seen(), (value, number + 1));
