@@ -5,7 +5,7 @@ use std::process::Command;
 use portfwd::iptables::command::Variant;
 
 use crate::durable::{EVERYTHING, differs, words};
-use crate::support::{BOTH, Net, PORTFWD, Said, feed, file, ours, privileged};
+use crate::support::{BOTH, Net, PORTFWD, Said, feed, file, ours, privileged, root};
 
 /// A command that something happens to: one that goes wrong at one of its system calls.
 struct Trial<'a> {
@@ -437,6 +437,43 @@ fn what_was_done_is_done_where_it_cannot_be_printed() {
     assert_eq!(net.ok(&["list"]).stdout.matches("172.17.0.3:80").count(), 2);
     let list = || Command::new(PORTFWD).args(["--state-dir", &state, "list"]).stdout(full()).output();
     assert_eq!(net.in_host(list).expect("starts").status.code(), Some(1));
+}
+
+#[test]
+fn a_standard_file_that_is_closed_and_a_reader_that_is_gone_stop_nothing() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let state = net.state.path().to_string_lossy().into_owned();
+    // What is printed goes into no file of the state that was opened in the place of a standard one.
+    for (port, closed) in [("8080", "<&- >&- 2>&-"), ("8081", "<&-"), ("8082", ">&-"), ("8083", "2>&-")] {
+        let script = format!("exec \"$@\" {closed}");
+        let arguments = ["-c", &script, "sh", PORTFWD, "-v", "--state-dir", &state, "add", port, "172.17.0.3:80"];
+        let run = || Command::new("sh").args(arguments).output();
+        let said: Said = net.in_host(run).expect("starts").into();
+        assert_eq!(said.code, 0, "{closed}: {said:?}");
+    }
+    // Nor into one of a program that is started in our place.
+    for (number, closed) in [("0", "<&-"), ("2", "2>&-")] {
+        let lab = root().join("rules/lab/red-blue.toml");
+        let script = format!("exec \"$@\" {closed}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh", PORTFWD, "lab", "exec", "--file"]).arg(&lab);
+        command.args(["red", "--", "readlink", &format!("/proc/self/fd/{number}")]);
+        let said: Said = command.output().expect("starts").into();
+        assert!(said.code == 0 && said.stdout == "/dev/null\n", "{closed}: {said:?}");
+    }
+    // Nobody reads: no signal ends what is not done.
+    let run = || {
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        Command::new(PORTFWD).args(["--state-dir", &state, "add", "8084", "172.17.0.3:80"]).stdout(writer).output()
+    };
+    let said: Said = net.in_host(run).expect("starts").into();
+    assert!(said.code == 0 && !said.stderr.contains("panicked"), "{said:?}");
+    let list = net.ok(&["list"]);
+    assert_eq!(list.stdout.matches("live").count(), 5, "{list:?}");
 }
 
 #[test]
