@@ -119,12 +119,11 @@ fn unconfirmed(bytes: &[u8]) -> Result<Unconfirmed, What> {
 
 /// What must be written to have one state in the place of another, but for the number of atoms.
 pub(super) fn changes(before: &State, after: &State) -> Result<Changes, What> {
-    let mut changes = Changes { blocks: changed_blocks(&before.asked, &after.asked)?, ..Changes::default() };
-    let (old, new) = (records(&before.asked, &before.origins)?, records(&after.asked, &after.origins)?);
-    for (name, json) in new.iter().filter(|(name, json)| old.get(*name) != Some(json)) {
-        changes.sets.push((name.to_string(), Some(json.clone().into())));
-    }
-    changes.sets.extend(old.keys().filter(|name| !new.contains_key(*name)).map(|name| (name.to_string(), None)));
+    let mut changes = Changes {
+        blocks: changed_blocks(&before.asked, &after.asked)?,
+        sets: changed_sets(before, after)?,
+        ..Changes::default()
+    };
     if before.sysctls != after.sysctls {
         changes.set("sysctls", Some(serde_json::to_vec(&after.sysctls)?));
     }
@@ -158,6 +157,22 @@ pub(super) fn changes(before: &State, after: &State) -> Result<Changes, What> {
         changes.set("samples", Some(postcard::to_allocvec(&samples)?));
     }
     Ok(changes)
+}
+
+/// The sets that differ in more than their forwards, with what is in them afterwards; nothing where that is nothing.
+fn changed_sets(before: &State, after: &State) -> serde_json::Result<Vec<Row>> {
+    fn rest(state: &State) -> impl PartialEq {
+        let Asked { bindings: _, networks, masquerades, snats, netmaps, settings } = &*state.asked;
+        (networks, masquerades, snats, netmaps, settings, &state.origins)
+    }
+    if rest(before) == rest(after) {
+        return Ok(Vec::new());
+    }
+    let (old, new) = (records(&before.asked, &before.origins)?, records(&after.asked, &after.origins)?);
+    let changed = new.iter().filter(|(name, json)| old.get(*name) != Some(json));
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    let rows = changed.map(|(name, json)| (name.to_string(), Some(json.clone().into())));
+    Ok(rows.chain(gone.map(|name| (name.to_string(), None))).collect())
 }
 
 /// The blocks that differ, with what is in them afterwards; nothing where that is nothing.
