@@ -19,7 +19,7 @@ pub fn write(report: &Report, quick: bool) {
 
 /// What stands above the table.
 const HEAD: &str = "\
-Everything happens side by side in one run, alternating, in network namespaces. A ratio is the median of those of all rounds,
+Everything happens side by side in one run, in turns, in network namespaces. A ratio is the median of those of all rounds,
 with their quartiles in brackets; only ratios mean anything elsewhere.
 
 N is the number of forwards, or of foreign rules, that are there. The time ratio is portfwd's time over the peer's, the memory

@@ -1,4 +1,4 @@
-//! What portfwd costs: a bench a module, each against something that is measured in the same run, alternating.
+//! What portfwd costs: a bench a module, each against something that is measured in the same run, in turns.
 //!
 //! `cargo bench` runs all, `cargo bench -- add list` those whose names are given. At the end is one table of all. `--quick` takes
 //! less than two minutes and is less exact: fewer forwards, fewer rounds. `--write-docs` writes `docs/benchmarks.md` and

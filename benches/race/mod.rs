@@ -1,7 +1,7 @@
 //! Contenders that take turns in one run, and what their turns cost.
 //!
 //! Only ratios of one run mean anything: machines have neighbours, and clocks of processors move. So every contender has its
-//! turn in every round, another one begins each of them, and the first round, in which caches fill, is not counted.
+//! turn in every round, in another order in each of them, and the first round, in which caches fill, is not counted.
 
 pub mod process;
 
@@ -38,16 +38,19 @@ impl<'a> Race<'a> {
 
     /// Has all of them take so many turns each that count, and prints what those cost under the race's name.
     pub fn run(mut self, id: &str, rounds: usize) -> Results {
-        let count = self.contenders.len();
-        let mut costs = vec![Vec::with_capacity(rounds); count];
+        let mut costs = vec![Vec::with_capacity(rounds); self.contenders.len()];
+        // What was made for it. The kernel would write it in the half minute to come, beside those who wait for the disk.
+        nix::unistd::sync();
+        // Of chance, which is the same in every run: whom one comes after matters. It may have left the same program in the
+        // processor's caches, or the kernel with something to do still.
+        let mut chance = fastrand::Rng::with_seed(0);
+        let mut order: Vec<usize> = (0..self.contenders.len()).collect();
         for round in 0..=rounds {
-            for place in 0..count {
-                // Backwards every other time, so that nobody always comes after the same one.
-                let place = if round % 2 == 0 { place } else { count - 1 - place };
-                let at = (round + place) % count;
-                let cost = (self.contenders[at].1)();
+            chance.shuffle(&mut order);
+            for at in &order {
+                let cost = (self.contenders[*at].1)();
                 if round > 0 {
-                    costs[at].push(cost);
+                    costs[*at].push(cost);
                 }
             }
         }
@@ -62,14 +65,10 @@ impl<'a> Race<'a> {
 pub struct Results(Vec<(String, Samples)>);
 
 impl Results {
-    /// One contender's turns, where it was in the race.
-    pub fn find(&self, name: &str) -> Option<&Samples> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, samples)| samples)
-    }
-
     /// One contender's turns.
     pub fn of(&self, name: &str) -> &Samples {
-        self.find(name).expect("it was in the race")
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, samples)| samples).expect("it was in the race")
     }
 
     /// All but these, with their names.
@@ -127,7 +126,7 @@ pub struct Ratio {
 pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
-    // A few dozen rounds at most.
+    // A hundred rounds or so.
     #[expect(clippy::cast_precision_loss, reason = "small")]
     let at = last as f64 * share;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small, and not negative")]
