@@ -231,8 +231,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
 /// help and errors with it, is for the whole tree to say.
 fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let read = |tree: clap::Command| {
-        let matches = tree.try_get_matches_from(arguments)?;
-        Cli::from_arg_matches(&matches)
+        let mut matches = tree.try_get_matches_from(arguments)?;
+        Cli::from_arg_matches_mut(&mut matches)
     };
     let in_front = alone(arguments).map(|tree| tree.mut_args(|option| option.global(false)));
     let quickly = in_front.and_then(|tree| read(tree).ok()).or_else(|| read(alone(arguments)?).ok());
@@ -242,9 +242,10 @@ fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
 /// The tree with one command, whose name is among the arguments. Where that is not the one that is meant, it does not read
 /// them: the first word that is no option must be a command's.
 fn alone(arguments: &[OsString]) -> Option<clap::Command> {
-    let commands = Command::augment_subcommands(clap::Command::default());
-    let named = commands.get_subcommands().find(|command| arguments.iter().any(|word| word == command.get_name()))?;
-    Some(Global::augment_args(clap::Command::default()).subcommand(named.clone()))
+    let mut commands = Command::augment_subcommands(clap::Command::default());
+    let is_named = |command: &&mut clap::Command| arguments.iter().any(|word| word == command.get_name());
+    let named = std::mem::take(commands.get_subcommands_mut().find(is_named)?);
+    Some(Global::augment_args(clap::Command::default()).subcommand(named))
 }
 
 fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
