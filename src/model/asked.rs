@@ -97,6 +97,13 @@ impl Asked {
         let mut missing = Vec::new();
         // Of one place there may be several ranges, which differ in their ends.
         for alike in self.bindings.chunk_by(|one, next| place(one) == place(next)) {
+            // Most are the same in both.
+            if let ([one], [next, others @ ..]) = (alike, rest)
+                && one == next
+            {
+                rest = others;
+                continue;
+            }
             let Some(first) = alike.first() else { continue };
             let before = rest.iter().take_while(|owned| place(owned) < place(first)).count();
             rest = rest.get(before..).unwrap_or_default();
