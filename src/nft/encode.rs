@@ -149,7 +149,12 @@ pub(super) fn attribute(message: &[u8], at: usize) -> Option<(usize, u16)> {
 
 /// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.
 pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
-    let mut writer = Writer::new();
+    encode_in(&mut Buffer::new(), changes, generation)
+}
+
+/// The same, each message first in a buffer that is there.
+pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generation: u32) -> Batch<'a> {
+    let mut writer = Writer { batch: Batch { bytes: Vec::new(), entries: Vec::new() }, buffer, next: 1 };
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
     let table = nftnl::Table::new(c_text(TABLE), ProtoFamily::Inet);
     if changes.delete_table {
@@ -229,17 +234,13 @@ fn rule_object<'a>(rule: &Rule, chain: &'a nftnl::Chain<'a>) -> nftnl::Rule<'a> 
 }
 
 /// Writes messages one behind the other and numbers them from 1.
-struct Writer<'a> {
+struct Writer<'a, 'b> {
     batch: Batch<'a>,
-    buffer: Buffer,
+    buffer: &'b mut Buffer,
     next: u32,
 }
 
-impl<'a> Writer<'a> {
-    fn new() -> Self {
-        Self { batch: Batch { bytes: Vec::new(), entries: Vec::new() }, buffer: Buffer::new(), next: 1 }
-    }
-
+impl<'a> Writer<'a, '_> {
     fn edge(&mut self, kind: i32, generation: Option<u32>) {
         let mut attributes = Vec::new();
         if let Some(generation) = generation {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use nftnl_sys::libc;
 
-use super::encode::Batch;
+use super::diff::Changes;
+use super::encode::{Batch, encode_in};
 use super::ffi::{self, Buffer};
 use super::message::Message;
 use super::refusal::{Head, Refusal, refusal};
@@ -137,6 +138,11 @@ impl Connection {
     /// What [`Connection::generation`] said last; none before that.
     pub fn last_heard_generation(&self) -> Option<u32> {
         self.heard
+    }
+
+    /// Encodes changes as [`super::encode::encode`] does, in memory that is there for answers: they come later.
+    pub fn encode<'a>(&mut self, changes: &'a Changes, generation: u32) -> Batch<'a> {
+        encode_in(&mut self.buffer, changes, generation)
     }
 
     /// Watches what others commit from here on, and says whether that can be had.
