@@ -284,7 +284,8 @@ proptest! {
         let host = with_nat(&text);
         let mut won = std::collections::HashSet::new();
         for port in 0..8u128 {
-            for address in [[192, 0, 2, 1], [172, 17, 0, 1], [198, 51, 100, 1]] {
+            // No rule names one of 127.0.0.0/8, and they are this host's too.
+            for address in [[192, 0, 2, 1], [172, 17, 0, 1], [127, 0, 0, 1], [198, 51, 100, 1]] {
                 for protocol in [6, 17, 1u128] {
                     let local = address != [198, 51, 100, 1];
                     let mut packet = Packet::new(Family::Ipv4)
