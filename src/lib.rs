@@ -25,7 +25,7 @@
 //! | [`store`] | durable state |
 //! | [`iptables`] | the iptables backend, for where nftables is missing |
 //! | [`nft`] | the nftables backend |
-//! | [`netfilter`] | what both backends need: connection labels, comments, sysctls, links and routes, sockets, what is tracked, namespaces |
+//! | [`sys`] | the operating system: netlink, routes, conntrack, sockets, sysctls, namespaces, processes |
 //! | [`model`] | the nouns and their meaning; knows nothing of the rest |
 
 pub mod audit;
@@ -35,6 +35,6 @@ pub mod engine;
 pub mod iptables;
 pub mod lab;
 pub mod model;
-pub mod netfilter;
 pub mod nft;
 pub mod store;
+pub mod sys;

@@ -3,7 +3,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use portfwd::iptables::command::Variant;
-use portfwd::netfilter::conntrack::{Conntrack, Entry};
+use portfwd::sys::conntrack::{Conntrack, Entry};
 
 use crate::support::{Net, PORTFWD, file, privileged};
 

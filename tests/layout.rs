@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use crate::support::root;
 
 /// The rooms from bottom to top: each may use only those before it.
-const ROOMS: [&str; 10] = ["model", "netfilter", "nft", "iptables", "store", "config", "engine", "lab", "audit", "cli"];
+const ROOMS: [&str; 10] = ["model", "sys", "nft", "iptables", "store", "config", "engine", "lab", "audit", "cli"];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("readable").flatten() {

@@ -13,10 +13,10 @@ use crate::iptables::save::SaveError;
 use crate::lab::LabError;
 use crate::lab::net::{NetError, OvsError};
 use crate::model::error::printable;
-use crate::netfilter::namespace::NamespaceError;
-use crate::netfilter::sysctl::{self, SysctlError};
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
+use crate::sys::namespace::NamespaceError;
+use crate::sys::sysctl::{self, SysctlError};
 
 /// Failed; nothing changed.
 pub const FAILED: u8 = 1;

@@ -9,8 +9,8 @@ use crate::engine::Engine;
 use crate::engine::guard::{self, Ssh, Taking};
 use crate::model::error::printable;
 use crate::model::{Asked, Binding};
-use crate::netfilter::sockets::{self, Owner};
 use crate::store::State;
+use crate::sys::sockets::{self, Owner};
 
 /// How many forwards, and of each how many sockets, are named at most.
 const NAMED: usize = 5;

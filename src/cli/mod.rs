@@ -32,7 +32,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use crate::engine::{self, Choice, Engine, Timing};
 use crate::model::error::printable;
 use crate::model::{Binding, SetName};
-use crate::netfilter::namespace;
+use crate::sys::namespace;
 pub use failure::Failure;
 
 /// Where the state is kept where nobody says so.

@@ -9,7 +9,7 @@ use crate::config::{self, Kind, Loaded, Place, Problem, source};
 use crate::engine::Choice as Backend;
 use crate::iptables::limits::{self, Limit};
 use crate::model::{Asked, Forward, IfName};
-use crate::netfilter::tracking::{self, Untracked};
+use crate::sys::tracking::{self, Untracked};
 
 /// Where rule sets are when no path is given.
 pub const DEFAULT: &str = "/etc/portfwd";

@@ -6,7 +6,7 @@ use super::{Failure, Global, Output, add, failure, json, sets, view};
 use crate::config;
 use crate::lab::{self, Choice, Trial};
 use crate::model::{Asked, Packet, RuleSet};
-use crate::netfilter::tracking::Untracked;
+use crate::sys::tracking::Untracked;
 
 #[derive(Debug, clap::Args)]
 pub struct TryArgs {

@@ -7,10 +7,10 @@ use super::connections::{self, Changed};
 use super::timing::{Phase, Timing};
 use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, unkept};
 use crate::model::{Asked, Binding, Owned};
-use crate::netfilter::sysctl;
 use crate::nft::compile::samples;
 use crate::nft::transaction::{CommitError, PATIENCE};
 use crate::store::{State, Unfinished, Unusable, Whole};
+use crate::sys::sysctl;
 
 /// What a commit did.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::{Step, Words};
 use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
-use crate::netfilter::conntrack::{self, Conntrack, Entry};
-use crate::netfilter::route;
+use crate::sys::conntrack::{self, Conntrack, Entry};
+use crate::sys::route;
 
 /// What comes, goes or changes: the rules as they were, and as they will be.
 #[derive(Debug, Clone, Default)]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::Home;
 use crate::iptables::command::CommandError;
 use crate::model::Family;
-use crate::netfilter::sysctl::SysctlError;
 use crate::nft::compile::CompileError;
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
+use crate::sys::sysctl::SysctlError;
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]

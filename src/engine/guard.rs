@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 
 use crate::model::{Asked, Binding, Family, IfName, Protocol};
-use crate::netfilter::sockets::Socket;
+use crate::sys::sockets::Socket;
 
 /// An ssh connection, by its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

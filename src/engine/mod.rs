@@ -36,10 +36,10 @@ use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
 use crate::model::{Asked, Held, SetName, Settings};
-use crate::netfilter::namespace::{self, Identity};
-use crate::netfilter::privilege;
 use crate::nft::transaction::{KernelError, namespace_cookie};
 use crate::store::{State, StateError, Store};
+use crate::sys::namespace::{self, Identity};
+use crate::sys::privilege;
 
 use backend::Backend;
 pub use backend::{Choice, Home, Work};

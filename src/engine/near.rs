@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use super::timing::Phase;
 use super::{Backend, Choice, Decided, Engine, EngineError, Home, LOCK_WAIT, Live, Work};
+use crate::model::label::Sources;
 use crate::model::{Asked, Binding, Owned, SetName};
-use crate::netfilter::label::Sources;
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
 use crate::nft::transaction::Connection;

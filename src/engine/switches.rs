@@ -11,8 +11,8 @@ use std::net::IpAddr;
 
 use super::EngineError;
 use crate::model::{Asked, IfName};
-use crate::netfilter::{route, sysctl};
 use crate::store::State;
+use crate::sys::{route, sysctl};
 
 /// The switches that change with a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,12 +13,12 @@ use super::compile::{HAIRPIN, Homes, Host, Place, SAME, SOURCES, compile_all, nu
 use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::error::printable;
+use crate::model::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
+use crate::model::rule_comment::{NETMAP, read_comment, read_network};
 use crate::model::{
     Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
     PortMap, SetName, Snat, Source,
 };
-use crate::netfilter::comment::{NETMAP, read_comment, read_network};
-use crate::netfilter::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
 
 /// Lifts a program.
 pub fn lift(program: &Program) -> Held {

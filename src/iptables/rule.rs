@@ -8,8 +8,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::words::{self, Words};
+use crate::model::rule_comment::comment;
 use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
-use crate::netfilter::comment::comment;
 
 pub use super::matching::{LabelNames, Match, States};
 pub use super::target::{Destination, DestinationPort, Target};

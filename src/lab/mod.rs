@@ -23,8 +23,8 @@ use std::io;
 use crate::engine::{self, Choice as Backend, Engine, EngineError, Outcome};
 use crate::model::meaning::Host;
 use crate::model::{Asked, Packet, Protocol, RuleSet};
-use crate::netfilter::{sysctl, tracking};
 use crate::store::State;
+use crate::sys::{sysctl, tracking};
 
 pub use ask::Answer;
 pub use link::Links;

@@ -15,7 +15,7 @@ use nftnl_sys::libc;
 
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Rule, Shape, TABLE};
 use super::transaction::{Connection, KernelError, PATIENCE, names};
-use crate::netfilter::netlink::{NESTED, put_attribute};
+use crate::sys::netlink::{NESTED, put_attribute};
 
 /// How often a dump of chains, rules or maps is begun again by itself, at once: it takes less time than most pauses between
 /// two commits of others.

@@ -14,10 +14,10 @@ use ipnetwork::IpNetwork;
 use super::map::{Kind, MapId, NARROW, Place, Role, WIDE};
 use super::program::{Element, Key};
 use super::user_data::Span;
+use crate::model::rule_comment::read_comment;
 use crate::model::{
     Binding, Comment, Counter, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, Source,
 };
-use crate::netfilter::comment::read_comment;
 
 /// The kinds of maps that a binding has elements in.
 pub fn kinds(binding: &Binding) -> impl Iterator<Item = Kind> {
@@ -203,8 +203,8 @@ impl Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::rule_comment::comment;
     use crate::model::{ChainName, Forward, SetName};
-    use crate::netfilter::comment::comment;
     use crate::nft::program::Shape;
     use proptest::prelude::*;
 

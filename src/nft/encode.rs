@@ -18,7 +18,7 @@ use nftnl_sys::libc;
 use super::diff::{Changes, Elements};
 use super::ffi::{Buffer, ELEMENTS_PER_MESSAGE, ElementsJob, ElementsMessage, MapMessage};
 use super::program::{Chain, ChainType, Element, Hook, Key, Rule, TABLE};
-use crate::netfilter::netlink::{message, put_attribute};
+use crate::sys::netlink::{message, put_attribute};
 
 /// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
 const BATCH_GENERATION: u16 = 1;

@@ -12,12 +12,12 @@ use super::element;
 use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
 use super::map::{MapId, Place, Role};
 use super::program::{Element, Key, Program, Rule};
+use crate::model::label::{self, Sources};
+use crate::model::rule_comment::{NETMAP, read_comment, read_network};
 use crate::model::{
     Asked, Binding, Counter, Family, Held, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName,
     Snat,
 };
-use crate::netfilter::comment::{NETMAP, read_comment, read_network};
-use crate::netfilter::label::{self, Sources};
 
 /// Lifts a program.
 pub fn lift(program: &Program) -> Held {

@@ -18,7 +18,7 @@
 //! What is asked only about packets to loopback addresses is in maps of their own, `loopback`: keys name the loopback
 //! address where the forward does, `at`, and otherwise neither address nor interface, because at a loopback address it
 //! matters only that the forward names them. A map of `labels` has the keys of another one, for those of its elements
-//! that need more of a label than all have (see [`crate::netfilter::label`]).
+//! that need more of a label than all have (see [`crate::model::label`]).
 //!
 //! A set of `clients` has the keys, without the client, of several maps with client prefixes (see `compile/clients.rs`).
 //!

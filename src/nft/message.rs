@@ -279,11 +279,11 @@ impl Read for Expression<'_> {
 mod tests {
     use super::*;
     use crate::model::{PortMap, PortRange};
-    use crate::netfilter::netlink::put_attribute;
     use crate::nft::diff::{Changes, Elements};
     use crate::nft::encode::encode;
     use crate::nft::expr::one_of_each;
     use crate::nft::program::{Base, Chain, ChainType, Element, Field, Hook};
+    use crate::sys::netlink::put_attribute;
 
     /// The messages of changes, without the begin and the end of the batch.
     fn messages(changes: &Changes) -> Vec<Vec<u8>> {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     fn message(of: &[(u16, &[u8])]) -> Vec<u8> {
-        crate::netfilter::netlink::message(0, 0, 0, 0, 0, &attributes(of))
+        crate::sys::netlink::message(0, 0, 0, 0, 0, &attributes(of))
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(super) fn refusal(message: &[u8]) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::netlink::put_attribute;
+    use crate::sys::netlink::put_attribute;
 
     #[test]
     fn a_refusal_is_read_whole() {

@@ -18,7 +18,7 @@ use super::refusal::{Head, Refusal, refusal};
 use super::traffic::Traffic;
 use super::watch::Watch;
 pub use super::wire::Wire;
-use crate::netfilter::netlink::{message, put_attribute};
+use crate::sys::netlink::{message, put_attribute};
 
 /// How long we try again where others commit in between.
 pub const PATIENCE: Duration = Duration::from_secs(10);

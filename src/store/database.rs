@@ -22,7 +22,7 @@ use super::state::{State, StateError};
 use super::table::{Changes, Row, Table, Tables, Wait};
 use super::{Lock, block, file, old};
 use crate::model::{Binding, SetName};
-use crate::netfilter::namespace::Identity;
+use crate::sys::namespace::Identity;
 
 /// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`; 4 had three
 /// tables in the place of one, see `table.rs`.

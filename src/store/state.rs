@@ -11,7 +11,7 @@ use super::database::VERSION;
 use super::unconfirmed::{Deadline, Unconfirmed, boot};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Owned, SetName};
-use crate::netfilter::sysctl;
+use crate::sys::sysctl;
 
 /// What is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

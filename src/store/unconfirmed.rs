@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Asked, Binding, SetName};
-use crate::netfilter::{boot, sysctl};
+use crate::sys::{boot, sysctl};
 
 /// What was before a change that waits to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use portfwd::engine::Choice as Backend;
 use portfwd::iptables::limits;
 use portfwd::lab::Topology;
 use portfwd::model::{Asked, Binding, Family, Packet, Protocol, RuleSet, netmap};
-use portfwd::netfilter::tracking::{Untracked, rewrites_ports};
+use portfwd::sys::tracking::{Untracked, rewrites_ports};
 
 /// Tables of a rule-set file. Any subset of them is valid, because every one was when it came.
 pub type Pieces = Vec<String>;

@@ -16,8 +16,8 @@ use super::tree::Tree;
 use super::{Homes, interface, narrowed, only};
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
+use crate::model::label::{self, MASQUERADE, OURS, Sources};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
-use crate::netfilter::label::{self, MASQUERADE, OURS, Sources};
 
 /// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
 /// include/uapi/linux/netfilter/x_tables.h is 29 with the closing zero.

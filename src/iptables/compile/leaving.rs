@@ -24,9 +24,9 @@ use super::{interface, narrowed};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
 use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use crate::model::label::{self, MASQUERADE, SETTLED, Sources};
+use crate::model::rule_comment::{NETMAP, NETWORK, comment, of_network};
 use crate::model::{Asked, Family, IfName, Netmap, Owned, Pool, Protocol};
-use crate::netfilter::comment::{NETMAP, NETWORK, comment, of_network};
-use crate::netfilter::label::{self, MASQUERADE, SETTLED, Sources};
 
 /// What the names of the chains begin with that find the address a forward names.
 pub(in crate::iptables) const SOURCES: &str = "PORTFWD.SOURCES";

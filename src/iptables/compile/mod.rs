@@ -37,8 +37,8 @@ use ipnetwork::IpNetwork;
 use super::limits::{self, Limit};
 use super::program::{Attached, Chain, Contents, Half, Hook, Program};
 use super::rule::{Interface, Match, Rule};
+use crate::model::label::{Masqueraded, Sources};
 use crate::model::{Asked, ChainName, Family, IfName, SetName};
-use crate::netfilter::label::{Masqueraded, Sources};
 
 /// Why a model cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,8 +91,8 @@ fn half(asked: &Asked, family: Family, host: &Host, homes: &Homes) -> Half {
         sent.extend(arriving.iter().cloned());
     }
     if !arriving.is_empty() && (hairpin || isolated) {
-        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::netfilter::label::OURS)));
-        arriving.push(Rule::default().with(Match::SetLabel(crate::netfilter::label::PASSED)));
+        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::model::label::OURS)));
+        arriving.push(Rule::default().with(Match::SetLabel(crate::model::label::PASSED)));
     }
     let leaving = leaving::rules(asked, family, &sources, masqueraded.any(), &mut half.nat);
     attach(&mut half.nat, Hook::Prerouting, arriving);

@@ -20,9 +20,9 @@ use super::{Host, interface};
 use crate::iptables::limits;
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};
+use crate::model::label::{MASQUERADE, OURS, PASSED, SETTLED};
+use crate::model::rule_comment::{ISOLATE, comment, of_network};
 use crate::model::{Asked, Family, IfName, address};
-use crate::netfilter::comment::{ISOLATE, comment, of_network};
-use crate::netfilter::label::{MASQUERADE, OURS, PASSED, SETTLED};
 
 /// The chain with a rule for every interface that a neighbour may come in and go out by.
 pub const HAIRPIN: &str = "PORTFWD.HAIRPIN";

@@ -15,8 +15,8 @@ use crate::config::{Kind, Loaded, Problem, Source, union};
 use crate::engine::guard::{self, Ssh};
 use crate::engine::{self, Choice, Engine, EngineError, confirm};
 use crate::model::Asked;
-use crate::netfilter::sockets;
 use crate::store::State;
+use crate::sys::sockets;
 
 /// Where the rules of a lab's host are kept, and with which backend. What is done is done in the namespace of the calling
 /// thread.

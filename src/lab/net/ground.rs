@@ -19,7 +19,7 @@ use super::process::{self, Process, ProcessMark};
 use super::rules::Rules;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
-use crate::netfilter::offload;
+use crate::sys::offload;
 
 /// What is there of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabError, Netns};
-use crate::netfilter::namespace::{DIRECTORY, Identity, identity};
-use crate::netfilter::process;
 use crate::nft::transaction::namespace_cookie;
+use crate::sys::namespace::{DIRECTORY, Identity, identity};
+use crate::sys::process;
 
 /// By what the host of a lab is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

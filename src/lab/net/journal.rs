@@ -20,8 +20,8 @@ use super::plan::Step;
 use super::process::ProcessMark;
 use super::{NetError, host};
 use crate::engine::Choice;
-use crate::netfilter::boot;
 use crate::store::{Lock, StateError, turn};
+use crate::sys::boot;
 
 /// The version of these files.
 const VERSION: u32 = 1;

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::name::NetnsName;
 use super::plain;
 use crate::lab::Netns;
-use crate::netfilter::namespace::DIRECTORY;
 use crate::nft::transaction::namespace_cookie;
+use crate::sys::namespace::DIRECTORY;
 
 /// What the file is told by that the namespace is mounted on.
 const HEAD: &str = "portfwd lab ";

@@ -30,7 +30,7 @@ use super::name::NetnsName;
 use super::plain;
 use crate::iptables::command;
 use crate::lab::Netns;
-use crate::netfilter::process::{Stat, numbers};
+use crate::sys::process::{Stat, numbers};
 
 /// How long a process that was killed is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use super::clients;
 use super::{End, FIRST, address_in, family_is, load_address, mask, set_label};
+use crate::model::label::{self, MASQUERADE, OURS, Sources};
+use crate::model::rule_comment::comment;
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, Protocol, SetName, address};
-use crate::netfilter::comment::comment;
-use crate::netfilter::label::{self, MASQUERADE, OURS, Sources};
 use crate::nft::element;
 use crate::nft::expr::{
     Bitwise, Choice, Cmp, CtSetLabel, Expr, Fib, FibResult, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect,

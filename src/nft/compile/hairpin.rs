@@ -16,7 +16,7 @@
 //! and rewrite the source only when it leaves (`nft_fib_validate` in net/netfilter/nft_fib.c).
 
 use super::{FIRST, label_is, set_label};
-use crate::netfilter::label::{MASQUERADE, OURS, PASSED, SETTLED};
+use crate::model::label::{MASQUERADE, OURS, PASSED, SETTLED};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, Fib, FibResult};
 use crate::nft::program::Rule;
 

@@ -14,9 +14,9 @@
 //! include/uapi/linux/netfilter/nf_conntrack_common.h.
 
 use super::{End, FIRST, address_in, interface, label_is_not};
+use crate::model::label::{OURS, PASSED};
+use crate::model::rule_comment::{ISOLATE, comment, of_network};
 use crate::model::{Asked, Network, Owned};
-use crate::netfilter::comment::{ISOLATE, comment, of_network};
-use crate::netfilter::label::{OURS, PASSED};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;
 

@@ -37,8 +37,8 @@ pub(super) use source::{sources_name, sources_shape};
 
 use super::expr::{Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register};
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
+use crate::model::label::{Masqueraded, Sources, bits};
 use crate::model::{Asked, Family, SetName};
-use crate::netfilter::label::{Masqueraded, Sources, bits};
 
 /// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
 /// belongs to no connection is never tracked as one, and destinations are still those on the wire.

@@ -14,9 +14,9 @@ use std::cmp::Reverse;
 use ipnetwork::IpNetwork;
 
 use super::{End, FIRST, address_in, octets, set_label};
+use crate::model::label::OURS;
+use crate::model::rule_comment::{NETMAP, comment};
 use crate::model::{Asked, Family, Netmap, Owned};
-use crate::netfilter::comment::{NETMAP, comment};
-use crate::netfilter::label::OURS;
 use crate::nft::expr::{Choice, Ends, Expr, Immediate, Nat};
 use crate::nft::program::Rule;
 

@@ -20,9 +20,9 @@
 
 use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
 use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use crate::model::label::{self, MASQUERADE, Sources};
+use crate::model::rule_comment::{self, NETWORK};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
-use crate::netfilter::comment::{self, NETWORK};
-use crate::netfilter::label::{self, MASQUERADE, Sources};
 use crate::nft::expr::{
     self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
 };
@@ -120,12 +120,13 @@ fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
 }
 
 fn of_written(asked: &Asked, written: Written) -> Option<String> {
-    let of_network =
-        |set: &SetName, network: &Network| comment::comment(set, Some(&comment::of_network(NETWORK, network)));
+    let of_network = |set: &SetName, network: &Network| {
+        rule_comment::comment(set, Some(&rule_comment::of_network(NETWORK, network)))
+    };
     match written {
         Written::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| comment::comment(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| comment::comment(&owned.set, None)),
+        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
+        Written::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
     }
 }
 

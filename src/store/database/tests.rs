@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::iptables::command::Variant;
 use crate::model::{Forward, RuleSet};
-use crate::netfilter::sysctl;
 use crate::store::unconfirmed::{Deadline, Unconfirmed};
 use crate::store::{Unfinished, Unusable, Whole};
+use crate::sys::sysctl;
 
 fn open(directory: &Path, identity: &Identity) -> Store {
     Store::open(directory, identity, true, Duration::ZERO).expect("opens")

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::gap;
 use crate::audit::facts::{Boot, Flush, Unit};
 use crate::audit::ruleset::{Gap, TableFamily};
-use crate::netfilter::namespace::{self, Identity};
+use crate::sys::namespace::{self, Identity};
 
 /// Where units are, that before others which counts.
 const UNITS: [&str; 5] = [

@@ -12,7 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
-use crate::netfilter::netlink::{Received, attributes, messages, open};
+use crate::sys::netlink::{Received, attributes, messages, open};
 
 /// Flags of a question, and of an answer that is torn: what it is about was changed meanwhile. `NLM_F_DUMP_INTR`.
 const REQUEST: u16 = 1;

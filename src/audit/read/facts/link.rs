@@ -4,7 +4,7 @@
 
 use super::dump::{Message, word};
 use crate::audit::facts::Link;
-use crate::netfilter::netlink::{attributes, put_attribute};
+use crate::sys::netlink::{attributes, put_attribute};
 
 /// `IFF_…`, the flags of an interface.
 const UP: u32 = 1;
@@ -89,7 +89,7 @@ fn text(value: &[u8]) -> Option<String> {
 mod tests {
     use super::super::dump::LINKS;
     use super::*;
-    use crate::netfilter::netlink::NESTED;
+    use crate::sys::netlink::NESTED;
 
     fn nested(key: u16, inner: &[(u16, &[u8])]) -> Vec<u8> {
         let (mut bytes, mut all) = (Vec::new(), Vec::new());

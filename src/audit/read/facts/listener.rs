@@ -6,7 +6,7 @@ use super::gap;
 use crate::audit::facts::Listener;
 use crate::audit::ruleset::Gap;
 use crate::model::Protocol;
-use crate::netfilter::sockets;
+use crate::sys::sockets;
 
 /// Reads them, in the order of protocol, port and address. Several sockets of one process at one port are one.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> Vec<Listener> {

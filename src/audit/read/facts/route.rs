@@ -11,7 +11,7 @@ use nix::libc::{AF_INET, AF_INET6};
 use super::dump::{Message, word};
 use crate::audit::facts::{Neighbour, Route};
 use crate::model::Family;
-use crate::netfilter::netlink::attributes;
+use crate::sys::netlink::attributes;
 
 /// The kernel's number of a family.
 pub(super) fn number(family: Family) -> u8 {

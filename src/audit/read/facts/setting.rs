@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::gap;
 use crate::audit::ruleset::Gap;
-use crate::netfilter::sysctl;
+use crate::sys::sysctl;
 
 /// Those that are there once, below /proc/sys/net.
 const ONCE: [&str; 9] = [

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::gap;
 use crate::audit::facts::{Facts, Tracked};
 use crate::audit::ruleset::Gap;
-use crate::netfilter::conntrack::{Any, Conntrack};
+use crate::sys::conntrack::{Any, Conntrack};
 
 const WHAT: &str = "connections that are followed";
 

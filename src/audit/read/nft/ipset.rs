@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::netfilter::netlink::{self, QUESTION, attributes, message, put_attribute};
+use crate::sys::netlink::{self, QUESTION, attributes, message, put_attribute};
 
 /// `NFNL_SUBSYS_IPSET` and `IPSET_CMD_GET_BYINDEX`, the kind of the question and of its answer.
 const GET_BY_INDEX: u16 = 6 << 8 | 15;

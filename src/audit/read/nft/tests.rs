@@ -5,8 +5,8 @@ use super::*;
 use crate::audit::region::{Condition, Field};
 use crate::audit::ruleset::{Action, Rewrite, Rule};
 use crate::audit::set::Set;
-use crate::netfilter::netlink::{NESTED, message, put_attribute};
 use crate::nft::message::Message;
+use crate::sys::netlink::{NESTED, message, put_attribute};
 
 /// The value of an attribute.
 #[derive(Clone, Copy)]

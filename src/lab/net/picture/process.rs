@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::Process;
 use crate::lab::Netns;
-use crate::netfilter::process::numbers;
+use crate::sys::process::numbers;
 
 /// A process, and the network namespace that it is in, by device and number of its file.
 pub(super) type Placed = ((u64, u64), Process);

@@ -1,6 +1,6 @@
 use super::super::dump::{ADDRESSES, NEIGHBOURS, ROUTES, RULES, Subject};
 use super::*;
-use crate::netfilter::netlink::put_attribute;
+use crate::sys::netlink::put_attribute;
 
 /// Reads one thing, and every beginning of it, which must not panic.
 fn one<T>(

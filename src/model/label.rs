@@ -22,7 +22,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::model::{Asked, Binding, Family, Source};
+use super::{Asked, Binding, Family, Source};
 
 /// One of our forwards or 1:1 translations sent the connection on.
 pub const OURS: u8 = 121;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{ChainName, IfName, Network, SetName};
+use super::{ChainName, IfName, Network, SetName};
 
 /// The word that says that a rule stands for a 1:1 translation.
 pub const NETMAP: &str = "netmap";

@@ -1,9 +1,7 @@
-//! What the backends need of the kernel besides their rules, one interface a file.
+//! The operating system: netlink, conntrack, sysctls, namespaces and processes. One kernel interface a file.
 
 pub mod boot;
-pub mod comment;
 pub mod conntrack;
-pub mod label;
 pub mod link;
 pub mod namespace;
 pub mod netlink;
