@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use portfwd::engine::{self, Choice, Engine};
+use portfwd::engine::{Choice, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
 use portfwd::store::{State, Unusable};
 
@@ -229,10 +229,11 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
     let net = Net::new();
     let keep = |kernel: String| {
         net.in_host(|| {
-            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let mut engine =
+                Engine::open(Storage::ReadWrite(net.state.path()), Choice::Nft, Scope::Full).expect("opens");
             let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
             let after = State { unusable, ..engine.state().clone() };
-            engine::commit(&mut engine, after).expect("commits");
+            engine.commit(after, Options::default()).expect("commits");
         });
     };
     let now = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Failure, Global, Output, change, guard, sets};
 use crate::config::union::{apart, taken};
 use crate::config::{Kind, Problem};
+use crate::engine::{Options, Part, Scope};
 use crate::model::{
     Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
 };
@@ -95,13 +96,8 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         let (what, help) = sets::in_words(&forward, &why);
         return Err(Failure::Unsupported { what, help }.into());
     }
-    let mut engine = match args.dry_run {
-        true => global.to_change(true, output)?,
-        false => global.to_change_near(&bindings, &[], output)?,
-    };
-    if args.keep_connections {
-        engine.keep_connections();
-    }
+    let scope = Scope::Partial(Part { bindings: bindings.clone(), sets: Vec::new() });
+    let mut engine = global.change(args.dry_run, scope, output)?;
     let mut after = engine.state().clone();
     let asked = Arc::make_mut(&mut after.asked);
     for binding in &bindings {
@@ -112,7 +108,12 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     if !args.force {
         guard::check(&mut engine, &mut after, &[], global, output)?;
     }
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    let outcome = engine.commit(after, Options { keep_connections: args.keep_connections })?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         if outcome.plan.is_empty() {
             for binding in &bindings {
                 writeln!(output.stdout, "unchanged {binding}")?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Failure, Global, Output, change, guard, sets, waiting};
 use crate::config::{self, Loaded};
 use crate::engine::timing::Phase;
-use crate::engine::{Engine, FEW};
+use crate::engine::{Engine, Options, PARTIAL_LIMIT, Part, Scope};
 use crate::model::{Binding, SetName};
 
 #[derive(Debug, clap::Args)]
@@ -32,24 +32,22 @@ pub struct ApplyArgs {
     dry_run: bool,
 }
 
-/// Opens kernel and state; where the sets are small, of them only what these are about.
+/// Opens the engine; with a partial scope if the sets are small.
 fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Output<'_>) -> anyhow::Result<Engine> {
     let forwards = || loaded.iter().flat_map(|loaded| &loaded.set.forwards);
-    if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > FEW {
-        return global.to_change(args.dry_run, output);
+    if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > PARTIAL_LIMIT {
+        return global.change(args.dry_run, Scope::Full, output);
     }
-    // Those that do not fit together are refused when the sets are brought together.
-    let about: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
+    // The merge of the sets refuses invalid forwards.
+    let bindings: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
     let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
-    global.to_change_near(&about, &sets, output)
+    global.change(false, Scope::Partial(Part { bindings, sets }), output)
 }
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = open(args, &loaded, global, output)?;
-    if args.keep_connections {
-        engine.keep_connections();
-    }
+    let options = Options { keep_connections: args.keep_connections };
     let mut after = engine.state().clone();
     let asked = Arc::unwrap_or_clone(after.asked);
     let union = output.timing.of(Phase::Parse, || config::union(asked, &loaded));
@@ -64,9 +62,14 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     drop(loaded);
     if let Some(seconds) = args.confirm {
         let time = Duration::from_secs(seconds);
-        return waiting::commit(engine, after, time, global, output);
+        return waiting::commit(engine, after, options, time, global, output);
     }
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    let outcome = engine.commit(after, options)?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         change::summary(&outcome, output)?;
     }
     Ok(0)

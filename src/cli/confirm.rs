@@ -1,7 +1,7 @@
 //! `portfwd confirm`: keeps what `apply --confirm` did.
 
 use super::{Failure, Global, Output, failure, json, waiting};
-use crate::engine::confirm;
+use crate::engine::{Scope, Storage};
 
 #[derive(Debug, clap::Args)]
 pub struct ConfirmArgs {
@@ -23,7 +23,7 @@ pub fn run(args: &ConfirmArgs, global: &Global, output: &mut Output<'_>) -> anyh
         help: "`portfwd apply --confirm SECONDS` makes one; see `portfwd list` for the rules that are there".into(),
     };
     if args.dry_run {
-        let engine = global.open(false, output)?;
+        let engine = global.open(Storage::ReadOnly(&global.state_dir), Scope::Full, output)?;
         let left = engine.state().unconfirmed.as_ref().and_then(|waiting| waiting.until.left()).ok_or_else(nothing)?;
         if global.json {
             json::print(&json::Changes::confirmed(Some(failure::whole_seconds(left))), output.stdout)?;
@@ -32,12 +32,12 @@ pub fn run(args: &ConfirmArgs, global: &Global, output: &mut Output<'_>) -> anyh
         }
         return Ok(0);
     }
-    let mut engine = global.open(true, output)?;
-    if confirm::put_back_in_time(&mut engine)?.is_some() {
+    let mut engine = global.open(Storage::ReadWrite(&global.state_dir), Scope::Full, output)?;
+    if engine.roll_back_if_expired()?.is_some() {
         return Err(Failure::Unconfirmed { what: "it is too late to confirm; the rules before are back".into() }.into());
     }
     global.finish(&mut engine, output)?;
-    if !confirm::confirm(&mut engine)? {
+    if !engine.confirm()? {
         return Err(nothing().into());
     }
     if global.json {

@@ -25,9 +25,9 @@ pub fn check(
     output: &mut Output<'_>,
 ) -> anyhow::Result<()> {
     let refused = seen(engine, &after.asked, sets, global, output);
-    if refused.is_err() && engine.is_near() {
+    if refused.is_err() && engine.is_partial() {
         // Another forward, which was not seen, may take it already.
-        engine.see_all(after)?;
+        engine.load_full(after)?;
         return seen(engine, &after.asked, sets, global, output);
     }
     refused

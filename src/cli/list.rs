@@ -5,7 +5,7 @@ use std::io::Write;
 
 use super::json::{self, List, Listed, Other};
 use super::{Global, Output, failure};
-use crate::engine::Home;
+use crate::engine::BackendId;
 use crate::engine::timing::Phase;
 use crate::model::error::printable;
 use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
@@ -14,7 +14,7 @@ use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
 pub struct ListArgs {}
 
 pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.engine(false, output)?;
+    let mut engine = global.read(output)?;
     let live = engine.live()?;
     output.timing.add(engine.timing());
     let lifted = output.timing.of(Phase::Plan, || live.lift());
@@ -31,12 +31,12 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let snats = others(&lifted.asked.snats, &asked.snats);
     let netmaps = others(&lifted.asked.netmaps, &asked.netmaps);
     // Of iptables a name says its table itself.
-    let place = if engine.home() == Home::Nft { " in our table" } else { "" };
+    let place = if engine.id() == BackendId::Nft { " in our table" } else { "" };
     for name in &lifted.foreign {
         writeln!(output.stderr, "warning: {name}{place} is not ours; `portfwd apply` removes it")?;
     }
-    for home in engine.elsewhere() {
-        let backend = if home == Home::Nft { "nft" } else { "iptables" };
+    for home in engine.stale_backends() {
+        let backend = if home == BackendId::Nft { "nft" } else { "iptables" };
         writeln!(
             output.stderr,
             "warning: {home} holds rules of ours too; `--backend {backend}` lists them, the next change moves them here"

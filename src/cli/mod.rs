@@ -29,9 +29,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::engine::{self, Choice, Engine, Timing};
+use crate::engine::{Choice, Engine, Scope, Storage, Timing};
 use crate::model::error::printable;
-use crate::model::{Binding, SetName};
 use crate::sys::namespace;
 pub use failure::Failure;
 
@@ -245,56 +244,60 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
 }
 
 impl Global {
-    /// Opens kernel and state, and with `write` first does what is left to be done of changes before.
-    fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = if write { self.mended(output)? } else { self.open(false, output)? };
-        if let Some(waiting) = &engine.state().unconfirmed {
-            let (left, again) = (waiting.until.left(), self.as_typed());
-            match left.map(failure::in_words) {
-                Some(left) => writeln!(
-                    output.stderr,
-                    "note: these rules are taken back in {left}, unless `{again} confirm` keeps them"
-                ),
-                None => writeln!(
-                    output.stderr,
-                    "note: these rules were not confirmed in time; `{again} restore`, and every change, takes them back first"
-                ),
-            }?;
-        }
+    /// Opens the engine to read. Prints a note if a change waits for its confirmation.
+    fn read(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = self.open(Storage::ReadOnly(&self.state_dir), Scope::Full, output)?;
+        self.report_pending(&engine, output)?;
         Ok(engine)
     }
 
-    /// Opens kernel and state for a change, or for the show of one, which is refused while another waits to be confirmed.
-    fn to_change(&self, dry_run: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        if dry_run {
-            return self.engine(false, output);
-        }
-        let engine = self.mended(output)?;
-        engine::confirm::settled(&engine)?;
-        Ok(engine)
-    }
-
-    /// The same, for a change of some atoms, which replace `sets`; see [`Engine::open_near`].
-    fn to_change_near(&self, about: &[Binding], sets: &[SetName], output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = Engine::open_near(&self.state_dir, self.choice(), about, sets)?;
-        let engine = self.introduced(engine, output)?;
-        let engine = self.mend(engine, output)?;
-        engine::confirm::settled(&engine)?;
-        Ok(engine)
-    }
-
-    /// Opens kernel and state to be written, and does what is left to be done of changes before.
-    fn mended(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = self.open(true, output)?;
-        self.mend(engine, output)
-    }
-
-    fn mend(&self, mut engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        if engine::confirm::put_back_in_time(&mut engine)?.is_some() {
+    /// Opens the engine to write, and first finishes or rolls back what an earlier command left.
+    fn recover(&self, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let mut engine = self.open(Storage::ReadWrite(&self.state_dir), scope, output)?;
+        if engine.roll_back_if_expired()?.is_some() {
             writeln!(output.stderr, "note: the last change was not confirmed in time; the rules before it are back")?;
         }
         self.finish(&mut engine, output)?;
         Ok(engine)
+    }
+
+    /// Opens the engine for a change. Fails while another change waits for its confirmation.
+    fn change(&self, dry_run: bool, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        if dry_run {
+            return self.read(output);
+        }
+        let engine = self.recover(scope, output)?;
+        engine.ensure_none_pending()?;
+        Ok(engine)
+    }
+
+    /// Opens the engine, and reports a fallback to iptables.
+    fn open(&self, storage: Storage<'_>, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
+        let engine = Engine::open(storage, self.choice(), scope)?;
+        if let Some(why) = engine.fallback_reason() {
+            writeln!(output.stderr, "note: {why}; {} is used instead", engine.id())?;
+        }
+        if self.verbose {
+            let versions = engine.versions();
+            let backend = if versions.is_empty() { engine.id().to_string() } else { versions.join(", ") };
+            writeln!(output.stderr, "note: the backend is {backend}")?;
+        }
+        Ok(engine)
+    }
+
+    fn report_pending(&self, engine: &Engine, output: &mut Output<'_>) -> io::Result<()> {
+        let Some(waiting) = &engine.state().unconfirmed else { return Ok(()) };
+        let portfwd = self.as_typed();
+        match waiting.until.left().map(failure::in_words) {
+            Some(left) => writeln!(
+                output.stderr,
+                "note: these rules are taken back in {left}, unless `{portfwd} confirm` keeps them"
+            ),
+            None => writeln!(
+                output.stderr,
+                "note: these rules were not confirmed in time; `{portfwd} restore`, and every change, takes them back first"
+            ),
+        }
     }
 
     /// The program, with what on the command line says whose rules and which state are meant.
@@ -307,31 +310,12 @@ impl Global {
         words.join(" ")
     }
 
-    fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> std::io::Result<()> {
-        // Where it cannot be done, what this command does may be what it takes; and if not, that says so.
-        if matches!(engine::finish(engine), Ok(true)) {
+    /// Finishes an interrupted change. If that fails, goes on: the next change may repair it, or reports the error.
+    fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> io::Result<()> {
+        if matches!(engine.finish_interrupted(), Ok(true)) {
             writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
         }
         Ok(())
-    }
-
-    fn open(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        self.introduced(Engine::open(&self.state_dir, write, self.choice())?, output)
-    }
-
-    /// Says which backend it is, where that is worth a word.
-    fn introduced(&self, engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let by = || match engine.versions() {
-            none if none.is_empty() => engine.home().to_string(),
-            versions => versions.join(", "),
-        };
-        if let Some(why) = engine.instead() {
-            writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
-        }
-        if self.verbose {
-            writeln!(output.stderr, "note: the backend is {}", by())?;
-        }
-        Ok(engine)
     }
 
     fn choice(&self) -> Choice {

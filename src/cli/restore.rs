@@ -1,7 +1,7 @@
 //! `portfwd restore`: puts the durable state back into the kernel, or takes the kernel's rules over into the state.
 
 use super::{Global, Output, change, view};
-use crate::engine::{self, Engine};
+use crate::engine::{Engine, Options, Scope, Storage};
 
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
@@ -20,21 +20,27 @@ pub fn run(args: &RestoreArgs, global: &Global, output: &mut Output<'_>) -> anyh
     if args.from_kernel {
         return from_kernel(global, output);
     }
-    let mut engine = global.engine(!args.dry_run, output)?;
+    let mut engine = if args.dry_run { global.read(output)? } else { global.recover(Scope::Full, output)? };
     let after = engine.state().clone();
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    global.report_pending(&engine, output)?;
+    let outcome = engine.commit(after, Options::default())?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         change::summary(&outcome, output)?;
     }
     Ok(0)
 }
 
 fn from_kernel(global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let (mut engine, aside) = Engine::open_or_anew(&global.state_dir, global.choice())?;
-    if let Some(aside) = aside {
-        writeln!(output.stderr, "note: the damaged state is kept as `{}`", aside.display())?;
+    let mut engine = Engine::open(Storage::Reset(&global.state_dir), global.choice(), Scope::Full)?;
+    if let Some(path) = engine.quarantined() {
+        writeln!(output.stderr, "note: the damaged state is kept as `{}`", path.display())?;
     }
-    let after = engine.held()?;
-    let outcome = engine::commit(&mut engine, after)?;
+    let after = engine.state_from_kernel()?;
+    let outcome = engine.commit(after, Options::default())?;
     output.done = true;
     output.timing.add(engine.timing());
     view::aside(&outcome, global.verbose, output)?;

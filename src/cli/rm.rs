@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, add, change};
+use crate::engine::{Options, Scope};
 use crate::model::{Asked, Binding, Listen, Protocol, SetName};
 
 #[derive(Debug, clap::Args)]
@@ -29,10 +30,7 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
         listens.push(add::parse("LISTEN", text, str::parse::<Listen>)?);
     }
     let set = add::parse("--set", &args.set, str::parse::<SetName>)?;
-    let mut engine = global.to_change(args.dry_run, output)?;
-    if args.keep_connections {
-        engine.keep_connections();
-    }
+    let mut engine = global.change(args.dry_run, Scope::Full, output)?;
     let mut after = engine.state().clone();
     // All are looked for before one is removed, so that naming one twice is naming it once.
     let mut gone = BTreeSet::new();
@@ -41,7 +39,12 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
     }
     let mut at = 0..;
     Arc::make_mut(&mut after.asked).bindings.retain(|_| at.next().is_none_or(|at| !gone.contains(&at)));
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    let outcome = engine.commit(after, Options { keep_connections: args.keep_connections })?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         change::details(&outcome, output)?;
     }
     Ok(0)

@@ -31,10 +31,10 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
     for home in &outcome.moved_from {
         writeln!(output.stderr, "note: the rules that {home} held are gone")?;
     }
-    for change in outcome.switches.to_set() {
+    for change in outcome.sysctls.to_set() {
         writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;
     }
-    for target in &outcome.switches.unreachable {
+    for target in &outcome.sysctls.unreachable {
         writeln!(
             output.stderr,
             "note: nothing leads to {target} yet; apply again when it does, for loopback to reach it"

@@ -31,7 +31,7 @@ use nix::unistd::{close, getpgrp, read, setsid, tcgetpgrp, write};
 
 use super::failure::in_words;
 use super::{Failure, Global, Output, change, view};
-use crate::engine::{Engine, Timing, confirm};
+use crate::engine::{Engine, Options, Scope, Storage, Timing};
 use crate::iptables::command;
 use crate::model::error::printable;
 use crate::store::{Deadline, State};
@@ -45,34 +45,32 @@ const AGAIN: (Duration, u32) = (Duration::from_secs(1), 600);
 pub fn commit(
     mut engine: Engine,
     mut after: State,
+    options: Options,
     time: Duration,
     global: &Global,
     output: &mut Output<'_>,
 ) -> anyhow::Result<u8> {
     // Before the threads that are made from now on: who interrupts the commit means what comes of it.
     let signals = hold_signals().context("cannot wait for signals")?;
-    let Some(until) = confirm::unless_confirmed(&engine, &mut after, time)? else {
-        if let Some(outcome) = change::carry_out(&mut engine, after, false, global, output)? {
-            change::summary(&outcome, output)?;
-        }
+    let Some(until) = engine.require_confirmation(&mut after, time)? else {
+        commit_and_report(&mut engine, after, options, global, output)?;
         writeln!(output.stderr, "note: the same was asked before, so there is nothing to be confirmed")?;
         return Ok(0);
     };
     let watcher = Watcher::start(global).context("cannot start the process that takes back what is not confirmed")?;
-    let done = change::carry_out(&mut engine, after, false, global, output)
-        .and_then(|outcome| Ok(outcome.map_or(Ok(()), |outcome| change::summary(&outcome, output))?));
+    let done = commit_and_report(&mut engine, after, options, global, output);
     let waits = engine.state().unconfirmed.is_some();
     match done {
         // That nobody is there any more to whom it could be said is what this is for.
         Err(error) if waits && error.is::<io::Error>() => {}
         Err(error) => {
             // What does not look as it was committed is not worth waiting for.
-            confirm::put_back(&mut engine)?;
+            engine.roll_back()?;
             return Err(error);
         }
         Ok(()) => {}
     }
-    let flag = engine.flag();
+    let flag = engine.pending_flag();
     drop(engine);
     drop(watcher);
     let mut terminal = Terminal::open();
@@ -85,6 +83,21 @@ pub fn commit(
         }
         sleep(LOOK);
     }
+}
+
+fn commit_and_report(
+    engine: &mut Engine,
+    after: State,
+    options: Options,
+    global: &Global,
+    output: &mut Output<'_>,
+) -> anyhow::Result<()> {
+    let outcome = engine.commit(after, options)?;
+    change::report(engine, &outcome, global, output)?;
+    if !global.json {
+        change::summary(&outcome, output)?;
+    }
+    Ok(())
 }
 
 fn question(time: Duration, terminal: bool, again: &str) -> String {
@@ -104,13 +117,13 @@ fn judge(
     global: &Global,
     output: &mut Output<'_>,
 ) -> anyhow::Result<Option<u8>> {
-    let mut engine = quietly(|quiet| global.open(true, quiet))?;
+    let mut engine = quietly(|quiet| global.open(Storage::ReadWrite(&global.state_dir), Scope::Full, quiet))?;
     let ours = engine.state().unconfirmed.as_ref().is_some_and(|waiting| waiting.until == *until);
     if ours {
         let back = match answer {
-            Answer::Yes if confirm::confirm(&mut engine)? => None,
-            Answer::Yes | Answer::Over => confirm::put_back_in_time(&mut engine)?,
-            Answer::No(_) => confirm::put_back(&mut engine)?,
+            Answer::Yes if engine.confirm()? => None,
+            Answer::Yes | Answer::Over => engine.roll_back_if_expired()?,
+            Answer::No(_) => engine.roll_back()?,
         };
         if let Some(outcome) = back {
             drop(view::aside(&outcome, global.verbose, output));
@@ -288,9 +301,9 @@ fn leave_the_session() -> anyhow::Result<()> {
 fn put_back_at_the_deadline(global: &Global) -> anyhow::Result<()> {
     loop {
         // To be read: where nothing waits, nothing is to be made on disk either.
-        let engine = quietly(|quiet| global.open(false, quiet))?;
+        let engine = quietly(|quiet| global.open(Storage::ReadOnly(&global.state_dir), Scope::Full, quiet))?;
         let Some(waiting) = &engine.state().unconfirmed else { return Ok(()) };
-        let (until, flag) = (waiting.until.clone(), engine.flag());
+        let (until, flag) = (waiting.until.clone(), engine.pending_flag());
         if until.left().is_none() {
             break;
         }
@@ -302,6 +315,7 @@ fn put_back_at_the_deadline(global: &Global) -> anyhow::Result<()> {
             }
         }
     }
-    confirm::put_back_in_time(&mut quietly(|quiet| global.open(true, quiet))?)?;
+    let mut engine = quietly(|quiet| global.open(Storage::ReadWrite(&global.state_dir), Scope::Full, quiet))?;
+    engine.roll_back_if_expired()?;
     Ok(())
 }

@@ -45,7 +45,7 @@ impl<'a> Changed<'a> {
 ///
 /// # Errors
 /// Where the kernel does not tell of its connections, or refuses to end one.
-pub(super) fn settle(changed: &Changed<'_>, asked: impl FnOnce() -> io::Result<Arc<Asked>>) -> io::Result<usize> {
+pub(super) fn delete_stale(changed: &Changed<'_>, asked: impl FnOnce() -> io::Result<Arc<Asked>>) -> io::Result<usize> {
     if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::is_empty() {
         return Ok(0);
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Home;
+use super::choice::BackendId;
 use crate::iptables::command::CommandError;
 use crate::model::Family;
 use crate::nft::compile::CompileError;
@@ -71,10 +71,10 @@ pub enum EngineError {
         error: Box<EngineError>,
     },
     /// The rules are there, but older ones of another backend could not be removed.
-    #[error("the rules were committed, but those that {home} holds could not be removed")]
+    #[error("the rules were committed, but those that {backend} holds could not be removed")]
     Left {
-        /// Where they are.
-        home: Home,
+        /// The backend that has them.
+        backend: BackendId,
         /// Why not.
         #[source]
         error: Box<EngineError>,
@@ -93,10 +93,10 @@ pub enum EngineError {
     Route(IpAddr, #[source] std::io::Error),
     /// The kernel holds rules of ours that the state knows nothing of.
     #[error("{0} holds {1} forwards of ours, and the state knows of none: it was lost")]
-    Unknown(Home, usize),
+    Unknown(BackendId, usize),
     /// The kernel holds nothing of ours.
     #[error("{0} holds no rules of ours to be taken over")]
-    Nothing(Home),
+    Nothing(BackendId),
     /// The rules are there, but loopback forwards do not reach their targets.
     #[error("the rules were committed, but loopback forwards cannot reach their targets")]
     Closed(#[source] SysctlError),

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Home, Live, Work};
+use super::backend::Decision;
+use super::timing::Phase;
+use super::{BackendId, Engine, EngineError, Live, Sysctls, Work};
 use crate::model::{Asked, Binding, Family, Held, IfName, Owned, PortRange, Protocol, SetName};
+use crate::store::State;
 
 /// What becomes of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +86,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// Rules of ours go from a place where they are no more.
-    pub(super) fn leave(home: Home) -> Self {
-        let before = Some(format!("what {home} holds of ours").into());
+    /// Returns the step that removes portfwd's rules from another backend.
+    pub(super) fn remove_backend(backend: BackendId) -> Self {
+        let before = Some(format!("what {backend} holds of ours").into());
         Self { sign: Sign::Remove, set: None, before, after: None }
     }
 }
@@ -115,6 +118,36 @@ impl Plan {
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |sign| self.steps.iter().filter(|step| step.sign == sign).count();
         (count(Sign::Add), count(Sign::Change), count(Sign::Remove))
+    }
+}
+
+impl Engine {
+    /// Plans the change to the desired rules. Changes nothing.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read, or the sets cannot be one table.
+    pub fn plan_rules(&mut self, desired: &Arc<Asked>) -> Result<Plan, EngineError> {
+        let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
+        Ok(self.timing.of(Phase::Plan, || Plan::new(&live, &compared, work)))
+    }
+
+    /// Plans the change to a state: its rules, sysctls and other backends. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::plan_rules`]; if a sysctl or the routing table cannot be read.
+    pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
+        let mut plan = self.plan_rules(&after.asked)?;
+        let sysctls = Sysctls::of(&mut after.clone(), &self.state)?;
+        let step = |name: String, before: &str, after: &str| Step {
+            sign: Sign::Change,
+            set: None,
+            before: Some(format!("{name} = {before}").into()),
+            after: Some(format!("{name} = {after}").into()),
+        };
+        plan.steps.extend(self.stale_backends().into_iter().map(Step::remove_backend));
+        plan.steps.extend(sysctls.to_set().map(|change| step(change.name(), &change.before, &change.after)));
+        plan.steps.extend(sysctls.to_give_back().map(|change| step(change.name(), &change.after, &change.before)));
+        Ok(plan)
     }
 }
 

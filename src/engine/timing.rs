@@ -5,10 +5,9 @@
 //!   start    1.310 ms
 //!   parse   14.020 ms
 //!   kernel  61.905 ms  sent 346 messages, 2106204 bytes; received 1 message, 36 bytes
-//!   store    2.113 ms, and 30.876 ms beside the rest
+//!   store   30.876 ms
 //! ```
-//! A phase counts as long as the thread that does the work was in it, so all phases and what is left add up to the whole.
-//! What another thread did meanwhile, and was not waited for, is told beside.
+//! The phases and the rest add up to the total time.
 //!
 //! Be aware: it is always kept, because to look at the clock costs some ten nanoseconds: clock_gettime(2) is no system call
 //! where the kernel's vDSO has it. No phase is measured within another.
@@ -19,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::together;
 use crate::nft::traffic::{Amount, Traffic};
 use crate::nft::transaction::Connection;
 
@@ -86,8 +84,6 @@ impl Phase {
 pub struct Part {
     /// How long the thread that does the work was in it, or waited for it.
     pub time: Duration,
-    /// How long another thread was in it that was not waited for.
-    pub beside: Duration,
     /// What was said to nf_tables and by it; of the text for iptables-restore the bytes.
     pub traffic: Traffic,
 }
@@ -149,32 +145,11 @@ impl Timing {
         self.part_mut(phase).traffic.add(traffic);
     }
 
-    /// Does two things at once: one that belongs to a phase, in a thread of its own, and another.
-    pub(super) fn beside<A: Send, B>(
-        &mut self,
-        phase: Phase,
-        one: impl FnOnce() -> A + Send,
-        other: impl FnOnce(&mut Self) -> B,
-    ) -> (A, B) {
-        let timed = || {
-            let begun = Instant::now();
-            (one(), begun.elapsed())
-        };
-        let rest = || (other(self), Instant::now());
-        let ((one, taken), (other, since)) = together(timed, rest);
-        let waited = since.elapsed();
-        let part = self.part_mut(phase);
-        part.time += waited;
-        part.beside += taken.saturating_sub(waited);
-        (one, other)
-    }
-
     /// Adds the parts of another one, which ran within this one's time.
     pub fn add(&mut self, other: &Self) {
         for (phase, more) in &other.parts {
             let part = self.part_mut(*phase);
             part.time += more.time;
-            part.beside += more.beside;
             part.traffic.add(more.traffic);
         }
     }
@@ -207,9 +182,6 @@ impl fmt::Display for Timing {
         writeln!(f, "{:<13} {:>10.3} ms", "time", milliseconds(whole))?;
         for (phase, part) in self.parts() {
             write!(f, "  {:<11} {:>10.3} ms", phase.name(), milliseconds(part.time))?;
-            if !part.beside.is_zero() {
-                write!(f, ", and {:.3} ms beside the rest", milliseconds(part.beside))?;
-            }
             let Traffic { sent, received } = part.traffic;
             let said = [("sent", sent), ("received", received)].map(|(verb, amount)| in_words(verb, amount));
             let said: Vec<String> = said.into_iter().flatten().collect();
@@ -242,18 +214,6 @@ mod tests {
         let mut names = Phase::ALL.map(Phase::name).to_vec();
         names.dedup();
         assert_eq!(names.len(), Phase::ALL.len());
-    }
-
-    #[test]
-    fn what_is_done_beside_is_only_what_was_not_waited_for() {
-        let mut timing = Timing::default();
-        let both = timing.beside(Phase::Store, || sleep(WHILE * 3), |timing| timing.of(Phase::Read, || sleep(WHILE)));
-        assert_eq!(both, ((), ()));
-        let (read, store) = (timing.part(Phase::Read), timing.part(Phase::Store));
-        assert!(read.time >= WHILE && read.beside.is_zero(), "{read:?}");
-        assert!(store.time + store.beside >= WHILE * 3, "{store:?}");
-        assert!(store.time > Duration::ZERO && store.beside > Duration::ZERO, "{store:?}");
-        assert!(timing.whole() >= read.time + store.time);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub mod wire;
 
 use std::io;
 
-use crate::engine::{self, Choice as Backend, Engine, EngineError, Outcome};
+use crate::engine::{Choice as Backend, Engine, EngineError, Options, Outcome, Scope, Storage};
 use crate::model::meaning::Host;
 use crate::model::{Asked, Packet, Protocol, RuleSet};
 use crate::store::State;
@@ -118,8 +118,8 @@ pub fn apply(topology: &Topology, asked: &Asked, backend: Backend) -> Result<(Ou
         set.map_err(|error| LabError::Io("switching checksums off for UDP-Lite", error))?;
     }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
-        let mut engine = Engine::in_memory(backend)?;
-        engine::commit(&mut engine, State { asked: asked.clone().into(), ..State::default() })
+        let mut engine = Engine::open(Storage::Memory, backend, Scope::Full)?;
+        engine.commit(State { asked: asked.clone().into(), ..State::default() }, Options::default())
     })??;
     let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;
     Ok((outcome, Host { forwarding, ..topology.plan.clone() }))

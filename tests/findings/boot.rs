@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use portfwd::engine::{self, Choice, Engine};
+use portfwd::engine::{Choice, Engine, Options, Scope, Storage};
 use portfwd::store::{State, Unusable};
 use serde_json::Value;
 
@@ -151,10 +151,11 @@ fn of_what_the_kernel_was_found_to_lack() {
     make(&net, "");
     let keep = |kernel: String| {
         net.in_host(|| {
-            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let mut engine =
+                Engine::open(Storage::ReadWrite(net.state.path()), Choice::Nft, Scope::Full).expect("opens");
             let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
             let after = State { unusable, ..engine.state().clone() };
-            engine::commit(&mut engine, after).expect("commits");
+            engine.commit(after, Options::default()).expect("commits");
         });
     };
     none(&net, "F51");

@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastrand::Rng;
-use portfwd::engine::{self, Choice as Backend, Engine};
+use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{self, Choice, Sight, Topology};
 use portfwd::model::meaning::{Dropped, Fate, Meaning, meaning};
@@ -175,12 +175,12 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) ->
 
 /// Goes from one rule set to another, and checks that this is where it ends.
 fn incrementally(before: Option<Asked>, asked: &Asked, case: &Case, backend: Backend) {
-    let mut engine = Engine::in_memory(backend).expect("opens");
+    let mut engine = Engine::open(Storage::Memory, backend, Scope::Full).expect("opens");
     for step in before.into_iter().chain([asked.clone()]) {
         let after = State { asked: step.into(), ..engine.state().clone() };
-        engine::commit(&mut engine, after).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
+        engine.commit(after, Options::default()).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
     }
-    let plan = engine.plan(&asked.clone().into()).expect("plans");
+    let plan = engine.plan_rules(&asked.clone().into()).expect("plans");
     assert!(plan.is_empty(), "{:?}\n{}", plan.steps, case.text());
     let mut lifted = engine.live().expect("reads").lift();
     let mut wanted = asked.clone();
@@ -192,7 +192,7 @@ fn incrementally(before: Option<Asked>, asked: &Asked, case: &Case, backend: Bac
     assert_eq!(lifted.foreign, Vec::<String>::new(), "{}", case.text());
     assert_eq!(lifted.asked, wanted, "{}", case.text());
     // The network goes back to what it was, for the rules alone to be there when packets come.
-    engine::commit(&mut engine, State::default()).expect("flushes");
+    engine.commit(State::default(), Options::default()).expect("flushes");
 }
 
 /// Shrinks a mismatch to the tables that it takes, and fails with what anyone can replay.

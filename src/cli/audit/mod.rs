@@ -18,7 +18,7 @@ use crate::audit::listing::{self, Row};
 use crate::audit::read::{self, DumpError};
 use crate::audit::ruleset::{Gap, Ruleset};
 use crate::config;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, Scope, Storage};
 use crate::model::error::printable;
 use crate::model::{Asked, Family};
 
@@ -190,14 +190,14 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
 
 /// In what the kernel differs from what our state asks for, and what else the state says. Without a state nothing is asked for.
 fn own_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
-    let mut engine = Engine::open(&global.state_dir, false, global.choice())?;
+    let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let asked = Arc::clone(&engine.state().asked);
     let ours = Ours {
         asks: !asked.is_empty(),
         unapplied: unapplied(&engine, global),
-        instead: engine.instead().map(str::to_owned),
+        instead: engine.fallback_reason().map(str::to_owned),
     };
-    let plan = engine.plan(&asked)?;
+    let plan = engine.plan_rules(&asked)?;
     Ok((plan.steps.iter().filter_map(view::step).collect(), ours))
 }
 

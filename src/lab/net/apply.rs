@@ -13,7 +13,7 @@ use super::rules::Rules;
 use super::up::Name;
 use crate::config::{Kind, Loaded, Problem, Source, union};
 use crate::engine::guard::{self, Ssh};
-use crate::engine::{self, Choice, Engine, EngineError, confirm};
+use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
 use crate::model::Asked;
 use crate::store::State;
 use crate::sys::sockets;
@@ -73,16 +73,16 @@ fn with(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
 
 impl Keeper {
     fn read(&self) -> Result<Engine, EngineError> {
-        Engine::open(&self.directory, false, self.choice)
+        Engine::open(Storage::ReadOnly(&self.directory), self.choice, Scope::Full)
     }
 
     /// Opens the state for a change, and brings to its end what was begun.
     fn write(&self) -> Result<Engine, EngineError> {
-        let mut engine = Engine::open(&self.directory, true, self.choice)?;
-        confirm::put_back_in_time(&mut engine)?;
+        let mut engine = Engine::open(Storage::ReadWrite(&self.directory), self.choice, Scope::Full)?;
+        engine.roll_back_if_expired()?;
         // What cannot be finished may be what this change mends; if not, that says so.
-        let _ = engine::finish(&mut engine);
-        confirm::settled(&engine)?;
+        let _ = engine.finish_interrupted();
+        engine.ensure_none_pending()?;
         Ok(engine)
     }
 
@@ -100,7 +100,7 @@ impl Keeper {
         if !wanted.is_ok_and(|wanted| wanted == asked.part(&rules.set)) {
             return Ok(Presence::Part);
         }
-        let plan = engine.plan(&asked)?;
+        let plan = engine.plan_rules(&asked)?;
         let missing = plan.steps.iter().any(|step| step.set.as_ref().is_none_or(|set| *set == rules.set));
         Ok(if missing { Presence::Part } else { Presence::Here })
     }
@@ -109,7 +109,7 @@ impl Keeper {
     /// namespace.
     pub(super) fn refuse(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
         let engine = self.read()?;
-        confirm::settled(&engine)?;
+        engine.ensure_none_pending()?;
         let before = Arc::clone(&engine.state().asked);
         if is_in(&before, rules) && !is_of_a_lab(engine.state(), rules) {
             return Err(NetError::Taken(Name::Rules(rules.set.clone())));
@@ -141,7 +141,7 @@ impl Keeper {
         })?;
         after.asked = asked.into();
         after.origins.insert(rules.set.clone(), origin(word));
-        engine::commit(&mut engine, after).map(drop).map_err(io::Error::other)
+        engine.commit(after, Options::default()).map(drop).map_err(io::Error::other)
     }
 
     /// Removes a lab's rules where they are ours; gives whether they were there. Where no other rule of ours is left,
@@ -169,7 +169,7 @@ impl Keeper {
         if after.asked.is_empty() {
             after.sysctls.clear();
         }
-        engine::commit(&mut engine, after)?;
+        engine.commit(after, Options::default())?;
         Ok(was_there)
     }
 }
