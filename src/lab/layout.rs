@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use super::LabError;
 use super::topology::{Subnet, of};
 use crate::model::meaning::{Host, Interface, Route};
-use crate::model::{Asked, Binding, Family, IfName, Packet, egress, netmap};
+use crate::model::{Asked, Binding, Family, IfName, Packet, netmap, precedence};
 
 /// How many uplinks there are at most.
 const MOST_UPLINKS: u8 = 16;
@@ -212,7 +212,7 @@ fn residents(
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = egress::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let egress = precedence::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
     let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));

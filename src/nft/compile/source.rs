@@ -11,7 +11,7 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins. The
+//! The rules of sets come in the order of their precedence ([`precedence::ordered`]), so the first that matches wins. The
 //! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
 //! does not leave, and is left alone.
 //!
@@ -19,9 +19,10 @@
 //! behind a match of a protocol that has ports.
 
 use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
-use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use crate::model::egress::{Egress, Rewrite, Way};
 use crate::model::label::{self, MASQUERADE, Sources};
 use crate::model::rule_comment::{self, NETWORK};
+use crate::model::precedence::{self, Written};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
     self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
@@ -42,7 +43,7 @@ pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &
         rules.push(masquerade_labelled());
     }
     rules.extend(netmap::outward(asked));
-    rules.extend(egress::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    rules.extend(precedence::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
     if !rules.is_empty() {
         rules.insert(0, ignore_loopback());
     }
