@@ -18,11 +18,12 @@
 //! Be aware: the ports of a pool are also the range of ICMP's echo identifiers. nft(8) prints such a rule, but reads it only
 //! behind a match of a protocol that has ports.
 
-use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
+use super::expressions::{End, FIRST, address_in, family_is, has_label, interface, name_is, octets};
+use super::netmap;
 use crate::model::egress::{Egress, Rewrite, Way};
 use crate::model::label::{self, MASQUERADE, Sources};
-use crate::model::rule_comment::{self, NETWORK};
 use crate::model::precedence::{self, Written};
+use crate::model::rule_comment::{self, NETWORK};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
     self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
@@ -69,7 +70,7 @@ pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
 
 fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
     let element = |(label, address): (Vec<u8>, std::net::IpAddr)| {
-        let data = super::octets(address).into();
+        let data = octets(address).into();
         let element = Element { data, comment: "".into(), span: None, counter: Counter::default() };
         (Key(label.into()), element)
     };
@@ -96,7 +97,7 @@ fn masquerade_labelled() -> Rule {
 
 /// `oifname "lo" return`.
 fn ignore_loopback() -> Rule {
-    let mut exprs = super::name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
+    let mut exprs = name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
     exprs.push(Expr::Verdict(Verdict::Return));
     Rule { exprs, comment: None }
 }
@@ -132,8 +133,8 @@ fn of_written(asked: &Asked, written: Written) -> Option<String> {
 }
 
 fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
-    let last = (pool.first() != pool.last()).then(|| super::octets(pool.last()));
-    let address = super::octets(pool.first());
+    let last = (pool.first() != pool.last()).then(|| octets(pool.last()));
+    let address = octets(pool.first());
     let mut next = FIRST;
     let mut load = |exprs: &mut Vec<Expr>, data: Vec<u8>| {
         let to = next;
