@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{interface, narrowed};
+use super::conditions::{interface, narrowed};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
 use crate::model::egress::{Egress, Rewrite, Way};
