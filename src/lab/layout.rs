@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::LabError;
-use super::topology::{Subnet, of};
 use crate::model::meaning::{Host, Interface, Route};
 use crate::model::{Asked, Binding, Family, IfName, Packet, netmap, precedence};
 
@@ -21,6 +20,19 @@ const CLIENT: u8 = 2;
 
 /// How many names an error lists at most.
 const MOST_NAMES: usize = 20;
+
+/// A subnet behind a bridge of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subnet {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The subnet.
+    pub network: IpNetwork,
+    /// The host's address in it.
+    pub gateway: IpAddr,
+    /// The neighbour's address in it, where there is room for one.
+    pub neighbour: Option<IpAddr>,
+}
 
 /// A network that has not been made yet.
 #[derive(Debug)]
@@ -173,6 +185,14 @@ impl Layout {
             }
         }
         Host { interfaces, routes, forwarding: Vec::new() }
+    }
+}
+
+/// The index of a family's address in a pair.
+pub(super) fn of(family: Family) -> usize {
+    match family {
+        Family::Ipv4 => 0,
+        Family::Ipv6 => 1,
     }
 }
 

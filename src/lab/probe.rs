@@ -12,8 +12,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::ask::{Answer, ask};
+use super::layout::{Subnet, of};
 use super::sight::{Sight, Sighting};
-use super::topology::{DISCARD, Subnet, Topology, of};
+use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
 use crate::model::egress::Way;
 use crate::model::meaning::{Dropped, Fate, Host, meaning};
