@@ -1,6 +1,5 @@
 //! `portfwd add`: one more forward, live and durable.
 
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, change, guard, sets};
@@ -96,11 +95,10 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         let (what, help) = sets::in_words(&forward, &why);
         return Err(Failure::Unsupported { what, help }.into());
     }
-    // The process is at its end when it is not needed any more, and the kernel closes what is open in less time.
-    let mut engine = ManuallyDrop::new(match args.dry_run {
+    let mut engine = match args.dry_run {
         true => global.to_change(true, output)?,
         false => global.to_change_near(&bindings, &[], output)?,
-    });
+    };
     if args.keep_connections {
         engine.keep_connections();
     }

@@ -61,16 +61,13 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         let path = std::path::absolute(&set.source.path).unwrap_or_else(|_| set.source.path.clone());
         after.origins.insert(set.set.name.clone(), path);
     }
-    // Large files are large in memory too, and all that matters of them is asked by now. Nobody waits for it to be freed.
-    std::thread::spawn(move || drop(loaded));
+    drop(loaded);
     if let Some(seconds) = args.confirm {
         let time = Duration::from_secs(seconds);
         return waiting::commit(engine, after, time, global, output);
     }
     if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
         change::summary(&outcome, output)?;
-        // It is large, and the process is at its end.
-        std::mem::forget(outcome);
     }
     Ok(0)
 }

@@ -27,7 +27,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{self, Choice, Engine, Timing};
 use crate::model::error::printable;
@@ -101,9 +101,7 @@ enum Color {
     Never,
 }
 
-// The options of a command are made when it is the one that is meant, so what the list of commands says of it is here.
 #[derive(Debug, Subcommand)]
-#[command(defer = true)]
 enum Command {
     /// Add a forward, live and durable
     Add(add::AddArgs),
@@ -192,11 +190,9 @@ impl Write for Aside<'_> {
     }
 }
 
-/// Runs a command line. Gives the exit code; everything there was to say is printed.
-///
-/// Be aware: the process is to end with it. Some commands leave what they have open, locks included, to that.
+/// Runs a command line, prints its output and returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
-    let cli = match parse(&arguments.into_iter().collect::<Vec<_>>()) {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let to: &mut dyn Write = if error.use_stderr() { stderr } else { stdout };
@@ -224,28 +220,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
         Ok(code) => code,
         Err(error) => failure::report(&error, &mut output),
     }
-}
-
-/// Reads a command line: at first with the command alone that it seems to mean, and global options in front of it alone,
-/// because clap makes a copy of every global option, and of its value, for each command there is. What that does not read,
-/// help and errors with it, is for the whole tree to say.
-fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
-    let read = |tree: clap::Command| {
-        let mut matches = tree.try_get_matches_from(arguments)?;
-        Cli::from_arg_matches_mut(&mut matches)
-    };
-    let in_front = alone(arguments).map(|tree| tree.mut_args(|option| option.global(false)));
-    let quickly = in_front.and_then(|tree| read(tree).ok()).or_else(|| read(alone(arguments)?).ok());
-    quickly.map_or_else(|| read(Cli::command()), Ok)
-}
-
-/// The tree with one command, whose name is among the arguments. Where that is not the one that is meant, it does not read
-/// them: the first word that is no option must be a command's.
-fn alone(arguments: &[OsString]) -> Option<clap::Command> {
-    let mut commands = Command::augment_subcommands(clap::Command::default());
-    let is_named = |command: &&mut clap::Command| arguments.iter().any(|word| word == command.get_name());
-    let named = std::mem::take(commands.get_subcommands_mut().find(is_named)?);
-    Some(Global::augment_args(clap::Command::default()).subcommand(named))
 }
 
 fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
@@ -371,6 +345,8 @@ impl Global {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -386,19 +362,6 @@ mod tests {
         for line in all.iter().flat_map(|help| help.lines()) {
             assert!(line.chars().count() <= 80, "{line}");
         }
-    }
-
-    #[test]
-    fn a_value_is_no_command() {
-        let read = |line: &str| {
-            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
-            parse(&words).expect("reads").command
-        };
-        assert!(matches!(read("portfwd add 80 10.0.0.1"), Command::Add(_)));
-        assert!(matches!(read("portfwd --state-dir add list"), Command::List(_)));
-        assert!(matches!(read("portfwd rm 80 --set add --netns list"), Command::Rm(_)));
-        assert!(matches!(read("portfwd del 80"), Command::Rm(_)));
-        assert!(matches!(read("portfwd plan apply"), Command::Plan(_)));
     }
 
     #[test]

@@ -8,15 +8,11 @@ use super::reader::{Reader, Table};
 use crate::model::{Family, Forward, Listen, Network, ParseError, Protocol, Source, Target, prefix};
 
 /// The keys of `[[forward]]`.
-pub(super) const FORWARD_KEYS: [&str; 9] =
+const FORWARD_KEYS: [&str; 9] =
     ["listen", "to", "protocol", "interface", "from", "source", "hairpin", "loopback", "comment"];
 
 /// Reads a forward; the place is where it says what it listens at.
-pub(super) fn forward(
-    reader: &mut Reader,
-    table: &Table<'_>,
-    networks: &[(Network, Range<usize>)],
-) -> Option<(Forward, Range<usize>)> {
+pub(super) fn forward(reader: &mut Reader, table: &Table<'_>, networks: &[Network]) -> Option<(Forward, Range<usize>)> {
     let before = reader.problems.len();
     reader.only(table, &FORWARD_KEYS);
     let listen = reader.required(table, "listen", "\"8080\"");
@@ -73,9 +69,9 @@ fn protocols(reader: &mut Reader, table: &Table<'_>) -> Vec<Protocol> {
 }
 
 /// Refuses a target that is no host of its network: the network's own address, or its broadcast address.
-pub(super) fn host_of_network(to: &Target, networks: &[(Network, Range<usize>)]) -> Result<(), ParseError> {
+fn host_of_network(to: &Target, networks: &[Network]) -> Result<(), ParseError> {
     let Some(address) = to.address.filter(|address| Family::of(*address) == Family::Ipv4) else { return Ok(()) };
-    for subnet in networks.iter().flat_map(|(network, _)| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
+    for subnet in networks.iter().flat_map(|network| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
         let what = if address == subnet.broadcast() {
             "broadcast address"
         } else if address == subnet.network() {

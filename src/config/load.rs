@@ -1,85 +1,153 @@
 //! One rule-set file to one model.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diagnostic::Problem;
-use super::part::{Part, Span};
-use super::pieces;
-use super::reader::Reader;
-use super::source::{Place, Source};
-use crate::model::{ParseError, RuleSet, SetName};
+use toml::de::{DeTable, DeValue};
 
-/// A set, and where its rules are written.
+use super::diagnostic::Problem;
+use super::reader::{Reader, Table};
+use super::source::{Place, Source};
+use super::{forward, tables};
+use crate::model::{IpForward, ParseError, Priority, RuleSet, SetName};
+
+/// A rule set, with the place of every rule in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// The set.
+    /// The rule set.
     pub set: RuleSet,
     /// The file.
     pub source: Arc<Source>,
-    /// Where each forward says what it listens at.
+    /// The place of `listen` of each forward, in the order of `set.forwards`.
     pub forwards: Vec<Place>,
-    /// Where each network says its name.
+    /// The place of `name` of each network, in the order of `set.networks`.
     pub networks: Vec<Place>,
-    /// Where each masquerade says what it is about.
+    /// The place of each `[[masquerade]]` table.
     pub masquerades: Vec<Place>,
-    /// Where each source NAT says what sources become.
+    /// The place of `to` of each source NAT.
     pub snats: Vec<Place>,
-    /// Where each 1:1 translation says what it listens at.
+    /// The place of `listen` of each 1:1 translation.
     pub netmaps: Vec<Place>,
-    /// Where the priority is set.
+    /// The place of `priority` under `[settings]`.
     pub priority: Option<Place>,
 }
 
-/// Reads the text of a rule-set file: what is valid in it, and every mistake. Only without a mistake is it the set that
-/// was meant; with one, the rest still serves to find what contradicts each other in it. No set at all where not even its
-/// name can be told.
+/// Reads the text of a rule-set file. Returns the valid part of it, and every mistake.
+///
+/// If there are mistakes, the valid part is only good for finding conflicts in it. The valid part is `None` if the set has
+/// no valid name.
 pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
-    let mut reader = Reader::new(source, 0);
-    let parts = pieces::read(source).unwrap_or_else(|| vec![Part::read(&mut reader, &source.text)]);
-    let name = parts.iter().find_map(|part| part.name.clone()).or_else(|| stem(&mut reader, &source.path));
-    let loaded = name.map(|name| loaded(source, name, parts));
+    let mut reader = Reader::new(source);
+    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    for error in errors {
+        let help = "see https://toml.io for what a file may look like";
+        reader.problem(error.span().unwrap_or(0..0), error.message(), help);
+    }
+    let loaded = read(&mut reader, document.get_ref());
     let mut problems = reader.problems;
     problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
     (loaded, problems)
 }
 
-/// Puts the parts of a file together.
-fn loaded(source: &Arc<Source>, name: SetName, parts: Vec<Part>) -> Loaded {
-    let place = |span: Span| Place { source: Arc::clone(source), span };
-    let mut set = RuleSet::new(name);
-    let count = parts.iter().map(|part| part.forwards.len()).sum();
-    set.forwards.reserve_exact(count);
-    let mut loaded = Loaded {
+fn read(reader: &mut Reader, root: &DeTable<'_>) -> Option<Loaded> {
+    let file = Table { values: root, span: 0..0, name: "a rule set" };
+    reader.only(&file, &["network", "forward", "masquerade", "snat", "netmap", "settings"]);
+    let source = Arc::clone(reader.source());
+    let settings = settings(reader, root);
+    let networks = each(reader, root, "network", "[[network]]", tables::network);
+    let forward = |reader: &mut Reader, table: &Table<'_>| forward::forward(reader, table, &networks.rules);
+    let forwards = each(reader, root, "forward", "[[forward]]", forward);
+    let masquerades = each(reader, root, "masquerade", "[[masquerade]]", tables::masquerade);
+    let snats = each(reader, root, "snat", "[[snat]]", tables::snat);
+    let netmaps = each(reader, root, "netmap", "[[netmap]]", tables::netmap);
+    let mut set = RuleSet::new(settings.name.or_else(|| name_of_file(reader, &source.path))?);
+    set.settings = settings.values;
+    set.networks = networks.rules;
+    set.forwards = forwards.rules;
+    set.masquerades = masquerades.rules;
+    set.snats = snats.rules;
+    set.netmaps = netmaps.rules;
+    Some(Loaded {
         set,
-        source: Arc::clone(source),
-        forwards: Vec::with_capacity(count),
-        networks: Vec::new(),
-        masquerades: Vec::new(),
-        snats: Vec::new(),
-        netmaps: Vec::new(),
-        priority: None,
-    };
-    fn add<T>(from: Vec<(T, Span)>, rules: &mut Vec<T>, places: &mut Vec<Place>, place: impl Fn(Span) -> Place) {
-        for (rule, span) in from {
-            rules.push(rule);
-            places.push(place(span));
-        }
-    }
-    for part in parts {
-        add(part.networks, &mut loaded.set.networks, &mut loaded.networks, place);
-        add(part.forwards, &mut loaded.set.forwards, &mut loaded.forwards, place);
-        add(part.masquerades, &mut loaded.set.masquerades, &mut loaded.masquerades, place);
-        add(part.snats, &mut loaded.set.snats, &mut loaded.snats, place);
-        add(part.netmaps, &mut loaded.set.netmaps, &mut loaded.netmaps, place);
-        loaded.set.settings = part.settings.unwrap_or(loaded.set.settings);
-        loaded.priority = part.priority.map(place).or(loaded.priority);
-    }
-    loaded
+        source,
+        forwards: forwards.places,
+        networks: networks.places,
+        masquerades: masquerades.places,
+        snats: snats.places,
+        netmaps: netmaps.places,
+        priority: settings.priority,
+    })
 }
 
-/// A set's name is its file's, without `.toml`.
-fn stem(reader: &mut Reader, path: &Path) -> Option<SetName> {
+/// The table `[settings]`.
+#[derive(Default)]
+struct Settings {
+    name: Option<SetName>,
+    values: crate::model::Settings,
+    priority: Option<Place>,
+}
+
+fn settings(reader: &mut Reader, root: &DeTable<'_>) -> Settings {
+    let mut settings = Settings::default();
+    let Some(value) = root.get("settings") else { return settings };
+    let DeValue::Table(values) = value.get_ref() else {
+        reader.wrong_type(value, "settings", value.get_ref(), "a table, `[settings]`");
+        return settings;
+    };
+    let table = Table { values, span: value.span(), name: "[settings]" };
+    reader.only(&table, &["name", "priority", "ip_forward"]);
+    settings.name = reader.optional(&table, "name");
+    if let Some(value) = values.get("priority") {
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => i32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        settings.values.priority = number.and_then(Priority::new);
+        settings.priority = Some(reader.place(value.span()));
+        if settings.values.priority.is_none() {
+            let help = "write a whole number from -199 to 49; the default is -105, and -100 is where Docker is";
+            reader.problem(value.span(), "`priority` is no priority at which NAT can be done", help);
+        }
+    }
+    if let Some(value) = values.get("ip_forward") {
+        match value.get_ref() {
+            DeValue::String(text) if text == "enable" => settings.values.ip_forward = IpForward::Enable,
+            DeValue::String(text) if text == "keep" => settings.values.ip_forward = IpForward::Keep,
+            DeValue::String(other) => {
+                let what = format!("`{other}` is no choice for `ip_forward`");
+                reader.problem(value.span(), what, "write `\"enable\"` or `\"keep\"`");
+            }
+            other => reader.wrong_type(value, "ip_forward", other, "`\"enable\"` or `\"keep\"`"),
+        }
+    }
+    settings
+}
+
+/// The rules of one kind, and the place of each.
+struct Rules<T> {
+    rules: Vec<T>,
+    places: Vec<Place>,
+}
+
+/// Reads every table of one kind.
+fn each<T>(
+    reader: &mut Reader,
+    root: &DeTable<'_>,
+    key: &'static str,
+    name: &'static str,
+    mut read: impl FnMut(&mut Reader, &Table<'_>) -> Option<(T, Range<usize>)>,
+) -> Rules<T> {
+    let tables = reader.tables(root, key, name);
+    let (rules, places) = tables
+        .into_iter()
+        .filter_map(|table| read(reader, &table).map(|(rule, span)| (rule, reader.place(span))))
+        .unzip();
+    Rules { rules, places }
+}
+
+/// Returns the file's name without `.toml` as the name of the set.
+fn name_of_file(reader: &mut Reader, path: &Path) -> Option<SetName> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     match stem.parse() {
         Ok(name) => Some(name),

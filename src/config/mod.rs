@@ -7,9 +7,6 @@
 pub mod diagnostic;
 mod forward;
 pub mod load;
-mod part;
-mod pieces;
-mod plain;
 pub(crate) mod reader;
 pub mod source;
 mod tables;

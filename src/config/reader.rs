@@ -18,8 +18,6 @@ pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 /// The mistakes of one file so far.
 pub(crate) struct Reader {
     source: Arc<Source>,
-    /// Where the text that is read begins in the file; the places of its values are counted from there.
-    begin: usize,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -33,17 +31,21 @@ pub(crate) struct Table<'a> {
 }
 
 impl Reader {
-    pub(crate) fn new(source: &Arc<Source>, begin: usize) -> Self {
-        Self { source: Arc::clone(source), begin, problems: Vec::new() }
+    pub(crate) fn new(source: &Arc<Source>) -> Self {
+        Self { source: Arc::clone(source), problems: Vec::new() }
     }
 
-    /// Where in the file that is which has this place in the text that is read.
-    pub(crate) fn span(&self, span: Range<usize>) -> Range<usize> {
-        self.begin + span.start..self.begin + span.end
+    pub(crate) fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// Returns the place of some bytes of the file.
+    pub(crate) fn place(&self, span: Range<usize>) -> Place {
+        Place { source: Arc::clone(&self.source), span }
     }
 
     pub(crate) fn problem(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
-        let place = Some(Place { source: Arc::clone(&self.source), span: self.span(span) });
+        let place = Some(self.place(span));
         let what = printable(what.as_ref());
         self.problems.push(Problem { kind: Kind::Invalid, what, place, other: None, help: help.into() });
     }

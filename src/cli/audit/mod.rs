@@ -5,7 +5,6 @@ mod shape;
 mod text;
 
 use std::collections::BTreeSet;
-use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -96,14 +95,13 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
         return Err(Failure::Usage { what, help: "give one of them".to_owned() }.into());
     }
     let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
-    // The process is at its end when it is not needed any more, so nobody needs to take it apart.
-    let host = ManuallyDrop::new(match args.files.as_slice() {
+    let host = match args.files.as_slice() {
         [] => this_host(global, output)?,
         files => {
             let dumps = files.iter().map(|file| dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
             Host::new(read::together(dumps), None)
         }
-    });
+    };
     let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
     let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
     // The long lists are made beside: together they take as long as the findings.
@@ -118,8 +116,7 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     sources.retain(|row| of_owner(&row.owner));
     let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
     let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
-    let report =
-        ManuallyDrop::new(Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps });
+    let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
     match (global.json, args.sarif) {
         (true, _) => json::print(&shape::Audit::new(&report), output.stdout)?,
         (false, true) => json::print(&sarif::log(&report), output.stdout)?,

@@ -20,7 +20,7 @@ use crate::model::{ChainName, IfName, ParseError, prefix};
 /// # Errors
 /// Every mistake in it, in the order of their places.
 pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
-    let mut reader = Reader::new(source, 0);
+    let mut reader = Reader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);
     for error in errors {
         let help = "see https://toml.io for what a file may look like";
