@@ -1,4 +1,4 @@
-//! What is promised, beside what was measured.
+//! Rows of the result table: a measurement, its rival and its target.
 
 use crate::race::{Ratio, Samples};
 

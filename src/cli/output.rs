@@ -1,4 +1,4 @@
-//! Where commands print.
+//! The streams that commands print to.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,4 @@
-//! Why a throw-away network cannot be had.
+//! Errors of throw-away networks.
 
 use std::io;
 

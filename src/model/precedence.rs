@@ -1,4 +1,4 @@
-//! The rules of all sets about what leaves this host, in the order of precedence, and those that contradict each other.
+//! The source NAT and masquerade rules of all sets in order of precedence, and the conflicts between them.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What an audit found.
+//! The results of an audit, before a command prints them as text, JSON or SARIF.
 
 use std::path::PathBuf;
 

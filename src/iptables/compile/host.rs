@@ -1,4 +1,4 @@
-//! What rules depend on besides the model.
+//! Host facts that the compiler needs besides the model.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Why a standing network is not as it should be.
+//! Errors of standing networks.
 
 use std::io;
 use std::path::PathBuf;

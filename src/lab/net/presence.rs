@@ -1,4 +1,4 @@
-//! How a step looks in the kernel.
+//! The state of a step in the kernel.
 
 /// What is there of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]

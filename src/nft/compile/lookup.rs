@@ -5,8 +5,9 @@
 //! meta nfproto ipv4 ct label set 121
 //!     dnat ip to meta l4proto . th dport . ip daddr . iifname . ip saddr & 255.255.255.0 map @ip-address-interface-from24-ports
 //! ```
-//! Of ports in blocks, the low bits are masked. The client's address is masked before it is looked up, so nested prefixes are separate maps of constant cost and never
-//! overlap in one. The label is set between the lookup and the rewriting, so only on what a forward caught.
+//! Of ports in blocks, the low bits are masked. The client's address is masked before it is looked up, so nested prefixes
+//! are separate maps of constant cost and never overlap in one. The label is set between the lookup and the rewriting, so
+//! only on what a forward caught.
 //!
 //! Where some of a map's forwards ask for another source, no hairpin or loopback addresses, a rule before it takes their
 //! labels from a map of the same keys:

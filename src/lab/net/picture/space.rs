@@ -1,4 +1,4 @@
-//! What a picture shows: namespaces, and what is in them.
+//! The data of a picture: namespaces with their links, routes, neighbours and processes.
 
 use std::fmt;
 use std::net::IpAddr;
