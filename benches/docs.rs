@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::table::{Report, markdown};
-use crate::{chart, machine, phases};
+use crate::table::{Report, markdown, phases};
+use crate::{chart, machine};
 
 /// Where a run leaves its charts when it is not asked to write documents.
 pub fn scratch() -> std::path::PathBuf {

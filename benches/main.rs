@@ -74,7 +74,7 @@ fn main() {
     }
     host::remove_copy();
     println!("\n{}\n\n{}", machine::words(), table::plain(&report.rows));
-    println!("{}", phases::table(&report.phases));
+    println!("{}", table::phases::table(&report.phases));
     if has("--write-docs") {
         docs::write(&report, effort.quick);
         println!("\nwritten: docs/benchmarks.md, docs/bench.svg");

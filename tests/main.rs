@@ -40,8 +40,9 @@ mod lab_show;
 mod layout;
 /// Machines of their own for labs: what is in them, what is left, killed anywhere.
 mod machine;
-/// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.
+/// Random mixtures of rules of several tools: what `audit` reports of a packet is what happens to a real one.
 mod mixtures;
+/// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.
 mod near;
 /// Others who have rules in iptables: theirs stay as they are, and a live Docker Engine goes on.
 mod neighbours;

@@ -3,7 +3,7 @@
 use tabled::builder::Builder;
 use tabled::settings::Style;
 
-use super::{Row, Target};
+use super::row::{Row, Target};
 
 const HEADS: [&str; 9] = ["what", "N", "portfwd", "peer", "time ratio", "memory ratio", "× floor", "target", "reached"];
 

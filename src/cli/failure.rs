@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::Output;
+use super::output::Output;
 use crate::config::source::ReadError;
 use crate::config::{Kind, Problem};
 use crate::engine::EngineError;

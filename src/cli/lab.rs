@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 
-use super::{Failure, Global, Output, STATE_DIR, add, json};
+use super::global::STATE_DIR;
+use super::{Failure, Global, Output, add, json};
 use crate::config::source;
 use crate::lab::net::{self, Change, Journals, Lab, LabName, NetError, NetnsName, Standing, Step};
 

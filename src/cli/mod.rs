@@ -11,10 +11,12 @@ mod confirm;
 mod explain;
 mod failure;
 mod flush;
+mod global;
 mod guard;
 mod json;
 mod lab;
 mod list;
+mod output;
 mod plan;
 mod restore;
 mod rm;
@@ -25,17 +27,17 @@ mod waiting;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
-use crate::engine::{Choice, Engine, Scope, Storage, Timing};
-use crate::model::error::printable;
+use crate::engine::Timing;
 use crate::sys::namespace;
-pub use failure::Failure;
+use global::Color;
+use output::Aside;
 
-/// Where the state is kept where nobody says so.
-const STATE_DIR: &str = "/var/lib/portfwd";
+pub use failure::Failure;
+pub use global::Global;
+pub use output::Output;
 
 /// NAT and port forwards on Linux as data
 #[derive(Debug, Parser)]
@@ -53,51 +55,6 @@ struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
-}
-
-/// What every command understands.
-#[derive(Debug, Clone, Args)]
-pub struct Global {
-    /// Which part of the kernel does the work
-    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto)]
-    backend: Backend,
-    /// Work in this network namespace, as `ip netns` knows it
-    #[arg(long, global = true, value_name = "NAME")]
-    netns: Option<String>,
-    /// Where the state is kept
-    #[arg(long, global = true, value_name = "DIR", default_value = STATE_DIR)]
-    state_dir: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    /// Show which backend works, what is sent to the kernel, and where the time went
-    #[arg(short, long, global = true)]
-    verbose: bool,
-    /// When to color messages
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
-    color: Color,
-}
-
-/// Which part of the kernel does the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Backend {
-    /// nftables where the kernel has it, iptables otherwise
-    Auto,
-    /// nftables
-    Nft,
-    /// iptables, of the variant that the host's own is
-    Iptables,
-}
-
-/// When to color messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Color {
-    /// On a terminal
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -163,32 +120,6 @@ impl Command {
     }
 }
 
-/// Where a command prints, and how.
-pub struct Output<'a> {
-    stdout: &'a mut dyn Write,
-    stderr: &'a mut dyn Write,
-    color: bool,
-    /// Whether what is to be printed has been done.
-    done: bool,
-    /// Where the time of the process went.
-    timing: Timing,
-}
-
-/// What is said aside. A disk that is full, or a reader that is gone, is no reason to leave undone what was asked.
-struct Aside<'a>(&'a mut dyn Write);
-
-impl Write for Aside<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _: io::Result<()> = self.0.write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let _: io::Result<()> = self.0.flush();
-        Ok(())
-    }
-}
-
 /// Runs a command line, prints its output and returns the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
@@ -240,90 +171,6 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
         Command::Audit(args) => audit::run(args, global, output),
         Command::Explain(args) => explain::run(args, global, output),
         Command::Lab(args) => lab::run(args, global, output),
-    }
-}
-
-impl Global {
-    /// Opens the engine to read. Prints a note if a change waits for its confirmation.
-    fn read(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = self.open(Storage::ReadOnly(&self.state_dir), Scope::Full, output)?;
-        self.report_pending(&engine, output)?;
-        Ok(engine)
-    }
-
-    /// Opens the engine to write, and first finishes or rolls back what an earlier command left.
-    fn recover(&self, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let mut engine = self.open(Storage::ReadWrite(&self.state_dir), scope, output)?;
-        if engine.roll_back_if_expired()?.is_some() {
-            writeln!(output.stderr, "note: the last change was not confirmed in time; the rules before it are back")?;
-        }
-        self.finish(&mut engine, output)?;
-        Ok(engine)
-    }
-
-    /// Opens the engine for a change. Fails while another change waits for its confirmation.
-    fn change(&self, dry_run: bool, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        if dry_run {
-            return self.read(output);
-        }
-        let engine = self.recover(scope, output)?;
-        engine.ensure_none_pending()?;
-        Ok(engine)
-    }
-
-    /// Opens the engine, and reports a fallback to iptables.
-    fn open(&self, storage: Storage<'_>, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = Engine::open(storage, self.choice(), scope)?;
-        if let Some(why) = engine.fallback_reason() {
-            writeln!(output.stderr, "note: {why}; {} is used instead", engine.id())?;
-        }
-        if self.verbose {
-            let versions = engine.versions();
-            let backend = if versions.is_empty() { engine.id().to_string() } else { versions.join(", ") };
-            writeln!(output.stderr, "note: the backend is {backend}")?;
-        }
-        Ok(engine)
-    }
-
-    fn report_pending(&self, engine: &Engine, output: &mut Output<'_>) -> io::Result<()> {
-        let Some(waiting) = &engine.state().unconfirmed else { return Ok(()) };
-        let portfwd = self.as_typed();
-        match waiting.until.left().map(failure::in_words) {
-            Some(left) => writeln!(
-                output.stderr,
-                "note: these rules are taken back in {left}, unless `{portfwd} confirm` keeps them"
-            ),
-            None => writeln!(
-                output.stderr,
-                "note: these rules were not confirmed in time; `{portfwd} restore`, and every change, takes them back first"
-            ),
-        }
-    }
-
-    /// The program, with what on the command line says whose rules and which state are meant.
-    fn as_typed(&self) -> String {
-        let mut words = vec!["portfwd".to_owned()];
-        words.extend(self.netns.iter().map(|name| format!("--netns {name}")));
-        if self.state_dir != Path::new(STATE_DIR) {
-            words.push(format!("--state-dir {}", printable(&self.state_dir.to_string_lossy())));
-        }
-        words.join(" ")
-    }
-
-    /// Finishes an interrupted change. If that fails, goes on: the next change may repair it, or reports the error.
-    fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> io::Result<()> {
-        if matches!(engine.finish_interrupted(), Ok(true)) {
-            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
-        }
-        Ok(())
-    }
-
-    fn choice(&self) -> Choice {
-        match self.backend {
-            Backend::Auto => Choice::Auto,
-            Backend::Nft => Choice::Nft,
-            Backend::Iptables => Choice::Iptables,
-        }
     }
 }
 

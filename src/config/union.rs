@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::diagnostic::{Kind, Problem};
 use super::load::Loaded;
 use super::source::Place;
-use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetName, conflict, egress};
+use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetName, conflict, precedence};
 
 /// Brings what is asked already together with sets that replace their namesakes in it.
 ///
@@ -141,7 +141,7 @@ fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
             help: "remove one, or give one of them an `out` or another `from`".into(),
         })
     };
-    egress::conflicts(asked).into_iter().filter_map(problem).collect()
+    precedence::conflicts(asked).into_iter().filter_map(problem).collect()
 }
 
 /// The 1:1 translations that contradict each other: one network that stands for two, or two that stand for one.

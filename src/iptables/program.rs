@@ -7,8 +7,7 @@ use std::sync::Arc;
 use super::rule::Rule;
 use crate::model::{Counter, Family};
 
-/// What the names of all our chains begin with.
-pub const PREFIX: &str = "PORTFWD";
+pub use super::target::PREFIX;
 
 /// A table of iptables(8) that we have chains in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

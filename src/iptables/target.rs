@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::program::PREFIX;
 use super::words::{self, Words};
 use crate::model::{Family, Mode, Pool, PortRange};
+
+/// What the names of all our chains begin with.
+pub const PREFIX: &str = "PORTFWD";
 
 /// Where a rule sends the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,9 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::LabError;
-use super::topology::{Subnet, of};
 use crate::model::meaning::{Host, Interface, Route};
-use crate::model::{Asked, Binding, Family, IfName, Packet, egress, netmap};
+use crate::model::{Asked, Binding, Family, IfName, Packet, netmap, precedence};
 
 /// How many uplinks there are at most.
 const MOST_UPLINKS: u8 = 16;
@@ -21,6 +20,19 @@ const CLIENT: u8 = 2;
 
 /// How many names an error lists at most.
 const MOST_NAMES: usize = 20;
+
+/// A subnet behind a bridge of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subnet {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The subnet.
+    pub network: IpNetwork,
+    /// The host's address in it.
+    pub gateway: IpAddr,
+    /// The neighbour's address in it, where there is room for one.
+    pub neighbour: Option<IpAddr>,
+}
 
 /// A network that has not been made yet.
 #[derive(Debug)]
@@ -176,6 +188,14 @@ impl Layout {
     }
 }
 
+/// The index of a family's address in a pair.
+pub(super) fn of(family: Family) -> usize {
+    match family {
+        Family::Ipv4 => 0,
+        Family::Ipv6 => 1,
+    }
+}
+
 /// The addresses that packets come from and are for, and those that 1:1 translations lead them to.
 fn mentioned(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
     let mut mentioned = BTreeSet::new();
@@ -212,7 +232,7 @@ fn residents(
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = egress::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let egress = precedence::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
     let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));

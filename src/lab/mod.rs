@@ -8,6 +8,7 @@
 
 mod ask;
 mod datagram;
+mod error;
 mod layout;
 mod link;
 pub mod net;
@@ -18,8 +19,6 @@ pub mod sight;
 mod topology;
 pub mod wire;
 
-use std::io;
-
 use crate::engine::{Choice as Backend, Engine, EngineError, Options, Outcome, Scope, Storage};
 use crate::model::meaning::Host;
 use crate::model::{Asked, Packet, Protocol, RuleSet};
@@ -27,31 +26,12 @@ use crate::store::State;
 use crate::sys::{sysctl, tracking};
 
 pub use ask::Answer;
+pub use error::LabError;
 pub use link::Links;
 pub use netns::Netns;
 pub use probe::{Probe, Report, Vantage};
 pub use sight::{Sight, Sighting};
 pub use topology::{Topology, bridges_ask_netfilter};
-
-/// Why a throw-away network cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum LabError {
-    /// Neither as root nor in a user namespace.
-    #[error("may not make network namespaces: not root, and unprivileged user namespaces are not allowed here")]
-    NotAllowed(#[source] io::Error),
-    /// The rule sets cannot be laid out as a network.
-    #[error("{0}")]
-    Topology(String),
-    /// A link, address or route could not be made.
-    #[error("cannot make {0} in the throw-away network")]
-    Link(String, #[source] io::Error),
-    /// Something else failed.
-    #[error("{0} failed in the throw-away network")]
-    Io(&'static str, #[source] io::Error),
-    /// The rules could not be applied.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
 
 /// What was tried.
 #[derive(Debug)]

@@ -12,11 +12,13 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::ask::{Answer, ask};
+use super::layout::{Subnet, of};
 use super::sight::{Sight, Sighting};
-use super::topology::{DISCARD, Subnet, Topology, of};
+use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
-use crate::model::egress::{self, Way};
+use crate::model::egress::Way;
 use crate::model::meaning::{Dropped, Fate, Host, meaning};
+use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
 /// How long an answer may take.
@@ -218,7 +220,7 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
 /// A packet for every rule about what leaves, and for what 1:1 translations make of it.
 fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
-    for (egress, _) in egress::ordered(asked) {
+    for (egress, _) in precedence::ordered(asked) {
         let families = egress.families();
         rules.push((egress.from, egress.way, families));
     }

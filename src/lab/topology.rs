@@ -14,10 +14,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::layout::{self, Layout, full, uplink_prefix};
+use super::layout::{self, Layout, Subnet, full, uplink_prefix};
 use super::{LabError, Links, Netns};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Binding, Family, Packet};
+use crate::model::{Asked, Binding, Packet};
 
 /// An interface of the host, and the client behind it.
 #[derive(Debug)]
@@ -30,19 +30,6 @@ pub struct Uplink {
     pub host: [IpAddr; 2],
     /// The client's addresses, IPv4 and IPv6.
     pub address: [IpAddr; 2],
-}
-
-/// A subnet behind a bridge of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subnet {
-    /// The bridge's name.
-    pub bridge: String,
-    /// The subnet.
-    pub network: IpNetwork,
-    /// The host's address in it.
-    pub gateway: IpAddr,
-    /// The neighbour's address in it, where there is room for one.
-    pub neighbour: Option<IpAddr>,
 }
 
 /// A throw-away network.
@@ -85,14 +72,6 @@ pub fn bridges_ask_netfilter(on: bool) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The index of a family's address in a pair.
-pub fn of(family: Family) -> usize {
-    match family {
-        Family::Ipv4 => 0,
-        Family::Ipv6 => 1,
-    }
 }
 
 impl Topology {

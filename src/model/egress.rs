@@ -1,15 +1,15 @@
-//! Rules about what leaves this host, in one form: which of two wins, and which two contradict each other.
+//! Rules about what leaves this host, in one form, and which of two wins.
 //!
 //! Networks that masquerade, `[[masquerade]]` and `[[snat]]` all say: what comes from here and leaves there takes such an
 //! address. The one with `out` wins over the one without; then the one with the longer `from` prefix; then the one that
-//! names its addresses over a masquerade. Two that are equal in all of that and name different ones are a conflict.
+//! names its addresses over a masquerade. Two that are equal in all of that and name different ones are a conflict
+//! ([`conflicts`](super::precedence::conflicts)).
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use ipnetwork::IpNetwork;
 
-use super::{Asked, Family, IfName, Masquerade, Mode, Network, Owned, Pool, Snat};
+use super::{Family, IfName, Masquerade, Mode, Network, Pool, Snat};
 
 /// The address that something takes when it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Egress {
     }
 
     /// The prefix, where it says more than none would: that of everybody does not.
-    fn narrowed(&self) -> Option<IpNetwork> {
+    pub(super) fn narrowed(&self) -> Option<IpNetwork> {
         self.from.filter(|from| from.prefix() > 0)
     }
 
@@ -83,110 +83,4 @@ impl Egress {
 
 fn way(out: Option<&IfName>) -> Way {
     out.map_or(Way::Any, |out| Way::By(out.clone()))
-}
-
-/// A rule about what leaves, as it was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Written {
-    /// A network, by its place in [`Asked::networks`].
-    Network(usize),
-    /// A masquerade, by its place in [`Asked::masquerades`].
-    Masquerade(usize),
-    /// Source NAT, by its place in [`Asked::snats`].
-    Snat(usize),
-}
-
-/// Every rule about what leaves, in the order of precedence, with the rule that it comes from. Among equals the order is
-/// that of [`Asked`], which is sorted.
-pub fn ordered(asked: &Asked) -> Vec<(Egress, Written)> {
-    let mut all = in_order_of_writing(asked);
-    all.sort_by_key(|(egress, _)| egress.precedence());
-    all
-}
-
-fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
-    fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
-        rules.iter().map(|owned| &owned.rule).enumerate()
-    }
-    let networks = numbered(&asked.networks)
-        .flat_map(|(at, rule)| Egress::of_network(rule).into_iter().map(move |egress| (egress, Written::Network(at))));
-    let masquerades =
-        numbered(&asked.masquerades).map(|(at, rule)| (Egress::of_masquerade(rule), Written::Masquerade(at)));
-    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::of_snat(rule), Written::Snat(at)));
-    networks.chain(masquerades).chain(snats).collect()
-}
-
-/// Finds every two source NATs that are about the same packets with the same precedence and name different addresses, by
-/// their places in [`Asked::snats`]: (earlier, later).
-pub fn conflicts(asked: &Asked) -> Vec<(usize, usize)> {
-    type Key = (Family, Option<IfName>, Option<IpNetwork>);
-    let mut met: HashMap<Key, (Rewrite, usize)> = HashMap::new();
-    let mut pairs = Vec::new();
-    for (at, owned) in asked.snats.iter().enumerate() {
-        let egress = Egress::of_snat(&owned.rule);
-        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.narrowed());
-        let (first, before) = *met.entry(key).or_insert((egress.rewrite, at));
-        if first != egress.rewrite {
-            pairs.push((before, at));
-        }
-    }
-    pairs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::SetName;
-
-    fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
-        fn own<T>(rule: T) -> Owned<T> {
-            Owned { set: SetName::cli(), rule }
-        }
-        let from = |text: Option<&str>| text.map(|text| text.parse().expect(text));
-        let out = |text: Option<&str>| text.map(|text| text.parse().expect(text));
-        let masquerade = |(prefix, name): &(_, _)| own(Masquerade { from: from(*prefix), out: out(*name) });
-        let snat = |(prefix, name, to): &(_, _, &str)| {
-            own(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
-        };
-        Asked {
-            masquerades: masquerades.iter().map(masquerade).collect(),
-            snats: snats.iter().map(snat).collect(),
-            ..Asked::default()
-        }
-    }
-
-    #[test]
-    fn out_wins_then_the_longer_prefix_then_who_names_addresses() {
-        let asked = asked(
-            &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
-            &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
-        );
-        let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
-        let expected = [
-            Written::Snat(1),
-            Written::Masquerade(2),
-            Written::Masquerade(1),
-            Written::Snat(0),
-            Written::Masquerade(0),
-        ];
-        assert_eq!(order, expected);
-    }
-
-    #[test]
-    fn equals_that_name_different_addresses_conflict() {
-        let first = (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.1");
-        for (name, other, expected) in [
-            ("other out", (Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7"), 0),
-            ("other from", (Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7"), 0),
-            ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
-            ("the same", first, 0),
-        ] {
-            assert_eq!(conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
-        }
-        let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
-        assert_eq!(conflicts(&asked(&[], &both)), []);
-        let everybody = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
-        assert_eq!(conflicts(&asked(&[], &everybody)), [(0, 1)]);
-        assert_eq!(conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
-    }
 }

@@ -5,7 +5,7 @@
 //! one client prefix, one family. Everything behind this room (compilers, state, listing) works on the normal form,
 //! so no other room has to know what a port list is.
 //!
-//! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, [`egress`] which of two rules
+//! A rule set is a set: [`Binding::class`] and [`conflict`] decide which of two forwards wins, [`precedence`] which of two rules
 //! about what leaves, never their order. What all of it means for a packet is in [`meaning`].
 
 pub mod address;
@@ -25,6 +25,7 @@ pub mod netmap;
 pub mod network;
 pub mod packet;
 pub mod ports;
+pub mod precedence;
 pub mod prefix;
 pub mod protocol;
 pub mod rule_comment;

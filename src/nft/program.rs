@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::expr::Expr;
+use super::expr::{Expr, Hex};
 use super::user_data::Span;
 use crate::model::Counter;
 
@@ -291,18 +291,6 @@ impl fmt::Display for Program {
             for rule in &chain.rules {
                 writeln!(f, "    {rule}")?;
             }
-        }
-        Ok(())
-    }
-}
-
-/// Prints bytes as words of hexadecimal digits.
-pub struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02x}", if index > 0 && index % 4 == 0 { " " } else { "" })?;
         }
         Ok(())
     }

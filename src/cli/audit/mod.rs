@@ -1,5 +1,6 @@
 //! `portfwd audit`: all NAT on this host, or in dumps of one, and what is wrong with it.
 
+mod report;
 mod sarif;
 mod shape;
 mod text;
@@ -11,16 +12,17 @@ use std::thread;
 
 use super::{Failure, Global, Output, json, sets, view};
 use crate::audit::facts::{Facts, Ours};
-use crate::audit::finding::{Finding, Severity};
+use crate::audit::finding::Severity;
 use crate::audit::findings;
 use crate::audit::host::Host;
-use crate::audit::listing::{self, Row};
+use crate::audit::listing;
 use crate::audit::read::{self, DumpError};
 use crate::audit::ruleset::{Gap, Ruleset};
 use crate::config;
 use crate::engine::{Engine, EngineError, Scope, Storage};
 use crate::model::error::printable;
 use crate::model::{Asked, Family};
+use report::Report;
 
 /// The most bytes of one dump.
 const LARGEST: u64 = 1 << 30;
@@ -75,18 +77,6 @@ impl From<Level> for Severity {
             Level::Error => Self::Error,
         }
     }
-}
-
-/// What is printed, in one form or another.
-#[derive(Debug)]
-struct Report<'a> {
-    host: &'a Host,
-    /// The dumps; none of the host itself.
-    files: &'a [PathBuf],
-    forwards: Vec<Row>,
-    sources: Vec<Row>,
-    findings: Vec<Finding>,
-    gaps: Vec<Gap>,
 }
 
 pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {

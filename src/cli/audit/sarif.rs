@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::Finding;
 use crate::audit::listing::Row;
 use crate::cli::json::VERSION;

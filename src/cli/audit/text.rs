@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::{Confidence, Finding, Severity};
 use crate::audit::listing::Row;
 use crate::cli::Output;

@@ -9,11 +9,14 @@
 //! to load as the rule itself (measured, iptables 1.8.9: 60,000 rules in 0.37 s with and 0.22 s without).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
+use super::conditions::{interface, narrowed};
 use super::tree::Tree;
-use super::{Homes, interface, narrowed, only};
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
 use crate::model::label::{self, MASQUERADE, OURS, Sources};
@@ -22,6 +25,9 @@ use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, P
 /// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
 /// include/uapi/linux/netfilter/x_tables.h is 29 with the closing zero.
 const MAX_NAME: usize = 28;
+
+/// The chains of forwards to some targets, whatever networks they are in.
+pub(in crate::iptables) type Homes = HashMap<IpAddr, ChainName>;
 
 /// The rules that lead a packet to the forwards.
 #[derive(Default)]
@@ -75,7 +81,7 @@ pub(in crate::iptables) fn rules_of(
     let at = if place == Place::Loopback { binding.loopback_address() } else { binding.address };
     let mut rule = Rule {
         source: narrowed(binding.from),
-        destination: at.map(only),
+        destination: at.map(IpNetwork::from),
         input: binding.interface.as_ref().filter(|_| place == Place::Outside).and_then(|name| interface(name, false)),
         protocol: Some(Transport::Ports(binding.protocol)),
         ports: Some(binding.ports),

@@ -8,7 +8,7 @@
 //! -A PORTFWD.POSTROUTING -s 10.0.0.0/24 -o eth0 -p tcp -m comment --comment web -j SNAT --to-source 203.0.113.5:1024-2047
 //! -A PORTFWD.POSTROUTING -s 172.17.0.0/16 ! -o docker0 -m comment --comment "web: network docker0 DOCKER" -j MASQUERADE
 //! ```
-//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins.
+//! The rules of sets come in the order of their precedence ([`precedence::ordered`]), so the first that matches wins.
 //!
 //! The address that a forward names is found by its number in the connection's label, four bits at a time. A pool with ports
 //! takes a rule for each protocol that iptables gives ports to, and one for all others.
@@ -20,11 +20,12 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{interface, narrowed};
+use super::conditions::{interface, narrowed};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
-use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use crate::model::egress::{Egress, Rewrite, Way};
 use crate::model::label::{self, MASQUERADE, SETTLED, Sources};
+use crate::model::precedence::{self, Written};
 use crate::model::rule_comment::{NETMAP, NETWORK, comment, of_network};
 use crate::model::{Asked, Family, IfName, Netmap, Owned, Pool, Protocol};
 
@@ -50,7 +51,7 @@ pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: 
         rules.push(Rule::to(Target::Masquerade).with(Match::Label { bit: MASQUERADE, not: false }));
     }
     rules.extend(netmaps(asked, family, |netmap| (netmap.to, netmap.listen)));
-    for (egress, written) in egress::ordered(asked) {
+    for (egress, written) in precedence::ordered(asked) {
         if egress.families().contains(&family) {
             rules.extend(of_egress(asked, &egress, written));
         }

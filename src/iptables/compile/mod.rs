@@ -20,25 +20,23 @@
 //! forwards and the chains that they live in, `tree.rs` lays thousands of them out so that a packet meets tens, `passing.rs`
 //! sees to what passes through (hairpin, isolated networks, the guard of loopback addresses), `leaving.rs` to what leaves.
 
+mod conditions;
 mod forward;
+mod host;
 mod leaving;
 mod passing;
 mod tree;
 
-pub(super) use forward::{Place, rules_of};
+pub(super) use forward::{Homes, Place, rules_of};
+pub use host::Host;
 pub(super) use leaving::{SAME, SOURCES, number_bits};
 pub use passing::HAIRPIN;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
-
-use ipnetwork::IpNetwork;
-
 use super::limits::{self, Limit};
 use super::program::{Attached, Chain, Contents, Half, Hook, Program};
-use super::rule::{Interface, Match, Rule};
+use super::rule::{Match, Rule};
 use crate::model::label::{Masqueraded, Sources};
-use crate::model::{Asked, ChainName, Family, IfName, SetName};
+use crate::model::{Asked, Family, SetName};
 
 /// Why a model cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,15 +44,6 @@ pub enum CompileError {
     /// A rule set asks what iptables cannot do.
     #[error("in the rule set `{0}`, {1}")]
     Limit(SetName, Limit),
-}
-
-/// What of a host the rules depend on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Host {
-    /// The interfaces that packets are routed by.
-    pub interfaces: BTreeSet<IfName>,
-    /// Whether its iptables can shift a range of ports (`--to-destination ADDR:LO-HI/BASE`).
-    pub shifts: bool,
 }
 
 /// Compiles all that is asked.
@@ -67,9 +56,6 @@ pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
     }
     Ok(compile_all(asked, host, &Homes::new()))
 }
-
-/// The chains of forwards to some targets, whatever networks they are in.
-pub(super) type Homes = HashMap<IpAddr, ChainName>;
 
 /// Compiles all that is asked, whether iptables can do it or not.
 pub(super) fn compile_all(asked: &Asked, host: &Host, homes: &Homes) -> Program {
@@ -110,18 +96,4 @@ fn attach(contents: &mut Contents, hook: Hook, rules: Vec<Rule>) {
         contents.chains.insert(hook.entry().into(), Chain::from(rules));
         contents.hooks.insert(hook, Attached::ONCE);
     }
-}
-
-fn interface(name: &IfName, not: bool) -> Option<Interface> {
-    Some(Interface { not, name: name.clone() })
-}
-
-/// The network of one address.
-fn only(address: IpAddr) -> IpNetwork {
-    IpNetwork::from(address)
-}
-
-/// The prefix where it says more than none would; iptables leaves out that of everybody.
-fn narrowed(network: Option<IpNetwork>) -> Option<IpNetwork> {
-    network.filter(|network| network.prefix() > 0)
 }

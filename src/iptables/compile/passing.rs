@@ -16,7 +16,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Host, interface};
+use super::conditions::interface;
+use super::host::Host;
 use crate::iptables::limits;
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};

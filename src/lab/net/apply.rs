@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::NetError;
-use super::ground::Presence;
+use super::plan::Name;
+use super::presence::Presence;
 use super::rules::Rules;
-use super::up::Name;
 use crate::config::{Kind, Loaded, Problem, Source, union};
 use crate::engine::guard::{self, Ssh};
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};

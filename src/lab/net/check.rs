@@ -7,14 +7,39 @@ use std::ops::Range;
 use ipnetwork::IpNetwork;
 
 use super::address;
-use super::description::{Attachment, Container, Kind};
-use super::name::NetnsName;
-use super::read::Parts;
+use super::description::{Attachment, Bridge, Container, Kind, Lab, Namespace, Route, Veth};
+use super::name::{LabName, NetnsName};
 use crate::config::reader::Reader;
 use crate::model::IfName;
 
 /// Where an interface is, and its name.
 type Link<'a> = (Option<&'a NetnsName>, &'a IfName);
+
+/// What is valid in a file, each with its place.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    pub namespaces: Vec<(Namespace, Range<usize>)>,
+    pub bridges: Vec<(Bridge, Range<usize>)>,
+    pub veths: Vec<(Veth, [Range<usize>; 2])>,
+    pub routes: Vec<(Route, Range<usize>)>,
+    pub containers: Vec<(Container, Range<usize>)>,
+}
+
+impl Parts {
+    pub(super) fn into_lab(self, name: LabName) -> Lab {
+        fn only<T, S>(parts: Vec<(T, S)>) -> Vec<T> {
+            parts.into_iter().map(|(part, _)| part).collect()
+        }
+        Lab {
+            name,
+            namespaces: only(self.namespaces),
+            bridges: only(self.bridges),
+            veths: only(self.veths),
+            routes: only(self.routes),
+            containers: only(self.containers),
+        }
+    }
+}
 
 /// Reports what does not go together.
 pub(super) fn check(reader: &mut Reader, parts: &Parts) {

@@ -4,25 +4,21 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::description::{Kind, Lab};
-use super::init::private_mounts;
+use super::error::{NetError, permitted};
 use super::journal::Journals;
 use super::list::{self, Room};
+use super::mounts::surroundings;
 use super::name::NetnsName;
-use super::{NetError, up};
+use super::up;
 use crate::engine::Choice;
 use crate::iptables::command;
 use crate::lab::netns::gain_privileges;
 use crate::lab::{LabError, Links};
-
-/// What a namespace has of its own in /etc, as ip-netns(8) has it.
-const ETC: &str = "/etc/netns";
 
 /// Where the host of a lab for one command is held.
 const HOST: &str = "/run/portfwd/host";
@@ -65,7 +61,7 @@ pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetEr
 /// Where there is no such namespace, it cannot be entered, or the command not be run.
 pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Result<u8, NetError> {
     let room = list::room(name, journals)?;
-    enter(name, &room).map_err(|error| super::permitted(error, |error| NetError::Enter(name.clone(), error)))?;
+    enter(name, &room).map_err(|error| permitted(error, |error| NetError::Enter(name.clone(), error)))?;
     let Some((program, arguments)) = command.split_first() else {
         return Err(NetError::Command(String::new(), io::ErrorKind::InvalidInput.into()));
     };
@@ -92,24 +88,4 @@ fn enter(name: &NetnsName, room: &Room) -> io::Result<()> {
     }
     room.network.enter()?;
     if room.host { Ok(()) } else { surroundings(name) }
-}
-
-/// Gives the calling thread mounts of its own that fit the network namespace it is in, as `ip netns exec` does.
-pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
-    private_mounts()?;
-    let none = None::<&str>;
-    let read_only = statvfs("/sys").is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY));
-    let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    // Where parts of /sys are hidden from a user namespace, the kernel does not let it be mounted anew
-    // (`mount_too_revealing` in fs/namespace.c): it then shows the interfaces of where we come from.
-    let _ = mount(Some(name.as_str()), "/sys", Some("sysfs"), flags, none);
-    let Ok(files) = fs::read_dir(Path::new(ETC).join(name.as_str())) else { return Ok(()) };
-    for file in files {
-        let file = file?;
-        let over = Path::new("/etc").join(file.file_name());
-        if over.exists() {
-            mount(Some(&file.path()), &over, none, MsFlags::MS_BIND, none)?;
-        }
-    }
-    Ok(())
 }

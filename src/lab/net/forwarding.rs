@@ -3,8 +3,8 @@
 use std::fs;
 use std::io;
 
-use super::plain;
 use crate::lab::Netns;
+use crate::lab::error::plain;
 
 /// What lets it.
 const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];

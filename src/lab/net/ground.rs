@@ -13,26 +13,14 @@ use super::links::{Found, Mac};
 use super::name::NetnsName;
 use super::named::{self, Named, NamespaceMark};
 use super::ovs::{OvsError, OvsMark, Switch};
-use super::plain;
 use super::plan::{Site, Step};
+use super::presence::Presence;
 use super::process::{self, Process, ProcessMark};
 use super::rules::Rules;
+use crate::lab::error::plain;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
 use crate::sys::offload;
-
-/// What is there of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Presence {
-    /// What it makes, and we made it.
-    Here,
-    /// What we made, but not all of it, or not as it should be.
-    Part,
-    /// Nothing.
-    Absent,
-    /// Something else of its name.
-    Foreign,
-}
 
 /// The namespaces that a lab is in.
 pub(super) struct Ground {

@@ -12,14 +12,13 @@ use std::os::fd::{AsFd, RawFd};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_child_subreaper, set_name};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{close, dup2_stdin, dup2_stdout, setsid};
 
-use super::exec::surroundings;
+use super::mounts::{private_mounts, surroundings};
 use super::name::NetnsName;
 use super::process::end_descendants;
 use crate::iptables::command;
@@ -101,13 +100,6 @@ fn begin(container: &Container) -> io::Result<()> {
             _ => io::Error::other(format!("cannot run `{name}`: {error}")),
         }
     })
-}
-
-/// Sees to it that what is mounted from now on is seen by nobody else; what others mount is still seen.
-pub(super) fn private_mounts() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&str>;
-    Ok(mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?)
 }
 
 /// Asks of every child that ends how it ended, so that none stays; where it is bound, until its input is at its end.

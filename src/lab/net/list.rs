@@ -2,13 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use super::ground::{Ground, Presence};
+use super::error::{NetError, permitted};
+use super::ground::Ground;
 use super::host;
 use super::journal::{Journal, Journals, Mark};
 use super::name::{LabName, NetnsName};
 use super::named::{self, Named};
 use super::plan::Step;
-use super::{NetError, permitted};
+use super::presence::Presence;
 use crate::lab::Netns;
 
 /// A lab that was made.

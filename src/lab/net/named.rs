@@ -20,8 +20,8 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
-use super::plain;
 use crate::lab::Netns;
+use crate::lab::error::plain;
 use crate::nft::transaction::namespace_cookie;
 use crate::sys::namespace::DIRECTORY;
 

@@ -15,8 +15,8 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::ground::Presence;
 use super::links::Mac;
+use super::presence::Presence;
 use crate::iptables::command::{self, CommandError};
 use crate::model::IfName;
 

@@ -19,7 +19,7 @@ use super::description::{Attachment, Container, End, Kind, Lab};
 use super::name::NetnsName;
 use super::process::Process;
 use super::rules::Rules;
-use crate::model::IfName;
+use crate::model::{IfName, SetName};
 
 /// Where something is: in a network namespace of the lab, or in the host, which is the namespace of who made the lab.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,6 +38,19 @@ impl fmt::Display for Site {
             None => f.write_str("the host"),
         }
     }
+}
+
+/// What a step needs, and another may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A network namespace.
+    Namespace(NetnsName),
+    /// An interface.
+    Link(Site, IfName),
+    /// A route of the host.
+    Route(IpNetwork, IpAddr, Option<IfName>),
+    /// A rule set.
+    Rules(SetName),
 }
 
 /// One thing to be made.

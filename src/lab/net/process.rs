@@ -27,9 +27,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
-use super::plain;
 use crate::iptables::command;
 use crate::lab::Netns;
+use crate::lab::error::plain;
 use crate::sys::process::{Stat, numbers};
 
 /// How long a process that was killed is waited for.

@@ -7,23 +7,13 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use toml::de::{DeTable, DeValue};
 
-use super::check;
+use super::check::{Parts, check};
 use super::description::{Attachment, Bridge, Container, End, Kind, Lab, Namespace, Publish, Route, Veth};
 use super::name::{LabName, NetnsName};
 use crate::config::reader::{Reader, Table};
 use crate::config::{Problem, Source};
 use crate::model::address::no_host;
 use crate::model::{ChainName, IfName, ParseError, prefix};
-
-/// What is valid in a file, each with its place.
-#[derive(Debug, Default)]
-pub(super) struct Parts {
-    pub namespaces: Vec<(Namespace, Range<usize>)>,
-    pub bridges: Vec<(Bridge, Range<usize>)>,
-    pub veths: Vec<(Veth, [Range<usize>; 2])>,
-    pub routes: Vec<(Route, Range<usize>)>,
-    pub containers: Vec<(Container, Range<usize>)>,
-}
 
 /// Reads a lab's file.
 ///
@@ -47,28 +37,12 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
         routes: each(&mut reader, root, "route", "[[route]]", route),
         containers: each(&mut reader, root, "container", "[[container]]", container),
     };
-    check::check(&mut reader, &parts);
+    check(&mut reader, &parts);
     let mut problems = reader.problems;
     problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
     match name {
         Some(name) if problems.is_empty() => Ok(parts.into_lab(name)),
         _ => Err(problems),
-    }
-}
-
-impl Parts {
-    fn into_lab(self, name: LabName) -> Lab {
-        fn only<T, S>(parts: Vec<(T, S)>) -> Vec<T> {
-            parts.into_iter().map(|(part, _)| part).collect()
-        }
-        Lab {
-            name,
-            namespaces: only(self.namespaces),
-            bridges: only(self.bridges),
-            veths: only(self.veths),
-            routes: only(self.routes),
-            containers: only(self.containers),
-        }
     }
 }
 

@@ -3,13 +3,14 @@
 use std::io;
 
 use super::description::Lab;
-use super::ground::{Ground, Presence};
+use super::error::{NetError, permitted};
+use super::ground::Ground;
 use super::host;
 use super::journal::{Entry, Journal, Journals, Mark};
 use super::name::LabName;
 use super::named;
-use super::plan::{self, Site, Step};
-use super::{NetError, permitted};
+use super::plan::{self, Name, Site, Step};
+use super::presence::Presence;
 use crate::lab::Netns;
 
 /// What `up` or `down` did, or would do.
@@ -181,19 +182,6 @@ fn refuse_rules(ground: &Ground, work: &Work, own_host: bool) -> Result<(), NetE
 fn rules_before<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
     let Step::Rules(rules) = step else { return None };
     before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
-}
-
-/// What a step needs, and another may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Name {
-    /// A network namespace.
-    Namespace(super::NetnsName),
-    /// An interface.
-    Link(super::Site, crate::model::IfName),
-    /// A route of the host.
-    Route(ipnetwork::IpNetwork, std::net::IpAddr, Option<crate::model::IfName>),
-    /// A rule set.
-    Rules(crate::model::SetName),
 }
 
 fn names(step: &Step) -> Vec<Name> {

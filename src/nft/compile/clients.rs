@@ -11,8 +11,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::forward::{Run, load_key, rules as rules_of_map};
-use super::{FIRST, family_is};
+use super::expressions::{FIRST, family_is};
+use super::lookup::{load_key, rules as rules_of_map};
+use super::run::Run;
 use crate::model::{Counter, Family};
 use crate::nft::expr::{Expr, Lookup, Verdict};
 use crate::nft::map::{MapId, Role};

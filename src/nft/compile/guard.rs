@@ -13,7 +13,7 @@
 //!
 //! IPv6 needs none: the kernel drops ::1 from a wire by itself (`ip6_rcv_core` in net/ipv6/ip6_input.c).
 
-use super::{End, address_in, name_is};
+use super::expressions::{End, address_in, name_is};
 use crate::model::{Asked, Family, address};
 use crate::nft::expr::{Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;

@@ -15,7 +15,7 @@
 //! It takes two chains because the kernel lets rules ask the routing table about the input only before a packet leaves,
 //! and rewrite the source only when it leaves (`nft_fib_validate` in net/netfilter/nft_fib.c).
 
-use super::{FIRST, label_is, set_label};
+use super::expressions::{FIRST, label_is, set_label};
 use crate::model::label::{MASQUERADE, OURS, PASSED, SETTLED};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, Fib, FibResult};
 use crate::nft::program::Rule;

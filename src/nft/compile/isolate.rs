@@ -13,7 +13,7 @@
 //! The states are `NF_CT_STATE_BIT`, `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` in
 //! include/uapi/linux/netfilter/nf_conntrack_common.h.
 
-use super::{End, FIRST, address_in, interface, label_is_not};
+use super::expressions::{End, FIRST, address_in, interface, label_is_not};
 use crate::model::label::{OURS, PASSED};
 use crate::model::rule_comment::{ISOLATE, comment, of_network};
 use crate::model::{Asked, Network, Owned};

@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 
 use ipnetwork::IpNetwork;
 
-use super::{End, FIRST, address_in, octets, set_label};
+use super::expressions::{End, FIRST, address_in, octets, set_label};
 use crate::model::label::OURS;
 use crate::model::rule_comment::{NETMAP, comment};
 use crate::model::{Asked, Family, Netmap, Owned};

@@ -11,16 +11,18 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins. The
+//! The rules of sets come in the order of their precedence ([`precedence::ordered`]), so the first that matches wins. The
 //! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
 //! does not leave, and is left alone.
 //!
 //! Be aware: the ports of a pool are also the range of ICMP's echo identifiers. nft(8) prints such a rule, but reads it only
 //! behind a match of a protocol that has ports.
 
-use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
-use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use super::expressions::{End, FIRST, address_in, family_is, has_label, interface, name_is, octets};
+use super::netmap;
+use crate::model::egress::{Egress, Rewrite, Way};
 use crate::model::label::{self, MASQUERADE, Sources};
+use crate::model::precedence::{self, Written};
 use crate::model::rule_comment::{self, NETWORK};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
@@ -42,7 +44,7 @@ pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &
         rules.push(masquerade_labelled());
     }
     rules.extend(netmap::outward(asked));
-    rules.extend(egress::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    rules.extend(precedence::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
     if !rules.is_empty() {
         rules.insert(0, ignore_loopback());
     }
@@ -68,7 +70,7 @@ pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
 
 fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
     let element = |(label, address): (Vec<u8>, std::net::IpAddr)| {
-        let data = super::octets(address).into();
+        let data = octets(address).into();
         let element = Element { data, comment: "".into(), span: None, counter: Counter::default() };
         (Key(label.into()), element)
     };
@@ -95,7 +97,7 @@ fn masquerade_labelled() -> Rule {
 
 /// `oifname "lo" return`.
 fn ignore_loopback() -> Rule {
-    let mut exprs = super::name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
+    let mut exprs = name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
     exprs.push(Expr::Verdict(Verdict::Return));
     Rule { exprs, comment: None }
 }
@@ -131,8 +133,8 @@ fn of_written(asked: &Asked, written: Written) -> Option<String> {
 }
 
 fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
-    let last = (pool.first() != pool.last()).then(|| super::octets(pool.last()));
-    let address = super::octets(pool.first());
+    let last = (pool.first() != pool.last()).then(|| octets(pool.last()));
+    let address = octets(pool.first());
     let mut next = FIRST;
     let mut load = |exprs: &mut Vec<Expr>, data: Vec<u8>| {
         let to = next;

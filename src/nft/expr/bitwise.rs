@@ -4,8 +4,7 @@ use std::fmt;
 
 use nftnl_sys as sys;
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const SREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_SREG);
 const DREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_DREG);

@@ -4,8 +4,7 @@ use std::fmt;
 
 use nftnl_sys as sys;
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const SREG: u16 = attribute(sys::NFTNL_EXPR_CMP_SREG);
 const OPERATOR: u16 = attribute(sys::NFTNL_EXPR_CMP_OP);

@@ -4,8 +4,7 @@ use std::fmt;
 
 use nftnl_sys::{self as sys, libc};
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const DREG: u16 = attribute(sys::NFTNL_EXPR_IMM_DREG);
 const DATA: u16 = attribute(sys::NFTNL_EXPR_IMM_DATA);

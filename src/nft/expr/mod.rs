@@ -7,11 +7,14 @@ mod bitwise;
 mod cmp;
 mod ct;
 mod fib;
+mod hex;
 mod immediate;
 mod lookup;
 mod meta;
 mod nat;
 mod payload;
+mod register;
+mod value;
 
 use std::fmt;
 
@@ -19,76 +22,15 @@ pub use bitwise::Bitwise;
 pub use cmp::Cmp;
 pub use ct::{Ct, CtKey, CtSetLabel};
 pub use fib::{Fib, FibResult};
+pub use hex::Hex;
 pub use immediate::{Immediate, Verdict};
 pub use lookup::Lookup;
 pub use meta::{Meta, MetaKey};
 pub use nat::{Choice, Ends, Masquerade, Nat, Redirect};
 pub use payload::{Header, Payload};
-
-/// A 32-bit register word, 0 to 15, where a value begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Register(u8);
-
-impl Register {
-    /// The word with this number, 0 to 15.
-    pub const fn word(number: u8) -> Self {
-        Self(number & 15)
-    }
-
-    /// The word that comes `words` after this one.
-    pub fn after(self, words: u8) -> Self {
-        Self::word(self.0 + words)
-    }
-
-    /// The number on the wire. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
-    pub fn to_wire(self) -> u32 {
-        if self.0.is_multiple_of(4) { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
-    }
-
-    /// The register with this number on the wire.
-    pub fn from_wire(number: u32) -> Option<Self> {
-        match u8::try_from(number).ok()? {
-            number @ 1..=4 => Some(Self((number - 1) * 4)),
-            number @ 8..=23 => Some(Self(number - 8)),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Register {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "reg {}", self.to_wire())
-    }
-}
-
-/// The value of an attribute.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Value {
-    /// A number in 32 bits, host byte order.
-    U32(u32),
-    /// Bytes as the registers hold them.
-    Bytes(Vec<u8>),
-    /// A name.
-    Name(String),
-}
-
-/// The attributes of an expression: libnftnl's number of each, and its value.
-pub type Attributes = Vec<(u16, Value)>;
-
-/// Reads the attributes of an expression; absent ones are `None`.
-pub trait Read {
-    /// A 32-bit number.
-    fn number(&self, attribute: u16) -> Option<u32>;
-    /// Bytes.
-    fn bytes(&self, attribute: u16) -> Option<Vec<u8>>;
-    /// A name.
-    fn name(&self, attribute: u16) -> Option<String>;
-
-    /// A register.
-    fn register(&self, attribute: u16) -> Option<Register> {
-        Register::from_wire(self.number(attribute)?)
-    }
-}
+pub use register::Register;
+pub use value::{Attributes, Read, Value};
+use value::{attribute, constant};
 
 /// One step of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -201,20 +143,6 @@ impl fmt::Display for Expr {
             Self::Foreign(name) => write!(f, "{name} (not one of ours)"),
         }
     }
-}
-
-/// Narrows libnftnl's number of an attribute to the type its functions take.
-const fn attribute(number: u32) -> u16 {
-    assert!(number <= 0xffff, "attribute numbers are small");
-    #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
-    let narrow = number as u16;
-    narrow
-}
-
-/// Reads a constant of `libc`, which gives some of them as signed numbers.
-const fn constant(number: i32) -> u32 {
-    assert!(number >= 0, "kernel constants are not negative");
-    number.unsigned_abs()
 }
 
 #[cfg(test)]

@@ -8,12 +8,15 @@ use std::sync::Arc;
 use super::dump::{self, Dump};
 use super::{Link, Peer, Picture, Space, process};
 use crate::config::Source;
+use crate::lab::error::plain;
 use crate::lab::net::description::{Attachment, Lab};
-use crate::lab::net::ground::{Ground, Presence};
+use crate::lab::net::error::{NetError, permitted};
+use crate::lab::net::ground::Ground;
 use crate::lab::net::journal::{Journal, Journals};
 use crate::lab::net::name::LabName;
 use crate::lab::net::plan::{Site, Step};
-use crate::lab::net::{NetError, permitted, plain, read};
+use crate::lab::net::presence::Presence;
+use crate::lab::net::read;
 use crate::lab::{Links, Netns};
 
 /// A lab as the kernel has it.

@@ -1,7 +1,9 @@
 //! Pictures by hand, for tests.
 
 use super::*;
+use crate::lab::net::description::Attachment;
 use crate::lab::net::plan::Step;
+use crate::lab::net::{NetnsName, Site};
 
 pub(super) fn site(name: &str) -> Site {
     Site((name != "host").then(|| name.parse().expect("name")))

@@ -1,0 +1,125 @@
+//! Expressions that rules of several kinds are made of.
+
+use crate::model::Family;
+use crate::model::label::bits;
+use crate::nft::expr::{
+    Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register,
+};
+
+pub(super) const FIRST: Register = Register::word(0);
+
+/// `meta nfproto ipv4`: goes on only for packets of the family.
+pub(super) fn family_is(family: Family) -> [Expr; 2] {
+    let number = match family {
+        Family::Ipv4 => 2,
+        Family::Ipv6 => 10,
+    };
+    [
+        Expr::Meta(Meta { key: MetaKey::NfProto, to: FIRST }),
+        Expr::Cmp(Cmp { register: FIRST, equal: true, data: vec![number] }),
+    ]
+}
+
+/// An address of the IP header.
+#[derive(Clone, Copy)]
+pub(super) enum End {
+    Source,
+    Destination,
+}
+
+pub(super) fn load_address(family: Family, end: End, to: Register) -> Expr {
+    let (offset, length) = match (family, end) {
+        (Family::Ipv4, End::Source) => (12, 4),
+        (Family::Ipv4, End::Destination) => (16, 4),
+        (Family::Ipv6, End::Source) => (8, 16),
+        (Family::Ipv6, End::Destination) => (24, 16),
+    };
+    Expr::Payload(Payload { header: Header::Network, offset, length, to })
+}
+
+/// The bits of a prefix as a mask for the family's addresses.
+pub(super) fn mask(family: Family, length: u8) -> Vec<u8> {
+    let bytes: u8 = match family {
+        Family::Ipv4 => 4,
+        Family::Ipv6 => 16,
+    };
+    (0..bytes).map(|byte| !0xffu8.checked_shr(length.saturating_sub(byte * 8).into()).unwrap_or(0)).collect()
+}
+
+/// `ip saddr 10.0.0.0/8`: goes on only where an address is in a network.
+pub(super) fn address_in(network: ipnetwork::IpNetwork, end: End) -> Vec<Expr> {
+    let family = Family::of_network(network);
+    let data = octets(network.network());
+    let mut exprs = family_is(family).to_vec();
+    if network.prefix() == 0 {
+        return exprs;
+    }
+    exprs.push(load_address(family, end, FIRST));
+    let mask = mask(family, network.prefix());
+    if mask.iter().any(|byte| *byte != 0xff) {
+        exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask }));
+    }
+    exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data }));
+    exprs
+}
+
+/// `iifname "eth0"` or `oifname != "eth0"`.
+pub(super) fn interface(key: MetaKey, equal: bool, name: &crate::model::IfName) -> [Expr; 2] {
+    name_is(key, equal, name.to_bytes())
+}
+
+pub(super) fn name_is(key: MetaKey, equal: bool, name: [u8; 16]) -> [Expr; 2] {
+    [Expr::Meta(Meta { key, to: FIRST }), Expr::Cmp(Cmp { register: FIRST, equal, data: name.to_vec() })]
+}
+
+/// An address in network byte order.
+pub(super) fn octets(address: std::net::IpAddr) -> Vec<u8> {
+    match address {
+        std::net::IpAddr::V4(address) => address.octets().to_vec(),
+        std::net::IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// `ct label set 121`, through registers from `scratch` on.
+pub(super) fn set_label(labels: &[u8], scratch: Register) -> [Expr; 2] {
+    [Expr::Immediate(Immediate { to: scratch, data: bits(labels) }), Expr::CtSetLabel(CtSetLabel { from: scratch })]
+}
+
+/// `ct label 121`.
+pub(super) fn has_label(label: u8) -> [Expr; 3] {
+    compare_label(&[label], false, vec![0; 16])
+}
+
+/// `ct label & (121, 119) == 121`: of some labels these are set and no others.
+pub(super) fn label_is(of: &[u8], set: &[u8]) -> [Expr; 3] {
+    compare_label(of, true, bits(set))
+}
+
+/// `ct label & (121, 119) != 121`: of some labels others are set than these.
+pub(super) fn label_is_not(of: &[u8], set: &[u8]) -> [Expr; 3] {
+    compare_label(of, false, bits(set))
+}
+
+/// Compares what is set of `labels` with `data`.
+fn compare_label(labels: &[u8], equal: bool, data: Vec<u8>) -> [Expr; 3] {
+    [
+        Expr::Ct(Ct { key: CtKey::Label, to: FIRST }),
+        Expr::Bitwise(Bitwise { register: FIRST, mask: bits(labels) }),
+        Expr::Cmp(Cmp { register: FIRST, equal, data }),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_have_the_bits_of_their_prefix() {
+        assert_eq!(mask(Family::Ipv4, 0), [0, 0, 0, 0]);
+        assert_eq!(mask(Family::Ipv4, 9), [255, 128, 0, 0]);
+        assert_eq!(mask(Family::Ipv4, 24), [255, 255, 255, 0]);
+        assert_eq!(mask(Family::Ipv4, 32), [255; 4]);
+        assert_eq!(mask(Family::Ipv6, 65)[..9], [255, 255, 255, 255, 255, 255, 255, 255, 128]);
+        assert_eq!(mask(Family::Ipv6, 128), [255; 16]);
+    }
+}
