@@ -24,9 +24,9 @@ use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
-use crate::nft::traffic::{Amount, Traffic};
 use crate::store::Lock;
 use crate::sys::link;
+use crate::sys::netlink::traffic::{Amount, Traffic};
 
 /// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
 /// iptables-restore says itself whether the kernel took it.

@@ -23,7 +23,6 @@ pub mod map;
 pub(crate) mod message;
 pub mod program;
 mod refusal;
-pub mod traffic;
 pub mod transaction;
 pub mod user_data;
 mod watch;

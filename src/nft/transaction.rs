@@ -15,9 +15,9 @@ use super::encode::{Batch, encode_in};
 use super::ffi::{self, Buffer};
 use super::message::Message;
 use super::refusal::{Head, Refusal, refusal};
-use super::traffic::Traffic;
 use super::watch::Watch;
 pub use super::wire::Wire;
+use crate::sys::netlink::traffic::Traffic;
 use crate::sys::netlink::{message, put_attribute};
 
 /// How long we try again where others commit in between.

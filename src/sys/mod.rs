@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod conntrack;
+mod ffi;
 pub mod link;
 pub mod namespace;
 pub mod netlink;

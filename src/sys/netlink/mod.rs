@@ -1,26 +1,32 @@
-//! The common shape of netlink messages about netfilter: a header, a family, attributes, which may hold attributes. What
-//! writes it and what reads it, in one place.
+//! Netlink, the kernel's interface for rules, links, routes, connections and sockets: one socket, one reader and one writer
+//! of attributes for every family.
 //!
-//! Source: include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h.
+//! ```text
+//! Request ──Socket::request, get, dump──▶ Wire ──▶ kernel
+//! Message, Attributes ◀──────────────────────────────┘
+//! ```
+//! Source: include/uapi/linux/netlink.h.
+
+pub mod attributes;
+pub mod message;
+pub mod socket;
+pub mod traffic;
+pub mod wire;
+
+pub use mnl::Bus;
+
+pub use self::attributes::{Attributes, NESTED, put_attribute, put_nested, put_text};
+pub use self::message::{Message, Refusal, Request, flag};
+pub use self::socket::{Dump, Error, Socket};
+
+// Below is the former interface, until its users have moved.
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::SocketAddr;
 
 /// The bytes of a message before its attributes: the header of netlink, and that of netfilter.
 pub const HEADERS: usize = 20;
-
-/// Set in the kind of an attribute that holds attributes. `NLA_F_NESTED`.
-pub const NESTED: u16 = 1 << 15;
-
-/// Adds an attribute.
-pub fn put_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
-    message.resize(message.len().next_multiple_of(4), 0);
-}
 
 /// Makes a message of a header, netfilter's header and attributes.
 pub fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32, attributes: &[u8]) -> Vec<u8> {
@@ -41,8 +47,8 @@ pub fn message(kind: u16, flags: u16, family: u8, resource: u16, seq: u32, attri
 ///
 /// # Errors
 /// Where no socket can be had.
-pub fn open(part: isize) -> io::Result<Socket> {
-    let mut socket = Socket::new(part)?;
+pub fn open(part: isize) -> io::Result<netlink_sys::Socket> {
+    let mut socket = netlink_sys::Socket::new(part)?;
     socket.bind_auto()?;
     // Nobody but the kernel is heard from here on.
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -57,7 +63,7 @@ pub const QUESTION: u16 = 1 | 4;
 ///
 /// # Errors
 /// The kernel's, and those of the conversation.
-pub fn ask(kernel: &Socket, question: &[u8]) -> io::Result<Option<Vec<u8>>> {
+pub fn ask(kernel: &netlink_sys::Socket, question: &[u8]) -> io::Result<Option<Vec<u8>>> {
     const ERROR: u16 = 2;
     kernel.send(question, 0)?;
     let mut found = None;
@@ -115,29 +121,4 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_written_is_read() {
-        let (mut inner, mut outer) = (Vec::new(), Vec::new());
-        put_attribute(&mut inner, 1, b"abcde");
-        put_attribute(&mut inner, 2, &[]);
-        put_attribute(&mut outer, 3 | NESTED, &inner);
-        let mut two = message(0x0100, 5, 2, 7, 42, &outer);
-        two.extend(message(0x0102, 5, 2, 7, 43, &[]));
-        let received: Vec<_> = messages(&two).collect();
-        assert_eq!(received.iter().map(|one| (one.kind, one.seq)).collect::<Vec<_>>(), [(0x0100, 42), (0x0102, 43)]);
-        assert_eq!(received[0].flags, 5);
-        assert_eq!(received[0].body.get(..4), Some(&[2, 0, 0, 7][..]));
-        let outer: Vec<_> = attributes(&received[0].body[4..]).collect();
-        assert_eq!(outer.len(), 1);
-        assert_eq!(attributes(outer[0].1).collect::<Vec<_>>(), [(1, &b"abcde"[..]), (2, &[][..])]);
-        for end in 0..two.len() {
-            messages(&two[..end]).for_each(|message| attributes(message.body).for_each(drop));
-        }
-    }
 }
