@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::{Step, Words};
 use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
 use crate::sys::conntrack::{self, Conntrack, Entry};
-use crate::sys::route;
+use crate::sys::rtnetlink;
 
 /// What comes, goes or changes: the rules as they were, and as they will be.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +92,7 @@ impl Ways {
         let receivers = entries.iter().flat_map(|entry| [entry.original.destination.ip(), entry.reply.source.ip()]);
         let senders = entries.iter().filter(|_| senders).map(|entry| entry.original.source.ip());
         let addresses: BTreeSet<IpAddr> = receivers.chain(senders).collect();
-        Ok(Self(route::interfaces_to(addresses).map_err(|(_, error)| error)?))
+        Ok(Self(rtnetlink::interfaces_to(addresses).map_err(|(_, error)| error)?))
     }
 
     fn to(&self, address: IpAddr) -> Option<&IfName> {

@@ -25,8 +25,8 @@ use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
 use crate::store::Lock;
-use crate::sys::link;
 use crate::sys::netlink::traffic::{Amount, Traffic};
+use crate::sys::rtnetlink;
 
 /// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
 /// iptables-restore says itself whether the kernel took it.
@@ -138,7 +138,7 @@ impl Iptables {
     /// What is there, and what would have to change.
     pub(super) fn decide(&mut self, asked: &Asked, timing: &mut Timing) -> Result<(Arc<Program>, Work), EngineError> {
         let shifts = self.shifts(asked)?;
-        let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
+        let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
         let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
         let program = timing.of(Phase::Compile, || compiled(&interfaces));
         let before = timing.of(Phase::Read, || self.read())?;

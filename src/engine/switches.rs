@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use super::EngineError;
 use crate::model::{Asked, IfName};
 use crate::store::State;
-use crate::sys::{route, sysctl};
+use crate::sys::{rtnetlink, sysctl};
 
 /// The switches that change with a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,7 +123,7 @@ fn leading_to_loopback_targets(asked: &Asked) -> Result<(BTreeSet<IfName>, Vec<I
             }
         }
     }
-    ways.extend(route::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
+    ways.extend(rtnetlink::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
     let unreachable = ways.iter().filter(|(_, way)| way.is_none()).map(|(target, _)| *target).collect();
     // To itself this host gets without any switch.
     let interfaces = ways.into_values().flatten().filter(|interface| interface.as_str() != "lo").collect();

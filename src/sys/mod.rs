@@ -3,13 +3,12 @@
 pub mod boot;
 pub mod conntrack;
 mod ffi;
-pub mod link;
 pub mod namespace;
 pub mod netlink;
 pub mod offload;
 pub mod privilege;
 pub mod process;
-pub mod route;
+pub mod rtnetlink;
 pub mod sockets;
 pub mod sysctl;
 pub mod tracking;
