@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "the crate's only door to C")]
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
 use std::{io, slice};
 
 use mnl::mnl_sys;
@@ -40,6 +40,25 @@ pub(super) fn namespace_cookie(socket: &impl AsFd) -> Option<u64> {
         libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut size)
     };
     (result == 0).then_some(cookie)
+}
+
+/// Opens a process by its number (`pidfd_open`, Linux 5.3).
+pub(super) fn pidfd_open(process: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: the system call takes two numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) };
+    match RawFd::try_from(result) {
+        // SAFETY: the kernel made the descriptor, and nothing else owns it.
+        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends SIGKILL to a process.
+pub(super) fn pidfd_kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    let info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open, and the kernel reads no siginfo from a null pointer.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Memory for one message of libnftnl, aligned for the header of netlink.
