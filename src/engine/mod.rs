@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use crate::iptables::command::{CommandError, Tools, Variant};
 use crate::model::{Asked, Held, SetName, Settings};
-use crate::nft::transaction::{KernelError, namespace_cookie};
+use crate::nft::transaction::KernelError;
 use crate::store::{State, StateError, Store};
 use crate::sys::namespace::{self, Identity};
 use crate::sys::privilege;
@@ -138,7 +138,7 @@ impl Engine {
         }
         let cookie = match &nft {
             Some(Backend::Nft(connection)) => connection.namespace_cookie(),
-            _ => namespace_cookie(),
+            _ => namespace::cookie(),
         };
         let identity = namespace::identity(cookie).map_err(EngineError::Namespace)?;
         let (store, state) = timing.of(Phase::Store, || store(&identity))?;

@@ -7,7 +7,7 @@ use super::timing::{Phase, Timing};
 use crate::nft::decode;
 use crate::nft::diff::{Changes, Elements};
 use crate::nft::element;
-use crate::nft::encode::{Batch, Subject};
+use crate::nft::encode::{Batch, Subject, encode};
 use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 
@@ -20,7 +20,7 @@ pub(super) fn carry_out(
     generation: &mut u32,
     timing: &mut Timing,
 ) -> Result<Option<Vec<String>>, EngineError> {
-    let mut batch = timing.of(Phase::Encode, || connection.encode(changes, *generation));
+    let mut batch = timing.of(Phase::Encode, || encode(changes, *generation));
     let mut until = None;
     loop {
         match timing.talk(Phase::Kernel, connection, |connection| connection.commit(&batch)) {

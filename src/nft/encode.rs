@@ -10,18 +10,26 @@
 //!
 //! Be aware: what is encoded here is read back by [`super::decode`]; the round trip is a test with a kernel.
 
-use std::ffi::CString;
+use std::ptr::NonNull;
 
 use nftnl::{MsgType, NlMsg, ProtoFamily};
-use nftnl_sys::libc;
+use nftnl_sys::{self as sys, libc};
 
 use super::diff::{Changes, Elements};
-use super::ffi::{Buffer, ELEMENTS_PER_MESSAGE, ElementsJob, ElementsMessage, MapMessage};
-use super::program::{Chain, ChainType, Element, Hook, Key, Rule, TABLE};
-use crate::sys::netlink::{message, put_attribute};
+use super::expr::{Expr, Value};
+use super::message::{HEADER, KIND, key};
+use super::program::{Chain, ChainType, Element, Hook, Key, Rule, Shape, TABLE};
+use super::user_data;
+use crate::sys::ffi::{self, Buffer, c_text};
+use crate::sys::netlink::message::{self, netfilter_header, put_message};
+use crate::sys::netlink::{Attributes, flag, put_attribute, put_nested, put_text};
 
 /// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
 const BATCH_GENERATION: u16 = 1;
+
+/// The number of elements that always fit into one message. An element has at most 260 bytes: a key of 64, data of 20, user
+/// data of 136, and their headers. Their list has at most 65,535.
+const ELEMENTS_PER_MESSAGE: usize = 180;
 
 /// What a message of a batch is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,45 +124,19 @@ impl Batch<'_> {
     }
 }
 
-/// Which element of a message begins at or before `offset` and ends behind it.
+/// Returns the index of the first element of a message that ends behind `offset`.
 fn element_index(message: &[u8], offset: usize) -> Option<usize> {
-    const LIST: u16 = 3; // NFTA_SET_ELEM_LIST_ELEMENTS
-    let mut at = 20;
-    loop {
-        let (length, kind) = attribute(message, at)?;
-        if kind & 0x3fff == LIST {
-            break;
-        }
-        at += length.next_multiple_of(4);
-    }
-    at += 4;
-    let mut index = 0;
-    loop {
-        let (length, _) = attribute(message, at)?;
-        if offset < at + length {
-            return Some(index);
-        }
-        at += length.next_multiple_of(4);
-        index += 1;
-    }
-}
-
-/// Length and type of the attribute at `at`.
-pub(super) fn attribute(message: &[u8], at: usize) -> Option<(usize, u16)> {
-    let head: [u8; 4] = message.get(at..at.checked_add(4)?)?.try_into().ok()?;
-    let [a, b, c, d] = head;
-    let length = usize::from(u16::from_ne_bytes([a, b]));
-    (length >= 4 && at + length <= message.len()).then_some((length, u16::from_ne_bytes([c, d])))
+    let header = message::HEADER + HEADER;
+    let mut attributes = Attributes::behind(message, header).spans();
+    let (end, _, list) = attributes.find(|(_, kind, _)| *kind == key::ELEMENTS_LIST)?;
+    let start = header + end - list.len();
+    Attributes::new(list).spans().position(|(end, _, _)| offset < start + end)
 }
 
 /// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.
 pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
-    encode_in(&mut Buffer::new(), changes, generation)
-}
-
-/// The same, each message first in a buffer that is there.
-pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generation: u32) -> Batch<'a> {
-    let mut writer = Writer { batch: Batch { bytes: Vec::new(), entries: Vec::new() }, buffer, next: 1 };
+    let batch = Batch { bytes: Vec::new(), entries: Vec::new() };
+    let mut writer = Writer { batch, buffer: Buffer::new(), next: 1 };
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
     let table = nftnl::Table::new(c_text(TABLE), ProtoFamily::Inet);
     if changes.delete_table {
@@ -168,24 +150,23 @@ pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generatio
         writer.push(&nftnl::Rule::new(&chain), MsgType::Del, Subject::Chain(name));
     }
     for elements in &changes.delete_elements {
-        writer.elements(elements, ElementsJob::Delete);
+        writer.delete_elements(elements);
     }
     for name in &changes.delete_chains {
         let chain = nftnl::Chain::new(c_text(name), &table);
         writer.push(&chain, MsgType::Del, Subject::Chain(name));
     }
     for name in &changes.delete_maps {
-        let shape = super::program::Shape { key: Vec::new(), data: Vec::new() };
-        writer.map(name, &shape, MsgType::Del);
+        writer.delete_map(name);
     }
     for (name, shape) in &changes.add_maps {
-        writer.map(name, shape, MsgType::Add);
+        writer.add_map(name, shape);
     }
     for (name, chain) in &changes.add_chains {
         writer.push(&chain_object(name, chain, &table), MsgType::Add, Subject::Chain(name));
     }
     for elements in &changes.add_elements {
-        writer.elements(elements, ElementsJob::Add);
+        writer.add_elements(elements);
     }
     for (name, rules) in &changes.add_rules {
         let chain = nftnl::Chain::new(c_text(name), &table);
@@ -194,11 +175,6 @@ pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generatio
         }
     }
     writer.finish()
-}
-
-/// Our names hold no zero bytes: they are validated text, or were read from a kernel as text with a closing zero.
-pub(super) fn c_text(text: &str) -> CString {
-    CString::new(text).unwrap_or_default()
 }
 
 fn chain_object<'a>(name: &str, chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
@@ -233,42 +209,123 @@ fn rule_object<'a>(rule: &Rule, chain: &'a nftnl::Chain<'a>) -> nftnl::Rule<'a> 
     object
 }
 
+impl nftnl::expr::Expression for Expr {
+    fn to_expr(&self, _rule: &nftnl::Rule) -> NonNull<sys::nftnl_expr> {
+        let mut expr = ffi::Expression::new(self.name());
+        for (attribute, value) in self.attributes() {
+            match value {
+                Value::U32(number) => expr.number(attribute, number),
+                Value::Bytes(bytes) => expr.bytes(attribute, &bytes),
+                Value::Name(name) => expr.text(attribute, &name),
+            }
+        }
+        expr.pointer()
+    }
+}
+
 /// Writes messages one behind the other and numbers them from 1.
-struct Writer<'a, 'b> {
+struct Writer<'a> {
     batch: Batch<'a>,
-    buffer: &'b mut Buffer,
+    buffer: Buffer,
     next: u32,
 }
 
-impl<'a> Writer<'a, '_> {
+impl<'a> Writer<'a> {
     fn edge(&mut self, kind: i32, generation: Option<u32>) {
-        let mut attributes = Vec::new();
-        if let Some(generation) = generation {
-            put_attribute(&mut attributes, BATCH_GENERATION, &generation.to_be_bytes());
-        }
         let kind = u16::try_from(kind).unwrap_or(0);
-        let resource = u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or(0);
-        let bytes = message(kind, request_flags(), 0, resource, self.next, &attributes);
-        self.append(&bytes, Subject::Batch);
+        self.write(kind, 0, netfilter_header(0, KIND >> 8), Subject::Batch, |body| {
+            if let Some(generation) = generation {
+                put_attribute(body, BATCH_GENERATION, &generation.to_be_bytes());
+            }
+        });
     }
 
+    /// Writes an object of libnftnl.
     fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject<'a>) {
         let bytes = self.buffer.write(message, self.next, kind).to_vec();
         self.append(&bytes, subject);
     }
 
-    fn map(&mut self, name: &'a str, shape: &super::program::Shape, kind: MsgType) {
+    fn add_map(&mut self, name: &'a str, shape: &Shape) {
         let id = self.next;
-        let message = MapMessage { table: &c_text(TABLE), name: &c_text(name), id, shape };
-        self.push(&message, kind, Subject::Map(name));
+        self.object(libc::NFT_MSG_NEWSET, NEW, Subject::Map(name), |body| {
+            put_text(body, key::SET_TABLE, TABLE);
+            put_text(body, key::SET_NAME, name);
+            let number = |body: &mut Vec<u8>, kind, number: u32| put_attribute(body, kind, &number.to_be_bytes());
+            let flags = if shape.data.is_empty() { 0 } else { libc::NFT_SET_MAP.unsigned_abs() };
+            number(body, key::SET_FLAGS, flags);
+            number(body, key::SET_KEY_TYPE, Shape::type_id(&shape.key));
+            number(body, key::SET_KEY_LENGTH, Shape::length(&shape.key).into());
+            if !shape.data.is_empty() {
+                number(body, key::SET_DATA_TYPE, Shape::type_id(&shape.data));
+                number(body, key::SET_DATA_LENGTH, Shape::length(&shape.data).into());
+            }
+            number(body, key::SET_ID, id);
+            put_nested(body, key::SET_EXPRESSION, |counter| put_text(counter, key::EXPRESSION_NAME, "counter"));
+        });
     }
 
-    fn elements(&mut self, elements: &'a Elements, job: ElementsJob) {
-        for chunk in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
-            let message = ElementsMessage { table: &c_text(TABLE), map: &c_text(&elements.map), job, elements: chunk };
-            let kind = if job == ElementsJob::Delete { MsgType::Del } else { MsgType::Add };
-            self.push(&message, kind, Subject::Elements(&elements.map, chunk));
+    fn delete_map(&mut self, name: &'a str) {
+        self.object(libc::NFT_MSG_DELSET, 0, Subject::Map(name), |body| {
+            put_text(body, key::SET_TABLE, TABLE);
+            put_text(body, key::SET_NAME, name);
+        });
+    }
+
+    fn add_elements(&mut self, elements: &'a Elements) {
+        self.elements(libc::NFT_MSG_NEWSETELEM, NEW, elements, |body, element| {
+            if !element.data.is_empty() {
+                put_nested(body, key::ELEMENT_DATA, |data| put_attribute(data, key::DATA_VALUE, &element.data));
+            }
+            let user_data = user_data::write(&element.comment, element.span);
+            if !user_data.is_empty() {
+                put_attribute(body, key::ELEMENT_USER_DATA, &user_data);
+            }
+        });
+    }
+
+    fn delete_elements(&mut self, elements: &'a Elements) {
+        self.elements(libc::NFT_MSG_DELSETELEM, 0, elements, |_, _| {});
+    }
+
+    /// Writes elements: their keys, and the attributes that `put` appends.
+    fn elements(&mut self, kind: i32, flags: u16, elements: &'a Elements, put: impl Fn(&mut Vec<u8>, &Element)) {
+        for some in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.object(kind, flags, Subject::Elements(&elements.map, some), |body| {
+                put_text(body, key::ELEMENTS_TABLE, TABLE);
+                put_text(body, key::ELEMENTS_SET, &elements.map);
+                put_nested(body, key::ELEMENTS_LIST, |list| {
+                    for (bytes, element) in some {
+                        put_nested(list, key::ELEMENT, |body| {
+                            put_nested(body, key::ELEMENT_KEY, |data| put_attribute(data, key::DATA_VALUE, &bytes.0));
+                            put(body, element);
+                        });
+                    }
+                });
+            });
         }
+    }
+
+    /// Writes a message about an object of table `inet portfwd`.
+    fn object(&mut self, kind: i32, flags: u16, subject: Subject<'a>, put: impl FnOnce(&mut Vec<u8>)) {
+        let family = u8::try_from(libc::NFPROTO_INET).unwrap_or(0);
+        let kind = KIND | u16::try_from(kind).unwrap_or(0);
+        self.write(kind, flags, netfilter_header(family, 0), subject, put);
+    }
+
+    fn write(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: [u8; HEADER],
+        subject: Subject<'a>,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let mut body = header.to_vec();
+        put(&mut body);
+        let mut bytes = Vec::new();
+        put_message(&mut bytes, kind, flags, self.next, &body);
+        self.append(&bytes, subject);
     }
 
     /// Appends a message; no message asks for an acknowledgement until [`Writer::finish`] says so.
@@ -284,13 +341,12 @@ impl<'a> Writer<'a, '_> {
     }
 
     fn set_ack(&mut self, start: usize, on: bool) {
-        let ack = u16::try_from(libc::NLM_F_ACK).unwrap_or(0);
         if let Some(flags) = self.batch.bytes.get_mut(start + 6..start + 8)
             && let Ok(now) = <[u8; 2]>::try_from(&*flags)
         {
-            let now = u16::from_ne_bytes(now);
-            let flags_now = if on { now | ack } else { now & !ack };
-            flags.copy_from_slice(&(flags_now | request_flags()).to_ne_bytes());
+            let now = u16::from_ne_bytes(now) | flag::REQUEST;
+            let now = if on { now | flag::ACK } else { now & !flag::ACK };
+            flags.copy_from_slice(&now.to_ne_bytes());
         }
     }
 
@@ -303,17 +359,18 @@ impl<'a> Writer<'a, '_> {
     }
 }
 
-fn request_flags() -> u16 {
-    u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1)
-}
+/// The flags of a message that adds what must not exist yet.
+const NEW: u16 = flag::CREATE | flag::EXCL;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Asked, Forward, RuleSet, SetName};
+    use crate::model::{Asked, Counter, Forward, PortMap, PortRange, RuleSet, SetName};
     use crate::nft::compile::compile;
     use crate::nft::diff::diff;
     use crate::nft::program::Program;
+    use crate::nft::user_data::Span;
+    use crate::sys::netlink::Message;
 
     fn asked(listens: impl IntoIterator<Item = String>) -> Program {
         let mut set = RuleSet::new(SetName::cli());
@@ -349,6 +406,27 @@ mod tests {
             .map(|entry| entry.seq)
             .collect();
         assert_eq!(acks, [batch.last()]);
+    }
+
+    #[test]
+    fn the_largest_elements_fit_into_one_message() {
+        let element = Element {
+            data: [3; 20].into(),
+            comment: "x".repeat(124).into(),
+            span: Some(Span { ports: PortRange::new(1, 2).expect("range"), to: PortMap::Keep }),
+            counter: Counter::default(),
+        };
+        let elements = vec![(Key([1; 64].into()), element); ELEMENTS_PER_MESSAGE + 1];
+        let shape = Shape { key: Vec::new(), data: Vec::new() };
+        let add_elements = vec![Elements { map: "m".into(), shape, elements }];
+        let changes = Changes { add_elements, ..Changes::default() };
+        let batch = encode(&changes, 1);
+        let [_, full, last, _] = batch.entries.as_slice() else { panic!("{:?}", batch.entries) };
+        let list = |entry: &Entry<'_>| {
+            let (message, _) = Message::split(&batch.bytes[entry.start..entry.end]).expect("whole");
+            message.attributes(HEADER).nested(key::ELEMENTS_LIST).expect("a list").iter().count()
+        };
+        assert_eq!((list(full), list(last)), (ELEMENTS_PER_MESSAGE, 1));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 pub mod boot;
 pub mod conntrack;
-mod ffi;
+pub(crate) mod ffi;
 pub mod namespace;
 pub mod netlink;
 pub mod offload;

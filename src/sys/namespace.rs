@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns};
 
 use super::boot;
+use super::netlink::{Bus, Socket};
 
 /// Where ip-netns(8) keeps its namespaces.
 pub const DIRECTORY: &str = "/run/netns";
@@ -29,6 +30,11 @@ pub enum NamespaceError {
     /// Something else is wrong with it.
     #[error("cannot enter the network namespace `{0}`")]
     Io(String, #[source] io::Error),
+}
+
+/// Returns the cookie of the calling thread's namespace, which is unique since boot. Returns `None` before Linux 5.14.
+pub fn cookie() -> Option<u64> {
+    Socket::open(Bus::Route).ok()?.namespace_cookie()
 }
 
 /// Moves the calling thread into a namespace by its name.

@@ -17,9 +17,9 @@ use super::list::{self, Room};
 use super::name::NetnsName;
 use super::{NetError, up};
 use crate::engine::Choice;
-use crate::iptables::command;
 use crate::lab::netns::gain_privileges;
 use crate::lab::{LabError, Links};
+use crate::sys::process;
 
 /// What a namespace has of its own in /etc, as ip-netns(8) has it.
 const ETC: &str = "/etc/netns";
@@ -72,12 +72,12 @@ pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Resu
     let failed = |error| NetError::Command(program.to_string_lossy().into_owned(), error);
     if room.first.is_some() {
         // Only a child of ours is in it.
-        let status = command::in_our_place(program, arguments).map_err(failed)?;
+        let status = process::run_inherited(program, arguments).map_err(failed)?;
         // As shells say it.
         let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
         return Ok(u8::try_from(code).unwrap_or(1));
     }
-    Err(failed(command::become_program(program, arguments)))
+    Err(failed(process::exec(program, arguments)))
 }
 
 /// Moves the calling thread to where a command is to be run.

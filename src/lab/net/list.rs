@@ -1,7 +1,5 @@
 //! Which labs there are, and what is there of them.
 
-use std::os::fd::OwnedFd;
-
 use super::ground::{Ground, Presence};
 use super::host;
 use super::journal::{Journal, Journals, Mark};
@@ -10,6 +8,7 @@ use super::named::{self, Named};
 use super::plan::Step;
 use super::{NetError, permitted};
 use crate::lab::Netns;
+use crate::sys::process::Handle;
 
 /// A lab that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +56,7 @@ pub(super) struct Room {
     /// Whether that is the host's.
     pub host: bool,
     /// The first process of a process namespace of its own.
-    pub first: Option<OwnedFd>,
+    pub first: Option<Handle>,
 }
 
 /// The namespaces of a name that a lab made.

@@ -68,14 +68,17 @@ pub trait Notifications {
 }
 
 /// A netlink socket of the kernel.
-pub(super) struct Kernel {
+pub struct Kernel {
     bus: Bus,
     socket: mnl::Socket,
 }
 
 impl Kernel {
     /// Opens a socket in the network namespace of the calling thread.
-    pub(super) fn open(bus: Bus) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Fails if the kernel does not have the family or an option.
+    pub fn open(bus: Bus) -> io::Result<Self> {
         let kernel = Self::unbound(bus)?;
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
             ffi::enable(&kernel.socket, option)?;
@@ -98,7 +101,7 @@ impl Kernel {
     }
 
     /// Receives a datagram from the kernel and skips those of other processes.
-    fn receive(&self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<usize> {
+    fn receive_from_kernel(&self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<usize> {
         loop {
             let mut buffers = [IoSliceMut::new(buffer)];
             let received = recvmsg::<NetlinkAddr>(self.socket.as_raw_fd(), &mut buffers, None, flags)?;
@@ -118,7 +121,7 @@ impl Wire for Kernel {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Self::receive(self, buffer, MsgFlags::empty())
+        self.receive_from_kernel(buffer, MsgFlags::empty())
     }
 
     fn reserve(&mut self, size: usize) -> io::Result<()> {
@@ -155,6 +158,6 @@ impl Wire for Kernel {
 
 impl Notifications for Kernel {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Self::receive(self, buffer, MsgFlags::MSG_DONTWAIT)
+        self.receive_from_kernel(buffer, MsgFlags::MSG_DONTWAIT)
     }
 }
