@@ -321,8 +321,15 @@ impl Ground {
         }
     }
 
-    /// Takes back what a step made; says whether anything of it was there. What is not ours stays.
+    /// Takes back what a step made; says whether anything of it was there. What is not ours stays. A step of a host that the
+    /// kernel removes at this moment may vanish before it is taken back, and then needs nothing.
     pub fn take_back(&mut self, entry: &Entry) -> io::Result<bool> {
+        let taken = self.try_to_take_back(entry);
+        let vanished = taken.is_err() && self.presence(entry).is_ok_and(|presence| presence == Presence::Absent);
+        if vanished { Ok(false) } else { taken }
+    }
+
+    fn try_to_take_back(&mut self, entry: &Entry) -> io::Result<bool> {
         match (&entry.step, &entry.mark) {
             (Step::Namespace(name), Mark::Namespace(mark)) => {
                 let was_there = named::remove(name, mark)?;
