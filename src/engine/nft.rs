@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use super::EngineError;
 use super::timing::{Phase, Timing};
+use crate::nft::batch::{Batch, Subject};
 use crate::nft::decode;
 use crate::nft::diff::{Changes, Elements};
 use crate::nft::element;
-use crate::nft::encode::{Batch, Subject, encode};
+use crate::nft::encode::encode;
 use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 

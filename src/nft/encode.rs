@@ -4,9 +4,8 @@
 //! batch begin (generation)  delete/add table  delete rules  delete elements  delete chains  delete maps
 //!                           add maps  add chains  add elements  add rules  batch end
 //! ```
-//! Elements travel up to 180 in a message, everything else in a message of its own; only the last message asks for an
-//! acknowledgement. For each message the batch remembers what it was about, so that a refusal can be reported as the
-//! forward it came from.
+//! A message contains up to 180 elements, or one other object. Only the last message is acknowledged. libnftnl writes tables,
+//! chains and rules; maps and elements are written here, because `nftnl` has no maps with data.
 //!
 //! Be aware: what is encoded here is read back by [`super::decode`]; the round trip is a test with a kernel.
 
@@ -15,14 +14,15 @@ use std::ptr::NonNull;
 use nftnl::{MsgType, NlMsg, ProtoFamily};
 use nftnl_sys::{self as sys, libc};
 
+use super::batch::{Batch, Subject};
 use super::diff::{Changes, Elements};
 use super::expr::{Expr, Value};
-use super::message::{HEADER, KIND, key};
-use super::program::{Chain, ChainType, Element, Hook, Key, Rule, Shape, TABLE};
+use super::message::{KIND, key};
+use super::program::{Chain, ChainType, Element, Hook, Rule, Shape, TABLE};
 use super::user_data;
 use crate::sys::ffi::{self, Buffer, c_text};
-use crate::sys::netlink::message::{self, netfilter_header, put_message};
-use crate::sys::netlink::{Attributes, flag, put_attribute, put_nested, put_text};
+use crate::sys::netlink::message::netfilter_header;
+use crate::sys::netlink::{Message, flag, put_attribute, put_nested, put_text};
 
 /// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
 const BATCH_GENERATION: u16 = 1;
@@ -31,112 +31,9 @@ const BATCH_GENERATION: u16 = 1;
 /// data of 136, and their headers. Their list has at most 65,535.
 const ELEMENTS_PER_MESSAGE: usize = 180;
 
-/// What a message of a batch is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject<'a> {
-    /// The begin or end of the batch.
-    Batch,
-    /// The table.
-    Table,
-    /// A chain, or all its rules.
-    Chain(&'a str),
-    /// A rule of a chain, as printed by the program.
-    Rule(&'a str, &'a Rule),
-    /// A map.
-    Map(&'a str),
-    /// Elements of a map, in the order in which they are in the message.
-    Elements(&'a str, &'a [(Key, Element)]),
-}
-
-/// A message of a batch: where it is, and what it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry<'a> {
-    seq: u32,
-    start: usize,
-    end: usize,
-    kind: u16,
-    subject: Subject<'a>,
-}
-
-/// Messages that the kernel carries out together or not at all.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch<'a> {
-    bytes: Vec<u8>,
-    entries: Vec<Entry<'a>>,
-}
-
-impl Batch<'_> {
-    /// What is sent.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Moves it to another generation: nothing that it was decided on has changed until then.
-    pub fn move_to(&mut self, generation: u32) {
-        // The first message is the begin, and the generation the first thing that it says.
-        if let Some(number) = self.bytes.get_mut(24..28) {
-            number.copy_from_slice(&generation.to_be_bytes());
-        }
-    }
-
-    /// How many messages it has, begin and end included.
-    pub fn message_count(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The number of the message that is acknowledged when all was done.
-    pub fn last(&self) -> u32 {
-        self.entries.iter().rev().nth(1).map_or(0, |entry| entry.seq)
-    }
-
-    /// What the message `seq` is about.
-    pub fn subject(&self, seq: u32) -> Option<&Subject<'_>> {
-        self.entries.iter().find(|entry| entry.seq == seq).map(|entry| &entry.subject)
-    }
-
-    /// The element of message `seq` that begins at `offset` in it, which is where the kernel points when it refuses one.
-    pub fn element_at(&self, seq: u32, offset: u32) -> Option<(&str, &Key, &Element)> {
-        let entry = self.entries.iter().find(|entry| entry.seq == seq)?;
-        let Subject::Elements(map, elements) = &entry.subject else { return None };
-        let index = element_index(self.bytes.get(entry.start..entry.end)?, usize::try_from(offset).ok()?)?;
-        let (key, element) = elements.get(index)?;
-        Some((map, key, element))
-    }
-
-    /// One line a message, for `-v`: number, size and subject.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.entries.iter().map(|entry| {
-            let size = entry.end - entry.start;
-            let deletes = [libc::NFT_MSG_DELTABLE, libc::NFT_MSG_DELCHAIN, libc::NFT_MSG_DELRULE];
-            let deletes_more = [libc::NFT_MSG_DELSET, libc::NFT_MSG_DELSETELEM];
-            let is = |message: &i32| i32::from(entry.kind & 0xff) == *message;
-            let verb = if deletes.iter().chain(&deletes_more).any(is) { "delete" } else { "add" };
-            let what = match &entry.subject {
-                Subject::Batch => return format!("{:>6} {size:>6} bytes  batch", entry.seq),
-                Subject::Table => format!("table inet {TABLE}"),
-                Subject::Chain(name) => format!("chain {name}"),
-                Subject::Rule(chain, rule) => format!("rule {chain} {rule}"),
-                Subject::Map(name) => format!("map {name}"),
-                Subject::Elements(map, elements) => format!("element {map}, {} of them", elements.len()),
-            };
-            format!("{:>6} {size:>6} bytes  {verb} {what}", entry.seq)
-        })
-    }
-}
-
-/// Returns the index of the first element of a message that ends behind `offset`.
-fn element_index(message: &[u8], offset: usize) -> Option<usize> {
-    let header = message::HEADER + HEADER;
-    let mut attributes = Attributes::behind(message, header).spans();
-    let (end, _, list) = attributes.find(|(_, kind, _)| *kind == key::ELEMENTS_LIST)?;
-    let start = header + end - list.len();
-    Attributes::new(list).spans().position(|(end, _, _)| offset < start + end)
-}
-
-/// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.
+/// Encodes changes for a generation of the rules. The kernel refuses the batch at any other generation.
 pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
-    let batch = Batch { bytes: Vec::new(), entries: Vec::new() };
-    let mut writer = Writer { batch, buffer: Buffer::new(), next: 1 };
+    let mut writer = Writer { batch: Batch::default(), buffer: Buffer::new() };
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
     let table = nftnl::Table::new(c_text(TABLE), ProtoFamily::Inet);
     if changes.delete_table {
@@ -174,7 +71,9 @@ pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
             writer.push(&rule_object(rule, &chain), MsgType::Add, Subject::Rule(name, rule));
         }
     }
-    writer.finish()
+    writer.batch.acknowledge();
+    writer.edge(libc::NFNL_MSG_BATCH_END, None);
+    writer.batch
 }
 
 fn chain_object<'a>(name: &str, chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
@@ -223,31 +122,33 @@ impl nftnl::expr::Expression for Expr {
     }
 }
 
-/// Writes messages one behind the other and numbers them from 1.
+/// Writes the messages of a batch.
 struct Writer<'a> {
     batch: Batch<'a>,
     buffer: Buffer,
-    next: u32,
 }
 
 impl<'a> Writer<'a> {
+    /// Writes the begin or the end of the batch.
     fn edge(&mut self, kind: i32, generation: Option<u32>) {
-        let kind = u16::try_from(kind).unwrap_or(0);
-        self.write(kind, 0, netfilter_header(0, KIND >> 8), Subject::Batch, |body| {
+        self.batch.write(u16::try_from(kind).unwrap_or(0), 0, Subject::Batch, |body| {
+            body.extend(netfilter_header(0, KIND >> 8));
             if let Some(generation) = generation {
                 put_attribute(body, BATCH_GENERATION, &generation.to_be_bytes());
             }
         });
     }
 
-    /// Writes an object of libnftnl.
+    /// Writes an object of libnftnl. Only the last object of the batch is acknowledged.
     fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject<'a>) {
-        let bytes = self.buffer.write(message, self.next, kind).to_vec();
-        self.append(&bytes, subject);
+        let bytes = self.buffer.write(message, self.batch.next(), kind);
+        if let Some((message, _)) = Message::split(bytes) {
+            self.batch.write(message.kind, message.flags & !flag::ACK, subject, |body| body.extend(message.body));
+        }
     }
 
     fn add_map(&mut self, name: &'a str, shape: &Shape) {
-        let id = self.next;
+        let id = self.batch.next();
         self.object(libc::NFT_MSG_NEWSET, NEW, Subject::Map(name), |body| {
             put_text(body, key::SET_TABLE, TABLE);
             put_text(body, key::SET_NAME, name);
@@ -308,54 +209,10 @@ impl<'a> Writer<'a> {
 
     /// Writes a message about an object of table `inet portfwd`.
     fn object(&mut self, kind: i32, flags: u16, subject: Subject<'a>, put: impl FnOnce(&mut Vec<u8>)) {
-        let family = u8::try_from(libc::NFPROTO_INET).unwrap_or(0);
-        let kind = KIND | u16::try_from(kind).unwrap_or(0);
-        self.write(kind, flags, netfilter_header(family, 0), subject, put);
-    }
-
-    fn write(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        header: [u8; HEADER],
-        subject: Subject<'a>,
-        put: impl FnOnce(&mut Vec<u8>),
-    ) {
-        let mut body = header.to_vec();
-        put(&mut body);
-        let mut bytes = Vec::new();
-        put_message(&mut bytes, kind, flags, self.next, &body);
-        self.append(&bytes, subject);
-    }
-
-    /// Appends a message; no message asks for an acknowledgement until [`Writer::finish`] says so.
-    fn append(&mut self, message: &[u8], subject: Subject<'a>) {
-        let start = self.batch.bytes.len();
-        self.batch.bytes.extend(message);
-        self.set_ack(start, false);
-        let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map_or(0, u16::from_ne_bytes);
-        let end = self.batch.bytes.len();
-        self.batch.bytes.resize(end.next_multiple_of(4), 0);
-        self.batch.entries.push(Entry { seq: self.next, start, end, kind, subject });
-        self.next += 1;
-    }
-
-    fn set_ack(&mut self, start: usize, on: bool) {
-        if let Some(flags) = self.batch.bytes.get_mut(start + 6..start + 8)
-            && let Ok(now) = <[u8; 2]>::try_from(&*flags)
-        {
-            let now = u16::from_ne_bytes(now) | flag::REQUEST;
-            let now = if on { now | flag::ACK } else { now & !flag::ACK };
-            flags.copy_from_slice(&now.to_ne_bytes());
-        }
-    }
-
-    fn finish(mut self) -> Batch<'a> {
-        if let Some(last) = self.batch.entries.last() {
-            self.set_ack(last.start, true);
-        }
-        self.edge(libc::NFNL_MSG_BATCH_END, None);
-        self.batch
+        self.batch.write(KIND | u16::try_from(kind).unwrap_or(0), flags, subject, |body| {
+            body.extend(netfilter_header(u8::try_from(libc::NFPROTO_INET).unwrap_or(0), 0));
+            put(body);
+        });
     }
 }
 
@@ -368,9 +225,11 @@ mod tests {
     use crate::model::{Asked, Counter, Forward, PortMap, PortRange, RuleSet, SetName};
     use crate::nft::compile::compile;
     use crate::nft::diff::diff;
+    use crate::nft::message::HEADER;
+    use crate::nft::program::Key;
     use crate::nft::program::Program;
     use crate::nft::user_data::Span;
-    use crate::sys::netlink::Message;
+    use crate::sys::netlink::message::messages;
 
     fn asked(listens: impl IntoIterator<Item = String>) -> Program {
         let mut set = RuleSet::new(SetName::cli());
@@ -401,9 +260,11 @@ mod tests {
         let mut moved = batch.clone();
         moved.move_to(0x0506_0708);
         assert_eq!(moved, encode(&changes, 0x0506_0708));
-        let acks: Vec<u32> = (batch.entries.iter())
-            .filter(|entry| batch.bytes[entry.start + 6] & 4 > 0)
-            .map(|entry| entry.seq)
+        let numbers: Vec<u32> = messages(batch.bytes()).map(|message| message.seq).collect();
+        assert_eq!(numbers, (1..=batch.last() + 1).collect::<Vec<_>>());
+        let acks: Vec<u32> = messages(batch.bytes())
+            .filter(|message| message.flags & flag::ACK > 0)
+            .map(|message| message.seq)
             .collect();
         assert_eq!(acks, [batch.last()]);
     }
@@ -421,12 +282,10 @@ mod tests {
         let add_elements = vec![Elements { map: "m".into(), shape, elements }];
         let changes = Changes { add_elements, ..Changes::default() };
         let batch = encode(&changes, 1);
-        let [_, full, last, _] = batch.entries.as_slice() else { panic!("{:?}", batch.entries) };
-        let list = |entry: &Entry<'_>| {
-            let (message, _) = Message::split(&batch.bytes[entry.start..entry.end]).expect("whole");
-            message.attributes(HEADER).nested(key::ELEMENTS_LIST).expect("a list").iter().count()
-        };
-        assert_eq!((list(full), list(last)), (ELEMENTS_PER_MESSAGE, 1));
+        let lists: Vec<_> = messages(batch.bytes())
+            .filter_map(|message| Some(message.attributes(HEADER).nested(key::ELEMENTS_LIST)?.iter().count()))
+            .collect();
+        assert_eq!(lists, [ELEMENTS_PER_MESSAGE, 1]);
     }
 
     #[test]
@@ -434,18 +293,21 @@ mod tests {
         let program = asked((1..=400).map(|port| port.to_string()));
         let changes = diff(&Program::default(), &program);
         let batch = encode(&changes, 1);
-        let entry =
-            batch.entries.iter().find(|entry| matches!(entry.subject, Subject::Elements(..))).expect("elements");
-        let Subject::Elements(_, elements) = &entry.subject else { panic!("elements") };
+        let subjects = (1..=batch.last()).filter_map(|seq| Some((seq, batch.subject(seq)?)));
+        let mut elements = subjects.filter_map(|(seq, subject)| match subject {
+            Subject::Elements(_, elements) => Some((seq, elements)),
+            _ => None,
+        });
+        let (seq, elements) = elements.next().expect("elements");
         let mut found = Vec::new();
         for offset in (0..).step_by(4) {
-            match batch.element_at(entry.seq, offset) {
+            match batch.element_at(seq, offset) {
                 Some((_, key, _)) => found.push(key),
                 None => break,
             }
         }
         found.dedup();
         assert_eq!(found, elements.iter().map(|(key, _)| key).collect::<Vec<_>>());
-        assert_eq!(batch.element_at(entry.seq, u32::MAX), None);
+        assert_eq!(batch.element_at(seq, u32::MAX), None);
     }
 }

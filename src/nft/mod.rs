@@ -10,6 +10,7 @@
 //! Be aware: we never look at, and never change, anything outside of table `inet portfwd`; of what others do we take the
 //! names of their tables, and only while they disturb us (`watch`).
 
+pub mod batch;
 pub mod compile;
 pub mod decode;
 pub mod diff;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nftnl_sys::libc;
 
-use super::encode::Batch;
+use super::batch::Batch;
 use super::message::{KIND, Message};
 use super::watch::Watch;
 use crate::sys::netlink::message::{ERROR, netfilter_header, put_message};

@@ -1,4 +1,4 @@
-//! The connections that the kernel tracks: reading them, and ending those that must begin anew.
+//! The connections that the kernel tracks: reads and deletes them.
 //!
 //! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type` and those behind it.
 
@@ -51,37 +51,37 @@ pub fn count() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
 }
 
-/// One direction of a connection.
+/// A direction of a connection: two addresses with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// Who sends.
+    /// The address and port of the sender.
     pub source: SocketAddr,
-    /// Who is sent to.
+    /// The address and port of the receiver.
     pub destination: SocketAddr,
 }
 
 /// A connection of a protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// The protocol.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// What the first packet said when it came.
+    /// The direction of the first packet, as it arrived.
     pub original: Tuple,
-    /// What answers say. Their source is where the connection was sent on to.
+    /// The direction of answers. Its source is the target of the connection.
     pub reply: Tuple,
-    /// The zone, which sets equal connections apart; mostly 0.
+    /// The zone, mostly 0. Equal tuples in two zones are two connections.
     zone: u16,
-    /// The kernel's number of it.
+    /// The kernel's id.
     id: u32,
 }
 
 impl Entry {
-    /// Its family.
+    /// Returns the family of the destination.
     pub fn family(&self) -> Family {
         Family::of(self.original.destination.ip())
     }
 
-    /// Reads a connection; the other direction of [`Entry::naming`]. Nothing where its protocol has no ports.
+    /// Reads a connection; the counterpart of [`Entry::naming`]. Returns `None` if the protocol has no ports.
     fn read(entry: Attributes<'_>) -> Option<Self> {
         let (original, reply) = (Ends::read(entry, key::ORIGINAL)?, Ends::read(entry, key::REPLY)?);
         Some(Self {
@@ -139,11 +139,11 @@ fn put_tuple(bytes: &mut Vec<u8>, direction: u16, protocol: Protocol, tuple: Tup
 /// A connection of any protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Any {
-    /// The protocol's number.
+    /// The number of the transport protocol.
     pub protocol: u8,
-    /// What the first packet said when it came; ports are 0 where the protocol has none.
+    /// The direction of the first packet, as it arrived. Ports are 0 if the protocol has none.
     pub original: Tuple,
-    /// What answers say.
+    /// The direction of answers.
     pub reply: Tuple,
     /// `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
     pub status: u32,
@@ -161,7 +161,7 @@ impl Any {
     }
 }
 
-/// One direction, with ports where the protocol has them.
+/// A direction, with ports if the protocol has ports.
 struct Ends {
     protocol: u8,
     addresses: [IpAddr; 2],
@@ -311,7 +311,7 @@ mod tests {
         for end in 0..bytes.len() {
             let _ = Any::read(Attributes::new(&bytes[..end]));
         }
-        // Of ICMP there is a number where the ports would be, with a key of its own.
+        // ICMP has an id with an attribute of its own instead of ports.
         for at in 0..bytes.len() - 4 {
             match bytes[at..at + 5] {
                 [5, 0, 1, 0, 17] => bytes[at + 4] = 1,

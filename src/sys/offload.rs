@@ -1,7 +1,7 @@
-//! Checksums that a link leaves to hardware, over the netlink of ethtool(8).
+//! Checksum offload of links, over the netlink interface of ethtool(8).
 //!
-//! What is sent over a pair of links has no checksum yet: the kernel at the other end knows that it needs none. Who takes
-//! packets from there with a socket of its own, and hands them on, makes them packets with a wrong one.
+//! A packet that crosses a veth pair has no checksum yet, because the kernel at the other end does not verify it. A program
+//! that reads such packets from a packet socket and forwards them sends packets with wrong checksums.
 //!
 //! Source: include/uapi/linux/genetlink.h, ethtool_netlink.h; Documentation/networking/ethtool-netlink.rst. Since Linux 5.6.
 
@@ -17,7 +17,7 @@ const CONTROL: (u16, u8, u16, u16) = (0x10, 3, 1, 2);
 /// `ETHTOOL_MSG_FEATURES_GET` and `ETHTOOL_MSG_FEATURES_SET`.
 const FEATURES: (u8, u8) = (11, 12);
 
-/// What is left to hardware, by the names that `ethtool -k` prints: the checksums of all protocols over IP, and of SCTP.
+/// The offloads of checksums, by the names that `ethtool -k` prints: of all protocols over IP, and of SCTP.
 const CHECKSUMS: [&str; 2] = ["tx-checksum-ip-generic", "tx-checksum-sctp"];
 
 /// A socket for the links of the calling thread's namespace.
@@ -53,10 +53,10 @@ impl Ethtool {
     }
 }
 
-/// Whether a link leaves checksums of what it sends to hardware.
+/// Returns true if a link leaves the checksums of sent packets to hardware.
 ///
 /// # Errors
-/// Where the kernel cannot be asked.
+/// Fails if the kernel has no netlink for ethtool.
 pub fn leaves_checksums(index: u32) -> io::Result<bool> {
     // ETHTOOL_A_FEATURES_ACTIVE, its list of bits, a bit, and its name.
     let mut found = false;
@@ -68,10 +68,10 @@ pub fn leaves_checksums(index: u32) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Has the kernel compute the checksums of what a link sends.
+/// Has the kernel compute the checksums of the packets that a link sends.
 ///
 /// # Errors
-/// Where it does not.
+/// Fails if the kernel refuses the change.
 pub fn compute_checksums(index: u32) -> io::Result<()> {
     // ETHTOOL_A_FEATURES_WANTED: a bit with a name and without a value is switched off.
     let mut wanted = Vec::new();

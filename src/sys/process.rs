@@ -190,37 +190,37 @@ impl AsFd for Handle {
     }
 }
 
-/// What `/proc` says of a process.
+/// The status of a process in `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// The number of its parent.
+    /// The number of the parent process.
     pub parent: u32,
-    /// When it was started, in the clock's ticks since the machine was: numbers begin anew at their end, so they tell no age.
+    /// The start time in clock ticks since boot. Process numbers are reused, so they give no order.
     pub start: u64,
-    /// It has ended, and nobody has asked how.
+    /// True if the process has ended and its parent has not waited for it.
     pub over: bool,
 }
 
 impl Stat {
-    /// That of the process of a number; none where there is none.
+    /// Reads the status of a process. Returns `None` if there is no such process.
     pub fn of(process: u32) -> Option<Self> {
         Self::read(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
     }
 
     fn read(text: &str) -> Option<Self> {
-        // The name before may hold anything, parentheses too.
+        // The name before may contain parentheses.
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
         let over = matches!(fields.next()?, "Z" | "X");
         let parent = fields.next()?.parse().ok()?;
-        // Field 22 of all, the first of which are the number, the name and the two above.
+        // Field 22; the first fields are the number, the name and the two above.
         Some(Self { parent, start: fields.nth(22 - 5)?.parse().ok()?, over })
     }
 }
 
-/// Their numbers, in no order.
+/// Returns the numbers of the visible processes, in no order.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// Fails if `/proc` cannot be read.
 pub fn numbers() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))

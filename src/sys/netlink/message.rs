@@ -68,15 +68,24 @@ pub fn netfilter_header(family: u8, resource: u16) -> [u8; 4] {
     [family, 0, high, low]
 }
 
-/// Appends a message.
+/// Appends a message with a body: the header of the family and the attributes.
 pub fn put_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, body: &[u8]) {
-    let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
-    bytes.extend(length.to_ne_bytes());
+    put_message_with(bytes, kind, flags, seq, |bytes| bytes.extend(body));
+}
+
+/// Appends a message with the body that `put` appends.
+pub fn put_message_with(bytes: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, put: impl FnOnce(&mut Vec<u8>)) {
+    let start = bytes.len();
+    bytes.extend([0; 4]);
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(seq.to_ne_bytes());
     bytes.extend([0; 4]);
-    bytes.extend(body);
+    put(bytes);
+    let length = u32::try_from(bytes.len() - start).unwrap_or(u32::MAX);
+    if let Some(place) = bytes.get_mut(start..start + 4) {
+        place.copy_from_slice(&length.to_ne_bytes());
+    }
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
