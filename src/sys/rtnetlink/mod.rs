@@ -3,10 +3,10 @@
 //! ```text
 //! RouteNetlinkMessage (crate netlink-packet-route) ──▶ Socket ──▶ kernel ──▶ Attributes ──▶ Link, Address, Route, …
 //! ```
-//! Requests, headers and enumerations are those of the crate netlink-packet-route. The attributes of answers are read with
-//! [`Attributes`], one by one, because the readers of the crate drop a whole message if one of its attributes has a format that
-//! they do not know: a link whose name is not UTF-8, the IPv4 addresses of that link (their label is its name), a link with
-//! counters that a newer kernel added. Here, only an attribute that portfwd needs can make a message unreadable.
+//! Requests, headers and enumerations are those of the crate netlink-packet-route. [`netlink::Attributes`] reads the attributes
+//! of answers one by one, because the readers of the crate drop a whole message if they do not know the format of one of its
+//! attributes. They drop a link whose name is not UTF-8, and its IPv4 addresses, whose label is that name. Here, only an
+//! attribute that portfwd needs can make a message unreadable.
 
 mod address;
 mod link;
