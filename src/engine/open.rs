@@ -12,7 +12,7 @@ use super::nft::Nftables;
 use super::scope::{self, Scope};
 use super::timing::{Phase, Timing};
 use crate::iptables::command::{CommandError, Tools, Variant};
-use crate::nft::transaction::{KernelError, namespace_cookie};
+use crate::nft::transaction::KernelError;
 use crate::store::{State, StateError, Store};
 use crate::sys::namespace::{self, Identity};
 use crate::sys::privilege;
@@ -59,13 +59,7 @@ impl Engine {
         if let Some(nftables) = &nftables {
             timing.said(Phase::Read, nftables.connection().traffic());
         }
-        let identity = || {
-            let cookie = match &nftables {
-                Some(nftables) => nftables.connection().namespace_cookie(),
-                None => namespace_cookie(),
-            };
-            namespace::identity(cookie).map_err(EngineError::Namespace)
-        };
+        let identity = || namespace::identity().map_err(EngineError::Namespace);
         let Loaded { store, state, scope, quarantined } = match storage {
             Storage::Memory => Loaded::empty(),
             Storage::ReadOnly(directory) => {

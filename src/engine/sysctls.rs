@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use super::EngineError;
 use crate::model::{Asked, IfName};
 use crate::store::State;
-use crate::sys::{route, sysctl};
+use crate::sys::{rtnetlink, sysctl};
 
 /// The sysctls that change with a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,7 +129,7 @@ fn interfaces_to_loopback_targets(asked: &Asked) -> Result<(BTreeSet<IfName>, Ve
             }
         }
     }
-    routes.extend(route::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
+    routes.extend(rtnetlink::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
     let unreachable = routes.iter().filter(|(_, interface)| interface.is_none()).map(|(target, _)| *target).collect();
     // The host reaches itself without route_localnet.
     let interfaces = routes.into_values().flatten().filter(|interface| interface.as_str() != "lo").collect();
