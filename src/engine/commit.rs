@@ -245,26 +245,18 @@ fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<Decided>)
         let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
         if work.is_empty() {
             let samples = samples();
-            engine.timing.of(Phase::Store, || engine.store.tidy(false));
             return Ok(Sent { plan: Plan::new(&live, about, work), messages: Vec::new(), was: None, samples });
         }
-        // What it means is put into words, and the store in order, while the kernel is at work.
-        let (backend, store, timing) = (&mut engine.backend, &mut engine.store, &mut engine.timing);
+        // The plan is put into words while the kernel is at work.
+        let (backend, timing) = (&mut engine.backend, &mut engine.timing);
         let words = || (plan::steps_from(&live, about), samples());
         let mut send = |timing: &mut Timing| backend.carry_out(&mut work, timing);
         let (((steps, was), samples), sent) = if engine.near {
             // Of a few there is not enough to say for a thread.
             let sent = send(timing);
-            let words = timing.of(Phase::Plan, words);
-            timing.of(Phase::Store, || store.tidy(true));
-            (words, sent)
+            (timing.of(Phase::Plan, words), sent)
         } else {
-            let beside = || {
-                let words = words();
-                store.tidy(true);
-                words
-            };
-            timing.beside(Phase::Plan, beside, send)
+            timing.beside(Phase::Plan, words, send)
         };
         if let Some(messages) = sent? {
             return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was), samples });

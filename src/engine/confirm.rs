@@ -82,7 +82,7 @@ pub fn put_back_in_time(engine: &mut Engine) -> Result<Option<Outcome>, EngineEr
 impl Engine {
     /// A file that is there as long as a change waits to be confirmed; none where nothing is kept.
     pub fn flag(&self) -> Option<PathBuf> {
-        self.store.flag()
+        self.store.pending_flag()
     }
 }
 

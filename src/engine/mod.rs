@@ -113,9 +113,8 @@ impl Engine {
             };
             match open() {
                 Err(StateError::Damaged(path, _)) => {
-                    let (store, name) = Store::anew(state_directory, identity, &path, LOCK_WAIT)?;
+                    let (store, name) = Store::reset_damaged(state_directory, identity, &path, LOCK_WAIT)?;
                     aside = Some(name);
-                    // One of an older version may have been left beside it.
                     let state = store.load()?;
                     Ok((store, state))
                 }
@@ -146,10 +145,10 @@ impl Engine {
         let instead = instead.or_else(|| found_out.map(|unusable| unusable.why.clone()));
         let backend = match nft.filter(|_| instead.is_none()) {
             Some(nft) => nft,
-            None => Backend::iptables(variant(choice), store.beside("restore").filter(|_| write).as_deref())?,
+            None => Backend::iptables(variant(choice), store.sibling("restore").filter(|_| write).as_deref())?,
         };
         if let (Backend::Nft(_), true, false, Some(path)) =
-            (&backend, write, state.iptables.is_empty(), store.beside("restore"))
+            (&backend, write, state.iptables.is_empty(), store.sibling("restore"))
         {
             iptables::wait_for_the_last(&path)?;
         }
@@ -234,7 +233,7 @@ impl Engine {
 
     /// Goes on with iptables.
     fn use_iptables(&mut self, why: &str) -> Result<(), EngineError> {
-        self.backend = Backend::iptables(None, self.store.beside("restore").as_deref())?;
+        self.backend = Backend::iptables(None, self.store.sibling("restore").as_deref())?;
         self.instead = Some(why.to_owned());
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Engine {
         let mut near = false;
         let mut engine = Self::open_with(choice, true, |identity| {
             let store = Store::open(state_directory, identity, true, LOCK_WAIT)?;
-            let part = store.near(about, sets)?;
+            let part = store.load_partial(about, sets)?;
             near = part.is_some();
             let state = part.map_or_else(|| store.load(), Ok)?;
             Ok((store, state))
