@@ -43,7 +43,7 @@ fn kill_anywhere(variant: Variant) {
     // The state is written by a thread of its own, which is followed too. What portfwd starts makes none of these calls and so
     // is not killed with it; of the others only its own are counted.
     for (follow, call) in [
-        ("-ff", "fdatasync"),
+        ("-ff", "fsync"),
         ("-ff", "pwrite64"),
         ("-q", "clone3"),
         ("-q", "wait4"),

@@ -88,6 +88,38 @@ fn apply_grows_with_what_is_asked_and_no_faster() {
 }
 
 #[test]
+fn one_more_forward_waits_for_the_disk_once() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["apply", &file(&net.state, &many(1_500)).to_string_lossy()]);
+    let log = net.state.path().join("calls");
+    let waits = |arguments: &[&str]| {
+        let run = || {
+            let mut command = Command::new("strace");
+            command
+                .args(["-f", "-qq", "-e", "trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync", "-o"])
+                .arg(&log);
+            command.arg(PORTFWD).arg("--state-dir").arg(net.state.path()).args(arguments).output()
+        };
+        let done = net.in_host(run).expect("strace is installed");
+        assert!(done.status.success(), "{done:?}");
+        std::fs::read_to_string(&log).expect("readable").lines().count()
+    };
+    // The first writes the rest of the log of 1,500 forwards.
+    net.ok(&["add", "60000", "172.17.0.3:80"]);
+    let ports: Vec<String> = (60_001..60_061).map(|port: u32| port.to_string()).collect();
+    let mut all: Vec<usize> = ports.iter().map(|port| waits(&["add", port, "172.17.0.3:80"])).collect();
+    all.extend(ports.iter().map(|port| waits(&["rm", port])));
+    all.push(waits(&["list"]));
+    // Now and then the log is moved to the database: two more, and one when the log starts again.
+    let more = all.iter().filter(|count| **count > 1).count();
+    assert!(all.iter().all(|count| *count <= 3) && more <= all.len() / 8, "{all:?}");
+    assert!(all.iter().filter(|count| **count == 1).count() > 100 && all.last() == Some(&0), "{all:?}");
+}
+
+#[test]
 fn one_change_of_thousands_reads_and_sends_its_own() {
     if !privileged() {
         return;

@@ -78,7 +78,7 @@ impl Engine {
         let writes = !matches!(storage, Storage::ReadOnly(_));
         let unusable = state.unusable.as_ref().filter(|it| choice == Choice::Auto && it.kernel == kernel());
         let fallback_reason = fallback_reason.or_else(|| unusable.map(|unusable| unusable.why.clone()));
-        let input = store.beside("restore").filter(|_| writes);
+        let input = store.sibling("restore").filter(|_| writes);
         let backend: Box<dyn Backend> = match nftables.filter(|_| fallback_reason.is_none()) {
             Some(nftables) => Box::new(nftables),
             None => Box::new(Iptables::open(choice.variant(), input.as_deref())?),
@@ -138,7 +138,7 @@ impl Engine {
 
     /// Returns a file that exists while a change waits for its confirmation; `None` without a state directory.
     pub fn pending_flag(&self) -> Option<PathBuf> {
-        self.store.flag()
+        self.store.pending_flag()
     }
 
     /// Returns true if [`Engine::state`] is only a part of the state.
@@ -171,7 +171,7 @@ impl Engine {
 
     /// Replaces the backend with iptables.
     pub(super) fn use_iptables(&mut self, reason: &str) -> Result<(), EngineError> {
-        self.backend = Box::new(Iptables::open(None, self.store.beside("restore").as_deref())?);
+        self.backend = Box::new(Iptables::open(None, self.store.sibling("restore").as_deref())?);
         self.fallback_reason = Some(reason.to_owned());
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Loaded {
         let store = Store::open(directory, identity, write, LOCK_WAIT)?;
         let part = match &scope {
             Scope::Full => None,
-            Scope::Partial(part) => store.near(&part.bindings, &part.sets)?,
+            Scope::Partial(part) => store.load_partial(&part.bindings, &part.sets)?,
         };
         let (state, scope) = match part {
             Some(state) => (state, scope),
@@ -220,7 +220,7 @@ impl Loaded {
     fn reset(directory: &Path, identity: &Identity) -> Result<Self, StateError> {
         match Self::from(directory, identity, true, Scope::Full) {
             Err(StateError::Damaged(path, _)) => {
-                let (store, quarantined) = Store::anew(directory, identity, &path, LOCK_WAIT)?;
+                let (store, quarantined) = Store::reset_damaged(directory, identity, &path, LOCK_WAIT)?;
                 let state = store.load()?;
                 Ok(Self { store, state, scope: Scope::Full, quarantined: Some(quarantined) })
             }
