@@ -343,6 +343,8 @@ fn fail_everywhere(
             "EPERM" => &[0, 5],
             // Of the state's directory it is a failure, of a switch a privilege that is missing.
             "EROFS" => &[0, 1, 5],
+            // SQLite takes a lock that it could not get for one that another process holds.
+            "EINTR" => &[0, 1, 75],
             _ => &[0, 1],
         };
         // 2 is for a rule set that cannot be read, 127 the loader's, where it is no program of ours yet that fails.

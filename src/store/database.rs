@@ -1,26 +1,23 @@
-//! The tables of a store, in SQLite:
+//! The tables of a store, in SQLite; `value` and `binding` are JSON:
 //!
 //! ```sql
-//! meta(name, value, checksum)      -- single values: version, namespace, commit, forwards, sysctls, unfinished, …
-//! sets(name, value, checksum)      -- a rule set without its forwards
+//! meta(name, value, checksum)             -- single values: version, namespace, commit, forwards, sysctls, unfinished, …
+//! rules(kind, rule_set, value, checksum)  -- networks, masquerades, snats, netmaps; settings and origin of a set
 //! forwards(rule_set, place, first_port, binding, checksum)
 //! ```
-//! `value` and `binding` are JSON. SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers
-//! detect lost rows: `forwards` is the number of rows in that table, `commit` the number of the last commit (see
-//! [`Database::commit_number`]).
+//! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
+//! `forwards` is the number of rows in that table, `commit` the number of the last commit, which the kernel file has, too.
 //!
-//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients. So
-//! a change of one forward among N reads its neighbours in O(log N). Saving 60,000 rows takes 45 ms more processor time than
-//! saving blocks of 16 would, loading them as long (Linux 6.18, medians); one row per binding is readable with `sqlite3`.
+//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients.
+//! So a change of one forward among N reads its neighbours in O(log N).
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Params, Row, Transaction, TransactionBehavior, params};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file;
@@ -29,25 +26,21 @@ use crate::model::{Binding, Owned, SetName};
 
 const SCHEMA: &str = "
     DROP TABLE IF EXISTS meta;
-    DROP TABLE IF EXISTS sets;
+    DROP TABLE IF EXISTS rules;
     DROP TABLE IF EXISTS forwards;
-    CREATE TABLE meta (
-        name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL
-    ) WITHOUT ROWID, STRICT;
-    CREATE TABLE sets (
-        name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+    CREATE TABLE rules (
+        kind TEXT, rule_set TEXT, value TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (kind, rule_set, value)
     ) WITHOUT ROWID, STRICT;
     CREATE TABLE forwards (
         rule_set TEXT, place TEXT, first_port INTEGER, binding TEXT, checksum INTEGER NOT NULL,
         PRIMARY KEY (rule_set, place, first_port, binding)
     ) WITHOUT ROWID, STRICT";
 
-const FORWARDS: &str = "SELECT rule_set, place, first_port, binding, checksum FROM forwards";
-
 /// The size from which the log is truncated after a commit. Unit: bytes.
 ///
-/// SQLite's automatic checkpoint (1,000 pages, 4 MiB) starts the log again only if the same process writes twice. A portfwd
-/// writes once, and every portfwd reads the whole log when it opens the database: 2.5 µs a page (Linux 6.18).
+/// SQLite's automatic checkpoint (1,000 pages) starts the log again only if one process writes twice after it, and most
+/// portfwds write once: the log would grow for ever. Every portfwd reads the log when it opens the database.
 const LOG_SIZE: u64 = 256 * 1024;
 
 /// `SQLITE_IOERR_SHORT_READ`: the file is shorter than its header says.
@@ -62,32 +55,27 @@ pub(super) struct Database {
     path: PathBuf,
     connection: Connection,
     /// The number of the last commit; 0 if there are no tables.
-    commit: u64,
-    /// The number of rows in `forwards`.
-    forwards: u64,
-    undecided: bool,
+    ///
+    /// SQLite ignores the rest of its log behind a damaged page, without an error. If another file knows a higher number,
+    /// the last commit is lost.
+    pub(super) commit: u64,
+    /// The number of forwards.
+    pub(super) forwards: u64,
+    /// True if both a commit and its invalidation failed.
+    pub(super) undecided: bool,
 }
 
-/// What a transaction changes.
-#[derive(Debug, Default)]
+/// What a commit changes.
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
-    /// Creates the tables anew, which deletes all rows.
+    /// True to create the tables anew, without rows.
     pub(super) create: bool,
-    /// Rows of `meta`: name and value.
+    /// Rows of `meta`, which replace the rows of the same name.
     pub(super) meta: Vec<(&'static str, String)>,
-    /// Rows of `sets`: name and value, or `None` to delete the row.
-    pub(super) sets: Vec<(String, Option<String>)>,
-    /// Rows of `forwards` to delete.
-    pub(super) removed: Vec<&'a Owned<Binding>>,
-    /// Rows of `forwards` to insert.
-    pub(super) added: Vec<&'a Owned<Binding>>,
-}
-
-impl Changes<'_> {
-    /// Returns true if nothing changes.
-    pub(super) fn is_empty(&self) -> bool {
-        !self.create && self.meta.is_empty() && self.sets.is_empty() && self.removed.is_empty() && self.added.is_empty()
-    }
+    pub(super) removed_rules: Vec<(String, String, String)>,
+    pub(super) added_rules: Vec<(String, String, String)>,
+    pub(super) removed_forwards: Vec<&'a Owned<Binding>>,
+    pub(super) added_forwards: Vec<&'a Owned<Binding>>,
 }
 
 impl Database {
@@ -107,12 +95,12 @@ impl Database {
             | OpenFlags::SQLITE_OPEN_EXRESCODE;
         let opened = (|| {
             let connection = Connection::open_with_flags(real, flags)?;
-            // Otherwise every portfwd, when it ends, would write its log to the database: two more fsyncs per command.
+            // Otherwise every portfwd, when it ends, would copy the log to the database: two more fsyncs per command.
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
             if write {
                 // A commit is one fsync of the log; with a rollback journal it is three.
                 connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-                // A commit that was reported survives a loss of power; with NORMAL, WAL does not wait for the disk.
+                // A reported commit survives a loss of power; with NORMAL, a commit does not wait for the disk.
                 connection.execute_batch("PRAGMA synchronous = FULL")?;
             }
             let tables: u32 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -130,24 +118,6 @@ impl Database {
         Ok(database)
     }
 
-    /// Returns the number of the last commit; 0 if there are no tables.
-    ///
-    /// SQLite ignores the rest of its log behind a damaged page, without an error. If another file knows a higher number,
-    /// the last commit is lost.
-    pub(super) fn commit_number(&self) -> u64 {
-        self.commit
-    }
-
-    /// Returns how many forwards there are.
-    pub(super) fn forward_count(&self) -> u64 {
-        self.forwards
-    }
-
-    /// Returns true if both a commit and its invalidation failed, so the stored state is unknown.
-    pub(super) fn is_undecided(&self) -> bool {
-        self.undecided
-    }
-
     /// Looks through the whole file for damage that SQLite can find.
     pub(super) fn check(&self) -> Result<(), StateError> {
         let answer = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
@@ -159,48 +129,49 @@ impl Database {
 
     /// Reads the table `meta`.
     pub(super) fn meta(&self) -> Result<BTreeMap<String, String>, StateError> {
-        self.named_values("meta")
+        let rows = self.texts::<2>("meta", "SELECT name, value, checksum FROM meta")?;
+        Ok(rows.into_iter().map(|[name, value]| (name, value)).collect())
     }
 
-    /// Reads the table `sets`.
-    pub(super) fn sets(&self) -> Result<BTreeMap<String, String>, StateError> {
-        self.named_values("sets")
+    /// Reads the table `rules`.
+    pub(super) fn rules(&self) -> Result<Vec<(String, String, String)>, StateError> {
+        let rows = self.texts::<3>("rules", "SELECT kind, rule_set, value, checksum FROM rules")?;
+        Ok(rows.into_iter().map(|[kind, set, value]| (kind, set, value)).collect())
     }
 
-    fn named_values(&self, table: &str) -> Result<BTreeMap<String, String>, StateError> {
+    /// Reads rows of text columns, without the checksum.
+    fn texts<const N: usize>(&self, table: &str, select: &str) -> Result<Vec<[String; N]>, StateError> {
         let read = || {
-            let mut query = self.connection.prepare(&format!("SELECT name, value, checksum FROM {table}"))?;
-            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            rows.collect::<Result<Vec<(String, String, i64)>, Error>>()
+            let mut query = self.connection.prepare(select)?;
+            let row = |row: &Row<'_>| {
+                let columns: Vec<String> = (0..N).map(|column| row.get(column)).collect::<Result<_, Error>>()?;
+                Ok((columns, row.get(N)?))
+            };
+            query.query_map([], row)?.collect::<Result<Vec<(Vec<String>, i64)>, Error>>()
         };
-        let mut values = BTreeMap::new();
-        for (name, value, sum) in read().map_err(|error| failed(&self.path, &error))? {
-            if sum != checksum(table, &[name.as_bytes(), value.as_bytes()]) {
-                return Err(self.wrong_checksum(table));
-            }
-            values.insert(name, value);
-        }
-        Ok(values)
+        let rows = read().map_err(|error| failed(&self.path, &error))?.into_iter().map(|(columns, sum)| {
+            let right = sum == checksum(table, columns.iter().map(String::as_bytes));
+            columns.try_into().ok().filter(|_| right).ok_or_else(|| self.wrong_checksum(table))
+        });
+        rows.collect()
     }
 
     /// Reads all forwards.
     pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
         let mut all = Vec::new();
-        self.each_forward("", params![], |owned| {
+        self.each_forward("", [], |owned| {
             all.push(owned);
             true
         })?;
-        if u64::try_from(all.len()) == Ok(self.forwards) {
-            Ok(all)
-        } else {
-            Err(StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into()))
-        }
+        let complete = u64::try_from(all.len()) == Ok(self.forwards);
+        let wrong = || StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into());
+        complete.then_some(all).ok_or_else(wrong)
     }
 
     /// Reads the forwards of a rule set, at most `limit`.
     pub(super) fn forwards_of(&self, set: &SetName, limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
         let mut found = Vec::new();
-        self.each_forward("WHERE rule_set = ?", params![set.as_str()], |owned| {
+        self.each_forward("WHERE rule_set = ?", [set.as_str()], |owned| {
             found.push(owned);
             found.len() < limit
         })?;
@@ -226,15 +197,16 @@ impl Database {
     fn each_forward(
         &self,
         clause: &str,
-        parameters: impl rusqlite::Params,
+        parameters: impl Params,
         mut each: impl FnMut(Owned<Binding>) -> bool,
     ) -> Result<(), StateError> {
         let failed = |error| failed(&self.path, &error);
-        let mut query = self.connection.prepare_cached(&format!("{FORWARDS} {clause}")).map_err(failed)?;
+        let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
+        let select = format!("SELECT rule_set, place, first_port, binding, checksum FROM forwards {clause}");
+        let mut query = self.connection.prepare_cached(&select).map_err(failed)?;
         let mut rows = query.query(parameters).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             let (set, binding) = forward_texts(row).map_err(failed)?.ok_or_else(|| self.wrong_checksum("forwards"))?;
-            let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
             let set = SetName::try_from(set.to_owned()).map_err(|error| damaged(&error))?;
             let rule = serde_json::from_str(binding).map_err(|error| damaged(&error))?;
             if !each(Owned { set, rule }) {
@@ -269,19 +241,21 @@ impl Database {
             transaction.execute_batch(SCHEMA)?;
             forwards = 0;
         }
-        forwards -= delete_forwards(&transaction, &changes.removed)?;
-        forwards += insert_forwards(&transaction, &changes.added)?;
-        for (name, value) in &changes.sets {
-            match value {
-                Some(value) => put(&transaction, "sets", name, value)?,
-                None => drop(transaction.execute("DELETE FROM sets WHERE name = ?", [name])?),
-            }
+        forwards -= delete_forwards(&transaction, &changes.removed_forwards)?;
+        forwards += insert_forwards(&transaction, &changes.added_forwards)?;
+        for (kind, set, value) in &changes.removed_rules {
+            transaction
+                .execute("DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?", [kind, set, value])?;
         }
-        for (name, value) in &changes.meta {
-            put(&transaction, "meta", name, value)?;
+        for (kind, set, value) in &changes.added_rules {
+            let sum = checksum("rules", [kind, set, value].map(|text| text.as_bytes()));
+            transaction.execute("REPLACE INTO rules VALUES (?, ?, ?, ?)", params![kind, set, value, sum])?;
         }
-        put(&transaction, "meta", "commit", &commit.to_string())?;
-        put(&transaction, "meta", "forwards", &forwards.to_string())?;
+        let numbers = [("commit", commit.to_string()), ("forwards", forwards.to_string())];
+        for (name, value) in changes.meta.iter().chain(&numbers) {
+            let sum = checksum("meta", [name.as_bytes(), value.as_bytes()]);
+            transaction.execute("REPLACE INTO meta VALUES (?, ?, ?)", params![name, value, sum])?;
+        }
         transaction.commit()?;
         (self.commit, self.forwards) = (commit, forwards);
         Ok(())
@@ -292,11 +266,6 @@ impl Database {
     }
 }
 
-fn put(transaction: &Transaction<'_>, table: &str, name: &str, value: &str) -> Result<(), Error> {
-    let sum = checksum(table, &[name.as_bytes(), value.as_bytes()]);
-    transaction.execute(&format!("REPLACE INTO {table} VALUES (?, ?, ?)"), params![name, value, sum]).map(drop)
-}
-
 /// Deletes forwards and returns how many.
 fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -> Result<u64, Error> {
     let mut delete = transaction
@@ -304,7 +273,7 @@ fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -
     let mut deleted = 0;
     for Owned { set, rule } in removed {
         match delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])? {
-            // Committing would leave the forward in the table for ever.
+            // A commit would leave the forward in the table for ever.
             0 => return Err(Error::StatementChangedRows(0)),
             _ => deleted += 1,
         }
@@ -312,14 +281,13 @@ fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -
     Ok(deleted)
 }
 
-/// Inserts forwards and returns how many.
+/// Inserts forwards and returns how many. The same binding twice in one set is one row.
 fn insert_forwards(transaction: &Transaction<'_>, added: &[&Owned<Binding>]) -> Result<u64, Error> {
     let mut insert = transaction.prepare("INSERT OR IGNORE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
     let mut inserted = 0;
     for Owned { set, rule } in added {
         let (place, port, binding) = (place(rule), rule.ports.first(), json(rule)?);
         let sum = forward_checksum(set.as_str(), &place, port.into(), &binding);
-        // The same binding twice in one set is one row.
         inserted += u64::from(insert.execute(params![set.as_str(), place, port, binding, sum])? > 0);
     }
     Ok(inserted)
@@ -336,27 +304,27 @@ fn forward_texts<'a>(row: &'a Row<'_>) -> Result<Option<(&'a str, &'a str)>, Err
     Ok((row.get::<_, i64>(4)? == forward_checksum(set, place, port, binding)).then_some((set, binding)))
 }
 
-/// Returns the text for the column `place`: `ipv4 tcp port`, `ipv6 udp range at 2001:db8::1 on eth0 from 2001:db8::/32`.
+/// Returns the text for the column `place`: `IPv4 tcp port`, `IPv6 udp range at 2001:db8::1 on eth0 from 2001:db8::/32`.
 fn place(rule: &Binding) -> String {
     let mut text = format!("{} {} {}", rule.family, rule.protocol, if rule.is_exact() { "port" } else { "range" });
-    let mut add = |word: &str, value: Option<&dyn std::fmt::Display>| {
-        if let Some(value) = value {
-            // Writing to a `String` does not fail.
-            let _ = write!(text, " {word} {value}");
-        }
-    };
-    add("at", rule.address.as_ref().map(|address| address as _));
-    add("on", rule.interface.as_ref().map(|interface| interface as _));
-    add("from", rule.from.as_ref().map(|from| from as _));
+    if let Some(address) = rule.address {
+        text += &format!(" at {address}");
+    }
+    if let Some(interface) = &rule.interface {
+        text += &format!(" on {interface}");
+    }
+    if let Some(from) = rule.from {
+        text += &format!(" from {from}");
+    }
     text
 }
 
 fn forward_checksum(set: &str, place: &str, first_port: i64, binding: &str) -> i64 {
-    checksum("forwards", &[set.as_bytes(), place.as_bytes(), &first_port.to_le_bytes(), binding.as_bytes()])
+    checksum("forwards", [set.as_bytes(), place.as_bytes(), &first_port.to_le_bytes(), binding.as_bytes()])
 }
 
 /// Returns the checksum of a row. The table is a part of it, so that no page passes for one of another table.
-fn checksum(table: &str, columns: &[&[u8]]) -> i64 {
+fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64 {
     let mut hasher = Xxh3::new();
     hasher.update(table.as_bytes());
     for column in columns {
@@ -369,22 +337,17 @@ fn checksum(table: &str, columns: &[&[u8]]) -> i64 {
 
 /// Turns an error of SQLite into what it means for the user.
 fn failed(path: &Path, error: &Error) -> StateError {
-    let damaged = |error: &dyn ToString| StateError::Damaged(path.to_owned(), error.to_string());
-    let Error::SqliteFailure(code, what) = error else {
-        // A column of another type, or no column: portfwd did not write this.
-        return damaged(error);
-    };
+    let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
+    // Other errors are about a column of another type, or a row that is not there: portfwd did not write this.
+    let Error::SqliteFailure(code, what) = error else { return damaged() };
     match code.code {
-        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
-            StateError::Damaged(path.to_owned(), what.clone().unwrap_or_else(|| code.to_string()))
-        }
-        // A table or column that is missing.
-        ErrorCode::Unknown => damaged(error),
-        ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(error),
+        // `Unknown` is a table or column that is missing.
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown => damaged(),
+        ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(),
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StateError::Busy(path.to_owned()),
         ErrorCode::DiskFull => system(nix::libc::ENOSPC),
         ErrorCode::ReadOnly => system(nix::libc::EROFS),
-        _ => StateError::Store(path.to_owned(), Box::new(rusqlite::Error::SqliteFailure(*code, what.clone()))),
+        _ => StateError::Store(path.to_owned(), Box::new(Error::SqliteFailure(*code, what.clone()))),
     }
 }

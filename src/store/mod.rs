@@ -20,7 +20,7 @@ mod records;
 pub mod state;
 pub mod unconfirmed;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -110,13 +110,13 @@ impl Store {
         let Some(database) = &mut self.database else { return Ok(self) };
         // The number counts whatever the boot.
         let known = KernelRecord::read(&kernel_file).map_or(0, |record| record.commit);
-        if database.commit_number() > 0 {
+        if database.commit > 0 {
             let meta = database.meta()?;
             let version = meta.get("version").map_or("", String::as_str);
             if version != VERSION.to_string() {
                 return Err(StateError::Version(path, version.to_owned()));
             }
-            if database.commit_number() < known {
+            if database.commit < known {
                 return Err(damaged("the last commit is missing"));
             }
             let namespace: Option<String> =
@@ -146,7 +146,7 @@ impl Store {
     pub fn load(&self) -> Result<State, StateError> {
         let Some(database) = &self.database else { return Ok(State::default()) };
         database.check()?;
-        self.state(database, database.forwards()?, &database.sets()?)
+        self.state(database, database.forwards()?)
     }
 
     /// Loads the part of a state that a change of the bindings `about` needs: every binding that one of them could conflict
@@ -156,8 +156,7 @@ impl Store {
     /// As [`Store::load`].
     pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(database) = &self.database else { return Ok(None) };
-        let records = database.sets()?;
-        let mut state = self.state(database, Vec::new(), &records)?;
+        let mut state = self.state(database, Vec::new())?;
         let samples = || state.samples.iter().map(|owned| &owned.rule);
         // Bindings that serve loopback addresses meet others than those at their own place.
         if state.samples.is_empty()
@@ -191,16 +190,11 @@ impl Store {
         Ok(Some(state))
     }
 
-    fn state(
-        &self,
-        database: &Database,
-        forwards: Vec<Owned<Binding>>,
-        sets: &BTreeMap<String, String>,
-    ) -> Result<State, StateError> {
+    fn state(&self, database: &Database, forwards: Vec<Owned<Binding>>) -> Result<State, StateError> {
         let damaged = |error: records::RecordError| StateError::Damaged(self.path.clone(), error.to_string());
-        let mut state = records::state(&database.meta()?, sets, forwards).map_err(damaged)?;
+        let mut state = records::state(&database.meta()?, database.rules()?, forwards).map_err(damaged)?;
         let record = KernelRecord::read(&self.path.with_extension("kernel"));
-        if let Some(record) = record.filter(|record| record.commit == database.commit_number()) {
+        if let Some(record) = record.filter(|record| record.commit == database.commit) {
             record.complete(&mut state);
         }
         Ok(state)
@@ -208,7 +202,7 @@ impl Store {
 
     /// Returns true if there are so many bindings that a partial load is worth its limits.
     pub fn has_many(&self) -> bool {
-        self.database.as_ref().is_some_and(|database| database.forward_count() >= MANY)
+        self.database.as_ref().is_some_and(|database| database.forwards >= MANY)
     }
 
     /// Replaces the state `before`, which was loaded or saved last, by `after`. Both may be partial.
@@ -223,7 +217,7 @@ impl Store {
         let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
         let mut changes = records::changes(before, after).map_err(|error| damaged(&error))?;
         let begins = after.unfinished.is_some() && before.unfinished != after.unfinished;
-        let is_durable = begins || !changes.is_empty();
+        let is_durable = begins || changes != Changes::default();
         let mut stored = after;
         let mut committed = Ok(());
         if is_durable {
@@ -245,7 +239,7 @@ impl Store {
         }
         let finishes = before.unfinished.is_some() || kernel::differs(before, after);
         if stored.unfinished.is_none() && (is_durable || finishes) {
-            let record = KernelRecord::new(database.commit_number(), stored);
+            let record = KernelRecord::new(database.commit, stored);
             let written = record.write(&self.path.with_extension("kernel"));
             // After a commit, a kernel file that could not be written only makes the next command look at everything.
             return if is_durable { committed } else { written };
@@ -261,7 +255,7 @@ impl Store {
 
     /// Returns true if both a commit and its invalidation failed, so the stored state is unknown.
     pub fn is_undecided(&self) -> bool {
-        self.database.as_ref().is_some_and(Database::is_undecided)
+        self.database.as_ref().is_some_and(|database| database.undecided)
     }
 
     /// Returns the path of the database with another extension; `None` for a store in memory.

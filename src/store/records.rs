@@ -1,6 +1,6 @@
 //! The durable part of a state as JSON, and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,35 +10,19 @@ use serde::{Deserialize, Serialize};
 use super::database::Changes;
 use super::state::State;
 use super::unconfirmed::{Deadline, Unconfirmed};
-use crate::model::{Asked, Binding, Masquerade, Netmap, Network, Owned, SetName, Settings, Snat};
+use crate::model::{Asked, Binding, Owned, SetName};
 use crate::sys::sysctl;
 
-/// One rule set.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct SetRecord {
-    /// Only in [`UnconfirmedRecord`]; the forwards of today have a table of their own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    forwards: Vec<Binding>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    networks: Vec<Network>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    masquerades: Vec<Masquerade>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    snats: Vec<Snat>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    netmaps: Vec<Netmap>,
-    settings: Settings,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin: Option<PathBuf>,
-}
+/// A row of the table `rules`: kind, rule set, JSON.
+pub(super) type RuleRow = (String, String, String);
 
 /// The state before a change that waits to be confirmed. A complete copy: only users of `--confirm` pay for it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct UnconfirmedRecord {
     until: Deadline,
     sysctls: Vec<sysctl::Change>,
-    sets: BTreeMap<SetName, SetRecord>,
+    rules: BTreeSet<RuleRow>,
+    forwards: Vec<(SetName, Binding)>,
 }
 
 /// An error of an encoder or a decoder.
@@ -49,53 +33,45 @@ pub(super) type RecordError = Box<dyn std::error::Error>;
 pub(super) fn changes<'a>(before: &'a State, after: &'a State) -> Result<Changes<'a>, RecordError> {
     let mut changes = Changes::default();
     if before.asked != after.asked {
-        changes.removed = before.asked.less(&after.asked);
-        changes.added = after.asked.less(&before.asked);
+        changes.removed_forwards = before.asked.less(&after.asked);
+        changes.added_forwards = after.asked.less(&before.asked);
     }
-    if rest(before) != rest(after) {
-        changes.sets = changed_sets(before, after)?;
+    if before.asked != after.asked || before.origins != after.origins {
+        let (old, new) = (rules(&before.asked, &before.origins)?, rules(&after.asked, &after.origins)?);
+        changes.removed_rules = old.difference(&new).cloned().collect();
+        changes.added_rules = new.difference(&old).cloned().collect();
     }
     set_if_changed(&mut changes, "sysctls", &before.sysctls, &after.sysctls)?;
     set_if_changed(&mut changes, "iptables", &before.iptables, &after.iptables)?;
     set_if_changed(&mut changes, "unusable", &before.unusable, &after.unusable)?;
     set_if_changed(&mut changes, "confirmed", &before.confirmed, &after.confirmed)?;
     if before.unconfirmed != after.unconfirmed {
-        let record = after.unconfirmed.as_ref().map(|waiting| UnconfirmedRecord {
-            until: waiting.until.clone(),
-            sysctls: waiting.sysctls.clone(),
-            sets: split(&waiting.asked, &waiting.origins, true),
-        });
+        let record = after.unconfirmed.as_ref().map(unconfirmed_record).transpose()?;
         changes.meta.push(("unconfirmed", serde_json::to_string(&record)?));
     }
     Ok(changes)
 }
 
-/// Returns the state of the tables `meta` and `sets` and of some forwards.
+/// Returns the state of the tables `meta` and `rules` and of some forwards.
 pub(super) fn state(
     meta: &BTreeMap<String, String>,
-    sets: &BTreeMap<String, String>,
+    rules: impl IntoIterator<Item = RuleRow>,
     forwards: Vec<Owned<Binding>>,
 ) -> Result<State, RecordError> {
-    let mut records = Vec::new();
-    for (name, record) in sets {
-        records.push((SetName::try_from(name.clone())?, serde_json::from_str(record)?));
-    }
-    let (mut asked, origins) = join(records);
-    asked.bindings = forwards;
-    asked.normalize();
+    let (asked, origins) = join(rules, forwards)?;
     let unconfirmed = value::<Option<UnconfirmedRecord>>(meta, "unconfirmed")?.map(|record| {
-        let (mut asked, origins) = join(record.sets);
-        asked.normalize();
-        Unconfirmed { until: record.until, asked: asked.into(), origins, sysctls: record.sysctls }
+        let forwards = record.forwards.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
+        let (asked, origins) = join(record.rules, forwards)?;
+        Ok::<_, RecordError>(Unconfirmed { until: record.until, asked, origins, sysctls: record.sysctls })
     });
     Ok(State {
-        asked: Arc::new(asked),
+        asked,
         origins,
         sysctls: value(meta, "sysctls")?,
         iptables: value(meta, "iptables")?,
         unusable: value(meta, "unusable")?,
         unfinished: value(meta, "unfinished")?,
-        unconfirmed,
+        unconfirmed: unconfirmed.transpose()?,
         confirmed: value(meta, "confirmed")?,
         ..State::default()
     })
@@ -105,7 +81,7 @@ pub(super) fn state(
 pub(super) fn value<T: DeserializeOwned + Default>(
     meta: &BTreeMap<String, String>,
     name: &str,
-) -> Result<T, serde_json::Error> {
+) -> serde_json::Result<T> {
     meta.get(name).map_or_else(|| Ok(T::default()), |json| serde_json::from_str(json))
 }
 
@@ -114,69 +90,58 @@ fn set_if_changed<T: PartialEq + Serialize>(
     name: &'static str,
     before: &T,
     after: &T,
-) -> Result<(), RecordError> {
+) -> serde_json::Result<()> {
     if before != after {
         changes.meta.push((name, serde_json::to_string(after)?));
     }
     Ok(())
 }
 
-/// Returns what the table `sets` holds.
-fn rest(state: &State) -> impl PartialEq {
-    let Asked { bindings: _, networks, masquerades, snats, netmaps, settings } = &*state.asked;
-    (networks, masquerades, snats, netmaps, settings, &state.origins)
+fn unconfirmed_record(waiting: &Unconfirmed) -> serde_json::Result<UnconfirmedRecord> {
+    Ok(UnconfirmedRecord {
+        until: waiting.until.clone(),
+        sysctls: waiting.sysctls.clone(),
+        rules: rules(&waiting.asked, &waiting.origins)?,
+        forwards: waiting.asked.bindings.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
+    })
 }
 
-fn changed_sets(before: &State, after: &State) -> Result<Vec<(String, Option<String>)>, RecordError> {
-    let [old, new] = [before, after].map(|state| split(&state.asked, &state.origins, false));
-    let mut rows = Vec::new();
-    for (name, record) in new.iter().filter(|(name, record)| old.get(*name) != Some(*record)) {
-        rows.push((name.to_string(), Some(serde_json::to_string(record)?)));
+/// Returns all rules except the forwards, and the settings and the origin of every set.
+fn rules(asked: &Asked, origins: &BTreeMap<SetName, PathBuf>) -> serde_json::Result<BTreeSet<RuleRow>> {
+    fn row(kind: &str, set: &SetName, rule: &impl Serialize) -> serde_json::Result<RuleRow> {
+        Ok((kind.to_owned(), set.to_string(), serde_json::to_string(rule)?))
     }
-    rows.extend(old.keys().filter(|name| !new.contains_key(*name)).map(|name| (name.to_string(), None)));
-    Ok(rows)
+    let Asked { bindings: _, networks, masquerades, snats, netmaps, settings } = asked;
+    (settings.iter().map(|(set, settings)| row("settings", set, settings)))
+        .chain(origins.iter().map(|(set, origin)| row("origin", set, origin)))
+        .chain(networks.iter().map(|owned| row("network", &owned.set, &owned.rule)))
+        .chain(masquerades.iter().map(|owned| row("masquerade", &owned.set, &owned.rule)))
+        .chain(snats.iter().map(|owned| row("snat", &owned.set, &owned.rule)))
+        .chain(netmaps.iter().map(|owned| row("netmap", &owned.set, &owned.rule)))
+        .collect()
 }
 
-fn split(asked: &Asked, origins: &BTreeMap<SetName, PathBuf>, with_forwards: bool) -> BTreeMap<SetName, SetRecord> {
-    let mut records: BTreeMap<SetName, SetRecord> = BTreeMap::new();
-    let mut of = |set: &SetName, add: &mut dyn FnMut(&mut SetRecord)| add(records.entry(set.clone()).or_default());
-    for (name, settings) in &asked.settings {
-        of(name, &mut |record| record.settings = *settings);
+/// The opposite of [`rules`].
+fn join(
+    rules: impl IntoIterator<Item = RuleRow>,
+    forwards: Vec<Owned<Binding>>,
+) -> Result<(Arc<Asked>, BTreeMap<SetName, PathBuf>), RecordError> {
+    fn owned<T: DeserializeOwned>(set: SetName, json: &str) -> serde_json::Result<Owned<T>> {
+        Ok(Owned { set, rule: serde_json::from_str(json)? })
     }
-    for (name, origin) in origins {
-        of(name, &mut |record| record.origin = Some(origin.clone()));
+    let (mut asked, mut origins) = (Asked { bindings: forwards, ..Asked::default() }, BTreeMap::new());
+    for (kind, set, json) in rules {
+        let set = SetName::try_from(set)?;
+        match kind.as_str() {
+            "settings" => drop(asked.settings.insert(set, serde_json::from_str(&json)?)),
+            "origin" => drop(origins.insert(set, serde_json::from_str(&json)?)),
+            "network" => asked.networks.push(owned(set, &json)?),
+            "masquerade" => asked.masquerades.push(owned(set, &json)?),
+            "snat" => asked.snats.push(owned(set, &json)?),
+            "netmap" => asked.netmaps.push(owned(set, &json)?),
+            _ => return Err(format!("it has rules of the unknown kind `{kind}`").into()),
+        }
     }
-    for owned in asked.bindings.iter().filter(|_| with_forwards) {
-        of(&owned.set, &mut |record| record.forwards.push(owned.rule.clone()));
-    }
-    for owned in &asked.networks {
-        of(&owned.set, &mut |record| record.networks.push(owned.rule.clone()));
-    }
-    for owned in &asked.masquerades {
-        of(&owned.set, &mut |record| record.masquerades.push(owned.rule.clone()));
-    }
-    for owned in &asked.snats {
-        of(&owned.set, &mut |record| record.snats.push(owned.rule.clone()));
-    }
-    for owned in &asked.netmaps {
-        of(&owned.set, &mut |record| record.netmaps.push(owned.rule));
-    }
-    records
-}
-
-fn join(records: impl IntoIterator<Item = (SetName, SetRecord)>) -> (Asked, BTreeMap<SetName, PathBuf>) {
-    fn owned<T>(set: &SetName, rules: Vec<T>) -> impl Iterator<Item = Owned<T>> {
-        rules.into_iter().map(|rule| Owned { set: set.clone(), rule })
-    }
-    let (mut asked, mut origins) = (Asked::default(), BTreeMap::new());
-    for (set, record) in records {
-        asked.bindings.extend(owned(&set, record.forwards));
-        asked.networks.extend(owned(&set, record.networks));
-        asked.masquerades.extend(owned(&set, record.masquerades));
-        asked.snats.extend(owned(&set, record.snats));
-        asked.netmaps.extend(owned(&set, record.netmaps));
-        origins.extend(record.origin.map(|origin| (set.clone(), origin)));
-        asked.settings.insert(set, record.settings);
-    }
-    (asked, origins)
+    asked.normalize();
+    Ok((asked.into(), origins))
 }

@@ -2,6 +2,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use proptest::prelude::*;
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Forward, Network, RuleSet};
@@ -267,10 +269,10 @@ fn rows_that_sqlite_believes_are_checked() {
         "UPDATE forwards SET rule_set = 'other'",
         "UPDATE forwards SET first_port = first_port + 1",
         "DELETE FROM forwards WHERE first_port = 80",
-        "UPDATE sets SET value = replace(value, '172.17', '172.18')",
+        "UPDATE rules SET value = replace(value, '172.17', '172.18')",
         "UPDATE meta SET value = '8' WHERE name = 'forwards'",
         "DELETE FROM meta WHERE name = 'forwards'",
-        "DROP TABLE sets",
+        "DROP TABLE rules",
     ] {
         let mut store = open(directory.path());
         let before = store.load().expect("loads");
