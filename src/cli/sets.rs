@@ -98,7 +98,7 @@ fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
 
 /// Why this kernel cannot rewrite the ports of a forward; `None` where it can.
 pub fn cannot_track(forward: &Forward) -> Option<Untracked> {
-    forward.all_protocols().ok()?.iter().find_map(|protocol| tracking::rewrites_ports(*protocol).err())
+    forward.effective_protocols().ok()?.iter().find_map(|protocol| tracking::rewrites_ports(*protocol).err())
 }
 
 /// What is wrong with such a forward, and what to do.

@@ -141,7 +141,7 @@ fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
             help: "remove one, or give one of them an `out` or another `from`".into(),
         })
     };
-    precedence::conflicts(asked).into_iter().filter_map(problem).collect()
+    precedence::snat_conflicts(asked).into_iter().filter_map(problem).collect()
 }
 
 /// The 1:1 translations that contradict each other: one network that stands for two, or two that stand for one.

@@ -232,7 +232,7 @@ fn residents(
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = precedence::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let egress = precedence::by_precedence(asked).into_iter().filter_map(|(egress, _)| egress.from);
     let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));

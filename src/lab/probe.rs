@@ -16,7 +16,7 @@ use super::layout::{Subnet, of};
 use super::sight::{Sight, Sighting};
 use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
-use crate::model::egress::Way;
+use crate::model::egress::OutInterface;
 use crate::model::meaning::{Dropped, Fate, Host, meaning};
 use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
@@ -219,13 +219,13 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
 
 /// A packet for every rule about what leaves, and for what 1:1 translations make of it.
 fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
-    let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
-    for (egress, _) in precedence::ordered(asked) {
+    let mut rules: Vec<(Option<IpNetwork>, OutInterface, Vec<Family>)> = Vec::new();
+    for (egress, _) in precedence::by_precedence(asked) {
         let families = egress.families();
-        rules.push((egress.from, egress.way, families));
+        rules.push((egress.from, egress.out, families));
     }
     let netmaps = asked.netmaps.iter().map(|owned| owned.rule.to);
-    rules.extend(netmaps.map(|to| (Some(to), Way::Any, vec![Family::of_network(to)])));
+    rules.extend(netmaps.map(|to| (Some(to), OutInterface::Any, vec![Family::of_network(to)])));
     let narrow: Vec<IpNetwork> = rules.iter().filter_map(|(from, ..)| *from).collect();
     let mut packets = Vec::new();
     for (from, way, families) in &rules {
@@ -238,12 +238,12 @@ fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
 /// is about as well.
 fn outward(
     from: Option<IpNetwork>,
-    way: &Way,
+    way: &OutInterface,
     family: Family,
     narrow: &[IpNetwork],
     topology: &Topology,
 ) -> Option<Packet> {
-    let out = if let Way::By(out) = way { Some(out.as_str()) } else { None };
+    let out = if let OutInterface::Is(out) = way { Some(out.as_str()) } else { None };
     let uplink = topology.uplink(out);
     let bridged = || topology.subnets.iter().filter(|subnet| Some(subnet.bridge.as_str()) == out);
     let destination = match uplink {

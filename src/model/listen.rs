@@ -40,7 +40,7 @@ impl FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let (place, protocols) = match text.split_once('/') {
-            Some((place, list)) => (place, protocols(list)?),
+            Some((place, list)) => (place, parse_protocols(list)?),
             None => (text, Vec::new()),
         };
         let (address, ports) = split_address(place)?;
@@ -51,13 +51,13 @@ impl FromStr for Listen {
             ));
         };
         if let Some(address) = address {
-            listenable(address)?;
+            check_listen_address(address)?;
         }
         Ok(Self { address, ports: ports.parse()?, protocols })
     }
 }
 
-fn protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
+fn parse_protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
     let mut protocols = Vec::new();
     for name in list.split(',') {
         let protocol = name.parse()?;
@@ -69,7 +69,7 @@ fn protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
     Ok(protocols)
 }
 
-fn listenable(address: IpAddr) -> Result<(), ParseError> {
+fn check_listen_address(address: IpAddr) -> Result<(), ParseError> {
     match invalid_host(address) {
         None => Ok(()),
         Some(_) if address.is_unspecified() => Err(ParseError::new(

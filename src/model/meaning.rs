@@ -280,7 +280,7 @@ fn holds(range: PortRange, port: u16) -> bool {
 
 /// Where a port is sent to: kept, all to one, or shifted one to one.
 fn target_port(forward: &Forward, port: u16) -> u16 {
-    match (forward.to.ports, forward.listen.ports.only()) {
+    match (forward.to.ports, forward.listen.ports.single_range()) {
         (None, _) => port,
         (Some(to), _) if to.is_single() => to.first(),
         (Some(to), Some(listen)) => port - listen.first() + to.first(),

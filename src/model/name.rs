@@ -1,6 +1,6 @@
 //! Names that end up in the kernel: validated once, at the door for what somebody writes, [`FromStr`].
 //!
-//! What is stored or in a kernel comes in by `TryFrom<String>`, which refuses only what cannot be represented: a name that
+//! What is from_stored or in a kernel comes in by `TryFrom<String>`, which refuses only what cannot be represented: a name that
 //! an earlier version took must not make its whole state unreadable.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use super::ParseError;
 use super::error::is_hidden;
 
 macro_rules! text_form {
-    ($name:ident, $stored:path) => {
+    ($name:ident, $parse:path) => {
         impl $name {
             /// The text.
             pub fn as_str(&self) -> &str {
@@ -28,7 +28,7 @@ macro_rules! text_form {
         impl TryFrom<String> for $name {
             type Error = ParseError;
             fn try_from(text: String) -> Result<Self, ParseError> {
-                $stored(&text)
+                $parse(&text)
             }
         }
         impl From<$name> for String {
@@ -47,11 +47,11 @@ macro_rules! text_form {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(Arc<str>);
-text_form!(IfName, IfName::stored);
+text_form!(IfName, IfName::from_stored);
 
 impl IfName {
     /// The longest name, in bytes.
-    pub const MAX: usize = 15;
+    pub const MAX_LEN: usize = 15;
 
     /// The name as the kernel compares it: 16 bytes, filled up with zeros.
     pub fn to_bytes(&self) -> [u8; 16] {
@@ -69,14 +69,14 @@ impl IfName {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseError> {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let name = bytes.get(..end).unwrap_or_default();
-        Self::stored(&String::from_utf8_lossy(name))
+        Self::from_stored(&String::from_utf8_lossy(name))
     }
 
     /// Takes what fits into a name.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let why = if text.is_empty() {
             "it is empty"
-        } else if text.len() > Self::MAX {
+        } else if text.len() > Self::MAX_LEN {
             "it is longer than 15 bytes"
         } else if text == "." || text == ".." {
             "the kernel does not allow it"
@@ -87,10 +87,10 @@ impl IfName {
         } else {
             return Ok(Self(text.into()));
         };
-        Err(Self::no_name(text, why))
+        Err(Self::invalid(text, why))
     }
 
-    fn no_name(text: &str, why: &str) -> ParseError {
+    fn invalid(text: &str, why: &str) -> ParseError {
         let help = "write an interface as `ip link` shows it, for example `eth0`";
         ParseError::new(format!("`{text}` cannot be an interface name: {why}"), help)
     }
@@ -101,15 +101,15 @@ impl FromStr for IfName {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
-            "all" | "default" => Err(Self::no_name(
+            "all" | "default" => Err(Self::invalid(
                 text,
                 "the kernel keeps that name for the settings of interfaces, in /proc/sys/net/ipv4/conf",
             )),
             // `dev_alloc_name` in net/core/dev.c: `eth%d` makes `eth0`.
             _ if text.contains('%') => {
-                Err(Self::no_name(text, "the kernel puts a number in the place of what follows `%`"))
+                Err(Self::invalid(text, "the kernel puts a number in the place of what follows `%`"))
             }
-            _ => Self::stored(text),
+            _ => Self::from_stored(text),
         }
     }
 }
@@ -131,7 +131,7 @@ impl FromStr for SetName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        if is_word(text, 32, |c| c.is_ascii_alphanumeric()) {
+        if is_valid_name(text, 32, |c| c.is_ascii_alphanumeric()) {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
@@ -168,7 +168,7 @@ impl FromStr for ChainName {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let ours = ["nat-", "filter-", "guard-"].iter().any(|prefix| text.starts_with(prefix));
         let tail = ["-by-address", "-2"].iter().any(|suffix| text.ends_with(suffix));
-        if !ours && !tail && is_word(text, 28, |c| c.is_ascii_alphabetic()) && !text.contains('.') {
+        if !ours && !tail && is_valid_name(text, 28, |c| c.is_ascii_alphabetic()) && !text.contains('.') {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
@@ -178,7 +178,7 @@ impl FromStr for ChainName {
     }
 }
 
-fn is_word(text: &str, most: usize, first: impl Fn(char) -> bool) -> bool {
+fn is_valid_name(text: &str, most: usize, first: impl Fn(char) -> bool) -> bool {
     text.len() <= most
         && text.chars().next().is_some_and(first)
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
@@ -190,17 +190,17 @@ fn is_word(text: &str, most: usize, first: impl Fn(char) -> bool) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Comment(Arc<str>);
-text_form!(Comment, Comment::stored);
+text_form!(Comment, Comment::from_stored);
 
 impl Comment {
     /// The longest comment, in bytes.
-    pub const MAX: usize = 90;
+    pub const MAX_LEN: usize = 90;
 
     /// Takes what the kernel can keep and nft(8) can print.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let what = if text.is_empty() {
             "the comment is empty".to_owned()
-        } else if text.len() > Self::MAX {
+        } else if text.len() > Self::MAX_LEN {
             format!("the comment is {} bytes long", text.len())
         } else if text.chars().any(char::is_control) {
             "the comment holds a control character".to_owned()
@@ -209,10 +209,10 @@ impl Comment {
         } else {
             return Ok(Self(text.into()));
         };
-        Err(Self::no_comment(what))
+        Err(Self::invalid(what))
     }
 
-    fn no_comment(what: impl Into<String>) -> ParseError {
+    fn invalid(what: impl Into<String>) -> ParseError {
         ParseError::new(what, "write 1 to 90 bytes of plain text, or leave the comment out")
     }
 }
@@ -221,9 +221,9 @@ impl FromStr for Comment {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let comment = Self::stored(text)?;
+        let comment = Self::from_stored(text)?;
         match text.chars().find(|c| is_hidden(*c)) {
-            Some(hidden) => Err(Self::no_comment(format!(
+            Some(hidden) => Err(Self::invalid(format!(
                 "the comment holds the character {}, which changes how text around it is shown",
                 hidden.escape_default()
             ))),
@@ -258,9 +258,9 @@ mod tests {
 
     #[test]
     fn a_comment_fits_with_the_longest_set_name_into_128_bytes() {
-        assert!("x".repeat(Comment::MAX).parse::<Comment>().is_ok());
-        assert!("x".repeat(Comment::MAX + 1).parse::<Comment>().is_err());
-        assert!(Comment::MAX + 32 + ": ".len() < 128);
+        assert!("x".repeat(Comment::MAX_LEN).parse::<Comment>().is_ok());
+        assert!("x".repeat(Comment::MAX_LEN + 1).parse::<Comment>().is_err());
+        assert!(Comment::MAX_LEN + 32 + ": ".len() < 128);
     }
 
     #[test]

@@ -57,9 +57,9 @@ impl FromStr for Packet {
         };
         let source = match source.parse::<IpAddr>() {
             Ok(address) => SocketAddr::new(address, EPHEMERAL),
-            Err(_) => end(source)?,
+            Err(_) => parse_endpoint(source)?,
         };
-        let destination = end(destination)?;
+        let destination = parse_endpoint(destination)?;
         if Family::of(source.ip()) != Family::of(destination.ip()) {
             return Err(ParseError::new(format!("`{source}` and `{destination}` are of different families"), HELP));
         }
@@ -67,7 +67,7 @@ impl FromStr for Packet {
     }
 }
 
-fn end(text: &str) -> Result<SocketAddr, ParseError> {
+fn parse_endpoint(text: &str) -> Result<SocketAddr, ParseError> {
     match text.parse::<SocketAddr>() {
         Ok(end) if end.port() > 0 => Ok(end),
         _ => Err(ParseError::new(format!("`{text}` is not an address with a port"), HELP)),

@@ -70,8 +70,8 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let (first, last) = match text.split_once('-') {
-            Some((first, last)) => (port(first)?, port(last)?),
-            None => (port(text)?, port(text)?),
+            Some((first, last)) => (parse_port(first)?, parse_port(last)?),
+            None => (parse_port(text)?, parse_port(text)?),
         };
         Self::new(first, last).ok_or_else(|| {
             ParseError::new(
@@ -82,7 +82,7 @@ impl FromStr for PortRange {
     }
 }
 
-fn port(text: &str) -> Result<u16, ParseError> {
+fn parse_port(text: &str) -> Result<u16, ParseError> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(ParseError::new(format!("`{text}` is not a port"), HELP));
     }
@@ -128,7 +128,7 @@ impl Ports {
     }
 
     /// The only range, where there is just one.
-    pub fn only(&self) -> Option<PortRange> {
+    pub fn single_range(&self) -> Option<PortRange> {
         match self.0 {
             Ranges::One(range) => Some(range),
             Ranges::List(_) => None,

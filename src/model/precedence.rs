@@ -9,7 +9,7 @@ use super::{Asked, Family, IfName, Owned};
 
 /// A rule about what leaves, as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Written {
+pub enum RuleRef {
     /// A network, by its place in [`Asked::networks`].
     Network(usize),
     /// A masquerade, by its place in [`Asked::masquerades`].
@@ -20,33 +20,33 @@ pub enum Written {
 
 /// Every rule about what leaves, in the order of precedence, with the rule that it comes from. Among equals the order is
 /// that of [`Asked`], which is sorted.
-pub fn ordered(asked: &Asked) -> Vec<(Egress, Written)> {
-    let mut all = in_order_of_writing(asked);
+pub fn by_precedence(asked: &Asked) -> Vec<(Egress, RuleRef)> {
+    let mut all = in_written_order(asked);
     all.sort_by_key(|(egress, _)| egress.precedence());
     all
 }
 
-fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
+fn in_written_order(asked: &Asked) -> Vec<(Egress, RuleRef)> {
     fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
         rules.iter().map(|owned| &owned.rule).enumerate()
     }
     let networks = numbered(&asked.networks)
-        .flat_map(|(at, rule)| Egress::of_network(rule).into_iter().map(move |egress| (egress, Written::Network(at))));
+        .flat_map(|(at, rule)| Egress::from_network(rule).into_iter().map(move |egress| (egress, RuleRef::Network(at))));
     let masquerades =
-        numbered(&asked.masquerades).map(|(at, rule)| (Egress::of_masquerade(rule), Written::Masquerade(at)));
-    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::of_snat(rule), Written::Snat(at)));
+        numbered(&asked.masquerades).map(|(at, rule)| (Egress::from_masquerade(rule), RuleRef::Masquerade(at)));
+    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::from_snat(rule), RuleRef::Snat(at)));
     networks.chain(masquerades).chain(snats).collect()
 }
 
 /// Finds every two source NATs that are about the same packets with the same precedence and name different addresses, by
 /// their places in [`Asked::snats`]: (earlier, later).
-pub fn conflicts(asked: &Asked) -> Vec<(usize, usize)> {
+pub fn snat_conflicts(asked: &Asked) -> Vec<(usize, usize)> {
     type Key = (Family, Option<IfName>, Option<IpNetwork>);
     let mut met: HashMap<Key, (Rewrite, usize)> = HashMap::new();
     let mut pairs = Vec::new();
     for (at, owned) in asked.snats.iter().enumerate() {
-        let egress = Egress::of_snat(&owned.rule);
-        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.narrowed());
+        let egress = Egress::from_snat(&owned.rule);
+        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.specific_source());
         let (first, before) = *met.entry(key).or_insert((egress.rewrite, at));
         if first != egress.rewrite {
             pairs.push((before, at));
@@ -83,13 +83,13 @@ mod tests {
             &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
             &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
         );
-        let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
+        let order: Vec<RuleRef> = by_precedence(&asked).into_iter().map(|(_, written)| written).collect();
         let expected = [
-            Written::Snat(1),
-            Written::Masquerade(2),
-            Written::Masquerade(1),
-            Written::Snat(0),
-            Written::Masquerade(0),
+            RuleRef::Snat(1),
+            RuleRef::Masquerade(2),
+            RuleRef::Masquerade(1),
+            RuleRef::Snat(0),
+            RuleRef::Masquerade(0),
         ];
         assert_eq!(order, expected);
     }
@@ -103,12 +103,12 @@ mod tests {
             ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
             ("the same", first, 0),
         ] {
-            assert_eq!(conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
+            assert_eq!(snat_conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
         }
         let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
-        assert_eq!(conflicts(&asked(&[], &both)), []);
+        assert_eq!(snat_conflicts(&asked(&[], &both)), []);
         let everybody = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
-        assert_eq!(conflicts(&asked(&[], &everybody)), [(0, 1)]);
-        assert_eq!(conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
+        assert_eq!(snat_conflicts(&asked(&[], &everybody)), [(0, 1)]);
+        assert_eq!(snat_conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
     }
 }

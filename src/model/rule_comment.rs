@@ -22,7 +22,7 @@ pub const NETWORK: &str = "network";
 pub const ISOLATE: &str = "isolate";
 
 /// The comment of a rule or element: the set's name, then the owner's remark.
-pub fn comment(set: &SetName, remark: Option<&str>) -> String {
+pub fn format_comment(set: &SetName, remark: Option<&str>) -> String {
     match remark {
         Some(remark) => format!("{set}: {remark}"),
         None => set.to_string(),
@@ -30,7 +30,7 @@ pub fn comment(set: &SetName, remark: Option<&str>) -> String {
 }
 
 /// The set and the remark of a comment; `None` where it is not one of ours. The other direction of [`comment`].
-pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
+pub fn parse_comment(text: &str) -> Option<(SetName, Option<&str>)> {
     let (set, remark) = match text.split_once(": ") {
         Some((set, remark)) => (set, Some(remark)),
         None => (text, None),
@@ -39,13 +39,13 @@ pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
 }
 
 /// What the rules of a network say besides the set: a word, its name, its chain.
-pub fn of_network(word: &str, network: &Network) -> String {
+pub fn format_network(word: &str, network: &Network) -> String {
     format!("{word} {} {}", network.name, network.chain)
 }
 
 /// Puts what a rule with such a remark says into the networks that were read so far; the other direction of [`of_network`].
 /// `None` where it says nothing about a network.
-pub fn read_network(
+pub fn parse_network(
     set: SetName,
     remark: &str,
     subnet: IpNetwork,
@@ -81,10 +81,10 @@ mod tests {
     fn comments_go_both_ways() {
         let set = SetName::cli();
         for remark in [None, Some("the blog"), Some("a: b"), Some(NETMAP)] {
-            assert_eq!(read_comment(&comment(&set, remark)), Some((set.clone(), remark)));
+            assert_eq!(parse_comment(&format_comment(&set, remark)), Some((set.clone(), remark)));
         }
         for foreign in ["", "two words", ": x"] {
-            assert_eq!(read_comment(foreign), None, "{foreign:?}");
+            assert_eq!(parse_comment(foreign), None, "{foreign:?}");
         }
     }
 
@@ -99,8 +99,8 @@ mod tests {
         };
         let mut read = BTreeMap::new();
         for word in [NETWORK, ISOLATE] {
-            let remark = of_network(word, &network);
-            assert_eq!(read_network(SetName::cli(), &remark, network.subnets[0], &mut read), Some(()));
+            let remark = format_network(word, &network);
+            assert_eq!(parse_network(SetName::cli(), &remark, network.subnets[0], &mut read), Some(()));
         }
         assert_eq!(read.into_values().collect::<Vec<_>>(), [network]);
     }

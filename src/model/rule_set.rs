@@ -31,7 +31,7 @@ impl Priority {
     }
 
     /// Where sources are rewritten: at the negative of it less ten, 95 for -105.
-    pub fn source(self) -> i32 {
+    pub fn source_priority(self) -> i32 {
         -self.0 - 10
     }
 }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn sources_are_rewritten_at_the_negative_less_ten() {
-        assert_eq!(Priority::DEFAULT.source(), 95);
+        assert_eq!(Priority::DEFAULT.source_priority(), 95);
         assert_eq!(Priority::new(-200), None);
         assert_eq!(Priority::new(50), None);
     }

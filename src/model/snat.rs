@@ -71,9 +71,9 @@ impl FromStr for Pool {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let pool = Self::stored(text)?;
-        source::check(pool.first, HELP)?;
-        source::check(pool.last, HELP)?;
+        let pool = Self::from_stored(text)?;
+        source::check_source(pool.first, HELP)?;
+        source::check_source(pool.last, HELP)?;
         match reserved_in_range(pool.first, pool.last) {
             Some(what) => Err(ParseError::new(
                 format!("the pool `{}-{}` holds {what}", pool.first, pool.last),
@@ -86,7 +86,7 @@ impl FromStr for Pool {
 
 impl Pool {
     /// Takes every pool, also one that an earlier version took and this one does not.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let (addresses, ports) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (addresses, tail) = rest
@@ -122,7 +122,7 @@ impl Pool {
 impl TryFrom<String> for Pool {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        Self::stored(&text)
+        Self::from_stored(&text)
     }
 }
 

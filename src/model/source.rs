@@ -45,16 +45,16 @@ impl FromStr for Source {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let source = stored(text)?;
+        let source = from_stored(text)?;
         if let Source::Address(address) = source {
-            check(address, HELP)?;
+            check_source(address, HELP)?;
         }
         Ok(source)
     }
 }
 
 /// Takes every address, also one that an earlier version took and this one does not.
-fn stored(text: &str) -> Result<Source, ParseError> {
+fn from_stored(text: &str) -> Result<Source, ParseError> {
     match text {
         "keep" => Ok(Source::Keep),
         "masquerade" => Ok(Source::Masquerade),
@@ -66,7 +66,7 @@ fn stored(text: &str) -> Result<Source, ParseError> {
 }
 
 /// Refuses an address that cannot be the source of what leaves this host.
-pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
+pub(super) fn check_source(address: IpAddr, help: &str) -> Result<(), ParseError> {
     match invalid_source(address) {
         Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), help)),
         None => Ok(()),
@@ -76,7 +76,7 @@ pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
 impl TryFrom<String> for Source {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        stored(&text)
+        from_stored(&text)
     }
 }
 

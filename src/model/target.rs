@@ -46,13 +46,13 @@ impl FromStr for Target {
             None => None,
         };
         if let Some(address) = address {
-            reachable(address, ports)?;
+            check_target(address, ports)?;
         }
         Ok(Self { address, ports })
     }
 }
 
-fn reachable(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError> {
+fn check_target(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError> {
     if address.is_loopback() {
         let port = ports.map_or(80, PortRange::first);
         return Err(ParseError::new(
