@@ -13,7 +13,7 @@ use super::compile::{HAIRPIN, Homes, Host, Place, SAME, SOURCES, compile_all, nu
 use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::error::printable;
-use crate::model::label::{self, LOOPBACK, MASQUERADE, FORWARDED, Sources};
+use crate::model::label::{self, FORWARDED, LOOPBACK, MASQUERADE, Sources};
 use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
     Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,

@@ -17,7 +17,7 @@ use super::sight::{Sight, Sighting};
 use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
 use crate::model::egress::OutInterface;
-use crate::model::meaning::{Dropped, Fate, Host, meaning};
+use crate::model::meaning::{DropReason, Fate, Host, meaning};
 use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
@@ -105,11 +105,11 @@ impl Report {
     pub fn expected(&self) -> String {
         match &self.probe.fate {
             Fate::Dropped(why) => format!("nobody gets it: {}", reason(*why)),
-            Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
-            Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
+            Fate::Local { port, source: seen, .. } => format!("this host port {port} sees {}", seen.first),
+            Fate::Sent { to, source: seen, .. } if seen.first == seen.last => {
                 format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
             }
-            Fate::Leaves { to, seen, .. } => {
+            Fate::Sent { to, source: seen, .. } => {
                 format!("{} port {} sees one of {}-{}", to.ip(), to.port(), seen.first, seen.last)
             }
         }
@@ -117,13 +117,13 @@ impl Report {
 }
 
 /// Why nobody gets a packet.
-fn reason(why: Dropped) -> &'static str {
+fn reason(why: DropReason) -> &'static str {
     match why {
-        Dropped::Martian => "over a wire no loopback address is anybody's",
-        Dropped::NoRoute => "this host has no route to it",
-        Dropped::NotForwarded => "this host does not forward its family",
-        Dropped::Isolated => "the network is isolated, and nothing publishes this",
-        Dropped::NoAddress => "the interface has no address for it",
+        DropReason::Martian => "over a wire no loopback address is anybody's",
+        DropReason::NoRoute => "this host has no route to it",
+        DropReason::NotForwarded => "this host does not forward its family",
+        DropReason::Isolated => "the network is isolated, and nothing publishes this",
+        DropReason::NoAddress => "the interface has no address for it",
     }
 }
 
@@ -131,8 +131,8 @@ fn reason(why: Dropped) -> &'static str {
 fn heard(fate: &Fate, answer: &Answer) -> bool {
     let (who, expected, sees) = match fate {
         Fate::Dropped(_) => return !matches!(answer, Answer::By { .. }),
-        Fate::Here { port, seen, .. } => ("this host".to_owned(), port, seen),
-        Fate::Leaves { to, seen, .. } => (to.ip().to_string(), &to.port(), seen),
+        Fate::Local { port, source: seen, .. } => ("this host".to_owned(), port, seen),
+        Fate::Sent { to, source: seen, .. } => (to.ip().to_string(), &to.port(), seen),
     };
     let Answer::By { who: answered, port, seen } = answer else { return false };
     *answered == who && port == expected && sees.allows(*seen, seen.port())
@@ -307,7 +307,7 @@ impl Probe {
         match (&self.packet.interface, &self.fate) {
             (None, _) => Vantage::Host,
             (Some(arrived), _) if topology.uplink(Some(arrived.as_str())).is_some() => Vantage::Outside,
-            (arrived, Fate::Leaves { by, .. }) if arrived.as_ref() == Some(by) => Vantage::Hairpin,
+            (arrived, Fate::Sent { interface: by, .. }) if arrived.as_ref() == Some(by) => Vantage::Hairpin,
             _ => Vantage::Inside,
         }
     }
@@ -319,14 +319,14 @@ impl Probe {
         }
         match &self.fate {
             Fate::Dropped(_) => None,
-            Fate::Here { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
+            Fate::Local { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
             // The target answers past this host.
-            Fate::Leaves { by, seen, .. }
+            Fate::Sent { interface: by, source: seen, .. }
                 if self.packet.interface.as_ref() == Some(by) && seen.first == self.packet.source.ip() =>
             {
                 None
             }
-            Fate::Leaves { to, .. } => Some((topology.owner(to.ip())?, *to)),
+            Fate::Sent { to, .. } => Some((topology.owner(to.ip())?, *to)),
         }
     }
 }

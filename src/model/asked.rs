@@ -131,7 +131,9 @@ impl Asked {
         let mut found: Option<(&SetName, Priority)> = None;
         for (name, settings) in &self.settings {
             match (found, settings.priority) {
-                (Some((first, priority)), Some(other)) if priority != other => return Err((first.clone(), name.clone())),
+                (Some((first, priority)), Some(other)) if priority != other => {
+                    return Err((first.clone(), name.clone()));
+                }
                 (None, Some(priority)) => found = Some((name, priority)),
                 _ => {}
             }
@@ -174,7 +176,8 @@ impl Asked {
             self.masquerades.iter().map(|owned| (&owned.set, Egress::from_masquerade(&owned.rule).families()));
         let snats = self.snats.iter().map(|owned| (&owned.set, Egress::from_snat(&owned.rule).families()));
         let all = bindings.chain(netmaps).chain(networks).chain(masquerades).chain(snats);
-        let families: BTreeSet<Family> = all.filter(|(set, _)| enables(set)).flat_map(|(_, families)| families).collect();
+        let families: BTreeSet<Family> =
+            all.filter(|(set, _)| enables(set)).flat_map(|(_, families)| families).collect();
         families.into_iter().collect()
     }
 }

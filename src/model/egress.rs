@@ -63,7 +63,11 @@ impl Egress {
     /// Returns the sort key of the precedence. The rule with the lesser key wins.
     pub fn precedence(&self) -> (bool, Reverse<Option<u8>>, bool) {
         let masquerade = self.rewrite == Rewrite::Masquerade;
-        (!matches!(self.out, OutInterface::Is(_)), Reverse(self.specific_source().map(|from| from.prefix())), masquerade)
+        (
+            !matches!(self.out, OutInterface::Is(_)),
+            Reverse(self.specific_source().map(|from| from.prefix())),
+            masquerade,
+        )
     }
 
     /// Returns the source prefix, or `None` if the rule matches every source. `0.0.0.0/0` and `::/0` count as `None`.

@@ -144,7 +144,9 @@ impl Forward {
         match (self.source, self.to.address) {
             (Source::Keep, _) => Ok(()),
             (source, None) => Err(ParseError::new(
-                format!("a redirect to this host cannot have the source `{source}`: its packets do not leave this host"),
+                format!(
+                    "a redirect to this host cannot have the source `{source}`: its packets do not leave this host"
+                ),
                 help,
             )
             .with_key("source")),

@@ -85,7 +85,9 @@ fn sources(program: &Program) -> Sources {
         elements.into_iter().flatten()
     };
     let elements = Family::ALL.into_iter().flat_map(of_family);
-    Sources::from_elements(elements.filter_map(|(key, element)| Some((label::source_id(&key.0)?, address(&element.data)?))))
+    Sources::from_elements(
+        elements.filter_map(|(key, element)| Some((label::source_id(&key.0)?, address(&element.data)?))),
+    )
 }
 
 /// Adds what bindings counted at the loopback addresses, and takes out those that lack something there; finds the elements

@@ -19,7 +19,7 @@ use super::conditions::{interface, narrowed};
 use super::tree::Tree;
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
-use crate::model::label::{self, MASQUERADE, FORWARDED, Sources};
+use crate::model::label::{self, FORWARDED, MASQUERADE, Sources};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
 
 /// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
@@ -112,9 +112,8 @@ fn labels(binding: &Binding, place: Place, sources: &Sources) -> impl Iterator<I
     let own = match place {
         Place::Outside => label::encode(binding, sources),
         // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-        Place::Loopback => {
-            label::encode_loopback(binding, sources).or_else(|| binding.to.address.map(|_| label::to_bits(&[MASQUERADE])))
-        }
+        Place::Loopback => label::encode_loopback(binding, sources)
+            .or_else(|| binding.to.address.map(|_| label::to_bits(&[MASQUERADE]))),
     };
     let own = own.unwrap_or_default();
     // Outside it is set before the forwards are asked.

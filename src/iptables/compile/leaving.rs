@@ -23,7 +23,7 @@ use ipnetwork::IpNetwork;
 use super::conditions::{interface, narrowed};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
-use crate::model::egress::{Egress, Rewrite, OutInterface};
+use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, SKIP_HAIRPIN, Sources};
 use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{NETMAP, NETWORK, format_comment, format_network};

@@ -21,7 +21,7 @@ use super::host::Host;
 use crate::iptables::limits;
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};
-use crate::model::label::{MASQUERADE, FORWARDED, UNMATCHED, SKIP_HAIRPIN};
+use crate::model::label::{FORWARDED, MASQUERADE, SKIP_HAIRPIN, UNMATCHED};
 use crate::model::rule_comment::{ISOLATE, format_comment, format_network};
 use crate::model::{Asked, Family, IfName, address};
 

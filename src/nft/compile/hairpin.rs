@@ -16,7 +16,7 @@
 //! and rewrite the source only when it leaves (`nft_fib_validate` in net/netfilter/nft_fib.c).
 
 use super::expressions::{FIRST, label_is, set_label};
-use crate::model::label::{MASQUERADE, FORWARDED, UNMATCHED, SKIP_HAIRPIN};
+use crate::model::label::{FORWARDED, MASQUERADE, SKIP_HAIRPIN, UNMATCHED};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, Fib, FibResult};
 use crate::nft::program::Rule;
 

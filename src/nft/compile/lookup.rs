@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 
 use super::expressions::{End, FIRST, family_is, load_address, mask, set_label};
 use crate::model::Protocol;
-use crate::model::label::{MASQUERADE, FORWARDED};
+use crate::model::label::{FORWARDED, MASQUERADE};
 use crate::nft::expr::{
     Bitwise, Choice, Cmp, CtSetLabel, Expr, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect, Register,
 };

@@ -20,7 +20,7 @@
 
 use super::expressions::{End, FIRST, address_in, family_is, has_label, interface, name_is, octets};
 use super::netmap;
-use crate::model::egress::{Egress, Rewrite, OutInterface};
+use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, Sources};
 use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{self, NETWORK};
@@ -127,7 +127,9 @@ fn of_written(asked: &Asked, written: RuleRef) -> Option<String> {
     };
     match written {
         RuleRef::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
-        RuleRef::Masquerade(at) => asked.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
+        RuleRef::Masquerade(at) => {
+            asked.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
+        }
         RuleRef::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
     }
 }
