@@ -160,7 +160,7 @@ impl Asked {
     pub fn forwarding(&self) -> Vec<Family> {
         let enables =
             |set: &SetName| self.settings.get(set).is_none_or(|settings| settings.ip_forward == IpForward::Enable);
-        // One binding of each set and family is enough.
+        // The result needs only one binding of each set and family.
         let bindings: BTreeSet<(&SetName, Family)> =
             (self.bindings.chunk_by(|a, b| a.set == b.set && a.rule.family == b.rule.family))
                 .filter_map(|group| group.iter().find(|owned| owned.rule.to.address.is_some()))

@@ -37,7 +37,7 @@ pub struct Destination {
     pub port: PortMap,
 }
 
-/// One entry of the desired state: the unit that portfwd compiles, stores, lists and compares.
+/// An entry of the desired state: the unit that portfwd compiles, stores, lists and compares.
 ///
 /// The store writes the fields in this order. Add a new field at the end, and increase the version of the store.
 ///
@@ -56,9 +56,9 @@ pub struct Binding {
     /// The client prefix, or `None` for every client.
     #[serde(default)]
     pub from: Option<IpNetwork>,
-    /// The transport protocol.
+    /// The transport protocol that the binding matches.
     pub protocol: Protocol,
-    /// The listen ports.
+    /// The listen ports, at least one.
     pub ports: PortRange,
     /// The target's address and ports.
     pub to: Destination,

@@ -1,4 +1,4 @@
-//! One form for all source NAT rules, and their precedence.
+//! The common form of all source NAT rules, and the precedence of these rules.
 //!
 //! A network with `masquerade`, a `[[masquerade]]` and a `[[snat]]` all rewrite the source address of packets from a prefix
 //! that leave by an interface. A rule with `out` wins over a rule without; then the longer `from` prefix wins; then `snat`
@@ -23,11 +23,11 @@ pub enum Rewrite {
 /// The egress interfaces that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutInterface {
-    /// Every interface.
+    /// All egress interfaces.
     Any,
-    /// This interface only.
+    /// Only the interface with this name.
     Is(IfName),
-    /// Every interface except this one.
+    /// All egress interfaces except the one with this name.
     Not(IfName),
 }
 
@@ -36,7 +36,7 @@ pub enum OutInterface {
 pub struct Egress {
     /// The source prefix, or `None` for every source.
     pub from: Option<IpNetwork>,
-    /// The egress interfaces.
+    /// The egress interfaces that the rule matches.
     pub out: OutInterface,
     /// The new source address.
     pub rewrite: Rewrite,

@@ -1,4 +1,4 @@
-//! Address families.
+//! The address families of the Internet Protocol.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both families, in the order of all lists and output.
+    /// IPv4 and IPv6, in the order of all lists and output.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
     /// Returns the family of an address.

@@ -14,7 +14,7 @@ use super::{ParseError, Ports, Protocol};
 pub struct Listen {
     /// The listen address, or `None` for every address of this host.
     pub address: Option<IpAddr>,
-    /// The listen ports.
+    /// The listen ports as a list of ranges, in the order of the text.
     pub ports: Ports,
     /// The protocols after the slash. Empty if there are none.
     pub protocols: Vec<Protocol>,

@@ -52,9 +52,9 @@ pub struct Interface {
 /// A route of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The destination prefix.
+    /// The destination prefix, which can be a default route.
     pub to: IpNetwork,
-    /// The egress interface.
+    /// The egress interface of the route.
     pub interface: IfName,
     /// The next hop, or `None` if the network is directly connected.
     pub gateway: Option<IpAddr>,
@@ -100,9 +100,9 @@ pub enum DropReason {
 /// The source addresses and ports that the receiver of a packet may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VisibleSource {
-    /// The lowest address.
+    /// The lowest address that the receiver may see.
     pub first: IpAddr,
-    /// The highest address, which is part of the range.
+    /// The highest address that the receiver may see.
     pub last: IpAddr,
     /// The ports, or `None` if the packet keeps its port. The kernel still changes a port that is in use.
     pub ports: Option<PortRange>,
@@ -137,16 +137,16 @@ pub enum Fate {
     Dropped(DropReason),
     /// This host receives the packet.
     Local {
-        /// The final destination address, or `None` for any address of this host (a redirect).
+        /// The destination address after all rewrites, or `None` for any address of this host (a redirect).
         address: Option<IpAddr>,
-        /// The final destination port.
+        /// The destination port after all rewrites.
         port: u16,
         /// The source that the receiver sees.
         source: VisibleSource,
     },
     /// The packet leaves this host.
     Sent {
-        /// The final destination.
+        /// The destination address and port after all rewrites.
         to: SocketAddr,
         /// The egress interface.
         interface: IfName,

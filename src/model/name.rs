@@ -15,7 +15,7 @@ use super::error::is_hidden;
 macro_rules! text_form {
     ($name:ident, $parse:path) => {
         impl $name {
-            /// Returns the text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }

@@ -25,7 +25,7 @@ impl Priority {
         (-199..50).contains(&value).then_some(Self(value))
     }
 
-    /// Returns the number.
+    /// Returns the netfilter hook priority.
     pub fn value(self) -> i32 {
         self.0
     }
