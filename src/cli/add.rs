@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, change, guard, sets};
-use crate::config::union::{apart, taken};
-use crate::config::{Kind, Problem};
+use crate::config::union::{conflict_help, conflict_message};
+use crate::config::{Problem, ProblemKind};
 use crate::engine::{Options, Part, Scope};
 use crate::model::{
     Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
@@ -130,17 +130,17 @@ fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure
         let met = &owned.rule;
         owned.set == *set && met.listens_like(&binding) && met.ports == binding.ports && met.to == binding.to
     };
-    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts(&binding) && !itself(owned));
+    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts_with(&binding) && !itself(owned));
     if let Some(met) = other {
         return Err(Failure::Problems(vec![Problem {
-            kind: Kind::Conflict,
-            what: taken(&met.rule, &binding),
-            place: None,
-            other: Some((
+            kind: ProblemKind::Conflict,
+            what: conflict_message(&met.rule, &binding),
+            location: None,
+            related: Some((
                 format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set),
                 None,
             )),
-            help: format!("remove the first, or {}", apart(&met.rule, &binding)),
+            help: format!("remove the first, or {}", conflict_help(&met.rule, &binding)),
         }]));
     }
     match asked.bindings.iter_mut().find(|owned| itself(owned)) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::output::Output;
 use crate::config::source::ReadError;
-use crate::config::{Kind, Problem};
+use crate::config::{Problem, ProblemKind};
 use crate::engine::EngineError;
 use crate::iptables::command::CommandError;
 use crate::iptables::compile::CompileError as ChainError;
@@ -122,7 +122,7 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     }
     // File names and other words of others are in it.
     let text = printable(&text);
-    let problem = Problem { kind: Kind::Invalid, what: text, place: None, other: None, help };
+    let problem = Problem { kind: ProblemKind::Invalid, what: text, location: None, related: None, help };
     let written = write!(output.stderr, "{}", problem.render(output.color));
     drop(written);
     code
@@ -181,7 +181,7 @@ fn of_failure(failure: &Failure) -> (u8, String) {
     match failure {
         Failure::Problems(problems) => {
             let any = |kind| problems.iter().any(|problem| problem.kind == kind);
-            let code = match (any(Kind::Invalid), any(Kind::Conflict)) {
+            let code = match (any(ProblemKind::Invalid), any(ProblemKind::Conflict)) {
                 (true, _) => USAGE,
                 (false, true) => CONFLICT,
                 (false, false) => MISSING,

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Failure, Global, Output};
-use crate::config::{Kind, Loaded, Place, Problem};
+use crate::config::{Loaded, Location, Problem, ProblemKind};
 use crate::engine::Engine;
 use crate::engine::guard::{self, Ssh, Taking};
 use crate::model::error::printable;
@@ -87,16 +87,16 @@ fn problem(taking: &Taking<'_>, owners: &HashMap<u32, Owner>, sets: &[Loaded]) -
         None => "stop it, choose another port, or say `--force`",
     };
     Problem {
-        kind: Kind::Conflict,
+        kind: ProblemKind::Conflict,
         what: format!("`{}` would take {what}", taking.binding),
-        place: place(taking.binding, sets),
-        other: None,
+        location: place(taking.binding, sets),
+        related: None,
         help: help.into(),
     }
 }
 
 /// Where a forward is written.
-fn place(binding: &Binding, sets: &[Loaded]) -> Option<Place> {
+fn place(binding: &Binding, sets: &[Loaded]) -> Option<Location> {
     let mut forwards = sets.iter().flat_map(|loaded| loaded.set.forwards.iter().zip(&loaded.forwards));
     let of = |bindings: Vec<Binding>| bindings.contains(binding);
     forwards.find(|(forward, _)| forward.bindings().is_ok_and(of)).map(|(_, place)| place.clone())

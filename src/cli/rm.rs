@@ -104,7 +104,8 @@ fn missing<'a>(listen: &Listen, set: &SetName, near: impl Iterator<Item = &'a Bi
     let more = if more == 0 { String::new() } else { format!(" and {more} more") };
     let option = if *set == SetName::cli() { String::new() } else { format!(" --set {set}") };
     let command = texts.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(" ");
-    let part = near.iter().all(|binding| listen.ports.only().is_some_and(|range| binding.ports.contains(range)));
+    let part =
+        near.iter().all(|binding| listen.ports.single_range().is_some_and(|range| binding.ports.contains(range)));
     let what = if part {
         format!("in the rule set `{set}`, `{listen}` is only a part of {list}{more}")
     } else {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Failure;
-use crate::config::{self, Kind, Loaded, Place, Problem, source};
+use crate::config::{self, Loaded, Location, Problem, ProblemKind, source};
 use crate::engine::Choice as Backend;
 use crate::iptables::limits::{self, Limit};
 use crate::model::{Asked, Forward, IfName};
@@ -65,7 +65,7 @@ fn untracked(loaded: &Loaded, limits: impl Fn(&Untracked) -> bool) -> Vec<Proble
     let problem = |(forward, place)| {
         let why = cannot_track(forward).filter(&limits)?;
         let (what, help) = in_words(forward, &why);
-        Some(Problem { kind: Kind::Missing, what, place: Some(Clone::clone(place)), other: None, help })
+        Some(Problem { kind: ProblemKind::Unsupported, what, location: Some(Clone::clone(place)), related: None, help })
     };
     forwards.filter_map(problem).collect()
 }
@@ -73,11 +73,11 @@ fn untracked(loaded: &Loaded, limits: impl Fn(&Untracked) -> bool) -> Vec<Proble
 /// What a file asks that iptables cannot do.
 fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
     let set = &loaded.set;
-    let missing = |limit: Limit, place: Option<&Place>| Problem {
-        kind: Kind::Missing,
+    let missing = |limit: Limit, place: Option<&Location>| Problem {
+        kind: ProblemKind::Unsupported,
         what: limit.what,
-        place: place.cloned(),
-        other: None,
+        location: place.cloned(),
+        related: None,
         help: limit.help,
     };
     let priority = limits::of_priority(set.settings.priority).map(|limit| missing(limit, loaded.priority.as_ref()));
@@ -98,7 +98,7 @@ fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
 
 /// Why this kernel cannot rewrite the ports of a forward; `None` where it can.
 pub fn cannot_track(forward: &Forward) -> Option<Untracked> {
-    forward.all_protocols().ok()?.iter().find_map(|protocol| tracking::rewrites_ports(*protocol).err())
+    forward.effective_protocols().ok()?.iter().find_map(|protocol| tracking::rewrites_ports(*protocol).err())
 }
 
 /// What is wrong with such a forward, and what to do.

@@ -1,86 +1,86 @@
-//! Several sets brought together: what they ask in all, or every two rules that contradict each other, with both places.
+//! The union of rule sets: the desired state of all sets, or every conflict with the locations of both rules.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::diagnostic::{Kind, Problem};
+use super::diagnostic::{Problem, ProblemKind};
 use super::load::Loaded;
-use super::source::Place;
+use super::source::Location;
 use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetName, conflict, precedence};
 
-/// Brings what is asked already together with sets that replace their namesakes in it.
+/// Adds sets to the desired state. A set replaces the set of the same name.
 ///
 /// # Errors
-/// Every conflict, inside of a set and between sets.
+/// If rules of one set or of several sets conflict. Returns every conflict.
 pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     for loaded in sets {
         asked.remove(&loaded.set.name);
     }
     let mut problems = Vec::new();
-    let mut priorities: BTreeMap<&SetName, &Place> = BTreeMap::new();
+    let mut priorities: BTreeMap<&SetName, &Location> = BTreeMap::new();
     let mut names: BTreeMap<&SetName, &Loaded> = BTreeMap::new();
     for loaded in sets {
         if let Some(first) = names.insert(&loaded.set.name, loaded) {
-            problems.push(same_name(first, loaded));
+            problems.push(duplicate_set_name(first, loaded));
         }
-        priorities.extend(loaded.priority.iter().map(|place| (&loaded.set.name, place)));
+        priorities.extend(loaded.priority.iter().map(|location| (&loaded.set.name, location)));
         if let Err(error) = asked.add(&loaded.set) {
             problems.push(Problem {
-                kind: Kind::Invalid,
+                kind: ProblemKind::Invalid,
                 what: error.to_string(),
-                place: None,
-                other: None,
+                location: None,
+                related: None,
                 help: error.help().to_owned(),
             });
         }
     }
-    let conflicts = conflict::find(asked.bindings.iter().map(|owned| &owned.rule));
-    let atoms = if conflicts.is_empty() { Vec::new() } else { places_of_atoms(sets) };
-    let place = |index| place_of(index, &asked.bindings, &atoms);
+    let conflicts = conflict::find_conflicts(asked.bindings.iter().map(|owned| &owned.rule));
+    let locations_of_bindings = if conflicts.is_empty() { Vec::new() } else { binding_locations(sets) };
+    let location = |index| location_of(index, &asked.bindings, &locations_of_bindings);
     for (earlier, later) in conflicts {
         let (Some(first), Some(second)) = (asked.bindings.get(earlier), asked.bindings.get(later)) else { continue };
         problems.push(Problem {
-            kind: Kind::Conflict,
-            what: taken(&first.rule, &second.rule),
-            place: place(later),
-            other: Some(first_given(&first.set, place(earlier))),
+            kind: ProblemKind::Conflict,
+            what: conflict_message(&first.rule, &second.rule),
+            location: location(later),
+            related: Some(first_definition(&first.set, location(earlier))),
             help: format!(
-                "`{}` cannot be told apart from it{}; remove one, or {}",
+                "`{}` matches the same packets{}; remove one, or {}",
                 second.rule,
-                if only_at_loopback(&first.rule, &second.rule) { " there" } else { "" },
-                apart(&first.rule, &second.rule)
+                if conflict_only_at_loopback(&first.rule, &second.rule) { " there" } else { "" },
+                conflict_help(&first.rule, &second.rule)
             ),
         });
     }
-    let network_place = |at| place_of(at, &asked.networks, &places(sets, |loaded| &loaded.networks));
+    let network_location = |index| location_of(index, &asked.networks, &locations(sets, |loaded| &loaded.networks));
     for (index, owned) in asked.networks.iter().enumerate() {
-        // Two sets may share a network as long as they say the same of it.
-        let contradicts = |other: &&Owned<Network>| {
+        // Two sets can contain the same network if its keys are equal in both.
+        let conflicts = |other: &&Owned<Network>| {
             other.rule.name == owned.rule.name && (other.set == owned.set || other.rule != owned.rule)
         };
-        let before = asked.networks.iter().take(index).position(|other| contradicts(&other));
-        if let Some(before) = before
-            && let Some(first) = asked.networks.get(before)
+        let earlier = asked.networks.iter().take(index).position(|other| conflicts(&other));
+        if let Some(earlier) = earlier
+            && let Some(first) = asked.networks.get(earlier)
         {
             problems.push(Problem {
-                kind: Kind::Conflict,
-                what: format!("the network `{}` is described already, in another way", owned.rule.name),
-                place: network_place(index),
-                other: Some(first_given(&first.set, network_place(before))),
-                help: "describe every network once in a set, and alike in all sets".into(),
+                kind: ProblemKind::Conflict,
+                what: format!("the network `{}` is already defined", owned.rule.name),
+                location: network_location(index),
+                related: Some(first_definition(&first.set, network_location(earlier))),
+                help: "define every network once in a set, with the same keys in all sets".into(),
             });
         }
     }
-    problems.extend(leaving(&asked, sets));
-    problems.extend(translated(&asked, sets));
-    if let Err((one, other)) = asked.priority() {
-        let place = |set: &SetName| priorities.get(set).copied().cloned();
+    problems.extend(snat_conflicts(&asked, sets));
+    problems.extend(netmap_conflicts(&asked, sets));
+    if let Err((first, second)) = asked.priority() {
+        let location = |set: &SetName| priorities.get(set).copied().cloned();
         problems.push(Problem {
-            kind: Kind::Conflict,
-            what: format!("the rule sets `{one}` and `{other}` ask for different priorities"),
-            place: place(&other).or_else(|| place(&one)),
-            other: None,
-            help: "give all sets the same priority, or leave it out".into(),
+            kind: ProblemKind::Conflict,
+            what: format!("the rule sets `{first}` and `{second}` have different priorities"),
+            location: location(&second).or_else(|| location(&first)),
+            related: None,
+            help: "write the same `priority` in all sets, or remove it".into(),
         });
     }
     if problems.is_empty() {
@@ -91,33 +91,32 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     }
 }
 
-/// Says that the place of the second of two bindings that contradict each other is taken by the first.
-pub fn taken(first: &Binding, second: &Binding) -> String {
+/// Returns the message for two bindings that conflict.
+pub fn conflict_message(first: &Binding, second: &Binding) -> String {
     let goes = format!("`{}` already goes to {}", first.listen(), first.target());
-    if !only_at_loopback(first, second) {
+    if !conflict_only_at_loopback(first, second) {
         return goes;
     }
-    let named = first.loopback_address().or(second.loopback_address());
-    format!("at {} {goes}", named.unwrap_or(localhost(first.family)))
+    let address = first.loopback_address().or(second.loopback_address());
+    format!("at {} {goes}", address.unwrap_or(localhost(first.family)))
 }
 
-/// What to do, besides removing one, with two bindings that contradict each other.
-pub fn apart(first: &Binding, second: &Binding) -> String {
-    if !only_at_loopback(first, second) {
-        return "give one an address, an interface or other clients".into();
+/// Returns the help for two bindings that conflict, without the advice to remove one.
+pub fn conflict_help(first: &Binding, second: &Binding) -> String {
+    if !conflict_only_at_loopback(first, second) {
+        return "give one of them an address, an interface or other clients".into();
     }
-    // One that names a loopback address has nothing else to serve.
-    let of = match (first.serves_others(), second.serves_others()) {
-        (true, true) => "one".into(),
+    // A binding with a loopback listen address needs `loopback`, so the advice names the other one.
+    let forward = match (first.serves_non_loopback(), second.serves_non_loopback()) {
+        (true, true) => "one of them".into(),
         (true, false) => format!("`{}`", first.listen()),
         (false, _) => format!("`{}`", second.listen()),
     };
-    format!("leave `loopback` out of {of}, or give one other ports or other clients")
+    format!("remove `loopback` from {forward}, or give one of them other ports or other clients")
 }
 
-/// Whether two bindings that contradict each other do so at loopback addresses only: there it does not matter which other
-/// address or interface they name.
-fn only_at_loopback(first: &Binding, second: &Binding) -> bool {
+/// Returns true if two bindings that conflict do so only for packets to loopback addresses.
+fn conflict_only_at_loopback(first: &Binding, second: &Binding) -> bool {
     !first.listens_like(second)
 }
 
@@ -128,78 +127,81 @@ fn localhost(family: Family) -> IpAddr {
     }
 }
 
-/// The source NATs that contradict each other.
-fn leaving(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
-    let place = |at| place_of(at, &asked.snats, &places(sets, |loaded| &loaded.snats));
+/// Returns the conflicts between source NAT rules.
+fn snat_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
+    let location = |index| location_of(index, &asked.snats, &locations(sets, |loaded| &loaded.snats));
     let problem = |(earlier, later): (usize, usize)| {
         let (first, second) = (asked.snats.get(earlier)?, asked.snats.get(later)?);
         Some(Problem {
-            kind: Kind::Conflict,
-            what: format!("`{}` and `{}` name different addresses for the same packets", second.rule, first.rule),
-            place: place(later),
-            other: Some(first_given(&first.set, place(earlier))),
+            kind: ProblemKind::Conflict,
+            what: format!("`{}` and `{}` have different addresses for the same packets", second.rule, first.rule),
+            location: location(later),
+            related: Some(first_definition(&first.set, location(earlier))),
             help: "remove one, or give one of them an `out` or another `from`".into(),
         })
     };
-    precedence::conflicts(asked).into_iter().filter_map(problem).collect()
+    precedence::snat_conflicts(asked).into_iter().filter_map(problem).collect()
 }
 
-/// The 1:1 translations that contradict each other: one network that stands for two, or two that stand for one.
-fn translated(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
+/// Returns the conflicts between 1:1 translations: two that have one network in common and differ in the other.
+fn netmap_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (index, owned) in asked.netmaps.iter().enumerate() {
-        let contradicts = |other: &Owned<Netmap>| {
+        let conflicts = |other: &Owned<Netmap>| {
             (other.rule.listen == owned.rule.listen || other.rule.to == owned.rule.to) && other.rule != owned.rule
         };
-        let before = asked.netmaps.iter().take(index).position(contradicts);
-        let Some((at, first)) = before.and_then(|at| Some((at, asked.netmaps.get(at)?))) else { continue };
-        let place = |at| place_of(at, &asked.netmaps, &places(sets, |loaded| &loaded.netmaps));
+        let earlier = asked.netmaps.iter().take(index).position(conflicts);
+        let Some((earlier, first)) = earlier.and_then(|index| Some((index, asked.netmaps.get(index)?))) else {
+            continue;
+        };
+        let location = |index| location_of(index, &asked.netmaps, &locations(sets, |loaded| &loaded.netmaps));
         problems.push(Problem {
-            kind: Kind::Conflict,
-            what: format!("`{}` contradicts `{}`", owned.rule, first.rule),
-            place: place(index),
-            other: Some(first_given(&first.set, place(at))),
-            help: "let every network stand for one other".into(),
+            kind: ProblemKind::Conflict,
+            what: format!("`{}` conflicts with `{}`", owned.rule, first.rule),
+            location: location(index),
+            related: Some(first_definition(&first.set, location(earlier))),
+            help: "translate every network to exactly one other network".into(),
         });
     }
     problems
 }
 
-/// Where a rule is written. The rules of the sets at hand, whose places are given, are the last of those that are asked;
-/// what was asked before is in no file at hand.
-fn place_of<T>(at: usize, rules: &[Owned<T>], places: &[&Place]) -> Option<Place> {
-    let index = at.checked_sub(rules.len().checked_sub(places.len())?)?;
-    places.get(index).copied().cloned()
+/// Returns the location of the rule `rules[index]`, or `None` if the rule is not from a loaded file.
+///
+/// `locations` belong to the last rules in `rules`. The rules before them were in the desired state already.
+fn location_of<T>(index: usize, rules: &[Owned<T>], locations: &[&Location]) -> Option<Location> {
+    let index = index.checked_sub(rules.len().checked_sub(locations.len())?)?;
+    locations.get(index).copied().cloned()
 }
 
-/// The places of the rules of a kind, in the order of the rules.
-fn places(sets: &[Loaded], of: impl Fn(&Loaded) -> &Vec<Place>) -> Vec<&Place> {
-    sets.iter().flat_map(of).collect()
+/// Returns the locations of the rules of one kind in the order of the rules.
+fn locations(sets: &[Loaded], kind: impl Fn(&Loaded) -> &Vec<Location>) -> Vec<&Location> {
+    sets.iter().flat_map(kind).collect()
 }
 
-/// The places of the atoms of all forwards, in the order of the atoms.
-fn places_of_atoms(sets: &[Loaded]) -> Vec<&Place> {
+/// Returns the locations of the bindings of all forwards in the order of the bindings.
+fn binding_locations(sets: &[Loaded]) -> Vec<&Location> {
     let forwards = sets.iter().flat_map(|loaded| loaded.set.forwards.iter().zip(&loaded.forwards));
-    // The loader has made sure that the forward has a normal form.
-    let atoms = |forward: &Forward| forward.bindings().map_or(0, |atoms| atoms.len());
-    forwards.flat_map(|(forward, place)| std::iter::repeat_n(place, atoms(forward))).collect()
+    // `load` has checked that every forward has a normal form.
+    let count = |forward: &Forward| forward.bindings().map_or(0, |bindings| bindings.len());
+    forwards.flat_map(|(forward, location)| std::iter::repeat_n(location, count(forward))).collect()
 }
 
-fn first_given(set: &SetName, place: Option<Place>) -> (String, Option<Place>) {
-    match place {
-        Some(place) => ("first given here".into(), Some(place)),
-        None => (format!("it is in the rule set `{set}`"), None),
+fn first_definition(set: &SetName, location: Option<Location>) -> (String, Option<Location>) {
+    match location {
+        Some(location) => ("first defined here".into(), Some(location)),
+        None => (format!("first defined in the rule set `{set}`"), None),
     }
 }
 
-fn same_name(first: &Loaded, second: &Loaded) -> Problem {
-    let start = |loaded: &Loaded| Some(Place { source: std::sync::Arc::clone(&loaded.source), span: 0..0 });
+fn duplicate_set_name(first: &Loaded, second: &Loaded) -> Problem {
+    let start = |loaded: &Loaded| Some(Location { source: std::sync::Arc::clone(&loaded.source), span: 0..0 });
     Problem {
-        kind: Kind::Conflict,
-        what: format!("two files give a rule set named `{}`", second.set.name),
-        place: start(second),
-        other: Some(("the other is here".into(), start(first))),
-        help: "set another `name` under `[settings]` in one of them".into(),
+        kind: ProblemKind::Conflict,
+        what: format!("two files define the rule set `{}`", second.set.name),
+        location: start(second),
+        related: Some(("the other file is here".into(), start(first))),
+        help: "write another `name` under `[settings]` in one of them".into(),
     }
 }
 
@@ -215,7 +217,7 @@ mod tests {
         loaded.expect("a set")
     }
 
-    /// The one problem of a new file with what is asked already.
+    /// Returns the only problem of a new file with the rules of an earlier one.
     fn problem(before: &str, new: &str) -> Problem {
         let before = union(Asked::default(), &[loaded("before", before)]).expect("no conflict");
         let mut problems = union(before, &[loaded("new", new)]).expect_err(new);
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_new_file_is_the_main_place_whatever_it_contradicts() {
+    fn a_conflict_is_located_in_the_new_file() {
         const SNAT: &str = "[[snat]]\nfrom = \"10.0.0.0/24\"\nto = \"203.0.113.5\"\n";
         const ANOTHER: &str = "[[snat]]\nfrom = \"10.0.0.0/24\"\nto = \"203.0.113.6\"\n";
         const NETMAP: &str = "[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/24\"\n";
@@ -232,12 +234,12 @@ mod tests {
         for (before, new, begins, help) in [
             (SNAT, ANOTHER, "`snat from 10.0.0.0/24 to 203.0.113.6` and ", "give one of them an `out`"),
             (ANOTHER, SNAT, "`snat from 10.0.0.0/24 to 203.0.113.5` and ", "give one of them an `out`"),
-            (NETMAP, OTHER, "`netmap 192.0.2.0/24 to 10.0.1.0/24` contradicts", "every network"),
-            (OTHER, NETMAP, "`netmap 192.0.2.0/24 to 10.0.0.0/24` contradicts", "every network"),
+            (NETMAP, OTHER, "`netmap 192.0.2.0/24 to 10.0.1.0/24` conflicts", "every network"),
+            (OTHER, NETMAP, "`netmap 192.0.2.0/24 to 10.0.0.0/24` conflicts", "every network"),
         ] {
             let problem = problem(before, new);
-            assert_eq!(problem.place.map(|place| place.source.path.clone()), Some("new.toml".into()), "{new}");
-            assert_eq!(problem.other, Some(("it is in the rule set `before`".into(), None)), "{new}");
+            assert_eq!(problem.location.map(|location| location.source.path.clone()), Some("new.toml".into()), "{new}");
+            assert_eq!(problem.related, Some(("first defined in the rule set `before`".into(), None)), "{new}");
             assert!(
                 problem.what.starts_with(begins) && problem.help.contains(help),
                 "{}: {}",
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_subnets_means_nothing() {
+    fn the_order_of_subnets_has_no_meaning() {
         let network = |subnets: &str| {
             let text = format!("[[network]]\nname = \"br0\"\nsubnet = [{subnets}]\n");
             loaded("x", &text).set.networks
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_only_at_loopback_addresses_says_so() {
+    fn a_conflict_only_at_loopback_addresses_names_one() {
         let forward = |listen: &str, to: &str, more: &str| {
             format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\nloopback = true\n{more}\n")
         };
@@ -268,31 +270,31 @@ mod tests {
                 forward("192.0.2.1:80", "10.0.0.1", ""),
                 forward("192.0.2.2:80", "10.0.0.2", ""),
                 "at 127.0.0.1 `192.0.2.1:80/tcp` already goes to 10.0.0.1:80",
-                "leave `loopback` out of one, or",
+                "remove `loopback` from one of them, or",
             ),
             (
                 forward("127.0.0.2:80", "10.0.0.1", ""),
                 forward("192.0.2.2:80", "10.0.0.2", ""),
                 "at 127.0.0.2 `127.0.0.2:80/tcp` already goes to 10.0.0.1:80",
-                "leave `loopback` out of `192.0.2.2:80/tcp`, or",
+                "remove `loopback` from `192.0.2.2:80/tcp`, or",
             ),
             (
                 forward("[2001:db8::1]:80", ":81", ""),
                 forward("[2001:db8::2]:80", ":82", ""),
                 "at ::1 `[2001:db8::1]:80/tcp` already goes to :81",
-                "leave `loopback` out of one, or",
+                "remove `loopback` from one of them, or",
             ),
             (
                 forward("80", "10.0.0.1", "interface = \"eth0\""),
                 forward("80", "10.0.0.2", "interface = \"eth1\""),
                 "at 127.0.0.1 `80/tcp on eth0` already goes to 10.0.0.1:80",
-                "leave `loopback` out of one, or",
+                "remove `loopback` from one of them, or",
             ),
             (
                 forward("80", "10.0.0.1", ""),
                 forward("80", "10.0.0.2", ""),
                 "`80/tcp` already goes to 10.0.0.1:80",
-                "give one an address, an interface or other clients",
+                "give one of them an address, an interface or other clients",
             ),
         ] {
             let problem = problem(&before, &new);

@@ -13,8 +13,8 @@ use super::compile::{HAIRPIN, Homes, Host, Place, SAME, SOURCES, compile_all, nu
 use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::error::printable;
-use crate::model::label::{self, LOOPBACK, MASQUERADE, OURS, Sources};
-use crate::model::rule_comment::{NETMAP, read_comment, read_network};
+use crate::model::label::{self, FORWARDED, LOOPBACK, MASQUERADE, Sources};
+use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
     Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
     PortMap, SetName, Snat, Source,
@@ -140,7 +140,7 @@ struct Found {
 
 impl<'a> Forwards<'a> {
     fn read(half: &'a Half, family: Family) -> Self {
-        let sources = Sources::read(sources(&half.nat));
+        let sources = Sources::from_elements(sources(&half.nat));
         let (found, loopback, homes) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut forwards = Self { half, family, sources, found, loopback, homes };
         let local = |jump: &Rule| jump.destination == Some(crate::model::address::loopback(family));
@@ -173,7 +173,7 @@ impl<'a> Forwards<'a> {
     }
 
     fn leaf(&mut self, rule: &Rule, root: &Root<'_>, place: Place, counter: Counter) -> Option<()> {
-        let (set, remark) = read_comment(rule.comment().or(root.owner)?)?;
+        let (set, remark) = parse_comment(rule.comment().or(root.owner)?)?;
         if let Some(Target::Dnat(to)) = &rule.target {
             self.homes.insert(to.address, root.chain.clone());
         }
@@ -198,7 +198,7 @@ impl<'a> Forwards<'a> {
         let mut whole = Vec::with_capacity(self.found.len());
         for (owned, Found { rules: count, all_ports, mut sum }) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
-            let place = if rule.serves_others() { Place::Outside } else { Place::Loopback };
+            let place = if rule.serves_non_loopback() { Place::Outside } else { Place::Loopback };
             // Where this host's iptables shifts ranges, one rule is about all ports; otherwise there is one for each.
             let rules = |place, shifts| {
                 let mut rules = Vec::new();
@@ -207,7 +207,7 @@ impl<'a> Forwards<'a> {
             };
             let mut there =
                 all_ports && count == 1 && rules(place, true).len() == 1 || count == rules(place, false).len();
-            if there && rule.loopback && rule.serves_others() {
+            if there && rule.loopback && rule.serves_non_loopback() {
                 let counters = |shifts| -> Option<Vec<Counter>> {
                     rules(Place::Loopback, shifts).iter().map(|rule| self.loopback.get(rule).copied()).collect()
                 };
@@ -241,7 +241,7 @@ fn binding(rule: &Rule, family: Family, place: Place, sources: &Sources, remark:
         _ => return None,
     };
     let mapped = match to {
-        DestinationPort::Keep => PortMap::kept(ports),
+        DestinationPort::Keep => PortMap::identity(ports),
         DestinationPort::One(to) if rule.part_of.is_some() => {
             PortMap::Shift(to.checked_sub(port.first().checked_sub(ports.first())?)?)
         }
@@ -267,12 +267,12 @@ fn binding(rule: &Rule, family: Family, place: Place, sources: &Sources, remark:
     match place {
         Place::Outside if own.is_empty() => {}
         Place::Outside => {
-            let all: Vec<u8> = own.iter().copied().chain([OURS]).collect();
-            label::read(&label::bits(&all), sources, &mut binding)?;
+            let all: Vec<u8> = own.iter().copied().chain([FORWARDED]).collect();
+            label::decode(&label::to_bits(&all), sources, &mut binding)?;
         }
         // What every such connection gets says nothing.
         Place::Loopback if own.is_empty() || own == [MASQUERADE] => {}
-        Place::Loopback => label::read(&label::bits(&own), sources, &mut binding)?,
+        Place::Loopback => label::decode(&label::to_bits(&own), sources, &mut binding)?,
     }
     let claims = own.contains(&LOOPBACK) || place == Place::Loopback;
     (binding.loopback == claims && binding.to.address.is_none_or(|to| Family::of(to) == family)).then_some(binding)
@@ -336,7 +336,7 @@ impl Rest {
     }
 
     fn rule(&mut self, rule: &Rule, comment: &str, family: Family, hook: Hook) -> Option<()> {
-        let (set, remark) = read_comment(comment)?;
+        let (set, remark) = parse_comment(comment)?;
         let out = rule.output.as_ref().filter(|out| !out.not).map(|out| out.name.clone());
         match (&rule.target, remark) {
             (_, Some(SAME)) => {}
@@ -348,7 +348,7 @@ impl Rest {
                 *self.netmaps.entry(Owned { set, rule: netmap }).or_default() += 1;
             }
             (_, Some(remark)) => {
-                read_network(set, remark, rule.source.or(rule.destination)?, &mut self.networks)?;
+                parse_network(set, remark, rule.source.or(rule.destination)?, &mut self.networks)?;
             }
             (Some(Target::Snat(pool, mode)), None) => {
                 self.snats.push(Owned { set, rule: Snat { from: rule.source, out, to: *pool, mode: *mode } });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::words::{self, Words};
-use crate::model::rule_comment::comment;
+use crate::model::rule_comment::format_comment;
 use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
 
 pub use super::matching::{LabelNames, Match, States};
@@ -216,7 +216,7 @@ fn ports(text: &str) -> Option<PortRange> {
 
 /// The comment of a binding, shared by all rules that carry it.
 pub fn shared_comment(set: &SetName, remark: Option<&Comment>) -> Arc<str> {
-    comment(set, remark.map(Comment::as_str)).into()
+    format_comment(set, remark.map(Comment::as_str)).into()
 }
 
 #[cfg(test)]

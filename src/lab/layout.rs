@@ -170,8 +170,8 @@ impl Layout {
             // They live behind the ordinary client.
             for ((_, from), address) in self.clients.iter().filter(|((uplink, _), _)| uplink == name) {
                 let gateway = uplink_address(number, CLIENT).get(of(Family::of_network(*from))).copied();
-                if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, full(*address)), name.parse()) {
-                    routes.push(Route { to, by, gateway });
+                if let (Ok(to), Ok(interface)) = (IpNetwork::new(*address, full(*address)), name.parse()) {
+                    routes.push(Route { to, interface, gateway });
                 }
             }
         }
@@ -181,7 +181,7 @@ impl Layout {
         for interface in &interfaces {
             for own in &interface.addresses {
                 let Ok(to) = IpNetwork::new(own.network(), own.prefix()) else { continue };
-                routes.push(Route { to, by: interface.name.clone(), gateway: None });
+                routes.push(Route { to, interface: interface.name.clone(), gateway: None });
             }
         }
         Host { interfaces, routes, forwarding: Vec::new() }
@@ -232,7 +232,7 @@ fn residents(
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = precedence::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
+    let egress = precedence::by_precedence(asked).into_iter().filter_map(|(egress, _)| egress.from);
     let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));

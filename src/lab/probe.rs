@@ -16,8 +16,8 @@ use super::layout::{Subnet, of};
 use super::sight::{Sight, Sighting};
 use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
-use crate::model::egress::Way;
-use crate::model::meaning::{Dropped, Fate, Host, meaning};
+use crate::model::egress::OutInterface;
+use crate::model::meaning::{DropReason, Fate, Host, meaning};
 use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
@@ -105,11 +105,11 @@ impl Report {
     pub fn expected(&self) -> String {
         match &self.probe.fate {
             Fate::Dropped(why) => format!("nobody gets it: {}", reason(*why)),
-            Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
-            Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
+            Fate::Local { port, source: seen, .. } => format!("this host port {port} sees {}", seen.first),
+            Fate::Sent { to, source: seen, .. } if seen.first == seen.last => {
                 format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
             }
-            Fate::Leaves { to, seen, .. } => {
+            Fate::Sent { to, source: seen, .. } => {
                 format!("{} port {} sees one of {}-{}", to.ip(), to.port(), seen.first, seen.last)
             }
         }
@@ -117,13 +117,13 @@ impl Report {
 }
 
 /// Why nobody gets a packet.
-fn reason(why: Dropped) -> &'static str {
+fn reason(why: DropReason) -> &'static str {
     match why {
-        Dropped::Martian => "over a wire no loopback address is anybody's",
-        Dropped::NoRoute => "this host has no route to it",
-        Dropped::NotForwarded => "this host does not forward its family",
-        Dropped::Isolated => "the network is isolated, and nothing publishes this",
-        Dropped::NoAddress => "the interface has no address for it",
+        DropReason::Martian => "over a wire no loopback address is anybody's",
+        DropReason::NoRoute => "this host has no route to it",
+        DropReason::NotForwarded => "this host does not forward its family",
+        DropReason::Isolated => "the network is isolated, and nothing publishes this",
+        DropReason::NoAddress => "the interface has no address for it",
     }
 }
 
@@ -131,8 +131,8 @@ fn reason(why: Dropped) -> &'static str {
 fn heard(fate: &Fate, answer: &Answer) -> bool {
     let (who, expected, sees) = match fate {
         Fate::Dropped(_) => return !matches!(answer, Answer::By { .. }),
-        Fate::Here { port, seen, .. } => ("this host".to_owned(), port, seen),
-        Fate::Leaves { to, seen, .. } => (to.ip().to_string(), &to.port(), seen),
+        Fate::Local { port, source: seen, .. } => ("this host".to_owned(), port, seen),
+        Fate::Sent { to, source: seen, .. } => (to.ip().to_string(), &to.port(), seen),
     };
     let Answer::By { who: answered, port, seen } = answer else { return false };
     *answered == who && port == expected && sees.allows(*seen, seen.port())
@@ -201,7 +201,7 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
         packet(binding.protocol, source, destination, interface.and_then(|name| name.parse().ok()))
     };
     let mut packets = Vec::with_capacity(5);
-    if binding.serves_others() {
+    if binding.serves_non_loopback() {
         packets.extend(topology.client_of(binding).and_then(|let_in| send(let_in, Some(&uplink.name))));
         packets.extend(send(*client, Some(&uplink.name)));
         packets.extend(send(destination.ip(), None).filter(|_| topology.plan.owns(destination.ip())));
@@ -219,13 +219,13 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
 
 /// A packet for every rule about what leaves, and for what 1:1 translations make of it.
 fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
-    let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
-    for (egress, _) in precedence::ordered(asked) {
+    let mut rules: Vec<(Option<IpNetwork>, OutInterface, Vec<Family>)> = Vec::new();
+    for (egress, _) in precedence::by_precedence(asked) {
         let families = egress.families();
-        rules.push((egress.from, egress.way, families));
+        rules.push((egress.from, egress.out, families));
     }
     let netmaps = asked.netmaps.iter().map(|owned| owned.rule.to);
-    rules.extend(netmaps.map(|to| (Some(to), Way::Any, vec![Family::of_network(to)])));
+    rules.extend(netmaps.map(|to| (Some(to), OutInterface::Any, vec![Family::of_network(to)])));
     let narrow: Vec<IpNetwork> = rules.iter().filter_map(|(from, ..)| *from).collect();
     let mut packets = Vec::new();
     for (from, way, families) in &rules {
@@ -238,12 +238,12 @@ fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
 /// is about as well.
 fn outward(
     from: Option<IpNetwork>,
-    way: &Way,
+    way: &OutInterface,
     family: Family,
     narrow: &[IpNetwork],
     topology: &Topology,
 ) -> Option<Packet> {
-    let out = if let Way::By(out) = way { Some(out.as_str()) } else { None };
+    let out = if let OutInterface::Is(out) = way { Some(out.as_str()) } else { None };
     let uplink = topology.uplink(out);
     let bridged = || topology.subnets.iter().filter(|subnet| Some(subnet.bridge.as_str()) == out);
     let destination = match uplink {
@@ -307,7 +307,7 @@ impl Probe {
         match (&self.packet.interface, &self.fate) {
             (None, _) => Vantage::Host,
             (Some(arrived), _) if topology.uplink(Some(arrived.as_str())).is_some() => Vantage::Outside,
-            (arrived, Fate::Leaves { by, .. }) if arrived.as_ref() == Some(by) => Vantage::Hairpin,
+            (arrived, Fate::Sent { interface: by, .. }) if arrived.as_ref() == Some(by) => Vantage::Hairpin,
             _ => Vantage::Inside,
         }
     }
@@ -319,14 +319,14 @@ impl Probe {
         }
         match &self.fate {
             Fate::Dropped(_) => None,
-            Fate::Here { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
+            Fate::Local { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
             // The target answers past this host.
-            Fate::Leaves { by, seen, .. }
+            Fate::Sent { interface: by, source: seen, .. }
                 if self.packet.interface.as_ref() == Some(by) && seen.first == self.packet.source.ip() =>
             {
                 None
             }
-            Fate::Leaves { to, .. } => Some((topology.owner(to.ip())?, *to)),
+            Fate::Sent { to, .. } => Some((topology.owner(to.ip())?, *to)),
         }
     }
 }

@@ -49,10 +49,10 @@ impl Sighting {
         let sent = packet.source.port();
         match (fate, self) {
             (Fate::Dropped(_), Self::Nowhere) => true,
-            (Fate::Here { address, port, seen }, Self::Here { to, from }) => {
+            (Fate::Local { address, port, source: seen }, Self::Here { to, from }) => {
                 address.is_none_or(|address| address == to.ip()) && *port == to.port() && seen.allows(*from, sent)
             }
-            (Fate::Leaves { to, by, seen }, Self::Left { by: left, to: found, from }) => {
+            (Fate::Sent { to, interface: by, source: seen }, Self::Left { by: left, to: found, from }) => {
                 to == found && by.as_str() == left && seen.allows(*from, sent)
             }
             _ => false,

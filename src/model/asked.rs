@@ -1,4 +1,4 @@
-//! Everything that all sets together ask of a host, in normal form. What is read back from a kernel has the same form.
+//! The desired state: the rules of all sets in normal form. Rules that are read back from a kernel have the same form.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,37 +9,37 @@ use super::{
     Settings, Snat,
 };
 
-/// A rule together with the set that it belongs to.
+/// A rule and the set that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owned<T> {
-    /// The set.
+    /// The name of the set.
     pub set: SetName,
-    /// The rule.
+    /// The rule without the set.
     pub rule: T,
 }
 
-/// The union of all sets in normal form.
+/// The rules and settings of all sets in normal form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// Every forward's atoms.
+    /// The bindings of every forward.
     pub bindings: Vec<Owned<Binding>>,
-    /// Every network.
+    /// The networks of every set.
     pub networks: Vec<Owned<Network>>,
-    /// Every masquerade.
+    /// The masquerades of every set.
     pub masquerades: Vec<Owned<Masquerade>>,
-    /// Every source NAT.
+    /// The source NAT rules of every set.
     pub snats: Vec<Owned<Snat>>,
-    /// Every 1:1 translation.
+    /// The 1:1 translations of every set.
     pub netmaps: Vec<Owned<Netmap>>,
     /// The settings of every set.
     pub settings: BTreeMap<SetName, Settings>,
 }
 
 impl Asked {
-    /// Adds a set that is not yet in.
+    /// Adds the rules of a set whose name is not in the state yet.
     ///
     /// # Errors
-    /// The first forward whose parts do not fit together.
+    /// If a forward is invalid. The rules before it stay in the state.
     pub fn add(&mut self, set: &RuleSet) -> Result<(), ParseError> {
         self.bindings.reserve(set.forwards.len());
         for forward in &set.forwards {
@@ -47,27 +47,27 @@ impl Asked {
                 self.bindings.push(Owned { set: set.name.clone(), rule });
             }
         }
-        self.networks.extend(owned(&set.name, &set.networks));
-        self.masquerades.extend(owned(&set.name, &set.masquerades));
-        self.snats.extend(owned(&set.name, &set.snats));
-        self.netmaps.extend(owned(&set.name, &set.netmaps));
+        self.networks.extend(with_set(&set.name, &set.networks));
+        self.masquerades.extend(with_set(&set.name, &set.masquerades));
+        self.snats.extend(with_set(&set.name, &set.snats));
+        self.netmaps.extend(with_set(&set.name, &set.netmaps));
         self.settings.insert(set.name.clone(), set.settings);
         Ok(())
     }
 
-    /// Removes a set and all that is in it.
+    /// Removes a set with its rules and settings.
     pub fn remove(&mut self, set: &SetName) {
-        self.keep(|name| name != set);
+        self.retain_sets(|name| name != set);
     }
 
-    /// What is in a set, alone.
+    /// Returns a state that contains only `set`.
     pub fn part(&self, set: &SetName) -> Self {
         let mut part = self.clone();
-        part.keep(|name| name == set);
+        part.retain_sets(|name| name == set);
         part
     }
 
-    fn keep(&mut self, keeps: impl Fn(&SetName) -> bool) {
+    fn retain_sets(&mut self, keeps: impl Fn(&SetName) -> bool) {
         self.bindings.retain(|owned| keeps(&owned.set));
         self.networks.retain(|owned| keeps(&owned.set));
         self.masquerades.retain(|owned| keeps(&owned.set));
@@ -76,7 +76,7 @@ impl Asked {
         self.settings.retain(|name, _| keeps(name));
     }
 
-    /// Sorts everything, so that two unions of the same rules are equal.
+    /// Sorts all rules and subnets. Afterwards two states with the same rules are equal.
     pub fn normalize(&mut self) {
         self.bindings.sort_by(|a, b| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
         for network in &mut self.networks {
@@ -88,33 +88,33 @@ impl Asked {
         self.netmaps.sort_unstable();
     }
 
-    /// The bindings that `other` does not have as they are, in their order. Both must be sorted, see [`Asked::normalize`].
+    /// Returns the bindings that `other` does not contain, in order. Both states must be sorted by [`Asked::normalize`].
     pub fn less<'a>(&'a self, other: &Self) -> Vec<&'a Owned<Binding>> {
-        fn place(owned: &Owned<Binding>) -> (&SetName, SortKey<'_>) {
+        fn key(owned: &Owned<Binding>) -> (&SetName, SortKey<'_>) {
             (&owned.set, owned.rule.sort_key())
         }
         let mut rest = other.bindings.as_slice();
         let mut missing = Vec::new();
-        // Of one place there may be several ranges, which differ in their ends.
-        for alike in self.bindings.chunk_by(|one, next| place(one) == place(next)) {
-            // Most are the same in both.
-            if let ([one], [next, others @ ..]) = (alike, rest)
-                && one == next
+        // Several ranges can have the same key and different last ports.
+        for group in self.bindings.chunk_by(|one, next| key(one) == key(next)) {
+            // Most bindings are equal in both states.
+            if let ([binding], [next, tail @ ..]) = (group, rest)
+                && binding == next
             {
-                rest = others;
+                rest = tail;
                 continue;
             }
-            let Some(first) = alike.first() else { continue };
-            let before = rest.iter().take_while(|owned| place(owned) < place(first)).count();
-            rest = rest.get(before..).unwrap_or_default();
-            let count = rest.iter().take_while(|owned| place(owned) == place(first)).count();
-            let here = rest.get(..count).unwrap_or_default();
-            missing.extend(alike.iter().filter(|owned| !here.contains(owned)));
+            let Some(first) = group.first() else { continue };
+            let smaller = rest.iter().take_while(|owned| key(owned) < key(first)).count();
+            rest = rest.get(smaller..).unwrap_or_default();
+            let count = rest.iter().take_while(|owned| key(owned) == key(first)).count();
+            let same_key = rest.get(..count).unwrap_or_default();
+            missing.extend(group.iter().filter(|owned| !same_key.contains(owned)));
         }
         missing
     }
 
-    /// Whether nothing at all is asked.
+    /// Returns true if the state has no rule. Settings do not count.
     pub fn is_empty(&self) -> bool {
         self.bindings.is_empty()
             && self.networks.is_empty()
@@ -123,44 +123,47 @@ impl Asked {
             && self.netmaps.is_empty()
     }
 
-    /// The priority of the DNAT chains.
+    /// Returns the priority of the DNAT chains, or the default if no set has one.
     ///
     /// # Errors
-    /// The two sets that disagree: one table cannot run at two places.
+    /// Returns the names of two sets if their priorities differ: the chains of one table have one priority.
     pub fn priority(&self) -> Result<Priority, (SetName, SetName)> {
-        let mut given: Option<(&SetName, Priority)> = None;
+        let mut found: Option<(&SetName, Priority)> = None;
         for (name, settings) in &self.settings {
-            match (given, settings.priority) {
-                (Some((first, one)), Some(other)) if one != other => return Err((first.clone(), name.clone())),
-                (None, Some(priority)) => given = Some((name, priority)),
+            match (found, settings.priority) {
+                (Some((first, priority)), Some(other)) if priority != other => {
+                    return Err((first.clone(), name.clone()));
+                }
+                (None, Some(priority)) => found = Some((name, priority)),
                 _ => {}
             }
         }
-        Ok(given.map_or(Priority::DEFAULT, |(_, priority)| priority))
+        Ok(found.map_or(Priority::DEFAULT, |(_, priority)| priority))
     }
 
-    /// The chain that a binding lives in: its network's, or the one of those in no network.
+    /// Returns the chain of a binding: the chain of the target's network, or `forwards` if no network contains the target.
     pub fn chain_of(&self, binding: &Binding) -> ChainName {
-        let home = binding.to.address.and_then(|address| self.network_of(address));
-        home.map_or_else(ChainName::forwards, |network| network.chain.clone())
+        let network = binding.to.address.and_then(|address| self.network_of(address));
+        network.map_or_else(ChainName::forwards, |network| network.chain.clone())
     }
 
-    /// The network that an address is in; of several the first by name.
+    /// Returns the network that contains an address. If several do, returns the first by name.
     pub fn network_of(&self, address: IpAddr) -> Option<&Network> {
         let networks = self.networks.iter().map(|owned| &owned.rule);
-        let holds = |network: &&Network| network.subnets.iter().any(|subnet| subnet.contains(address));
-        networks.filter(holds).min_by_key(|network| &network.name)
+        let contains = |network: &&Network| network.subnets.iter().any(|subnet| subnet.contains(address));
+        networks.filter(contains).min_by_key(|network| &network.name)
     }
 
-    /// The families in which packets must be forwarded between interfaces, as far as the sets want that to be seen to:
-    /// those of every rule but a redirect to this host.
+    /// Returns the families that need IP forwarding: the families of every rule except redirects to this host.
+    ///
+    /// Skips the sets with [`IpForward::Keep`].
     pub fn forwarding(&self) -> Vec<Family> {
-        let wants =
+        let enables =
             |set: &SetName| self.settings.get(set).is_none_or(|settings| settings.ip_forward == IpForward::Enable);
-        // One of each set and family says as much as all of them.
+        // The result needs only one binding of each set and family.
         let bindings: BTreeSet<(&SetName, Family)> =
             (self.bindings.chunk_by(|a, b| a.set == b.set && a.rule.family == b.rule.family))
-                .filter_map(|alike| alike.iter().find(|owned| owned.rule.to.address.is_some()))
+                .filter_map(|group| group.iter().find(|owned| owned.rule.to.address.is_some()))
                 .map(|owned| (&owned.set, owned.rule.family))
                 .collect();
         let bindings = bindings.into_iter().map(|(set, family)| (set, vec![family]));
@@ -170,15 +173,16 @@ impl Asked {
             .iter()
             .map(|owned| (&owned.set, owned.rule.subnets.iter().map(|subnet| Family::of_network(*subnet)).collect()));
         let masquerades =
-            self.masquerades.iter().map(|owned| (&owned.set, Egress::of_masquerade(&owned.rule).families()));
-        let snats = self.snats.iter().map(|owned| (&owned.set, Egress::of_snat(&owned.rule).families()));
+            self.masquerades.iter().map(|owned| (&owned.set, Egress::from_masquerade(&owned.rule).families()));
+        let snats = self.snats.iter().map(|owned| (&owned.set, Egress::from_snat(&owned.rule).families()));
         let all = bindings.chain(netmaps).chain(networks).chain(masquerades).chain(snats);
-        let families: BTreeSet<Family> = all.filter(|(set, _)| wants(set)).flat_map(|(_, families)| families).collect();
+        let families: BTreeSet<Family> =
+            all.filter(|(set, _)| enables(set)).flat_map(|(_, families)| families).collect();
         families.into_iter().collect()
     }
 }
 
-fn owned<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
+fn with_set<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
     rules.iter().map(|rule| Owned { set: set.clone(), rule: rule.clone() })
 }
 
@@ -188,9 +192,9 @@ mod tests {
     use crate::model::Forward;
     use proptest::prelude::*;
 
-    fn asked(of: &[(u8, u16, u16, u8)]) -> Asked {
+    fn asked(forwards: &[(u8, u16, u16, u8)]) -> Asked {
         let mut asked = Asked::default();
-        for (set, port, more, to) in of {
+        for (set, port, more, to) in forwards {
             let listen = format!("{port}-{}", port + more).parse().expect("listen");
             let forward = Forward::new(listen, format!("10.0.0.{to}").parse().expect("target"));
             let set: SetName = format!("set{set}").parse().expect("name");
@@ -203,7 +207,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn less_is_what_the_other_does_not_have(
+        fn less_returns_the_bindings_that_the_other_state_lacks(
             one in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
             other in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
         ) {

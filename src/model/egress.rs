@@ -1,9 +1,9 @@
-//! Rules about what leaves this host, in one form, and which of two wins.
+//! The common form of all source NAT rules, and the precedence of these rules.
 //!
-//! Networks that masquerade, `[[masquerade]]` and `[[snat]]` all say: what comes from here and leaves there takes such an
-//! address. The one with `out` wins over the one without; then the one with the longer `from` prefix; then the one that
-//! names its addresses over a masquerade. Two that are equal in all of that and name different ones are a conflict
-//! ([`conflicts`](super::precedence::conflicts)).
+//! A network with `masquerade`, a `[[masquerade]]` and a `[[snat]]` all rewrite the source address of packets from a prefix
+//! that leave by an interface. A rule with `out` wins over a rule without; then the longer `from` prefix wins; then `snat`
+//! wins over `masquerade`. Two rules that are equal in all of these and have different addresses are a conflict
+//! ([`snat_conflicts`](super::precedence::snat_conflicts)).
 
 use std::cmp::Reverse;
 
@@ -11,67 +11,71 @@ use ipnetwork::IpNetwork;
 
 use super::{Family, IfName, Masquerade, Mode, Network, Pool, Snat};
 
-/// The address that something takes when it leaves.
+/// The new source address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rewrite {
-    /// The one of the interface that it leaves by.
+    /// The address of the egress interface.
     Masquerade,
-    /// One of a pool.
+    /// An address of a pool.
     Snat(Pool, Option<Mode>),
 }
 
-/// Where something must leave for a rule to be about it.
+/// The egress interfaces that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
-    /// Anywhere.
+pub enum OutInterface {
+    /// All egress interfaces.
     Any,
-    /// By this interface.
-    By(IfName),
-    /// By any interface but this one.
-    NotBy(IfName),
+    /// Only the interface with this name.
+    Is(IfName),
+    /// All egress interfaces except the one with this name.
+    Not(IfName),
 }
 
-/// One rule about what leaves.
+/// A source NAT rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
-    /// Only what comes from here.
+    /// The source prefix, or `None` for every source.
     pub from: Option<IpNetwork>,
-    /// Where it leaves.
-    pub way: Way,
-    /// What it takes.
+    /// The egress interfaces that the rule matches.
+    pub out: OutInterface,
+    /// The new source address.
     pub rewrite: Rewrite,
 }
 
 impl Egress {
-    /// What a masquerade asks.
-    pub fn of_masquerade(rule: &Masquerade) -> Self {
-        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Masquerade }
+    /// Returns the rule of a `[[masquerade]]`.
+    pub fn from_masquerade(rule: &Masquerade) -> Self {
+        Self { from: rule.from, out: out_interface(rule.out.as_ref()), rewrite: Rewrite::Masquerade }
     }
 
-    /// What source NAT asks.
-    pub fn of_snat(rule: &Snat) -> Self {
-        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Snat(rule.to, rule.mode) }
+    /// Returns the rule of a `[[snat]]`.
+    pub fn from_snat(rule: &Snat) -> Self {
+        Self { from: rule.from, out: out_interface(rule.out.as_ref()), rewrite: Rewrite::Snat(rule.to, rule.mode) }
     }
 
-    /// What a network asks, one for each subnet; nothing where it does not masquerade.
-    pub fn of_network(network: &Network) -> Vec<Self> {
-        let way = || Way::NotBy(network.name.clone());
-        let of = |subnet: &IpNetwork| Self { from: Some(*subnet), way: way(), rewrite: Rewrite::Masquerade };
-        if network.masquerade { network.subnets.iter().map(of).collect() } else { Vec::new() }
+    /// Returns the rules of a network: one for each subnet, or none if the network does not masquerade.
+    pub fn from_network(network: &Network) -> Vec<Self> {
+        let out = || OutInterface::Not(network.name.clone());
+        let rule = |subnet: &IpNetwork| Self { from: Some(*subnet), out: out(), rewrite: Rewrite::Masquerade };
+        if network.masquerade { network.subnets.iter().map(rule).collect() } else { Vec::new() }
     }
 
-    /// The key to sort by: who wins comes first.
+    /// Returns the sort key of the precedence. The rule with the lesser key wins.
     pub fn precedence(&self) -> (bool, Reverse<Option<u8>>, bool) {
         let masquerade = self.rewrite == Rewrite::Masquerade;
-        (!matches!(self.way, Way::By(_)), Reverse(self.narrowed().map(|from| from.prefix())), masquerade)
+        (
+            !matches!(self.out, OutInterface::Is(_)),
+            Reverse(self.specific_source().map(|from| from.prefix())),
+            masquerade,
+        )
     }
 
-    /// The prefix, where it says more than none would: that of everybody does not.
-    pub(super) fn narrowed(&self) -> Option<IpNetwork> {
+    /// Returns the source prefix, or `None` if the rule matches every source. `0.0.0.0/0` and `::/0` count as `None`.
+    pub(super) fn specific_source(&self) -> Option<IpNetwork> {
         self.from.filter(|from| from.prefix() > 0)
     }
 
-    /// The families whose packets it is about.
+    /// Returns the families of the packets that the rule matches.
     pub fn families(&self) -> Vec<Family> {
         match (self.from, self.rewrite) {
             (Some(from), _) => vec![Family::of_network(from)],
@@ -81,6 +85,6 @@ impl Egress {
     }
 }
 
-fn way(out: Option<&IfName>) -> Way {
-    out.map_or(Way::Any, |out| Way::By(out.clone()))
+fn out_interface(out: Option<&IfName>) -> OutInterface {
+    out.map_or(OutInterface::Any, |out| OutInterface::Is(out.clone()))
 }

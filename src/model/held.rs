@@ -1,31 +1,31 @@
-//! What a kernel holds of ours, read back into the model.
+//! The live state: portfwd's own rules, read back from the kernel.
 
 use super::Asked;
 
-/// How often something was met: by the first packet of every new connection.
+/// The counter of a rule or map element. In NAT chains it counts the first packet of each connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counter {
-    /// Packets, which for NAT are connections.
+    /// The number of packets. In NAT chains this is the number of connections.
     pub packets: u64,
-    /// Bytes of those packets.
+    /// The size of the counted packets in bytes.
     pub bytes: u64,
 }
 
 impl Counter {
-    /// Adds what another one counted.
+    /// Adds the values of another counter. Stops at the maximum.
     pub fn add(&mut self, other: Self) {
         self.packets = self.packets.saturating_add(other.packets);
         self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 
-/// What our rules in a kernel mean.
+/// The live rules of portfwd in the form of the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    /// The model; its settings are empty, for the kernel does not hold them.
+    /// The rules in normal form. The settings are empty, because the kernel does not store them.
     pub asked: Asked,
-    /// What each binding counted, in the order of [`Asked::bindings`].
+    /// The counter of each binding, in the order of [`Asked::bindings`].
     pub counters: Vec<Counter>,
-    /// What is among our rules and cannot be ours, by name.
+    /// Descriptions of the objects in portfwd's table or chains that portfwd did not create.
     pub foreign: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! The source NAT and masquerade rules of all sets in order of precedence, and the conflicts between them.
+//! The source NAT and masquerade rules of all sets in order of precedence, and the conflicts between source NAT rules.
 
 use std::collections::HashMap;
 
@@ -7,49 +7,52 @@ use ipnetwork::IpNetwork;
 use super::egress::{Egress, Rewrite};
 use super::{Asked, Family, IfName, Owned};
 
-/// A rule about what leaves, as it was written.
+/// A reference to the rule of the desired state that an [`Egress`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Written {
-    /// A network, by its place in [`Asked::networks`].
+pub enum RuleRef {
+    /// The index of a network in [`Asked::networks`].
     Network(usize),
-    /// A masquerade, by its place in [`Asked::masquerades`].
+    /// The index of a masquerade in [`Asked::masquerades`].
     Masquerade(usize),
-    /// Source NAT, by its place in [`Asked::snats`].
+    /// The index of a source NAT rule in [`Asked::snats`].
     Snat(usize),
 }
 
-/// Every rule about what leaves, in the order of precedence, with the rule that it comes from. Among equals the order is
-/// that of [`Asked`], which is sorted.
-pub fn ordered(asked: &Asked) -> Vec<(Egress, Written)> {
-    let mut all = in_order_of_writing(asked);
+/// Returns every source NAT and masquerade rule in order of precedence, each with its origin.
+///
+/// Rules of equal precedence keep the order of [`Asked`], which is sorted.
+pub fn by_precedence(asked: &Asked) -> Vec<(Egress, RuleRef)> {
+    let mut all = all_rules(asked);
     all.sort_by_key(|(egress, _)| egress.precedence());
     all
 }
 
-fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
+fn all_rules(asked: &Asked) -> Vec<(Egress, RuleRef)> {
     fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
         rules.iter().map(|owned| &owned.rule).enumerate()
     }
-    let networks = numbered(&asked.networks)
-        .flat_map(|(at, rule)| Egress::of_network(rule).into_iter().map(move |egress| (egress, Written::Network(at))));
+    let networks = numbered(&asked.networks).flat_map(|(index, rule)| {
+        Egress::from_network(rule).into_iter().map(move |egress| (egress, RuleRef::Network(index)))
+    });
     let masquerades =
-        numbered(&asked.masquerades).map(|(at, rule)| (Egress::of_masquerade(rule), Written::Masquerade(at)));
-    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::of_snat(rule), Written::Snat(at)));
+        numbered(&asked.masquerades).map(|(index, rule)| (Egress::from_masquerade(rule), RuleRef::Masquerade(index)));
+    let snats = numbered(&asked.snats).map(|(index, rule)| (Egress::from_snat(rule), RuleRef::Snat(index)));
     networks.chain(masquerades).chain(snats).collect()
 }
 
-/// Finds every two source NATs that are about the same packets with the same precedence and name different addresses, by
-/// their places in [`Asked::snats`]: (earlier, later).
-pub fn conflicts(asked: &Asked) -> Vec<(usize, usize)> {
+/// Finds the source NAT rules that match the same packets with the same precedence and have different addresses.
+///
+/// Returns pairs of indexes in [`Asked::snats`]: (earlier, later).
+pub fn snat_conflicts(asked: &Asked) -> Vec<(usize, usize)> {
     type Key = (Family, Option<IfName>, Option<IpNetwork>);
-    let mut met: HashMap<Key, (Rewrite, usize)> = HashMap::new();
+    let mut seen: HashMap<Key, (Rewrite, usize)> = HashMap::new();
     let mut pairs = Vec::new();
-    for (at, owned) in asked.snats.iter().enumerate() {
-        let egress = Egress::of_snat(&owned.rule);
-        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.narrowed());
-        let (first, before) = *met.entry(key).or_insert((egress.rewrite, at));
+    for (index, owned) in asked.snats.iter().enumerate() {
+        let egress = Egress::from_snat(&owned.rule);
+        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.specific_source());
+        let (first, earlier) = *seen.entry(key).or_insert((egress.rewrite, index));
         if first != egress.rewrite {
-            pairs.push((before, at));
+            pairs.push((earlier, index));
         }
     }
     pairs
@@ -61,14 +64,14 @@ mod tests {
     use crate::model::{Masquerade, SetName, Snat};
 
     fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
-        fn own<T>(rule: T) -> Owned<T> {
+        fn in_cli_set<T>(rule: T) -> Owned<T> {
             Owned { set: SetName::cli(), rule }
         }
         let from = |text: Option<&str>| text.map(|text| text.parse().expect(text));
         let out = |text: Option<&str>| text.map(|text| text.parse().expect(text));
-        let masquerade = |(prefix, name): &(_, _)| own(Masquerade { from: from(*prefix), out: out(*name) });
+        let masquerade = |(prefix, name): &(_, _)| in_cli_set(Masquerade { from: from(*prefix), out: out(*name) });
         let snat = |(prefix, name, to): &(_, _, &str)| {
-            own(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
+            in_cli_set(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
         };
         Asked {
             masquerades: masquerades.iter().map(masquerade).collect(),
@@ -78,37 +81,37 @@ mod tests {
     }
 
     #[test]
-    fn out_wins_then_the_longer_prefix_then_who_names_addresses() {
+    fn out_wins_then_the_longer_prefix_then_snat_over_masquerade() {
         let asked = asked(
             &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
             &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
         );
-        let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
+        let order: Vec<RuleRef> = by_precedence(&asked).into_iter().map(|(_, written)| written).collect();
         let expected = [
-            Written::Snat(1),
-            Written::Masquerade(2),
-            Written::Masquerade(1),
-            Written::Snat(0),
-            Written::Masquerade(0),
+            RuleRef::Snat(1),
+            RuleRef::Masquerade(2),
+            RuleRef::Masquerade(1),
+            RuleRef::Snat(0),
+            RuleRef::Masquerade(0),
         ];
         assert_eq!(order, expected);
     }
 
     #[test]
-    fn equals_that_name_different_addresses_conflict() {
+    fn rules_of_equal_precedence_with_different_addresses_conflict() {
         let first = (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.1");
         for (name, other, expected) in [
             ("other out", (Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7"), 0),
             ("other from", (Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7"), 0),
             ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
-            ("the same", first, 0),
+            ("an equal rule", first, 0),
         ] {
-            assert_eq!(conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
+            assert_eq!(snat_conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
         }
         let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
-        assert_eq!(conflicts(&asked(&[], &both)), []);
-        let everybody = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
-        assert_eq!(conflicts(&asked(&[], &everybody)), [(0, 1)]);
-        assert_eq!(conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
+        assert_eq!(snat_conflicts(&asked(&[], &both)), []);
+        let all_sources = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
+        assert_eq!(snat_conflicts(&asked(&[], &all_sources)), [(0, 1)]);
+        assert_eq!(snat_conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
     }
 }

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use super::map::{Kind, MapId, NARROW, Place, Role, WIDE};
 use super::program::{Element, Key};
 use super::user_data::Span;
-use crate::model::rule_comment::read_comment;
+use crate::model::rule_comment::parse_comment;
 use crate::model::{
     Binding, Comment, Counter, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, Source,
 };
@@ -136,7 +136,7 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> 
     if id.role != Role::Targets || id.place == Place::Loopback {
         return None;
     }
-    let (set, remark) = read_comment(&element.comment)?;
+    let (set, remark) = parse_comment(&element.comment)?;
     let mut words = Words(&key.0);
     let family = id.class.family;
     let protocol = Protocol::from_number(words.take::<1>()?[0])?;
@@ -203,7 +203,7 @@ impl Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::rule_comment::comment;
+    use crate::model::rule_comment::format_comment;
     use crate::model::{ChainName, Forward, SetName};
     use crate::nft::program::Shape;
     use proptest::prelude::*;
@@ -218,7 +218,7 @@ mod tests {
 
     /// Every element of a binding with its map.
     fn all(rule: &Binding) -> Vec<(MapId, Key, Element)> {
-        let comment = comment(&SetName::cli(), Some("a: b")).into();
+        let comment = format_comment(&SetName::cli(), Some("a: b")).into();
         let of_kind = |kind| {
             let id = MapId::of(rule, kind, ChainName::docker());
             let elements = elements(&id, rule, &comment, &[]);

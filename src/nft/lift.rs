@@ -13,7 +13,7 @@ use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
 use super::map::{MapId, Place, Role};
 use super::program::{Element, Key, Program, Rule};
 use crate::model::label::{self, Sources};
-use crate::model::rule_comment::{NETMAP, read_comment, read_network};
+use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
     Asked, Binding, Counter, Family, Held, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName,
     Snat,
@@ -73,7 +73,7 @@ fn read(
 ) -> Option<Owned<Binding>> {
     let mut owned = element::read(id, key, element)?;
     if let Some(label) = labels.and_then(|labels| labels.get(key)) {
-        label::read(&label.data, sources, &mut owned.rule)?;
+        label::decode(&label.data, sources, &mut owned.rule)?;
     }
     Some(owned)
 }
@@ -85,7 +85,9 @@ fn sources(program: &Program) -> Sources {
         elements.into_iter().flatten()
     };
     let elements = Family::ALL.into_iter().flat_map(of_family);
-    Sources::read(elements.filter_map(|(key, element)| Some((label::number(&key.0)?, address(&element.data)?))))
+    Sources::from_elements(
+        elements.filter_map(|(key, element)| Some((label::source_id(&key.0)?, address(&element.data)?))),
+    )
 }
 
 /// Adds what bindings counted at the loopback addresses, and takes out those that lack something there; finds the elements
@@ -101,7 +103,7 @@ fn loopback(
         left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
     }
     found.retain_mut(|(Owned { rule, .. }, sum)| {
-        if !rule.loopback || !rule.serves_others() {
+        if !rule.loopback || !rule.serves_non_loopback() {
             return true;
         }
         // The chain is not known of a binding, so every chain's map is asked.
@@ -161,7 +163,7 @@ fn read_rule(
     netmaps: &mut BTreeMap<Owned<Netmap>, usize>,
     asked: &mut Asked,
 ) -> Option<()> {
-    let (set, remark) = read_comment(comment)?;
+    let (set, remark) = parse_comment(comment)?;
     let parts = read_parts(rule)?;
     match remark {
         Some(NETMAP) => {
@@ -170,7 +172,7 @@ fn read_rule(
             let (listen, to) = if outward { (translated, matched) } else { (matched, translated) };
             *netmaps.entry(Owned { set, rule: Netmap { listen, to } }).or_default() += 1;
         }
-        Some(remark) => read_network(set, remark, parts.subnet?, networks)?,
+        Some(remark) => parse_network(set, remark, parts.subnet?, networks)?,
         None => match parts.nat {
             Some(_) => asked.snats.push(Owned { set, rule: read_snat(&parts)? }),
             None => asked.masquerades.push(Owned { set, rule: Masquerade { from: parts.subnet, out: parts.leaves } }),

@@ -392,7 +392,7 @@ proptest! {
         for (pick, set) in picks {
             let rule = binding(pick);
             // Conflicts are refused before a state is saved.
-            if !asked.bindings.iter().any(|owned| owned.rule.conflicts(&rule)) {
+            if !asked.bindings.iter().any(|owned| owned.rule.conflicts_with(&rule)) {
                 let set: SetName = format!("set{set}").parse().expect("name");
                 asked.settings.entry(set.clone()).or_default();
                 asked.bindings.push(Owned { set, rule });
@@ -408,7 +408,7 @@ proptest! {
         let part = open(directory.path()).load_partial(&about, std::slice::from_ref(&set)).expect("loads");
         let part = part.expect("enough is known");
         let wanted = |owned: &&Owned<Binding>| {
-            owned.set == set || all.samples.contains(owned) || about.iter().any(|rule| rule.conflicts(&owned.rule))
+            owned.set == set || all.samples.contains(owned) || about.iter().any(|rule| rule.conflicts_with(&owned.rule))
         };
         let wanted: Vec<_> = all.asked.bindings.iter().filter(wanted).cloned().collect();
         prop_assert_eq!(&part.asked.bindings, &wanted);

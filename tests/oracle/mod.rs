@@ -21,7 +21,7 @@ use fastrand::Rng;
 use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{self, Choice, Sight, Topology};
-use portfwd::model::meaning::{Dropped, Fate, Meaning, meaning};
+use portfwd::model::meaning::{DropReason, Fate, Meaning, meaning};
 use portfwd::model::{Asked, Packet};
 use portfwd::store::State;
 
@@ -116,7 +116,8 @@ fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     for (packet, sighting) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
         // What we rewrite nobody rewrites after us; the rest is the rival's.
-        let ours = forward.is_some() && !matches!(fate, Fate::Leaves { seen, .. } if seen.first == packet.source.ip());
+        let ours =
+            forward.is_some() && !matches!(fate, Fate::Sent { source: seen, .. } if seen.first == packet.source.ip());
         if (ours || !rivalled) && !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
             let against = if rivalled { " (against a rival)" } else { "" };
             explain(
@@ -164,9 +165,9 @@ fn rival(backend: Backend) {
 /// came from, or one that this host does not forward.
 fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) -> bool {
     let to = match fate {
-        Fate::Leaves { to, .. } => to,
-        Fate::Dropped(Dropped::NotForwarded) => return !switched,
-        Fate::Dropped(_) | Fate::Here { .. } => return true,
+        Fate::Sent { to, .. } => to,
+        Fate::Dropped(DropReason::NotForwarded) => return !switched,
+        Fate::Dropped(_) | Fate::Local { .. } => return true,
     };
     let Some(receiver) = topology.owner(to.ip()) else { return false };
     let sender = topology.sender(packet).filter(|_| packet.interface.is_some());

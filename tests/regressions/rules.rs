@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use portfwd::config::{Loaded, Place, Problem, Source, load, union};
+use portfwd::config::{Loaded, Location, Problem, Source, load, union};
 use portfwd::iptables::compile::Host;
 use portfwd::model::{Asked, Forward};
 use portfwd::{iptables, nft};
@@ -40,7 +40,7 @@ pub fn holds(input: &[u8]) {
 }
 
 fn can_be_shown(problem: &Problem) {
-    let places = problem.place.iter().chain(problem.other.iter().filter_map(|(_, place)| place.as_ref()));
+    let places = problem.location.iter().chain(problem.related.iter().filter_map(|(_, place)| place.as_ref()));
     for place in places {
         is_in_its_text(place);
     }
@@ -50,7 +50,7 @@ fn can_be_shown(problem: &Problem) {
     }
 }
 
-fn is_in_its_text(place: &Place) {
+fn is_in_its_text(place: &Location) {
     let (text, span) = (&place.source.text, &place.span);
     assert!(text.get(span.clone()).is_some(), "{span:?} of {} bytes", text.len());
     let (line, column) = place.line_and_column();

@@ -19,7 +19,7 @@ use super::conditions::{interface, narrowed};
 use super::tree::Tree;
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
-use crate::model::label::{self, MASQUERADE, OURS, Sources};
+use crate::model::label::{self, FORWARDED, MASQUERADE, Sources};
 use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
 
 /// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
@@ -107,18 +107,17 @@ pub(in crate::iptables) fn rules_of(
     put(rule);
 }
 
-/// The labels that a binding's connections get besides [`OURS`].
+/// The labels that a binding's connections get besides [`FORWARDED`].
 fn labels(binding: &Binding, place: Place, sources: &Sources) -> impl Iterator<Item = u8> {
     let own = match place {
-        Place::Outside => label::of(binding, sources),
+        Place::Outside => label::encode(binding, sources),
         // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-        Place::Loopback => {
-            label::at_loopback(binding, sources).or_else(|| binding.to.address.map(|_| label::bits(&[MASQUERADE])))
-        }
+        Place::Loopback => label::encode_loopback(binding, sources)
+            .or_else(|| binding.to.address.map(|_| label::to_bits(&[MASQUERADE]))),
     };
     let own = own.unwrap_or_default();
     // Outside it is set before the forwards are asked.
-    let set: Vec<u8> = label::labels(&own).filter(|bit| place == Place::Loopback || *bit != OURS).collect();
+    let set: Vec<u8> = label::from_bits(&own).filter(|bit| place == Place::Loopback || *bit != FORWARDED).collect();
     set.into_iter()
 }
 
@@ -184,7 +183,7 @@ pub(super) fn chains(
         let comment = if plain { None } else { Some(comments.of(owned)) };
         for place in [Place::Outside, Place::Loopback] {
             let serves = match place {
-                Place::Outside => owned.rule.serves_others(),
+                Place::Outside => owned.rule.serves_non_loopback(),
                 Place::Loopback => owned.rule.loopback,
             };
             if serves {

@@ -8,7 +8,7 @@
 //! -A PORTFWD.POSTROUTING -s 10.0.0.0/24 -o eth0 -p tcp -m comment --comment web -j SNAT --to-source 203.0.113.5:1024-2047
 //! -A PORTFWD.POSTROUTING -s 172.17.0.0/16 ! -o docker0 -m comment --comment "web: network docker0 DOCKER" -j MASQUERADE
 //! ```
-//! The rules of sets come in the order of their precedence ([`precedence::ordered`]), so the first that matches wins.
+//! The rules of sets come in the order of their precedence ([`precedence::by_precedence`]), so the first that matches wins.
 //!
 //! The address that a forward names is found by its number in the connection's label, four bits at a time. A pool with ports
 //! takes a rule for each protocol that iptables gives ports to, and one for all others.
@@ -23,10 +23,10 @@ use ipnetwork::IpNetwork;
 use super::conditions::{interface, narrowed};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
-use crate::model::egress::{Egress, Rewrite, Way};
-use crate::model::label::{self, MASQUERADE, SETTLED, Sources};
-use crate::model::precedence::{self, Written};
-use crate::model::rule_comment::{NETMAP, NETWORK, comment, of_network};
+use crate::model::egress::{Egress, OutInterface, Rewrite};
+use crate::model::label::{self, MASQUERADE, SKIP_HAIRPIN, Sources};
+use crate::model::precedence::{self, RuleRef};
+use crate::model::rule_comment::{NETMAP, NETWORK, format_comment, format_network};
 use crate::model::{Asked, Family, IfName, Netmap, Owned, Pool, Protocol};
 
 /// What the names of the chains begin with that find the address a forward names.
@@ -41,17 +41,17 @@ const LEAF: usize = 16;
 /// The rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
 pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: bool, nat: &mut Contents) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::number(&label)?, address));
+    let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::source_id(&label)?, address));
     let numbers: Vec<(u32, IpAddr)> = sources.elements(family).filter_map(numbered).collect();
     if !numbers.is_empty() {
-        rules.push(Rule::jump(SOURCES).with(Match::Label { bit: SETTLED, not: false }));
-        by_number(numbers, label::NUMBER_BITS, SOURCES, nat);
+        rules.push(Rule::jump(SOURCES).with(Match::Label { bit: SKIP_HAIRPIN, not: false }));
+        by_number(numbers, label::SOURCE_ID_BITS, SOURCES, nat);
     }
     if labelled {
         rules.push(Rule::to(Target::Masquerade).with(Match::Label { bit: MASQUERADE, not: false }));
     }
     rules.extend(netmaps(asked, family, |netmap| (netmap.to, netmap.listen)));
-    for (egress, written) in precedence::ordered(asked) {
+    for (egress, written) in precedence::by_precedence(asked) {
         if egress.families().contains(&family) {
             rules.extend(of_egress(asked, &egress, written));
         }
@@ -67,7 +67,7 @@ pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: 
 /// Fills a chain with the rules that find the address of a number, of which the lowest `bits` are left to be asked.
 fn by_number(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Contents) {
     let asks = |number: u32, range: std::ops::Range<u8>| -> Vec<Match> {
-        let label = |bit| Match::Label { bit: label::of_number_bit(bit), not: number >> bit & 1 == 0 };
+        let label = |bit| Match::Label { bit: label::label_of_id_bit(bit), not: number >> bit & 1 == 0 };
         range.rev().map(label).collect()
     };
     let mut rules = Vec::new();
@@ -103,7 +103,7 @@ pub(super) fn inward(asked: &Asked, family: Family) -> Vec<Rule> {
 fn netmaps(asked: &Asked, family: Family, ends: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
     let of = |owned: &Owned<Netmap>| {
         let (from, to) = ends(&owned.rule);
-        let remark = comment(&owned.set, Some(NETMAP));
+        let remark = format_comment(&owned.set, Some(NETMAP));
         let rule = Rule { source: Some(from), ..Rule::to(Target::Netmap(to)) };
         rule.with(Match::Comment(remark.into()))
     };
@@ -113,12 +113,12 @@ fn netmaps(asked: &Asked, family: Family, ends: impl Fn(&Netmap) -> (IpNetwork, 
     rules
 }
 
-fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Vec<Rule> {
+fn of_egress(asked: &Asked, egress: &Egress, written: RuleRef) -> Vec<Rule> {
     let mut rule = Rule { source: narrowed(egress.from), ..Rule::default() };
-    match &egress.way {
-        Way::Any => {}
-        Way::By(out) => rule.output = interface(out, false),
-        Way::NotBy(name) => rule.output = interface(name, true),
+    match &egress.out {
+        OutInterface::Any => {}
+        OutInterface::Is(out) => rule.output = interface(out, false),
+        OutInterface::Not(name) => rule.output = interface(name, true),
     }
     let (remark, same) = remarks(asked, written);
     match egress.rewrite {
@@ -157,20 +157,20 @@ fn with_ports(family: Family) -> impl Iterator<Item = Transport> {
 }
 
 /// The comment of the rule that stands for what was written, and that of those that complete it.
-fn remarks(asked: &Asked, written: Written) -> (Option<Arc<str>>, Option<Arc<str>>) {
-    let of = |set, remark: Option<&str>| (comment(set, remark).into(), comment(set, Some(SAME)).into());
+fn remarks(asked: &Asked, written: RuleRef) -> (Option<Arc<str>>, Option<Arc<str>>) {
+    let of = |set, remark: Option<&str>| (format_comment(set, remark).into(), format_comment(set, Some(SAME)).into());
     let found: Option<(Arc<str>, Arc<str>)> = match written {
-        Written::Network(at) => {
-            asked.networks.get(at).map(|owned| of(&owned.set, Some(&of_network(NETWORK, &owned.rule))))
+        RuleRef::Network(at) => {
+            asked.networks.get(at).map(|owned| of(&owned.set, Some(&format_network(NETWORK, &owned.rule))))
         }
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| of(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| of(&owned.set, None)),
+        RuleRef::Masquerade(at) => asked.masquerades.get(at).map(|owned| of(&owned.set, None)),
+        RuleRef::Snat(at) => asked.snats.get(at).map(|owned| of(&owned.set, None)),
     };
     found.map_or((None, None), |(remark, same)| (Some(remark), Some(same)))
 }
 
 /// The number that a rule asks for on its way to a source, as far as it does.
 pub(in crate::iptables) fn number_bits(rule: &Rule) -> u32 {
-    let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::of_number_bit(*bit), not: false });
-    (0..label::NUMBER_BITS).filter(set).map(|bit| 1 << bit).sum()
+    let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::label_of_id_bit(*bit), not: false });
+    (0..label::SOURCE_ID_BITS).filter(set).map(|bit| 1 << bit).sum()
 }

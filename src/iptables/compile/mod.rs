@@ -35,7 +35,7 @@ pub use passing::HAIRPIN;
 use super::limits::{self, Limit};
 use super::program::{Attached, Chain, Contents, Half, Hook, Program};
 use super::rule::{Match, Rule};
-use crate::model::label::{Masqueraded, Sources};
+use crate::model::label::{MasqueradeNeeds, Sources};
 use crate::model::{Asked, Family, SetName};
 
 /// Why a model cannot be compiled.
@@ -66,8 +66,8 @@ pub(super) fn compile_all(asked: &Asked, host: &Host, homes: &Homes) -> Program 
 fn half(asked: &Asked, family: Family, host: &Host, homes: &Homes) -> Half {
     let mut half = Half::default();
     let sources = Sources::of(asked);
-    let masqueraded = Masqueraded::of(asked, |of| of == family);
-    let (hairpin, isolated) = (masqueraded.neighbours, passing::isolates(asked, family));
+    let masqueraded = MasqueradeNeeds::new(asked, |of| of == family);
+    let (hairpin, isolated) = (masqueraded.hairpin, passing::isolates(asked, family));
     let forwards = forward::chains(asked, family, &sources, host.shifts, homes, &mut half.nat);
     let inward = leaving::inward(asked, family);
     let mut arriving: Vec<Rule> = forwards.outside.iter().chain(&inward).cloned().collect();
@@ -77,8 +77,8 @@ fn half(asked: &Asked, family: Family, host: &Host, homes: &Homes) -> Half {
         sent.extend(arriving.iter().cloned());
     }
     if !arriving.is_empty() && (hairpin || isolated) {
-        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::model::label::OURS)));
-        arriving.push(Rule::default().with(Match::SetLabel(crate::model::label::PASSED)));
+        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::model::label::FORWARDED)));
+        arriving.push(Rule::default().with(Match::SetLabel(crate::model::label::UNMATCHED)));
     }
     let leaving = leaving::rules(asked, family, &sources, masqueraded.any(), &mut half.nat);
     attach(&mut half.nat, Hook::Prerouting, arriving);

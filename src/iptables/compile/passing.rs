@@ -21,8 +21,8 @@ use super::host::Host;
 use crate::iptables::limits;
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};
-use crate::model::label::{MASQUERADE, OURS, PASSED, SETTLED};
-use crate::model::rule_comment::{ISOLATE, comment, of_network};
+use crate::model::label::{FORWARDED, MASQUERADE, SKIP_HAIRPIN, UNMATCHED};
+use crate::model::rule_comment::{ISOLATE, format_comment, format_network};
 use crate::model::{Asked, Family, IfName, address};
 
 /// The chain with a rule for every interface that a neighbour may come in and go out by.
@@ -42,7 +42,7 @@ pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, m
     if hairpin {
         let label = |bit, not| Match::Label { bit, not };
         let mark = Rule::jump(HAIRPIN).with(Match::State(States::New));
-        rules.push(mark.with(label(OURS, false)).with(label(PASSED, true)).with(label(SETTLED, true)));
+        rules.push(mark.with(label(FORWARDED, false)).with(label(UNMATCHED, true)).with(label(SKIP_HAIRPIN, true)));
         let back = |name: &IfName| Rule {
             input: interface(name, false),
             output: interface(name, false),
@@ -53,7 +53,7 @@ pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, m
     }
     if isolates(asked, family) {
         for owned in asked.networks.iter().filter(|owned| owned.rule.isolate) {
-            let remark = comment(&owned.set, Some(&of_network(ISOLATE, &owned.rule)));
+            let remark = format_comment(&owned.set, Some(&format_network(ISOLATE, &owned.rule)));
             for subnet in owned.rule.subnets.iter().filter(|subnet| Family::of_network(**subnet) == family) {
                 let rule = Rule {
                     destination: Some(*subnet),
@@ -65,7 +65,7 @@ pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, m
             }
         }
         let drop = |bit, not| Rule::to(Target::Drop).with(Match::Label { bit, not });
-        mangle.chains.insert(ISOLATED.into(), Chain::from(vec![drop(PASSED, false), drop(OURS, true)]));
+        mangle.chains.insert(ISOLATED.into(), Chain::from(vec![drop(UNMATCHED, false), drop(FORWARDED, true)]));
     }
     rules
 }

@@ -11,7 +11,7 @@ use super::NetError;
 use super::plan::Name;
 use super::presence::Presence;
 use super::rules::Rules;
-use crate::config::{Kind, Loaded, Problem, Source, union};
+use crate::config::{Loaded, Problem, ProblemKind, Source, union};
 use crate::engine::guard::{self, Ssh};
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
 use crate::model::Asked;
@@ -125,7 +125,13 @@ impl Keeper {
                 _ => "the ssh connection that you are on".into(),
             };
             let what = format!("`{}` would take {what}", taking.binding);
-            Problem { kind: Kind::Conflict, what, place: None, other: None, help: "publish another port".into() }
+            Problem {
+                kind: ProblemKind::Conflict,
+                what,
+                location: None,
+                related: None,
+                help: "publish another port".into(),
+            }
         });
         let problems: Vec<Problem> = problems.collect();
         if problems.is_empty() { Ok(()) } else { Err(NetError::Conflict(problems)) }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::address;
 use super::description::{Attachment, Bridge, Container, Kind, Lab, Namespace, Route, Veth};
 use super::name::{LabName, NetnsName};
-use crate::config::reader::Reader;
+use crate::config::reader::TableReader;
 use crate::model::IfName;
 
 /// Where an interface is, and its name.
@@ -42,7 +42,7 @@ impl Parts {
 }
 
 /// Reports what does not go together.
-pub(super) fn check(reader: &mut Reader, parts: &Parts) {
+pub(super) fn check(reader: &mut TableReader, parts: &Parts) {
     namespaces(reader, parts);
     links(reader, parts);
     bridges(reader, parts);
@@ -57,14 +57,14 @@ fn known(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
     parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
 }
 
-fn namespaces(reader: &mut Reader, parts: &Parts) {
+fn namespaces(reader: &mut TableReader, parts: &Parts) {
     let all = parts.namespaces.iter().map(|(namespace, span)| (&namespace.name, span));
     let all = all.chain(parts.containers.iter().map(|(container, span)| (&container.name, span)));
     let mut met = Vec::new();
     for (name, span) in all {
         if met.contains(&name) {
             let help = "give one of them another name; a container has a network namespace of its own name";
-            reader.problem(span.clone(), format!("there are two namespaces `{name}`"), help);
+            reader.report(span.clone(), format!("there are two namespaces `{name}`"), help);
         }
         met.push(name);
     }
@@ -75,7 +75,7 @@ fn namespaces(reader: &mut Reader, parts: &Parts) {
         let Some(name) = name else { continue };
         if !known(parts).any(|known| known == name) {
             let help = like(name.as_str(), known(parts).map(NetnsName::as_str), "[[namespace]]");
-            reader.problem(span.clone(), format!("there is no namespace `{name}` for it"), help);
+            reader.report(span.clone(), format!("there is no namespace `{name}` for it"), help);
         }
     }
 }
@@ -87,56 +87,56 @@ fn all_links(parts: &Parts) -> Vec<(Link<'_>, &Range<usize>)> {
     bridges.chain(ends.map(|(end, span)| ((end.namespace.as_ref(), &end.name), span))).collect()
 }
 
-fn links(reader: &mut Reader, parts: &Parts) {
+fn links(reader: &mut TableReader, parts: &Parts) {
     let mut met: BTreeMap<Link<'_>, ()> = BTreeMap::new();
     for (link, span) in all_links(parts) {
         let place = link.0.map_or_else(|| "the host".to_owned(), |name| format!("`{name}`"));
         if link.1.as_str() == "lo" {
-            reader.problem(span.clone(), "every namespace has its own `lo`", "choose another name");
+            reader.report(span.clone(), "every namespace has its own `lo`", "choose another name");
         } else if met.insert(link, ()).is_some() {
             let what = format!("there are two interfaces `{}` in {place}", link.1);
-            reader.problem(span.clone(), what, "give one of them another name");
+            reader.report(span.clone(), what, "give one of them another name");
         }
     }
 }
 
-fn bridges(reader: &mut Reader, parts: &Parts) {
+fn bridges(reader: &mut TableReader, parts: &Parts) {
     for (bridge, span) in &parts.bridges {
         if bridge.kind == Kind::Ovs && bridge.namespace.is_some() {
             let help = "leave `namespace` out, or write `kind = \"linux\"`";
-            reader.problem(span.clone(), "a bridge of Open vSwitch is in the host, where its daemon is", help);
+            reader.report(span.clone(), "a bridge of Open vSwitch is in the host, where its daemon is", help);
         }
         if bridge.masquerade && bridge.network().is_none() {
             let help = "give it an `address` and no `namespace`, or leave `masquerade` out";
-            reader.problem(span.clone(), "only a bridge of the host with an address is masqueraded", help);
+            reader.report(span.clone(), "only a bridge of the host with an address is masqueraded", help);
         }
     }
 }
 
-fn ports(reader: &mut Reader, parts: &Parts) {
+fn ports(reader: &mut TableReader, parts: &Parts) {
     for (end, span) in parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans)) {
         let Some(name) = &end.bridge else { continue };
         let here = || parts.bridges.iter().map(|(bridge, _)| bridge).filter(|bridge| bridge.namespace == end.namespace);
         if !here().any(|bridge| bridge.name == *name) {
             let help = like(name.as_str(), here().map(|bridge| bridge.name.as_str()), "[[bridge]]");
-            reader.problem(span.clone(), format!("there is no bridge `{name}` where `{}` is", end.name), help);
+            reader.report(span.clone(), format!("there is no bridge `{name}` where `{}` is", end.name), help);
         }
     }
 }
 
-fn routes(reader: &mut Reader, parts: &Parts) {
+fn routes(reader: &mut TableReader, parts: &Parts) {
     for (route, span) in &parts.routes {
         let Some(dev) = &route.dev else { continue };
         let here = || all_links(parts).into_iter().filter(|(link, _)| link.0 == route.namespace.as_ref());
         // A container has `eth0`, and what the host has besides is not for the file to know.
         if route.namespace.is_some() && dev.as_str() != "eth0" && !here().any(|(link, _)| link.1 == dev) {
             let help = like(dev.as_str(), here().map(|(link, _)| link.1.as_str()), "[[veth]]");
-            reader.problem(span.clone(), format!("there is no interface `{dev}` where the route is"), help);
+            reader.report(span.clone(), format!("there is no interface `{dev}` where the route is"), help);
         }
     }
 }
 
-fn containers(reader: &mut Reader, parts: &Parts) {
+fn containers(reader: &mut TableReader, parts: &Parts) {
     let bridges: Vec<_> = parts.bridges.iter().map(|(bridge, _)| bridge.clone()).collect();
     let ends: Vec<_> = parts.veths.iter().flat_map(|(veth, _)| &veth.ends).collect();
     let all: Vec<_> = parts.containers.iter().map(|(container, _)| container.clone()).collect();
@@ -145,25 +145,25 @@ fn containers(reader: &mut Reader, parts: &Parts) {
         let of_host = || bridges.iter().filter(|bridge| bridge.namespace.is_none());
         if !of_host().any(|bridge| bridge.name == *name) {
             let help = like(name.as_str(), of_host().map(|bridge| bridge.name.as_str()), "[[bridge]]");
-            reader.problem(span.clone(), format!("there is no bridge `{name}` for `{}`", container.name), help);
+            reader.report(span.clone(), format!("there is no bridge `{name}` for `{}`", container.name), help);
         }
     }
     let given = address::of_containers(&bridges, &ends, &all);
     for ((container, span), given) in parts.containers.iter().zip(given) {
         match given {
-            Err(error) => reader.wrong(span.clone(), &error),
+            Err(error) => reader.report_error(span.clone(), &error),
             Ok(given) => published(reader, container, span, &given),
         }
     }
 }
 
 /// Ports are published at an address of the host that the container has one of the same family for.
-fn published(reader: &mut Reader, container: &Container, span: &Range<usize>, given: &[(IpNetwork, IpAddr)]) {
+fn published(reader: &mut TableReader, container: &Container, span: &Range<usize>, given: &[(IpNetwork, IpAddr)]) {
     for publish in &container.publish {
         let Some(listen) = publish.listen.address else { continue };
         if !given.is_empty() && !given.iter().any(|(address, _)| address.is_ipv4() == listen.is_ipv4()) {
             let what = format!("`{publish}` cannot lead to `{}`, which has no address like that", container.name);
-            reader.problem(span.clone(), what, "give the bridge an address of the same family");
+            reader.report(span.clone(), what, "give the bridge an address of the same family");
         }
     }
 }

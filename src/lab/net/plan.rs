@@ -266,5 +266,5 @@ fn inside_name() -> Option<IfName> {
 pub fn port_name(container: &NetnsName) -> Option<IfName> {
     let plain = format!("veth-{container}");
     let short = || format!("veth-{:08x}", xxh3_64(container.as_str().as_bytes()) & 0xffff_ffff);
-    if plain.len() <= IfName::MAX { plain } else { short() }.parse().ok()
+    if plain.len() <= IfName::MAX_LEN { plain } else { short() }.parse().ok()
 }

@@ -10,9 +10,9 @@ use toml::de::{DeTable, DeValue};
 use super::check::{Parts, check};
 use super::description::{Attachment, Bridge, Container, End, Kind, Lab, Namespace, Publish, Route, Veth};
 use super::name::{LabName, NetnsName};
-use crate::config::reader::{Reader, Table};
+use crate::config::reader::{Table, TableReader};
 use crate::config::{Problem, Source};
-use crate::model::address::no_host;
+use crate::model::address::invalid_host;
 use crate::model::{ChainName, IfName, ParseError, prefix};
 
 /// Reads a lab's file.
@@ -20,15 +20,15 @@ use crate::model::{ChainName, IfName, ParseError, prefix};
 /// # Errors
 /// Every mistake in it, in the order of their places.
 pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
-    let mut reader = Reader::new(source);
+    let mut reader = TableReader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);
     for error in errors {
         let help = "see https://toml.io for what a file may look like";
-        reader.problem(error.span().unwrap_or(0..0), error.message(), help);
+        reader.report(error.span().unwrap_or(0..0), error.message(), help);
     }
     let root = document.get_ref();
     let whole = Table { values: root, span: 0..0, name: "a lab" };
-    reader.only(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
+    reader.reject_unknown_keys(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
     let name = name(&mut reader, &whole, source);
     let parts = Parts {
         namespaces: each(&mut reader, root, "namespace", "[[namespace]]", namespace),
@@ -39,7 +39,7 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     };
     check(&mut reader, &parts);
     let mut problems = reader.problems;
-    problems.sort_by_key(|problem| problem.place.as_ref().map(|place| place.span.start));
+    problems.sort_by_key(|problem| problem.location.as_ref().map(|place| place.span.start));
     match name {
         Some(name) if problems.is_empty() => Ok(parts.into_lab(name)),
         _ => Err(problems),
@@ -47,7 +47,7 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
 }
 
 /// The lab's name: what the file says, or the file's own.
-fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
+fn name(reader: &mut TableReader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
     if whole.values.contains_key("name") {
         return reader.optional(whole, "name");
     }
@@ -56,18 +56,18 @@ fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabNa
         Ok(name) => Some(name),
         Err(error) => {
             let help = format!("{}, or set `name` in the first line", ParseError::help(&error));
-            reader.problem(0..0, format!("the file's name gives no name: {error}"), help);
+            reader.report(0..0, format!("the file's name gives no name: {error}"), help);
             None
         }
     }
 }
 
 fn each<T, S>(
-    reader: &mut Reader,
+    reader: &mut TableReader,
     root: &DeTable<'_>,
     key: &'static str,
     name: &'static str,
-    read: impl Fn(&mut Reader, &Table<'_>) -> Option<(T, S)>,
+    read: impl Fn(&mut TableReader, &Table<'_>) -> Option<(T, S)>,
 ) -> Vec<(T, S)> {
     let tables = reader.tables(root, key, name);
     tables.into_iter().filter_map(|table| read(reader, &table)).collect()
@@ -75,23 +75,23 @@ fn each<T, S>(
 
 /// A name that must be there, and its place.
 fn named<T: std::str::FromStr<Err = ParseError>>(
-    reader: &mut Reader,
+    reader: &mut TableReader,
     table: &Table<'_>,
     example: &str,
 ) -> Option<(T, Range<usize>)> {
     let value = reader.required(table, "name", example)?;
-    Some((reader.parsed(value, "name")?, value.span()))
+    Some((reader.parse(value, "name")?, value.span()))
 }
 
-fn namespace(reader: &mut Reader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
-    reader.only(table, &["name", "forward"]);
+fn namespace(reader: &mut TableReader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
+    reader.reject_unknown_keys(table, &["name", "forward"]);
     let forward = reader.boolean(table, "forward", false);
     let (name, span) = named(reader, table, "\"red\"")?;
     Some((Namespace { name, forward }, span))
 }
 
-fn bridge(reader: &mut Reader, table: &Table<'_>) -> Option<(Bridge, Range<usize>)> {
-    reader.only(table, &["name", "kind", "namespace", "address", "masquerade", "chain"]);
+fn bridge(reader: &mut TableReader, table: &Table<'_>) -> Option<(Bridge, Range<usize>)> {
+    reader.reject_unknown_keys(table, &["name", "kind", "namespace", "address", "masquerade", "chain"]);
     let kind = choice(reader, table, "kind", &[("linux", Kind::Linux), ("ovs", Kind::Ovs)])?;
     let namespace: Option<NetnsName> = reader.optional(table, "namespace");
     let addresses = addresses(reader, table);
@@ -101,8 +101,8 @@ fn bridge(reader: &mut Reader, table: &Table<'_>) -> Option<(Bridge, Range<usize
     Some((Bridge { name, kind, namespace, addresses, masquerade, chain }, span))
 }
 
-fn veth(reader: &mut Reader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
-    reader.only(table, &["ends"]);
+fn veth(reader: &mut TableReader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
+    reader.reject_unknown_keys(table, &["ends"]);
     let value =
         reader.required(table, "ends", "[{ namespace = \"red\", name = \"veth-red\" }, { name = \"eth0\" }]")?;
     let tables = reader.tables(table.values, "ends", "an end of [[veth]]");
@@ -115,15 +115,15 @@ fn veth(reader: &mut Reader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 
             let help = "write two, `{ namespace = \"red\", name = \"veth-red\" }` each";
             // What is no list of tables is reported already.
             if matches!(value.get_ref(), DeValue::Array(list) if list.len() == count) {
-                reader.problem(value.span(), format!("a pair of links has two ends, not {count}"), help);
+                reader.report(value.span(), format!("a pair of links has two ends, not {count}"), help);
             }
             None
         }
     }
 }
 
-fn end(reader: &mut Reader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
-    reader.only(table, &["namespace", "name", "address", "bridge"]);
+fn end(reader: &mut TableReader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
+    reader.reject_unknown_keys(table, &["namespace", "name", "address", "bridge"]);
     let namespace = reader.optional(table, "namespace");
     let addresses = addresses(reader, table);
     let bridge: Option<IfName> = reader.optional(table, "bridge");
@@ -131,13 +131,13 @@ fn end(reader: &mut Reader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
     Some((End { namespace, name, addresses, bridge }, span))
 }
 
-fn route(reader: &mut Reader, table: &Table<'_>) -> Option<(Route, Range<usize>)> {
-    reader.only(table, &["namespace", "to", "via", "dev"]);
+fn route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<usize>)> {
+    reader.reject_unknown_keys(table, &["namespace", "to", "via", "dev"]);
     let namespace = reader.optional(table, "namespace");
     let dev = reader.optional(table, "dev");
     let via = reader.required(table, "via", "\"192.168.15.5\"").and_then(|value| {
         let text = reader.text(value, "via")?;
-        host(text).map_err(|error| reader.wrong(value.span(), &error)).ok()
+        host(text).map_err(|error| reader.report_error(value.span(), &error)).ok()
     });
     let value = reader.required(table, "to", "\"default\"")?;
     let text = reader.text(value, "to")?;
@@ -147,23 +147,23 @@ fn route(reader: &mut Reader, table: &Table<'_>) -> Option<(Route, Range<usize>)
         Ok(to) if to.is_ipv4() == via.is_ipv4() => Some((Route { namespace, to, via, dev }, value.span())),
         Ok(to) => {
             let help = "write both as IPv4 or both as IPv6";
-            reader.problem(value.span(), format!("`{to}` cannot be reached through `{via}`"), help);
+            reader.report(value.span(), format!("`{to}` cannot be reached through `{via}`"), help);
             None
         }
         Err(error) => {
-            reader.wrong(value.span(), &error);
+            reader.report_error(value.span(), &error);
             None
         }
     }
 }
 
-fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range<usize>)> {
-    reader.only(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
+fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, Range<usize>)> {
+    reader.reject_unknown_keys(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
     let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
     let network = choice(reader, table, "network", &networks)?;
     let addresses = reader.list(table, "address", host).unwrap_or_default();
     if let [_, (more, span), ..] = addresses.as_slice() {
-        reader.problem(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
+        reader.report(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
     }
     let publish = reader.list(table, "publish", str::parse::<Publish>).unwrap_or_default();
     let processes = reader.boolean(table, "processes", false);
@@ -172,13 +172,13 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
         for key in ["bridge", "address", "publish"] {
             if let Some(value) = table.values.get(key) {
                 let what = format!("`{key}` is for a container whose network is `bridge`");
-                reader.problem(value.span(), what, format!("leave `{key}` out, or write `network = \"bridge\"`"));
+                reader.report(value.span(), what, format!("leave `{key}` out, or write `network = \"bridge\"`"));
             }
         }
     }
     let bridge: Option<IfName> = match table.values.get("bridge") {
         _ if network != Attachment::Bridge => None,
-        Some(value) => Some(reader.parsed(value, "bridge")?),
+        Some(value) => Some(reader.parse(value, "bridge")?),
         None => "docker0".parse().ok(),
     };
     let (name, span) = named(reader, table, "\"web\"")?;
@@ -192,13 +192,13 @@ fn without_places<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
 }
 
 /// One of some words; the first where the key is not there, none where it has another value.
-fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
+fn choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
     let Some(value) = table.values.get(key) else { return words.first().map(|(_, choice)| *choice) };
     let text = reader.text(value, key)?;
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
     if found.is_none() {
         let all: Vec<String> = words.iter().map(|(word, _)| format!("`\"{word}\"`")).collect();
-        reader.problem(
+        reader.report(
             value.span(),
             format!("`{text}` is no choice for `{key}`"),
             format!("write {}", all.join(" or ")),
@@ -208,7 +208,7 @@ fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(
 }
 
 /// The addresses of an interface.
-fn addresses(reader: &mut Reader, table: &Table<'_>) -> Vec<IpNetwork> {
+fn addresses(reader: &mut TableReader, table: &Table<'_>) -> Vec<IpNetwork> {
     without_places(reader.list(table, "address", interface_address).unwrap_or_default())
 }
 
@@ -232,7 +232,7 @@ fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
 fn host(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
-    match no_host(address) {
+    match invalid_host(address) {
         Some(what) => Err(ParseError::new(format!("`{address}` {what}"), help)),
         None => Ok(address),
     }

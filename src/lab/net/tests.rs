@@ -150,7 +150,7 @@ publish = ["8080:80"]
     let short: String = problems
         .iter()
         .map(|problem| {
-            let (line, column) = problem.place.as_ref().expect("a place").line_and_column();
+            let (line, column) = problem.location.as_ref().expect("a place").line_and_column();
             format!("{line}:{column} {} ({})\n", problem.what, problem.help)
         })
         .collect();

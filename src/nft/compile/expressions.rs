@@ -1,7 +1,7 @@
 //! Expressions that rules of several kinds are made of.
 
 use crate::model::Family;
-use crate::model::label::bits;
+use crate::model::label::to_bits;
 use crate::nft::expr::{
     Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register,
 };
@@ -82,7 +82,7 @@ pub(super) fn octets(address: std::net::IpAddr) -> Vec<u8> {
 
 /// `ct label set 121`, through registers from `scratch` on.
 pub(super) fn set_label(labels: &[u8], scratch: Register) -> [Expr; 2] {
-    [Expr::Immediate(Immediate { to: scratch, data: bits(labels) }), Expr::CtSetLabel(CtSetLabel { from: scratch })]
+    [Expr::Immediate(Immediate { to: scratch, data: to_bits(labels) }), Expr::CtSetLabel(CtSetLabel { from: scratch })]
 }
 
 /// `ct label 121`.
@@ -92,19 +92,19 @@ pub(super) fn has_label(label: u8) -> [Expr; 3] {
 
 /// `ct label & (121, 119) == 121`: of some labels these are set and no others.
 pub(super) fn label_is(of: &[u8], set: &[u8]) -> [Expr; 3] {
-    compare_label(of, true, bits(set))
+    compare_label(of, true, to_bits(set))
 }
 
 /// `ct label & (121, 119) != 121`: of some labels others are set than these.
 pub(super) fn label_is_not(of: &[u8], set: &[u8]) -> [Expr; 3] {
-    compare_label(of, false, bits(set))
+    compare_label(of, false, to_bits(set))
 }
 
 /// Compares what is set of `labels` with `data`.
 fn compare_label(labels: &[u8], equal: bool, data: Vec<u8>) -> [Expr; 3] {
     [
         Expr::Ct(Ct { key: CtKey::Label, to: FIRST }),
-        Expr::Bitwise(Bitwise { register: FIRST, mask: bits(labels) }),
+        Expr::Bitwise(Bitwise { register: FIRST, mask: to_bits(labels) }),
         Expr::Cmp(Cmp { register: FIRST, equal, data }),
     ]
 }

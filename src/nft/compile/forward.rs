@@ -7,7 +7,7 @@ use super::clients;
 use super::expressions::{End, FIRST, address_in};
 use super::run::{Stage, runs};
 use crate::model::label::{self, Sources};
-use crate::model::rule_comment::comment;
+use crate::model::rule_comment::format_comment;
 use crate::model::{Asked, Binding, Comment, Family, Owned, Protocol, SetName, address};
 use crate::nft::element;
 use crate::nft::expr::{Cmp, Expr, Fib, FibResult, Verdict};
@@ -33,12 +33,12 @@ pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Pr
         for kind in element::kinds(&owned.rule) {
             let id = MapId::of(&owned.rule, kind, asked.chain_of(&owned.rule));
             if id.place == Place::Outside {
-                maps.put(&id, owned, label::of(&owned.rule, sources));
+                maps.put(&id, owned, label::encode(&owned.rule, sources));
                 if owned.rule.loopback {
-                    maps.put(&id.at_loopback(), owned, label::at_loopback(&owned.rule, sources));
+                    maps.put(&id.at_loopback(), owned, label::encode_loopback(&owned.rule, sources));
                 }
             } else {
-                maps.put(&id, owned, label::at_loopback(&owned.rule, sources));
+                maps.put(&id, owned, label::encode_loopback(&owned.rule, sources));
             }
         }
     }
@@ -75,7 +75,7 @@ impl Maps {
     /// Puts a binding into a map, and its label, if it has one of its own, into the map of labels.
     fn put(&mut self, id: &MapId, owned: &Owned<Binding>, label: Option<Vec<u8>>) {
         let remark = owned.rule.comment.as_ref();
-        let text = || comment(&owned.set, remark.map(Comment::as_str)).into();
+        let text = || format_comment(&owned.set, remark.map(Comment::as_str)).into();
         let comment = self.comments.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone();
         if let Some(label) = label {
             self.fill(&id.labels(), &owned.rule, &comment, &label);

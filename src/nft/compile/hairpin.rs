@@ -16,7 +16,7 @@
 //! and rewrite the source only when it leaves (`nft_fib_validate` in net/netfilter/nft_fib.c).
 
 use super::expressions::{FIRST, label_is, set_label};
-use crate::model::label::{MASQUERADE, OURS, PASSED, SETTLED};
+use crate::model::label::{FORWARDED, MASQUERADE, SKIP_HAIRPIN, UNMATCHED};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, Fib, FibResult};
 use crate::nft::program::Rule;
 
@@ -33,7 +33,7 @@ pub(super) fn mark() -> Rule {
         Expr::Bitwise(Bitwise { register: FIRST, mask: STATE_NEW.to_ne_bytes().to_vec() }),
         Expr::Cmp(Cmp { register: FIRST, equal: false, data: vec![0; 4] }),
     ];
-    exprs.extend(label_is(&[OURS, SETTLED, PASSED], &[OURS]));
+    exprs.extend(label_is(&[FORWARDED, SKIP_HAIRPIN, UNMATCHED], &[FORWARDED]));
     exprs.push(Expr::Fib(Fib { result: FibResult::DestinationBehindInput, to: FIRST }));
     exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data: PRESENT.to_ne_bytes().to_vec() }));
     exprs.extend(set_label(&[MASQUERADE], FIRST));

@@ -14,8 +14,8 @@
 //! include/uapi/linux/netfilter/nf_conntrack_common.h.
 
 use super::expressions::{End, FIRST, address_in, interface, label_is_not};
-use crate::model::label::{OURS, PASSED};
-use crate::model::rule_comment::{ISOLATE, comment, of_network};
+use crate::model::label::{FORWARDED, UNMATCHED};
+use crate::model::rule_comment::{ISOLATE, format_comment, format_network};
 use crate::model::{Asked, Network, Owned};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;
@@ -32,8 +32,8 @@ pub(super) fn rules(asked: &Asked) -> Vec<Rule> {
 }
 
 fn isolate(owned: &Owned<Network>, subnet: ipnetwork::IpNetwork) -> [Rule; 2] {
-    let comment = comment(&owned.set, Some(&of_network(ISOLATE, &owned.rule)));
-    [(STRAY, None), (NEW, Some(label_is_not(&[OURS, PASSED], &[OURS])))].map(|(states, label)| {
+    let comment = format_comment(&owned.set, Some(&format_network(ISOLATE, &owned.rule)));
+    [(STRAY, None), (NEW, Some(label_is_not(&[FORWARDED, UNMATCHED], &[FORWARDED])))].map(|(states, label)| {
         let mut exprs = address_in(subnet, End::Destination);
         exprs.extend(interface(MetaKey::OifName, true, &owned.rule.name));
         exprs.extend(interface(MetaKey::IifName, false, &owned.rule.name));

@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 
 use super::expressions::{End, FIRST, family_is, load_address, mask, set_label};
 use crate::model::Protocol;
-use crate::model::label::{MASQUERADE, OURS};
+use crate::model::label::{FORWARDED, MASQUERADE};
 use crate::nft::expr::{
     Bitwise, Choice, Cmp, CtSetLabel, Expr, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect, Register,
 };
@@ -61,7 +61,7 @@ fn rule(id: &MapId, protocol: Option<Protocol>) -> Rule {
 /// The labels of a map's connections that have none of their own.
 fn common_label(id: &MapId) -> &'static [u8] {
     // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-    if id.place == Place::Outside || id.redirect { &[OURS] } else { &[OURS, MASQUERADE] }
+    if id.place == Place::Outside || id.redirect { &[FORWARDED] } else { &[FORWARDED, MASQUERADE] }
 }
 
 /// Loads the key of a map, and asks it.

@@ -40,7 +40,7 @@ pub use samples::samples;
 pub(super) use source::{sources_name, sources_shape};
 
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
-use crate::model::label::{Masqueraded, Sources};
+use crate::model::label::{MasqueradeNeeds, Sources};
 use crate::model::{Asked, SetName};
 
 /// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
@@ -93,9 +93,9 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
     } else {
         jumps.loopback.into_iter().chain(forward::own_loopback()).chain(inward.iter().cloned()).collect()
     };
-    let rewritten = Masqueraded::of(asked, |_| true);
+    let rewritten = MasqueradeNeeds::new(asked, |_| true);
     let mut passing = isolate::rules(asked);
-    if rewritten.neighbours {
+    if rewritten.hairpin {
         passing.insert(0, hairpin::mark());
     }
     add(GUARD_PREROUTING, ChainType::Filter, Hook::Prerouting, GUARD_PRIORITY, guard::rules(asked));
@@ -104,7 +104,7 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
     add(FILTER_FORWARD, ChainType::Filter, Hook::Forward, FORWARD_PRIORITY, passing);
     let leaving = source::rules(asked, &sources, rewritten.any(), &mut program);
     if !leaving.is_empty() {
-        let base = Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: priority.source() };
+        let base = Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: priority.source_priority() };
         program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: leaving });
     }
     Ok(program)

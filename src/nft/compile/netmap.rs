@@ -14,8 +14,8 @@ use std::cmp::Reverse;
 use ipnetwork::IpNetwork;
 
 use super::expressions::{End, FIRST, address_in, octets, set_label};
-use crate::model::label::OURS;
-use crate::model::rule_comment::{NETMAP, comment};
+use crate::model::label::FORWARDED;
+use crate::model::rule_comment::{NETMAP, format_comment};
 use crate::model::{Asked, Family, Netmap, Owned};
 use crate::nft::expr::{Choice, Ends, Expr, Immediate, Nat};
 use crate::nft::program::Rule;
@@ -25,7 +25,7 @@ pub(super) fn inward(asked: &Asked) -> Vec<Rule> {
     let rule = |owned: &Owned<Netmap>| {
         let Netmap { listen, to } = owned.rule;
         let mut exprs = address_in(listen, End::Destination);
-        exprs.extend(set_label(&[OURS], FIRST));
+        exprs.extend(set_label(&[FORWARDED], FIRST));
         exprs.extend(prefix(false, to));
         rule(owned, exprs)
     };
@@ -50,7 +50,7 @@ fn sorted(asked: &Asked, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&Owned<Netm
 }
 
 fn rule(owned: &Owned<Netmap>, exprs: Vec<Expr>) -> Rule {
-    Rule { exprs, comment: Some(comment(&owned.set, Some(NETMAP))) }
+    Rule { exprs, comment: Some(format_comment(&owned.set, Some(NETMAP))) }
 }
 
 /// `dnat ip prefix to 10.0.0.0/24`: what the network's first and last address have in common is what is rewritten.

@@ -11,7 +11,7 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of sets come in the order of their precedence ([`precedence::ordered`]), so the first that matches wins. The
+//! The rules of sets come in the order of their precedence ([`precedence::by_precedence`]), so the first that matches wins. The
 //! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
 //! does not leave, and is left alone.
 //!
@@ -20,9 +20,9 @@
 
 use super::expressions::{End, FIRST, address_in, family_is, has_label, interface, name_is, octets};
 use super::netmap;
-use crate::model::egress::{Egress, Rewrite, Way};
+use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, Sources};
-use crate::model::precedence::{self, Written};
+use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{self, NETWORK};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
@@ -44,7 +44,7 @@ pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &
         rules.push(masquerade_labelled());
     }
     rules.extend(netmap::outward(asked));
-    rules.extend(precedence::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    rules.extend(precedence::by_precedence(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
     if !rules.is_empty() {
         rules.insert(0, ignore_loopback());
     }
@@ -82,7 +82,7 @@ fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
 fn named_source(family: Family) -> Rule {
     let mut exprs = family_is(family).to_vec();
     exprs.push(Expr::Ct(Ct { key: CtKey::Label, to: FIRST }));
-    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::number_mask() }));
+    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::source_id_mask() }));
     exprs.push(Expr::Lookup(Lookup { map: sources_name(family).into(), from: FIRST, to: Some(FIRST) }));
     exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, choice: Choice::Plain }));
     Rule { exprs, comment: None }
@@ -102,17 +102,17 @@ fn ignore_loopback() -> Rule {
     Rule { exprs, comment: None }
 }
 
-fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
+fn of_egress(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
     let mut exprs = egress.from.map(|from| address_in(from, End::Source)).unwrap_or_default();
     if let Rewrite::Snat(pool, _) = egress.rewrite
         && egress.from.is_none()
     {
         exprs.extend(family_is(pool.family()));
     }
-    match &egress.way {
-        Way::Any => {}
-        Way::By(out) => exprs.extend(interface(MetaKey::OifName, true, out)),
-        Way::NotBy(name) => exprs.extend(interface(MetaKey::OifName, false, name)),
+    match &egress.out {
+        OutInterface::Any => {}
+        OutInterface::Is(out) => exprs.extend(interface(MetaKey::OifName, true, out)),
+        OutInterface::Not(name) => exprs.extend(interface(MetaKey::OifName, false, name)),
     }
     match egress.rewrite {
         Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
@@ -121,14 +121,16 @@ fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
     Rule { exprs, comment: of_written(asked, written) }
 }
 
-fn of_written(asked: &Asked, written: Written) -> Option<String> {
+fn of_written(asked: &Asked, written: RuleRef) -> Option<String> {
     let of_network = |set: &SetName, network: &Network| {
-        rule_comment::comment(set, Some(&rule_comment::of_network(NETWORK, network)))
+        rule_comment::format_comment(set, Some(&rule_comment::format_network(NETWORK, network)))
     };
     match written {
-        Written::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
+        RuleRef::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
+        RuleRef::Masquerade(at) => {
+            asked.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
+        }
+        RuleRef::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
     }
 }
 
