@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::program::{Chain, Element, Key, Map, Program, Rule, Shape};
+use super::program::{Chain, Element, Key, Program, Rule, Shape};
 
 /// Elements to delete from or add to one map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,39 +136,4 @@ fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
             changes.add_rules.push((name.clone(), chain.rules.clone()));
         }
     }
-}
-
-/// Applies changes to a program and returns the program that the kernel should then contain. For tests and plans.
-pub fn apply(live: &Program, changes: &Changes) -> Program {
-    let mut program = if changes.delete_table { Program::default() } else { live.clone() };
-    program.table |= changes.add_table;
-    for name in &changes.empty_chains {
-        if let Some(chain) = program.chains.get_mut(name) {
-            chain.rules.clear();
-        }
-    }
-    for removed in &changes.delete_elements {
-        if let Some(map) = program.maps.get_mut(&removed.map) {
-            for (key, _) in &removed.elements {
-                map.elements.remove(key);
-            }
-        }
-    }
-    program.chains.retain(|name, _| !changes.delete_chains.contains(name));
-    program.maps.retain(|name, _| !changes.delete_maps.contains(name));
-    for (name, shape) in &changes.add_maps {
-        program.maps.insert(name.clone(), Map { shape: shape.clone(), elements: BTreeMap::new() });
-    }
-    program.chains.extend(changes.add_chains.iter().cloned());
-    for added in &changes.add_elements {
-        if let Some(map) = program.maps.get_mut(&added.map) {
-            map.elements.extend(added.elements.iter().cloned());
-        }
-    }
-    for (name, rules) in &changes.add_rules {
-        if let Some(chain) = program.chains.get_mut(name) {
-            chain.rules.extend(rules.iter().cloned());
-        }
-    }
-    program
 }
