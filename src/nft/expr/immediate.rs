@@ -46,7 +46,7 @@ pub enum Verdict {
     Drop,
     /// Ends the evaluation of the base chain and accepts the packet.
     Accept,
-    /// Returns to the calling chain, behind the jump.
+    /// Returns to the calling chain, after the jump.
     Return,
     /// Evaluates another chain. If no rule there gives a verdict, continues with the next rule.
     Jump(String),
