@@ -287,7 +287,7 @@ fn read_binding(
             let all: Vec<u8> = own.iter().copied().chain([OURS]).collect();
             label::read(&label::bits(&all), sources, &mut binding)?;
         }
-        // Every loopback connection to another host gets this label, so the label contains no option of the forward.
+        // Every loopback connection to another host has this label, whatever the options of the forward are.
         AddressScope::Loopback if own.is_empty() || own == [MASQUERADE] => {}
         AddressScope::Loopback => label::read(&label::bits(&own), sources, &mut binding)?,
     }

@@ -5,7 +5,7 @@
 //! model ──compile──▶ program ──diff──▶ changes ──restore──▶ text ──command──▶ iptables-restore ──▶ kernel
 //! model ◀───lift──── program ◀──────────────────save─────── text ◀──command── iptables-save ◀─────┘
 //! ```
-//! Everything except `command` is pure. The text for iptables-nft and iptables-legacy is the same, except for the policies
+//! Only `command` performs I/O. The text for iptables-nft and iptables-legacy is the same, except for the policies
 //! of built-in chains.
 //!
 //! Be aware: portfwd owns the chains whose names start with `PORTFWD`, and one jump from each built-in chain that needs

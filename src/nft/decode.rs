@@ -1,4 +1,4 @@
-//! Decodes netlink dumps to a program. Reads table `inet portfwd` only.
+//! Decodes netlink dumps of table `inet portfwd` to a program. Only [`has_chain`] reads other tables, for chain names.
 //!
 //! A dump has several parts, and other programs may commit between two parts. First, portfwd tries to read the table in
 //! one generation. If commits interrupt this, portfwd monitors the commits (see `watch.rs`). The result is valid if no
@@ -107,7 +107,7 @@ const STRUCTURE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reads portfwd's table without the elements of its maps. Returns the program and its generation.
 ///
 /// # Errors
-/// As [`decode`], but with the shorter timeout [`STRUCTURE_TIMEOUT`].
+/// As [`decode`], but after one second.
 pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, &|_, _| Ok(BTreeMap::new()), STRUCTURE_TIMEOUT)
 }
@@ -331,6 +331,6 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
     let count = found.len();
     let elements: BTreeMap<_, _> = found.into_iter().collect();
     // After many insertions the kernel resizes a hash map in the background. A dump during the resize returns some
-    // elements twice and skips as many others, with neither an error nor a new generation (seen on Linux 6.18).
+    // elements twice and skips as many others. There is no error and no new generation (seen on Linux 6.18).
     if elements.len() == count { Ok(elements) } else { Err(KernelError::Interrupted) }
 }

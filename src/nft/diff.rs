@@ -1,4 +1,4 @@
-//! Compares two programs and returns the changes that turn one into the other. Pure.
+//! Compares two programs and returns the changes that turn one into the other, without I/O.
 //!
 //! Chains are small: a changed chain is flushed and filled again, within one transaction. Maps are large: only the
 //! changed elements are deleted and added. If the shape of a map differs or the table has flags, the table is deleted and

@@ -26,7 +26,7 @@
 //! (see `compile/clients.rs`).
 //!
 //! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`, for example
-//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`. [`super::element`] reads elements back with the name alone.
+//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`. [`super::element`] needs only this name to read an element.
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,7 +51,7 @@ pub enum Kind {
     Gathered1024,
 }
 
-/// The number of ports in a small block. Typical ranges, of 10 to 1,000 ports, need the fewest elements with 16.
+/// The number of ports in a small block. With 16, typical ranges of 10 to 1,000 ports need the fewest elements.
 pub const SMALL_BLOCK: u16 = 16;
 /// The number of ports in a large block.
 pub const LARGE_BLOCK: u16 = 1024;

@@ -8,7 +8,7 @@
 //! A program is plain data. It can be built, printed, compared and tested without privileges. All `unsafe` code of the
 //! crate is in `ffi`, behind safe functions.
 //!
-//! Be aware: portfwd changes only table `inet portfwd` and reads the rules of no other table. While commits of other
+//! Be aware: the backend changes only table `inet portfwd` and reads the rules of no other table. While commits of other
 //! programs interrupt a dump, `watch` reads the names of the tables that they change.
 
 pub mod compile;

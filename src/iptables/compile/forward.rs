@@ -27,7 +27,7 @@ use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, P
 /// include/uapi/linux/netfilter/x_tables.h is 29, including the terminating zero.
 const MAX_NAME: usize = 28;
 
-/// The chains of forwards by target address. They take precedence over the chains of the networks.
+/// The chains of forwards by target address. These chains replace the chains of the networks.
 pub(in crate::iptables) type ChainsByTarget = HashMap<IpAddr, ChainName>;
 
 /// The rules that jump to the chains of forwards.
@@ -44,7 +44,7 @@ pub(super) struct Jumps {
 pub(in crate::iptables) enum AddressScope {
     /// All addresses except loopback addresses.
     NonLoopback,
-    /// One or all loopback addresses.
+    /// All loopback addresses, or the loopback address of the forward.
     Loopback,
 }
 

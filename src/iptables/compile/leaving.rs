@@ -67,8 +67,8 @@ pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: 
     rules
 }
 
-/// Adds a chain and its subchains that find an address by its number. Only the lowest `bits` of the number are left to
-/// match.
+/// Adds a chain that matches the numbers of source addresses, and its subchains. The chain matches only the lowest `bits`
+/// of each number; the jumps to the chain match the other bits.
 fn add_source_chains(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Contents) {
     let label_matches = |number: u32, range: std::ops::Range<u8>| -> Vec<Match> {
         let label = |bit| Match::Label { bit: label::of_number_bit(bit), not: number >> bit & 1 == 0 };

@@ -1,4 +1,4 @@
-//! Compiles the model to a program. Pure.
+//! Compiles the model to a program, without I/O.
 //!
 //! An excerpt of the rules for one network and one forward:
 //! ```text

@@ -9,7 +9,8 @@
 //! -A PORTFWD.PREROUTING ! -i lo -s 127.0.0.0/8 -j DROP
 //! ```
 //! A packet of a hairpin client enters and leaves by the same interface. iptables cannot compare the two interfaces, so
-//! there is one rule for each interface of the host and for each interface in the rule sets, which may be created later.
+//! there is one rule for each interface of the host. Interfaces that only rule sets contain get a rule too, because they
+//! may be created later.
 //!
 //! The table `mangle` sees every packet, even if the table `filter` accepts it. Unlike the guard of nftables, this guard may
 //! run after connection tracking: conntrack does not keep a connection whose first packet is dropped.

@@ -14,8 +14,8 @@
 //! Rules that span several blocks stay in the chain, after the jumps to the blocks. Jumps are at most 14 deep; nf_tables
 //! allows 16 (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
 //!
-//! A packet without a match returns from a jump. So a packet traverses the same rules as in one long chain, in the same
-//! order, except for the rules that the conditions of jumps exclude.
+//! A packet without a match returns from a jump. So a packet traverses the same rules in the same order as in one long
+//! chain, but skips the rules that a jump's conditions exclude.
 //!
 //! Blocks of ports begin at multiples of their size, so a new forward usually changes only one chain. A new forward changes
 //! more chains in three cases: it splits a chain, its port is outside of all existing blocks, or thousands of addresses

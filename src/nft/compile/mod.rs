@@ -1,4 +1,4 @@
-//! Compiles the model to a program. Pure.
+//! Compiles the model to a program, without I/O.
 //!
 //! The table for one network and one forward, as nft(8) text:
 //! ```text

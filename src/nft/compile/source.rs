@@ -50,7 +50,7 @@ pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &
     rules
 }
 
-/// Returns the name of the map from source numbers, which connection labels contain, to addresses.
+/// Returns the name of the map of source addresses. Its keys are the numbers that connection labels contain.
 pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "sources-ip",
