@@ -28,7 +28,7 @@ pub fn holds(input: &[u8]) {
 fn goes_both_ways(text: &str, family: Family, names: &LabelNames) {
     let rule = Rule::parse(text, family, names);
     let mut printed = String::new();
-    rule.put(family, &mut printed);
+    rule.write_to(family, &mut printed);
     assert_eq!(Rule::parse(&printed, family, names), rule, "{text:?} prints as {printed:?}");
     if rule.foreign.is_some() {
         assert_eq!(printed.trim_matches(' '), text.trim_matches(' '));
