@@ -1,4 +1,4 @@
-use crate::machine::{Machine, is_bare, killed_anywhere};
+use crate::machine::{Machine, is_bare, kill_at_system_calls};
 use crate::support::{PORTFWD, privileged, root};
 
 const RED_BLUE: &str = "rules/lab/red-blue.toml";
@@ -14,19 +14,19 @@ fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
     assert!(machine.pings("red", "192.168.15.2") && machine.pings("blue", "192.168.15.1"));
     assert!(!machine.pings("red", "192.168.15.3"));
     let mut names: Vec<_> = machine
-        .says("ip", &["netns", "list"])
+        .stdout_of("ip", &["netns", "list"])
         .lines()
         .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
         .collect();
     names.sort_unstable();
     assert_eq!(names, ["blue", "red"]);
     for (name, address) in [("red", "192.168.15.1/24"), ("blue", "192.168.15.2/24")] {
-        let seen = machine.says("ip", &["-n", name, "-br", "-4", "addr", "show", "dev", &format!("veth-{name}")]);
+        let seen = machine.stdout_of("ip", &["-n", name, "-br", "-4", "addr", "show", "dev", &format!("veth-{name}")]);
         assert!(seen.contains("UP") && seen.contains(address), "{seen}");
         let inside = machine.ok(&["exec", name, "--", "ls", "/sys/class/net"]);
         assert_eq!(inside, format!("lo\nveth-{name}\n"));
     }
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "the host has nothing of it");
+    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "the host has nothing of it");
     assert_eq!(machine.lab(&["exec", "red", "--", "sh", "-c", "exit 7"]).code, 7);
     machine.ok(&["down", RED_BLUE]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
@@ -45,9 +45,9 @@ fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
             assert!(machine.pings(from, &format!("192.168.15.{to}")), "{from} to {to}");
         }
         assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", &format!("192.168.15.{}", index + 1)]).code, 0);
-        let port = machine.says("bridge", &["link", "show", "dev", &format!("veth-{from}-br")]);
+        let port = machine.stdout_of("bridge", &["link", "show", "dev", &format!("veth-{from}-br")]);
         assert!(port.contains("master v-net-0 state forwarding"), "{port}");
-        let route = machine.says("ip", &["-n", from, "route", "show", "default"]);
+        let route = machine.stdout_of("ip", &["-n", from, "route", "show", "default"]);
         assert!(route.starts_with("default via 192.168.15.5"), "{route}");
     }
     machine.ok(&["down", "bridge"]);
@@ -61,13 +61,13 @@ fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
     }
     let machine = Machine::new();
     machine.ok(&["up", BRIDGE]);
-    let look = || machine.says("ip", &["-o", "link"]) + &machine.says("ip", &["-n", "red", "-o", "addr"]);
+    let look = || machine.stdout_of("ip", &["-o", "link"]) + &machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
     let before = look();
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
     assert_eq!(look(), before);
-    machine.says("ip", &["netns", "del", "blue"]);
-    machine.says("ip", &["-n", "gray", "link", "del", "veth-gray"]);
-    machine.says("ip", &["-n", "orange", "route", "del", "default"]);
+    machine.stdout_of("ip", &["netns", "del", "blue"]);
+    machine.stdout_of("ip", &["-n", "gray", "link", "del", "veth-gray"]);
+    machine.stdout_of("ip", &["-n", "orange", "route", "del", "default"]);
     assert!(machine.ok(&["list"]).contains("partial"));
     let planned = machine.ok(&["up", BRIDGE, "--dry-run"]);
     assert!(planned.contains("+ namespace `blue`") && !planned.contains("`red`"), "{planned}");
@@ -95,9 +95,9 @@ fn what_stands_on_an_address_that_goes_is_made_again() {
     for addresses in ["\"10.1.0.2/24\"", "\"10.1.0.3/24\"", "\"10.1.0.4/24\", \"10.1.0.5/24\"", "\"10.1.0.5/24\""] {
         machine.ok(&["up", &lab(addresses)]);
         assert!(machine.ok(&["list", "--json"]).contains(r#""state":"up""#), "{addresses}");
-        assert!(machine.says("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
+        assert!(machine.stdout_of("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
         for address in addresses.split(", ") {
-            let held = machine.says("ip", &["-n", "red", "-o", "addr"]);
+            let held = machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
             assert!(held.contains(address.trim_matches('"')), "{addresses}: {held}");
         }
     }
@@ -122,7 +122,7 @@ fn a_route_of_another_lab_is_refused_and_stays() {
     machine.ok(&["up", &lab("a", 1)]);
     let said = machine.lab(&["up", &lab("b", 2)]);
     assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 already"), "{said:?}");
-    assert!(machine.says("ip", &["route"]).contains("10.50.0.0/16"));
+    assert!(machine.stdout_of("ip", &["route"]).contains("10.50.0.0/16"));
     machine.ok(&["down"]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
 }
@@ -165,16 +165,16 @@ fn a_host_that_may_not_be_entered_is_none_that_is_gone() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "h"]);
+    machine.stdout_of("ip", &["netns", "add", "h"]);
     let bridge = machine.file("name = \"b\"\n[[bridge]]\nname = \"br0\"\naddress = [\"10.1.0.1/24\"]\n");
     machine.ok(&["up", "--netns", "h", &bridge]);
     let nobody = ["--bounding-set", "-sys_admin", "--inh-caps", "-all", PORTFWD, "lab", "down", "b"];
     let said = machine.run("setpriv", &nobody);
     assert_eq!(said.code, 5, "{said:?}");
-    assert!(machine.says("ip", &["-n", "h", "link"]).contains("br0"));
+    assert!(machine.stdout_of("ip", &["-n", "h", "link"]).contains("br0"));
     machine.ok(&["down", "b"]);
-    assert!(!machine.says("ip", &["-n", "h", "link"]).contains("br0"));
-    machine.says("ip", &["netns", "del", "h"]);
+    assert!(!machine.stdout_of("ip", &["-n", "h", "link"]).contains("br0"));
+    machine.stdout_of("ip", &["netns", "del", "h"]);
 }
 
 #[test]
@@ -186,8 +186,8 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     let text = std::fs::read_to_string(root().join(RED_BLUE)).expect("readable");
     let first = machine.file(&format!("name = \"x\"\n{text}"));
     machine.ok(&["up", &first]);
-    let inode = || machine.says("stat", &["-c", "%i", "/run/netns/red"]);
-    let link = || machine.says("ip", &["-n", "red", "-br", "link"]);
+    let inode = || machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]);
+    let link = || machine.stdout_of("ip", &["-n", "red", "-br", "link"]);
     let before = (inode(), link());
     let other =
         text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
@@ -220,9 +220,9 @@ fn what_others_made_is_refused_and_stays() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "red"]);
-    machine.says("ip", &["link", "add", "v-net-0", "type", "bridge"]);
-    let before = machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]);
+    machine.stdout_of("ip", &["netns", "add", "red"]);
+    machine.stdout_of("ip", &["link", "add", "v-net-0", "type", "bridge"]);
+    let before = machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]);
     let said = machine.lab(&["up", RED_BLUE]);
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("there is a namespace `red` already"), "{said:?}");
@@ -231,16 +231,16 @@ fn what_others_made_is_refused_and_stays() {
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
     assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "it is no lab's");
-    assert_eq!(machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]), before);
+    assert_eq!(machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]), before);
     // What takes the place of something of ours is no more ours.
-    machine.says("ip", &["netns", "del", "red"]);
+    machine.stdout_of("ip", &["netns", "del", "red"]);
     machine.ok(&["up", RED_BLUE]);
-    machine.says("ip", &["netns", "del", "red"]);
-    machine.says("ip", &["netns", "add", "red"]);
+    machine.stdout_of("ip", &["netns", "del", "red"]);
+    machine.stdout_of("ip", &["netns", "add", "red"]);
     let said = machine.lab(&["down"]);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(said.stderr.contains("the namespace `red` is not what the lab made; it stays"), "{said:?}");
-    assert_eq!(machine.says("ip", &["netns", "list"]), "red\n");
+    assert_eq!(machine.stdout_of("ip", &["netns", "list"]), "red\n");
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn what_fails_half_way_is_taken_back() {
 #[test]
 fn killed_at_any_system_call_down_leaves_no_trace() {
     if privileged() {
-        killed_anywhere(&Machine::new(), BRIDGE, "blue", 9);
+        kill_at_system_calls(&Machine::new(), BRIDGE, "blue", 9);
     }
 }
 
@@ -339,7 +339,7 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     }
     let machine = Machine::new();
     for name in ["host", "other"] {
-        machine.says("ip", &["netns", "add", name]);
+        machine.stdout_of("ip", &["netns", "add", name]);
     }
     let notes = machine.directory.path().join("state").to_string_lossy().into_owned();
     let on = |name: &str, arguments: &[&str]| {
@@ -347,8 +347,8 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     };
     let said = on("host", &["up", BRIDGE]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(machine.says("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the caller's own");
+    assert!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
+    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "nothing in the caller's own");
     assert_eq!(machine.ok(&["list"]).lines().count(), 1, "it is noted in the other directory");
     let said = on("other", &["up", BRIDGE]);
     assert_eq!(said.code, 6, "{said:?}");
@@ -356,15 +356,15 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
     // Taken down from anywhere, the host's part goes too.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);
-    assert_eq!(machine.says("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
-    let mut names: Vec<_> = machine.says("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
+    assert_eq!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
+    let mut names: Vec<_> = machine.stdout_of("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
     names.sort_unstable();
     assert_eq!(names, ["host", "other"]);
     // A host that is gone took what was in it along.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
-    machine.says("ip", &["netns", "del", "host"]);
+    machine.stdout_of("ip", &["netns", "del", "host"]);
     assert_eq!(on("other", &["down"]).code, 0);
-    assert_eq!(machine.says("ls", &["-A", "/run/netns"]), "other\n");
+    assert_eq!(machine.stdout_of("ls", &["-A", "/run/netns"]), "other\n");
 }
 
 #[test]

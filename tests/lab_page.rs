@@ -23,12 +23,12 @@ impl Learner {
         }
         std::fs::create_dir(here.join("bin")).expect("made");
         symlink(PORTFWD, here.join("bin/portfwd")).expect("linked");
-        let busybox = machine.says("sh", &["-c", "command -v busybox"]);
+        let busybox = machine.stdout_of("sh", &["-c", "command -v busybox"]);
         for name in ["ping", "nc", "arp", "sysctl"] {
             symlink(busybox.trim(), here.join("bin").join(name)).expect("linked");
         }
         // The state of rule sets is as much its own as /run is.
-        machine.says("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
+        machine.stdout_of("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
         Self { machine, known: Known::default() }
     }
 
@@ -38,7 +38,7 @@ impl Learner {
                      ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema && \
                      ovsdb-server conf.db --remote=punix:db.sock --pidfile --detach --no-chdir && \
                      ovs-vsctl --no-wait init && ovs-vswitchd --pidfile --detach";
-        self.machine.says("sh", &["-c", words]);
+        self.machine.stdout_of("sh", &["-c", words]);
     }
 
     /// Runs a command and gives what it prints, evened out.
@@ -57,7 +57,7 @@ impl Learner {
     fn settle(&self) {
         let is_done = |name: Option<&str>| {
             let at = name.map_or_else(Vec::new, |name| vec!["-n", name]);
-            let said = self.machine.says("ip", &[&at[..], &["-j", "addr"]].concat());
+            let said = self.machine.stdout_of("ip", &[&at[..], &["-j", "addr"]].concat());
             let links: Value = serde_json::from_str(&said).expect("JSON");
             links.as_array().expect("a list").iter().all(|link| {
                 let flags = link["flags"].to_string();
@@ -68,7 +68,7 @@ impl Learner {
             })
         };
         for _ in 0..200 {
-            let names = self.machine.says("ip", &["netns", "list"]);
+            let names = self.machine.stdout_of("ip", &["netns", "list"]);
             let mut names = names.lines().filter_map(|line| line.split(' ').next()).map(Some).chain([None]);
             if names.all(is_done) {
                 return;

@@ -44,7 +44,7 @@ fn missing(space: &Value) -> Vec<&str> {
 
 /// What `ip -j` says in a namespace.
 fn ip(machine: &Machine, name: &str, arguments: &[&str]) -> Value {
-    json(&machine.says("ip", &[&["-n", name, "-j"], arguments].concat()))
+    json(&machine.stdout_of("ip", &[&["-n", name, "-j"], arguments].concat()))
 }
 
 /// Whether a namespace of a picture is as ip(8) says: links, their addresses, routes of both families, neighbours.
@@ -151,12 +151,12 @@ fn a_bridge_is_shown_with_its_ports_and_nothing_else_of_the_host() {
     let words = "ip link add out type veth peer name beyond && ip addr add 203.0.113.2/24 dev out && ip link set out up && \
                  ip link set beyond up && ip route add default via 203.0.113.1 && ip link add other type bridge && \
                  ip netns add elsewhere";
-    machine.says("sh", &["-c", words]);
+    machine.stdout_of("sh", &["-c", words]);
     machine.ok(&["up", BRIDGE]);
     // What others join is a port like any other, whatever it is called, and whatever is at its other end.
     let words = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
                  ip link set \"$(printf 'o\\033<&d')\" master v-net-0 && ip link set far netns elsewhere";
-    machine.says("sh", &["-c", words]);
+    machine.stdout_of("sh", &["-c", words]);
     settle(&machine);
     let picture = shown(&machine, &[]);
     let host = space(&picture, None);
@@ -196,10 +196,10 @@ fn what_is_missing_is_marked_where_it_was() {
     }
     let machine = Machine::new();
     machine.ok(&["up", BRIDGE]);
-    machine.says("ip", &["netns", "del", "blue"]);
-    machine.says("ip", &["-n", "gray", "link", "del", "veth-gray"]);
-    machine.says("ip", &["-n", "red", "route", "del", "default"]);
-    machine.says("ip", &["-n", "orange", "link", "set", "veth-orange", "down"]);
+    machine.stdout_of("ip", &["netns", "del", "blue"]);
+    machine.stdout_of("ip", &["-n", "gray", "link", "del", "veth-gray"]);
+    machine.stdout_of("ip", &["-n", "red", "route", "del", "default"]);
+    machine.stdout_of("ip", &["-n", "orange", "link", "set", "veth-orange", "down"]);
     let picture = shown(&machine, &[]);
     assert_eq!(missing(space(&picture, Some("red"))), ["route default via 192.168.15.5 in `red`"]);
     let blue = space(&picture, Some("blue"));
@@ -216,12 +216,12 @@ fn what_is_missing_is_marked_where_it_was() {
     assert!(text.contains("\nnamespace blue: missing\n  missing: namespace `blue`\n"), "{text}");
     // The kernel takes a namespace apart a moment after it has lost its name; until then the end in the host is there.
     let gone = "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
-    machine.says("sh", &["-c", gone]);
+    machine.stdout_of("sh", &["-c", gone]);
     // Mended, nothing is.
     machine.ok(&["up", BRIDGE]);
     assert!(!machine.ok(&["show"]).contains("missing"));
     // A bridge that is gone is missing, and so is what stood on it.
-    machine.says("ip", &["link", "del", "v-net-0"]);
+    machine.stdout_of("ip", &["link", "del", "v-net-0"]);
     let picture = shown(&machine, &[]);
     let host = space(&picture, None);
     assert!(missing(host).contains(&"bridge `v-net-0` in the host"), "{host}");
@@ -234,14 +234,18 @@ fn a_host_that_is_gone_is_missing_with_all_that_was_in_it() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "host"]);
+    machine.stdout_of("ip", &["netns", "add", "host"]);
     let said = machine.run(PORTFWD, &["--netns", "host", "lab", "up", BRIDGE]);
     assert_eq!(said.code, 0, "{said:?}");
     let picture = shown(&machine, &[]);
     assert_eq!(picture["host"], "host");
     assert_eq!(names(space(&picture, None)).len(), 5, "{picture}");
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the namespace it is shown from");
-    machine.says("ip", &["netns", "del", "host"]);
+    assert_eq!(
+        machine.stdout_of("ip", &["-br", "link"]).lines().count(),
+        1,
+        "nothing in the namespace it is shown from"
+    );
+    machine.stdout_of("ip", &["netns", "del", "host"]);
     let picture = shown(&machine, &[]);
     let host = space(&picture, None);
     assert_eq!((&host["here"], names(host).len()), (&false.into(), 0), "{host}");
@@ -263,7 +267,7 @@ fn containers_are_shown_with_their_networks_and_processes() {
     );
     machine.ok(&["up", &containers]);
     // The first process of a process namespace of its own, and who waits for it outside.
-    machine.says("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
+    machine.stdout_of("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
     let picture = shown(&machine, &[&containers]);
     let (host, web) = (space(&picture, None), space(&picture, Some("web")));
     assert_eq!((&host["containers"], &host["network"]), (&serde_json::json!(["same"]), &Value::Null));
@@ -275,7 +279,7 @@ fn containers_are_shown_with_their_networks_and_processes() {
     );
     let processes: Vec<_> = list(&web["processes"]).iter().map(|one| (&one["name"], one["inside"].as_u64())).collect();
     assert_eq!(processes, [(&"unshare".into(), None), (&"sleep".into(), Some(1))]);
-    machine.says("kill", &["-9", &web["processes"][1]["pid"].to_string()]);
+    machine.stdout_of("kill", &["-9", &web["processes"][1]["pid"].to_string()]);
     let alone = space(&picture, Some("alone"));
     assert_eq!((&alone["network"], names(alone), list(&alone["routes"]).len()), (&"none".into(), vec!["lo"], 0));
     let text = machine.ok(&["show"]);

@@ -1,4 +1,4 @@
-use crate::machine::{Machine, is_bare, killed_anywhere};
+use crate::machine::{Machine, is_bare, kill_at_system_calls};
 use crate::support::privileged;
 
 const OVS: &str = "rules/lab/ovs.toml";
@@ -10,7 +10,7 @@ fn machine_with_open_vswitch() -> Option<Machine> {
 
 /// What `ovs-vsctl` prints there.
 fn vsctl(machine: &Machine, arguments: &[&str]) -> String {
-    machine.says("ovs-vsctl", &[&["-vsyslog:off", "--db=unix:/run/openvswitch/db.sock"], arguments].concat())
+    machine.stdout_of("ovs-vsctl", &[&["-vsyslog:off", "--db=unix:/run/openvswitch/db.sock"], arguments].concat())
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
         for to in [1, 2, 3, 4, 5] {
             assert!(machine.pings(from, &format!("192.168.15.{to}")), "{from} to {to}");
         }
-        let seen = machine.says("ip", &["-n", from, "-br", "-4", "addr", "show", "dev", &format!("veth-{from}")]);
+        let seen = machine.stdout_of("ip", &["-n", from, "-br", "-4", "addr", "show", "dev", &format!("veth-{from}")]);
         assert!(seen.contains("UP") && seen.contains("192.168.15."), "{seen}");
     }
     assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", "192.168.15.3"]).code, 0);
@@ -32,7 +32,7 @@ fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
     let got =
         machine.ok(&["exec", "red", "--", "timeout", "5", "busybox", "wget", "-q", "-O", "-", "http://192.168.15.2/"]);
     assert_eq!(got, "blue\n");
-    let got = machine.says("timeout", &["5", "busybox", "wget", "-q", "-O", "-", "http://192.168.15.2/"]);
+    let got = machine.stdout_of("timeout", &["5", "busybox", "wget", "-q", "-O", "-", "http://192.168.15.2/"]);
     assert_eq!(got, "blue\n");
     let show = vsctl(&machine, &["show"]);
     for word in ["Bridge v-net-0", "Port veth-red-br", "Port veth-gray-br", "datapath_type: netdev"] {
@@ -80,7 +80,7 @@ fn without_open_vswitch_it_says_what_to_install_or_start() {
         assert_eq!(said.code, 5, "{said:?}");
         assert!(said.stderr.contains("no ovsdb-server answers at `unix:/run/openvswitch/db.sock`"), "{said:?}");
         assert!(said.stderr.contains("help: start it"), "{said:?}");
-        machine.says("mount", &["--bind", "/dev/null", "/usr/bin/ovs-vsctl"]);
+        machine.stdout_of("mount", &["--bind", "/dev/null", "/usr/bin/ovs-vsctl"]);
     }
     let said = machine.lab(&["up", OVS]);
     assert_eq!(said.code, 5, "{said:?}");
@@ -91,6 +91,6 @@ fn without_open_vswitch_it_says_what_to_install_or_start() {
 #[test]
 fn killed_at_any_system_call_down_leaves_no_bridge() {
     if let Some(machine) = machine_with_open_vswitch() {
-        killed_anywhere(&machine, OVS, "blue", 41);
+        kill_at_system_calls(&machine, OVS, "blue", 41);
     }
 }
