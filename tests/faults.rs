@@ -350,7 +350,7 @@ fn fail_everywhere(
         // 2: the rule set cannot be read. 127: the dynamic loader fails before portfwd starts.
         let expected = codes.contains(&said.code)
             || said.code == 1 && said.stderr.contains("the rules were committed")
-            // These messages do not carry the errno.
+            // The errno is lost in these messages.
             || said.code == 1 && ["netlink request failed", "could not be heard"].iter().any(|why| said.stderr.contains(why))
             // A program that cannot start counts as missing.
             || said.code == 5 && said.stderr.contains("IPv6 is asked for, but cannot run")

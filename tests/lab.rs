@@ -26,7 +26,7 @@ fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
         let inside = machine.ok(&["exec", name, "--", "ls", "/sys/class/net"]);
         assert_eq!(inside, format!("lo\nveth-{name}\n"));
     }
-    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "the host has nothing of it");
+    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "no new interface on the host");
     assert_eq!(machine.lab(&["exec", "red", "--", "sh", "-c", "exit 7"]).code, 7);
     machine.ok(&["down", RED_BLUE]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
@@ -55,16 +55,16 @@ fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
 }
 
 #[test]
-fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
+fn a_second_up_changes_nothing_and_recreates_lost_objects() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
     machine.ok(&["up", BRIDGE]);
-    let look = || machine.stdout_of("ip", &["-o", "link"]) + &machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
-    let before = look();
+    let snapshot = || machine.stdout_of("ip", &["-o", "link"]) + &machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
+    let before = snapshot();
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
-    assert_eq!(look(), before);
+    assert_eq!(snapshot(), before);
     machine.stdout_of("ip", &["netns", "del", "blue"]);
     machine.stdout_of("ip", &["-n", "gray", "link", "del", "veth-gray"]);
     machine.stdout_of("ip", &["-n", "orange", "route", "del", "default"]);
@@ -80,7 +80,7 @@ fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
 }
 
 #[test]
-fn what_stands_on_an_address_that_goes_is_made_again() {
+fn routes_are_recreated_after_their_address_changes() {
     if !privileged() {
         return;
     }
@@ -128,12 +128,12 @@ fn a_route_of_another_lab_is_refused_and_stays() {
 }
 
 #[test]
-fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
+fn a_failed_last_journal_write_is_only_a_warning() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    // The first is the note before anything is made.
+    // The first rename writes the journal before `up` creates anything.
     let inject = "inject=rename:error=ENOSPC:when=2";
     let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
     assert!(
@@ -147,7 +147,7 @@ fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
 }
 
 #[test]
-fn a_command_has_its_signals_as_usual() {
+fn exec_restores_the_default_signal_handling() {
     if !privileged() {
         return;
     }
@@ -155,12 +155,12 @@ fn a_command_has_its_signals_as_usual() {
     machine.ok(&["up", RED_BLUE]);
     let said = machine.lab(&["exec", "red", "--", "grep", "SigIgn", "/proc/self/status"]);
     let ignored = said.stdout.trim().rsplit('\t').next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    // SIGPIPE, which Rust's own programs ignore.
+    // SIGPIPE, which the Rust runtime ignores by default.
     assert_eq!(ignored.map(|mask| mask >> 12 & 1), Some(0), "{said:?}");
 }
 
 #[test]
-fn a_host_that_may_not_be_entered_is_none_that_is_gone() {
+fn down_fails_if_it_may_not_enter_the_host() {
     if !privileged() {
         return;
     }
@@ -178,7 +178,7 @@ fn a_host_that_may_not_be_entered_is_none_that_is_gone() {
 }
 
 #[test]
-fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
+fn up_removes_undescribed_objects_and_keeps_the_rest() {
     if !privileged() {
         return;
     }
@@ -206,7 +206,7 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     assert_eq!((inode(), link()), before);
     assert!(machine.pings("blue", "192.168.15.7") && !machine.pings("blue", "192.168.15.1"));
     assert_eq!(machine.ok(&["exec", "green", "--", "cat", "/proc/sys/net/ipv4/ip_forward"]), "1\n");
-    // The same end, joined to somebody else: the pair is another one, with its address.
+    // The same end with a new peer: `up` makes a new pair and sets the address again.
     let moved = other.replace("\"blue\"", "\"green2\"").replace("\"green\"", "\"blue\"");
     machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{moved}"))]);
     assert!(machine.pings("green2", "192.168.15.7"));
@@ -215,7 +215,7 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
 }
 
 #[test]
-fn what_others_made_is_refused_and_stays() {
+fn foreign_objects_are_refused_and_stay() {
     if !privileged() {
         return;
     }
@@ -230,9 +230,9 @@ fn what_others_made_is_refused_and_stays() {
     let said = machine.lab(&["up", &bridge]);
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
-    assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "it is no lab's");
+    assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "the namespace belongs to no lab");
     assert_eq!(machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]), before);
-    // What takes the place of something of ours is no more ours.
+    // A foreign namespace that replaces the lab's namespace does not belong to the lab.
     machine.stdout_of("ip", &["netns", "del", "red"]);
     machine.ok(&["up", RED_BLUE]);
     machine.stdout_of("ip", &["netns", "del", "red"]);
@@ -244,7 +244,7 @@ fn what_others_made_is_refused_and_stays() {
 }
 
 #[test]
-fn what_fails_half_way_is_taken_back() {
+fn a_failed_up_is_rolled_back() {
     if !privileged() {
         return;
     }
@@ -256,12 +256,12 @@ fn what_fails_half_way_is_taken_back() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("cannot make the route 203.0.113.0/24 via 198.51.100.1 in `gray`"), "{said:?}");
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
-    // A lab that is up stays as it was.
+    // After a failed change, a running lab is unchanged.
     machine.ok(&["up", BRIDGE]);
     assert_eq!(machine.lab(&["up", &broken]).code, 1);
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
     machine.ok(&["down"]);
-    // Mounts that the kernel refuses, one after the other.
+    // Lets the first, the second and each further mount fail.
     let mut failed = 0;
     for when in 1..=8 {
         let inject = format!("inject=mount:error=ENOMEM:when={when}");
@@ -277,14 +277,14 @@ fn what_fails_half_way_is_taken_back() {
 }
 
 #[test]
-fn killed_at_any_system_call_down_leaves_no_trace() {
+fn killed_at_any_system_call_then_down_leaves_no_trace() {
     if privileged() {
         kill_at_system_calls(&Machine::new(), BRIDGE, "blue", 9);
     }
 }
 
 #[test]
-fn two_at_once_wait_for_each_other() {
+fn concurrent_ups_wait_for_each_other() {
     if !privileged() {
         return;
     }
@@ -299,7 +299,7 @@ fn two_at_once_wait_for_each_other() {
 }
 
 #[test]
-fn for_one_command_it_needs_no_root_and_leaves_nothing() {
+fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
     if !privileged() {
         return;
     }
@@ -321,7 +321,7 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
         assert_eq!(said.code, 0, "{said:?}");
     }
     assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
-    // Without it, it says what is missing, and takes what it may not see for nothing else.
+    // `list` and `up` need root. They report the missing privilege, and do not report unreadable objects as missing.
     machine.ok(&["up", RED_BLUE]);
     let list = [&nobody[..], &[PORTFWD, "lab", "list"]].concat();
     let said = machine.run(list[0], &list[1..]);
@@ -333,7 +333,7 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
 }
 
 #[test]
-fn the_host_may_be_a_named_namespace_and_is_found_again() {
+fn the_host_can_be_a_named_namespace() {
     if !privileged() {
         return;
     }
@@ -341,26 +341,30 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     for name in ["host", "other"] {
         machine.stdout_of("ip", &["netns", "add", name]);
     }
-    let notes = machine.directory.path().join("state").to_string_lossy().into_owned();
+    let state = machine.directory.path().join("state").to_string_lossy().into_owned();
     let on = |name: &str, arguments: &[&str]| {
-        machine.run(PORTFWD, &[&["--netns", name, "--state-dir", &notes, "lab"], arguments].concat())
+        machine.run(PORTFWD, &[&["--netns", name, "--state-dir", &state, "lab"], arguments].concat())
     };
     let said = on("host", &["up", BRIDGE]);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
-    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "nothing in the caller's own");
-    assert_eq!(machine.ok(&["list"]).lines().count(), 1, "it is noted in the other directory");
+    assert_eq!(
+        machine.stdout_of("ip", &["-br", "link"]).lines().count(),
+        1,
+        "no new interface in the caller's namespace"
+    );
+    assert_eq!(machine.ok(&["list"]).lines().count(), 1, "the journal is in the other state directory");
     let said = on("other", &["up", BRIDGE]);
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("help: say `--netns host`"), "{said:?}");
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
-    // Taken down from anywhere, the host's part goes too.
+    // `down` works from any namespace and removes the host's part too.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);
     assert_eq!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
     let mut names: Vec<_> = machine.stdout_of("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
     names.sort_unstable();
     assert_eq!(names, ["host", "other"]);
-    // A host that is gone took what was in it along.
+    // The deleted host namespace took its interfaces with it, so `down` still succeeds.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
     machine.stdout_of("ip", &["netns", "del", "host"]);
     assert_eq!(on("other", &["down"]).code, 0);
@@ -415,7 +419,7 @@ fn both_families_and_several_hops_are_routed() {
     machine.ok(&["up", &chain]);
     assert!(machine.pings("a", "10.2.0.2") && machine.pings("a", "fd00:2::2"));
     assert_eq!(machine.ok(&["up", &chain]), "chain: unchanged\n");
-    // The same as its own description, without the routes.
+    // The same lab without its routes.
     let text = std::fs::read_to_string(&chain).expect("readable");
     let without = text.split("[[route]]").next().unwrap_or_default();
     let said = machine.ok(&["up", &machine.file(without)]);
@@ -426,7 +430,7 @@ fn both_families_and_several_hops_are_routed() {
 }
 
 #[test]
-fn every_example_goes_up_and_comes_down_without_a_trace() {
+fn every_example_goes_up_and_down_without_a_trace() {
     if !privileged() {
         return;
     }

@@ -257,7 +257,7 @@ fn finds_packets_that_legacy_rules_drop() {
 }
 
 #[test]
-fn finds_incomplete_nat_with_flowtables() {
+fn finds_flowtables_that_bypass_the_rules() {
     if !privileged() {
         return;
     }
