@@ -278,12 +278,12 @@ fn the_next_command_waits_for_a_restore_that_outlives_portfwd() {
             marker.display()
         );
         let state = net.state.path().to_string_lossy().into_owned();
-        let ours = ["--state-dir", &state, "--backend", "iptables", "add", "80", "172.17.0.3"];
+        let add_args = ["--state-dir", &state, "--backend", "iptables", "add", "80", "172.17.0.3"];
         let said = net.with(
             Variant::Legacy,
             &before,
             "setsid",
-            &[&["-w", "sh", "-c", &kill, "sh", PORTFWD], &ours[..]].concat(),
+            &[&["-w", "sh", "-c", &kill, "sh", PORTFWD], &add_args[..]].concat(),
         );
         assert_eq!(said.code, 0, "{said:?}");
         net.ok(next);
@@ -314,8 +314,8 @@ fn first_family_is_rolled_back_if_the_second_cannot_be_read_again() {
     let once = format!("[ -e {0} ] && {{ echo broken >&2; exit 1; }}; touch {0}; exec $real \"$@\"", marker.display());
     let before = replace_program("ip6tables-legacy-save", &once);
     let (state, set) = (net.state.path().to_string_lossy(), set.to_string_lossy());
-    let ours = ["--state-dir", &state, "--backend", "iptables", "apply", &set];
-    let said = net.with(Variant::Legacy, &before, PORTFWD, &ours);
+    let apply_args = ["--state-dir", &state, "--backend", "iptables", "apply", &set];
+    let said = net.with(Variant::Legacy, &before, PORTFWD, &apply_args);
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("broken"), "{said:?}");
     assert_eq!(split_policies(&net.saved(Variant::Legacy)).0, split_policies(&saved).0);

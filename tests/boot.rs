@@ -8,7 +8,7 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, PORTFWD, Said, root};
 
-/// A unit that brings an interface up as a network manager does. It first saves the rules and `ip_forward` in /run/before.
+/// A unit that brings an interface up as a network manager does. The unit first saves the rules and `ip_forward` in /run/before.
 const NETWORK: &str = "[Unit]
 DefaultDependencies=no
 After=network-pre.target
@@ -39,7 +39,7 @@ impl Machine {
             symlink(format!("../{unit}"), directory.join(unit)).expect("linked");
         };
         for (by, unit) in [
-            // The links of `systemctl enable`.
+            // The links that `systemctl enable` creates.
             ("multi-user.target", "portfwd.service"),
             ("nftables.service", "portfwd.service"),
             ("multi-user.target", "portfwd-online.service"),
@@ -134,8 +134,8 @@ fn booted_rules_exist_before_the_network_and_after_each_flush() {
         let mut machine = Machine::boot(variant);
         let journal = machine.run("journalctl --no-pager -u portfwd -u portfwd-online").stdout;
         let before = machine.run("cat /run/before").stdout;
-        let ours = if variant.is_some() { "172.17.0.3:80" } else { "table inet portfwd" };
-        assert!(before.contains(ours) && before.ends_with("\n1\n"), "{variant:?} {before}: {journal}");
+        let marker = if variant.is_some() { "172.17.0.3:80" } else { "table inet portfwd" };
+        assert!(before.contains(marker) && before.ends_with("\n1\n"), "{variant:?} {before}: {journal}");
         let switch = machine.run("cat /proc/sys/net/ipv4/conf/docker0/route_localnet").stdout;
         assert_eq!(switch, "1\n", "{variant:?}: {journal}");
         let expected = machine.rule_count();

@@ -113,10 +113,10 @@ impl<'a> Trial<'a> {
 
     /// Counts the system calls of the command by name: the highest count of any thread or process.
     fn call_counts(&self) -> BTreeMap<String, u32> {
-        self.trace().into_iter().fold(BTreeMap::new(), |mut most, (_, name, number, _)| {
-            let before = most.entry(name).or_insert(0);
+        self.trace().into_iter().fold(BTreeMap::new(), |mut highest, (_, name, number, _)| {
+            let before = highest.entry(name).or_insert(0);
             *before = number.max(*before);
-            most
+            highest
         })
     }
 
@@ -237,8 +237,8 @@ fn a_failed_command_changes_nothing_and_exits_with_the_right_code() {
         for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
             for when in 1..=12 {
                 let inject = format!("inject={call}:error={error}:when={when}");
-                let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
-                let run = || Command::new("strace").args(ours).args(["add", "9999", "172.17.0.4:80"]).output();
+                let strace_args = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
+                let run = || Command::new("strace").args(strace_args).args(["add", "9999", "172.17.0.4:80"]).output();
                 let said: Said = net.in_host(run).expect("strace is installed").into();
                 let place = format!("{call} {error} {when}: {said:?}");
                 assert!(!said.stderr.contains("panicked"), "{place}");
@@ -305,8 +305,8 @@ fn fault_points(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
     points.collect()
 }
 
-/// Lets a command fail at its system calls. Checks that kernel and state are both old or both new, that the exit code shows
-/// which, and that the next `restore` succeeds. Returns how often each error caused each exit code.
+/// Lets a command fail at its system calls. Checks that kernel and state are both old or both new, that the exit code agrees,
+/// and that the next `restore` succeeds. Returns how often each error caused each exit code.
 fn fail_everywhere(
     variant: Option<Variant>,
     prepare: &[&[&str]],

@@ -161,7 +161,7 @@ fn a_foreign_element_is_reported_and_removed() {
     }
     let net = Net::new();
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    // A foreign element with a comment that is no name of a rule set.
+    // A foreign element. Its comment is not a rule-set name.
     let foreign = "add element inet portfwd ip-ports { tcp . 9 comment \"not a set name!\" : 10.0.0.1 . 9 }";
     assert_eq!(net.nft(&[foreign]).code, 0);
     let list = net.ok(&["list"]);

@@ -97,8 +97,8 @@ fn routes_are_recreated_after_their_address_changes() {
         assert!(machine.ok(&["list", "--json"]).contains(r#""state":"up""#), "{addresses}");
         assert!(machine.stdout_of("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
         for address in addresses.split(", ") {
-            let held = machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
-            assert!(held.contains(address.trim_matches('"')), "{addresses}: {held}");
+            let addresses_now = machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
+            assert!(addresses_now.contains(address.trim_matches('"')), "{addresses}: {addresses_now}");
         }
     }
     machine.ok(&["down"]);
@@ -192,9 +192,9 @@ fn up_removes_undescribed_objects_and_keeps_the_rest() {
     let other =
         text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
     let said = machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{other}"))]);
-    let words: Vec<&str> = said.lines().collect();
+    let lines: Vec<&str> = said.lines().collect();
     assert_eq!(
-        words,
+        lines,
         [
             "- address 192.168.15.1/24 of `veth-red` in `red`",
             "+ namespace `green`",
@@ -265,8 +265,8 @@ fn a_failed_up_is_rolled_back() {
     let mut failed = 0;
     for when in 1..=8 {
         let inject = format!("inject=mount:error=ENOMEM:when={when}");
-        let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab", "up", RED_BLUE];
-        if machine.run("strace", &ours).code == 0 {
+        let strace_args = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab", "up", RED_BLUE];
+        if machine.run("strace", &strace_args).code == 0 {
             machine.ok(&["down"]);
         } else {
             failed += 1;
@@ -306,8 +306,8 @@ fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
     let machine = Machine::new();
     let ping = ["busybox", "ping", "-c1", "-W2", "192.168.15.2"];
     let inside = |before: &[&str]| {
-        let ours = [PORTFWD, "lab", "exec", "--file", RED_BLUE, "red", "--"];
-        let all = [before, &ours, &ping].concat();
+        let exec_args = [PORTFWD, "lab", "exec", "--file", RED_BLUE, "red", "--"];
+        let all = [before, &exec_args, &ping].concat();
         machine.run(all[0], &all[1..])
     };
     let said = inside(&[]);

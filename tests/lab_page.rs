@@ -34,11 +34,11 @@ impl PageRunner {
 
     /// Starts Open vSwitch in the machine. Panics if it is not installed.
     fn start_open_vswitch(&self) {
-        let words = "mkdir -p /run/openvswitch && cd /run/openvswitch && \
+        let script = "mkdir -p /run/openvswitch && cd /run/openvswitch && \
                      ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema && \
                      ovsdb-server conf.db --remote=punix:db.sock --pidfile --detach --no-chdir && \
                      ovs-vsctl --no-wait init && ovs-vswitchd --pidfile --detach";
-        self.machine.stdout_of("sh", &["-c", words]);
+        self.machine.stdout_of("sh", &["-c", script]);
     }
 
     /// Runs a command and returns its normalized output.
@@ -88,9 +88,9 @@ impl PageRunner {
 impl Drop for PageRunner {
     /// Ends the processes that still run in namespaces, in case the page did not end them.
     fn drop(&mut self) {
-        let words = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
+        let script = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
                      cat /run/openvswitch/*.pid | xargs -r kill";
-        drop(self.machine.run("sh", &["-c", words]));
+        drop(self.machine.run("sh", &["-c", script]));
     }
 }
 

@@ -151,15 +151,15 @@ fn the_host_is_shown_with_bridge_ports_and_uplink_only() {
         return;
     }
     let machine = Machine::new();
-    let words = "ip link add out type veth peer name beyond && ip addr add 203.0.113.2/24 dev out && ip link set out up && \
+    let script = "ip link add out type veth peer name beyond && ip addr add 203.0.113.2/24 dev out && ip link set out up && \
                  ip link set beyond up && ip route add default via 203.0.113.1 && ip link add other type bridge && \
                  ip netns add elsewhere";
-    machine.stdout_of("sh", &["-c", words]);
+    machine.stdout_of("sh", &["-c", script]);
     machine.ok(&["up", BRIDGE]);
     // A foreign port of the bridge is shown too, with any name and any peer.
-    let words = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
+    let script = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
                  ip link set \"$(printf 'o\\033<&d')\" master v-net-0 && ip link set far netns elsewhere";
-    machine.stdout_of("sh", &["-c", words]);
+    machine.stdout_of("sh", &["-c", script]);
     wait_for_addresses(&machine);
     let picture = show_json(&machine, &[]);
     let host = namespace(&picture, None);
@@ -218,8 +218,9 @@ fn missing_objects_are_shown_in_their_namespace() {
     let text = machine.ok(&["show"]);
     assert!(text.contains("\nnamespace blue: missing\n  missing: namespace `blue`\n"), "{text}");
     // The kernel deletes a namespace some time after its name is gone. Until then, the peer in the host exists.
-    let gone = "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
-    machine.stdout_of("sh", &["-c", gone]);
+    let wait_until_gone =
+        "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
+    machine.stdout_of("sh", &["-c", wait_until_gone]);
     // After `up`, nothing is missing.
     machine.ok(&["up", BRIDGE]);
     assert!(!machine.ok(&["show"]).contains("missing"));

@@ -10,7 +10,7 @@ use crate::support::{PORTFWD, Said, file, root};
 /// all processes in it.
 pub struct Machine {
     holder: Child,
-    /// The pid of the init_pid process in the machine.
+    /// The pid of the first process in the machine, on the outside.
     init_pid: String,
     pub directory: tempfile::TempDir,
 }
@@ -123,10 +123,10 @@ fn system_calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> 
         let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
         *counts.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
     }
-    counts.into_iter().fold(BTreeMap::new(), |mut most, ((_, name), count)| {
-        let before = most.entry(name).or_insert(0);
+    counts.into_iter().fold(BTreeMap::new(), |mut highest, ((_, name), count)| {
+        let before = highest.entry(name).or_insert(0);
         *before = count.max(*before);
-        most
+        highest
     })
 }
 
@@ -154,8 +154,8 @@ pub fn kill_at_system_calls(machine: &Machine, path: &str, lost: &str, every: us
                 machine.lab(&["down", path]);
             }
             let inject = format!("inject={name}:signal=KILL:when={when}");
-            let ours = ["-f", "-b", "execve", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab"];
-            killed[index] += u32::from(machine.run("strace", &[&ours[..], &command].concat()).code != 0);
+            let strace_args = ["-f", "-b", "execve", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab"];
+            killed[index] += u32::from(machine.run("strace", &[&strace_args[..], &command].concat()).code != 0);
             let said = machine.lab(&["down", path]);
             assert!(said.code == 0 || said.stderr.contains("there is no lab"), "{place}: {said:?}");
             assert!(is_bare(&machine.traces()), "{place}: {}", machine.traces());

@@ -245,7 +245,8 @@ fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
 /// The source and the destination of a packet.
 type Sent = (SocketAddr, SocketAddr);
 
-/// Sends packets. Returns for each the address from which the kernel expects the reply, or `None` if it was dropped.
+/// Sends packets. Returns for each the address from which the kernel expects the reply, or `None` if the packet was
+/// dropped.
 fn send_packets(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<SocketAddr>> {
     let sockets: Vec<(UdpSocket, SocketAddr)> = net
         .client

@@ -7,7 +7,7 @@ use std::time::Duration;
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{Links, Netns};
 
-/// The program under test.
+/// The path of the portfwd binary under test.
 pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
 
 /// Returns the directory of the package.
@@ -160,8 +160,8 @@ impl Net {
     /// Runs portfwd with `--backend iptables` and this variant.
     pub fn try_chains(&self, variant: Variant, arguments: &[&str]) -> Said {
         let state = self.state.path().to_string_lossy().into_owned();
-        let ours = [&["--state-dir", &state, "--backend", "iptables"], arguments].concat();
-        self.with(variant, "", PORTFWD, &ours)
+        let with_backend = [&["--state-dir", &state, "--backend", "iptables"], arguments].concat();
+        self.with(variant, "", PORTFWD, &with_backend)
     }
 
     /// Loads a foreign table with the host's iptables-restore or ip6tables-restore.

@@ -61,8 +61,8 @@ fn systemd_analyze_accepts_the_units() {
 
 /// Runs portfwd with the unit's sandbox, as far as this works without systemd.
 ///
-/// portfwd runs as root with the unit's capabilities only, cannot gain privileges, and can write only the unit's paths. It is
-/// not process 1: process 1 has all capabilities.
+/// portfwd runs as root with the unit's capabilities only, cannot gain privileges, and can write only the unit's paths.
+/// portfwd is not process 1, because process 1 has all capabilities.
 fn run_as_unit(net: &Net, variant: Option<Variant>, options: &[&str], command: &str) -> Said {
     let unit = unit("portfwd.service");
     let bounds =

@@ -151,7 +151,7 @@ fn finds_forwards_to_removed_containers() {
     reset_and_run(&net, &docker.replace("TARGET", "172.18.0.2:80"));
     let finding = expect_finding(&net, "F45", ["proved", "warning", "ip nat DOCKER handle"]);
     super::expect_timeout(&net.client, "192.0.2.1:80");
-    // Rules in a chain WEB are written by hand, so no engine manages a container for them.
+    // After the rename to WEB, the chain belongs to no container engine.
     run(&net, "iptables -t nat -E DOCKER WEB");
     expect_none(&net, "F45");
     run(&net, "iptables -t nat -E WEB DOCKER");

@@ -123,7 +123,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let sightings = sight.send(&packets).expect("sends");
     for (packet, sighting) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
-        // The rival must not rewrite packets that portfwd has rewritten. It may rewrite all others.
+        // The rival must not rewrite packets that portfwd has rewritten. The rival may rewrite all others.
         let rewritten =
             forward.is_some() && !matches!(fate, Fate::Leaves { seen, .. } if seen.first == packet.source.ip());
         if (rewritten || !with_rival)

@@ -74,9 +74,9 @@ fn compile_and_lift(asked: &Asked) {
     if asked.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= MAX_RULES as usize
         && let Ok(program) = nft::compile::compile(asked)
     {
-        let held = nft::lift::lift(&program);
-        assert_eq!(held.foreign, Vec::<String>::new(), "{program}");
-        assert_eq!(held.asked.bindings, asked.bindings);
+        let lifted = nft::lift::lift(&program);
+        assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
+        assert_eq!(lifted.asked.bindings, asked.bindings);
     }
     let interfaces: BTreeSet<_> = ["eth0", "docker0"].iter().flat_map(|name| name.parse()).collect();
     for shifts in [true, false] {
@@ -84,9 +84,9 @@ fn compile_and_lift(asked: &Asked) {
         if (shifts || ports <= MAX_RULES)
             && let Ok(program) = iptables::compile::compile(asked, &host)
         {
-            let held = iptables::lift::lift(&program);
-            assert_eq!(held.foreign, Vec::<String>::new(), "{program}");
-            assert_eq!(held.asked.bindings, asked.bindings);
+            let lifted = iptables::lift::lift(&program);
+            assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
+            assert_eq!(lifted.asked.bindings, asked.bindings);
         }
     }
 }

@@ -38,13 +38,13 @@ fn round_trips(text: &str, family: Family, names: &LabelNames) {
 fn lift_and_restore(half: Half, family: Family) {
     let mut program = Program::default();
     *program.of_mut(family) = half;
-    let held = lift(&program);
-    assert_eq!(held.asked.bindings.len(), held.counters.len());
+    let lifted = lift(&program);
+    assert_eq!(lifted.asked.bindings.len(), lifted.counters.len());
     // Diffs the program against its own desired state, and against an empty program.
     let mut wanted = vec![Program::default()];
-    let ports: u32 = held.asked.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
+    let ports: u32 = lifted.asked.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
     if ports <= 5_000 {
-        wanted.extend(compile(&held.asked, &Host { shifts: true, ..Host::default() }));
+        wanted.extend(compile(&lifted.asked, &Host { shifts: true, ..Host::default() }));
     }
     for wanted in wanted {
         let changes = diff(program.of(family), wanted.of(family));
