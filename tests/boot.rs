@@ -8,7 +8,9 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, PORTFWD, Said, root};
 
-/// A unit that brings an interface up as a network manager does. The unit first saves the rules and `ip_forward` in /run/before.
+/// A unit that brings an interface up as a network manager does.
+///
+/// The unit first saves the rules and `ip_forward` in /run/before.
 const NETWORK: &str = "[Unit]
 DefaultDependencies=no
 After=network-pre.target

@@ -375,7 +375,7 @@ fn data_that_only_root_may_read_is_a_gap_with_a_reason() {
         return;
     }
     let net = Net::new();
-    // Only root may be able to read the build directory, so the user runs a copy.
+    // The build directory may be readable by root only, so the user runs a copy.
     let copy = net.state.path().join("tests");
     fs::copy(std::env::current_exe().expect("we run"), &copy).expect("copied");
     for path in [net.state.path(), &copy] {

@@ -263,7 +263,7 @@ fn try_needs_no_root_and_reports_its_limits() {
     if !privileged() {
         return;
     }
-    // The user `nobody` may be unable to read the build directory, so the user runs a copy.
+    // The build directory may be readable by root only, so the user `nobody` runs a copy.
     let directory = tempfile::tempdir().expect("directory");
     let program = directory.path().join("portfwd");
     std::fs::copy(PORTFWD, &program).expect("copied");

@@ -24,9 +24,9 @@ pub struct Row {
     pub words: String,
     /// The row as text, without the parts that only the kernel or only a dump contains.
     comparable: String,
-    /// For a row from a map: the key that all rows of the map share, and the key by which the test sorts them.
+    /// The sort keys of a row from a map: first the map, then the element. Other rows have none.
     ///
-    /// The kernel's order of map elements is undefined.
+    /// The test sorts these rows because the kernel's order of map elements is undefined.
     mapped: Option<[String; 2]>,
 }
 

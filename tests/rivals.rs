@@ -25,7 +25,7 @@ fn with_concurrent_commits<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -
                 rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Catches a panic to stop the writer first: the scope waits for all its threads.
+        // Catches a panic, so that the writer stops before the panic goes on. Otherwise the scope waits for the writer.
         let job = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
         done.store(true, Ordering::Relaxed);
         // Kills nft, because commands may still be in the pipe.

@@ -169,7 +169,7 @@ fn without_root_audit_names_unreadable_sources() {
     run(&net, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3");
     net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
     assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
-    // Only root may be able to read the build directory, so the user runs a copy.
+    // The build directory may be readable by root only, so the user runs a copy.
     let copy = net.state.path().join("portfwd");
     fs::copy(PORTFWD, &copy).expect("copied");
     for path in [net.state.path(), &copy] {

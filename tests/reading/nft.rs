@@ -46,7 +46,7 @@ fn maps_become_one_case_per_element() {
     assert_eq!(any.cases.len(), 2);
     let dns = ipv4().with(Field::Protocol, 17).with(Field::Port, 53).with(Field::DestinationKind, LOCAL);
     assert_eq!(actions_for(any, &dns), Some(&[Action::Dnat(rewrite_to("10.0.0.3", Some(5353)))][..]));
-    // A port that only one of the two maps has is no match.
+    // A port in only one of the two maps does not match.
     assert_eq!(two.cases.len(), 2, "{two:#?}");
     for (port, target) in [(1, "10.0.0.1"), (2, "10.0.0.2")] {
         let packet = ipv4().with(Field::Protocol, 6).with(Field::Port, port);
