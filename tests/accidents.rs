@@ -351,7 +351,7 @@ fn foreign_comments_cannot_inject_lines_during_rollback() {
         write("OTHER");
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
-        assert!(said.stderr.contains("could not be put back"), "{said:?}");
+        assert!(said.stderr.contains("could not be rolled back"), "{said:?}");
         assert!(!net.saved(variant).lines().any(|line| line == "-A FORWARD -j DROP"), "{variant:?}");
     }
 }

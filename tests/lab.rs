@@ -367,7 +367,8 @@ fn the_host_can_be_a_named_namespace() {
     // The deleted host namespace took its interfaces with it, so `down` still succeeds.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
     machine.stdout_of("ip", &["netns", "del", "host"]);
-    assert_eq!(on("other", &["down"]).code, 0);
+    let said = on("other", &["down"]);
+    assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(machine.stdout_of("ls", &["-A", "/run/netns"]), "other\n");
 }
 
