@@ -229,9 +229,9 @@ fn a_failed_command_changes_nothing_and_exits_with_the_right_code() {
     let before = words(&net);
     let mut failed = BTreeMap::new();
     for (calls, errors, code) in [
-        (&["sendto", "recvfrom"][..], &["EPERM"][..], 5),
-        (&["sendto", "recvfrom"], &["ENOBUFS", "ENOMEM"], 1),
-        (&["recvfrom"], &["EINTR"], 0),
+        (&["sendto", "recvmsg"][..], &["EPERM"][..], 5),
+        (&["sendto", "recvmsg"], &["ENOBUFS", "ENOMEM"], 1),
+        (&["recvmsg"], &["EINTR"], 0),
         (&["pwrite64", "fdatasync", "fsync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
     ] {
         for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
@@ -487,8 +487,8 @@ fn a_failed_route_lookup_keeps_route_localnet_on() {
     let state = net.state.path().to_string_lossy().into_owned();
     net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
     let mut failed = 0;
-    for when in 1..=8 {
-        let inject = format!("inject=recvfrom:error=EIO:when={when}");
+    for when in 1..=40 {
+        let inject = format!("inject=recvmsg:error=EIO:when={when}");
         let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
         let run = || Command::new("strace").args(strace).args(["add", "8081", "172.17.0.3:81"]).output();
         let said: Said = net.in_host(run).expect("strace is installed").into();
