@@ -2,7 +2,7 @@ use std::process::Command;
 
 use crate::support::{PORTFWD, privileged, root};
 
-/// The parts of a page: each TOML block with the tables behind it.
+/// Returns each TOML block of a page, and the packets and results of the tables after it.
 fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut examples = Vec::new();
     for part in page.split("```toml\n").skip(1) {
@@ -18,7 +18,7 @@ fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
 }
 
 #[test]
-fn the_examples_of_the_precedence_page_are_true() {
+fn examples_of_the_precedence_page_are_true() {
     if !privileged() {
         return;
     }
@@ -44,7 +44,7 @@ fn the_examples_of_the_precedence_page_are_true() {
 }
 
 #[test]
-fn the_page_about_findings_is_that_of_the_code() {
-    // `UPDATE_EXPECT=1 cargo test the_page_about` writes it.
+fn the_page_about_findings_is_up_to_date() {
+    // `UPDATE_EXPECT=1 cargo test the_page_about` writes the page.
     expect_test::expect_file!["../docs/findings.md"].assert_eq(&portfwd::audit::findings::page());
 }

@@ -13,12 +13,12 @@ mod rules;
 mod saved;
 mod spec;
 
-/// Runs every file of a fuzzer: what it began with, and what once was a fault.
+/// Checks the property of a fuzz target with each file of its corpus and its regressions.
 fn every_file(target: &str, holds: fn(&[u8])) {
     let mut count = 0;
     for folder in ["corpus", "regressions"] {
         let folder = root().join("fuzz").join(folder).join(target);
-        // A target of which no fault was found has no folder of them.
+        // A target without past faults has no folder `regressions`.
         let files = if folder.is_dir() { std::fs::read_dir(&folder).expect("readable") } else { continue };
         for file in files.flatten() {
             eprintln!("{}", file.path().display());
@@ -30,32 +30,32 @@ fn every_file(target: &str, holds: fn(&[u8])) {
 }
 
 #[test]
-fn text_forms_go_both_ways() {
+fn text_forms_round_trip() {
     every_file("spec", spec::holds);
 }
 
 #[test]
-fn rule_set_files_are_read_to_their_end() {
+fn rule_set_files_are_compiled_or_refused() {
     every_file("rules", rules::holds);
 }
 
 #[test]
-fn what_iptables_saved_is_read_or_refused() {
+fn iptables_save_dumps_are_read_or_refused() {
     every_file("saved", saved::holds);
 }
 
 #[test]
-fn dumps_of_any_rules_are_audited_or_refused() {
+fn any_dump_is_audited_or_refused() {
     every_file("dumps", dumps::holds);
 }
 
 #[test]
-fn any_answer_of_the_kernel_has_an_end() {
+fn any_kernel_answer_is_read_or_refused() {
     every_file("messages", messages::holds);
 }
 
 #[test]
-fn every_fuzzer_has_its_files_run() {
+fn every_fuzz_target_has_a_test() {
     let targets = std::fs::read_dir(root().join("fuzz/fuzz_targets")).expect("readable");
     for target in targets.flatten() {
         let name = target.file_name().to_string_lossy().into_owned();
@@ -64,7 +64,7 @@ fn every_fuzzer_has_its_files_run() {
     }
 }
 
-/// A socket that remembers what it was answered.
+/// A socket that records the kernel's answers.
 struct Recorded(Kernel, Arc<Mutex<Vec<u8>>>);
 
 impl Wire for Recorded {
@@ -77,7 +77,7 @@ impl Wire for Recorded {
         let mut answers = self.1.lock().expect("one thread");
         let begin = answers.len();
         answers.extend(&room[..received]);
-        // The number of the question goes, so that the answer is one to whatever is asked.
+        // Clears the sequence number: on replay, a zero number matches any request.
         let mut at = begin;
         while let Some(length) = answers.get(at..at + 4).map(|length| u32::from_ne_bytes(length.try_into().expect("4")))
         {
@@ -96,7 +96,7 @@ impl Wire for Recorded {
     }
 }
 
-/// Writes the files that the fuzzer of the kernel's answers begins with; run where the kernel says something new.
+/// Records the corpus of the fuzz target `messages`. Run it again on kernels with other answers.
 #[test]
 #[ignore = "writes into fuzz/corpus/messages"]
 fn the_kernels_answers_are_recorded() {
