@@ -18,7 +18,7 @@ use crate::model::Protocol;
 const MAGIC: &[u8] = b"portfwd#";
 
 /// The length of a payload: the magic and the number.
-const PAYLOAD: usize = 16;
+const PAYLOAD_LENGTH: usize = 16;
 
 /// What an INIT chunk of ours is told by: its fixed part is 20 bytes long, then comes a parameter of type 0x8005
 /// (padding) that is as long as its own head and a payload.
@@ -47,11 +47,11 @@ impl Datagram {
     pub fn encode(&self) -> Vec<u8> {
         let (source, destination) = (self.source.ip(), self.destination.ip());
         let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) else {
-            return self.encode_v6(mapped(source), mapped(destination));
+            return self.encode_v6(to_ipv6(source), to_ipv6(destination));
         };
         let protocol = self.protocol.number();
         let segment = self.segment(&source.octets(), &destination.octets());
-        let total = length(20 + segment.len());
+        let total = length_field(20 + segment.len());
         // Version and header length, type of service; no identification, may not be fragmented; hops.
         let start: &[u8] = &[0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, protocol];
         let end = [source.octets(), destination.octets()].concat();
@@ -61,7 +61,7 @@ impl Datagram {
 
     fn encode_v6(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
         let segment = self.segment(&source.octets(), &destination.octets());
-        let payload = length(segment.len());
+        let payload = length_field(segment.len());
         // Version, class and flow label; hops.
         let start: &[u8] = &[0x60, 0, 0, 0, payload[0], payload[1], self.protocol.number(), 64];
         [start, &source.octets(), &destination.octets(), &segment].concat()
@@ -76,7 +76,7 @@ impl Datagram {
         }
         let bare = self.segment_with(&[0; 2]);
         let pseudo = [0, self.protocol.number()];
-        let sum = internet_checksum(&[source, destination, &pseudo, &length(bare.len()), &bare]);
+        let sum = internet_checksum(&[source, destination, &pseudo, &length_field(bare.len()), &bare]);
         // For UDP and its sister zero means that there is none (RFC 768); for the others both forms of zero are right.
         let sum = if sum == 0 { u16::MAX } else { sum };
         self.segment_with(&sum.to_be_bytes())
@@ -92,7 +92,7 @@ impl Datagram {
                 let fields: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff];
                 [&ports, fields, checksum, &[0, 0], &payload].concat()
             }
-            Protocol::Udp => [&ports, &length(8 + PAYLOAD)[..], checksum, &payload].concat(),
+            Protocol::Udp => [&ports, &length_field(8 + PAYLOAD_LENGTH)[..], checksum, &payload].concat(),
             // A coverage of 0 is all of it.
             Protocol::Udplite => [&ports, &[0, 0][..], checksum, &payload].concat(),
             // 5 words of header, all is covered; a Request with a long sequence number; the service code.
@@ -168,7 +168,7 @@ impl Datagram {
     }
 }
 
-fn mapped(address: IpAddr) -> Ipv6Addr {
+fn to_ipv6(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
@@ -176,7 +176,7 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
 }
 
 /// A length as a header has it.
-fn length(bytes: usize) -> [u8; 2] {
+fn length_field(bytes: usize) -> [u8; 2] {
     u16::try_from(bytes).expect("our packets are short").to_be_bytes()
 }
 
@@ -208,7 +208,7 @@ pub(super) mod tests {
     pub(in crate::lab) const V6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
 
     /// One packet of each protocol and family.
-    pub(in crate::lab) fn all([v4, v6]: [[&str; 2]; 2]) -> Vec<Datagram> {
+    pub(in crate::lab) fn all_protocols([v4, v6]: [[&str; 2]; 2]) -> Vec<Datagram> {
         let at = |address: &str, port| SocketAddr::new(address.parse().expect("address"), port);
         let mut all = Vec::new();
         for [source, destination] in [v4, v6] {
@@ -222,19 +222,19 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded() {
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             assert_eq!(Datagram::decode(&datagram.encode()), Some(datagram));
         }
     }
 
     #[test]
     fn what_follows_a_packet_is_ignored_and_options_are_skipped() {
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             let mut bytes = datagram.encode();
             bytes.extend([0; 7]);
             assert_eq!(Datagram::decode(&bytes), Some(datagram));
         }
-        for datagram in all([V4, V4]) {
+        for datagram in all_protocols([V4, V4]) {
             let mut bytes = datagram.encode();
             bytes[0] = 0x46;
             bytes[3] += 4;
@@ -245,7 +245,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_cut_short_is_none_of_ours() {
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             let bytes = datagram.encode();
             for end in 0..bytes.len() {
                 assert_eq!(Datagram::decode(&bytes[..end]), None, "{datagram:?} cut at {end}");
@@ -264,7 +264,7 @@ pub(super) mod tests {
     /// Every byte takes every value: nothing panics, and what is still ours differs in nothing but what was changed.
     #[test]
     fn what_is_damaged_is_none_of_ours_or_says_what_it_is() {
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             let whole = datagram.encode();
             for (at, value) in (0..whole.len()).flat_map(|at| (0..=u8::MAX).map(move |value| (at, value))) {
                 let mut bytes = whole.clone();
@@ -283,13 +283,13 @@ pub(super) mod tests {
 
     #[test]
     fn fragments_and_other_packets_are_none_of_ours() {
-        let datagram = all([V4, V6])[1];
+        let datagram = all_protocols([V4, V6])[1];
         for (at, value) in [(6, 0x20), (6, 0x01), (7, 1), (9, 1), (0, 0x44), (0, 0x55), (28, b'P')] {
             let mut bytes = datagram.encode();
             bytes[at] = value;
             assert_eq!(Datagram::decode(&bytes), None, "byte {at} is {value}");
         }
-        let extended = all([V6, V6])[1];
+        let extended = all_protocols([V6, V6])[1];
         for next in [0, 43, 44, 60, 59, 58] {
             let mut bytes = extended.encode();
             bytes[6] = next;
@@ -302,7 +302,7 @@ pub(super) mod tests {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         // RFC 1071, section 3.
         assert_eq!(internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             let bytes = datagram.encode();
             let (addresses, segment) =
                 if datagram.source.is_ipv4() { (&bytes[12..20], &bytes[20..]) } else { (&bytes[8..40], &bytes[40..]) };
@@ -311,7 +311,7 @@ pub(super) mod tests {
             }
             if datagram.protocol != Protocol::Sctp {
                 let pseudo = [0, datagram.protocol.number()];
-                let sum = internet_checksum(&[addresses, &pseudo, &length(segment.len()), segment]);
+                let sum = internet_checksum(&[addresses, &pseudo, &length_field(segment.len()), segment]);
                 assert_eq!(sum, 0, "{datagram:?}");
             }
         }

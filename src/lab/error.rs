@@ -25,7 +25,7 @@ pub enum LabError {
 }
 
 /// The kernel's word for what failed in a namespace.
-pub(in crate::lab) fn plain(error: LabError) -> io::Error {
+pub(in crate::lab) fn into_io(error: LabError) -> io::Error {
     match error {
         LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
         other => io::Error::other(other),

@@ -12,14 +12,14 @@ use crate::model::meaning::{Host, Interface, Route};
 use crate::model::{Asked, Binding, Family, IfName, Packet, netmap, precedence};
 
 /// How many uplinks there are at most.
-const MOST_UPLINKS: u8 = 16;
+const MAX_UPLINKS: u8 = 16;
 
 /// The end of an uplink that is this host's, as the last part of its addresses, and the one that is the client's.
-const HOST: u8 = 1;
-const CLIENT: u8 = 2;
+const HOST_END: u8 = 1;
+const CLIENT_END: u8 = 2;
 
 /// How many names an error lists at most.
-const MOST_NAMES: usize = 20;
+const MAX_LISTED_NAMES: usize = 20;
 
 /// A subnet behind a bridge of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,19 +61,19 @@ impl Layout {
         let listened: BTreeSet<IpAddr> =
             all().filter_map(|binding| binding.address).filter(|address| !address.is_loopback()).collect();
         let target = |binding: &Binding| binding.to.address.filter(|address| !listened.contains(address));
-        let mentioned = mentioned(asked, packets);
+        let mentioned = packet_addresses(asked, packets);
         let declared = declared(asked);
         let residents = residents(asked, &declared, &listened);
-        let everybody: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
+        let all_targets: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
         let mut targets: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| target(binding)).collect();
-        if let Some((address, home)) = targets.iter().find_map(|address| shared(*address, &declared)) {
+        if let Some((address, home)) = targets.iter().find_map(|address| reserved_address(*address, &declared)) {
             return Err(LabError::Topology(format!(
                 "`{address}` cannot be tried: no single host of `{home}` can have it; declare the network that it is in"
             )));
         }
         targets.extend(residents.values());
-        targets.extend(everybody.intersection(&mentioned));
-        let networks = networks(declared, &everybody);
+        targets.extend(all_targets.intersection(&mentioned));
+        let networks = networks(declared, &all_targets);
         let uplinks = uplink_names(asked, chosen, &networks);
         let names = || uplinks.iter().chain(networks.iter().map(|(bridge, _)| bridge)).map(String::as_str);
         for interface in packets.iter().filter_map(|packet| packet.interface.as_ref()) {
@@ -86,15 +86,15 @@ impl Layout {
                 || targets.iter().chain(&mentioned).any(|address| network.contains(*address))
                 || packets.iter().filter_map(|packet| packet.interface.as_ref()).any(|name| name.as_str() == bridge)
         };
-        let subnets = subnets(networks.iter().filter(wanted), &everybody, &listened)?;
+        let subnets = subnets(networks.iter().filter(wanted), &all_targets, &listened)?;
         let (host, clients) = (Host::default(), BTreeMap::new());
         let mut layout = Self { host, uplinks, subnets, targets, residents, clients };
-        layout.clients = layout.clients_of(chosen, &listened);
+        layout.clients = layout.assign_clients(chosen, &listened);
         let mut own: BTreeSet<IpAddr> =
             chosen.iter().flat_map(|binding| [binding.address, binding.to.address]).flatten().collect();
         own.extend(mentioned);
         layout.host =
-            layout.host_of(all().filter(|binding| binding.address.is_some_and(|address| own.contains(&address))));
+            layout.plan_host(all().filter(|binding| binding.address.is_some_and(|address| own.contains(&address))));
         Ok(layout)
     }
 
@@ -106,22 +106,26 @@ impl Layout {
     }
 
     fn numbered_uplinks(&self) -> impl Iterator<Item = (u8, &String)> {
-        (0..MOST_UPLINKS).zip(&self.uplinks)
+        (0..MAX_UPLINKS).zip(&self.uplinks)
     }
 
     /// Clients that only some addresses of are let in: each has an address that nobody else has. The ordinary client is
     /// none of them.
-    fn clients_of(&self, chosen: &[&Binding], listened: &BTreeSet<IpAddr>) -> BTreeMap<(String, IpNetwork), IpAddr> {
+    fn assign_clients(
+        &self,
+        chosen: &[&Binding],
+        listened: &BTreeSet<IpAddr>,
+    ) -> BTreeMap<(String, IpNetwork), IpAddr> {
         let wanted: BTreeSet<_> = chosen
             .iter()
-            // Where a prefix holds everybody the ordinary client is one of them.
+            // Where a prefix holds all_targets the ordinary client is one of them.
             .filter_map(|binding| Some((self.uplink_of(binding), binding.from.filter(|from| from.prefix() >= 8)?)))
             .collect();
         let mut wanted: Vec<_> = wanted.into_iter().collect();
         // A long prefix leaves no choice.
         wanted.sort_by_key(|(_, from)| Reverse(from.prefix()));
-        let mut taken: BTreeSet<IpAddr> = (0..MOST_UPLINKS)
-            .flat_map(|number| [HOST, CLIENT].map(|end| uplink_address(number, end)))
+        let mut used: BTreeSet<IpAddr> = (0..MAX_UPLINKS)
+            .flat_map(|number| [HOST_END, CLIENT_END].map(|end| uplink_address(number, end)))
             .flatten()
             .collect();
         let mut clients = BTreeMap::new();
@@ -129,10 +133,10 @@ impl Layout {
             let Some(name) = self.uplinks.get(usize::from(number)) else { continue };
             let free = |address: &IpAddr| {
                 let inside = self.subnets.iter().any(|subnet| subnet.network.contains(*address));
-                !inside && !address.is_loopback() && !listened.contains(address) && !taken.contains(address)
+                !inside && !address.is_loopback() && !listened.contains(address) && !used.contains(address)
             };
-            if let Some(address) = hosts(from).find(free) {
-                taken.insert(address);
+            if let Some(address) = host_addresses(from).find(free) {
+                used.insert(address);
                 clients.insert((name.clone(), from), address);
             }
         }
@@ -140,10 +144,10 @@ impl Layout {
     }
 
     /// The host's addresses, those that `listening` forwards listen at included, and its routes.
-    fn host_of<'a>(&self, listening: impl Iterator<Item = &'a Binding>) -> Host {
+    fn plan_host<'a>(&self, listening: impl Iterator<Item = &'a Binding>) -> Host {
         let mut interfaces: Vec<(&String, Vec<IpNetwork>)> = Vec::new();
         for (number, name) in self.numbered_uplinks() {
-            let own = uplink_address(number, HOST).into_iter();
+            let own = uplink_address(number, HOST_END).into_iter();
             let own = own.filter_map(|address| IpNetwork::new(address, uplink_prefix(address)).ok());
             interfaces.push((name, own.collect()));
         }
@@ -154,23 +158,23 @@ impl Layout {
                 None => interfaces.push((&subnet.bridge, vec![gateway])),
             }
         }
-        let mut taken: BTreeSet<IpAddr> =
+        let mut used: BTreeSet<IpAddr> =
             interfaces.iter().flat_map(|(_, addresses)| addresses.iter().map(IpNetwork::ip)).collect();
         for binding in listening {
             // The uplinks come first.
             if let Some(address) = binding.address.filter(|address| !address.is_loopback())
                 && let Some((_, addresses)) = interfaces.get_mut(usize::from(self.uplink_of(binding)))
-                && taken.insert(address)
+                && used.insert(address)
             {
-                addresses.extend(IpNetwork::new(address, full(address)));
+                addresses.extend(IpNetwork::new(address, host_prefix(address)));
             }
         }
         let mut routes = Vec::new();
         for (number, name) in self.numbered_uplinks() {
             // They live behind the ordinary client.
             for ((_, from), address) in self.clients.iter().filter(|((uplink, _), _)| uplink == name) {
-                let gateway = uplink_address(number, CLIENT).get(of(Family::of_network(*from))).copied();
-                if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, full(*address)), name.parse()) {
+                let gateway = uplink_address(number, CLIENT_END).get(family_index(Family::of_network(*from))).copied();
+                if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, host_prefix(*address)), name.parse()) {
                     routes.push(Route { to, by, gateway });
                 }
             }
@@ -189,7 +193,7 @@ impl Layout {
 }
 
 /// The index of a family's address in a pair.
-pub(super) fn of(family: Family) -> usize {
+pub(super) fn family_index(family: Family) -> usize {
     match family {
         Family::Ipv4 => 0,
         Family::Ipv6 => 1,
@@ -197,7 +201,7 @@ pub(super) fn of(family: Family) -> usize {
 }
 
 /// The addresses that packets come from and are for, and those that 1:1 translations lead them to.
-fn mentioned(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
+fn packet_addresses(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
     let mut mentioned = BTreeSet::new();
     for packet in packets {
         let (source, destination) = (packet.source.ip(), packet.destination.ip());
@@ -213,8 +217,8 @@ fn unknown_interface<'a>(interface: &IfName, names: impl Iterator<Item = &'a str
     let mut names: Vec<&str> = names.collect();
     // The subnets of a bridge are neighbours.
     names.dedup();
-    let more = if names.len() > MOST_NAMES { ", …" } else { "" };
-    names.truncate(MOST_NAMES);
+    let more = if names.len() > MAX_LISTED_NAMES { ", …" } else { "" };
+    names.truncate(MAX_LISTED_NAMES);
     let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     LabError::Topology(format!("`{interface}` is no interface of the throw-away network, which has {listed}{more}"))
 }
@@ -237,8 +241,8 @@ fn residents(
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));
     let resident = |network: IpNetwork| {
-        let free = |address: &IpAddr| !listened.contains(address) && shared(*address, declared).is_none();
-        let mut hosts = hosts(network).filter(free);
+        let free = |address: &IpAddr| !listened.contains(address) && reserved_address(*address, declared).is_none();
+        let mut hosts = host_addresses(network).filter(free);
         let first = hosts.next()?;
         Some((network, hosts.next().unwrap_or(first)))
     };
@@ -246,10 +250,10 @@ fn residents(
 }
 
 /// The network around an address that is no single host's in it, if that is so: the first of an IPv6 network is every
-/// router's (RFC 4291, section 2.6.1), the last of an IPv4 network everybody's.
-fn shared(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, IpNetwork)> {
+/// router's (RFC 4291, section 2.6.1), the last of an IPv4 network all_targets's.
+fn reserved_address(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, IpNetwork)> {
     let home = declared.iter().map(|(_, network)| *network).find(|network| network.contains(address));
-    let home = home.or_else(|| around(address))?;
+    let home = home.or_else(|| implied_network(address))?;
     let shared = match home {
         IpNetwork::V4(home) => home.prefix() < 31 && address == IpAddr::V4(home.broadcast()),
         IpNetwork::V6(home) => home.prefix() < 127 && address == IpAddr::V6(home.network()),
@@ -258,16 +262,17 @@ fn shared(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, 
 }
 
 /// The network that an address is in where none is declared.
-fn around(address: IpAddr) -> Option<IpNetwork> {
+fn implied_network(address: IpAddr) -> Option<IpNetwork> {
     let length = uplink_prefix(address);
     let around = IpNetwork::new(address, length).ok()?;
     IpNetwork::new(around.network(), length).ok()
 }
 
 /// Declared networks, and one for every /24 or /64 of targets that are in none, with their bridges.
-fn networks(declared: Vec<(String, IpNetwork)>, everybody: &BTreeSet<IpAddr>) -> Vec<(String, IpNetwork)> {
-    let homeless = |address: &&IpAddr| !declared.iter().any(|(_, network)| network.contains(**address));
-    let made: BTreeSet<IpNetwork> = everybody.iter().filter(homeless).filter_map(|address| around(*address)).collect();
+fn networks(declared: Vec<(String, IpNetwork)>, all_targets: &BTreeSet<IpAddr>) -> Vec<(String, IpNetwork)> {
+    let undeclared = |address: &&IpAddr| !declared.iter().any(|(_, network)| network.contains(**address));
+    let made: BTreeSet<IpNetwork> =
+        all_targets.iter().filter(undeclared).filter_map(|address| implied_network(*address)).collect();
     let first = declared.len();
     let made = (first..).zip(made).map(|(number, network)| (format!("pf-net{number}"), network));
     declared.iter().cloned().chain(made).collect()
@@ -275,7 +280,7 @@ fn networks(declared: Vec<(String, IpNetwork)>, everybody: &BTreeSet<IpAddr>) ->
 
 fn subnets<'a>(
     networks: impl Iterator<Item = &'a (String, IpNetwork)>,
-    everybody: &BTreeSet<IpAddr>,
+    all_targets: &BTreeSet<IpAddr>,
     listened: &BTreeSet<IpAddr>,
 ) -> Result<Vec<Subnet>, LabError> {
     let uplinks = client_networks();
@@ -287,19 +292,20 @@ fn subnets<'a>(
                 "`{network}` cannot be tried: the throw-away network uses 198.18.0.0/15 and 2001:2::/48 for its clients"
             )));
         }
-        let free = |address: &IpAddr| !everybody.contains(address);
-        let Some(gateway) = hosts(network).find(free) else {
+        let free = |address: &IpAddr| !all_targets.contains(address);
+        let Some(gateway) = host_addresses(network).find(free) else {
             return Err(LabError::Topology(format!("`{network}` has no address left for the host itself")));
         };
-        let neighbour = hosts(network).find(|other| free(other) && *other != gateway && !listened.contains(other));
+        let neighbour =
+            host_addresses(network).find(|other| free(other) && *other != gateway && !listened.contains(other));
         subnets.push(Subnet { bridge, network, gateway, neighbour });
     }
     Ok(subnets)
 }
 
 /// The addresses that hosts of a network can have, the first 4,000 of them.
-fn hosts(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
-    let narrow = network.prefix() + 1 >= full(network.ip());
+fn host_addresses(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
+    let narrow = network.prefix() + 1 >= host_prefix(network.ip());
     match network {
         IpNetwork::V4(network) => {
             let (first, last) = (u32::from(network.network()), u32::from(network.broadcast()));
@@ -324,7 +330,7 @@ fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwo
     let mut names: Vec<String> = Vec::new();
     for name in interfaces.chain(leaving).map(IfName::as_str) {
         let known = names.iter().any(|known| known == name);
-        if !known && names.len() < usize::from(MOST_UPLINKS) && name != "lo" && !is_bridge(name) {
+        if !known && names.len() < usize::from(MAX_UPLINKS) && name != "lo" && !is_bridge(name) {
             names.push(name.to_owned());
         }
     }
@@ -336,12 +342,12 @@ fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwo
 
 /// The host's addresses at an uplink, IPv4 and IPv6.
 pub(super) fn uplink_host(number: u8) -> [IpAddr; 2] {
-    uplink_address(number, HOST)
+    uplink_address(number, HOST_END)
 }
 
 /// The client's addresses at an uplink, IPv4 and IPv6.
 pub(super) fn uplink_client(number: u8) -> [IpAddr; 2] {
-    uplink_address(number, CLIENT)
+    uplink_address(number, CLIENT_END)
 }
 
 /// Addresses for measuring, which nobody has: RFC 2544 and RFC 5180.
@@ -365,7 +371,7 @@ pub(super) fn uplink_prefix(address: IpAddr) -> u8 {
 }
 
 /// The length of the prefix that holds an address alone.
-pub(super) fn full(address: IpAddr) -> u8 {
+pub(super) fn host_prefix(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,

@@ -30,8 +30,8 @@ pub use error::LabError;
 pub use link::Links;
 pub use netns::Netns;
 pub use probe::{Probe, Report, Vantage};
-pub use sight::{Sight, Sighting};
-pub use topology::{Topology, bridges_ask_netfilter};
+pub use sight::{Capture, Observation};
+pub use topology::{Topology, set_bridge_netfilter};
 
 /// What was tried.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct Trial {
 
 /// What to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
+pub enum Selection {
     /// Packets for at most so many forwards, spread over all of them, and for every other rule.
     Forwards(usize),
     /// These packets.
@@ -59,29 +59,29 @@ pub enum Choice {
 /// # Errors
 /// [`LabError::NotAllowed`] where no namespace may be made; others where the network cannot be built or the rules not
 /// be applied.
-pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice, backend: Backend) -> Result<Trial, LabError> {
+pub fn try_out(asked: &Asked, written: &[RuleSet], selection: &Selection, backend: Backend) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
-    let (chosen, named) = match choice {
-        Choice::Forwards(limit) => (probe::choose(asked, *limit), &[][..]),
-        Choice::Packets(packets) => (probe::meetable(asked, packets), packets.as_slice()),
+    let (chosen, named) = match selection {
+        Selection::Forwards(limit) => (probe::sample_forwards(asked, *limit), &[][..]),
+        Selection::Packets(packets) => (probe::forwards_for(asked, packets), packets.as_slice()),
     };
-    let topology = Topology::build_for(asked, &chosen, named)?;
-    let packets = match choice {
-        Choice::Forwards(_) => probe::packets(asked, &chosen, &topology),
-        Choice::Packets(packets) => packets.clone(),
+    let topology = Topology::build_with_packets(asked, &chosen, named)?;
+    let packets = match selection {
+        Selection::Forwards(_) => probe::packets(asked, &chosen, &topology),
+        Selection::Packets(packets) => packets.clone(),
     };
-    let sight = Sight::open(&topology)?;
+    let capture = Capture::open(&topology)?;
     let (outcome, host) = apply(&topology, asked, backend)?;
-    let probes = probe::expect(packets, written, &host);
-    let _responders = match choice {
-        Choice::Forwards(_) => Some(responder::start(&topology, &probes)?),
-        Choice::Packets(_) => None,
+    let probes = probe::predict(packets, written, &host);
+    let _responders = match selection {
+        Selection::Forwards(_) => Some(responder::start(&topology, &probes)?),
+        Selection::Packets(_) => None,
     };
     let mut reports = Vec::with_capacity(probes.len());
     for probe in probes {
-        reports.push(match choice {
-            Choice::Forwards(_) => probe::send(probe, &topology, &sight)?,
-            Choice::Packets(_) => probe::watch(probe, &topology, &sight)?,
+        reports.push(match selection {
+            Selection::Forwards(_) => probe::send(probe, &topology, &capture)?,
+            Selection::Packets(_) => probe::observe(probe, &topology, &capture)?,
         });
     }
     Ok(Trial { outcome, forwards: (asked.bindings.len(), chosen.len()), reports })

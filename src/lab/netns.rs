@@ -48,7 +48,7 @@ impl Netns {
     }
 
     /// One that a file of `/proc`, or a mount of one, stands for. Whether it does is only seen when it is entered.
-    pub fn held(file: File) -> Self {
+    pub fn from_file(file: File) -> Self {
         Self(file)
     }
 

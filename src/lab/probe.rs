@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::ask::{Answer, ask};
-use super::layout::{Subnet, of};
-use super::sight::{Sight, Sighting};
+use super::ask::{Answer, query};
+use super::layout::{Subnet, family_index};
+use super::sight::{Capture, Observation};
 use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
 use crate::model::egress::Way;
@@ -22,7 +22,7 @@ use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The source ports of planned packets, one after the other: none that a client which asks gets (`ip_local_port_range`).
 const SOURCE_PORTS: std::ops::Range<u16> = 10_000..30_000;
@@ -62,20 +62,22 @@ pub struct Probe {
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ProbeResult {
     /// What a client heard.
-    Heard(Answer),
+    Answer(Answer),
     /// Where a packet without an answer was seen.
-    Seen(Sighting),
+    Observation(Observation),
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Heard(answer) => answer.fmt(f),
-            Self::Seen(Sighting::Nowhere) => f.write_str("seen by nobody"),
-            Self::Seen(Sighting::Here { to, from }) => write!(f, "this host got it at {to} from {}", from.ip()),
-            Self::Seen(Sighting::Left { to, from, .. }) => write!(f, "{to} got it from {}", from.ip()),
+            Self::Answer(answer) => answer.fmt(f),
+            Self::Observation(Observation::NotSeen) => f.write_str("seen by nobody"),
+            Self::Observation(Observation::Delivered { to, from }) => {
+                write!(f, "this host got it at {to} from {}", from.ip())
+            }
+            Self::Observation(Observation::Left { to, from, .. }) => write!(f, "{to} got it from {}", from.ip()),
         }
     }
 }
@@ -88,7 +90,7 @@ pub struct Report {
     /// From where it was sent.
     pub vantage: Vantage,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: ProbeResult,
 }
 
 impl Report {
@@ -96,15 +98,15 @@ impl Report {
     pub fn is_as_expected(&self) -> bool {
         let Probe { packet, fate } = &self.probe;
         match &self.outcome {
-            Outcome::Seen(sighting) => sighting.agrees(packet, fate),
-            Outcome::Heard(answer) => heard(fate, answer),
+            ProbeResult::Observation(observation) => observation.matches_fate(packet, fate),
+            ProbeResult::Answer(answer) => answer_matches(fate, answer),
         }
     }
 
     /// What must become of it, in the words of an answer.
     pub fn expected(&self) -> String {
         match &self.probe.fate {
-            Fate::Dropped(why) => format!("nobody gets it: {}", reason(*why)),
+            Fate::Dropped(why) => format!("nobody gets it: {}", drop_reason(*why)),
             Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
             Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
                 format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
@@ -117,7 +119,7 @@ impl Report {
 }
 
 /// Why nobody gets a packet.
-fn reason(why: Dropped) -> &'static str {
+fn drop_reason(why: Dropped) -> &'static str {
     match why {
         Dropped::Martian => "over a wire no loopback address is anybody's",
         Dropped::NoRoute => "this host has no route to it",
@@ -128,25 +130,25 @@ fn reason(why: Dropped) -> &'static str {
 }
 
 /// Whether an answer is what must come. The client's port is not known beforehand, so only a pool's ports are compared.
-fn heard(fate: &Fate, answer: &Answer) -> bool {
-    let (who, expected, sees) = match fate {
-        Fate::Dropped(_) => return !matches!(answer, Answer::By { .. }),
+fn answer_matches(fate: &Fate, answer: &Answer) -> bool {
+    let (address, expected, source) = match fate {
+        Fate::Dropped(_) => return !matches!(answer, Answer::From { .. }),
         Fate::Here { port, seen, .. } => ("this host".to_owned(), port, seen),
         Fate::Leaves { to, seen, .. } => (to.ip().to_string(), &to.port(), seen),
     };
-    let Answer::By { who: answered, port, seen } = answer else { return false };
-    *answered == who && port == expected && sees.allows(*seen, seen.port())
+    let Answer::From { server, port, client } = answer else { return false };
+    *server == address && port == expected && source.allows(*client, client.port())
 }
 
 /// At most `limit` forwards, spread evenly.
-pub(super) fn choose(asked: &Asked, limit: usize) -> Vec<&Binding> {
+pub(super) fn sample_forwards(asked: &Asked, limit: usize) -> Vec<&Binding> {
     let all: Vec<&Binding> = asked.bindings.iter().map(|owned| &owned.rule).collect();
     let count = all.len().min(limit);
     (0..count).filter_map(|index| all.get(index * all.len() / count).copied()).collect()
 }
 
 /// The forwards that one of the packets could meet, by protocol and port.
-pub(super) fn meetable<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a Binding> {
+pub(super) fn forwards_for<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a Binding> {
     let meets = |binding: &&Binding| {
         let of_protocol = packets.iter().filter(|packet| packet.protocol == binding.protocol);
         let ports = binding.ports.first()..=binding.ports.last();
@@ -162,17 +164,17 @@ pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -
         let (first, last) = (binding.ports.first(), binding.ports.last());
         let mut ports = vec![first, first + (last - first) / 2, last];
         ports.dedup();
-        packets.extend(ports.into_iter().flat_map(|port| of_forward(binding, port, topology)));
+        packets.extend(ports.into_iter().flat_map(|port| forward_packets(binding, port, topology)));
     }
     packets.extend(asked.netmaps.iter().filter_map(|owned| {
         let inside = *topology.residents.get(&owned.rule.to)?;
         let destination = crate::model::netmap::translate(inside, owned.rule.listen);
         let uplink = topology.uplink(None)?;
-        let source = *uplink.address.get(of(Family::of(inside)))?;
+        let source = *uplink.address.get(family_index(Family::of(inside)))?;
         packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
     }));
-    packets.extend(leaving(asked, topology));
-    packets.extend(intruding(asked, topology));
+    packets.extend(egress_packets(asked, topology));
+    packets.extend(isolation_packets(asked, topology));
     let mut sent = HashSet::new();
     packets.retain(|packet| sent.insert(packet.clone()));
     for (packet, port) in packets.iter_mut().zip(SOURCE_PORTS.cycle()) {
@@ -192,9 +194,9 @@ fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface
 }
 
 /// Packets to one port of a forward: by a client that it lets in, by one that it does not, by the host, by a neighbour.
-fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> {
+fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> {
     let Some(uplink) = topology.uplink_of(binding) else { return Vec::new() };
-    let family = of(binding.family);
+    let family = family_index(binding.family);
     let Some((client, host)) = uplink.address.get(family).zip(uplink.host.get(family)) else { return Vec::new() };
     let destination = SocketAddr::new(binding.address.unwrap_or(*host), port);
     let send = |source, interface: Option<&str>| {
@@ -218,7 +220,7 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
 }
 
 /// A packet for every rule about what leaves, and for what 1:1 translations make of it.
-fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+fn egress_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
     for (egress, _) in precedence::ordered(asked) {
         let families = egress.families();
@@ -229,14 +231,14 @@ fn leaving(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let narrow: Vec<IpNetwork> = rules.iter().filter_map(|(from, ..)| *from).collect();
     let mut packets = Vec::new();
     for (from, way, families) in &rules {
-        packets.extend(families.iter().filter_map(|family| outward(*from, way, *family, &narrow, topology)));
+        packets.extend(families.iter().filter_map(|family| egress_packet(*from, way, *family, &narrow, topology)));
     }
     packets
 }
 
 /// A packet that leaves by a way that a rule is about, from whom it is about; if possible from one that no `narrow` prefix
 /// is about as well.
-fn outward(
+fn egress_packet(
     from: Option<IpNetwork>,
     way: &Way,
     family: Family,
@@ -247,7 +249,7 @@ fn outward(
     let uplink = topology.uplink(out);
     let bridged = || topology.subnets.iter().filter(|subnet| Some(subnet.bridge.as_str()) == out);
     let destination = match uplink {
-        Some(uplink) => uplink.address.get(of(family)).copied(),
+        Some(uplink) => uplink.address.get(family_index(family)).copied(),
         None => bridged().filter_map(|subnet| subnet.neighbour).find(|address| Family::of(*address) == family),
     }?;
     let by = uplink.map(|uplink| uplink.name.as_str()).or(out);
@@ -283,21 +285,21 @@ fn senders(topology: &Topology) -> impl Iterator<Item = (IpAddr, Option<&str>)> 
 }
 
 /// A packet from outside into every isolated network, at a port that nothing publishes.
-fn intruding(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+fn isolation_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let isolated =
         |bridge: &str| asked.networks.iter().any(|owned| owned.rule.isolate && owned.rule.name.as_str() == bridge);
     let subnets = topology.subnets.iter().filter(|subnet| isolated(&subnet.bridge));
     let into = |subnet: &Subnet| {
         let uplink = topology.uplink(None)?;
         let inside = subnet.neighbour?;
-        let source = *uplink.address.get(of(Family::of(inside)))?;
+        let source = *uplink.address.get(family_index(Family::of(inside)))?;
         packet(Protocol::Tcp, source, SocketAddr::new(inside, DISCARD), uplink.name.parse().ok())
     };
     subnets.filter_map(into).collect()
 }
 
 /// What must become of packets.
-pub(super) fn expect(packets: Vec<Packet>, sets: &[RuleSet], host: &Host) -> Vec<Probe> {
+pub(super) fn predict(packets: Vec<Packet>, sets: &[RuleSet], host: &Host) -> Vec<Probe> {
     let probe = |packet: Packet| Probe { fate: meaning(sets, host, &packet).fate, packet };
     packets.into_iter().map(probe).collect()
 }
@@ -326,26 +328,26 @@ impl Probe {
             {
                 None
             }
-            Fate::Leaves { to, .. } => Some((topology.owner(to.ip())?, *to)),
+            Fate::Leaves { to, .. } => Some((topology.namespace_of(to.ip())?, *to)),
         }
     }
 }
 
 /// Sends the packet of a probe and says where it was seen.
-pub(super) fn watch(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Result<Report, LabError> {
-    let seen = sight.send(std::slice::from_ref(&probe.packet))?;
-    let outcome = Outcome::Seen(seen.into_iter().next().unwrap_or(Sighting::Nowhere));
+pub(super) fn observe(probe: Probe, topology: &Topology, capture: &Capture<'_>) -> Result<Report, LabError> {
+    let seen = capture.send(std::slice::from_ref(&probe.packet))?;
+    let outcome = ProbeResult::Observation(seen.into_iter().next().unwrap_or(Observation::NotSeen));
     Ok(Report { vantage: probe.vantage(topology), probe, outcome })
 }
 
 /// Sends a probe, by a client that asks where there may be an answer, and says what became of it.
-pub(super) fn send(probe: Probe, topology: &Topology, sight: &Sight<'_>) -> Result<Report, LabError> {
+pub(super) fn send(probe: Probe, topology: &Topology, capture: &Capture<'_>) -> Result<Report, LabError> {
     let packet = &probe.packet;
     match topology.sender(packet) {
         Some(namespace) if probe.server(topology).is_some() => {
-            let answer = ask(namespace, packet.protocol, packet.source.ip(), packet.destination, PATIENCE)?;
-            Ok(Report { vantage: probe.vantage(topology), outcome: Outcome::Heard(answer), probe })
+            let answer = query(namespace, packet.protocol, packet.source.ip(), packet.destination, ANSWER_TIMEOUT)?;
+            Ok(Report { vantage: probe.vantage(topology), outcome: ProbeResult::Answer(answer), probe })
         }
-        _ => watch(probe, topology, sight),
+        _ => observe(probe, topology, capture),
     }
 }

@@ -1,4 +1,4 @@
-//! Servers at the targets that say whom they see.
+//! Servers at the targets that reply whom they see.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -39,7 +39,7 @@ pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders,
 fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Result<()> {
     let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let at = SocketAddr::new(any, port);
-    let say = {
+    let reply = {
         let name = name.to_owned();
         move |peer: SocketAddr| format!("{name} {port} {peer}")
     };
@@ -47,9 +47,9 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
         Protocol::Udp => {
             let socket = bind_udp(at)?;
             thread::spawn(move || {
-                let mut question = [0; 64];
-                while let Ok((peer, asked)) = receive(&socket, &mut question) {
-                    let sent = answer(&socket, say(peer).as_bytes(), peer, asked);
+                let mut request = [0; 64];
+                while let Ok((peer, local)) = receive(&socket, &mut request) {
+                    let sent = send_answer(&socket, reply(peer).as_bytes(), peer, local);
                     drop(sent);
                 }
             });
@@ -58,7 +58,7 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
             let listener = bind_tcp(at)?;
             thread::spawn(move || {
                 while let Ok((mut stream, peer)) = listener.accept() {
-                    let sent = stream.write_all(say(peer).as_bytes());
+                    let sent = stream.write_all(reply(peer).as_bytes());
                     drop(sent);
                 }
             });
@@ -91,18 +91,18 @@ fn bind_udp(at: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Receives a question: who asks, and at which address of ours.
-fn receive(socket: &UdpSocket, question: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
-    let (mut parts, mut control) = ([IoSliceMut::new(question)], cmsg_space!(in6_pktinfo, in_pktinfo));
+/// Receives a request: who asks, and at which address of ours.
+fn receive(socket: &UdpSocket, request: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
+    let (mut parts, mut control) = ([IoSliceMut::new(request)], cmsg_space!(in6_pktinfo, in_pktinfo));
     let flags = MsgFlags::empty();
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let mut asked = None;
+    let mut local = None;
     for extra in message.cmsgs()? {
         match extra {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
-                asked = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
             }
-            ControlMessageOwned::Ipv6PacketInfo(info) => asked = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
+            ControlMessageOwned::Ipv6PacketInfo(info) => local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
             _ => {}
         }
     }
@@ -110,15 +110,15 @@ fn receive(socket: &UdpSocket, question: &mut [u8]) -> std::io::Result<(SocketAd
         let v4 = peer.as_sockaddr_in().map(|peer| SocketAddr::new(peer.ip().into(), peer.port()));
         v4.or_else(|| peer.as_sockaddr_in6().map(|peer| SocketAddr::new(peer.ip().into(), peer.port())))
     });
-    Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, asked))
+    Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, local))
 }
 
-/// Answers from the address that was asked at: left to itself the kernel takes the one that leads to the peer, and NAT
+/// Answers from the address that was local at: left to itself the kernel takes the one that leads to the peer, and NAT
 /// does not know the answer then.
-fn answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, asked: Option<IpAddr>) -> std::io::Result<usize> {
+fn send_answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<usize> {
     let parts = [IoSlice::new(text)];
     let (v4, v6);
-    let from = match asked {
+    let from = match local {
         Some(IpAddr::V4(address)) => {
             let ipi_spec_dst = in_addr { s_addr: u32::from(address).to_be() };
             v4 = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: in_addr { s_addr: 0 } };

@@ -8,25 +8,25 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::wire::{Datagram, Sender, Watch};
+use super::wire::{Datagram, Receiver, Sender};
 use super::{LabError, Netns, Topology};
 use crate::model::Packet;
 use crate::model::meaning::Fate;
 
 /// How long nothing must have been seen for everything to have arrived.
-const QUIET: Duration = Duration::from_millis(40);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(40);
 /// How long a network may take until packets get through.
-const WARM_UP: Duration = Duration::from_secs(10);
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many packets are sent before what arrived is taken out of the buffers.
 const BURST: u64 = 64;
 
 /// Where a packet was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sighting {
+pub enum Observation {
     /// By nobody.
-    Nowhere,
+    NotSeen,
     /// This host got it.
-    Here {
+    Delivered {
         /// Whom it was sent to in the end.
         to: SocketAddr,
         /// Who had sent it, as this host sees it.
@@ -43,13 +43,13 @@ pub enum Sighting {
     },
 }
 
-impl Sighting {
+impl Observation {
     /// Whether this is what should become of `packet`.
-    pub fn agrees(&self, packet: &Packet, fate: &Fate) -> bool {
+    pub fn matches_fate(&self, packet: &Packet, fate: &Fate) -> bool {
         let sent = packet.source.port();
         match (fate, self) {
-            (Fate::Dropped(_), Self::Nowhere) => true,
-            (Fate::Here { address, port, seen }, Self::Here { to, from }) => {
+            (Fate::Dropped(_), Self::NotSeen) => true,
+            (Fate::Here { address, port, seen }, Self::Delivered { to, from }) => {
                 address.is_none_or(|address| address == to.ip()) && *port == to.port() && seen.allows(*from, sent)
             }
             (Fate::Leaves { to, by, seen }, Self::Left { by: left, to: found, from }) => {
@@ -61,16 +61,16 @@ impl Sighting {
 }
 
 /// Senders and watchers in every namespace of a network.
-pub struct Sight<'a> {
+pub struct Capture<'a> {
     topology: &'a Topology,
     senders: Vec<(&'a Netns, Sender)>,
-    here: Watch,
-    others: Vec<(&'a str, Watch)>,
+    host: Receiver,
+    peers: Vec<(&'a str, Receiver)>,
     /// The number of the next packet: what arrives late must not be taken for another.
     next: Cell<u64>,
 }
 
-impl<'a> Sight<'a> {
+impl<'a> Capture<'a> {
     /// Opens them, and waits until packets really get through between the host and everybody else. Rules must not have
     /// been applied yet.
     ///
@@ -81,25 +81,25 @@ impl<'a> Sight<'a> {
     /// Where raw sockets cannot be had, or packets do not get through.
     pub fn open(topology: &'a Topology) -> Result<Self, LabError> {
         let mut senders = vec![(&topology.host, Sender::open(&topology.host)?)];
-        let mut others = Vec::new();
-        for (interface, namespace) in topology.others() {
+        let mut peers = Vec::new();
+        for (interface, namespace) in topology.peers() {
             senders.push((namespace, Sender::open(namespace)?));
-            others.push((interface, Watch::arriving(namespace)?));
+            peers.push((interface, Receiver::ingress(namespace)?));
         }
-        let here = Watch::delivered(&topology.host)?;
-        let sight = Self { topology, senders, here, others, next: Cell::new(0) };
-        let mut missing = topology.neighbourly();
+        let host = Receiver::delivered(&topology.host)?;
+        let capture = Self { topology, senders, host, peers, next: Cell::new(0) };
+        let mut missing = topology.reachability_packets();
         let start = Instant::now();
         while !missing.is_empty() {
-            if start.elapsed() > WARM_UP {
+            if start.elapsed() > WARM_UP_TIMEOUT {
                 let stuck = missing.iter().map(|packet| packet.destination.ip().to_string()).collect::<Vec<_>>();
                 return Err(LabError::Topology(format!("no packet gets through to {}", stuck.join(", "))));
             }
-            let seen = sight.send(&missing)?;
-            let mut arrived = seen.into_iter().map(|sighting| sighting != Sighting::Nowhere);
+            let seen = capture.send(&missing)?;
+            let mut arrived = seen.into_iter().map(|observation| observation != Observation::NotSeen);
             missing.retain(|_| !arrived.next().unwrap_or(false));
         }
-        Ok(sight)
+        Ok(capture)
     }
 
     /// Sends packets, each from where it comes from, and says where each was seen. The packets of a run, and of earlier
@@ -107,8 +107,8 @@ impl<'a> Sight<'a> {
     ///
     /// # Errors
     /// Where the sockets fail. That a packet cannot be sent is no error: nobody sees it.
-    pub fn send(&self, packets: &[Packet]) -> Result<Vec<Sighting>, LabError> {
-        let mut seen: HashMap<u64, Sighting> = HashMap::new();
+    pub fn send(&self, packets: &[Packet]) -> Result<Vec<Observation>, LabError> {
+        let mut seen: HashMap<u64, Observation> = HashMap::new();
         let first = self.next.get();
         let numbers = first..;
         for (number, packet) in numbers.clone().zip(packets) {
@@ -128,28 +128,30 @@ impl<'a> Sight<'a> {
             }
         }
         let mut last = Instant::now();
-        while seen.len() < packets.len() && last.elapsed() < QUIET {
+        while seen.len() < packets.len() && last.elapsed() < IDLE_TIMEOUT {
             if self.collect(first, &mut seen)? > 0 {
                 last = Instant::now();
             } else {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok(numbers.zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Sighting::Nowhere)).collect())
+        Ok(numbers.zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Observation::NotSeen)).collect())
     }
 
     /// Takes what arrived out of the buffers, and keeps what was numbered from `first` on; gives how much that was.
-    fn collect(&self, first: u64, seen: &mut HashMap<u64, Sighting>) -> Result<usize, LabError> {
+    fn collect(&self, first: u64, seen: &mut HashMap<u64, Observation>) -> Result<usize, LabError> {
         let failed = |error| LabError::Io("watching for packets", error);
         let before = seen.len();
         let new = |datagram: &Datagram| datagram.number >= first;
-        for Datagram { number, source, destination, .. } in self.here.drain().map_err(failed)?.into_iter().filter(new) {
-            seen.entry(number).or_insert(Sighting::Here { to: destination, from: source });
+        for Datagram { number, source, destination, .. } in self.host.drain().map_err(failed)?.into_iter().filter(new) {
+            seen.entry(number).or_insert(Observation::Delivered { to: destination, from: source });
         }
-        for (interface, watch) in &self.others {
-            for Datagram { number, source, destination, .. } in watch.drain().map_err(failed)?.into_iter().filter(new) {
+        for (interface, receiver) in &self.peers {
+            for Datagram { number, source, destination, .. } in
+                receiver.drain().map_err(failed)?.into_iter().filter(new)
+            {
                 let by = (*interface).to_owned();
-                seen.entry(number).or_insert(Sighting::Left { by, to: destination, from: source });
+                seen.entry(number).or_insert(Observation::Left { by, to: destination, from: source });
             }
         }
         Ok(seen.len() - before)

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::layout::{self, Layout, Subnet, full, uplink_prefix};
+use super::layout::{self, Layout, Subnet, host_prefix, uplink_prefix};
 use super::{LabError, Links, Netns};
 use crate::model::meaning::Host;
 use crate::model::{Asked, Binding, Packet};
@@ -64,7 +64,7 @@ pub(super) const DISCARD: u16 = 9;
 ///
 /// # Errors
 /// Where the switches are there and cannot be set.
-pub fn bridges_ask_netfilter(on: bool) -> std::io::Result<()> {
+pub fn set_bridge_netfilter(on: bool) -> std::io::Result<()> {
     for table in ["iptables", "ip6tables"] {
         let path = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
         if std::path::Path::new(&path).exists() {
@@ -80,14 +80,14 @@ impl Topology {
     /// # Errors
     /// Where it cannot be built.
     pub fn build(asked: &Asked, chosen: &[&Binding]) -> Result<Self, LabError> {
-        Self::build_for(asked, chosen, &[])
+        Self::build_with_packets(asked, chosen, &[])
     }
 
     /// The same, with everybody whom `packets` name, as far as the rules know of them.
     ///
     /// # Errors
     /// Where it cannot be built, or a packet arrives by an interface that it does not have.
-    pub fn build_for(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
+    pub fn build_with_packets(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
         let layout = Layout::new(asked, chosen, packets)?;
         let mut topology = Self {
             host: Netns::new()?,
@@ -111,15 +111,15 @@ impl Topology {
                 topology.neighbours.insert(subnet.bridge.clone(), Netns::new()?);
             }
         }
-        topology.host.run(|| topology.wire_host())??;
+        topology.host.run(|| topology.configure_host())??;
         for uplink in &topology.uplinks {
-            uplink.client.run(|| topology.wire_client(uplink))??;
+            uplink.client.run(|| topology.configure_client(uplink))??;
         }
         for (address, target) in &topology.targets {
-            target.run(|| topology.wire_target(*address))??;
+            target.run(|| topology.configure_target(*address))??;
         }
         for (bridge, neighbour) in &topology.neighbours {
-            neighbour.run(|| topology.wire_neighbour(bridge))??;
+            neighbour.run(|| topology.configure_neighbour(bridge))??;
         }
         Ok(topology)
     }
@@ -149,7 +149,7 @@ impl Topology {
     }
 
     /// Who has an address, this host excepted.
-    pub fn owner(&self, address: IpAddr) -> Option<&Netns> {
+    pub fn namespace_of(&self, address: IpAddr) -> Option<&Netns> {
         let client = self.uplinks.iter().find(|uplink| uplink.address.contains(&address));
         let neighbour = || {
             let subnet = self.subnets.iter().find(|subnet| subnet.neighbour == Some(address))?;
@@ -159,7 +159,7 @@ impl Topology {
     }
 
     /// Everybody but the host, with the interface of the host that they are behind.
-    pub fn others(&self) -> impl Iterator<Item = (&str, &Netns)> {
+    pub fn peers(&self) -> impl Iterator<Item = (&str, &Netns)> {
         let clients = self.uplinks.iter().map(|uplink| (uplink.name.as_str(), &uplink.client));
         let targets = self.targets.iter().map(|(address, target)| (self.bridge_of(*address), target));
         let neighbours = self.neighbours.iter().map(|(bridge, neighbour)| (bridge.as_str(), neighbour));
@@ -167,7 +167,7 @@ impl Topology {
     }
 
     /// A packet each way between the host and every address of everybody else.
-    pub fn neighbourly(&self) -> Vec<Packet> {
+    pub fn reachability_packets(&self) -> Vec<Packet> {
         let mut pairs: Vec<(&str, IpAddr, IpAddr)> = Vec::new();
         for uplink in &self.uplinks {
             pairs.extend(uplink.address.iter().zip(&uplink.host).map(|(a, b)| (uplink.name.as_str(), *a, *b)));
@@ -191,7 +191,7 @@ impl Topology {
         pairs.into_iter().flat_map(each).collect()
     }
 
-    fn wire_host(&self) -> Result<(), LabError> {
+    fn configure_host(&self) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
         // Clients send from addresses that no route leads back to.
@@ -199,7 +199,7 @@ impl Topology {
             let strict = format!("/proc/sys/net/ipv4/conf/{place}/rp_filter");
             std::fs::write(strict, "0").map_err(|error| LabError::Io("switching rp_filter off", error))?;
         }
-        bridges_ask_netfilter(false).map_err(|error| LabError::Io("switching bridge netfilter off", error))?;
+        set_bridge_netfilter(false).map_err(|error| LabError::Io("switching bridge netfilter off", error))?;
         for uplink in &self.uplinks {
             links.veth(&uplink.name, "eth0", &uplink.client)?;
             links.up(&uplink.name)?;
@@ -208,7 +208,7 @@ impl Topology {
         for bridge in bridges {
             links.bridge(bridge)?;
         }
-        let inside = self.others().filter(|(name, _)| self.uplink(Some(name)).is_none());
+        let inside = self.peers().filter(|(name, _)| self.uplink(Some(name)).is_none());
         for (number, (bridge, namespace)) in inside.enumerate() {
             let name = format!("pf-port{number}");
             links.veth(&name, "eth0", namespace)?;
@@ -241,7 +241,7 @@ impl Topology {
         self.subnet_of(address).map_or("", |subnet| &subnet.bridge)
     }
 
-    fn wire_client(&self, uplink: &Uplink) -> Result<(), LabError> {
+    fn configure_client(&self, uplink: &Uplink) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
         links.up("eth0")?;
@@ -250,12 +250,12 @@ impl Topology {
             links.route(unspecified(address), 0, gateway)?;
         }
         for (_, from) in self.clients.iter().filter(|((name, _), _)| *name == uplink.name) {
-            links.address("eth0", *from, full(*from))?;
+            links.address("eth0", *from, host_prefix(*from))?;
         }
         Ok(())
     }
 
-    fn wire_target(&self, address: IpAddr) -> Result<(), LabError> {
+    fn configure_target(&self, address: IpAddr) -> Result<(), LabError> {
         let Some(subnet) = self.subnet_of(address) else { return Ok(()) };
         let links = Links::open()?;
         links.up("lo")?;
@@ -264,7 +264,7 @@ impl Topology {
         links.route(unspecified(address), 0, subnet.gateway)
     }
 
-    fn wire_neighbour(&self, bridge: &str) -> Result<(), LabError> {
+    fn configure_neighbour(&self, bridge: &str) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
         links.up("eth0")?;

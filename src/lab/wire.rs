@@ -38,10 +38,10 @@ const IPPROTO_RAW: i32 = 255;
 
 /// Room for packets that nobody has drained yet, and for those that wait for a neighbour to answer, in bytes. A packet
 /// takes about 1 kB of it.
-const BUFFER: usize = 64 << 20;
+const BUFFER_SIZE: usize = 64 << 20;
 
 /// Longer than any packet of ours, with all options that an IPv4 header can have.
-const LONGEST: usize = 256;
+const MAX_PACKET: usize = 256;
 
 /// Sends from one namespace, through its own output rules and NAT.
 #[derive(Debug)]
@@ -61,8 +61,8 @@ impl Sender {
                 let socket = Socket::new(domain, Type::RAW, Some(IPPROTO_RAW.into()))?;
                 socket.set_nonblocking(true)?;
                 // With the usual 200 kB one neighbour that does not answer stops all sending for seconds.
-                if setsockopt(&socket, SndBufForce, &BUFFER).is_err() {
-                    socket.set_send_buffer_size(BUFFER)?;
+                if setsockopt(&socket, SndBufForce, &BUFFER_SIZE).is_err() {
+                    socket.set_send_buffer_size(BUFFER_SIZE)?;
                 }
                 Ok(socket)
             };
@@ -100,9 +100,9 @@ impl Sender {
 
 /// Sees what reaches one namespace, from when it was opened.
 #[derive(Debug)]
-pub struct Watch(Vec<Ear>);
+pub struct Receiver(Vec<Listener>);
 
-impl Watch {
+impl Receiver {
     /// Sees what comes in by any link, before any NAT, whether it is then delivered, forwarded or dropped.
     ///
     /// What leaves, what loops on `lo`, and what a link carries for another's hardware address is not seen. What comes
@@ -110,11 +110,11 @@ impl Watch {
     ///
     /// # Errors
     /// Where the namespace cannot be entered or no packet sockets can be had in it.
-    pub fn arriving(netns: &Netns) -> Result<Self, LabError> {
+    pub fn ingress(netns: &Netns) -> Result<Self, LabError> {
         // Not ETH_P_ALL: that hears everything twice, when it comes in by a bridge port and when the bridge hands it
         // up, and keeps what leaves in the same receive buffer (measured, Linux 6.18).
-        let ears = || [ETH_P_IP, ETH_P_IPV6].into_iter().map(Ear::of_links).collect::<io::Result<_>>();
-        let opened = netns.run(ears)?;
+        let listeners = || [ETH_P_IP, ETH_P_IPV6].into_iter().map(Listener::open_packet).collect::<io::Result<_>>();
+        let opened = netns.run(listeners)?;
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets arrive", error))
     }
 
@@ -125,11 +125,11 @@ impl Watch {
     /// # Errors
     /// Where the namespace cannot be entered or no raw sockets can be had in it.
     pub fn delivered(netns: &Netns) -> Result<Self, LabError> {
-        let ears = || {
-            let both = |protocol| [Ear::of_ipv4(protocol), Ear::of_ipv6(protocol)];
+        let listeners = || {
+            let both = |protocol| [Listener::open_raw_ipv4(protocol), Listener::open_raw_ipv6(protocol)];
             Protocol::ALL.into_iter().flat_map(both).collect::<io::Result<_>>()
         };
-        let opened = netns.run(ears)?;
+        let opened = netns.run(listeners)?;
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets delivered", error))
     }
 
@@ -143,69 +143,69 @@ impl Watch {
     pub fn drain(&self) -> io::Result<Vec<Datagram>> {
         let (mut seen, mut result) = (Vec::new(), Ok(()));
         // All are emptied, even if one has failed.
-        for ear in &self.0 {
-            result = result.and(ear.drain(&mut seen));
+        for listener in &self.0 {
+            result = result.and(listener.drain(&mut seen));
         }
         result.map(|()| seen)
     }
 }
 
-/// Where packets are heard, which decides what a socket gives of them.
+/// Where packets are received, which decides what a socket gives of them.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum SocketKind {
     /// At the links: from the IP header on, whether they are for us or not.
-    Links,
+    Packet,
     /// At delivery: from the IP header on.
-    Ipv4,
+    RawIpv4,
     /// At delivery: from behind the IP header on, the addresses apart.
-    Ipv6(Protocol),
+    RawIpv6(Protocol),
 }
 
 /// A socket that hears packets.
 #[derive(Debug)]
-struct Ear {
+struct Listener {
     socket: Socket,
-    place: Place,
+    socket_kind: SocketKind,
     /// How many packets were lost of which the caller knows; the kernel counts from the socket's beginning.
     lost: AtomicU32,
 }
 
 /// What a socket gave.
-struct Heard<S> {
+struct Received<S> {
     length: usize,
     sender: Option<S>,
     destination: Option<Ipv6Addr>,
     lost: Option<u32>,
 }
 
-impl Ear {
-    fn of_links(ether_type: i32) -> io::Result<Self> {
+impl Listener {
+    fn open_packet(ether_type: i32) -> io::Result<Self> {
         let ether_type = u16::try_from(ether_type).map_err(io::Error::other)?;
-        Self::open(Domain::PACKET, Type::DGRAM, i32::from(ether_type.to_be()), Place::Links)
+        Self::open(Domain::PACKET, Type::DGRAM, i32::from(ether_type.to_be()), SocketKind::Packet)
     }
 
-    fn of_ipv4(protocol: Protocol) -> io::Result<Self> {
-        Self::open(Domain::IPV4, Type::RAW, protocol.number().into(), Place::Ipv4)
+    fn open_raw_ipv4(protocol: Protocol) -> io::Result<Self> {
+        Self::open(Domain::IPV4, Type::RAW, protocol.number().into(), SocketKind::RawIpv4)
     }
 
-    fn of_ipv6(protocol: Protocol) -> io::Result<Self> {
-        let ear = Self::open(Domain::IPV6, Type::RAW, protocol.number().into(), Place::Ipv6(protocol))?;
-        setsockopt(&ear.socket, Ipv6RecvPacketInfo, &true)?;
-        Ok(ear)
+    fn open_raw_ipv6(protocol: Protocol) -> io::Result<Self> {
+        let listener = Self::open(Domain::IPV6, Type::RAW, protocol.number().into(), SocketKind::RawIpv6(protocol))?;
+        setsockopt(&listener.socket, Ipv6RecvPacketInfo, &true)?;
+        Ok(listener)
     }
 
-    fn open(domain: Domain, kind: Type, protocol: i32, place: Place) -> io::Result<Self> {
+    fn open(domain: Domain, kind: Type, protocol: i32, socket_kind: SocketKind) -> io::Result<Self> {
         let socket = Socket::new(domain, kind, Some(protocol.into()))?;
         // Root of a user namespace may not go beyond `net.core.rmem_max`.
-        if setsockopt(&socket, RcvBufForce, &BUFFER).is_err() {
-            socket.set_recv_buffer_size(BUFFER)?;
+        if setsockopt(&socket, RcvBufForce, &BUFFER_SIZE).is_err() {
+            socket.set_recv_buffer_size(BUFFER_SIZE)?;
         }
         setsockopt(&socket, RxqOvfl, &1)?;
-        Ok(Self { socket, place, lost: AtomicU32::new(0) })
+        Ok(Self { socket, socket_kind, lost: AtomicU32::new(0) })
     }
 
     fn drain(&self, seen: &mut Vec<Datagram>) -> io::Result<()> {
-        let mut buffer = [0; LONGEST];
+        let mut buffer = [0; MAX_PACKET];
         let mut control = cmsg_space!(in6_pktinfo, u32);
         let known = self.lost.load(Ordering::Relaxed);
         while let Some((datagram, lost)) = self.next(&mut buffer, &mut control)? {
@@ -219,27 +219,28 @@ impl Ear {
 
     /// The next packet, if it is one of ours, and how many were lost before it; none where there is no next.
     fn next(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<(Option<Datagram>, Option<u32>)>> {
-        Ok(match self.place {
-            Place::Links => self.receive::<LinkAddr>(buffer, control)?.map(|heard| {
-                let bytes = buffer.get(..heard.length).filter(|_| heard.sender.is_some_and(|link| is_arrival(&link)));
-                (bytes.and_then(Datagram::decode), heard.lost)
+        Ok(match self.socket_kind {
+            SocketKind::Packet => self.receive::<LinkAddr>(buffer, control)?.map(|received| {
+                let bytes =
+                    buffer.get(..received.length).filter(|_| received.sender.is_some_and(|link| is_arrival(&link)));
+                (bytes.and_then(Datagram::decode), received.lost)
             }),
-            Place::Ipv4 => self.receive::<()>(buffer, control)?.map(|heard| {
-                let bytes = buffer.get(..heard.length);
-                (bytes.and_then(Datagram::decode), heard.lost)
+            SocketKind::RawIpv4 => self.receive::<()>(buffer, control)?.map(|received| {
+                let bytes = buffer.get(..received.length);
+                (bytes.and_then(Datagram::decode), received.lost)
             }),
-            Place::Ipv6(protocol) => self.receive::<SockaddrIn6>(buffer, control)?.map(|heard| {
-                let addresses = heard.sender.zip(heard.destination).zip(buffer.get(..heard.length));
+            SocketKind::RawIpv6(protocol) => self.receive::<SockaddrIn6>(buffer, control)?.map(|received| {
+                let addresses = received.sender.zip(received.destination).zip(buffer.get(..received.length));
                 let datagram = addresses.and_then(|((sender, destination), segment)| {
                     Datagram::from_segment(protocol, sender.ip().into(), destination.into(), segment)
                 });
-                (datagram, heard.lost)
+                (datagram, received.lost)
             }),
         })
     }
 
     /// Receives a packet without waiting for it.
-    fn receive<S: SockaddrLike>(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Heard<S>>> {
+    fn receive<S: SockaddrLike>(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Received<S>>> {
         let socket = self.socket.as_raw_fd();
         loop {
             let mut parts = [IoSliceMut::new(buffer)];
@@ -250,18 +251,18 @@ impl Ear {
                 Err(Errno::EINTR | Errno::ENETDOWN) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let mut heard = Heard { length: message.bytes, sender: None, destination: None, lost: None };
+            let mut received = Received { length: message.bytes, sender: None, destination: None, lost: None };
             for extra in message.cmsgs()? {
                 match extra {
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
-                        heard.destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                        received.destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
                     }
-                    ControlMessageOwned::RxqOvfl(lost) => heard.lost = Some(lost),
+                    ControlMessageOwned::RxqOvfl(lost) => received.lost = Some(lost),
                     _ => {}
                 }
             }
-            heard.sender = message.address;
-            return Ok(Some(heard));
+            received.sender = message.address;
+            return Ok(Some(received));
         }
     }
 }
@@ -277,13 +278,13 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::Links;
-    use super::super::datagram::tests::{V4, V6, all};
+    use super::super::datagram::tests::{V4, V6, all_protocols};
     use super::*;
 
     #[test]
     fn two_families_are_refused() {
-        let v4 = all([V4, V6])[1];
-        let mixed = Datagram { source: all([V6, V6])[1].source, ..v4 };
+        let v4 = all_protocols([V4, V6])[1];
+        let mixed = Datagram { source: all_protocols([V6, V6])[1].source, ..v4 };
         assert_eq!(Datagram::decode(&mixed.encode()).map(|read| read.number), Some(mixed.number));
         let Some(netns) = namespace() else { return };
         let sent = Sender::open(&netns).expect("sender").send(&mixed);
@@ -329,14 +330,14 @@ mod tests {
     }
 
     /// What was seen when there are as many as expected, or no more come.
-    fn seen(watch: &Watch, expected: usize) -> Vec<Datagram> {
+    fn seen(receiver: &Receiver, expected: usize) -> Vec<Datagram> {
         let (mut seen, start) = (Vec::new(), Instant::now());
         while seen.len() < expected && start.elapsed() < Duration::from_secs(3) {
-            seen.extend(watch.drain().expect("drained"));
+            seen.extend(receiver.drain().expect("drained"));
             thread::sleep(Duration::from_millis(1));
         }
         // One too many would come at once.
-        seen.extend(watch.drain().expect("drained"));
+        seen.extend(receiver.drain().expect("drained"));
         seen.sort_by_key(|datagram| datagram.number);
         seen
     }
@@ -345,16 +346,17 @@ mod tests {
     fn what_is_sent_is_seen_once_where_it_arrives_and_not_where_it_leaves() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) = (Watch::arriving(&there).expect("watch"), Watch::delivered(&there).expect("watch"));
-        let leaving = [Watch::arriving(&here).expect("watch"), Watch::delivered(&here).expect("watch")];
-        let sent = all([V4, V6]);
+        let (arriving, delivered) =
+            (Receiver::ingress(&there).expect("receiver"), Receiver::delivered(&there).expect("receiver"));
+        let leaving = [Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver")];
+        let sent = all_protocols([V4, V6]);
         for datagram in &sent {
             sender.send(datagram).expect("sent");
         }
         assert_eq!(seen(&delivered, sent.len()), sent);
         assert_eq!(seen(&arriving, sent.len()), sent);
-        for watch in leaving {
-            assert_eq!(watch.drain().expect("drained"), []);
+        for receiver in leaving {
+            assert_eq!(receiver.drain().expect("drained"), []);
         }
     }
 
@@ -362,9 +364,10 @@ mod tests {
     fn what_a_namespace_sends_to_itself_is_delivered_but_does_not_arrive() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) = (Watch::arriving(&here).expect("watch"), Watch::delivered(&here).expect("watch"));
+        let (arriving, delivered) =
+            (Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver"));
         let own = [V4, V6].map(|[own, _]| [own, own]);
-        for sent in [all([["127.0.0.1"; 2], ["::1"; 2]]), all(own)] {
+        for sent in [all_protocols([["127.0.0.1"; 2], ["::1"; 2]]), all_protocols(own)] {
             for datagram in &sent {
                 sender.send(datagram).expect("sent");
             }
@@ -378,7 +381,7 @@ mod tests {
     fn what_has_no_route_is_refused() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        for datagram in all([[V4[0], "198.51.100.1"], [V6[0], "2001:db8:1::1"]]) {
+        for datagram in all_protocols([[V4[0], "198.51.100.1"], [V6[0], "2001:db8:1::1"]]) {
             let sent = sender.send(&datagram);
             assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::NetworkUnreachable), "{datagram:?}");
         }
@@ -389,20 +392,21 @@ mod tests {
     fn lost_packets_are_owned_up_to() {
         let Some(netns) = namespace() else { return };
         netns.run(|| Links::open().expect("rtnetlink").up("lo").expect("up")).expect("inside");
-        let (sender, watch) = (Sender::open(&netns).expect("sender"), Watch::delivered(&netns).expect("watch"));
-        for ear in &watch.0 {
-            ear.socket.set_recv_buffer_size(1).expect("smallest");
+        let (sender, receiver) =
+            (Sender::open(&netns).expect("sender"), Receiver::delivered(&netns).expect("receiver"));
+        for listener in &receiver.0 {
+            listener.socket.set_recv_buffer_size(1).expect("smallest");
         }
-        let datagram = all([["127.0.0.1"; 2]; 2])[1];
+        let datagram = all_protocols([["127.0.0.1"; 2]; 2])[1];
         for _ in 0..100 {
             sender.send(&datagram).expect("sent");
         }
         // The loss is known with the next that is not lost.
-        let first = watch.drain().expect("drained").len();
+        let first = receiver.drain().expect("drained").len();
         assert!((1..100).contains(&first), "{first}");
         sender.send(&datagram).expect("sent");
-        assert_eq!(watch.drain().expect_err("lost").raw_os_error(), Some(Errno::ENOBUFS as i32));
+        assert_eq!(receiver.drain().expect_err("lost").raw_os_error(), Some(Errno::ENOBUFS as i32));
         sender.send(&datagram).expect("sent");
-        assert_eq!(watch.drain().expect("drained"), [datagram]);
+        assert_eq!(receiver.drain().expect("drained"), [datagram]);
     }
 }

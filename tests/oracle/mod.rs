@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fastrand::Rng;
 use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
-use portfwd::lab::{self, Choice, Sight, Topology};
+use portfwd::lab::{self, Capture, Selection, Topology};
 use portfwd::model::meaning::{Dropped, Fate, Meaning, meaning};
 use portfwd::model::{Asked, Packet};
 use portfwd::store::State;
@@ -90,7 +90,7 @@ fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let topology = Topology::build(&asked, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
     // Most hosts with containers have it on.
     let switched = rng.u8(..3) == 0;
-    topology.host.run(|| lab::bridges_ask_netfilter(switched)).expect("the host's namespace").expect("switched");
+    topology.host.run(|| lab::set_bridge_netfilter(switched)).expect("the host's namespace").expect("switched");
     let before = generate::case(rng, TABLES, false).for_backend(backend);
     let before = if rng.bool() { before.asked() } else { None };
     // The way to a target that this network lacks cannot be told.
@@ -100,7 +100,7 @@ fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
         .take(PACKETS)
         .filter_map(|port| generate::packet(rng, &asked, &topology, port))
         .collect();
-    let sight = Sight::open(&topology).expect("packets get through");
+    let capture = Capture::open(&topology).expect("packets get through");
     topology.host.run(|| incrementally(before, &asked, &case, backend)).expect("the host's namespace");
     // Who comes first must not matter.
     let rival_first = rivalled && rng.bool();
@@ -112,18 +112,21 @@ fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     if rivalled && !rival_first {
         topology.host.run(|| rival(backend)).expect("the host's namespace");
     }
-    let sightings = sight.send(&packets).expect("sends");
-    for (packet, sighting) in packets.iter().zip(&sightings) {
+    let sightings = capture.send(&packets).expect("sends");
+    for (packet, observation) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
         // What we rewrite nobody rewrites after us; the rest is the rival's.
         let ours = forward.is_some() && !matches!(fate, Fate::Leaves { seen, .. } if seen.first == packet.source.ip());
-        if (ours || !rivalled) && !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
+        if (ours || !rivalled)
+            && !observation.matches_fate(packet, &fate)
+            && visible(packet, &fate, &topology, switched)
+        {
             let against = if rivalled { " (against a rival)" } else { "" };
             explain(
                 &case,
                 packet,
                 backend,
-                &format!("after {} packets: {sighting:?} is not {fate:?}{against}", done.load(Ordering::Relaxed)),
+                &format!("after {} packets: {observation:?} is not {fate:?}{against}", done.load(Ordering::Relaxed)),
             );
         }
     }
@@ -160,7 +163,7 @@ fn rival(backend: Backend) {
 }
 
 /// Whether it can be seen in this network where a packet goes: somebody must be there. And where bridges ask netfilter, it
-/// must be none that a bridge takes into its own hands ([`lab::bridges_ask_netfilter`]): one that goes back to the port it
+/// must be none that a bridge takes into its own hands ([`lab::set_bridge_netfilter`]): one that goes back to the port it
 /// came from, or one that this host does not forward.
 fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) -> bool {
     let to = match fate {
@@ -168,7 +171,7 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) ->
         Fate::Dropped(Dropped::NotForwarded) => return !switched,
         Fate::Dropped(_) | Fate::Here { .. } => return true,
     };
-    let Some(receiver) = topology.owner(to.ip()) else { return false };
+    let Some(receiver) = topology.namespace_of(to.ip()) else { return false };
     let sender = topology.sender(packet).filter(|_| packet.interface.is_some());
     !(switched && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
 }
@@ -226,6 +229,6 @@ fn mismatches(case: &Case, packet: &Packet, backend: Backend) -> bool {
     let Some((asked, written)) = case.written() else { return false };
     let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
     let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
-    let trial = || lab::try_out(&asked, &written, &Choice::Packets(vec![packet.clone()]), backend).expect("tried");
+    let trial = || lab::try_out(&asked, &written, &Selection::Packets(vec![packet.clone()]), backend).expect("tried");
     sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
 }

@@ -27,16 +27,16 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn into_lab(self, name: LabName) -> Lab {
-        fn only<T, S>(parts: Vec<(T, S)>) -> Vec<T> {
+        fn without_spans<T, S>(parts: Vec<(T, S)>) -> Vec<T> {
             parts.into_iter().map(|(part, _)| part).collect()
         }
         Lab {
             name,
-            namespaces: only(self.namespaces),
-            bridges: only(self.bridges),
-            veths: only(self.veths),
-            routes: only(self.routes),
-            containers: only(self.containers),
+            namespaces: without_spans(self.namespaces),
+            bridges: without_spans(self.bridges),
+            veths: without_spans(self.veths),
+            routes: without_spans(self.routes),
+            containers: without_spans(self.containers),
         }
     }
 }
@@ -52,7 +52,7 @@ pub(super) fn check(reader: &mut Reader, parts: &Parts) {
 }
 
 /// Every network namespace, those of containers included.
-fn known(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
+fn namespace_names(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
     let own = parts.containers.iter().filter(|(container, _)| container.network != Attachment::Host);
     parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
 }
@@ -60,21 +60,21 @@ fn known(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
 fn namespaces(reader: &mut Reader, parts: &Parts) {
     let all = parts.namespaces.iter().map(|(namespace, span)| (&namespace.name, span));
     let all = all.chain(parts.containers.iter().map(|(container, span)| (&container.name, span)));
-    let mut met = Vec::new();
+    let mut seen = Vec::new();
     for (name, span) in all {
-        if met.contains(&name) {
+        if seen.contains(&name) {
             let help = "give one of them another name; a container has a network namespace of its own name";
             reader.problem(span.clone(), format!("there are two namespaces `{name}`"), help);
         }
-        met.push(name);
+        seen.push(name);
     }
     let bridges = parts.bridges.iter().map(|(bridge, span)| (&bridge.namespace, span));
     let ends = parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().map(|end| &end.namespace).zip(spans));
     let routes = parts.routes.iter().map(|(route, span)| (&route.namespace, span));
     for (name, span) in bridges.chain(ends).chain(routes) {
         let Some(name) = name else { continue };
-        if !known(parts).any(|known| known == name) {
-            let help = like(name.as_str(), known(parts).map(NetnsName::as_str), "[[namespace]]");
+        if !namespace_names(parts).any(|known| known == name) {
+            let help = suggest(name.as_str(), namespace_names(parts).map(NetnsName::as_str), "[[namespace]]");
             reader.problem(span.clone(), format!("there is no namespace `{name}` for it"), help);
         }
     }
@@ -88,12 +88,12 @@ fn all_links(parts: &Parts) -> Vec<(Link<'_>, &Range<usize>)> {
 }
 
 fn links(reader: &mut Reader, parts: &Parts) {
-    let mut met: BTreeMap<Link<'_>, ()> = BTreeMap::new();
+    let mut seen: BTreeMap<Link<'_>, ()> = BTreeMap::new();
     for (link, span) in all_links(parts) {
         let place = link.0.map_or_else(|| "the host".to_owned(), |name| format!("`{name}`"));
         if link.1.as_str() == "lo" {
             reader.problem(span.clone(), "every namespace has its own `lo`", "choose another name");
-        } else if met.insert(link, ()).is_some() {
+        } else if seen.insert(link, ()).is_some() {
             let what = format!("there are two interfaces `{}` in {place}", link.1);
             reader.problem(span.clone(), what, "give one of them another name");
         }
@@ -118,7 +118,7 @@ fn ports(reader: &mut Reader, parts: &Parts) {
         let Some(name) = &end.bridge else { continue };
         let here = || parts.bridges.iter().map(|(bridge, _)| bridge).filter(|bridge| bridge.namespace == end.namespace);
         if !here().any(|bridge| bridge.name == *name) {
-            let help = like(name.as_str(), here().map(|bridge| bridge.name.as_str()), "[[bridge]]");
+            let help = suggest(name.as_str(), here().map(|bridge| bridge.name.as_str()), "[[bridge]]");
             reader.problem(span.clone(), format!("there is no bridge `{name}` where `{}` is", end.name), help);
         }
     }
@@ -130,7 +130,7 @@ fn routes(reader: &mut Reader, parts: &Parts) {
         let here = || all_links(parts).into_iter().filter(|(link, _)| link.0 == route.namespace.as_ref());
         // A container has `eth0`, and what the host has besides is not for the file to know.
         if route.namespace.is_some() && dev.as_str() != "eth0" && !here().any(|(link, _)| link.1 == dev) {
-            let help = like(dev.as_str(), here().map(|(link, _)| link.1.as_str()), "[[veth]]");
+            let help = suggest(dev.as_str(), here().map(|(link, _)| link.1.as_str()), "[[veth]]");
             reader.problem(span.clone(), format!("there is no interface `{dev}` where the route is"), help);
         }
     }
@@ -144,11 +144,11 @@ fn containers(reader: &mut Reader, parts: &Parts) {
         let Some(name) = &container.bridge else { continue };
         let of_host = || bridges.iter().filter(|bridge| bridge.namespace.is_none());
         if !of_host().any(|bridge| bridge.name == *name) {
-            let help = like(name.as_str(), of_host().map(|bridge| bridge.name.as_str()), "[[bridge]]");
+            let help = suggest(name.as_str(), of_host().map(|bridge| bridge.name.as_str()), "[[bridge]]");
             reader.problem(span.clone(), format!("there is no bridge `{name}` for `{}`", container.name), help);
         }
     }
-    let given = address::of_containers(&bridges, &ends, &all);
+    let given = address::assign_addresses(&bridges, &ends, &all);
     for ((container, span), given) in parts.containers.iter().zip(given) {
         match given {
             Err(error) => reader.wrong(span.clone(), &error),
@@ -169,7 +169,7 @@ fn published(reader: &mut Reader, container: &Container, span: &Range<usize>, gi
 }
 
 /// What to do about a name that nothing has.
-fn like<'a>(name: &str, all: impl Iterator<Item = &'a str>, table: &str) -> String {
+fn suggest<'a>(name: &str, all: impl Iterator<Item = &'a str>, table: &str) -> String {
     let near = all.max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
     match near {
         Some(near) if strsim::jaro(near, name) > 0.75 || strsim::osa_distance(near, name) <= 1 => {

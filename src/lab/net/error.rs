@@ -60,7 +60,7 @@ pub enum NetError {
     Busy,
     /// What is there cannot be found out.
     #[error("cannot see what is there")]
-    Look(#[source] io::Error),
+    Inspect(#[source] io::Error),
     /// A namespace cannot be entered.
     #[error("cannot enter the namespace `{0}`")]
     Enter(NetnsName, #[source] io::Error),
@@ -78,8 +78,8 @@ pub enum NetError {
 fn taken(name: &Name) -> String {
     match name {
         Name::Namespace(name) => format!("there is a namespace `{name}` already, and this lab did not make it"),
-        Name::Link(site, link) => {
-            format!("there is an interface `{link}` already in {site}, and this lab did not make it")
+        Name::Link(location, link) => {
+            format!("there is an interface `{link}` already in {location}, and this lab did not make it")
         }
         Name::Route(to, via, _) => {
             format!("there is a route {to} via {via} already in the host, and this lab did not make it")

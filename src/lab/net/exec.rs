@@ -11,8 +11,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::description::{Kind, Lab};
 use super::error::{NetError, permitted};
 use super::journal::Journals;
-use super::list::{self, Room};
-use super::mounts::surroundings;
+use super::list::{self, ExecTarget};
+use super::mounts::set_up_mounts;
 use super::name::NetnsName;
 use super::up;
 use crate::engine::Choice;
@@ -21,7 +21,7 @@ use crate::lab::{LabError, Links};
 use crate::sys::process;
 
 /// Where the host of a lab for one command is held.
-const HOST: &str = "/run/portfwd/host";
+const HOST_FILE: &str = "/run/portfwd/host";
 
 /// Makes a lab for the time of one command: in network, mount and, without root, user namespaces of its own, with a /run of
 /// its own, where the state of its rules is too. All of it is gone when the last process in it has ended; those of containers
@@ -31,7 +31,7 @@ const HOST: &str = "/run/portfwd/host";
 ///
 /// # Errors
 /// Where namespaces may not be made, or the lab cannot be.
-pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
+pub fn make_temporary(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
     if let Some(bridge) = lab.bridges.iter().find(|bridge| bridge.kind == Kind::Ovs) {
         return Err(NetError::OvsAlone(bridge.name.clone()));
     }
@@ -43,13 +43,13 @@ pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetEr
         mount(Some("portfwd"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
         // The host is to be there as long as these mounts are: the command moves out of it.
         fs::create_dir_all("/run/portfwd")?;
-        fs::write(HOST, "")?;
-        mount(Some("/proc/thread-self/ns/net"), HOST, none, MsFlags::MS_BIND, none)?;
+        fs::write(HOST_FILE, "")?;
+        mount(Some("/proc/thread-self/ns/net"), HOST_FILE, none, MsFlags::MS_BIND, none)?;
         Ok(())
     };
     alone().map_err(|error| LabError::Io("making namespaces for one command", error))?;
     Links::open()?.up("lo")?;
-    let journals = Journals::in_directory("/run/portfwd/lab").with_rules("/run/portfwd/state", choice);
+    let journals = Journals::in_directory("/run/portfwd/lab").with_rule_store("/run/portfwd/state", choice);
     up::up_bound(lab, &journals)?;
     Ok(journals)
 }
@@ -60,13 +60,13 @@ pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetEr
 /// # Errors
 /// Where there is no such namespace, it cannot be entered, or the command not be run.
 pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Result<u8, NetError> {
-    let room = list::room(name, journals)?;
-    enter(name, &room).map_err(|error| permitted(error, |error| NetError::Enter(name.clone(), error)))?;
+    let target = list::exec_target(name, journals)?;
+    enter(name, &target).map_err(|error| permitted(error, |error| NetError::Enter(name.clone(), error)))?;
     let Some((program, arguments)) = command.split_first() else {
         return Err(NetError::Command(String::new(), io::ErrorKind::InvalidInput.into()));
     };
     let failed = |error| NetError::Command(program.to_string_lossy().into_owned(), error);
-    if room.first.is_some() {
+    if target.init.is_some() {
         // Only a child of ours is in it.
         let status = process::run_inherited(program, arguments).map_err(failed)?;
         // As shells say it.
@@ -77,15 +77,15 @@ pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Resu
 }
 
 /// Moves the calling thread to where a command is to be run.
-fn enter(name: &NetnsName, room: &Room) -> io::Result<()> {
-    if let Some(first) = &room.first {
+fn enter(name: &NetnsName, target: &ExecTarget) -> io::Result<()> {
+    if let Some(init) = &target.init {
         let here = std::env::current_dir();
         // A mount namespace is entered with a root and a directory that no other thread has.
         unshare(CloneFlags::CLONE_FS)?;
-        setns(first, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+        setns(init, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
         // Where it is not there, the root is as good as any.
         return here.and_then(std::env::set_current_dir).or_else(|_| std::env::set_current_dir("/"));
     }
-    room.network.enter()?;
-    if room.host { Ok(()) } else { surroundings(name) }
+    target.network.enter()?;
+    if target.host { Ok(()) } else { set_up_mounts(name) }
 }

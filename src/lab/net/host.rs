@@ -14,8 +14,9 @@ use crate::sys::process;
 /// By what the host of a lab is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Id {
-    /// A word that no other namespace has; none: this machine's own namespace.
-    word: Option<String>,
+    /// A token that no other namespace has; none: this machine's own namespace.
+    #[serde(rename = "word")]
+    token: Option<String>,
     /// Its name, where it had one.
     name: Option<String>,
 }
@@ -24,15 +25,15 @@ impl Id {
     /// That of the namespace of the calling thread.
     pub(super) fn current() -> io::Result<Self> {
         Ok(match identity()? {
-            Identity::Host => Self { word: None, name: None },
-            Identity::Named(name, word) => Self { word: Some(word), name: Some(name) },
-            Identity::Anonymous(word) => Self { word: Some(word), name: None },
+            Identity::Host => Self { token: None, name: None },
+            Identity::Named(name, token) => Self { token: Some(token), name: Some(name) },
+            Identity::Anonymous(token) => Self { token: Some(token), name: None },
         })
     }
 
     /// Whether both are the same namespace, whatever it is called.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        self.word == other.word
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.token == other.token
     }
 
     /// Its name for people, and for `--netns`; none where it has none.
@@ -41,8 +42,8 @@ impl Id {
     }
 
     /// Whether it is this machine's own namespace.
-    pub fn is_own(&self) -> bool {
-        self.word.is_none()
+    pub fn is_root_namespace(&self) -> bool {
+        self.token.is_none()
     }
 
     /// Finds it: where we are, by name, or by a process that is in it. None where it is gone, and with it what was in it.
@@ -50,24 +51,24 @@ impl Id {
     /// # Errors
     /// Where a namespace that it may be may not be entered.
     pub(super) fn find(&self) -> io::Result<Option<Netns>> {
-        if self.is(&Self::current()?) {
+        if self.is_same(&Self::current()?) {
             return Netns::current().map(Some);
         }
         let mut refused = None;
         let names = fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.path());
         let processes = process::numbers()?.map(|number| PathBuf::from(format!("/proc/{number}/ns/net")));
-        let mut met = Vec::new();
+        let mut visited = Vec::new();
         for path in names.chain(processes) {
             let Ok(metadata) = fs::metadata(&path) else { continue };
             let file = (metadata.dev(), metadata.ino());
-            if !metadata.is_file() || met.contains(&file) {
+            if !metadata.is_file() || visited.contains(&file) {
                 continue;
             }
-            met.push(file);
+            visited.push(file);
             let Ok(file) = File::open(&path) else { continue };
-            let namespace = Netns::held(file);
+            let namespace = Netns::from_file(file);
             match namespace.run(Self::current) {
-                Ok(Ok(id)) if self.is(&id) => return Ok(Some(namespace)),
+                Ok(Ok(id)) if self.is_same(&id) => return Ok(Some(namespace)),
                 Err(LabError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some(error),
                 _ => {}
             }

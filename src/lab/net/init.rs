@@ -18,20 +18,20 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{close, dup2_stdin, dup2_stdout, setsid};
 
-use super::mounts::{private_mounts, surroundings};
+use super::mounts::{private_mounts, set_up_mounts};
 use super::name::NetnsName;
-use super::process::end_descendants;
+use super::process::kill_descendants;
 use crate::sys::process;
 
 /// What our process is told of its container.
 #[derive(Debug, Clone)]
-pub struct Container {
+pub struct ContainerInit {
     /// Its name.
     pub name: NetnsName,
     /// Whether it is on the host's network.
     pub host: bool,
     /// Whether it has a process namespace of its own.
-    pub own: bool,
+    pub pid_namespace: bool,
     /// The command; empty: none.
     pub command: Vec<OsString>,
 }
@@ -40,20 +40,20 @@ pub struct Container {
 ///
 /// # Errors
 /// Where its files cannot be set up; what goes wrong later is told to who made it.
-pub fn init(container: &Container) -> io::Result<()> {
-    stand_alone()?;
+pub fn init(container: &ContainerInit) -> io::Result<()> {
+    detach()?;
     let mut word = [0; 1];
     if io::stdin().read(&mut word)? == 0 {
         return Ok(());
     }
-    let begun = begin(container);
-    let answer = match &begun {
+    let result = set_up(container);
+    let answer = match &result {
         Ok(()) => "+".to_owned(),
         Err(error) => error.to_string(),
     };
     // Who made us may be gone; the journal knows us.
     let _ = io::stdout().write_all(answer.as_bytes()).and_then(|()| io::stdout().flush());
-    begun?;
+    result?;
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdout(&nothing)?;
     let bound = word == *b"b";
@@ -61,11 +61,11 @@ pub fn init(container: &Container) -> io::Result<()> {
         dup2_stdin(&nothing)?;
     }
     reap(bound)?;
-    if container.own { Ok(()) } else { end_descendants(std::process::id(), || true) }
+    if container.pid_namespace { Ok(()) } else { kill_descendants(std::process::id(), || true) }
 }
 
 /// Leaves the session, and holds nothing open besides the three files of its own.
-fn stand_alone() -> io::Result<()> {
+fn detach() -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
     setsid()?;
     // It was started by a path that ends otherwise.
@@ -77,16 +77,16 @@ fn stand_alone() -> io::Result<()> {
     Ok(())
 }
 
-fn begin(container: &Container) -> io::Result<()> {
-    if !container.own {
+fn set_up(container: &ContainerInit) -> io::Result<()> {
+    if !container.pid_namespace {
         set_child_subreaper(true)?;
     }
     if !container.host {
-        surroundings(&container.name)?;
-    } else if container.own {
+        set_up_mounts(&container.name)?;
+    } else if container.pid_namespace {
         private_mounts()?;
     }
-    if container.own {
+    if container.pid_namespace {
         let none = None::<&str>;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), flags, none)

@@ -1,7 +1,7 @@
 //! What labs made: one file each, written before anything is made.
 //!
 //! It is state of this boot, like the namespaces themselves, so it is in /run; what an earlier boot left means nothing. It
-//! says of every step by which mark of the kernel what was made is told from what others make.
+//! says of every step by which identity of the kernel what was made is told from what others make.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::apply::Keeper;
+use super::apply::RuleStore;
 use super::links::Mac;
 use super::name::LabName;
-use super::named::NamespaceMark;
-use super::ovs::OvsMark;
+use super::named::NamespaceIdentity;
+use super::ovs::OvsIdentity;
 use super::plan::Step;
-use super::process::ProcessMark;
+use super::process::ProcessIdentity;
 use super::{NetError, host};
 use crate::engine::Choice;
 use crate::store::{Lock, StateError, turn};
@@ -27,33 +27,34 @@ use crate::sys::boot;
 const VERSION: u32 = 1;
 
 /// How long another one that works on labs is waited for.
-const WAIT: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// By what something made is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
-    /// It belongs to something that is known by a mark of its own.
+pub enum Identity {
+    /// It belongs to something that is known by a identity of its own.
     None,
     /// A namespace.
-    Namespace(NamespaceMark),
+    Namespace(NamespaceIdentity),
     /// Links: the hardware addresses that they were made with.
     Links(Vec<Mac>),
     /// A bridge of Open vSwitch.
-    Ovs(OvsMark),
+    Ovs(OvsIdentity),
     /// A rule set: the random word that the state has for where it comes from.
     Rules(String),
     /// A process.
-    Process(ProcessMark),
+    Process(ProcessIdentity),
 }
 
-/// A step, and the mark of what it makes.
+/// A step, and the identity of what it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The step.
     pub step: Step,
-    /// The mark.
-    pub mark: Mark,
+    /// The identity.
+    #[serde(rename = "mark")]
+    pub identity: Identity,
 }
 
 /// What a lab made, or was about to make.
@@ -89,7 +90,7 @@ impl Journal {
 #[derive(Debug, Clone)]
 pub struct Journals {
     directory: PathBuf,
-    keeper: Keeper,
+    rule_store: RuleStore,
 }
 
 impl Journals {
@@ -97,18 +98,18 @@ impl Journals {
     /// The state of the rules that they are about is in a folder of it.
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         let directory = directory.into();
-        let keeper = Keeper { directory: directory.join("rules"), choice: Choice::Auto };
-        Self { directory, keeper }
+        let rule_store = RuleStore { directory: directory.join("rules"), choice: Choice::Auto };
+        Self { directory, rule_store }
     }
 
     /// The same, with the state of the rules elsewhere, as of `--state-dir`, and a backend.
-    pub fn with_rules(self, directory: impl Into<PathBuf>, choice: Choice) -> Self {
-        Self { keeper: Keeper { directory: directory.into(), choice }, ..self }
+    pub fn with_rule_store(self, directory: impl Into<PathBuf>, choice: Choice) -> Self {
+        Self { rule_store: RuleStore { directory: directory.into(), choice }, ..self }
     }
 
     /// Where the rules are kept that labs make.
-    pub(super) fn keeper(&self) -> &Keeper {
-        &self.keeper
+    pub(super) fn rule_store(&self) -> &RuleStore {
+        &self.rule_store
     }
 
     /// Waits for its turn to change labs.
@@ -118,7 +119,7 @@ impl Journals {
     pub(super) fn lock(&self) -> Result<Lock, NetError> {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
         made.map_err(|error| NetError::Journal(self.directory.clone(), error))?;
-        turn(&self.directory.join("lab"), WAIT).map_err(|error| match error {
+        turn(&self.directory.join("lab"), LOCK_TIMEOUT).map_err(|error| match error {
             StateError::Busy(_) => NetError::Busy,
             StateError::Io(path, error) => NetError::Journal(path, error),
             other => NetError::Journal(self.directory.clone(), io::Error::other(other)),
@@ -155,7 +156,7 @@ impl Journals {
         let new = self.directory.join(format!("{}.new", journal.name));
         let kept = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
         if kept.is_err() {
-            // Without it there is room for more than half of it.
+            // Without it there is target for more than half of it.
             let _: io::Result<()> = fs::remove_file(&new);
         }
         kept.map_err(failed)

@@ -1,4 +1,4 @@
-//! The marks of the links and routes of standing networks, which tell them from those of other programs.
+//! The identities of the links and routes of standing networks, which tell them from those of other programs.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use crate::model::Family;
 use crate::sys::rtnetlink::{Hop, Link, NewLink, NewRoute, Route, Rtnetlink};
 
 /// The protocol number of the routes that a lab makes. iproute2's rt_protos lists those of other programs.
-const OUR_ROUTES: u8 = 112;
+const ROUTE_PROTOCOL: u8 = 112;
 
 /// A hardware address that was chosen at random: locally administered, of one host (IEEE 802, clause 8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,20 +39,20 @@ impl Mac {
     }
 
     /// Returns true if a link has this address.
-    pub(super) fn is_of(&self, link: &Link) -> bool {
+    pub(super) fn matches(&self, link: &Link) -> bool {
         link.mac == self.0
     }
 }
 
 /// Returns the route that a lab makes.
-pub(super) fn marked(to: IpNetwork, via: IpAddr, output: Option<u32>) -> NewRoute {
-    NewRoute { to, via, output, protocol: OUR_ROUTES }
+pub(super) fn lab_route(to: IpNetwork, via: IpAddr, output: Option<u32>) -> NewRoute {
+    NewRoute { to, via, output, protocol: ROUTE_PROTOCOL }
 }
 
 /// Returns true if a lab's route is there. Without `output` it may lead through any link.
 pub(super) fn has_route(links: &Rtnetlink, to: IpNetwork, via: IpAddr, output: Option<u32>) -> io::Result<bool> {
     let by = |hop: &Hop| hop.gateway == Some(via) && (output.is_none() || hop.output == output);
-    let is = |route: &Route| route.protocol == OUR_ROUTES && route.to == to && route.hops.first().is_some_and(by);
+    let is = |route: &Route| route.protocol == ROUTE_PROTOCOL && route.to == to && route.hops.first().is_some_and(by);
     Ok(links.routes(Family::of_network(to))?.complete()?.iter().any(is))
 }
 

@@ -1,9 +1,9 @@
 //! Which labs there are, and what is there of them.
 
 use super::error::{NetError, permitted};
-use super::ground::Ground;
+use super::ground::Executor;
 use super::host;
-use super::journal::{Journal, Journals, Mark};
+use super::journal::{Identity, Journal, Journals};
 use super::name::{LabName, NetnsName};
 use super::named::{self, Named};
 use super::plan::Step;
@@ -13,7 +13,7 @@ use crate::sys::process::Handle;
 
 /// A lab that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct LabStatus {
     /// Its name.
     pub name: LabName,
     /// Its host.
@@ -30,15 +30,16 @@ pub struct Standing {
 ///
 /// # Errors
 /// Where a journal cannot be read, or the kernel not be asked.
-pub fn list(journals: &Journals) -> Result<Vec<Standing>, NetError> {
-    journals.all()?.into_iter().map(|journal| standing(journals, journal)).collect()
+pub fn list(journals: &Journals) -> Result<Vec<LabStatus>, NetError> {
+    journals.all()?.into_iter().map(|journal| status(journals, journal)).collect()
 }
 
-fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError> {
-    let mut ground = Ground::new(journal.host.find().map_err(|error| permitted(error, NetError::Look))?, journals);
+fn status(journals: &Journals, journal: Journal) -> Result<LabStatus, NetError> {
+    let mut executor =
+        Executor::new(journal.host.find().map_err(|error| permitted(error, NetError::Inspect))?, journals);
     let mut missing = Vec::new();
     for entry in &journal.entries {
-        if ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? != Presence::Here {
+        if executor.presence(entry).map_err(|error| permitted(error, NetError::Inspect))? != Presence::Present {
             missing.push(entry.step.clone());
         }
     }
@@ -47,17 +48,17 @@ fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError>
         _ => None,
     });
     let namespaces = namespaces.collect();
-    Ok(Standing { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
+    Ok(LabStatus { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
 }
 
 /// Where a command is run.
-pub(super) struct Room {
+pub(super) struct ExecTarget {
     /// The network namespace.
     pub network: Netns,
     /// Whether that is the host's.
     pub host: bool,
-    /// The first process of a process namespace of its own.
-    pub first: Option<Handle>,
+    /// The init process of a process namespace of its own.
+    pub init: Option<Handle>,
 }
 
 /// The namespaces of a name that a lab made.
@@ -65,36 +66,38 @@ pub(super) struct Room {
 /// # Errors
 /// [`NetError::NoNamespace`] where no lab has made one, or it is gone; [`NetError::NoProcess`] where it should have
 /// processes of its own, and has none.
-pub(super) fn room(name: &NetnsName, journals: &Journals) -> Result<Room, NetError> {
+pub(super) fn exec_target(name: &NetnsName, journals: &Journals) -> Result<ExecTarget, NetError> {
     for journal in journals.all()? {
         let host = journal.entries.iter().any(|entry| entry.step == Step::Host(name.clone()));
         let network = if host {
-            journal.host.find().map_err(|error| permitted(error, NetError::Look))?
+            journal.host.find().map_err(|error| permitted(error, NetError::Inspect))?
         } else {
             namespace(name, &journal)?
         };
         let Some(network) = network else { continue };
-        let first = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
-            (Step::Process(process), Mark::Process(mark)) if process.name == *name && process.own => Some(mark),
+        let init = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.identity) {
+            (Step::Process(process), Identity::Process(identity)) if process.name == *name && process.pid_namespace => {
+                Some(identity)
+            }
             _ => None,
         });
-        let first = first.map(|mark| mark.find().map_err(NetError::Look)).transpose()?;
-        return match first {
+        let init = init.map(|identity| identity.find().map_err(NetError::Inspect)).transpose()?;
+        return match init {
             Some(None) => Err(NetError::NoProcess(name.clone())),
-            first => Ok(Room { network, host, first: first.flatten() }),
+            init => Ok(ExecTarget { network, host, init: init.flatten() }),
         };
     }
     Err(NetError::NoNamespace(name.clone()))
 }
 
 fn namespace(name: &NetnsName, journal: &Journal) -> Result<Option<Netns>, NetError> {
-    let mark = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
-        (Step::Namespace(found), Mark::Namespace(mark)) if found == name => Some(mark),
+    let identity = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.identity) {
+        (Step::Namespace(found), Identity::Namespace(identity)) if found == name => Some(identity),
         _ => None,
     });
-    let Some(mark) = mark else { return Ok(None) };
-    match named::look(name, mark).map_err(|error| permitted(error, NetError::Look))? {
-        Named::Ours(namespace) => Ok(Some(namespace)),
+    let Some(identity) = identity else { return Ok(None) };
+    match named::inspect(name, identity).map_err(|error| permitted(error, NetError::Inspect))? {
+        Named::Present(namespace) => Ok(Some(namespace)),
         _ => Ok(None),
     }
 }

@@ -14,7 +14,7 @@ use super::name::NetnsName;
 const ETC: &str = "/etc/netns";
 
 /// Gives the calling thread mounts of its own that fit the network namespace it is in, as `ip netns exec` does.
-pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
+pub(super) fn set_up_mounts(name: &NetnsName) -> io::Result<()> {
     private_mounts()?;
     let none = None::<&str>;
     let read_only = statvfs("/sys").is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY));

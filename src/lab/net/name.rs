@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::ParseError;
 
 macro_rules! name {
-    ($(#[$about:meta])* $name:ident, $what:literal, $most:literal) => {
+    ($(#[$about:meta])* $name:ident, $what:literal, $max:literal) => {
         $(#[$about])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -25,12 +25,12 @@ macro_rules! name {
             type Err = ParseError;
 
             fn from_str(text: &str) -> Result<Self, ParseError> {
-                if is_word(text, $most) {
+                if is_word(text, $max) {
                     return Ok(Self(text.to_owned()));
                 }
                 Err(ParseError::new(
                     format!("`{text}` cannot be the name of {}", $what),
-                    format!("use 1 to {} letters, digits, `_`, `.` and `-`, beginning with a letter or digit", $most),
+                    format!("use 1 to {} letters, digits, `_`, `.` and `-`, beginning with a letter or digit", $max),
                 ))
             }
         }
@@ -73,8 +73,8 @@ name!(
     64
 );
 
-fn is_word(text: &str, most: usize) -> bool {
-    text.len() <= most
+fn is_word(text: &str, max: usize) -> bool {
+    text.len() <= max
         && text.chars().next().is_some_and(|first| first.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }

@@ -1,6 +1,6 @@
 //! Bridges of Open vSwitch, through `ovs-vsctl`.
 //!
-//! A bridge is ours where its `external_ids` hold a random word of the journal; its interface has a hardware address that was
+//! A bridge is ours where its `external_ids` hold a random token of the journal; its interface has a hardware address that was
 //! chosen beforehand, like every link of a lab. `ovs-vsctl` holds the lock of all labs until it has ended, so whoever is
 //! killed meanwhile, the next one sees what it did.
 //!
@@ -20,11 +20,11 @@ use super::presence::Presence;
 use crate::model::IfName;
 use crate::sys::process::{self, ProcessError};
 
-/// The key of our word in `external_ids`.
+/// The key of our token in `external_ids`.
 const KEY: &str = "portfwd-lab";
 
 /// How many seconds are waited for `ovs-vswitchd` to do what the database says.
-const WAIT: u32 = 10;
+const TIMEOUT_SECONDS: u32 = 10;
 
 /// Why Open vSwitch did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -54,20 +54,21 @@ impl From<OvsError> for io::Error {
 
 /// By what a bridge of Open vSwitch is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OvsMark {
-    /// The random word in its `external_ids`.
-    word: String,
+pub struct OvsIdentity {
+    /// The random token in its `external_ids`.
+    #[serde(rename = "word")]
+    token: String,
     /// The hardware address of its interface.
     mac: Mac,
     /// The database that it is in, as `ovs-vsctl --db`.
     database: String,
 }
 
-impl OvsMark {
+impl OvsIdentity {
     /// A new one, in the database that `OVS_RUNDIR` or the usual place leads to.
-    pub(super) fn new(word: String, mac: Mac) -> Self {
+    pub(super) fn new(token: String, mac: Mac) -> Self {
         let directory = std::env::var("OVS_RUNDIR").unwrap_or_else(|_| "/run/openvswitch".into());
-        Self { word, mac, database: format!("unix:{directory}/db.sock") }
+        Self { token, mac, database: format!("unix:{directory}/db.sock") }
     }
 
     /// Where its ports are said.
@@ -82,73 +83,73 @@ impl OvsMark {
 }
 
 /// A database of Open vSwitch.
-pub(super) struct Switch<'a> {
+pub(super) struct OvsDatabase<'a> {
     /// As `ovs-vsctl --db`.
-    pub database: &'a str,
-    /// The lock that is held until a command has ended.
-    pub held: Option<&'a File>,
+    pub address: &'a str,
+    /// The lock that is lock until a command has ended.
+    pub lock: Option<&'a File>,
 }
 
-impl Switch<'_> {
-    fn ask(&self, arguments: &[&str]) -> Result<String, OvsError> {
-        let held =
-            self.held.map(File::try_clone).transpose().map_err(|error| ProcessError::Run("ovs-vsctl".into(), error));
-        let held = held?.map_or_else(Stdio::null, Stdio::from);
-        let (database, wait) = (format!("--db={}", self.database), format!("--timeout={WAIT}"));
+impl OvsDatabase<'_> {
+    fn run(&self, arguments: &[&str]) -> Result<String, OvsError> {
+        let lock =
+            self.lock.map(File::try_clone).transpose().map_err(|error| ProcessError::Run("ovs-vsctl".into(), error));
+        let lock = lock?.map_or_else(Stdio::null, Stdio::from);
+        let (database, wait) = (format!("--db={}", self.address), format!("--timeout={TIMEOUT_SECONDS}"));
         let all = [&[database.as_str(), &wait, "-vsyslog:off", "-vfile:off"], arguments].concat();
-        let output = process::run(&process::find("ovs-vsctl")?, &all, held)?;
+        let output = process::run(&process::find("ovs-vsctl")?, &all, lock)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
         }
         let text = String::from_utf8_lossy(&output.stderr);
         if output.status.signal() == Some(Signal::SIGALRM as i32) || text.contains("Alarm clock") {
-            return Err(OvsError::NoDaemon(self.database.to_owned()));
+            return Err(OvsError::NoDaemon(self.address.to_owned()));
         }
         if text.contains("database connection failed") {
-            return Err(OvsError::NoDatabase(self.database.to_owned()));
+            return Err(OvsError::NoDatabase(self.address.to_owned()));
         }
         let last = text.lines().rfind(|line| !line.is_empty()).unwrap_or_default();
         Err(OvsError::Refused(last.trim_start_matches("ovs-vsctl: ").to_owned()))
     }
 
     /// Whether somebody answers.
-    pub(super) fn answers(&self) -> Result<(), OvsError> {
-        self.ask(&["--no-wait", "list-br"]).map(drop)
+    pub(super) fn check_connection(&self) -> Result<(), OvsError> {
+        self.run(&["--no-wait", "list-br"]).map(drop)
     }
 
     fn has(&self, bridge: &IfName) -> Result<bool, OvsError> {
-        Ok(self.ask(&["list-br"])?.lines().any(|line| line == bridge.as_str()))
+        Ok(self.run(&["list-br"])?.lines().any(|line| line == bridge.as_str()))
     }
 
     /// What is there of a bridge in the database.
-    pub(super) fn presence(&self, bridge: &IfName, mark: &OvsMark) -> Result<Presence, OvsError> {
+    pub(super) fn presence(&self, bridge: &IfName, identity: &OvsIdentity) -> Result<Presence, OvsError> {
         let key = format!("external_ids:{KEY}");
-        let word = self.ask(&["--if-exists", "get", "bridge", bridge.as_str(), &key])?;
-        if word.trim_matches('"') == mark.word {
-            return Ok(Presence::Here);
+        let token = self.run(&["--if-exists", "get", "bridge", bridge.as_str(), &key])?;
+        if token.trim_matches('"') == identity.token {
+            return Ok(Presence::Present);
         }
         Ok(if self.has(bridge)? { Presence::Foreign } else { Presence::Absent })
     }
 
     /// Makes a bridge with its interface. Where the kernel has no part of Open vSwitch, `ovs-vswitchd` forwards itself.
-    pub(super) fn add(&self, bridge: &IfName, mark: &OvsMark) -> Result<(), OvsError> {
+    pub(super) fn add(&self, bridge: &IfName, identity: &OvsIdentity) -> Result<(), OvsError> {
         let name = bridge.as_str();
         // The daemon names the kernel's also where its module is missing.
-        let types = self.ask(&["get", "Open_vSwitch", ".", "datapath_types"])?;
+        let types = self.run(&["get", "Open_vSwitch", ".", "datapath_types"])?;
         let has_kernel = types.contains("system") && Path::new("/sys/module/openvswitch").exists();
         let datapath = if has_kernel { "system" } else { "netdev" };
         let datapath = format!("datapath_type={datapath}");
-        let address = format!("other-config:hwaddr=\"{}\"", mark.mac);
-        let ours = format!("external_ids:{KEY}=\"{}\"", mark.word);
-        self.ask(&["add-br", name, "--", "set", "bridge", name, &datapath, &address, &ours]).map(drop)
+        let address = format!("other-config:hwaddr=\"{}\"", identity.mac);
+        let ours = format!("external_ids:{KEY}=\"{}\"", identity.token);
+        self.run(&["add-br", name, "--", "set", "bridge", name, &datapath, &address, &ours]).map(drop)
     }
 
     /// Removes a bridge that is ours, with its ports; gives whether it was there.
-    pub(super) fn remove(&self, bridge: &IfName, mark: &OvsMark) -> Result<bool, OvsError> {
-        if self.presence(bridge, mark)? != Presence::Here {
+    pub(super) fn remove(&self, bridge: &IfName, identity: &OvsIdentity) -> Result<bool, OvsError> {
+        if self.presence(bridge, identity)? != Presence::Present {
             return Ok(false);
         }
-        match self.ask(&["--if-exists", "del-br", bridge.as_str()]) {
+        match self.run(&["--if-exists", "del-br", bridge.as_str()]) {
             // What nobody does is gone from the database all the same.
             Ok(_) | Err(OvsError::NoDaemon(_)) => Ok(true),
             Err(error) => Err(error),
@@ -157,17 +158,17 @@ impl Switch<'_> {
 
     /// Whether a link is a port of a bridge.
     pub(super) fn has_port(&self, bridge: &IfName, port: &IfName) -> Result<bool, OvsError> {
-        Ok(self.has(bridge)? && self.ask(&["list-ports", bridge.as_str()])?.lines().any(|line| line == port.as_str()))
+        Ok(self.has(bridge)? && self.run(&["list-ports", bridge.as_str()])?.lines().any(|line| line == port.as_str()))
     }
 
     /// Makes a link a port of a bridge.
     pub(super) fn add_port(&self, bridge: &IfName, port: &IfName) -> Result<(), OvsError> {
-        self.ask(&["add-port", bridge.as_str(), port.as_str()]).map(drop)
+        self.run(&["add-port", bridge.as_str(), port.as_str()]).map(drop)
     }
 
     /// Makes a link a port no more.
     pub(super) fn remove_port(&self, bridge: &IfName, port: &IfName) -> Result<(), OvsError> {
-        match self.ask(&["--if-exists", "del-port", bridge.as_str(), port.as_str()]) {
+        match self.run(&["--if-exists", "del-port", bridge.as_str(), port.as_str()]) {
             Ok(_) | Err(OvsError::NoDaemon(_)) => Ok(()),
             Err(error) => Err(error),
         }

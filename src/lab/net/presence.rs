@@ -4,9 +4,9 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Presence {
     /// What it makes, and we made it.
-    Here,
+    Present,
     /// What we made, but not all of it, or not as it should be.
-    Part,
+    Partial,
     /// Nothing.
     Absent,
     /// Something else of its name.

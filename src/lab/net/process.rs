@@ -5,7 +5,7 @@
 //! up:  start, it waits ─▶ its identity in the journal ─▶ "go" ─▶ it starts the command          up dies before: it ends
 //! ```
 //! So whatever is there is in the journal. A process is known by its number together with when it was started and a random
-//! word among its arguments; it is ended through a pidfd, which is never another process's.
+//! token among its arguments; it is ended through a pidfd, which is never another process's.
 //!
 //! Be aware: where a container has no process namespace of its own, what the command starts is found as descendants of our
 //! process. Who kills that one by hand has the others left.
@@ -25,14 +25,14 @@ use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
 use crate::lab::Netns;
-use crate::lab::error::plain;
+use crate::lab::error::into_io;
 use crate::sys::process::{self, Handle, Stat, numbers};
 
 /// How long a process that was killed is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often descendants are looked for: each time those that were started meanwhile are found.
-const ROUNDS: usize = 100;
+const MAX_KILL_ROUNDS: usize = 100;
 
 /// What runs in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,48 +42,51 @@ pub struct Process {
     /// Whether it is on the host's network; otherwise it has the namespace of its name.
     pub host: bool,
     /// Whether it has a process namespace of its own.
-    pub own: bool,
+    #[serde(rename = "own")]
+    pub pid_namespace: bool,
     /// The command; none: our process alone.
     pub command: Vec<String>,
 }
 
 /// By what a process of ours is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessMark {
+pub struct ProcessIdentity {
     /// Its number for who made the lab.
     pid: u32,
     /// When it was started. Unit: clock ticks since the boot, proc_pid_stat(5).
     start: u64,
-    /// A random word among its arguments.
-    word: String,
+    /// A random token among its arguments.
+    #[serde(rename = "word")]
+    token: String,
     /// The process namespace of who made the lab, where that number is its: the number of its file.
-    space: u64,
+    #[serde(rename = "space")]
+    pid_namespace: u64,
 }
 
 /// Our process namespace, by the number of its file.
-fn space() -> io::Result<u64> {
+fn pid_namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
 /// A process that was started at this time, as a file that stands for it and for no other; none where it is over.
-fn held(pid: u32, start: u64) -> io::Result<Option<Handle>> {
+fn open_process(pid: u32, start: u64) -> io::Result<Option<Handle>> {
     let process = Handle::open(pid)?;
     // What is read after it was opened is of that process, or of none.
     let same = Stat::of(pid).is_some_and(|stat| stat.start == start && !stat.over);
     Ok(process.filter(|_| same))
 }
 
-impl ProcessMark {
+impl ProcessIdentity {
     /// That of a child of ours.
-    pub(super) fn of(child: &Child, word: String) -> io::Result<Self> {
+    pub(super) fn from_child(child: &Child, token: String) -> io::Result<Self> {
         let pid = child.id();
         let stat = Stat::of(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start: stat.start, word, space: space()? })
+        Ok(Self { pid, start: stat.start, token, pid_namespace: pid_namespace()? })
     }
 
-    /// The random word among its arguments.
-    pub(super) fn word(&self) -> &str {
-        &self.word
+    /// The random token among its arguments.
+    pub(super) fn token(&self) -> &str {
+        &self.token
     }
 
     /// The process; none where it is gone.
@@ -91,49 +94,49 @@ impl ProcessMark {
     /// # Errors
     /// Where that cannot be told, as from another process namespace, where it has another number or none.
     pub(super) fn find(&self) -> io::Result<Option<Handle>> {
-        if space()? != self.space {
+        if pid_namespace()? != self.pid_namespace {
             return Err(io::Error::other("the lab was made from another process namespace than this one"));
         }
-        let process = held(self.pid, self.start)?;
+        let process = open_process(self.pid, self.start)?;
         let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.word.as_bytes());
+        let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.token.as_bytes());
         Ok(process.filter(|_| has_word))
     }
 }
 
 impl Process {
     /// Starts our process, which waits to be let go and ends if we do before.
-    pub(super) fn start(&self, network: &Netns, word: &str) -> io::Result<Child> {
-        let mut arguments: Vec<OsString> = ["lab", "init", word, self.name.as_str()].map(Into::into).to_vec();
+    pub(super) fn start(&self, network: &Netns, token: &str) -> io::Result<Child> {
+        let mut arguments: Vec<OsString> = ["lab", "init", token, self.name.as_str()].map(Into::into).to_vec();
         arguments.extend(self.host.then(|| "--host".into()));
-        arguments.extend(self.own.then(|| "--own".into()));
+        arguments.extend(self.pid_namespace.then(|| "--own".into()));
         arguments.push("--".into());
         arguments.extend(self.command.iter().map(Into::into));
         let start = || {
-            if self.own {
+            if self.pid_namespace {
                 // The next child of this thread is the first process of a new namespace.
                 unshare(CloneFlags::CLONE_NEWPID)?;
             }
             process::respawn_self(arguments)
         };
-        network.run(start).map_err(plain)?
+        network.run(start).map_err(into_io)?
     }
 
     /// Ends it with all that it has started; gives whether it was there.
-    pub(super) fn end(&self, mark: &ProcessMark) -> io::Result<bool> {
-        let Some(process) = mark.find()? else { return Ok(false) };
-        if !self.own {
-            end_descendants(mark.pid, || !process.ended_within(Duration::ZERO))?;
+    pub(super) fn kill(&self, identity: &ProcessIdentity) -> io::Result<bool> {
+        let Some(process) = identity.find()? else { return Ok(false) };
+        if !self.pid_namespace {
+            kill_descendants(identity.pid, || !process.ended_within(Duration::ZERO))?;
         }
         // With the first process of a namespace all others in it end.
         process.kill()?;
-        if process.ended_within(PATIENCE) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
+        if process.ended_within(KILL_TIMEOUT) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
 /// Lets a process go that waits, and hears from it how that went. Bound to us, it ends when we and all that have our open
 /// files have.
-pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
+pub(super) fn release(mut child: Child, bound: bool) -> io::Result<()> {
     let missing = || io::Error::from(io::ErrorKind::BrokenPipe);
     let mut input = child.stdin.take().ok_or_else(missing)?;
     input.write_all(if bound { b"b" } else { b"g" })?;
@@ -152,16 +155,16 @@ pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
 }
 
 /// Ends all that a process has started, and what those have, as long as it lives: then its number is no other's.
-pub(super) fn end_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Result<()> {
-    for _ in 0..ROUNDS {
+pub(super) fn kill_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Result<()> {
+    for _ in 0..MAX_KILL_ROUNDS {
         let found = descendants(ancestor)?;
         if found.is_empty() || !lives() {
             return Ok(());
         }
         for (pid, start) in found {
-            if let Some(process) = held(pid, start)? {
+            if let Some(process) = open_process(pid, start)? {
                 process.kill()?;
-                process.ended_within(PATIENCE);
+                process.ended_within(KILL_TIMEOUT);
             }
         }
     }

@@ -31,11 +31,11 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     reader.only(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
     let name = name(&mut reader, &whole, source);
     let parts = Parts {
-        namespaces: each(&mut reader, root, "namespace", "[[namespace]]", namespace),
-        bridges: each(&mut reader, root, "bridge", "[[bridge]]", bridge),
-        veths: each(&mut reader, root, "veth", "[[veth]]", veth),
-        routes: each(&mut reader, root, "route", "[[route]]", route),
-        containers: each(&mut reader, root, "container", "[[container]]", container),
+        namespaces: read_tables(&mut reader, root, "namespace", "[[namespace]]", namespace),
+        bridges: read_tables(&mut reader, root, "bridge", "[[bridge]]", bridge),
+        veths: read_tables(&mut reader, root, "veth", "[[veth]]", veth),
+        routes: read_tables(&mut reader, root, "route", "[[route]]", route),
+        containers: read_tables(&mut reader, root, "container", "[[container]]", container),
     };
     check(&mut reader, &parts);
     let mut problems = reader.problems;
@@ -62,7 +62,7 @@ fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabNa
     }
 }
 
-fn each<T, S>(
+fn read_tables<T, S>(
     reader: &mut Reader,
     root: &DeTable<'_>,
     key: &'static str,
@@ -74,7 +74,7 @@ fn each<T, S>(
 }
 
 /// A name that must be there, and its place.
-fn named<T: std::str::FromStr<Err = ParseError>>(
+fn required_name<T: std::str::FromStr<Err = ParseError>>(
     reader: &mut Reader,
     table: &Table<'_>,
     example: &str,
@@ -86,7 +86,7 @@ fn named<T: std::str::FromStr<Err = ParseError>>(
 fn namespace(reader: &mut Reader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
     reader.only(table, &["name", "forward"]);
     let forward = reader.boolean(table, "forward", false);
-    let (name, span) = named(reader, table, "\"red\"")?;
+    let (name, span) = required_name(reader, table, "\"red\"")?;
     Some((Namespace { name, forward }, span))
 }
 
@@ -97,7 +97,7 @@ fn bridge(reader: &mut Reader, table: &Table<'_>) -> Option<(Bridge, Range<usize
     let addresses = addresses(reader, table);
     let masquerade = reader.boolean(table, "masquerade", false);
     let chain = reader.optional(table, "chain").unwrap_or_else(ChainName::docker);
-    let (name, span) = named(reader, table, "\"v-net-0\"")?;
+    let (name, span) = required_name(reader, table, "\"v-net-0\"")?;
     Some((Bridge { name, kind, namespace, addresses, masquerade, chain }, span))
 }
 
@@ -127,7 +127,7 @@ fn end(reader: &mut Reader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
     let namespace = reader.optional(table, "namespace");
     let addresses = addresses(reader, table);
     let bridge: Option<IfName> = reader.optional(table, "bridge");
-    let (name, span) = named(reader, table, "\"veth-red\"")?;
+    let (name, span) = required_name(reader, table, "\"veth-red\"")?;
     Some((End { namespace, name, addresses, bridge }, span))
 }
 
@@ -137,7 +137,7 @@ fn route(reader: &mut Reader, table: &Table<'_>) -> Option<(Route, Range<usize>)
     let dev = reader.optional(table, "dev");
     let via = reader.required(table, "via", "\"192.168.15.5\"").and_then(|value| {
         let text = reader.text(value, "via")?;
-        host(text).map_err(|error| reader.wrong(value.span(), &error)).ok()
+        host_address(text).map_err(|error| reader.wrong(value.span(), &error)).ok()
     });
     let value = reader.required(table, "to", "\"default\"")?;
     let text = reader.text(value, "to")?;
@@ -161,7 +161,7 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
     reader.only(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
     let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
     let network = choice(reader, table, "network", &networks)?;
-    let addresses = reader.list(table, "address", host).unwrap_or_default();
+    let addresses = reader.list(table, "address", host_address).unwrap_or_default();
     if let [_, (more, span), ..] = addresses.as_slice() {
         reader.problem(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
     }
@@ -181,13 +181,13 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
         Some(value) => Some(reader.parsed(value, "bridge")?),
         None => "docker0".parse().ok(),
     };
-    let (name, span) = named(reader, table, "\"web\"")?;
-    let (publish, command) = (without_places(publish), without_places(command));
+    let (name, span) = required_name(reader, table, "\"web\"")?;
+    let (publish, command) = (without_spans(publish), without_spans(command));
     let address = addresses.first().map(|(address, _)| *address);
     Some((Container { name, network, bridge, address, publish, processes, command }, span))
 }
 
-fn without_places<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
+fn without_spans<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
     list.into_iter().map(|(item, _)| item).collect()
 }
 
@@ -209,7 +209,7 @@ fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(
 
 /// The addresses of an interface.
 fn addresses(reader: &mut Reader, table: &Table<'_>) -> Vec<IpNetwork> {
-    without_places(reader.list(table, "address", interface_address).unwrap_or_default())
+    without_spans(reader.list(table, "address", interface_address).unwrap_or_default())
 }
 
 /// `192.168.15.1/24`: an address and the length of its subnet.
@@ -220,7 +220,7 @@ fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
         return Err(wrong("has no length of its subnet"));
     }
     let address: IpNetwork = text.parse().map_err(|_| wrong("is no address of an interface"))?;
-    host(&address.ip().to_string())?;
+    host_address(&address.ip().to_string())?;
     let is_end = |end: IpAddr| address.is_ipv4() && address.prefix() < 31 && address.ip() == end;
     if is_end(address.network()) || is_end(address.broadcast()) {
         return Err(wrong("is the first or last address of its subnet, which is no host's"));
@@ -229,7 +229,7 @@ fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
 }
 
 /// The address of one host.
-fn host(text: &str) -> Result<IpAddr, ParseError> {
+fn host_address(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
     match no_host(address) {

@@ -53,11 +53,11 @@ impl From<Published> for [String; 2] {
 
 impl Rules {
     /// Those of a lab; none where it asks nothing of the host's rules.
-    pub(super) fn of(lab: &Lab) -> Option<Self> {
+    pub(super) fn for_lab(lab: &Lab) -> Option<Self> {
         let networks: Vec<Network> =
             lab.bridges.iter().filter(|bridge| bridge.masquerade).filter_map(|bridge| bridge.network()).collect();
         let ends: Vec<_> = lab.veths.iter().flat_map(|veth| &veth.ends).collect();
-        let given = address::of_containers(&lab.bridges, &ends, &lab.containers);
+        let given = address::assign_addresses(&lab.bridges, &ends, &lab.containers);
         let published = lab.containers.iter().zip(given).flat_map(|(container, given)| {
             // What cannot be given was reported when the file was read.
             let addresses: Vec<_> = given.unwrap_or_default().into_iter().map(|(address, _)| address.ip()).collect();

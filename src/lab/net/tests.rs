@@ -181,7 +181,7 @@ fn containers_get_the_next_free_address() {
          [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\naddress = \"172.17.0.3\"\n[[container]]\nname = \"c\"\n");
     let addresses: Vec<String> = plan::steps(&lab)
         .iter()
-        .filter(|step| matches!(step, Step::Address(site, ..) if site.0.is_some()))
+        .filter(|step| matches!(step, Step::Address(location, ..) if location.0.is_some()))
         .map(ToString::to_string)
         .collect();
     expect![[r#"
@@ -198,7 +198,7 @@ fn containers_get_the_next_free_address() {
     );
     let given: Vec<String> = plan::steps(&both)
         .iter()
-        .filter(|step| matches!(step, Step::Address(site, ..) | Step::Route(site, ..) if site.0.is_some()))
+        .filter(|step| matches!(step, Step::Address(location, ..) | Step::Route(location, ..) if location.0.is_some()))
         .map(ToString::to_string)
         .collect();
     expect![[r#"
@@ -266,10 +266,10 @@ fn a_plan_makes_what_is_stood_on_first() {
     .assert_eq(&(words.join("\n") + "\n"));
     for (index, step) in steps.iter().enumerate() {
         let later = steps.iter().skip(index);
-        assert!(later.into_iter().all(|base| !step.stands_on(base)), "{step} comes before what it stands on");
+        assert!(later.into_iter().all(|base| !step.depends_on(base)), "{step} comes before what it stands on");
     }
     // And what a step stands on is found: all but namespaces stand on something, routes of the host on its links.
-    let based = |step: &&Step| steps.iter().any(|base| step.stands_on(base));
+    let based = |step: &&Step| steps.iter().any(|base| step.depends_on(base));
     let free = steps.iter().filter(|step| !based(step)).map(ToString::to_string).collect::<Vec<_>>();
     expect![[r#"
         [

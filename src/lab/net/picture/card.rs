@@ -4,7 +4,7 @@
 //! Link-local addresses, hardware addresses, routes to the card's own subnets and `lo` where there is more are left out:
 //! a drawing shows what somebody chose, and comes out the same for the same lab.
 
-use super::{Link, Peer, Space, State};
+use super::{Link, NamespaceView, Peer, State};
 use crate::model::error::printable;
 
 /// Height of a line, in pixels; so are all lengths.
@@ -55,7 +55,7 @@ pub(super) struct Card {
 
 impl Card {
     /// Lays out what is told of a namespace.
-    pub fn new(space: &Space) -> Self {
+    pub fn new(space: &NamespaceView) -> Self {
         let mut card = Self { width: 0, height: PAD, lines: Vec::new(), frames: Vec::new(), plugs: Vec::new() };
         card.line(PAD, space.title(), Style::Title);
         let state = if space.here { space.forwards() } else { None };
@@ -78,7 +78,7 @@ impl Card {
         for container in &space.containers {
             card.framed(|card| card.line(2 * PAD, format!("container {container} (network host)"), Style::Name));
         }
-        for route in space.told_routes().filter(|route| route.via.is_some() || route.kind != "unicast") {
+        for route in space.shown_routes().filter(|route| route.via.is_some() || route.kind != "unicast") {
             let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
             let kind = if route.kind == "unicast" { String::new() } else { format!("{} ", route.kind) };
             card.line(PAD, format!("{kind}{}{via}", route.destination()), Style::Note);

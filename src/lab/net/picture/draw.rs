@@ -8,7 +8,7 @@ use svg::node::element::{Circle, Description, Group, Path, Rectangle, Style as S
 
 use super::Picture;
 use super::card::Style;
-use super::place::{Placed, Wire, place};
+use super::place::{PlacedCard, Wire, layout};
 use crate::model::error::printable;
 
 const SHEET: &str = "
@@ -27,7 +27,7 @@ text { font: 13px monospace; fill: #1f2328 }
 
 /// Draws a lab.
 pub fn svg(picture: &Picture) -> String {
-    let drawing = place(picture);
+    let drawing = layout(picture);
     let about = "Boxes are network namespaces, boxes in them bridges with their ports; a line is a pair of links.";
     let background = Rectangle::new().set("width", "100%").set("height", "100%").set("fill", "#fff");
     let mut document = Document::new()
@@ -53,8 +53,8 @@ fn rectangle(class: &str, (x, y): (i32, i32), (width, height): (i32, i32)) -> Re
     place.set("rx", 6).set("class", class)
 }
 
-fn card(placed: &Placed) -> Group {
-    let Placed { x, y, card, here } = placed;
+fn card(placed: &PlacedCard) -> Group {
+    let PlacedCard { x, y, card, here } = placed;
     let class = if *here { "card" } else { "gone" };
     let mut group = Group::new().add(rectangle(class, (*x, *y), (card.width, card.height)));
     for frame in &card.frames {
@@ -68,7 +68,7 @@ fn card(placed: &Placed) -> Group {
             Style::Note => "note",
             Style::Missing => "missing",
         };
-        let text = Text::new(sayable(&line.text)).set("x", x + line.x).set("y", y + line.y);
+        let text = Text::new(escape_xml(&line.text)).set("x", x + line.x).set("y", y + line.y);
         group = group.add(text.set("class", class));
     }
     group
@@ -92,6 +92,6 @@ fn wire(wire: &Wire) -> Group {
 }
 
 /// Escapes the characters that XML cannot say, not even by number.
-fn sayable(text: &str) -> String {
+fn escape_xml(text: &str) -> String {
     printable(text).replace('\u{fffe}', "\\u{fffe}").replace('\u{ffff}', "\\u{ffff}")
 }

@@ -25,5 +25,5 @@ mod tests;
 mod text;
 
 pub use draw::svg;
-pub use look::picture;
-pub use space::{Link, Mac, Neighbour, Peer, Picture, Process, Route, Space, State};
+pub use look::read_picture;
+pub use space::{Link, Mac, NamespaceView, Neighbour, Peer, Picture, Process, Route, State};

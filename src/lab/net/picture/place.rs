@@ -29,11 +29,11 @@ const GUTTER: i32 = 90;
 /// Between two lanes.
 const LANE: i32 = 14;
 /// How many cards without wires are beside each other.
-const IN_A_ROW: usize = 4;
+const CARDS_PER_ROW: usize = 4;
 
 /// A card in its place: that of its upper left corner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placed {
+pub(super) struct PlacedCard {
     pub x: i32,
     pub y: i32,
     pub card: Card,
@@ -57,7 +57,7 @@ pub(super) struct Wire {
 pub(super) struct Drawing {
     pub width: i32,
     pub height: i32,
-    pub cards: Vec<Placed>,
+    pub cards: Vec<PlacedCard>,
     pub wires: Vec<Wire>,
 }
 
@@ -65,9 +65,10 @@ pub(super) struct Drawing {
 type Pair = ([(usize, usize); 2], bool);
 
 /// Places everything.
-pub(super) fn place(picture: &Picture) -> Drawing {
+pub(super) fn layout(picture: &Picture) -> Drawing {
     let pairs = pairs(picture);
-    let of = |space: &super::Space| Placed { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
+    let of =
+        |space: &super::NamespaceView| PlacedCard { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
     let mut drawing =
         Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(of).collect(), wires: Vec::new() };
     let (mut alone, mut seen) = (Vec::new(), vec![false; picture.spaces.len()]);
@@ -79,10 +80,10 @@ pub(super) fn place(picture: &Picture) -> Drawing {
         if columns.len() == 1 && !pairs.iter().any(|(ends, _)| ends.iter().all(|(space, _)| *space == first)) {
             alone.push(first);
         } else {
-            drawing.band(&columns, &pairs, picture);
+            drawing.place_connected(&columns, &pairs, picture);
         }
     }
-    alone.chunks(IN_A_ROW).for_each(|row| drawing.row(row));
+    alone.chunks(CARDS_PER_ROW).for_each(|row| drawing.place_row(row));
     drawing.width += MARGIN;
     drawing.height += MARGIN - GAP;
     drawing
@@ -94,7 +95,7 @@ fn pairs(picture: &Picture) -> Vec<Pair> {
     for (space, told) in picture.spaces.iter().enumerate() {
         for (link, end) in told.links.iter().enumerate() {
             let Some(Peer::Link { namespace, name }) = &end.peer else { continue };
-            let Some(there) = picture.spaces.iter().position(|space| space.site == *namespace) else { continue };
+            let Some(there) = picture.spaces.iter().position(|space| space.location == *namespace) else { continue };
             let links = picture.spaces.get(there).map(|space| &space.links);
             let Some((other, peer)) =
                 links.and_then(|links| links.iter().enumerate().find(|(_, link)| link.name == *name))
@@ -120,8 +121,8 @@ fn columns(
 ) -> Vec<Vec<usize>> {
     let mut columns: Vec<Vec<usize>> = Vec::new();
     let mut queue = VecDeque::from([(first, 0)]);
-    let mut mark = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
-    mark(first);
+    let mut identity = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
+    identity(first);
     while let Some((space, column)) = queue.pop_front() {
         match columns.get_mut(column) {
             Some(column) => column.push(space),
@@ -133,14 +134,14 @@ fn columns(
             ends.extend((other.0 == space).then(|| (height(other.0, other.1), one.0)));
         }
         ends.sort_unstable();
-        queue.extend(ends.into_iter().filter(|(_, there)| mark(*there)).map(|(_, there)| (there, column + 1)));
+        queue.extend(ends.into_iter().filter(|(_, there)| identity(*there)).map(|(_, there)| (there, column + 1)));
     }
     columns
 }
 
 impl Drawing {
     /// Places namespaces that wires join, below what is placed already, each column in the middle of the highest.
-    fn band(&mut self, columns: &[Vec<usize>], pairs: &[Pair], picture: &Picture) {
+    fn place_connected(&mut self, columns: &[Vec<usize>], pairs: &[Pair], picture: &Picture) {
         let tall = |column: &[usize]| self.height_of(column);
         let highest = columns.iter().map(|column| tall(column)).max().unwrap_or(0);
         let mut x = MARGIN;
@@ -178,7 +179,7 @@ impl Drawing {
     }
 
     /// Places namespaces that no wire leads to beside each other.
-    fn row(&mut self, row: &[usize]) {
+    fn place_row(&mut self, row: &[usize]) {
         let (mut x, mut tall) = (MARGIN, 0);
         for index in row {
             let Some(placed) = self.cards.get_mut(*index) else { continue };
@@ -213,7 +214,7 @@ impl Drawing {
     }
 }
 
-impl Placed {
+impl PlacedCard {
     fn widen(&mut self, width: i32) {
         let more = width - self.card.width;
         self.card.width = width;

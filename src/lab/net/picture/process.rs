@@ -10,16 +10,16 @@ use crate::lab::Netns;
 use crate::sys::process::numbers;
 
 /// A process, and the network namespace that it is in, by device and number of its file.
-pub(super) type Placed = ((u64, u64), Process);
+pub(super) type ProcessWithNamespace = ((u64, u64), Process);
 
 /// All processes that may be seen from here, by their numbers. One that ends meanwhile is left out.
-pub(super) fn all() -> io::Result<Vec<Placed>> {
-    let mut all: Vec<Placed> = numbers()?.filter_map(one).collect();
+pub(super) fn list() -> io::Result<Vec<ProcessWithNamespace>> {
+    let mut all: Vec<ProcessWithNamespace> = numbers()?.filter_map(read_process).collect();
     all.sort_by_key(|(_, process)| process.pid);
     Ok(all)
 }
 
-fn one(pid: u32) -> Option<Placed> {
+fn read_process(pid: u32) -> Option<ProcessWithNamespace> {
     let metadata = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
@@ -30,7 +30,7 @@ fn one(pid: u32) -> Option<Placed> {
 }
 
 /// By what the processes of a namespace are found.
-pub(super) fn place(namespace: &Netns) -> io::Result<(u64, u64)> {
+pub(super) fn namespace_file(namespace: &Netns) -> io::Result<(u64, u64)> {
     let metadata = fs::File::from(namespace.as_fd().try_clone_to_owned()?).metadata()?;
     Ok((metadata.dev(), metadata.ino()))
 }

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use crate::lab::net::description::Attachment;
 use crate::lab::net::name::{LabName, NetnsName};
-use crate::lab::net::plan::{Site, Step};
+use crate::lab::net::plan::{Location, Step};
 
 /// A lab as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,15 +18,15 @@ pub struct Picture {
     /// The name of the namespace that is its host, for `--netns`; none where it has none.
     pub host: Option<String>,
     /// Its network namespaces: the host where the lab touches it, then the others in the order in which they were made.
-    pub spaces: Vec<Space>,
+    pub spaces: Vec<NamespaceView>,
 }
 
 /// A network namespace, as seen from inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Space {
+pub struct NamespaceView {
     /// Its name; null of the host.
     #[serde(rename = "name")]
-    pub site: Site,
+    pub location: Location,
     /// How the container is connected whose namespace it is; null where it is none's.
     pub network: Option<Attachment>,
     /// The containers that use it as their own, with `network = "host"`.
@@ -131,7 +131,7 @@ pub enum Peer {
     /// A link of the lab, or of its host.
     Link {
         /// Where it is; null: the host.
-        namespace: Site,
+        namespace: Location,
         /// Its name.
         name: String,
     },
@@ -166,7 +166,7 @@ impl Route {
     }
 
     /// Whether every interface has it, or may have: that of link-local addresses.
-    pub(super) fn is_of_every_link(&self) -> bool {
+    pub(super) fn is_link_local(&self) -> bool {
         is_link_local(self.to.ip()) && self.via.is_none()
     }
 }
@@ -195,21 +195,21 @@ pub struct Process {
     pub name: String,
 }
 
-impl Space {
+impl NamespaceView {
     /// Whether there is nothing to tell of it.
-    pub(super) fn is_bare(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.links.is_empty() && self.missing.is_empty() && self.containers.is_empty() && self.here
     }
 
     /// What it is, in words: `host`, `namespace red`, `container web (network bridge)`.
     pub(super) fn title(&self) -> String {
-        match (&self.site.0, self.network) {
+        match (&self.location.0, self.network) {
             (None, _) => "host".into(),
             (Some(name), None) => format!("namespace {name}"),
             (Some(name), Some(network)) => {
                 let publish = self.publish.join(", ");
                 let publish = if publish.is_empty() { publish } else { format!(", publish {publish}") };
-                format!("container {name} (network {}{publish})", word(network))
+                format!("container {name} (network {}{publish})", network_name(network))
             }
         }
     }
@@ -225,13 +225,13 @@ impl Space {
     }
 
     /// The routes without those that every link has.
-    pub(super) fn told_routes(&self) -> impl Iterator<Item = &Route> {
-        self.routes.iter().filter(|route| !route.is_of_every_link())
+    pub(super) fn shown_routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(|route| !route.is_link_local())
     }
 }
 
 /// The word of `docker run --network`.
-fn word(network: Attachment) -> &'static str {
+fn network_name(network: Attachment) -> &'static str {
     match network {
         Attachment::None => "none",
         Attachment::Host => "host",

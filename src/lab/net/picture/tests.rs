@@ -3,7 +3,7 @@
 use expect_test::expect;
 use proptest::prelude::*;
 
-use super::place::{Drawing, Placed, Wire, place};
+use super::place::{Drawing, PlacedCard, Wire, layout};
 use super::samples::{docker, joined, link, picture, red_blue, ring, space, to};
 use super::*;
 
@@ -140,7 +140,7 @@ fn a_picture_as_svg() {
 /// What a box covers: left, top, right, bottom.
 type Covered = (i32, i32, i32, i32);
 
-fn cover(placed: &Placed) -> Covered {
+fn cover(placed: &PlacedCard) -> Covered {
     (placed.x, placed.y, placed.x + placed.card.width, placed.y + placed.card.height)
 }
 
@@ -183,8 +183,8 @@ fn points(wire: &Wire) -> Vec<(i32, i32)> {
 }
 
 /// Looks at all of a drawing: nothing on nothing else, nothing outside, every pair with a wire, XML.
-fn look_at(picture: &Picture) -> Drawing {
-    let drawing = place(picture);
+fn check_drawing(picture: &Picture) -> Drawing {
+    let drawing = layout(picture);
     let whole = (0, 0, drawing.width, drawing.height);
     for (index, placed) in drawing.cards.iter().enumerate() {
         let card = cover(placed);
@@ -234,19 +234,19 @@ fn look_at(picture: &Picture) -> Drawing {
 
 #[test]
 fn nothing_is_drawn_on_something_else() {
-    assert_eq!(look_at(&red_blue()).wires.len(), 1);
-    assert_eq!(look_at(&docker()).wires.len(), 1);
-    let drawing = look_at(&ring());
+    assert_eq!(check_drawing(&red_blue()).wires.len(), 1);
+    assert_eq!(check_drawing(&docker()).wires.len(), 1);
+    let drawing = check_drawing(&ring());
     assert_eq!(drawing.wires.len(), 4);
     assert_eq!(drawing.wires.iter().filter(|wire| wire.lane.is_some()).count(), 2);
-    look_at(&picture(Vec::new()));
+    check_drawing(&picture(Vec::new()));
 }
 
 #[test]
 fn what_markup_is_made_of_is_escaped() {
     let odd = "<b>&\"'\u{0}\u{fffe}\u{ffff}\u{202e}]]>";
     let picture = picture(vec![space("a", vec![link(1, odd, "", &[])])]);
-    look_at(&picture);
+    check_drawing(&picture);
     let text = svg(&picture);
     let document = roxmltree::Document::parse(&text).expect("XML");
     let name = document.descendants().find(|node| node.attribute("class") == Some("name")).and_then(|node| node.text());
@@ -261,7 +261,7 @@ proptest! {
         pairs in prop::collection::vec((0_usize..9, 0_usize..9, any::<bool>(), any::<bool>()), 0..14),
     ) {
         let name = |index: usize| if index == 0 { "host".to_owned() } else { format!("n{index}") };
-        let mut spaces: Vec<Space> = (0..count).map(|index| space(&name(index), Vec::new())).collect();
+        let mut spaces: Vec<NamespaceView> = (0..count).map(|index| space(&name(index), Vec::new())).collect();
         for (number, (one, other, bridged, up)) in pairs.into_iter().enumerate() {
             let (one, other) = (one % count, other % count);
             let (here, there) = (format!("l{number}"), format!("r{number}"));
@@ -278,7 +278,7 @@ proptest! {
             spaces[other].links.push(far);
         }
         let pairs: usize = spaces.iter().map(|space| space.links.iter().filter(|link| link.peer.is_some()).count()).sum();
-        let drawing = look_at(&picture(spaces));
+        let drawing = check_drawing(&picture(spaces));
         prop_assert_eq!(drawing.wires.len() * 2, pairs);
     }
 }
