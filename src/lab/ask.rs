@@ -1,4 +1,4 @@
-//! Questions that are answered: a client that connects, and what it hears from the server it reaches.
+//! A client that connects to a server and reads the answer of [`super::responder`].
 
 use std::fmt;
 use std::io::{self, Read};
@@ -8,23 +8,23 @@ use std::time::Duration;
 use super::{LabError, Netns};
 use crate::model::Protocol;
 
-/// What came back.
+/// The result of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Who answered, at which port, and whom he saw.
+    /// A server answered.
     From {
         /// The target's address, or `this host`.
         server: String,
-        /// Its port.
+        /// The port that the server listens on.
         port: u16,
-        /// The address that it saw.
+        /// The client's address as the server sees it.
         client: SocketAddr,
     },
-    /// Nobody is there.
+    /// The peer refused or reset the connection.
     Refused,
-    /// Nothing came.
+    /// No answer came within the timeout.
     Silence,
-    /// Something else went wrong.
+    /// Another error, with its text.
     Failed(String),
 }
 
@@ -39,10 +39,10 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Asks from a namespace and waits for the answer for as long as `timeout`.
+/// Sends a request from a namespace and waits at most `timeout` for the answer.
 ///
 /// # Errors
-/// Where the namespace cannot be entered.
+/// If the thread cannot enter the namespace.
 pub(super) fn query(
     namespace: &Netns,
     protocol: Protocol,
@@ -86,7 +86,7 @@ fn query_udp(from: SocketAddr, to: SocketAddr, timeout: Duration) -> io::Result<
     Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
-/// Reads what a server said: who he is, his port, whom he saw.
+/// Parses the answer of a server: its name, its port, the client's address.
 fn parse_answer(text: &str) -> Answer {
     let mut words = text.rsplitn(3, ' ');
     let client = words.next().and_then(|word| word.parse().ok());

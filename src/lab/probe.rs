@@ -1,8 +1,8 @@
-//! Probes: who asks what, what must become of it, what did.
+//! Probes: packets to send, their expected results, and their actual results.
 //!
-//! Where an answer finds its way back a real client asks a real server, which proves both directions. Otherwise (protocols
-//! that no server here speaks, targets that answer past this host, nobody who should get it) the first packet is sent and
-//! watched for.
+//! If an answer can return, a real client connects to a real server, which proves both directions. Otherwise only the
+//! first packet is sent and captured. This is so for protocols without a server here, for targets whose answer bypasses
+//! the host, and for packets that the host should drop.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,22 +21,22 @@ use crate::model::meaning::{Dropped, Fate, Host, meaning};
 use crate::model::precedence;
 use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
 
-/// How long an answer may take.
+/// The timeout for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The source ports of planned packets, one after the other: none that a client which asks gets (`ip_local_port_range`).
+/// The source ports of planned packets. Linux does not assign these ports to clients (`ip_local_port_range`).
 const SOURCE_PORTS: std::ops::Range<u16> = 10_000..30_000;
 
-/// From where a probe is sent.
+/// The place that a probe is sent from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vantage {
-    /// From a client behind an uplink.
+    /// A client behind an uplink.
     Outside,
-    /// From the host itself.
+    /// The host under test.
     Host,
-    /// From behind a bridge.
+    /// A host behind a bridge.
     Inside,
-    /// From a neighbour of the target.
+    /// A neighbour of the target, on the same bridge.
     Hairpin,
 }
 
@@ -51,21 +51,21 @@ impl fmt::Display for Vantage {
     }
 }
 
-/// A packet to send, and what must become of it.
+/// A packet to send, and its expected result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// What.
+    /// The packet as its sender sends it.
     pub packet: Packet,
-    /// What must become of it.
+    /// The result that the rules require.
     pub fate: Fate,
 }
 
-/// What became of it.
+/// The actual result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
-    /// What a client heard.
+    /// The answer that a client received.
     Answer(Answer),
-    /// Where a packet without an answer was seen.
+    /// The place where a packet without an answer was captured.
     Observation(Observation),
 }
 
@@ -82,19 +82,19 @@ impl fmt::Display for ProbeResult {
     }
 }
 
-/// A probe and what became of it.
+/// A probe with its actual result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// The probe.
+    /// The packet and its expected result.
     pub probe: Probe,
-    /// From where it was sent.
+    /// The place that the packet was sent from.
     pub vantage: Vantage,
-    /// What became of it.
+    /// The actual result of the probe.
     pub outcome: ProbeResult,
 }
 
 impl Report {
-    /// Whether that is what must become of it.
+    /// Returns true if the actual result is the expected one.
     pub fn is_as_expected(&self) -> bool {
         let Probe { packet, fate } = &self.probe;
         match &self.outcome {
@@ -103,7 +103,7 @@ impl Report {
         }
     }
 
-    /// What must become of it, in the words of an answer.
+    /// Returns the expected result in the wording of an answer.
     pub fn expected(&self) -> String {
         match &self.probe.fate {
             Fate::Dropped(why) => format!("nobody gets it: {}", drop_reason(*why)),
@@ -118,7 +118,7 @@ impl Report {
     }
 }
 
-/// Why nobody gets a packet.
+/// Returns the reason for a drop, for messages.
 fn drop_reason(why: Dropped) -> &'static str {
     match why {
         Dropped::Martian => "over a wire no loopback address is anybody's",
@@ -129,7 +129,8 @@ fn drop_reason(why: Dropped) -> &'static str {
     }
 }
 
-/// Whether an answer is what must come. The client's port is not known beforehand, so only a pool's ports are compared.
+/// Returns true if an answer agrees with the expected result. The client's port is not known beforehand, so only the
+/// ports of a pool are compared.
 fn answer_matches(fate: &Fate, answer: &Answer) -> bool {
     let (address, expected, source) = match fate {
         Fate::Dropped(_) => return !matches!(answer, Answer::From { .. }),
@@ -140,14 +141,14 @@ fn answer_matches(fate: &Fate, answer: &Answer) -> bool {
     *server == address && port == expected && source.allows(*client, client.port())
 }
 
-/// At most `limit` forwards, spread evenly.
+/// Returns at most `limit` forwards, sampled evenly.
 pub(super) fn sample_forwards(asked: &Asked, limit: usize) -> Vec<&Binding> {
     let all: Vec<&Binding> = asked.bindings.iter().map(|owned| &owned.rule).collect();
     let count = all.len().min(limit);
     (0..count).filter_map(|index| all.get(index * all.len() / count).copied()).collect()
 }
 
-/// The forwards that one of the packets could meet, by protocol and port.
+/// Returns the forwards that match the protocol and destination port of a packet.
 pub(super) fn forwards_for<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a Binding> {
     let meets = |binding: &&Binding| {
         let of_protocol = packets.iter().filter(|packet| packet.protocol == binding.protocol);
@@ -157,7 +158,8 @@ pub(super) fn forwards_for<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a 
     asked.bindings.iter().map(|owned| &owned.rule).filter(meets).collect()
 }
 
-/// Packets for the chosen forwards: first, middle and last port of each, from everywhere; and for every other rule.
+/// Returns packets to the first, middle and last port of each chosen forward, from every vantage, and packets for all
+/// other rules.
 pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
     let mut packets: Vec<Packet> = Vec::new();
     for binding in chosen {
@@ -183,7 +185,8 @@ pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -
     packets
 }
 
-/// A packet whose source port is still to be said. No rule looks at it, but two connections must not have the same.
+/// Returns a packet whose source port is set later, or `None` if the families differ. No rule matches source ports, but
+/// each connection needs its own.
 fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface: Option<IfName>) -> Option<Packet> {
     (Family::of(source) == Family::of(destination.ip())).then(|| Packet {
         protocol,
@@ -193,7 +196,8 @@ fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface
     })
 }
 
-/// Packets to one port of a forward: by a client that it lets in, by one that it does not, by the host, by a neighbour.
+/// Returns packets to one port of a forward: from a client inside its `from` prefix, from the ordinary client, from the
+/// host and from a neighbour of the target.
 fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> {
     let Some(uplink) = topology.uplink_of(binding) else { return Vec::new() };
     let family = family_index(binding.family);
@@ -219,7 +223,7 @@ fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Pac
     packets
 }
 
-/// A packet for every rule about what leaves, and for what 1:1 translations make of it.
+/// Returns a packet for each masquerade and snat rule, and one for each 1:1 translation.
 fn egress_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let mut rules: Vec<(Option<IpNetwork>, Way, Vec<Family>)> = Vec::new();
     for (egress, _) in precedence::ordered(asked) {
@@ -236,8 +240,9 @@ fn egress_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     packets
 }
 
-/// A packet that leaves by a way that a rule is about, from whom it is about; if possible from one that no `narrow` prefix
-/// is about as well.
+/// Returns a packet that an egress rule matches, by its `from` prefix and egress interface.
+///
+/// If possible, the source is outside of the prefixes in `narrow` that are longer than `from`.
 fn egress_packet(
     from: Option<IpNetwork>,
     way: &Way,
@@ -265,12 +270,13 @@ fn egress_packet(
     let about = |(address, arrived): &(IpAddr, Option<&str>)| {
         Family::of(*address) == family && from.is_none_or(|from| from.contains(*address)) && *arrived != by
     };
-    // The first of the least.
+    // `min_by_key` returns the first source that no longer prefix contains, or else the first one.
     let (source, arrived) = senders(topology).filter(about).min_by_key(|(address, _)| narrower(*address))?;
     packet(Protocol::Tcp, source, destination, arrived.and_then(|name| name.parse().ok()))
 }
 
-/// Everybody who may send, with the interface that he is behind; this host comes last.
+/// Returns the addresses of all possible senders, each with the host's interface to it. The host's own addresses come
+/// last.
 fn senders(topology: &Topology) -> impl Iterator<Item = (IpAddr, Option<&str>)> {
     let neighbours =
         topology.subnets.iter().filter_map(|subnet| Some((subnet.neighbour?, Some(subnet.bridge.as_str()))));
@@ -284,7 +290,7 @@ fn senders(topology: &Topology) -> impl Iterator<Item = (IpAddr, Option<&str>)> 
     neighbours.chain(targets).chain(clients).chain(host)
 }
 
-/// A packet from outside into every isolated network, at a port that nothing publishes.
+/// Returns a packet from outside into every isolated network, to a port that is not published.
 fn isolation_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     let isolated =
         |bridge: &str| asked.networks.iter().any(|owned| owned.rule.isolate && owned.rule.name.as_str() == bridge);
@@ -298,7 +304,7 @@ fn isolation_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
     subnets.filter_map(into).collect()
 }
 
-/// What must become of packets.
+/// Computes the expected result of each packet.
 pub(super) fn predict(packets: Vec<Packet>, sets: &[RuleSet], host: &Host) -> Vec<Probe> {
     let probe = |packet: Packet| Probe { fate: meaning(sets, host, &packet).fate, packet };
     packets.into_iter().map(probe).collect()
@@ -314,7 +320,8 @@ impl Probe {
         }
     }
 
-    /// Who should answer; none where nobody should, or where no answer comes back.
+    /// Returns the namespace and address of the server that should answer. Returns `None` if no server should answer,
+    /// or if the answer would not come back through the host.
     pub(super) fn server<'a>(&self, topology: &'a Topology) -> Option<(&'a Netns, SocketAddr)> {
         if !matches!(self.packet.protocol, Protocol::Tcp | Protocol::Udp) {
             return None;
@@ -322,7 +329,7 @@ impl Probe {
         match &self.fate {
             Fate::Dropped(_) => None,
             Fate::Here { port, .. } => Some((&topology.host, SocketAddr::new(self.packet.destination.ip(), *port))),
-            // The target answers past this host.
+            // The target answers the client directly and bypasses the host.
             Fate::Leaves { by, seen, .. }
                 if self.packet.interface.as_ref() == Some(by) && seen.first == self.packet.source.ip() =>
             {
@@ -333,14 +340,14 @@ impl Probe {
     }
 }
 
-/// Sends the packet of a probe and says where it was seen.
+/// Sends the packet of a probe and reports where it was captured.
 pub(super) fn observe(probe: Probe, topology: &Topology, capture: &Capture<'_>) -> Result<Report, LabError> {
     let seen = capture.send(std::slice::from_ref(&probe.packet))?;
     let outcome = ProbeResult::Observation(seen.into_iter().next().unwrap_or(Observation::NotSeen));
     Ok(Report { vantage: probe.vantage(topology), probe, outcome })
 }
 
-/// Sends a probe, by a client that asks where there may be an answer, and says what became of it.
+/// Sends a probe and reports its result. If a server should answer, a real client connects.
 pub(super) fn send(probe: Probe, topology: &Topology, capture: &Capture<'_>) -> Result<Report, LabError> {
     let packet = &probe.packet;
     match topology.sender(packet) {

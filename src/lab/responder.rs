@@ -1,4 +1,4 @@
-//! Servers at the targets that reply whom they see.
+//! Servers at the targets. Each answers with its own name and the client's address.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -16,10 +16,10 @@ use super::probe::Probe;
 use super::topology::Topology;
 use crate::model::Protocol;
 
-/// Servers; they end with the process.
+/// The running servers. They end with the process.
 pub(super) struct Responders;
 
-/// Starts a server for everything that a probe should reach.
+/// Starts a server at each address and port that a probe should reach.
 pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders, LabError> {
     let mut started: BTreeSet<(String, Protocol, u16, bool)> = BTreeSet::new();
     for probe in probes {
@@ -35,7 +35,7 @@ pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders,
     Ok(Responders)
 }
 
-/// Binds in the namespace of the calling thread, and serves from then on.
+/// Binds a socket in the namespace of the calling thread and serves it in a new thread.
 fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Result<()> {
     let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let at = SocketAddr::new(any, port);
@@ -67,7 +67,7 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
     Ok(())
 }
 
-/// One family only, so that a server for each can have the same port.
+/// Binds to one family only, so that an IPv4 and an IPv6 server can share a port.
 fn bind_tcp(at: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
     if at.is_ipv6() {
@@ -91,7 +91,7 @@ fn bind_udp(at: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Receives a request: who asks, and at which address of ours.
+/// Receives a request. Returns the client's address and the local address that the request was sent to.
 fn receive(socket: &UdpSocket, request: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
     let (mut parts, mut control) = ([IoSliceMut::new(request)], cmsg_space!(in6_pktinfo, in_pktinfo));
     let flags = MsgFlags::empty();
@@ -113,8 +113,9 @@ fn receive(socket: &UdpSocket, request: &mut [u8]) -> std::io::Result<(SocketAdd
     Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, local))
 }
 
-/// Answers from the address that was local at: left to itself the kernel takes the one that leads to the peer, and NAT
-/// does not know the answer then.
+/// Sends an answer from the address that received the request.
+///
+/// Without a source address the kernel chooses the one on the route to the peer, and NAT does not recognise the answer.
 fn send_answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<usize> {
     let parts = [IoSlice::new(text)];
     let (v4, v6);

@@ -1,18 +1,19 @@
-//! Packets sent from one namespace, and seen where they arrive.
+//! Raw sockets: sends packets from one namespace, and receives them in another one.
 //!
-//! Comes in: a protocol, two addresses with ports, a number ([`Datagram`]). Goes out: the same of each packet that got to a
-//! namespace, as the rules on its way changed it. Nothing is connected and nobody answers, so connection tracking sees
-//! each packet as a new connection, and thousands a second can be sent and told apart.
+//! Input: numbered packets ([`Datagram`]). Output: each packet that reached a namespace, as NAT on its path changed it.
+//! The senders open no connections and nothing answers, so connection tracking sees each packet as a new connection.
+//! Thousands of packets a second can be sent and told apart.
 //!
-//! Be aware: a kernel that is asked at a port without a socket does answer, with a TCP reset or an ICMP error. Those
-//! carry no number and are not seen here, but they can end what connection tracking knows. And a link whose neighbour
-//! is not known yet keeps some 250 packets until the neighbour answers and silently drops older ones: send one and wait
-//! for it first.
+//! Be aware: a kernel answers a packet to a closed port with a TCP reset or an ICMP error. Such an answer has no
+//! number, so it is not received here, but it can end the connection in connection tracking.
 //!
-//! Measured, Linux 6.18: what comes in of UDP-Lite is invalid to connection tracking, also from the kernel's own
-//! sockets, unless `net.netfilter.nf_conntrack_checksum` is 0, because it is checked as if it were UDP; what a host
-//! sends itself is tracked. DCCP is tracked by addresses alone, so its ports are never translated, and with its address
-//! translated it keeps a checksum that is wrong from then on.
+//! A link to an unresolved neighbour queues about 250 packets until the neighbour answers, and drops older ones
+//! silently. So send one packet first and wait for it.
+//!
+//! Measured on Linux 6.18: incoming UDP-Lite packets are invalid to connection tracking unless
+//! `net.netfilter.nf_conntrack_checksum` is 0, because it verifies them as UDP. This also holds for packets of the
+//! kernel's own sockets. UDP-Lite packets that a host sends itself are tracked. DCCP is tracked by addresses alone, so
+//! NAT never translates its ports. NAT of a DCCP address leaves a wrong checksum.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -30,20 +31,20 @@ pub use super::datagram::Datagram;
 use super::{LabError, Netns};
 use crate::model::Protocol;
 
-/// Takes the place of the port in the address of a raw socket: the packet itself says what it is.
+/// The port in the address of a raw socket. The packet itself has the real port.
 const RAW_PORT: u16 = 0;
 
-/// `IPPROTO_RAW`: what is sent begins with its IP header, in both families, and nothing is received.
+/// `IPPROTO_RAW`: the sender supplies the IP header in both families, and the socket receives nothing.
 const IPPROTO_RAW: i32 = 255;
 
-/// Room for packets that nobody has drained yet, and for those that wait for a neighbour to answer, in bytes. A packet
-/// takes about 1 kB of it.
+/// The socket buffer size in bytes, for packets that wait to be drained or for a neighbour to answer. Each packet takes
+/// about 1 kB.
 const BUFFER_SIZE: usize = 64 << 20;
 
-/// Longer than any packet of ours, with all options that an IPv4 header can have.
+/// A length in bytes above that of each packet, with all options that an IPv4 header can have.
 const MAX_PACKET: usize = 256;
 
-/// Sends from one namespace, through its own output rules and NAT.
+/// Raw sockets that send from one namespace. Its output rules and NAT apply.
 #[derive(Debug)]
 pub struct Sender {
     v4: Socket,
@@ -51,16 +52,16 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Opens sockets in a namespace; they stay there, so packets can then be sent by any thread.
+    /// Opens sockets in a namespace. The sockets stay in it, so any thread can then send packets.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no raw sockets can be had in it.
+    /// If the thread cannot enter the namespace, or the process may not open raw sockets.
     pub fn open(netns: &Netns) -> Result<Self, LabError> {
         let opened = netns.run(|| -> io::Result<Self> {
             let socket = |domain| -> io::Result<Socket> {
                 let socket = Socket::new(domain, Type::RAW, Some(IPPROTO_RAW.into()))?;
                 socket.set_nonblocking(true)?;
-                // With the usual 200 kB one neighbour that does not answer stops all sending for seconds.
+                // With the default of 200 kB, one neighbour that does not answer stops all sending for seconds.
                 if setsockopt(&socket, SndBufForce, &BUFFER_SIZE).is_err() {
                     socket.set_send_buffer_size(BUFFER_SIZE)?;
                 }
@@ -71,14 +72,14 @@ impl Sender {
         opened.map_err(|error| LabError::Io("opening sockets to send packets", error))
     }
 
-    /// Sends a packet; its source need not be an address of the namespace.
+    /// Sends a packet. Its source may be an address that the namespace does not have.
     ///
-    /// On links between namespaces it has usually arrived when this returns.
+    /// On links between namespaces the packet has usually arrived when this function returns.
     ///
     /// # Errors
-    /// `ENETUNREACH` where there is no route (`EADDRNOTAVAIL` where there is no IPv6 address either), `EPERM` where the
-    /// namespace's own rules drop it, `EAGAIN` where too many packets wait for neighbours, `EINVAL` where the
-    /// addresses are of two families.
+    /// `ENETUNREACH` if there is no route, or `EADDRNOTAVAIL` if there is no IPv6 address either. `EPERM` if the
+    /// namespace's own rules drop the packet. `EAGAIN` if too many packets wait for neighbours. `EINVAL` if the
+    /// families of the addresses differ.
     pub fn send(&self, datagram: &Datagram) -> io::Result<()> {
         let socket = match (datagram.source, datagram.destination) {
             (SocketAddr::V4(_), SocketAddr::V4(_)) => &self.v4,
@@ -98,32 +99,33 @@ impl Sender {
     }
 }
 
-/// Sees what reaches one namespace, from when it was opened.
+/// Sockets that receive the packets that reach one namespace.
 #[derive(Debug)]
 pub struct Receiver(Vec<Listener>);
 
 impl Receiver {
-    /// Sees what comes in by any link, before any NAT, whether it is then delivered, forwarded or dropped.
+    /// Receives incoming packets of all links, before NAT, whether the namespace then delivers, forwards or drops them.
     ///
-    /// What leaves, what loops on `lo`, and what a link carries for another's hardware address is not seen. What comes
-    /// in through a bridge of this namespace is seen once, as of the bridge; what the bridge only switches is not.
+    /// This excludes outgoing packets, packets on `lo`, and packets for another hardware address. A packet that comes
+    /// in through a bridge of this namespace is received once, from the bridge. Packets that the bridge only switches
+    /// are not received.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no packet sockets can be had in it.
+    /// If the thread cannot enter the namespace, or the process may not open packet sockets.
     pub fn ingress(netns: &Netns) -> Result<Self, LabError> {
-        // Not ETH_P_ALL: that hears everything twice, when it comes in by a bridge port and when the bridge hands it
-        // up, and keeps what leaves in the same receive buffer (measured, Linux 6.18).
+        // Not ETH_P_ALL: it delivers each packet of a bridge twice, from the port and from the bridge. It also puts
+        // outgoing packets into the same receive buffer (measured, Linux 6.18).
         let listeners = || [ETH_P_IP, ETH_P_IPV6].into_iter().map(Listener::open_packet).collect::<io::Result<_>>();
         let opened = netns.run(listeners)?;
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets arrive", error))
     }
 
-    /// Sees what this namespace delivers to itself, by whichever link and by `lo`, after its NAT and filters.
+    /// Receives packets that this namespace delivers to itself, from any link and from `lo`, after its NAT and filters.
     ///
-    /// There need be no socket that the packet is for.
+    /// The packet needs no listening socket.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no raw sockets can be had in it.
+    /// If the thread cannot enter the namespace, or the process may not open raw sockets.
     pub fn delivered(netns: &Netns) -> Result<Self, LabError> {
         let listeners = || {
             let both = |protocol| [Listener::open_raw_ipv4(protocol), Listener::open_raw_ipv6(protocol)];
@@ -133,16 +135,15 @@ impl Receiver {
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets delivered", error))
     }
 
-    /// Everything of ours that is there now, without waiting. Packets of one protocol and family are in the order in
-    /// which they came.
+    /// Returns the received packets without waiting. Packets of one protocol and family are in the order of arrival.
     ///
     /// # Errors
-    /// `ENOBUFS` where packets were lost because they were not drained in time. The kernel says so only with the next
-    /// packet that is not lost. What else was there is gone, so nothing can be concluded from what is missing; the next
-    /// call starts afresh.
+    /// `ENOBUFS` if the receive buffer overflowed and packets were lost. The kernel reports the loss only with the next
+    /// packet that it delivers. The packets of this call are discarded, so a missing packet proves nothing. The next
+    /// call works normally.
     pub fn drain(&self) -> io::Result<Vec<Datagram>> {
         let (mut seen, mut result) = (Vec::new(), Ok(()));
-        // All are emptied, even if one has failed.
+        // Drain every socket, even if one has failed.
         for listener in &self.0 {
             result = result.and(listener.drain(&mut seen));
         }
@@ -150,27 +151,27 @@ impl Receiver {
     }
 }
 
-/// Where packets are received, which decides what a socket gives of them.
+/// The kind of a socket, which decides the form of its packets.
 #[derive(Debug, Clone, Copy)]
 enum SocketKind {
-    /// At the links: from the IP header on, whether they are for us or not.
+    /// A packet socket at the links: starts at the IP header. Also receives packets for other hosts.
     Packet,
-    /// At delivery: from the IP header on.
+    /// A raw IPv4 socket at delivery: starts at the IP header.
     RawIpv4,
-    /// At delivery: from behind the IP header on, the addresses apart.
+    /// A raw IPv6 socket at delivery: starts after the IP header. The addresses are ancillary data.
     RawIpv6(Protocol),
 }
 
-/// A socket that hears packets.
+/// A socket that receives packets.
 #[derive(Debug)]
 struct Listener {
     socket: Socket,
     socket_kind: SocketKind,
-    /// How many packets were lost of which the caller knows; the kernel counts from the socket's beginning.
+    /// The lost packets reported to the caller so far. The kernel counts from the opening of the socket.
     lost: AtomicU32,
 }
 
-/// What a socket gave.
+/// One message from a socket.
 struct Received<S> {
     length: usize,
     sender: Option<S>,
@@ -196,7 +197,7 @@ impl Listener {
 
     fn open(domain: Domain, kind: Type, protocol: i32, socket_kind: SocketKind) -> io::Result<Self> {
         let socket = Socket::new(domain, kind, Some(protocol.into()))?;
-        // Root of a user namespace may not go beyond `net.core.rmem_max`.
+        // Root of a user namespace may not exceed `net.core.rmem_max`.
         if setsockopt(&socket, RcvBufForce, &BUFFER_SIZE).is_err() {
             socket.set_recv_buffer_size(BUFFER_SIZE)?;
         }
@@ -217,7 +218,8 @@ impl Listener {
         if self.lost.load(Ordering::Relaxed) == known { Ok(()) } else { Err(Errno::ENOBUFS.into()) }
     }
 
-    /// The next packet, if it is one of ours, and how many were lost before it; none where there is no next.
+    /// Receives the next packet. Returns `None` if no packet waits; otherwise the packet, if it is a numbered one, and
+    /// the kernel's count of lost packets.
     fn next(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<(Option<Datagram>, Option<u32>)>> {
         Ok(match self.socket_kind {
             SocketKind::Packet => self.receive::<LinkAddr>(buffer, control)?.map(|received| {
@@ -239,7 +241,7 @@ impl Listener {
         })
     }
 
-    /// Receives a packet without waiting for it.
+    /// Receives a packet without waiting.
     fn receive<S: SockaddrLike>(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Received<S>>> {
         let socket = self.socket.as_raw_fd();
         loop {
@@ -247,7 +249,7 @@ impl Listener {
             let message = match recvmsg::<S>(socket, &mut parts, Some(control), MsgFlags::MSG_DONTWAIT) {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(None),
-                // A link that went down is told once, and says nothing of the packets.
+                // The kernel reports a link that went down once, as an error without a packet.
                 Err(Errno::EINTR | Errno::ENETDOWN) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -267,7 +269,7 @@ impl Listener {
     }
 }
 
-/// Whether a packet came in by a real link and is for this host.
+/// Returns true if a packet came in on a link other than `lo` and is addressed to this host.
 fn is_arrival(link: &LinkAddr) -> bool {
     [PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST].contains(&link.pkttype()) && link.hatype() != ARPHRD_LOOPBACK
 }
@@ -291,7 +293,7 @@ mod tests {
         assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::InvalidInput));
     }
 
-    /// None where namespaces cannot be had, and says so; with CI set that is a failure.
+    /// Creates a namespace. Returns `None` and prints a message if that is not allowed, or panics if CI is set.
     fn namespace() -> Option<Netns> {
         let error = match Netns::new() {
             Ok(netns) => return Some(netns),
@@ -303,7 +305,8 @@ mod tests {
         None
     }
 
-    /// Two namespaces and the link between them, with our addresses; the second has its own behind a bridge.
+    /// Creates two namespaces joined by a veth pair, with the addresses of `V4` and `V6`. The second namespace has its
+    /// addresses on a bridge.
     fn pair() -> Option<(Netns, Netns)> {
         let (here, there) = (namespace()?, namespace()?);
         let wire = |links: &Links, name: &str, side: usize| {
@@ -329,14 +332,14 @@ mod tests {
         Some((here, there))
     }
 
-    /// What was seen when there are as many as expected, or no more come.
+    /// Returns the packets received until the expected number has arrived or three seconds have passed.
     fn seen(receiver: &Receiver, expected: usize) -> Vec<Datagram> {
         let (mut seen, start) = (Vec::new(), Instant::now());
         while seen.len() < expected && start.elapsed() < Duration::from_secs(3) {
             seen.extend(receiver.drain().expect("drained"));
             thread::sleep(Duration::from_millis(1));
         }
-        // One too many would come at once.
+        // A surplus packet would arrive at once.
         seen.extend(receiver.drain().expect("drained"));
         seen.sort_by_key(|datagram| datagram.number);
         seen
@@ -401,7 +404,7 @@ mod tests {
         for _ in 0..100 {
             sender.send(&datagram).expect("sent");
         }
-        // The loss is known with the next that is not lost.
+        // The kernel reports the loss with the next packet that it delivers.
         let first = receiver.drain().expect("drained").len();
         assert!((1..100).contains(&first), "{first}");
         sender.send(&datagram).expect("sent");
