@@ -111,7 +111,7 @@ fn a_container_has_its_own_process_1_which_reaps_and_is_started_again() {
     let list = machine.ok(&["list"]);
     assert!(list.contains("missing: process 1 of its own in `web`: sleep infinity"), "{list}");
     let said = machine.lab(&["exec", "web", "--", "true"]);
-    assert!(said.code == 1 && said.stderr.contains("the container `web` has no process any more"), "{said:?}");
+    assert!(said.code == 1 && said.stderr.contains("the process of the container `web` has ended"), "{said:?}");
     assert!(machine.ok(&["up", DOCKER]).ends_with("docker: 1 made, 0 removed\n"));
     assert_eq!(machine.lab(&["exec", "web", "--", "true"]).code, 0);
     // A name that is gone with its namespace held by a process: all of it is made anew.
@@ -206,7 +206,7 @@ fn the_rules_of_others_are_not_contradicted_and_stay() {
     other(text);
     let said = machine.lab(&["up", DOCKER]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is a rule set `lab-docker` already"), "{said:?}");
+    assert!(said.stderr.contains("the rule set `lab-docker` exists"), "{said:?}");
     machine.says(PORTFWD, &["flush"]);
     machine.ok(&["up", DOCKER]);
     other(text);

@@ -225,11 +225,11 @@ fn what_others_made_is_refused_and_stays() {
     let before = machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]);
     let said = machine.lab(&["up", RED_BLUE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is a namespace `red` already"), "{said:?}");
+    assert!(said.stderr.contains("the namespace `red` exists"), "{said:?}");
     let bridge = machine.file("name = \"b\"\n[[namespace]]\nname = \"green\"\n[[bridge]]\nname = \"v-net-0\"\n");
     let said = machine.lab(&["up", &bridge]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
+    assert!(said.stderr.contains("the interface `v-net-0` exists in the host"), "{said:?}");
     assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "it is no lab's");
     assert_eq!(machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]), before);
     // What takes the place of something of ours is no more ours.

@@ -223,7 +223,7 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
     for step in &change.foreign {
         writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;
     }
-    if let Some(why) = &change.unnoted {
+    if let Some(why) = &change.journal_error {
         writeln!(output.stderr, "note: it is done, but that could not be noted: {why}")?;
     }
     if global.json {
@@ -239,7 +239,7 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
         writeln!(output.stdout, "+ {step}")?;
     }
     let (made, removed) = (change.made.len(), change.removed.len());
-    match (change.is_none(), dry) {
+    match (change.is_empty(), dry) {
         (true, _) => writeln!(output.stdout, "{name}: unchanged")?,
         (false, true) => writeln!(output.stdout, "{name}: {made} to make, {removed} to remove")?,
         (false, false) => writeln!(output.stdout, "{name}: {made} made, {removed} removed")?,

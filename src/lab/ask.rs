@@ -11,7 +11,7 @@ use crate::model::Protocol;
 /// The result of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// A server answered.
+    /// The server accepted the request and answered.
     From {
         /// The target's address, or `this host`.
         server: String,

@@ -179,7 +179,7 @@ fn to_ipv6(address: IpAddr) -> Ipv6Addr {
 
 /// Returns a length in network byte order.
 fn length_field(bytes: usize) -> [u8; 2] {
-    u16::try_from(bytes).expect("our packets are short").to_be_bytes()
+    u16::try_from(bytes).expect("a packet is short").to_be_bytes()
 }
 
 /// Returns the checksum of RFC 1071. Each part must have an even length.
@@ -223,14 +223,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn an_encoded_packet_decodes_to_itself() {
         for datagram in all_protocols([V4, V6]) {
             assert_eq!(Datagram::decode(&datagram.encode()), Some(datagram));
         }
     }
 
     #[test]
-    fn what_follows_a_packet_is_ignored_and_options_are_skipped() {
+    fn trailing_bytes_are_ignored_and_options_are_skipped() {
         for datagram in all_protocols([V4, V6]) {
             let mut bytes = datagram.encode();
             bytes.extend([0; 7]);
@@ -246,7 +246,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_none_of_ours() {
+    fn a_truncated_packet_is_rejected() {
         for datagram in all_protocols([V4, V6]) {
             let bytes = datagram.encode();
             for end in 0..bytes.len() {
@@ -265,7 +265,7 @@ pub(super) mod tests {
 
     /// Sets every byte to every value. Decoding must not panic, and at most one field may differ.
     #[test]
-    fn what_is_damaged_is_none_of_ours_or_says_what_it_is() {
+    fn a_damaged_packet_is_rejected_or_differs_in_one_field() {
         for datagram in all_protocols([V4, V6]) {
             let whole = datagram.encode();
             for (at, value) in (0..whole.len()).flat_map(|at| (0..=u8::MAX).map(move |value| (at, value))) {
@@ -284,7 +284,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn fragments_and_other_packets_are_none_of_ours() {
+    fn fragments_and_other_packets_are_rejected() {
         let datagram = all_protocols([V4, V6])[1];
         for (at, value) in [(6, 0x20), (6, 0x01), (7, 1), (9, 1), (0, 0x44), (0, 0x55), (28, b'P')] {
             let mut bytes = datagram.encode();
@@ -300,7 +300,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn checksums_are_right() {
+    fn checksums_are_correct() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         // RFC 1071, section 3.
         assert_eq!(internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);

@@ -8,13 +8,13 @@ use crate::engine::EngineError;
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The process is not root and may not create a user namespace.
-    #[error("may not make network namespaces: not root, and unprivileged user namespaces are not allowed here")]
+    #[error("cannot create network namespaces: not root, and unprivileged user namespaces are disabled")]
     NotAllowed(#[source] io::Error),
     /// No network can be planned for the rule sets.
     #[error("{0}")]
     Topology(String),
     /// The kernel refused a link, an address or a route.
-    #[error("cannot make {0} in the throw-away network")]
+    #[error("cannot create {0} in the throw-away network")]
     Link(String, #[source] io::Error),
     /// Another system call failed. The text names the action.
     #[error("{0} failed in the throw-away network")]

@@ -68,7 +68,7 @@ impl Layout {
         let mut targets: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| target(binding)).collect();
         if let Some((address, home)) = targets.iter().find_map(|address| reserved_address(*address, &declared)) {
             return Err(LabError::Topology(format!(
-                "`{address}` cannot be tried: no single host of `{home}` can have it; declare the network that it is in"
+                "`{address}` cannot be tried: no host of `{home}` can have it; declare the network of the address"
             )));
         }
         targets.extend(residents.values());
@@ -171,7 +171,7 @@ impl Layout {
         }
         let mut routes = Vec::new();
         for (number, name) in self.numbered_uplinks() {
-            // These addresses are routed through the ordinary client.
+            // The host routes these addresses through the ordinary client.
             for ((_, from), address) in self.clients.iter().filter(|((uplink, _), _)| uplink == name) {
                 let gateway = uplink_address(number, CLIENT_END).get(family_index(Family::of_network(*from))).copied();
                 if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, host_prefix(*address)), name.parse()) {

@@ -41,7 +41,7 @@ pub struct Trial {
     /// The number of forwards in the rule sets, and the number of forwards that were probed. If the packets were given,
     /// the second number counts the forwards that match the protocol and port of a packet.
     pub forwards: (usize, usize),
-    /// One report for each probe, in the order of sending.
+    /// The reports, one per probe, in the order of sending.
     pub reports: Vec<Report>,
 }
 

@@ -73,7 +73,7 @@ impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answer(answer) => answer.fmt(f),
-            Self::Observation(Observation::NotSeen) => f.write_str("seen by nobody"),
+            Self::Observation(Observation::NotSeen) => f.write_str("not received"),
             Self::Observation(Observation::Delivered { to, from }) => {
                 write!(f, "this host got it at {to} from {}", from.ip())
             }
@@ -106,7 +106,7 @@ impl Report {
     /// Returns the expected result in the wording of an answer.
     pub fn expected(&self) -> String {
         match &self.probe.fate {
-            Fate::Dropped(why) => format!("nobody gets it: {}", drop_reason(*why)),
+            Fate::Dropped(why) => format!("dropped: {}", drop_reason(*why)),
             Fate::Here { port, seen, .. } => format!("this host port {port} sees {}", seen.first),
             Fate::Leaves { to, seen, .. } if seen.first == seen.last => {
                 format!("{} port {} sees {}", to.ip(), to.port(), seen.first)
@@ -121,11 +121,11 @@ impl Report {
 /// Returns the reason for a drop, for messages.
 fn drop_reason(why: Dropped) -> &'static str {
     match why {
-        Dropped::Martian => "over a wire no loopback address is anybody's",
-        Dropped::NoRoute => "this host has no route to it",
+        Dropped::Martian => "it has a loopback address and arrives from a wire",
+        Dropped::NoRoute => "this host has no route to its destination",
         Dropped::NotForwarded => "this host does not forward its family",
-        Dropped::Isolated => "the network is isolated, and nothing publishes this",
-        Dropped::NoAddress => "the interface has no address for it",
+        Dropped::Isolated => "its network is isolated, and no forward publishes this port",
+        Dropped::NoAddress => "its egress interface has no address for source NAT",
     }
 }
 

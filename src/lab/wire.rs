@@ -171,7 +171,7 @@ struct Listener {
     lost: AtomicU32,
 }
 
-/// One message from a socket.
+/// A message that a socket received.
 struct Received<S> {
     length: usize,
     sender: Option<S>,
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_families_are_refused() {
+    fn mixed_families_are_refused() {
         let v4 = all_protocols([V4, V6])[1];
         let mixed = Datagram { source: all_protocols([V6, V6])[1].source, ..v4 };
         assert_eq!(Datagram::decode(&mixed.encode()).map(|read| read.number), Some(mixed.number));
@@ -346,10 +346,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_seen_once_where_it_arrives_and_not_where_it_leaves() {
+    fn a_packet_is_received_once_and_only_at_its_destination() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) =
+        let (ingress, delivered) =
             (Receiver::ingress(&there).expect("receiver"), Receiver::delivered(&there).expect("receiver"));
         let leaving = [Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver")];
         let sent = all_protocols([V4, V6]);
@@ -357,17 +357,17 @@ mod tests {
             sender.send(datagram).expect("sent");
         }
         assert_eq!(seen(&delivered, sent.len()), sent);
-        assert_eq!(seen(&arriving, sent.len()), sent);
+        assert_eq!(seen(&ingress, sent.len()), sent);
         for receiver in leaving {
             assert_eq!(receiver.drain().expect("drained"), []);
         }
     }
 
     #[test]
-    fn what_a_namespace_sends_to_itself_is_delivered_but_does_not_arrive() {
+    fn loopback_packets_are_delivered_but_are_not_ingress() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) =
+        let (ingress, delivered) =
             (Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver"));
         let own = [V4, V6].map(|[own, _]| [own, own]);
         for sent in [all_protocols([["127.0.0.1"; 2], ["::1"; 2]]), all_protocols(own)] {
@@ -375,13 +375,13 @@ mod tests {
                 sender.send(datagram).expect("sent");
             }
             assert_eq!(seen(&delivered, sent.len()), sent);
-            assert_eq!(seen(&arriving, 0), []);
+            assert_eq!(seen(&ingress, 0), []);
         }
         drop(there);
     }
 
     #[test]
-    fn what_has_no_route_is_refused() {
+    fn a_packet_without_a_route_is_refused() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
         for datagram in all_protocols([[V4[0], "198.51.100.1"], [V6[0], "2001:db8:1::1"]]) {
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_packets_are_owned_up_to() {
+    fn lost_packets_are_reported() {
         let Some(netns) = namespace() else { return };
         netns.run(|| Links::open().expect("rtnetlink").up("lo").expect("up")).expect("inside");
         let (sender, receiver) =

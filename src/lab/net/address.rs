@@ -1,4 +1,4 @@
-//! The addresses of containers, as Docker gives them: the next free one of the bridge's subnet.
+//! Assigns addresses to containers as Docker does: the next free address of the bridge's subnet.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,12 +8,12 @@ use ipnetwork::IpNetwork;
 use super::description::{Bridge, Container, End};
 use crate::model::ParseError;
 
-/// The addresses of a container, at most one a family, each with the length of its subnet, and the bridge's address there;
-/// none where it is at no bridge of the file.
+/// The addresses of one container, at most one per family, each with the subnet's prefix length and the bridge's
+/// address. Empty if the container's bridge is not in the file.
 pub(super) type Assigned = Result<Vec<(IpNetwork, IpAddr)>, ParseError>;
 
-/// Gives every container its addresses: what it says, and of every other family of the bridge the next of its first subnet
-/// that nothing else in the file has.
+/// Assigns the addresses of every container. A configured address is used as it is. In each other family of the bridge
+/// the container gets the first free address of the bridge's first subnet.
 pub(super) fn assign_addresses(bridges: &[Bridge], ends: &[&End], containers: &[Container]) -> Vec<Assigned> {
     let of_bridges = bridges.iter().flat_map(|bridge| &bridge.addresses);
     let of_ends = ends.iter().flat_map(|end| &end.addresses);
@@ -31,7 +31,8 @@ pub(super) fn assign_addresses(bridges: &[Bridge], ends: &[&End], containers: &[
     containers.iter().map(&mut assign).collect()
 }
 
-/// The subnets of a bridge that a container has an address in: the first of each family, or that of the address it says.
+/// Returns the subnets of a bridge that a container has addresses in: the subnet of its configured address, and
+/// otherwise the first one of each family.
 fn subnets<'a>(bridge: &'a Bridge, container: &Container) -> Result<Vec<&'a IpNetwork>, ParseError> {
     if let Some(address) = container.address
         && !bridge.addresses.iter().any(|subnet| subnet.contains(address))
@@ -43,7 +44,7 @@ fn subnets<'a>(bridge: &'a Bridge, container: &Container) -> Result<Vec<&'a IpNe
     }
     if bridge.addresses.is_empty() {
         return Err(ParseError::new(
-            format!("`{}` has no address, so there is none for `{}`", bridge.name, container.name),
+            format!("the bridge `{}` has no address, so `{}` gets none", bridge.name, container.name),
             "give the bridge one, `address = [\"172.17.0.1/16\"]`",
         ));
     }
@@ -69,7 +70,7 @@ fn assign_in_subnet(
     let address = match container.address.filter(|address| address.is_ipv4() == subnet.is_ipv4()) {
         Some(address) if used.contains(&address) => {
             let help = "write another one, or leave it out for the next free one";
-            return Err(ParseError::new(format!("`{address}` is given twice"), help));
+            return Err(ParseError::new(format!("`{address}` is used twice"), help));
         }
         Some(address) => address,
         None => {
@@ -80,7 +81,7 @@ fn assign_in_subnet(
     Ok((IpNetwork::new(address, subnet.prefix()).map_err(|_| full())?, subnet.ip()))
 }
 
-/// The lowest address of a subnet that a host can have and that is not used.
+/// Returns the lowest usable host address of a subnet that is not `used`.
 fn first_free(subnet: IpNetwork, used: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     match (subnet.network(), subnet.broadcast()) {
         (IpAddr::V4(first), IpAddr::V4(last)) => {

@@ -1,4 +1,4 @@
-//! How the parts of a lab go together: names that are used twice, or that nothing has.
+//! Checks across the tables of a lab's file: duplicate names, and names that nothing has.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,10 +12,10 @@ use super::name::{LabName, NetnsName};
 use crate::config::reader::Reader;
 use crate::model::IfName;
 
-/// Where an interface is, and its name.
+/// The namespace of an interface (`None` for the host), and its name.
 type Link<'a> = (Option<&'a NetnsName>, &'a IfName);
 
-/// What is valid in a file, each with its place.
+/// The valid tables of a file, each with its position.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     pub namespaces: Vec<(Namespace, Range<usize>)>,
@@ -41,7 +41,7 @@ impl Parts {
     }
 }
 
-/// Reports what does not go together.
+/// Reports duplicate names, unknown names, and tables that contradict each other.
 pub(super) fn check(reader: &mut Reader, parts: &Parts) {
     namespaces(reader, parts);
     links(reader, parts);
@@ -51,7 +51,7 @@ pub(super) fn check(reader: &mut Reader, parts: &Parts) {
     containers(reader, parts);
 }
 
-/// Every network namespace, those of containers included.
+/// Returns every network namespace, including those of containers.
 fn namespace_names(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
     let own = parts.containers.iter().filter(|(container, _)| container.network != Attachment::Host);
     parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
@@ -75,12 +75,12 @@ fn namespaces(reader: &mut Reader, parts: &Parts) {
         let Some(name) = name else { continue };
         if !namespace_names(parts).any(|known| known == name) {
             let help = suggest(name.as_str(), namespace_names(parts).map(NetnsName::as_str), "[[namespace]]");
-            reader.problem(span.clone(), format!("there is no namespace `{name}` for it"), help);
+            reader.problem(span.clone(), format!("there is no namespace `{name}`"), help);
         }
     }
 }
 
-/// Every interface that the file names.
+/// Returns every interface that the file names.
 fn all_links(parts: &Parts) -> Vec<(Link<'_>, &Range<usize>)> {
     let bridges = parts.bridges.iter().map(|(bridge, span)| ((bridge.namespace.as_ref(), &bridge.name), span));
     let ends = parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans));
@@ -104,11 +104,11 @@ fn bridges(reader: &mut Reader, parts: &Parts) {
     for (bridge, span) in &parts.bridges {
         if bridge.kind == Kind::Ovs && bridge.namespace.is_some() {
             let help = "leave `namespace` out, or write `kind = \"linux\"`";
-            reader.problem(span.clone(), "a bridge of Open vSwitch is in the host, where its daemon is", help);
+            reader.problem(span.clone(), "an Open vSwitch bridge must be in the host, where its daemon runs", help);
         }
         if bridge.masquerade && bridge.network().is_none() {
             let help = "give it an `address` and no `namespace`, or leave `masquerade` out";
-            reader.problem(span.clone(), "only a bridge of the host with an address is masqueraded", help);
+            reader.problem(span.clone(), "`masquerade` needs a bridge in the host with an address", help);
         }
     }
 }
@@ -119,7 +119,11 @@ fn ports(reader: &mut Reader, parts: &Parts) {
         let here = || parts.bridges.iter().map(|(bridge, _)| bridge).filter(|bridge| bridge.namespace == end.namespace);
         if !here().any(|bridge| bridge.name == *name) {
             let help = suggest(name.as_str(), here().map(|bridge| bridge.name.as_str()), "[[bridge]]");
-            reader.problem(span.clone(), format!("there is no bridge `{name}` where `{}` is", end.name), help);
+            reader.problem(
+                span.clone(),
+                format!("there is no bridge `{name}` in the namespace of `{}`", end.name),
+                help,
+            );
         }
     }
 }
@@ -128,10 +132,10 @@ fn routes(reader: &mut Reader, parts: &Parts) {
     for (route, span) in &parts.routes {
         let Some(dev) = &route.dev else { continue };
         let here = || all_links(parts).into_iter().filter(|(link, _)| link.0 == route.namespace.as_ref());
-        // A container has `eth0`, and what the host has besides is not for the file to know.
+        // A container has `eth0`. The interfaces of the host are not all in the file.
         if route.namespace.is_some() && dev.as_str() != "eth0" && !here().any(|(link, _)| link.1 == dev) {
             let help = suggest(dev.as_str(), here().map(|(link, _)| link.1.as_str()), "[[veth]]");
-            reader.problem(span.clone(), format!("there is no interface `{dev}` where the route is"), help);
+            reader.problem(span.clone(), format!("there is no interface `{dev}` in the namespace of the route"), help);
         }
     }
 }
@@ -157,24 +161,25 @@ fn containers(reader: &mut Reader, parts: &Parts) {
     }
 }
 
-/// Ports are published at an address of the host that the container has one of the same family for.
+/// Checks that a port published at a host address has a container address of the same family.
 fn published(reader: &mut Reader, container: &Container, span: &Range<usize>, given: &[(IpNetwork, IpAddr)]) {
     for publish in &container.publish {
         let Some(listen) = publish.listen.address else { continue };
         if !given.is_empty() && !given.iter().any(|(address, _)| address.is_ipv4() == listen.is_ipv4()) {
-            let what = format!("`{publish}` cannot lead to `{}`, which has no address like that", container.name);
+            let what =
+                format!("`{publish}` cannot be forwarded to `{}`, which has no address of this family", container.name);
             reader.problem(span.clone(), what, "give the bridge an address of the same family");
         }
     }
 }
 
-/// What to do about a name that nothing has.
+/// Returns the help for an unknown name.
 fn suggest<'a>(name: &str, all: impl Iterator<Item = &'a str>, table: &str) -> String {
     let near = all.max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
     match near {
         Some(near) if strsim::jaro(near, name) > 0.75 || strsim::osa_distance(near, name) <= 1 => {
             format!("did you mean `{near}`?")
         }
-        _ => format!("describe it, `{table}`"),
+        _ => format!("add it as `{table}`"),
     }
 }

@@ -1,4 +1,4 @@
-//! Steps carried out: what is there of each, making it, taking it back.
+//! Executes steps: compares each step with the live state, makes it, or undoes it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,41 +22,41 @@ use crate::model::IfName;
 use crate::sys::offload;
 use crate::sys::rtnetlink::{IfPresent, Link, Rtnetlink};
 
-/// The namespaces that a lab is in.
+/// The namespaces of a lab, and all else that steps need.
 pub(super) struct Executor {
-    /// The host; none where it is gone.
+    /// The lab's host. `None` if it no longer exists.
     host: Option<Netns>,
-    /// Those that have been seen or made.
+    /// The namespaces that were found or created, by name.
     namespaces: BTreeMap<NetnsName, Netns>,
     rule_store: RuleStore,
-    /// The lock of all labs, where it is held.
+    /// The lock of all labs, if child processes must inherit it.
     lock: Option<File>,
-    /// Processes that were started and wait to be let go, by their words.
+    /// Container processes that wait for [`process::release`], by token.
     waiting: BTreeMap<String, Child>,
-    /// The bridges of Open vSwitch that have been seen or are to be made.
+    /// The Open vSwitch bridges that were found or will be created, by name.
     ovs_bridges: BTreeMap<IfName, OvsIdentity>,
-    /// Whether the processes that are made end with us.
+    /// True if container processes end with this process.
     bound: bool,
 }
 
 fn not_found(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("{what} is not there"))
+    io::Error::new(io::ErrorKind::NotFound, format!("{what} does not exist"))
 }
 
-/// A random_bytes token.
+/// Returns `N` bytes from /dev/urandom.
 fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The same as text.
+/// Returns a random token of 16 hexadecimal digits.
 fn random_token() -> io::Result<String> {
     Ok(random_bytes::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Executor {
-    /// `journals` know where rules are kept.
+    /// Creates an executor for a host. `journals` supplies the rule store.
     pub fn new(host: Option<Netns>, journals: &Journals) -> Self {
         Self {
             host,
@@ -69,19 +69,22 @@ impl Executor {
         }
     }
 
-    /// Has programs that are run hold the lock of all labs, so that the next one waits for them too.
+    /// Passes the lock of all labs to child processes. If this process is killed, the next command waits until they
+    /// have ended.
     pub fn inherit_lock(mut self, lock: &File) -> io::Result<Self> {
         self.lock = Some(lock.try_clone()?);
         Ok(self)
     }
 
-    /// Has the processes that are made end with us.
+    /// Sets whether container processes end with this process.
     pub fn bound(self, bound: bool) -> Self {
         Self { bound, ..self }
     }
 
-    /// Chooses the identity of what a step is to make. A namespace is made here, still without a name: killed before it has one,
-    /// it is gone with the process.
+    /// Returns a new identity for the object that a step creates.
+    ///
+    /// A namespace is created here, without a name. If this process is killed before the namespace has a name, the
+    /// kernel removes it.
     pub fn new_identity(&mut self, step: &Step) -> io::Result<Identity> {
         let mac = || random_bytes().map(Mac::new);
         Ok(match step {
@@ -107,7 +110,7 @@ impl Executor {
         })
     }
 
-    /// Starts a container's process, which waits: killed before it is let go, it goes with us.
+    /// Starts a container's process. It waits for its release, and ends if this process is killed before.
     fn start(&mut self, process: &Process) -> io::Result<ProcessIdentity> {
         let token = random_token()?;
         let location = Location((!process.host).then(|| process.name.clone()));
@@ -122,7 +125,7 @@ impl Executor {
         OvsDatabase { address: identity.database(), lock: self.lock.as_ref() }
     }
 
-    /// The database of a bridge that has been seen or is to be made.
+    /// Returns the database of a bridge that was found or will be created.
     fn ovs_database_of(&self, bridge: &IfName) -> io::Result<OvsDatabase<'_>> {
         self.ovs_bridges
             .get(bridge)
@@ -130,12 +133,12 @@ impl Executor {
             .ok_or_else(|| not_found(&format!("`{bridge}`")))
     }
 
-    /// Does something about rules in the host; nothing where that is gone.
+    /// Runs `job` in the host's namespace. Returns `None` if the host no longer exists.
     pub fn with_rule_store<T: Send>(&self, job: impl FnOnce(&RuleStore) -> T + Send) -> io::Result<Option<T>> {
         self.host.as_ref().map(|host| host.run(|| job(&self.rule_store)).map_err(into_io)).transpose()
     }
 
-    /// A namespace that has been seen or made.
+    /// Returns a namespace that was found or created.
     pub fn namespace(&self, location: &Location) -> Option<&Netns> {
         location.0.as_ref().map_or(self.host.as_ref(), |name| self.namespaces.get(name))
     }
@@ -144,12 +147,12 @@ impl Executor {
         self.namespaces.get(name).ok_or_else(|| not_found(&format!("`{name}`")))
     }
 
-    /// Does something in a namespace that must be there.
+    /// Runs `job` in a namespace, and fails if the namespace was not found.
     fn inside<T: Send>(&self, location: &Location, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         self.namespace(location).ok_or_else(|| not_found(&location.to_string()))?.run(job).map_err(into_io)?
     }
 
-    /// Does something with the links of a namespace that must be there.
+    /// Runs `job` with the links of a namespace, and fails if the namespace was not found.
     fn with_links<T: Send>(
         &self,
         location: &Location,
@@ -165,12 +168,12 @@ impl Executor {
         }
     }
 
-    /// Whether there is a link of this name, whoever made it.
+    /// Returns true if a link of this name exists, whatever created it.
     pub fn has_link(&self, location: &Location, name: &IfName) -> io::Result<bool> {
         self.find(location, name).map(|found| found.is_some())
     }
 
-    /// The number of a link that must be there.
+    /// Returns the index of a link, and fails if the link does not exist.
     fn index(&self, location: &Location, name: &IfName) -> io::Result<u32> {
         let found = self.find(location, name)?;
         found.map(|found| found.index).ok_or_else(|| not_found(&format!("`{name}`")))
@@ -180,7 +183,7 @@ impl Executor {
         dev.map(|dev| self.index(location, dev)).transpose()
     }
 
-    /// Looks at what is there of a step. Those before it must have been looked at.
+    /// Compares a step with the live state. Call this for all earlier steps first, because it opens their namespaces.
     pub fn presence(&mut self, entry: &Entry) -> io::Result<Presence> {
         let is = |here: bool| if here { Presence::Present } else { Presence::Absent };
         Ok(match (&entry.step, &entry.identity) {
@@ -236,13 +239,13 @@ impl Executor {
                     _ => Presence::Absent,
                 }
             }
-            // A identity of another kind: not what we wrote.
+            // The journal has an identity of the wrong kind.
             (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _) => Presence::Absent,
             (Step::Rules(_) | Step::Process(_), _) => Presence::Absent,
         })
     }
 
-    /// What is there of links that were made with these addresses: all of them, none, or others.
+    /// Compares links with the hardware addresses that they were created with.
     fn links_presence(&self, links: &[(Location, IfName)], macs: &[Mac]) -> io::Result<Presence> {
         let mut ours = 0;
         for ((location, name), mac) in links.iter().zip(macs) {
@@ -255,12 +258,12 @@ impl Executor {
         Ok(match ours {
             0 => Presence::Absent,
             _ if ours == links.len() => Presence::Present,
-            // One end was moved or renamed, or is where nobody finds it.
+            // An end was moved or renamed.
             _ => Presence::Partial,
         })
     }
 
-    /// Makes what a step makes, with its identity.
+    /// Makes a step, with its identity from the journal.
     pub fn make(&mut self, entry: &Entry) -> io::Result<()> {
         match (&entry.step, &entry.identity) {
             (Step::Namespace(name), Identity::Namespace(identity)) => {
@@ -288,7 +291,8 @@ impl Executor {
             (Step::OvsPort(port, bridge), _) => Ok(self.ovs_database_of(bridge)?.add_port(bridge, port)?),
             (Step::Rules(rules), Identity::Rules(token)) => self.make_rules(rules, token),
             (Step::Process(_), Identity::Process(identity)) => {
-                let child = self.waiting.remove(identity.token()).ok_or_else(|| not_found("our process"))?;
+                let child =
+                    self.waiting.remove(identity.token()).ok_or_else(|| not_found("the process of the container"))?;
                 process::release(child, self.bound)
             }
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, true),
@@ -312,14 +316,15 @@ impl Executor {
                 let dev = self.device(location, dev.as_ref())?;
                 self.with_links(location, |links| links.add_route(links::lab_route(*to, *via, dev), IfPresent::Fail))
             }
-            // A identity of another kind: not what we wrote.
+            // The journal has an identity of the wrong kind.
             (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _)
             | (Step::Rules(_) | Step::Process(_), _) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
-    /// Takes back what a step made; says whether anything of it was there. What is not ours stays. A step of a host that the
-    /// kernel removes at this moment may vanish before it is taken back, and then needs nothing.
+    /// Undoes a step. Returns true if any part of it existed. Objects that the lab did not create are kept.
+    ///
+    /// If the kernel removes the object at the same time, that is no error.
     pub fn undo(&mut self, entry: &Entry) -> io::Result<bool> {
         let taken = self.try_undo(entry);
         let vanished = taken.is_err() && self.presence(entry).is_ok_and(|presence| presence == Presence::Absent);
@@ -346,11 +351,11 @@ impl Executor {
             }
             (Step::Process(process), Identity::Process(identity)) => {
                 let was_there = process.kill(identity);
-                // Where it is our own child, nobody else asks how it ended.
+                // Reap the process if it is a child of this one.
                 self.waiting.remove(identity.token()).map(|mut child| child.wait()).transpose()?;
                 was_there
             }
-            // A link that is to stay stays up.
+            // Links that the lab keeps also stay up.
             (Step::Up(..) | Step::Checksums(..) | Step::Host(_), _) => Ok(false),
             _ if self.presence(entry)? != Presence::Present => Ok(false),
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, false).map(|()| true),
@@ -374,7 +379,7 @@ impl Executor {
         }
     }
 
-    /// Removes the links of these names that were made with these addresses; the ends of a pair go together.
+    /// Deletes the links that have these names and hardware addresses. The kernel deletes both ends of a pair at once.
     fn remove(&self, links: &[(Location, IfName)], macs: &[Mac]) -> io::Result<bool> {
         let mut was_there = false;
         for ((location, name), mac) in links.iter().zip(macs) {

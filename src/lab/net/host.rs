@@ -1,4 +1,4 @@
-//! Which network namespace is a lab's host, and finding it again.
+//! The identity of a lab's host, and the search for its namespace.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,18 +11,18 @@ use crate::lab::{LabError, Netns};
 use crate::sys::namespace::{DIRECTORY, Identity, identity};
 use crate::sys::process;
 
-/// By what the host of a lab is known.
+/// The identity of a network namespace that is a lab's host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Id {
-    /// A token that no other namespace has; none: this machine's own namespace.
+    /// The token of the namespace. `None` means the root network namespace.
     #[serde(rename = "word")]
     token: Option<String>,
-    /// Its name, where it had one.
+    /// The name in /run/netns, if it had one.
     name: Option<String>,
 }
 
 impl Id {
-    /// That of the namespace of the calling thread.
+    /// Returns the identity of the calling thread's namespace.
     pub(super) fn current() -> io::Result<Self> {
         Ok(match identity()? {
             Identity::Host => Self { token: None, name: None },
@@ -31,25 +31,25 @@ impl Id {
         })
     }
 
-    /// Whether both are the same namespace, whatever it is called.
+    /// Returns true if both are the same namespace, regardless of names.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.token == other.token
     }
 
-    /// Its name for people, and for `--netns`; none where it has none.
+    /// Returns the name for messages and for `--netns`, if there is one.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Whether it is this machine's own namespace.
+    /// Returns true if this is the root network namespace.
     pub fn is_root_namespace(&self) -> bool {
         self.token.is_none()
     }
 
-    /// Finds it: where we are, by name, or by a process that is in it. None where it is gone, and with it what was in it.
+    /// Finds the namespace: the current one, a named one, or that of a process. Returns `None` if it no longer exists.
     ///
     /// # Errors
-    /// Where a namespace that it may be may not be entered.
+    /// If the namespace was not found, and one of the candidates may not be entered.
     pub(super) fn find(&self) -> io::Result<Option<Netns>> {
         if self.is_same(&Self::current()?) {
             return Netns::current().map(Some);

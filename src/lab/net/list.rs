@@ -1,4 +1,4 @@
-//! Which labs there are, and what is there of them.
+//! Lists labs with their missing steps, and finds the namespaces of labs.
 
 use super::error::{NetError, permitted};
 use super::ground::Executor;
@@ -11,25 +11,25 @@ use super::presence::Presence;
 use crate::lab::Netns;
 use crate::sys::process::Handle;
 
-/// A lab that was made.
+/// The state of a lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabStatus {
-    /// Its name.
+    /// The name of the lab.
     pub name: LabName,
-    /// Its host.
+    /// The identity of the lab's host.
     pub host: host::Id,
-    /// Its namespaces.
+    /// The lab's namespaces, in the order of creation.
     pub namespaces: Vec<NetnsName>,
-    /// How many steps it has.
+    /// The number of steps in the journal.
     pub steps: usize,
-    /// Those that nothing is there of, or something else.
+    /// The steps that are not present or not complete.
     pub missing: Vec<Step>,
 }
 
-/// All labs by name, each with what is missing of it.
+/// Returns all labs by name, with their missing steps.
 ///
 /// # Errors
-/// Where a journal cannot be read, or the kernel not be asked.
+/// If a journal cannot be read, or the kernel refuses a request.
 pub fn list(journals: &Journals) -> Result<Vec<LabStatus>, NetError> {
     journals.all()?.into_iter().map(|journal| status(journals, journal)).collect()
 }
@@ -51,21 +51,21 @@ fn status(journals: &Journals, journal: Journal) -> Result<LabStatus, NetError> 
     Ok(LabStatus { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
 }
 
-/// Where a command is run.
+/// The place that a command runs in.
 pub(super) struct ExecTarget {
-    /// The network namespace.
+    /// The network namespace of the command.
     pub network: Netns,
-    /// Whether that is the host's.
+    /// True if the network namespace is the host's.
     pub host: bool,
-    /// The init process of a process namespace of its own.
+    /// The init process, if the container has a process namespace of its own.
     pub init: Option<Handle>,
 }
 
-/// The namespaces of a name that a lab made.
+/// Finds the namespace or container of a lab for a command.
 ///
 /// # Errors
-/// [`NetError::NoNamespace`] where no lab has made one, or it is gone; [`NetError::NoProcess`] where it should have
-/// processes of its own, and has none.
+/// [`NetError::NoNamespace`] if no lab has the namespace, or it no longer exists. [`NetError::NoProcess`] if the
+/// container should have a process namespace, but its init process has ended.
 pub(super) fn exec_target(name: &NetnsName, journals: &Journals) -> Result<ExecTarget, NetError> {
     for journal in journals.all()? {
         let host = journal.entries.iter().any(|entry| entry.step == Step::Host(name.clone()));

@@ -15,7 +15,7 @@ macro_rules! name {
         pub struct $name(String);
 
         impl $name {
-            /// The text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -58,16 +58,17 @@ macro_rules! name {
 }
 
 name!(
-    /// The name of a lab: 1 to 32 letters, digits, `_`, `.` and `-`, beginning with a letter or digit. It is a file's too.
+    /// The name of a lab: 1 to 32 letters, digits, `_`, `.` and `-`. The first is a letter or digit, because the name
+    /// is also a file name.
     LabName,
     "a lab",
     32
 );
 
 name!(
-    /// The name of a network namespace, or of a container, in the same form: 1 to 64 characters.
+    /// The name of a network namespace or container: 1 to 64 characters of the same kind.
     ///
-    /// ip-netns(8) takes whatever can be a file's name; what is refused here could be taken for an option or another path.
+    /// ip-netns(8) accepts every file name. Names that look like an option or contain a path are refused here.
     NetnsName,
     "a network namespace",
     64
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_lead_elsewhere_is_no_name() {
+    fn paths_and_options_are_no_names() {
         for bad in ["", ".", "..", "a/b", "-n", ".red", "r d", "r\n", "ü", &"x".repeat(65)] {
             assert!(bad.parse::<NetnsName>().is_err(), "{bad:?}");
         }

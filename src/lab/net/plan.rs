@@ -1,11 +1,11 @@
-//! A description to the steps that make it, in order; each has its own undoing. Pure: nothing is made here.
+//! Plans the steps that create a lab, in order. Each step can be undone. This file changes nothing in the kernel.
 //!
 //! ```text
 //! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
 //!                                                                                  down: the same way back
 //! ```
-//! Two descriptions are compared by their steps: what is in both stays, what is in one alone is made or taken back. So an
-//! address that changes is one address less and one more, and the link that has it stays.
+//! `up` compares two descriptions by their steps. Steps of both are kept, and all others are made or undone. So for a
+//! new address of a link, one address is removed and one is added, and the link is kept.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,13 +21,13 @@ use super::process::Process;
 use super::rules::Rules;
 use crate::model::{IfName, SetName};
 
-/// Where something is: in a network namespace of the lab, or in the host, which is the namespace of who made the lab.
+/// A network namespace of the lab, or its host. The host is the namespace in which the lab was created.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Location(pub Option<NetnsName>);
 
 impl Location {
-    /// The host.
+    /// The host of the lab.
     pub const HOST: Self = Self(None);
 }
 
@@ -40,56 +40,56 @@ impl fmt::Display for Location {
     }
 }
 
-/// What a step needs, and another may have.
+/// A name that a step needs, and that another program may already use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Name {
-    /// A network namespace.
+    /// A name in /run/netns.
     Namespace(NetnsName),
-    /// An interface.
+    /// The name of an interface.
     Link(Location, IfName),
-    /// A route of the host.
+    /// A destination, gateway and interface in the host.
     Route(IpNetwork, IpAddr, Option<IfName>),
-    /// A rule set.
+    /// The name of a rule set.
     Rules(SetName),
 }
 
-/// One thing to be made.
+/// A change that creates part of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// A network namespace with a name, its `lo` up. Undone: the name goes, and with it the namespace.
+    /// Creates a named network namespace with `lo` up. Undo removes the name, and the namespace with it.
     Namespace(NetnsName),
-    /// A container that is on the host's network. There is nothing to be made, or undone.
+    /// Declares a container on the host's network. Nothing is created or undone.
     Host(NetnsName),
-    /// Packets are forwarded in a namespace. Undone: they are not.
+    /// Turns forwarding on in a namespace. Undo turns it off.
     Forward(NetnsName),
-    /// A Linux bridge. Undone: removed.
+    /// Creates a Linux bridge. Undo deletes it.
     Bridge(Location, IfName),
-    /// A bridge of Open vSwitch in the host. Undone: removed.
+    /// Creates an Open vSwitch bridge in the host. Undo deletes it.
     OvsBridge(IfName),
-    /// A pair of links. Undone: removed, both ends at once.
+    /// Creates a veth pair. Undo deletes both ends.
     Veth([(Location, IfName); 2]),
-    /// A link is a port of a bridge. Undone: it is none.
+    /// Makes a link a port of a bridge. Undo removes the port.
     Join(Location, IfName, IfName),
-    /// A link of the host is a port of a bridge of Open vSwitch. Undone: it is none.
+    /// Makes a link of the host a port of an Open vSwitch bridge. Undo removes the port.
     OvsPort(IfName, IfName),
-    /// The kernel computes the checksums of what a link sends, for those who take it from the other end by a socket. Undone
-    /// with the link.
+    /// Lets the kernel compute the checksums of packets from a link, for a peer that reads them from a packet socket.
+    /// Undone with the link.
     Checksums(Location, IfName),
-    /// A link has an address. Undone: it has not.
+    /// Adds an address to a link. Undo deletes it.
     Address(Location, IfName, IpNetwork),
-    /// A link is up. Undone with the link.
+    /// Brings a link up. Undone with the link.
     Up(Location, IfName),
-    /// A route. Undone: removed.
+    /// Adds a route. Undo deletes it.
     Route(Location, IpNetwork, IpAddr, Option<IfName>),
-    /// A rule set in the host. Undone: removed, and no other.
+    /// Commits a rule set in the host. Undo removes only this set.
     Rules(Rules),
-    /// What runs in a container. Undone: ended, with all that it has started.
+    /// Starts a container's process. Undo kills it with all its descendants.
     Process(Process),
 }
 
 impl Step {
-    /// Whether this is gone when the other one is taken back, or must be made again when that is.
+    /// Returns true if this step is lost when `base` is undone, so that it must be made again after it.
     pub fn depends_on(&self, base: &Self) -> bool {
         let links = match base {
             Self::Namespace(name) => {
@@ -110,15 +110,15 @@ impl Step {
                 at(location, &[link])
             }
             Self::Route(location, _, _, Some(dev)) => at(location, &[dev]),
-            // By which interface it leaves is not known beforehand.
+            // The egress interface is not known beforehand.
             Self::Route(location, _, _, None) => links.iter().any(|(s, _)| *s == location),
             Self::Namespace(_) | Self::Host(_) | Self::Forward(_) | Self::Bridge(..) | Self::OvsBridge(_) => false,
             Self::Veth(_) | Self::Rules(_) | Self::Process(_) => false,
         }
     }
 
-    /// Whether the kernel may take this back together with the other one: routes that are reached by an address, and with the
-    /// first address of a link the others of its subnet.
+    /// Returns true if the kernel may remove this step's object together with the address `gone`. These are routes
+    /// through the address, and other addresses of its subnet.
     pub fn removed_with(&self, gone: &Self) -> bool {
         let Self::Address(location, link, address) = gone else { return false };
         match self {
@@ -128,7 +128,7 @@ impl Step {
         }
     }
 
-    /// Where it is: one place, two for a pair of links.
+    /// Returns the namespaces of the step: two for a veth pair, otherwise one.
     pub fn locations(&self) -> impl Iterator<Item = Location> {
         let of_namespace = |name: &NetnsName| Location(Some(name.clone()));
         let (first, second) = match self {
@@ -185,7 +185,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// The steps that make a lab, in order.
+/// Returns the steps that create a lab, in order.
 pub fn steps(lab: &Lab) -> Vec<Step> {
     let (ports, container_routes) = containers(lab);
     let pairs = || lab.veths.iter().map(|veth| &veth.ends).chain(&ports);
@@ -209,7 +209,7 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
         let bridge = end.bridge.clone()?;
         Some(if is_ovs(end) { Step::OvsPort(name, bridge) } else { Step::Join(location, name, bridge) })
     }));
-    // A bridge in a process takes packets from the kernel before anything has computed their checksums.
+    // A bridge in user space receives packets from the kernel before their checksums are computed.
     steps.extend(pairs().flat_map(|[one, other]| [(one, other), (other, one)]).filter_map(|(port, peer)| {
         let (location, name) = place(peer);
         is_ovs(port).then_some(Step::Checksums(location, name))
@@ -232,7 +232,7 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
     steps
 }
 
-/// What runs in a container; none where nothing is to.
+/// Returns the step for a container's process, or `None` if it has none.
 fn process(container: &Container) -> Option<Step> {
     let Container { name, network, processes, command, .. } = container;
     let host = *network == Attachment::Host;
@@ -240,14 +240,14 @@ fn process(container: &Container) -> Option<Step> {
     (*processes || !command.is_empty()).then_some(Step::Process(process))
 }
 
-/// What connects containers to their bridges: a pair of links each, and a default route.
+/// Returns a veth pair for each container at a bridge, and the default routes.
 fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
     let ends: Vec<&End> = lab.veths.iter().flat_map(|veth| &veth.ends).collect();
     let given = address::assign_addresses(&lab.bridges, &ends, &lab.containers);
     let (mut pairs, mut routes) = (Vec::new(), Vec::new());
     for (container, given) in lab.containers.iter().zip(given) {
         let Some((bridge, inside)) = container.bridge.clone().zip(inside_name()) else { continue };
-        // What cannot be given was reported when the file was read.
+        // Reading the file has already reported addresses that cannot be assigned.
         let given = given.unwrap_or_default();
         let namespace = Some(container.name.clone());
         let addresses = given.iter().map(|(address, _)| *address).collect();
@@ -264,12 +264,13 @@ fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
     (pairs, routes)
 }
 
-/// The name of a container's interface.
+/// Returns the name of a container's own interface.
 fn inside_name() -> Option<IfName> {
     "eth0".parse().ok()
 }
 
-/// The name of the other end, in the host: that of the container in it, where it fits.
+/// Returns the interface name of the veth end in the host. It contains the container's name, or a hash of it if that is
+/// too long.
 pub fn port_name(container: &NetnsName) -> Option<IfName> {
     let plain = format!("veth-{container}");
     let short = || format!("veth-{:08x}", xxh3_64(container.as_str().as_bytes()) & 0xffff_ffff);

@@ -1,4 +1,4 @@
-//! A lab's file to its description, with a place for every mistake.
+//! Reads a lab's file into a description. Each error has a position in the file.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -15,10 +15,10 @@ use crate::config::{Problem, Source};
 use crate::model::address::no_host;
 use crate::model::{ChainName, IfName, ParseError, prefix};
 
-/// Reads a lab's file.
+/// Reads the file of a lab.
 ///
 /// # Errors
-/// Every mistake in it, in the order of their places.
+/// All errors of the file, sorted by position.
 pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     let mut reader = Reader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);
@@ -46,7 +46,7 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     }
 }
 
-/// The lab's name: what the file says, or the file's own.
+/// Returns the lab's name: the key `name`, or the file's stem.
 fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
     if whole.values.contains_key("name") {
         return reader.optional(whole, "name");
@@ -56,7 +56,7 @@ fn name(reader: &mut Reader, whole: &Table<'_>, source: &Source) -> Option<LabNa
         Ok(name) => Some(name),
         Err(error) => {
             let help = format!("{}, or set `name` in the first line", ParseError::help(&error));
-            reader.problem(0..0, format!("the file's name gives no name: {error}"), help);
+            reader.problem(0..0, format!("the file name is no name for a lab: {error}"), help);
             None
         }
     }
@@ -73,7 +73,7 @@ fn read_tables<T, S>(
     tables.into_iter().filter_map(|table| read(reader, &table)).collect()
 }
 
-/// A name that must be there, and its place.
+/// Reads the required key `name`, with its position.
 fn required_name<T: std::str::FromStr<Err = ParseError>>(
     reader: &mut Reader,
     table: &Table<'_>,
@@ -113,9 +113,9 @@ fn veth(reader: &mut Reader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 
         Ok(_) => None,
         Err(_) => {
             let help = "write two, `{ namespace = \"red\", name = \"veth-red\" }` each";
-            // What is no list of tables is reported already.
+            // A value that is no list of tables has been reported already.
             if matches!(value.get_ref(), DeValue::Array(list) if list.len() == count) {
-                reader.problem(value.span(), format!("a pair of links has two ends, not {count}"), help);
+                reader.problem(value.span(), format!("a veth pair has two ends, not {count}"), help);
             }
             None
         }
@@ -147,7 +147,11 @@ fn route(reader: &mut Reader, table: &Table<'_>) -> Option<(Route, Range<usize>)
         Ok(to) if to.is_ipv4() == via.is_ipv4() => Some((Route { namespace, to, via, dev }, value.span())),
         Ok(to) => {
             let help = "write both as IPv4 or both as IPv6";
-            reader.problem(value.span(), format!("`{to}` cannot be reached through `{via}`"), help);
+            reader.problem(
+                value.span(),
+                format!("the gateway `{via}` and the destination `{to}` are of different families"),
+                help,
+            );
             None
         }
         Err(error) => {
@@ -171,7 +175,7 @@ fn container(reader: &mut Reader, table: &Table<'_>) -> Option<(Container, Range
     if network != Attachment::Bridge {
         for key in ["bridge", "address", "publish"] {
             if let Some(value) = table.values.get(key) {
-                let what = format!("`{key}` is for a container whose network is `bridge`");
+                let what = format!("`{key}` needs a container with `network = \"bridge\"`");
                 reader.problem(value.span(), what, format!("leave `{key}` out, or write `network = \"bridge\"`"));
             }
         }
@@ -191,7 +195,8 @@ fn without_spans<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
     list.into_iter().map(|(item, _)| item).collect()
 }
 
-/// One of some words; the first where the key is not there, none where it has another value.
+/// Reads a key that has one of a few values. Returns the first value if the key is missing, and `None` for any other
+/// value.
 fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
     let Some(value) = table.values.get(key) else { return words.first().map(|(_, choice)| *choice) };
     let text = reader.text(value, key)?;
@@ -207,28 +212,28 @@ fn choice<T: Copy>(reader: &mut Reader, table: &Table<'_>, key: &str, words: &[(
     found
 }
 
-/// The addresses of an interface.
+/// Reads the addresses of an interface.
 fn addresses(reader: &mut Reader, table: &Table<'_>) -> Vec<IpNetwork> {
     without_spans(reader.list(table, "address", interface_address).unwrap_or_default())
 }
 
-/// `192.168.15.1/24`: an address and the length of its subnet.
+/// Parses an address with its prefix length, such as `192.168.15.1/24`.
 fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
-    let help = "write the address with the length of its subnet, `192.168.15.1/24`";
+    let help = "write the address with its prefix length, `192.168.15.1/24`";
     let wrong = |why: &str| ParseError::new(format!("`{text}` {why}"), help);
     if !text.contains('/') {
-        return Err(wrong("has no length of its subnet"));
+        return Err(wrong("has no prefix length"));
     }
-    let address: IpNetwork = text.parse().map_err(|_| wrong("is no address of an interface"))?;
+    let address: IpNetwork = text.parse().map_err(|_| wrong("is no interface address"))?;
     host_address(&address.ip().to_string())?;
     let is_end = |end: IpAddr| address.is_ipv4() && address.prefix() < 31 && address.ip() == end;
     if is_end(address.network()) || is_end(address.broadcast()) {
-        return Err(wrong("is the first or last address of its subnet, which is no host's"));
+        return Err(wrong("is the first or last address of its subnet, which no host can have"));
     }
     Ok(address)
 }
 
-/// The address of one host.
+/// Parses the address of a single host.
 fn host_address(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
@@ -238,10 +243,10 @@ fn host_address(text: &str) -> Result<IpAddr, ParseError> {
     }
 }
 
-/// A word of a command.
+/// Parses one argument of a command.
 fn argument(text: &str) -> Result<String, ParseError> {
     if text.contains('\0') {
-        return Err(ParseError::new("a word of the command holds a zero byte", "leave it out"));
+        return Err(ParseError::new("an argument of the command contains a zero byte", "leave it out"));
     }
     Ok(text.to_owned())
 }

@@ -1,4 +1,4 @@
-//! Up and down: from what is there to what is described, and back to nothing.
+//! Brings labs up and down: makes the steps that are missing, and undoes those that are no longer described.
 
 use std::io;
 
@@ -13,48 +13,50 @@ use super::plan::{self, Location, Name, Step};
 use super::presence::Presence;
 use crate::lab::Netns;
 
-/// What `up` or `down` did, or would do.
+/// The changes of `up` or `down`, done or planned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// What was made, in order.
+    /// The steps that were made, in order.
     pub made: Vec<Step>,
-    /// What was taken back, in order.
+    /// The steps that were undone, in order.
     pub removed: Vec<Step>,
-    /// What was ours and is not any more: somebody else has put something in its place, which stays.
+    /// The steps whose object has been replaced by another program. The object is kept.
     pub foreign: Vec<Step>,
-    /// Why it could not be noted that all of it is there, where it could not; what is noted has all of it, and the next `up`
-    /// looks again.
-    pub unnoted: Option<String>,
+    /// The error if the journal could not be marked as complete. The journal has every step, and the next `up` compares
+    /// all of them again.
+    pub journal_error: Option<String>,
 }
 
 impl Change {
-    /// Whether there was nothing to do.
-    pub fn is_none(&self) -> bool {
+    /// Returns true if nothing was changed.
+    pub fn is_empty(&self) -> bool {
         self.made.is_empty() && self.removed.is_empty()
     }
 }
 
-/// What is to be done for a lab to be as it is described.
+/// The difference between the live state and the description.
 struct Diff {
-    /// What goes, in order.
+    /// The entries to undo, in order.
     remove: Vec<Entry>,
-    /// What is to be there, in order.
+    /// The entries of the described lab, in order.
     entries: Vec<Entry>,
-    /// Which of them are to be made.
+    /// The indexes of the entries to make.
     make: Vec<usize>,
 }
 
-/// Makes a lab as it is described: what is missing is made, what is no longer described is taken back, all else stays. The
-/// lab's host is the namespace of the calling thread. With `dry`, it is only said.
+/// Makes the steps that are missing, and undoes those that are no longer described. The lab's host is the calling
+/// thread's namespace.
+///
+/// If `dry` is true, it only returns the planned changes.
 ///
 /// # Errors
-/// Where a step fails; what this call made is then taken back. [`NetError::Taken`] where something of a name that is needed
-/// is there already; nothing is changed then.
+/// If a step fails; the steps of this call are then undone. [`NetError::Taken`] if a name is in use; nothing is changed
+/// then.
 pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError> {
     build(lab, journals, dry, false)
 }
 
-/// The same, with processes in containers that end when this one and all that it starts have.
+/// Creates a lab whose container processes end with this process and all programs that it starts.
 pub(super) fn up_bound(lab: &Lab, journals: &Journals) -> Result<Change, NetError> {
     build(lab, journals, false, true)
 }
@@ -76,14 +78,14 @@ fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Chang
     ensure_rules_allowed(&executor, &diff, host.is_root_namespace())?;
     let description = lab.to_string();
     let done = known.as_ref().is_some_and(|known| known.complete && known.description == description);
-    if dry || change.is_none() && done {
+    if dry || change.is_empty() && done {
         return Ok(change);
     }
     remove_leftovers(&mut executor, before)?;
     for index in &diff.make {
         let Some(entry) = diff.entries.get_mut(*index) else { continue };
         let marked = match previous_rules(before, &entry.step) {
-            // One set has one word, as long as this lab has it.
+            // A lab's rule set keeps its token.
             Some(known) => Ok(known.identity.clone()),
             None => executor.new_identity(&entry.step),
         };
@@ -97,12 +99,12 @@ fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Chang
         .map_err(|error| roll_back(&mut executor, &diff, error, (journals, &lab.name, known.as_ref())))?;
     journal.entries = diff.entries;
     journal.complete = true;
-    let unnoted = journals.write(&journal).err().map(|error| format!("{:#}", anyhow::Error::from(error)));
-    Ok(Change { unnoted, ..change })
+    let journal_error = journals.write(&journal).err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+    Ok(Change { journal_error, ..change })
 }
 
 impl Diff {
-    /// Whether something takes the place of what goes, without a moment without either.
+    /// Returns true if the new entries replace this one atomically, so that it is not undone first.
     fn is_replaced(&self, gone: &Entry) -> bool {
         let mut made = self.make.iter().filter_map(|index| self.entries.get(*index));
         made.any(|entry| previous_rules(std::slice::from_ref(gone), &entry.step).is_some())
@@ -114,12 +116,12 @@ impl Diff {
             made: self.make.iter().filter_map(|index| self.entries.get(*index)).map(step).collect(),
             removed: self.remove.iter().map(step).collect(),
             foreign: Vec::new(),
-            unnoted: None,
+            journal_error: None,
         }
     }
 }
 
-/// Compares what is there with what is wanted.
+/// Compares the live state with the steps of the description.
 fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Result<Diff> {
     let mut present: Vec<&Entry> = Vec::new();
     let mut gone: Vec<&Entry> = Vec::new();
@@ -127,7 +129,7 @@ fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Resul
         let is_wanted = wanted.contains(&entry.step);
         match (executor.presence(entry)?, &entry.step) {
             (Presence::Present, _) if is_wanted => present.push(entry),
-            // Rules are made in the place of those that are there.
+            // Making a rule set replaces the previous one.
             (Presence::Partial, Step::Rules(_)) if is_wanted => {}
             (Presence::Present | Presence::Partial, _) => gone.push(entry),
             (Presence::Absent | Presence::Foreign, _) => {}
@@ -144,7 +146,7 @@ fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Resul
         match there.filter(|_| !again) {
             Some(entry) => diff.entries.push((*entry).clone()),
             None => {
-                // A process holds its namespace, whatever has become of that one's name.
+                // The old process keeps its namespace alive, even if the namespace has lost its name.
                 let process = there.filter(|entry| matches!(entry.step, Step::Process(_)));
                 diff.remove.extend(process.map(|entry| (*entry).clone()));
                 diff.entries.push(Entry { step: step.clone(), identity: Identity::None });
@@ -156,7 +158,7 @@ fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Resul
     Ok(diff)
 }
 
-/// Refuses to make what something else has the name of.
+/// Returns an error if another program uses a name that the lab needs.
 fn ensure_names_free(executor: &mut Executor, diff: &Diff, before: &[Entry]) -> Result<(), NetError> {
     let goes = |name: &Name| diff.remove.iter().any(|entry| names(&entry.step).contains(name));
     for entry in diff.make.iter().filter_map(|index| diff.entries.get(*index)) {
@@ -169,7 +171,7 @@ fn ensure_names_free(executor: &mut Executor, diff: &Diff, before: &[Entry]) -> 
     Ok(())
 }
 
-/// Refuses to make rules that contradict those of others.
+/// Returns an error if the rules conflict with other rule sets or listeners.
 fn ensure_rules_allowed(executor: &Executor, diff: &Diff, root_namespace: bool) -> Result<(), NetError> {
     for entry in diff.make.iter().filter_map(|index| diff.entries.get(*index)) {
         let Step::Rules(rules) = &entry.step else { continue };
@@ -181,7 +183,7 @@ fn ensure_rules_allowed(executor: &Executor, diff: &Diff, root_namespace: bool) 
     Ok(())
 }
 
-/// The rules that a lab has already, and that a step puts others in the place of.
+/// Returns the lab's earlier rule set, if the step replaces it.
 fn previous_rules<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
     let Step::Rules(rules) = step else { return None };
     before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
@@ -198,7 +200,7 @@ fn names(step: &Step) -> Vec<Name> {
     }
 }
 
-/// Whether a name is taken by something that we did not make.
+/// Returns true if another program uses the name.
 fn is_taken(executor: &mut Executor, name: &Name, before: &[Entry]) -> io::Result<bool> {
     match name {
         Name::Namespace(name) => {
@@ -214,12 +216,12 @@ fn is_taken(executor: &mut Executor, name: &Name, before: &[Entry]) -> io::Resul
             let ours = before.iter().any(|entry| entry.step == step);
             Ok(!ours && executor.presence(&Entry { step, identity: Identity::None })? == Presence::Present)
         }
-        // Told together with what contradicts them.
+        // `ensure_rules_allowed` checks this, together with conflicts.
         Name::Rules(_) => Ok(false),
     }
 }
 
-/// Clears away what is left of namespaces that were not made to the end: their names are needed.
+/// Removes the files of namespaces that were not completed, because their names are needed.
 fn remove_leftovers(executor: &mut Executor, before: &[Entry]) -> Result<(), NetError> {
     for entry in before.iter().filter(|entry| matches!(entry.step, Step::Namespace(_))) {
         if executor.presence(entry).map_err(NetError::Inspect)? == Presence::Absent {
@@ -244,20 +246,20 @@ fn execute(executor: &mut Executor, diff: &Diff) -> Result<(), (usize, NetError)
     for (count, index) in diff.make.iter().enumerate() {
         let Some(entry) = diff.entries.get(*index) else { continue };
         let made = match entry.identity {
-            // What stood on something that was taken back may stand on something else as well.
+            // An object that depended on an undone step may still exist.
             Identity::None => executor.presence(entry).and_then(|presence| match presence {
                 Presence::Present => Ok(()),
                 _ => executor.make(entry),
             }),
             _ => executor.make(entry),
         };
-        // The step that failed may be half done.
+        // The failed step may be partly made.
         made.map_err(|error| (count + 1, failed(&entry.step, error)))?;
     }
     Ok(())
 }
 
-/// Takes back what was made before a step failed, and keeps what was there before in the journal.
+/// Undoes the steps made before a failure, and restores the previous journal.
 fn roll_back(
     executor: &mut Executor,
     diff: &Diff,
@@ -288,14 +290,14 @@ fn roll_back(
     }
 }
 
-/// Takes back all that a lab made. With `dry`, it is only said.
+/// Undoes every step of a lab. If `dry` is true, it only returns the planned changes.
 ///
 /// # Errors
-/// [`NetError::Unknown`] where there is no such lab; others where something cannot be taken back: the rest is.
+/// [`NetError::Unknown`] if there is no such lab. [`NetError::Undo`] if a step cannot be undone; the others are.
 pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, NetError> {
     let lock = journals.lock()?;
     let Some(journal) = journals.read(name)? else {
-        // What a call that was killed at the very beginning left.
+        // A killed call may have left a partial journal.
         journals.remove(name)?;
         return Err(NetError::Unknown(name.clone()));
     };
@@ -309,7 +311,7 @@ pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, Ne
             Ok(Presence::Present | Presence::Partial) => present.push(entry),
             Ok(Presence::Foreign) => change.foreign.push(entry.step.clone()),
             Ok(Presence::Absent) => {}
-            // The rest goes all the same.
+            // Undo the other steps anyway.
             Err(error) => {
                 unseen.get_or_insert(error);
             }

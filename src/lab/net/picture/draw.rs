@@ -1,7 +1,7 @@
-//! A picture as SVG: a card for each namespace, a wire for each pair, with the fonts that every viewer has.
+//! Draws a picture as SVG: a card for each namespace, and a wire for each veth pair.
 //!
-//! It is one file without scripts or anything to load, and XML whatever links are called: the crate escapes what markup
-//! is made of, and what XML 1.0 has no place for at all (section 2.2) is made printable before.
+//! The SVG is one file without scripts or external references. It is valid XML for any link name: the `svg` crate
+//! escapes markup, and characters that XML 1.0 forbids (section 2.2) are made printable first.
 
 use svg::Document;
 use svg::node::element::{Circle, Description, Group, Path, Rectangle, Style as Sheet, Text, Title};
@@ -25,7 +25,7 @@ text { font: 13px monospace; fill: #1f2328 }
 .plug { fill: #0550ae }
 ";
 
-/// Draws a lab.
+/// Returns the picture of a lab as SVG.
 pub fn svg(picture: &Picture) -> String {
     let drawing = layout(picture);
     let about = "Boxes are network namespaces, boxes in them bridges with their ports; a line is a pair of links.";
@@ -91,7 +91,7 @@ fn wire(wire: &Wire) -> Group {
     group
 }
 
-/// Escapes the characters that XML cannot say, not even by number.
+/// Escapes control characters and the characters that XML 1.0 forbids even as references.
 fn escape_xml(text: &str) -> String {
     printable(text).replace('\u{fffe}', "\\u{fffe}").replace('\u{ffff}', "\\u{ffff}")
 }

@@ -14,9 +14,9 @@ pub(super) struct DumpedLink {
     pub link: Link,
     /// The index of the bridge or other device that the link is a port of.
     pub controller: Option<u32>,
-    /// The index of the other end of a pair, in the namespace of that end.
+    /// The index of the peer of a veth pair, in the peer's namespace.
     pub peer_index: Option<u32>,
-    /// The namespace of the other end, by its number here. `None` means this namespace.
+    /// The number of the peer's namespace, as this namespace numbers it. `None` means this namespace.
     pub peer_namespace: Option<i32>,
 }
 
@@ -63,7 +63,7 @@ pub(super) fn read_dump() -> io::Result<Dump> {
         }
         let found = links.neighbours(family)?.complete()?;
         let mut of_family: Vec<_> = found.into_iter().filter_map(|found| neighbour(found, name)).collect();
-        // The kernel's order is that of a hash table.
+        // The kernel returns neighbours in the order of its hash table.
         of_family.sort_by(|a, b| (&a.dev, a.address).cmp(&(&b.dev, b.address)));
         neighbours.extend(of_family);
     }
@@ -89,12 +89,12 @@ fn dumped_link(found: rtnetlink::Link) -> DumpedLink {
     DumpedLink { link, controller: found.master, peer_index: found.peer, peer_namespace: found.peer_namespace }
 }
 
-/// Returns a hardware address, or `None` if it is all zeros, as that of `lo` is.
+/// Returns a hardware address, or `None` if it is all zeros, as for `lo`.
 fn mac(bytes: Vec<u8>) -> Option<Mac> {
     bytes.iter().any(|byte| *byte != 0).then_some(Mac(bytes))
 }
 
-/// Returns one route for each next hop, if the route is in the main table and for one receiver.
+/// Returns a route for each next hop of a unicast or rejecting route in the main table.
 fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Route> {
     let kind = match route.kind {
         RouteType::Unicast => "unicast",
@@ -112,8 +112,8 @@ fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Rout
     hops.map(of).collect()
 }
 
-/// Returns a neighbour, or `None` if its address needs no resolution, as those for multicast: ip-neighbour(8) leaves these out,
-/// too.
+/// Returns a neighbour, or `None` if its address needs no resolution, such as a multicast address. ip-neighbour(8)
+/// omits these too.
 fn neighbour(found: rtnetlink::Neighbour, name: impl Fn(u32) -> String) -> Option<Neighbour> {
     let state = match found.state {
         NeighbourState::Noarp | NeighbourState::None => return None,

@@ -1,4 +1,4 @@
-//! Looks at a lab: the namespaces that its journal names, each from inside, and which end of a pair belongs to which.
+//! Reads the live state of a lab: each namespace of its journal from inside, and the peers of its veth pairs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,17 +20,17 @@ use crate::lab::net::presence::Presence;
 use crate::lab::net::read;
 use crate::sys::rtnetlink::Rtnetlink;
 
-/// A lab as the kernel has it.
+/// Reads the live state of a lab.
 ///
 /// # Errors
-/// [`NetError::Unknown`] where there is no such lab; [`NetError::NotPermitted`] where its namespaces may not be entered;
-/// others where the journal cannot be read or the kernel not be asked.
+/// [`NetError::Unknown`] if there is no such lab. [`NetError::NotPermitted`] if its namespaces may not be entered.
+/// Other variants if the journal cannot be read or the kernel refuses a request.
 pub fn read_picture(name: &LabName, journals: &Journals) -> Result<Picture, NetError> {
     let journal = journals.read(name)?.ok_or_else(|| NetError::Unknown(name.clone()))?;
     collect(&journal, journals).map_err(|error| permitted(error, NetError::Inspect))
 }
 
-/// A namespace that is there, and what it has.
+/// A namespace that exists, with its dump.
 struct LiveNamespace<'a> {
     location: &'a Location,
     namespace: &'a Netns,
@@ -75,7 +75,7 @@ fn collect(journal: &Journal, journals: &Journals) -> io::Result<Picture> {
     Ok(Picture { lab: journal.name.clone(), host: journal.host.name().map(str::to_owned), spaces })
 }
 
-/// Where a lab is: the host, and its namespaces in the order in which they were made.
+/// Returns the host and the namespaces of a lab, in the order of creation.
 fn locations(journal: &Journal) -> Vec<Location> {
     let mut locations = vec![Location::HOST];
     for location in journal.entries.iter().flat_map(|entry| entry.step.locations()) {
@@ -86,7 +86,7 @@ fn locations(journal: &Journal) -> Vec<Location> {
     locations
 }
 
-/// What is told of a namespace that is not there.
+/// Returns the view of a namespace that does not exist.
 fn empty(location: &Location, missing: Vec<Step>) -> NamespaceView {
     NamespaceView {
         location: location.clone(),
@@ -119,7 +119,8 @@ fn fill(
         let mut link = seen.link.clone();
         link.bridge = match inside.dump.link(seen.controller) {
             Some(bridge) if bridge.kind.as_deref() != Some("openvswitch") => Some(bridge.name.clone()),
-            // Open vSwitch has one controller for the ports of all bridges, or none: what `up` joined, and is joined.
+            // Open vSwitch reports one controller for the ports of all its bridges, or none. So the bridge comes from
+            // the step, if the step is complete.
             _ => here.iter().find_map(|step| joined_bridge(step, &space.location, &link)),
         };
         if link.kind.as_deref() == Some("veth") {
@@ -140,8 +141,10 @@ fn fill(
     Ok(())
 }
 
-/// The other namespaces by the numbers that this one has for them, as far as the ends of its pairs need them: in most
-/// there is one pair, and it leads to the host, which is asked for first. The calling thread is in this namespace.
+/// Returns the other namespaces by the number that this one has for them, as far as its veth pairs need them. Call this
+/// inside the namespace.
+///
+/// The host comes first in `all`, because most namespaces have only a pair to the host.
 fn namespace_numbers<'a, 'b>(
     inside: &LiveNamespace<'_>,
     all: &'a [LiveNamespace<'b>],
@@ -161,7 +164,7 @@ fn namespace_numbers<'a, 'b>(
     Ok(numbered)
 }
 
-/// The bridge that a step made a link a port of.
+/// Returns the bridge, if the step made this link a port of it.
 fn joined_bridge(step: &Step, location: &Location, link: &Link) -> Option<String> {
     match step {
         Step::Join(at, port, bridge) if at == location && port.as_str() == link.name => Some(bridge.to_string()),
@@ -172,13 +175,13 @@ fn joined_bridge(step: &Step, location: &Location, link: &Link) -> Option<String
     }
 }
 
-/// What the lab was made from.
+/// Reads the description from the journal.
 fn description(journal: &Journal) -> Option<Lab> {
     let text = journal.description.clone();
     read(&Arc::new(Source { path: format!("{}.toml", journal.name).into(), text })).ok()
 }
 
-/// Says of a namespace which containers use it.
+/// Adds the containers that use a namespace, with their published ports.
 fn name_containers(space: &mut NamespaceView, lab: &Lab) {
     let containers = lab.containers.iter();
     match &space.location.0 {
@@ -195,8 +198,10 @@ fn name_containers(space: &mut NamespaceView, lab: &Lab) {
     }
 }
 
-/// The links of the host that a lab touches: those that it made, what is joined to them, what is at the other end of its
-/// pairs, and, where there are any, those by which the host's default routes lead out.
+/// Returns the host's links that a lab touches.
+///
+/// These are the links that it created, the ports of its bridges, and the peers of its veth pairs. If there are any,
+/// the egress links of the host's default routes belong to them too.
 fn touched_links(spaces: &[NamespaceView], journal: &Journal, lab: Option<&Lab>) -> BTreeSet<String> {
     let bridges = lab.iter().flat_map(|lab| &lab.bridges).filter(|bridge| bridge.namespace.is_none());
     let mut names: BTreeSet<String> = bridges.map(|bridge| bridge.name.to_string()).collect();
@@ -227,7 +232,7 @@ fn touched_links(spaces: &[NamespaceView], journal: &Journal, lab: Option<&Lab>)
     names
 }
 
-/// Leaves only some links of the host, and what is about them.
+/// Removes all other links of the host, with their routes and neighbours.
 fn retain_links(host: &mut NamespaceView, names: &BTreeSet<String>) {
     host.links.retain(|link| names.contains(&link.name));
     host.routes.retain(|route| route.dev.as_ref().is_some_and(|dev| names.contains(dev)));

@@ -1,4 +1,4 @@
-//! Pictures by hand, for tests.
+//! Sample pictures for tests.
 
 use super::*;
 use crate::lab::net::description::Attachment;
@@ -75,8 +75,8 @@ pub(super) fn red_blue() -> Picture {
     picture(vec![red, blue])
 }
 
-/// A host with a bridge, a container at it with a process, one with nothing, one with the host's network, one that is gone,
-/// and what others made.
+/// Returns a host with a bridge and a foreign veth end. Containers: one at the bridge with a process, one without a
+/// network, one on the host's network. A namespace is missing.
 pub(super) fn docker() -> Picture {
     let mut host = space(
         "host",
@@ -112,7 +112,8 @@ pub(super) fn docker() -> Picture {
     picture(vec![host, web, alone, gone])
 }
 
-/// Three in a ring, one of them with a pair of its own: wires in one column, and in one card.
+/// Returns three namespaces in a ring. One of them also has a pair of its own, so there are wires within a column and
+/// within a card.
 pub(super) fn ring() -> Picture {
     let pair = |index, name: &str, there, peer: &str| to(link(index, name, "veth", &["10.0.0.1/24"]), there, peer);
     picture(vec![

@@ -1,4 +1,4 @@
-//! Pictures as text, as JSON and drawn; nothing here needs a kernel.
+//! Tests of pictures as text, JSON and SVG. They need no kernel.
 
 use expect_test::expect;
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn a_picture_as_text() {
 }
 
 #[test]
-fn what_others_chose_cannot_move_a_cursor_and_what_is_missing_is_said() {
+fn foreign_names_are_escaped_and_missing_steps_are_shown() {
     expect![[r#"
         host: forwards IPv4
           container same (network host)
@@ -69,7 +69,7 @@ fn what_others_chose_cannot_move_a_cursor_and_what_is_missing_is_said() {
 }
 
 #[test]
-fn a_picture_as_json_has_what_text_leaves_out() {
+fn json_has_details_that_text_omits() {
     let json = serde_json::to_value(red_blue()).expect("JSON");
     assert_eq!(json["spaces"][0]["routes"][1]["to"], "fe80::/64");
     assert_eq!(
@@ -137,7 +137,7 @@ fn a_picture_as_svg() {
     .assert_eq(&svg(&red_blue()));
 }
 
-/// What a box covers: left, top, right, bottom.
+/// The area of a box: left, top, right, bottom.
 type Covered = (i32, i32, i32, i32);
 
 fn cover(placed: &PlacedCard) -> Covered {
@@ -152,7 +152,7 @@ fn within(inner: Covered, outer: Covered) -> bool {
     inner.0 >= outer.0 && inner.1 >= outer.1 && inner.2 <= outer.2 && inner.3 <= outer.3
 }
 
-/// Points of a wire, close together, as it is drawn.
+/// Returns points along a wire, close together.
 fn points(wire: &Wire) -> Vec<(i32, i32)> {
     let ((x, y), (to_x, to_y)) = (wire.from, wire.to);
     let between = |(x, y): (i32, i32), (to_x, to_y): (i32, i32)| {
@@ -182,7 +182,7 @@ fn points(wire: &Wire) -> Vec<(i32, i32)> {
     }
 }
 
-/// Looks at all of a drawing: nothing on nothing else, nothing outside, every pair with a wire, XML.
+/// Checks a drawing: nothing overlaps or leaves the drawing, each line of text is in the SVG, and the SVG is valid XML.
 fn check_drawing(picture: &Picture) -> Drawing {
     let drawing = layout(picture);
     let whole = (0, 0, drawing.width, drawing.height);
@@ -233,7 +233,7 @@ fn check_drawing(picture: &Picture) -> Drawing {
 }
 
 #[test]
-fn nothing_is_drawn_on_something_else() {
+fn drawings_have_no_overlap() {
     assert_eq!(check_drawing(&red_blue()).wires.len(), 1);
     assert_eq!(check_drawing(&docker()).wires.len(), 1);
     let drawing = check_drawing(&ring());
@@ -243,7 +243,7 @@ fn nothing_is_drawn_on_something_else() {
 }
 
 #[test]
-fn what_markup_is_made_of_is_escaped() {
+fn markup_characters_are_escaped() {
     let odd = "<b>&\"'\u{0}\u{fffe}\u{ffff}\u{202e}]]>";
     let picture = picture(vec![space("a", vec![link(1, odd, "", &[])])]);
     check_drawing(&picture);
@@ -254,9 +254,9 @@ fn what_markup_is_made_of_is_escaped() {
 }
 
 proptest! {
-    /// However namespaces are joined, some by way of bridges, some twice, some not at all.
+    /// Namespaces joined at random: through bridges, twice, or not at all.
     #[test]
-    fn nothing_is_drawn_on_something_else_whatever_is_joined(
+    fn random_drawings_have_no_overlap(
         count in 1_usize..9,
         pairs in prop::collection::vec((0_usize..9, 0_usize..9, any::<bool>(), any::<bool>()), 0..14),
     ) {

@@ -1,4 +1,4 @@
-//! A picture as text: a block for each namespace, with a table each of its links, routes, neighbours and processes.
+//! Prints a picture as text: a block for each namespace, with tables of its links, routes, neighbours and processes.
 //!
 //! ```text
 //! namespace red
@@ -12,7 +12,7 @@
 //!   NEIGHBOUR     MAC                DEV       STATE
 //!   192.168.15.2  6e:00:aa:01:02:03  veth-red  REACHABLE
 //! ```
-//! Names of links are whatever others have chosen; nothing of them reaches a terminal as a control character.
+//! Other programs choose the names of links. Control characters in them are escaped before they reach a terminal.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ fn block(space: &NamespaceView, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// A table; none where it has no rows.
+/// Returns a table, or `None` if it has no rows.
 fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> Option<String> {
     if rows.is_empty() {
         return None;
