@@ -116,7 +116,7 @@ fn a_container_has_a_process_1_that_reaps_and_is_restarted() {
     let list = machine.ok(&["list"]);
     assert!(list.contains("missing: process 1 of its own in `web`: sleep infinity"), "{list}");
     let said = machine.lab(&["exec", "web", "--", "true"]);
-    assert!(said.code == 1 && said.stderr.contains("the container `web` has no process any more"), "{said:?}");
+    assert!(said.code == 1 && said.stderr.contains("the process of the container `web` has ended"), "{said:?}");
     assert!(machine.ok(&["up", DOCKER]).ends_with("docker: 1 made, 0 removed\n"));
     assert_eq!(machine.lab(&["exec", "web", "--", "true"]).code, 0);
     // The name of the namespace is deleted, but a process still holds the namespace: `up` recreates the container.
@@ -211,7 +211,7 @@ fn foreign_rule_sets_stay_and_conflicts_with_them_are_refused() {
     other(text);
     let said = machine.lab(&["up", DOCKER]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is a rule set `lab-docker` already"), "{said:?}");
+    assert!(said.stderr.contains("the rule set `lab-docker` exists"), "{said:?}");
     machine.stdout_of(PORTFWD, &["flush"]);
     machine.ok(&["up", DOCKER]);
     other(text);

@@ -225,11 +225,11 @@ fn foreign_objects_are_refused_and_stay() {
     let before = machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]);
     let said = machine.lab(&["up", RED_BLUE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is a namespace `red` already"), "{said:?}");
+    assert!(said.stderr.contains("the namespace `red` exists"), "{said:?}");
     let bridge = machine.file("name = \"b\"\n[[namespace]]\nname = \"green\"\n[[bridge]]\nname = \"v-net-0\"\n");
     let said = machine.lab(&["up", &bridge]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
+    assert!(said.stderr.contains("the interface `v-net-0` exists in the host"), "{said:?}");
     assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "the namespace belongs to no lab");
     assert_eq!(machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]), before);
     // A foreign namespace that replaces the lab's namespace does not belong to the lab.

@@ -214,7 +214,7 @@ fn try_handles_odd_rule_sets() {
         (
             "isolated networks are tried",
             r#"network = [{ name = "docker0", subnet = ["172.17.0.0/16"], isolate = true }]"#,
-            "outside  198.18.0.2 -> 172.17.0.3:9/tcp: seen by nobody",
+            "outside  198.18.0.2 -> 172.17.0.3:9/tcp: not received",
         ),
     ] {
         let path = file(&directory, rules);

@@ -56,7 +56,7 @@ fn foreign_bridges_are_refused_and_stay() {
     let before = machine.traces();
     let said = machine.lab(&["up", OVS]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
+    assert!(said.stderr.contains("the interface `v-net-0` exists in the host"), "{said:?}");
     assert_eq!(machine.traces(), before);
     // A foreign bridge that replaces the lab's bridge does not belong to the lab.
     vsctl(&machine, &["del-br", "v-net-0"]);

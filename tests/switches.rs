@@ -2,7 +2,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::process::Command;
 use std::time::Duration;
 
-use portfwd::lab::wire::{Datagram, Sender, Watch};
+use portfwd::lab::wire::{Datagram, Receiver, Sender};
 use portfwd::lab::{Links, Netns};
 use portfwd::model::Protocol;
 
@@ -117,7 +117,7 @@ fn packets_with_loopback_addresses_from_outside_are_dropped() {
     let intruder = intruder(&net);
     net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
     assert_eq!(sysctl(&net, ROUTE_LOCALNET), "1");
-    let (sender, here) = (Sender::open(&intruder).expect("sender"), Watch::delivered(&net.host).expect("watch"));
+    let (sender, here) = (Sender::open(&intruder).expect("sender"), Receiver::delivered(&net.host).expect("watch"));
     let send = |first: u64| {
         let ends = [
             ("172.17.0.9:1000", "127.0.0.1:631"),

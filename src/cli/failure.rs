@@ -352,7 +352,7 @@ fn of_part(error: &io::Error) -> Option<(u8, String)> {
 }
 
 fn of_net(error: &NetError) -> (u8, String) {
-    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Look(error) = error
+    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Inspect(error) = error
         && let Some(said) = of_part(error)
     {
         return said;
@@ -367,7 +367,7 @@ fn of_net(error: &NetError) -> (u8, String) {
         }
         NetError::OtherHost(_, host) => match host.name() {
             Some(name) => (CONFLICT, format!("say `--netns {name}`, or take it down first; nothing was changed")),
-            None if host.is_own() => {
+            None if host.is_root_namespace() => {
                 (CONFLICT, "run in this machine's own namespace, or take it down first; nothing was changed".into())
             }
             None => (CONFLICT, "run in that namespace, or take it down first; nothing was changed".into()),
@@ -395,7 +395,7 @@ fn of_net(error: &NetError) -> (u8, String) {
             (FAILED, "there is no such program in PATH".into())
         }
         NetError::Lab(error) => of_lab(error),
-        NetError::Journal(..) | NetError::Look(_) | NetError::Enter(..) | NetError::Command(..) => {
+        NetError::Journal(..) | NetError::Inspect(_) | NetError::Enter(..) | NetError::Command(..) => {
             (FAILED, "nothing was changed".into())
         }
     }

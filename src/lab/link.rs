@@ -10,10 +10,10 @@ use super::LabError;
 use crate::model::Family;
 use crate::sys::rtnetlink::{IfPresent, NewLink, NewRoute, Rtnetlink};
 
-/// The number of routes that an administrator made: `RTPROT_STATIC` in include/uapi/linux/rtnetlink.h.
+/// The protocol number of routes from an administrator: `RTPROT_STATIC` in include/uapi/linux/rtnetlink.h.
 const STATIC: u8 = 4;
 
-/// The links of the namespace that the thread was in when it was opened.
+/// The links of one network namespace: the namespace of the thread that called [`Links::open`].
 pub struct Links(Rtnetlink);
 
 fn failed(what: String) -> impl FnOnce(io::Error) -> LabError {
@@ -21,36 +21,36 @@ fn failed(what: String) -> impl FnOnce(io::Error) -> LabError {
 }
 
 impl Links {
-    /// Opens the conversation.
+    /// Opens a netlink socket.
     ///
     /// # Errors
-    /// Fails if the process may not open netlink sockets.
+    /// If the process may not open netlink sockets.
     pub fn open() -> Result<Self, LabError> {
         Rtnetlink::open().map(Self).map_err(|error| LabError::Io("opening rtnetlink", error))
     }
 
-    /// Makes a bridge and brings it up.
+    /// Creates a bridge and brings it up.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn bridge(&self, name: &str) -> Result<(), LabError> {
         self.0.add_bridge(NewLink { name, mac: None }).map_err(failed(format!("the bridge `{name}`")))?;
         self.up(name)
     }
 
-    /// Makes a pair of links: `name` here, `peer` in another namespace. Both are down.
+    /// Creates a veth pair: `name` in this namespace, `peer` in another one. Both ends are down.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn veth(&self, name: &str, peer: &str, there: &impl AsFd) -> Result<(), LabError> {
         let end = |name| NewLink { name, mac: None };
         self.0.add_veth(end(name), end(peer), there).map_err(failed(format!("the link `{name}`")))
     }
 
-    /// Puts a link into a bridge and brings it up.
+    /// Makes a link a port of a bridge and brings it up.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn join(&self, name: &str, bridge: &str) -> Result<(), LabError> {
         let (port, bridge) = (self.index(name)?, self.index(bridge)?);
         let joined = self.0.set_master(port, bridge).and_then(|()| self.0.set_up(port));
@@ -60,25 +60,25 @@ impl Links {
     /// Brings a link up.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn up(&self, name: &str) -> Result<(), LabError> {
         self.0.set_up(self.index(name)?).map_err(failed(format!("the link `{name}`")))
     }
 
-    /// Gives a link an address; one that it has already is fine.
+    /// Adds an address to a link. An address that the link already has is no error.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn address(&self, name: &str, address: IpAddr, prefix: u8) -> Result<(), LabError> {
         let index = self.index(name)?;
         let added = network(address, prefix).and_then(|own| self.0.add_address(index, own, IfPresent::Replace));
         added.map_err(failed(format!("the address {address}/{prefix} of `{name}`")))
     }
 
-    /// Routes a prefix to a gateway; of length 0 everything.
+    /// Adds a route for a prefix through a gateway. A prefix of length 0 is the default route.
     ///
     /// # Errors
-    /// Fails if the kernel refuses the request.
+    /// If the kernel refuses the request.
     pub fn route(&self, to: IpAddr, prefix: u8, gateway: IpAddr) -> Result<(), LabError> {
         if Family::of(to) != Family::of(gateway) {
             return Err(LabError::Topology(format!("{to} cannot be reached through {gateway}")));

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fastrand::Rng;
 use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
-use portfwd::lab::{self, Choice, Sight, Topology};
+use portfwd::lab::{self, Capture, Selection, Topology};
 use portfwd::model::meaning::{DropReason, Fate, Meaning, meaning};
 use portfwd::model::{Asked, Packet};
 use portfwd::store::State;
@@ -94,11 +94,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let topology = Topology::build(&asked, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
     // Most hosts with containers have bridge netfilter on.
     let bridge_netfilter = rng.u8(..3) == 0;
-    topology
-        .host
-        .run(|| lab::bridges_ask_netfilter(bridge_netfilter))
-        .expect("the host's namespace")
-        .expect("switched");
+    topology.host.run(|| lab::set_bridge_netfilter(bridge_netfilter)).expect("the host's namespace").expect("switched");
     let before = generate::case(rng, MAX_TABLES, false).for_backend(backend);
     let before = if rng.bool() { before.asked() } else { None };
     // The route to a loopback forward's target is unknown if this network lacks the target.
@@ -108,7 +104,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
         .take(PACKETS)
         .filter_map(|port| generate::packet(rng, &asked, &topology, port))
         .collect();
-    let sight = Sight::open(&topology).expect("packets get through");
+    let sight = Capture::open(&topology).expect("packets get through");
     topology.host.run(|| apply_incrementally(before, &asked, &case, backend)).expect("the host's namespace");
     // The order of registration must not matter.
     let rival_first = with_rival && rng.bool();
@@ -127,7 +123,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
         let rewritten =
             forward.is_some() && !matches!(fate, Fate::Sent { source: seen, .. } if seen.first == packet.source.ip());
         if (rewritten || !with_rival)
-            && !sighting.agrees(packet, &fate)
+            && !sighting.matches_fate(packet, &fate)
             && visible(packet, &fate, &topology, bridge_netfilter)
         {
             let against = if with_rival { " (against a rival)" } else { "" };
@@ -175,7 +171,7 @@ fn add_rival(backend: Backend) {
 
 /// Returns true if the network can observe where a packet goes: the network needs a receiver.
 ///
-/// With bridge netfilter ([`lab::bridges_ask_netfilter`]), a bridge handles two kinds of packets itself, so they are not
+/// With bridge netfilter ([`lab::set_bridge_netfilter`]), a bridge handles two kinds of packets itself, so they are not
 /// observable: packets back out of their ingress port, and packets that this host does not forward.
 fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: bool) -> bool {
     let to = match fate {
@@ -183,7 +179,7 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: 
         Fate::Dropped(DropReason::NotForwarded) => return !bridge_netfilter,
         Fate::Dropped(_) | Fate::Local { .. } => return true,
     };
-    let Some(receiver) = topology.owner(to.ip()) else { return false };
+    let Some(receiver) = topology.namespace_of(to.ip()) else { return false };
     let sender = topology.sender(packet).filter(|_| packet.interface.is_some());
     !(bridge_netfilter && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
 }
@@ -241,6 +237,6 @@ fn mismatches(case: &Case, packet: &Packet, backend: Backend) -> bool {
     let Some((asked, written)) = case.written() else { return false };
     let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
     let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
-    let trial = || lab::try_out(&asked, &written, &Choice::Packets(vec![packet.clone()]), backend).expect("tried");
+    let trial = || lab::try_out(&asked, &written, &Selection::Packets(vec![packet.clone()]), backend).expect("tried");
     sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
 }

@@ -1,4 +1,4 @@
-//! The marks of the links and routes of standing networks, which tell them from those of other programs.
+//! Identities of a lab's links and routes. They tell the links and routes of labs from those of other programs.
 
 use std::fmt;
 use std::io;
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::model::Family;
 use crate::sys::rtnetlink::{Hop, Link, NewLink, NewRoute, Route, Rtnetlink};
 
-/// The protocol number of the routes that a lab makes. iproute2's rt_protos lists those of other programs.
-const OUR_ROUTES: u8 = 112;
+/// The protocol number of a lab's routes. iproute2's rt_protos lists the numbers of other programs.
+const ROUTE_PROTOCOL: u8 = 112;
 
-/// A hardware address that was chosen at random: locally administered, of one host (IEEE 802, clause 8.2).
+/// A random hardware address: locally administered, unicast (IEEE 802, clause 8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mac([u8; 6]);
@@ -26,33 +26,33 @@ impl fmt::Display for Mac {
 }
 
 impl Mac {
-    /// Makes one of random bytes.
+    /// Creates a hardware address from random bytes.
     pub fn new(mut bytes: [u8; 6]) -> Self {
         let [first, ..] = &mut bytes;
         *first = *first & 0xfc | 0x02;
         Self(bytes)
     }
 
-    /// Returns the link to create with this address.
+    /// Returns a request for a link with this address.
     pub(super) fn link(self, name: &str) -> NewLink<'_> {
         NewLink { name, mac: Some(self.0) }
     }
 
     /// Returns true if a link has this address.
-    pub(super) fn is_of(&self, link: &Link) -> bool {
+    pub(super) fn matches(&self, link: &Link) -> bool {
         link.mac == self.0
     }
 }
 
-/// Returns the route that a lab makes.
-pub(super) fn marked(to: IpNetwork, via: IpAddr, output: Option<u32>) -> NewRoute {
-    NewRoute { to, via, output, protocol: OUR_ROUTES }
+/// Returns a route with the protocol number of labs.
+pub(super) fn lab_route(to: IpNetwork, via: IpAddr, output: Option<u32>) -> NewRoute {
+    NewRoute { to, via, output, protocol: ROUTE_PROTOCOL }
 }
 
-/// Returns true if a lab's route is there. Without `output` it may lead through any link.
+/// Returns true if the namespace has this route of a lab. If `output` is `None`, any egress link matches.
 pub(super) fn has_route(links: &Rtnetlink, to: IpNetwork, via: IpAddr, output: Option<u32>) -> io::Result<bool> {
     let by = |hop: &Hop| hop.gateway == Some(via) && (output.is_none() || hop.output == output);
-    let is = |route: &Route| route.protocol == OUR_ROUTES && route.to == to && route.hops.first().is_some_and(by);
+    let is = |route: &Route| route.protocol == ROUTE_PROTOCOL && route.to == to && route.hops.first().is_some_and(by);
     Ok(links.routes(Family::of_network(to))?.complete()?.iter().any(is))
 }
 

@@ -7,23 +7,23 @@ use crate::model::Family;
 use crate::sys::rtnetlink::{self, NeighbourState, RouteType, Rtnetlink};
 
 /// The number of the main table of routes: `RT_TABLE_MAIN` in include/uapi/linux/rtnetlink.h.
-const MAIN: u32 = 254;
+const MAIN_TABLE: u32 = 254;
 
 /// A link, and the indexes of the links that it refers to.
-pub(super) struct Seen {
+pub(super) struct DumpedLink {
     pub link: Link,
     /// The index of the bridge or other device that the link is a port of.
     pub controller: Option<u32>,
-    /// The index of the other end of a pair, in the namespace of that end.
-    pub other_end: Option<u32>,
-    /// The namespace of the other end, by its number here. `None` means this namespace.
-    pub other_space: Option<i32>,
+    /// The index of the peer of a veth pair, in the peer's namespace.
+    pub peer_index: Option<u32>,
+    /// The number of the peer's namespace, as this namespace numbers it. `None` means this namespace.
+    pub peer_namespace: Option<i32>,
 }
 
 /// The links, routes and neighbours of a namespace.
 pub(super) struct Dump {
     /// The links, sorted by index.
-    pub links: Vec<Seen>,
+    pub links: Vec<DumpedLink>,
     pub routes: Vec<Route>,
     pub neighbours: Vec<Neighbour>,
 }
@@ -36,14 +36,14 @@ impl Dump {
     }
 }
 
-fn position(links: &[Seen], index: u32) -> Option<usize> {
+fn position(links: &[DumpedLink], index: u32) -> Option<usize> {
     links.binary_search_by_key(&index, |seen| seen.link.index).ok()
 }
 
 /// Reads the namespace of the calling thread.
-pub(super) fn dump() -> io::Result<Dump> {
+pub(super) fn read_dump() -> io::Result<Dump> {
     let links = Rtnetlink::open()?;
-    let mut seen: Vec<Seen> = links.links()?.complete()?.into_iter().map(seen_as).collect();
+    let mut seen: Vec<DumpedLink> = links.links()?.complete()?.into_iter().map(dumped_link).collect();
     seen.sort_by_key(|seen| seen.link.index);
     for family in Family::ALL {
         for address in links.addresses(family)?.complete()? {
@@ -63,14 +63,14 @@ pub(super) fn dump() -> io::Result<Dump> {
         }
         let found = links.neighbours(family)?.complete()?;
         let mut of_family: Vec<_> = found.into_iter().filter_map(|found| neighbour(found, name)).collect();
-        // The kernel's order is that of a hash table.
+        // The kernel returns neighbours in the order of its hash table.
         of_family.sort_by(|a, b| (&a.dev, a.address).cmp(&(&b.dev, b.address)));
         neighbours.extend(of_family);
     }
     Ok(Dump { links: seen, routes, neighbours })
 }
 
-fn seen_as(found: rtnetlink::Link) -> Seen {
+fn dumped_link(found: rtnetlink::Link) -> DumpedLink {
     let state = match (found.up, found.carrier) {
         (true, true) => State::Up,
         (true, false) => State::NoCarrier,
@@ -86,15 +86,15 @@ fn seen_as(found: rtnetlink::Link) -> Seen {
         peer: None,
         addresses: Vec::new(),
     };
-    Seen { link, controller: found.master, other_end: found.peer, other_space: found.peer_namespace }
+    DumpedLink { link, controller: found.master, peer_index: found.peer, peer_namespace: found.peer_namespace }
 }
 
-/// Returns a hardware address, or `None` if it is all zeros, as that of `lo` is.
+/// Returns a hardware address, or `None` if it is all zeros, as for `lo`.
 fn mac(bytes: Vec<u8>) -> Option<Mac> {
     bytes.iter().any(|byte| *byte != 0).then_some(Mac(bytes))
 }
 
-/// Returns one route for each next hop, if the route is in the main table and for one receiver.
+/// Returns a route for each next hop of a unicast or rejecting route in the main table.
 fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Route> {
     let kind = match route.kind {
         RouteType::Unicast => "unicast",
@@ -104,7 +104,7 @@ fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Rout
         RouteType::Throw => "throw",
         _ => return Vec::new(),
     };
-    let hops = route.hops.iter().filter(|_| route.table == MAIN);
+    let hops = route.hops.iter().filter(|_| route.table == MAIN_TABLE);
     let of = |hop: &rtnetlink::Hop| {
         let dev = hop.output.map(&name).filter(|_| kind == "unicast");
         Route { to: route.to, kind, via: hop.gateway, dev, src: route.source }
@@ -112,8 +112,8 @@ fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Rout
     hops.map(of).collect()
 }
 
-/// Returns a neighbour, or `None` if its address needs no resolution, as those for multicast: ip-neighbour(8) leaves these out,
-/// too.
+/// Returns a neighbour, or `None` if its address needs no resolution, such as a multicast address. ip-neighbour(8)
+/// omits these too.
 fn neighbour(found: rtnetlink::Neighbour, name: impl Fn(u32) -> String) -> Option<Neighbour> {
     let state = match found.state {
         NeighbourState::Noarp | NeighbourState::None => return None,
