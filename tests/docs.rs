@@ -1,6 +1,11 @@
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{PORTFWD, privileged, root};
+use crate::support::{PORTFWD, Said, file, portfwd, privileged, root};
+
+/// Runs the commands of pages.
+mod console;
 
 /// The parts of a page: each TOML block with the tables behind it.
 fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
@@ -47,4 +52,112 @@ fn the_examples_of_the_precedence_page_are_true() {
 fn the_page_about_findings_is_that_of_the_code() {
     // `UPDATE_EXPECT=1 cargo test the_page_about` writes it.
     expect_test::expect_file!["../docs/findings.md"].assert_eq(&portfwd::audit::findings::page());
+}
+
+/// Returns the pages that people write: those at the root, and in `docs` those that no test and no bench generates.
+fn pages() -> Vec<PathBuf> {
+    let at_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
+    let entries = std::fs::read_dir(root().join("docs")).expect("readable").flatten().map(|entry| entry.path());
+    let in_docs = entries.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    at_root.into_iter().chain(in_docs).filter(|path| !path.ends_with("findings.md")).collect()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn pages_show_the_true_output_of_their_commands() {
+    if !privileged() {
+        return;
+    }
+    // `lab_page.rs` runs docs/lab.md. `UPDATE_EXPECT=1 cargo test pages_show` writes the output of today.
+    let pages = pages().into_iter().map(|path| (read(&path), path));
+    let pages: Vec<_> = pages.filter(|(page, path)| page.contains("```console") && !path.ends_with("lab.md")).collect();
+    assert!(pages.iter().any(|(_, path)| path.ends_with("README.md")));
+    for (page, path) in pages {
+        expect_test::expect_file![path].assert_eq(&console::with_output(&page));
+    }
+}
+
+#[test]
+fn rule_sets_of_pages_are_valid() {
+    let mut count = 0;
+    for path in pages().iter().filter(|path| !path.ends_with("lab.md")) {
+        for (rules, _) in examples(&read(path)) {
+            let directory = tempfile::tempdir().expect("directory");
+            let set = file(&directory, &rules);
+            let said = portfwd(&["check", &set.to_string_lossy()]);
+            assert_eq!(said.code, 0, "{}: {rules}{said:?}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "{count}");
+}
+
+/// Returns the name of each table of a rule set, without brackets, and its keys, as an error lists them.
+fn known_keys(table: &str) -> Vec<String> {
+    let directory = tempfile::tempdir().expect("directory");
+    let set = file(&directory, &format!("{table}\nqqqqqq = 1\n"));
+    let Said { stderr, .. } = portfwd(&["check", &set.to_string_lossy()]);
+    let (_, behind) = stderr.split_once("unknown key `qqqqqq`").expect("refused");
+    let help = behind.lines().find(|line| line.contains("help: ")).expect("a list of the keys");
+    let (_, names) = help.split_once(" has ").expect("a list of the keys");
+    names.split(", ").map(|name| name.trim().trim_matches('`').to_owned()).collect()
+}
+
+#[test]
+fn the_page_about_rules_has_every_key() {
+    let page = read(&root().join("docs/rules.md"));
+    let tables = known_keys("");
+    assert!(tables.len() >= 6, "{tables:?}");
+    for table in tables {
+        let heading = if table == "settings" { format!("[{table}]") } else { format!("[[{table}]]") };
+        let (_, section) = page.split_once(&format!("\n## `{heading}`")).unwrap_or_else(|| panic!("no {heading}"));
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows: BTreeSet<String> =
+            section.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
+        assert_eq!(rows, known_keys(&heading).into_iter().collect(), "{heading}");
+    }
+}
+
+/// Returns the anchor that GitHub gives a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+    kept.replace(' ', "-")
+}
+
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut in_code = false;
+    let headings = page.lines().filter(|line| {
+        in_code ^= line.starts_with("```");
+        !in_code && line.starts_with('#')
+    });
+    headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn links_of_pages_lead_somewhere() {
+    let mut count = 0;
+    for path in pages() {
+        let page = read(&path);
+        for rest in page.split("](").skip(1) {
+            let link = rest.split(')').next().unwrap_or_default();
+            if link.contains("://") {
+                continue;
+            }
+            let (to, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let to = if to.is_empty() { path.clone() } else { path.parent().expect("a folder").join(to) };
+            assert!(to.exists(), "{}: {link}", path.display());
+            assert!(anchor.is_empty() || anchors(&read(&to)).contains(anchor), "{}: {link}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count}");
+}
+
+#[test]
+fn the_readme_is_short() {
+    let words = read(&root().join("README.md")).split_whitespace().count();
+    assert!(words <= 2000, "{words} words");
 }
