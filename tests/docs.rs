@@ -95,15 +95,14 @@ fn rule_sets_of_pages_are_valid() {
     assert!(count >= 10, "{count}");
 }
 
-/// Returns the name of each table of a rule set, without brackets, and its keys, as an error lists them.
-fn known_keys(table: &str) -> Vec<String> {
+/// Returns the keys of a table, as the error about an unknown key lists them. An empty heading is the top level.
+fn known_keys(heading: &str) -> Vec<String> {
     let directory = tempfile::tempdir().expect("directory");
-    let set = file(&directory, &format!("{table}\nqqqqqq = 1\n"));
+    let set = file(&directory, &format!("{heading}\nqqqqqq = 1\n"));
     let Said { stderr, .. } = portfwd(&["check", &set.to_string_lossy()]);
-    let (_, behind) = stderr.split_once("unknown key `qqqqqq`").expect("refused");
-    let help = behind.lines().find(|line| line.contains("help: ")).expect("a list of the keys");
-    let (_, names) = help.split_once(" has ").expect("a list of the keys");
-    names.split(", ").map(|name| name.trim().trim_matches('`').to_owned()).collect()
+    let error = stderr.split("\n\n").find(|error| error.contains("`qqqqqq`")).expect("an error about the key");
+    let help = error.lines().find(|line| line.starts_with("help: ")).expect("a list of the keys");
+    help.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 #[test]
@@ -154,6 +153,23 @@ fn links_of_pages_lead_somewhere() {
         }
     }
     assert!(count > 50, "{count}");
+}
+
+#[test]
+fn files_that_pages_name_exist() {
+    let mut count = 0;
+    for path in pages() {
+        let page = read(&path);
+        // Of each line, every other part is between back quotes.
+        for name in page.lines().flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            if ["src/", "tests/", "docs/", "fuzz/", "rules/"].iter().any(|folder| name.starts_with(folder)) {
+                let is_pattern = name.contains(['*', ' ', '$']);
+                assert!(is_pattern || root().join(name).exists(), "{}: {name}", path.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "{count}");
 }
 
 #[test]
