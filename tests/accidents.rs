@@ -351,7 +351,7 @@ fn nothing_of_others_breaks_out_of_its_line_when_rules_are_put_back() {
         write("OTHER");
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
-        assert!(said.stderr.contains("could not be put back"), "{said:?}");
+        assert!(said.stderr.contains("could not be rolled back"), "{said:?}");
         assert!(!net.saved(variant).lines().any(|line| line == "-A FORWARD -j DROP"), "{variant:?}");
     }
 }

@@ -130,7 +130,7 @@ fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure
         let met = &owned.rule;
         owned.set == *set && met.listens_like(&binding) && met.ports == binding.ports && met.to == binding.to
     };
-    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts_with(&binding) && !itself(owned));
+    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts(&binding) && !itself(owned));
     if let Some(met) = other {
         return Err(Failure::Problems(vec![Problem {
             kind: Kind::Conflict,

@@ -34,7 +34,7 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             });
         }
     }
-    let conflicts = conflict::find_conflicts(asked.bindings.iter().map(|owned| &owned.rule));
+    let conflicts = conflict::find(asked.bindings.iter().map(|owned| &owned.rule));
     let atoms = if conflicts.is_empty() { Vec::new() } else { places_of_atoms(sets) };
     let place = |index| place_of(index, &asked.bindings, &atoms);
     for (earlier, later) in conflicts {
@@ -107,7 +107,7 @@ pub fn apart(first: &Binding, second: &Binding) -> String {
         return "give one an address, an interface or other clients".into();
     }
     // One that names a loopback address has nothing else to serve.
-    let of = match (first.serves_non_loopback(), second.serves_non_loopback()) {
+    let of = match (first.serves_others(), second.serves_others()) {
         (true, true) => "one".into(),
         (true, false) => format!("`{}`", first.listen()),
         (false, _) => format!("`{}`", second.listen()),

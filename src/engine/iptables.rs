@@ -25,9 +25,9 @@ use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
-use crate::nft::traffic::{Amount, Traffic};
 use crate::store::Lock;
-use crate::sys::link;
+use crate::sys::netlink::traffic::{Amount, Traffic};
+use crate::sys::rtnetlink;
 
 /// Changes of at least this many rules are not read back: that takes a fifth of the time of writing them, and
 /// iptables-restore reports itself whether the kernel took them.
@@ -208,7 +208,7 @@ impl Backend for Iptables {
 
     fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError> {
         let shifts = self.shifts(desired)?;
-        let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
+        let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
         let compiled =
             |interfaces: &BTreeSet<IfName>| compile(desired, &Host { interfaces: interfaces.clone(), shifts });
         let program = timing.of(Phase::Compile, || compiled(&interfaces));

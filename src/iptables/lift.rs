@@ -198,7 +198,7 @@ impl<'a> Forwards<'a> {
         let mut whole = Vec::with_capacity(self.found.len());
         for (owned, Found { rules: count, all_ports, mut sum }) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
-            let place = if rule.serves_non_loopback() { Place::Outside } else { Place::Loopback };
+            let place = if rule.serves_others() { Place::Outside } else { Place::Loopback };
             // Where this host's iptables shifts ranges, one rule is about all ports; otherwise there is one for each.
             let rules = |place, shifts| {
                 let mut rules = Vec::new();
@@ -207,7 +207,7 @@ impl<'a> Forwards<'a> {
             };
             let mut there =
                 all_ports && count == 1 && rules(place, true).len() == 1 || count == rules(place, false).len();
-            if there && rule.loopback && rule.serves_non_loopback() {
+            if there && rule.loopback && rule.serves_others() {
                 let counters = |shifts| -> Option<Vec<Counter>> {
                     rules(Place::Loopback, shifts).iter().map(|rule| self.loopback.get(rule).copied()).collect()
                 };
@@ -241,7 +241,7 @@ fn binding(rule: &Rule, family: Family, place: Place, sources: &Sources, remark:
         _ => return None,
     };
     let mapped = match to {
-        DestinationPort::Keep => PortMap::identity(ports),
+        DestinationPort::Keep => PortMap::kept(ports),
         DestinationPort::One(to) if rule.part_of.is_some() => {
             PortMap::Shift(to.checked_sub(port.first().checked_sub(ports.first())?)?)
         }

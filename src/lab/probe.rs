@@ -201,7 +201,7 @@ fn of_forward(binding: &Binding, port: u16, topology: &Topology) -> Vec<Packet> 
         packet(binding.protocol, source, destination, interface.and_then(|name| name.parse().ok()))
     };
     let mut packets = Vec::with_capacity(5);
-    if binding.serves_non_loopback() {
+    if binding.serves_others() {
         packets.extend(topology.client_of(binding).and_then(|let_in| send(let_in, Some(&uplink.name))));
         packets.extend(send(*client, Some(&uplink.name)));
         packets.extend(send(destination.ip(), None).filter(|_| topology.plan.owns(destination.ip())));

@@ -7,7 +7,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use super::Family;
 
 /// Why an address cannot be one host's; `None` where it can, the loopback addresses included.
-pub fn invalid_host(address: IpAddr) -> Option<&'static str> {
+pub fn no_host(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("is the unspecified address")
     } else if matches!(address, IpAddr::V4(v4) if v4.octets().starts_with(&[0])) {
@@ -17,7 +17,7 @@ pub fn invalid_host(address: IpAddr) -> Option<&'static str> {
         Some("is a multicast address")
     } else if address == IpAddr::from([255; 4]) {
         Some("is the broadcast address")
-    } else if matches!(address, IpAddr::V6(v6) if is_ipv4_mapped(v6)) {
+    } else if matches!(address, IpAddr::V6(v6) if is_mapped(v6)) {
         Some("is an IPv4 address in IPv6 clothes")
     } else {
         None
@@ -25,14 +25,14 @@ pub fn invalid_host(address: IpAddr) -> Option<&'static str> {
 }
 
 /// Why an address cannot be the source of what leaves this host; `None` where it can.
-pub(super) fn invalid_source(address: IpAddr) -> Option<&'static str> {
-    if let Some(what) = invalid_host(address) {
+pub(super) fn no_source(address: IpAddr) -> Option<&'static str> {
+    if let Some(what) = no_host(address) {
         Some(what)
     } else if address.is_loopback() {
         Some("is a loopback address")
     } else if is_link_local(address) {
         Some("is link-local, which means nothing without an interface")
-    } else if reserved_in_range(address, address).is_some() {
+    } else if unsendable(address, address).is_some() {
         Some("is in 240.0.0.0/4, which is reserved (RFC 6890)")
     } else {
         None
@@ -40,7 +40,7 @@ pub(super) fn invalid_source(address: IpAddr) -> Option<&'static str> {
 }
 
 /// IPv4 addresses that no packet on a wire has: from, to, and what they are. Source: RFC 6890.
-const RESERVED_IPV4: [(u32, u32, &str); 4] = [
+const UNSENDABLE_IPV4: [(u32, u32, &str); 4] = [
     (0x0000_0000, 0x00ff_ffff, "addresses in 0.0.0.0/8"),
     (0x7f00_0000, 0x7fff_ffff, "loopback addresses"),
     (0xe000_0000, 0xefff_ffff, "multicast addresses"),
@@ -48,7 +48,7 @@ const RESERVED_IPV4: [(u32, u32, &str); 4] = [
 ];
 
 /// The same of IPv6, and the link-local ones, which mean nothing without an interface.
-const RESERVED_IPV6: [(u128, u128, &str); 5] = [
+const UNSENDABLE_IPV6: [(u128, u128, &str); 5] = [
     (0, 0, "the unspecified address"),
     (1, 1, "the loopback address"),
     (0xffff_0000_0000, 0xffff_ffff_ffff, "IPv4 addresses in IPv6 clothes"),
@@ -58,20 +58,20 @@ const RESERVED_IPV6: [(u128, u128, &str); 5] = [
 
 /// What from `first` to `last`, both included and of one family, cannot be the address of a host on a wire; `None` where
 /// every one can.
-pub(super) fn reserved_in_range(first: IpAddr, last: IpAddr) -> Option<&'static str> {
+pub(super) fn unsendable(first: IpAddr, last: IpAddr) -> Option<&'static str> {
     fn meets<T: PartialOrd + Copy>(first: T, last: T, ranges: &[(T, T, &'static str)]) -> Option<&'static str> {
         ranges.iter().find(|(from, to, _)| first <= *to && *from <= last).map(|(_, _, what)| *what)
     }
     match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => meets(first.to_bits(), last.to_bits(), &RESERVED_IPV4),
-        (IpAddr::V6(first), IpAddr::V6(last)) => meets(first.to_bits(), last.to_bits(), &RESERVED_IPV6),
+        (IpAddr::V4(first), IpAddr::V4(last)) => meets(first.to_bits(), last.to_bits(), &UNSENDABLE_IPV4),
+        (IpAddr::V6(first), IpAddr::V6(last)) => meets(first.to_bits(), last.to_bits(), &UNSENDABLE_IPV6),
         _ => None,
     }
 }
 
 /// What in a network cannot be the address of a host on a wire; `None` where every address can.
-pub(super) fn reserved_in_network(network: IpNetwork) -> Option<&'static str> {
-    reserved_in_range(network.network(), network.broadcast())
+pub(super) fn unsendable_in(network: IpNetwork) -> Option<&'static str> {
+    unsendable(network.network(), network.broadcast())
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -79,7 +79,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// Whether an address is of the form `::ffff:192.0.2.1`, which no packet carries.
-fn is_ipv4_mapped(address: Ipv6Addr) -> bool {
+fn is_mapped(address: Ipv6Addr) -> bool {
     address.to_ipv4_mapped().is_some()
 }
 
@@ -100,7 +100,7 @@ mod tests {
     fn loopback_networks_hold_the_loopback_addresses() {
         for (family, inside) in [(Family::Ipv4, "127.255.255.254"), (Family::Ipv6, "::1")] {
             let address: IpAddr = inside.parse().expect(inside);
-            assert!(loopback(family).contains(address) && address.is_loopback() && invalid_host(address).is_none());
+            assert!(loopback(family).contains(address) && address.is_loopback() && no_host(address).is_none());
         }
     }
 
@@ -117,7 +117,7 @@ mod tests {
             ("fec0::", "fec0::1", None),
             ("::1", "::2", Some("the loopback address")),
         ] {
-            assert_eq!(reserved_in_range(first.parse().expect(first), last.parse().expect(last)), found, "{first}-{last}");
+            assert_eq!(unsendable(first.parse().expect(first), last.parse().expect(last)), found, "{first}-{last}");
         }
     }
 }

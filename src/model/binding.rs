@@ -23,7 +23,7 @@ pub enum PortMap {
 
 impl PortMap {
     /// The map that keeps every port of `range`. For a single port that is [`PortMap::One`], the only form it has.
-    pub fn identity(range: PortRange) -> Self {
+    pub fn kept(range: PortRange) -> Self {
         if range.is_single() { Self::One(range.first()) } else { Self::Keep }
     }
 }
@@ -141,7 +141,7 @@ impl Binding {
     }
 
     /// Whether it serves packets to other than the loopback addresses.
-    pub fn serves_non_loopback(&self) -> bool {
+    pub fn serves_others(&self) -> bool {
         !self.address.is_some_and(|address| address.is_loopback())
     }
 
@@ -151,27 +151,27 @@ impl Binding {
     }
 
     /// Whether both are about the same packets with the same precedence, so that nothing says which of them wins.
-    pub fn conflicts_with(&self, other: &Self) -> bool {
+    pub fn conflicts(&self, other: &Self) -> bool {
         self.family == other.family
             && self.is_exact() == other.is_exact()
             && self.protocol == other.protocol
             && self.from == other.from
             && self.ports.overlaps(other.ports)
-            && (self.same_address_and_interface(other) || self.overlaps_at_loopback(other))
+            && (self.same_place(other) || self.same_loopback(other))
     }
 
     /// Whether both listen at the same place, to the same clients, with the same protocol; at whichever ports.
     pub fn listens_like(&self, other: &Self) -> bool {
         let same_clients = self.protocol == other.protocol && self.from == other.from;
-        self.family == other.family && same_clients && self.same_address_and_interface(other)
+        self.family == other.family && same_clients && self.same_place(other)
     }
 
-    fn same_address_and_interface(&self, other: &Self) -> bool {
+    fn same_place(&self, other: &Self) -> bool {
         self.address == other.address && self.interface == other.interface
     }
 
     /// At a loopback address it does not matter which other address or interface they name, only that they do.
-    fn overlaps_at_loopback(&self, other: &Self) -> bool {
+    fn same_loopback(&self, other: &Self) -> bool {
         let apart = matches!((self.loopback_address(), other.loopback_address()), (Some(a), Some(b)) if a != b);
         self.loopback && other.loopback && self.class() == other.class() && !apart
     }
@@ -247,7 +247,7 @@ impl fmt::Display for OptionsText<'_> {
         if !binding.hairpin {
             f.write_str(" no-hairpin")?;
         }
-        if binding.loopback && binding.serves_non_loopback() { f.write_str(" loopback") } else { Ok(()) }
+        if binding.loopback && binding.serves_others() { f.write_str(" loopback") } else { Ok(()) }
     }
 }
 

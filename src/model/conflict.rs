@@ -8,13 +8,13 @@ use ipnetwork::IpNetwork;
 use super::{Binding, Family, IfName, Protocol};
 
 /// All that must be equal for two bindings to conflict, but for their ports.
-type ConflictKey<'a> = (Family, bool, Protocol, Listener<'a>, Option<IpNetwork>);
+type Place<'a> = (Family, bool, Protocol, Spot<'a>, Option<IpNetwork>);
 
 /// Where a binding listens.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Listener<'a> {
+enum Spot<'a> {
     /// At an address or all of them, on an interface or all of them.
-    XXOption<IpAddr>, Option<&'a IfName>),
+    Outside(Option<IpAddr>, Option<&'a IfName>),
     /// At a loopback address or all of them; and whether the forward names an address and an interface.
     Loopback { at: Option<IpAddr>, address: bool, interface: bool },
 }
@@ -23,18 +23,18 @@ enum Listener<'a> {
 /// later one. Each later binding is reported once, against the first that it meets.
 ///
 /// Costs n log n for n bindings.
-pub fn find_conflicts<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
+pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
     let bindings: Vec<&Binding> = bindings.into_iter().collect();
     let named: BTreeSet<IpAddr> = bindings.iter().filter_map(|binding| binding.loopback_address()).collect();
     let mut order: Vec<usize> = (0..bindings.len()).collect();
     order.sort_by_key(|index| bindings.get(*index).map(|binding| (binding.ports.first(), *index)));
     // For each place, the binding that reaches furthest among those that begin no later.
-    let mut reach: HashMap<ConflictKey<'a>, usize> = HashMap::new();
+    let mut reach: HashMap<Place<'a>, usize> = HashMap::new();
     let mut pairs = Vec::new();
     for index in order {
         let Some(binding) = bindings.get(index) else { continue };
-        for listener in listeners(binding, &named) {
-            let place = (binding.family, binding.is_exact(), binding.protocol, listener, binding.from);
+        for spot in spots(binding, &named) {
+            let place = (binding.family, binding.is_exact(), binding.protocol, spot, binding.from);
             let furthest = reach.entry(place).or_insert(index);
             if *furthest != index
                 && let Some(before) = bindings.get(*furthest)
@@ -55,19 +55,19 @@ pub fn find_conflicts<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Ve
 
 /// Everywhere that a binding listens. `named` are the loopback addresses that some binding names: one that serves all of
 /// them meets each.
-fn listeners<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Listener<'a>> {
+fn spots<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Spot<'a>> {
     let (address, interface) = (binding.address.is_some(), binding.interface.is_some());
-    let loopback = |at| Listener::Loopback { at, address, interface };
+    let loopback = |at| Spot::Loopback { at, address, interface };
     if let Some(only) = binding.loopback_address() {
         return vec![loopback(Some(only))];
     }
-    let mut listeners = vec![XX(binding.address, binding.interface.as_ref())];
+    let mut spots = vec![Spot::Outside(binding.address, binding.interface.as_ref())];
     if binding.loopback {
-        listeners.push(loopback(None));
+        spots.push(loopback(None));
         // Who names no address is of another class than who names one.
-        listeners.extend(named.iter().filter(|_| address).map(|named| loopback(Some(*named))));
+        spots.extend(named.iter().filter(|_| address).map(|named| loopback(Some(*named))));
     }
-    listeners
+    spots
 }
 
 #[cfg(test)]
@@ -102,9 +102,9 @@ mod tests {
             ("an interface", binding("8005", Some("eth0"), None), false),
             ("clients", binding("8005", None, Some("10.0.0.0/8")), false),
         ] {
-            assert_eq!(!find_conflicts([&base, &other]).is_empty(), conflict, "{name}");
+            assert_eq!(!find([&base, &other]).is_empty(), conflict, "{name}");
         }
-        assert_eq!(find_conflicts([&binding("8000-8010", None, None), &binding("8010-8020", None, None)]), [(0, 1)]);
+        assert_eq!(find([&binding("8000-8010", None, None), &binding("8010-8020", None, None)]), [(0, 1)]);
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
             binding("200-210", None, None),
             binding("300-310", None, None),
         ];
-        assert_eq!(find_conflicts(&all), [(0, 2), (0, 3)]);
+        assert_eq!(find(&all), [(0, 2), (0, 3)]);
     }
 
     #[test]
@@ -132,8 +132,8 @@ mod tests {
             ("two loopback addresses", only.clone(), at("127.0.0.2:80", None), false),
             ("one without loopback", binding("192.0.2.1:80", None, None), at("192.0.2.2:80", None), false),
         ] {
-            assert_eq!(!find_conflicts([&one, &other]).is_empty(), conflict, "{name}");
-            assert_eq!(one.conflicts_with(&other), conflict, "{name}");
+            assert_eq!(!find([&one, &other]).is_empty(), conflict, "{name}");
+            assert_eq!(one.conflicts(&other), conflict, "{name}");
         }
     }
 
@@ -146,12 +146,12 @@ mod tests {
                 .collect();
             let mut any = false;
             for (index, a) in all.iter().enumerate() {
-                any |= all.iter().skip(index + 1).any(|b| a.conflicts_with(b));
+                any |= all.iter().skip(index + 1).any(|b| a.conflicts(b));
             }
-            let found = find_conflicts(&all);
+            let found = find(&all);
             prop_assert_eq!(!found.is_empty(), any);
             for (a, b) in found {
-                prop_assert!(all[a].conflicts_with(&all[b]));
+                prop_assert!(all[a].conflicts(&all[b]));
             }
         }
     }

@@ -226,7 +226,7 @@ impl Forward {
     /// What becomes of one span of the ports, after [`Forward::check_ports`].
     fn port_map(&self, range: PortRange) -> PortMap {
         match self.to.ports {
-            None => PortMap::identity(range),
+            None => PortMap::kept(range),
             Some(target) if target.is_single() => PortMap::One(target.first()),
             Some(target) if target == range => PortMap::Keep,
             Some(target) => PortMap::Shift(target.first()),

@@ -83,7 +83,7 @@ impl Masqueraded {
     pub fn of(asked: &Asked, families: impl Fn(Family) -> bool) -> Self {
         let here = |rule: &&Binding| rule.to.address.is_some() && families(rule.family);
         let to_others = || asked.bindings.iter().map(|owned| &owned.rule).filter(here);
-        let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_non_loopback();
+        let neighbours = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_others();
         let others = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
         let translated = asked.netmaps.iter().any(|owned| families(Family::of_network(owned.rule.listen)));
         Self { neighbours: to_others().any(neighbours) || translated, others: to_others().any(others) }
@@ -185,7 +185,7 @@ pub fn number(label: &[u8]) -> Option<u32> {
 
 /// The label of a binding's connections to other than loopback addresses; `None` where [`OURS`] is all of it.
 pub fn of(binding: &Binding, sources: &Sources) -> Option<Vec<u8>> {
-    let loopback = binding.loopback && binding.serves_non_loopback();
+    let loopback = binding.loopback && binding.serves_others();
     if binding.source.is_keep() && binding.hairpin && !loopback {
         return None;
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use super::address::invalid_host;
+use super::address::no_host;
 use super::{ParseError, Ports, Protocol};
 
 /// The listening side of a forward, as written.
@@ -70,7 +70,7 @@ fn protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
 }
 
 fn listenable(address: IpAddr) -> Result<(), ParseError> {
-    match invalid_host(address) {
+    match no_host(address) {
         None => Ok(()),
         Some(_) if address.is_unspecified() => Err(ParseError::new(
             format!("`{address}` is not an address to listen at"),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::address::reserved_in_network;
+use super::address::unsendable_in;
 use super::{Family, ParseError};
 
 /// Each address of `listen` stands for the address of `to` at the same place in its network, all protocols and ports,
@@ -46,7 +46,7 @@ impl Netmap {
             ));
         }
         for network in [self.listen, self.to] {
-            if let Some(what) = reserved_in_network(network) {
+            if let Some(what) = unsendable_in(network) {
                 return Err(ParseError::new(
                     format!("`{network}` is not a network of hosts: it holds {what}"),
                     "write the network of the hosts that are to be reached",

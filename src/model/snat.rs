@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::address::reserved_in_range;
+use super::address::unsendable;
 use super::{Family, IfName, ParseError, PortRange, source};
 
 const HELP: &str = "write `203.0.113.5`, `203.0.113.5-203.0.113.9`, `203.0.113.5:1024-2047`, `2001:db8::5` or \
@@ -74,7 +74,7 @@ impl FromStr for Pool {
         let pool = Self::stored(text)?;
         source::check(pool.first, HELP)?;
         source::check(pool.last, HELP)?;
-        match reserved_in_range(pool.first, pool.last) {
+        match unsendable(pool.first, pool.last) {
             Some(what) => Err(ParseError::new(
                 format!("the pool `{}-{}` holds {what}", pool.first, pool.last),
                 "write addresses that hosts can have, from the lowest to the highest",

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::ParseError;
-use super::address::invalid_source;
+use super::address::no_source;
 
 /// What the target of a forward sees as the client's address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ fn stored(text: &str) -> Result<Source, ParseError> {
 
 /// Refuses an address that cannot be the source of what leaves this host.
 pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
-    match invalid_source(address) {
+    match no_source(address) {
         Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), help)),
         None => Ok(()),
     }

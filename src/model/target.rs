@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::address::invalid_host;
+use super::address::no_host;
 use super::listen::split_address;
 use super::{ParseError, PortRange};
 
@@ -62,7 +62,7 @@ fn reachable(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError
     }
     let what = match address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => "is link-local, which means nothing without an interface",
-        _ => match invalid_host(address) {
+        _ => match no_host(address) {
             Some(what) => what,
             None => return Ok(()),
         },

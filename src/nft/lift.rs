@@ -101,7 +101,7 @@ fn loopback(
         left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
     }
     found.retain_mut(|(Owned { rule, .. }, sum)| {
-        if !rule.loopback || !rule.serves_non_loopback() {
+        if !rule.loopback || !rule.serves_others() {
             return true;
         }
         // The chain is not known of a binding, so every chain's map is asked.

@@ -122,7 +122,7 @@ pub enum Role {
 impl MapId {
     /// The map of a kind that a binding lives in when its forwards live in `chain`.
     pub fn of(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
-        let place = if binding.serves_non_loopback() { Place::Outside } else { Place::LoopbackAt };
+        let place = if binding.serves_others() { Place::Outside } else { Place::LoopbackAt };
         let redirect = binding.to.address.is_none();
         Self { place, class: binding.class(), kind, redirect, chain, role: Role::Targets }
     }

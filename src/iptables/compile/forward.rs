@@ -184,7 +184,7 @@ pub(super) fn chains(
         let comment = if plain { None } else { Some(comments.of(owned)) };
         for place in [Place::Outside, Place::Loopback] {
             let serves = match place {
-                Place::Outside => owned.rule.serves_non_loopback(),
+                Place::Outside => owned.rule.serves_others(),
                 Place::Loopback => owned.rule.loopback,
             };
             if serves {

@@ -12,7 +12,7 @@ use super::description::{Attachment, Bridge, Container, End, Kind, Lab, Namespac
 use super::name::{LabName, NetnsName};
 use crate::config::reader::{Reader, Table};
 use crate::config::{Problem, Source};
-use crate::model::address::invalid_host;
+use crate::model::address::no_host;
 use crate::model::{ChainName, IfName, ParseError, prefix};
 
 /// Reads a lab's file.
@@ -232,7 +232,7 @@ fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
 fn host(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
-    match invalid_host(address) {
+    match no_host(address) {
         Some(what) => Err(ParseError::new(format!("`{address}` {what}"), help)),
         None => Ok(address),
     }

@@ -22,7 +22,7 @@ struct Sort<'a> {
     source: Source,
     hairpin: bool,
     loopback: bool,
-    serves_non_loopback: bool,
+    serves_others: bool,
 }
 
 impl<'a> Sort<'a> {
@@ -38,7 +38,7 @@ impl<'a> Sort<'a> {
             source: rule.source,
             hairpin: rule.hairpin,
             loopback: rule.loopback,
-            serves_non_loopback: rule.serves_non_loopback(),
+            serves_others: rule.serves_others(),
         }
     }
 }
@@ -53,7 +53,7 @@ fn alike(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
         && options
         && a.protocol == b.protocol
         && a.class() == b.class()
-        && a.serves_non_loopback() == b.serves_non_loopback()
+        && a.serves_others() == b.serves_others()
         && one.set == other.set
 }
 
