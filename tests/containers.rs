@@ -302,5 +302,5 @@ fn for_one_command_containers_need_no_root() {
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
     let said = machine.run("setpriv", &[&nobody[..], &["--file", "rules/lab/ovs.toml", "red", "--", "true"]].concat());
     assert_eq!(said.code, 5, "{said:?}");
-    assert!(said.stderr.contains("make it with `portfwd lab up`, as root"), "{said:?}");
+    assert!(said.stderr.contains("build the lab with `portfwd lab up`, as root"), "{said:?}");
 }

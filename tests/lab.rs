@@ -137,7 +137,7 @@ fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
     let inject = "inject=rename:error=ENOSPC:when=2";
     let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
     assert!(
-        said.code == 0 && said.stderr.contains("could not be noted") && said.stderr.contains("No space"),
+        said.code == 0 && said.stderr.contains("could not be recorded") && said.stderr.contains("No space"),
         "{said:?}"
     );
     assert!(machine.pings("red", "192.168.15.2"));
@@ -239,7 +239,7 @@ fn what_others_made_is_refused_and_stays() {
     machine.says("ip", &["netns", "add", "red"]);
     let said = machine.lab(&["down"]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.stderr.contains("the namespace `red` is not what the lab made; it stays"), "{said:?}");
+    assert!(said.stderr.contains("kept the namespace `red`: the lab did not make it"), "{said:?}");
     assert_eq!(machine.says("ip", &["netns", "list"]), "red\n");
 }
 
@@ -352,7 +352,7 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     assert_eq!(machine.ok(&["list"]).lines().count(), 1, "it is noted in the other directory");
     let said = on("other", &["up", BRIDGE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("help: say `--netns host`"), "{said:?}");
+    assert!(said.stderr.contains("help: use `--netns host`"), "{said:?}");
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
     // Taken down from anywhere, the host's part goes too.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);
