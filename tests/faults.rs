@@ -428,7 +428,7 @@ fn what_was_done_is_done_where_it_cannot_be_printed() {
             Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stdout(stdout).output().expect("starts")
         };
         let said: Said = net.in_host(|| run(full()).into());
-        assert!(said.code == 0 && said.stderr.contains("note: done, but"), "{command:?}: {said:?}");
+        assert!(said.code == 0 && said.stderr.contains("note: the change is done, but"), "{command:?}: {said:?}");
         // And what is said aside is not even missed.
         let run = || Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stderr(full()).output();
         assert!(net.in_host(run).expect("starts").status.success(), "{command:?}");

@@ -57,7 +57,7 @@ fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
     let net = Net::new();
     let (_any, _own) = (listen(&net, "0.0.0.0:22"), listen(&net, "192.0.2.1:25"));
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    let help = "help: stop it, choose another port, or say `--force`";
+    let help = "help: stop the service, choose another port, or use `--force`";
     let owner =
         format!("error: `22/tcp -> 172.17.0.3:22` would take the port of `0.0.0.0:22/tcp` ({})\n{help}\n", ourselves());
     refused(&net, &["add", "22", "172.17.0.3"], &[&owner]);
@@ -174,9 +174,9 @@ fn the_ssh_connection_of_the_user_is_not_taken() {
     let before = everything(&net);
     let add = ["add", "22", "172.17.0.3"];
     let said = over_ssh(&net, connection, &add);
-    let words = "would take the ssh connection that you are on, from 192.0.2.2 to 192.0.2.1:22\n";
+    let words = "would take your SSH connection from 192.0.2.2 to 192.0.2.1:22\n";
     assert!(said.code == 6 && said.stderr.contains(words), "{said:?}");
-    assert!(said.stderr.contains("help: choose another port, or say `--force`"), "{said:?}");
+    assert!(said.stderr.contains("help: choose another port, or use `--force`"), "{said:?}");
     assert_eq!(everything(&net), before);
     // Near misses: another port, other clients, no connection at all, and a wish.
     for arguments in [&["add", "23", "172.17.0.3"][..], &["add", "22", "172.17.0.3", "--from", "198.51.100.0/24"]] {

@@ -103,7 +103,7 @@ impl Known {
         let mut out = String::new();
         let mut of_processes = false;
         for line in text.lines() {
-            if line.starts_with("note: ended ") {
+            if line.starts_with("note: dropped ") {
                 continue;
             }
             let numbered = process(line).filter(|_| of_processes);

@@ -62,7 +62,7 @@ fn enter_at_the_terminal_confirms_and_anything_else_puts_back_at_once() {
     let before = words(&net);
     for (typed, said) in [("no\n", "`no` was typed"), ("\x03", "SIGINT")] {
         let (code, shown) = Terminal::start(&net, LONG, NEW).typed(typed);
-        assert!(code == 1 && shown.contains(said) && shown.contains("the rules before are back"), "{code} {shown}");
+        assert!(code == 1 && shown.contains(said) && shown.contains("rolled back the change"), "{code} {shown}");
         assert_eq!(words(&net), before, "{typed:?}");
     }
     for typed in ["\n", "yes\n"] {
