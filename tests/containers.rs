@@ -211,7 +211,7 @@ fn the_rules_of_others_are_not_contradicted_and_stay() {
     machine.ok(&["up", DOCKER]);
     other(text);
     let said = machine.lab(&["down"]);
-    assert!(said.code == 0 && said.stderr.contains("note: the rule set `lab-docker`"), "{said:?}");
+    assert!(said.code == 0 && said.stderr.contains("note: kept the rule set `lab-docker`"), "{said:?}");
     assert!(machine.says(PORTFWD, &["list"]).contains("1/tcp"));
 }
 

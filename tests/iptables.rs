@@ -239,7 +239,7 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
     let now = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
     keep(now.trim().to_owned());
     let said = net.ok(&["add", "80", "172.17.0.3"]);
-    assert!(said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; iptables-"), "{said:?}");
+    assert!(said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; portfwd uses iptables-"), "{said:?}");
     assert!(net.ok(&["list"]).stdout.contains("live") && !net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
     // Another kernel may have it.
     keep("0.0".into());

@@ -63,9 +63,9 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     Ok(0)
 }
 
-/// Describes the commits of other programs to nftables since generation `committed`, that of portfwd's last change.
+/// Returns how often other programs changed nftables since generation `committed`, which is that of portfwd's last change.
 ///
-/// The kernel reports the name of such a program only while it commits, so the text has none.
+/// The kernel names a program only in the notification of its commit, so the text names none.
 fn changes_since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
     let (committed, now) = (committed?, now?);
     match now.checked_sub(committed) {

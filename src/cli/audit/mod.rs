@@ -182,7 +182,8 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     Ok(Host::new(rules, Some(facts)))
 }
 
-/// Returns the drift of the live rules, and facts about portfwd's state. A missing state is an empty desired state.
+/// Returns the drift of the live rules, and facts about portfwd's state. Without a state, the desired state
+/// is empty.
 fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let asked = Arc::clone(&engine.state().asked);
