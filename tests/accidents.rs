@@ -43,7 +43,7 @@ fn kill_anywhere(variant: Variant) {
     // The state is written by a thread of its own, which is followed too. What portfwd starts makes none of these calls and so
     // is not killed with it; of the others only its own are counted.
     for (follow, call) in [
-        ("-ff", "fdatasync"),
+        ("-ff", "fsync"),
         ("-ff", "pwrite64"),
         ("-q", "clone3"),
         ("-q", "wait4"),
@@ -351,7 +351,7 @@ fn nothing_of_others_breaks_out_of_its_line_when_rules_are_put_back() {
         write("OTHER");
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
-        assert!(said.stderr.contains("could not be put back"), "{said:?}");
+        assert!(said.stderr.contains("could not be rolled back"), "{said:?}");
         assert!(!net.saved(variant).lines().any(|line| line == "-A FORWARD -j DROP"), "{variant:?}");
     }
 }

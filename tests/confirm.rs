@@ -288,7 +288,7 @@ fn while_it_waits_nothing_else_is_changed_and_flush_is_the_way_out() {
         [&["add", "9001", "172.17.0.4"][..], &["rm", "9000"], &["apply", &other], &["apply", "--confirm", "5", &other]]
     {
         let said = net.portfwd(arguments);
-        assert!(said.code == 75 && said.stderr.contains("waits to be confirmed"), "{arguments:?}: {said:?}");
+        assert!(said.code == 75 && said.stderr.contains("waits for its confirmation"), "{arguments:?}: {said:?}");
         assert!(said.stderr.contains("`portfwd confirm` keeps it"), "{said:?}");
         assert_eq!(words(&net), during, "{arguments:?}");
     }

@@ -363,7 +363,8 @@ fn the_host_may_be_a_named_namespace_and_is_found_again() {
     // A host that is gone took what was in it along.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
     machine.says("ip", &["netns", "del", "host"]);
-    assert_eq!(on("other", &["down"]).code, 0);
+    let said = on("other", &["down"]);
+    assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(machine.says("ls", &["-A", "/run/netns"]), "other\n");
 }
 

@@ -1,7 +1,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use portfwd::nft::transaction::{Connection, Wire};
+use portfwd::nft::transaction::Connection;
+use portfwd::sys::netlink::Bus;
+use portfwd::sys::netlink::wire::{Kernel, Wire};
 
 use crate::support::{Net, root};
 
@@ -63,15 +65,15 @@ fn every_fuzzer_has_its_files_run() {
 }
 
 /// A socket that remembers what it was answered.
-struct Recorded(mnl::Socket, Arc<Mutex<Vec<u8>>>);
+struct Recorded(Kernel, Arc<Mutex<Vec<u8>>>);
 
 impl Wire for Recorded {
     fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        Wire::send(&mut self.0, bytes)
+        self.0.send(bytes)
     }
 
     fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
-        let received = Wire::receive(&mut self.0, room)?;
+        let received = self.0.receive(room)?;
         let mut answers = self.1.lock().expect("one thread");
         let begin = answers.len();
         answers.extend(&room[..received]);
@@ -85,8 +87,8 @@ impl Wire for Recorded {
         Ok(received)
     }
 
-    fn prepare(&mut self, size: usize) -> std::io::Result<()> {
-        self.0.prepare(size)
+    fn reserve(&mut self, size: usize) -> std::io::Result<()> {
+        self.0.reserve(size)
     }
 
     fn namespace_cookie(&self) -> Option<u64> {
@@ -106,9 +108,8 @@ fn the_kernels_answers_are_recorded() {
         for question in questions {
             let answers = Arc::new(Mutex::new(vec![*question]));
             net.in_host(|| {
-                let socket = mnl::Socket::new(mnl::Bus::Netfilter).expect("a socket");
-                let mut wire = Recorded(socket, Arc::clone(&answers));
-                wire.prepare(0).expect("set up");
+                let kernel = Kernel::open(Bus::Netfilter).expect("a socket");
+                let wire = Recorded(kernel, Arc::clone(&answers));
                 messages::ask(*question, Connection::over(Box::new(wire)));
             });
             let file = format!("fuzz/corpus/messages/{name}-{}", char::from(*question));

@@ -16,6 +16,7 @@ use crate::model::error::printable;
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 use crate::sys::namespace::NamespaceError;
+use crate::sys::process::ProcessError;
 use crate::sys::sysctl::{self, SysctlError};
 
 /// Failed; nothing changed.
@@ -304,7 +305,7 @@ fn of_kernel(error: &KernelError) -> (u8, String) {
 
 fn of_iptables(error: &CommandError) -> (u8, String) {
     match error {
-        CommandError::Missing(_) => (MISSING, "install the package `iptables`".into()),
+        CommandError::Process(ProcessError::Missing(_)) => (MISSING, "install the package `iptables`".into()),
         CommandError::Busy => (BUSY, "try again when that program has ended".into()),
         CommandError::NotPermitted(_) => {
             (MISSING, "run as root; iptables-legacy needs that, iptables-nft only CAP_NET_ADMIN".into())
@@ -317,8 +318,8 @@ fn of_iptables(error: &CommandError) -> (u8, String) {
             FAILED,
             "another program's rule jumps to this chain: find it with `iptables-save`; nothing was changed".into(),
         ),
-        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Run(..) => {
-            (FAILED, "nothing was changed; `-v` shows which iptables this is".into())
+        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Process(ProcessError::Run(..)) => {
+            (FAILED, "nothing was changed; `-v` shows the version of iptables".into())
         }
     }
 }
@@ -341,7 +342,7 @@ fn of_step(error: &io::Error) -> Option<(u8, String)> {
         return Some(of_engine(error));
     }
     Some(match error.downcast_ref::<OvsError>()? {
-        OvsError::Command(CommandError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
+        OvsError::Command(ProcessError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
         OvsError::NoDatabase(_) | OvsError::NoDaemon(_) => {
             let help = "start it with `systemctl start openvswitch-switch`, or set OVS_RUNDIR to its directory";
             (MISSING, help.into())

@@ -40,7 +40,7 @@ pub fn notes(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
             "note: there is no interface to {target} yet, so `loopback` does not work; apply again when there is one"
         )?;
     }
-    for change in &outcome.given_back {
+    for change in &outcome.restored {
         writeln!(output.stderr, "note: restored {} to {}", change.name(), change.before)?;
     }
     match &outcome.ended {

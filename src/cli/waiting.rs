@@ -35,9 +35,9 @@ use nix::unistd::{close, getpgrp, read, setsid, tcgetpgrp, write};
 use super::failure::seconds_text;
 use super::{Failure, Global, Output, change, view};
 use crate::engine::{Engine, Options, Scope, Storage, Timing};
-use crate::iptables::command;
 use crate::model::error::printable;
 use crate::store::{Deadline, State};
+use crate::sys::process;
 
 /// The interval at which waiting processes check the flag file and the deadline.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -264,7 +264,7 @@ impl Watcher {
             "confirm".into(),
             "--watch".into(),
         ];
-        let mut child = command::ourselves(arguments)?;
+        let mut child = process::respawn_self(arguments)?;
         let mut word = [0; 1];
         child.stdout.take().context("the watcher has no stdout")?.read_exact(&mut word)?;
         Ok(Self { _input: child.stdin.take().context("the watcher has no stdin")? })

@@ -16,7 +16,6 @@
 //! to zero (measured, 1.8.9). The kernel takes each table as a whole at its `COMMIT`.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use super::command::Variant;
 use super::diff::{Changes, TableChanges};
@@ -49,26 +48,6 @@ pub fn is_sound(changes: &Changes) -> bool {
     !written.any(|(name, chain)| control(name) || chain.rules.iter().any(|rule| broken(rule)))
 }
 
-/// From how many chains on the second half is written at the same time as the first.
-const MANY: usize = 128;
-
-fn put_chains(chains: &[(Arc<str>, Chain)], family: Family, out: &mut String) -> std::fmt::Result {
-    if chains.len() >= MANY {
-        let (first, second) = chains.split_at(chains.len() / 2);
-        return std::thread::scope(|scope| {
-            let second = scope.spawn(move || {
-                let mut text = String::with_capacity(second.iter().map(|(_, chain)| chain.rules.len() * LINE).sum());
-                second.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, &mut text))?;
-                Ok(text)
-            });
-            first.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, out))?;
-            out.push_str(&second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-            Ok(())
-        });
-    }
-    chains.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, out))
-}
-
 fn put_chain(name: &str, chain: &Chain, family: Family, out: &mut String) -> std::fmt::Result {
     for (at, rule) in chain.rules.iter().enumerate() {
         if !chain.counters.is_empty() {
@@ -97,7 +76,7 @@ fn put(table: Table, changes: &TableChanges, family: Family, variant: Variant, o
             writeln!(out, "-D {} -j {}", hook.name(), hook.entry())?;
         }
     }
-    put_chains(&changes.write, family, out)?;
+    changes.write.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, out))?;
     for edit in &changes.edit {
         for _ in 0..edit.remove {
             writeln!(out, "-D {} {}", edit.chain, edit.at + 1)?;

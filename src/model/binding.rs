@@ -39,7 +39,7 @@ pub struct Destination {
 
 /// One element of what is asked: the atom that is compiled, stored, listed and compared.
 ///
-/// Its fields in their order are a part of what the store keeps: one that comes goes last, and the store's version with it.
+/// The JSON form is a part of the store's format; a field that JSON leaves out has its usual value.
 ///
 /// Canonical: a single port is always [`PortMap::One`], a range that is not moved is always [`PortMap::Keep`], so two
 /// bindings mean the same exactly when they are equal.
@@ -48,13 +48,13 @@ pub struct Binding {
     /// The family of the packets it is about.
     pub family: Family,
     /// The address it listens at; none: every address of this host.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// Only what arrives here.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<IfName>,
     /// Only these clients.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpNetwork>,
     /// The transport protocol.
     pub protocol: Protocol,
@@ -63,17 +63,17 @@ pub struct Binding {
     /// Where it leads.
     pub to: Destination,
     /// What the target sees as the client.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Source::is_keep")]
     pub source: Source,
     /// Whether clients in the target's own network are masqueraded. True where it makes no difference: of a redirect, with
     /// another source than the client, at a loopback address.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub hairpin: bool,
     /// Whether it serves this host at its loopback addresses; where [`Binding::address`] is one of them, only there.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub loopback: bool,
     /// The forward's remark.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
 }
 

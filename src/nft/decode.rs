@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use nftnl_sys::libc;
 
+use super::message::key;
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Rule, Shape, TABLE};
 use super::transaction::{Connection, KernelError, PATIENCE, names};
-use crate::sys::netlink::{NESTED, put_attribute};
+use crate::sys::netlink::{Dump, put_attribute, put_nested};
 
 /// How often a dump of chains, rules or maps is begun again by itself, at once: it takes less time than most pauses between
 /// two commits of others.
@@ -23,21 +24,6 @@ const ATTEMPTS: u32 = 100;
 
 /// How long the kernel is left to itself before all is read again.
 const PAUSE: Duration = Duration::from_millis(2);
-
-/// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
-mod key {
-    pub const TABLE_NAME: u16 = 1;
-    pub const TABLE_FLAGS: u16 = 2;
-    pub const CHAIN_TABLE: u16 = 1;
-    pub const RULE_TABLE: u16 = 1;
-    pub const SET_TABLE: u16 = 1;
-    pub const ELEMENTS_TABLE: u16 = 1;
-    pub const ELEMENTS_SET: u16 = 2;
-    pub const ELEMENTS_LIST: u16 = 3;
-    pub const ELEMENT: u16 = 1;
-    pub const ELEMENT_KEY: u16 = 1;
-    pub const DATA_VALUE: u16 = 1;
-}
 
 /// Reads our table, and the generation of which that is the truth.
 ///
@@ -170,14 +156,14 @@ pub fn elements_by_key<'a>(
     map: &str,
     keys: impl IntoIterator<Item = &'a Key>,
 ) -> Result<Option<BTreeMap<Key, Element>>, KernelError> {
-    let mut list = Vec::new();
-    for key in keys {
-        let mut element = Vec::new();
-        put_attribute(&mut element, key::ELEMENT_KEY | NESTED, &value(&key.0));
-        put_attribute(&mut list, key::ELEMENT | NESTED, &element);
-    }
     let mut attributes = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
-    put_attribute(&mut attributes, key::ELEMENTS_LIST | NESTED, &list);
+    put_nested(&mut attributes, key::ELEMENTS_LIST, |list| {
+        for wanted in keys {
+            put_nested(list, key::ELEMENT, |element| {
+                put_nested(element, key::ELEMENT_KEY, |data| put_attribute(data, key::DATA_VALUE, &wanted.0));
+            });
+        }
+    });
     let mut found = BTreeMap::new();
     let asked = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
         message.elements(|key, data, (text, span), counter| {
@@ -185,12 +171,6 @@ pub fn elements_by_key<'a>(
         })
     })?;
     Ok(asked.then_some(found))
-}
-
-fn value(bytes: &[u8]) -> Vec<u8> {
-    let mut attribute = Vec::with_capacity(bytes.len() + 4);
-    put_attribute(&mut attribute, key::DATA_VALUE, bytes);
-    attribute
 }
 
 type ReadElements<'a> = dyn Fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError> + 'a;
@@ -303,7 +283,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
     let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
     let watching = connection.is_watching();
-    let interrupted = connection.dump_through("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
+    let dump = connection.dump_through("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
         message.elements(|key, data, (text, span), counter| {
             let comment = match comments.get(text) {
                 Some(comment) => Arc::clone(comment),
@@ -316,7 +296,7 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
             found.push((key, Element { data: data.into(), comment, span, counter }));
         })
     })?;
-    if interrupted && !watching {
+    if dump == Dump::Interrupted && !watching {
         return Err(KernelError::Interrupted);
     }
     let count = found.len();

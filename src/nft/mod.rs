@@ -5,26 +5,22 @@
 //! model ──compile──▶ program ──diff──▶ changes ──encode──▶ batch ──transaction──▶ kernel
 //! model ◀───lift──── program ◀──────────────────decode──── dumps ◀──transaction──┘
 //! ```
-//! A program is plain data: it can be made, printed, compared and tested without privileges. All `unsafe` of the crate
-//! is in `ffi`, which has a safe face.
+//! A program is plain data: it can be made, printed, compared and tested without privileges.
 //!
 //! Be aware: we never look at, and never change, anything outside of table `inet portfwd`; of what others do we take the
 //! names of their tables, and only while they disturb us (`watch`).
 
+pub mod batch;
 pub mod compile;
 pub mod decode;
 pub mod diff;
 pub mod element;
 pub mod encode;
 pub mod expr;
-mod ffi;
 pub mod lift;
 pub mod map;
 pub(crate) mod message;
 pub mod program;
-mod refusal;
-pub mod traffic;
 pub mod transaction;
 pub mod user_data;
 mod watch;
-pub mod wire;

@@ -12,7 +12,8 @@ use portfwd::nft::diff::{Changes, diff};
 use portfwd::nft::encode::encode;
 use portfwd::nft::lift::lift;
 use portfwd::nft::program::{Key, Program};
-use portfwd::nft::transaction::{Connection, Wire};
+use portfwd::nft::transaction::Connection;
+use portfwd::sys::netlink::wire::Wire;
 
 /// Takes any bytes: the first says what is asked, the others are answers.
 pub fn holds(input: &[u8]) {
@@ -99,7 +100,7 @@ impl Wire for Answers {
         Ok(length)
     }
 
-    fn prepare(&mut self, _: usize) -> io::Result<()> {
+    fn reserve(&mut self, _: usize) -> io::Result<()> {
         Ok(())
     }
 

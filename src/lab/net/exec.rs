@@ -16,9 +16,9 @@ use super::mounts::surroundings;
 use super::name::NetnsName;
 use super::up;
 use crate::engine::Choice;
-use crate::iptables::command;
 use crate::lab::netns::gain_privileges;
 use crate::lab::{LabError, Links};
+use crate::sys::process;
 
 /// Where the host of a lab for one command is held.
 const HOST: &str = "/run/portfwd/host";
@@ -68,12 +68,12 @@ pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Resu
     let failed = |error| NetError::Command(program.to_string_lossy().into_owned(), error);
     if room.first.is_some() {
         // Only a child of ours is in it.
-        let status = command::in_our_place(program, arguments).map_err(failed)?;
+        let status = process::run_inherited(program, arguments).map_err(failed)?;
         // As shells say it.
         let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
         return Ok(u8::try_from(code).unwrap_or(1));
     }
-    Err(failed(command::become_program(program, arguments)))
+    Err(failed(process::exec(program, arguments)))
 }
 
 /// Moves the calling thread to where a command is to be run.

@@ -1,7 +1,6 @@
 //! Steps carried out: what is there of each, making it, taking it back.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
 use std::fs::File;
 use std::io::{self, Read};
 use std::process::Child;
@@ -9,7 +8,7 @@ use std::process::Child;
 use super::apply::Keeper;
 use super::forwarding;
 use super::journal::{Entry, Journals, Mark};
-use super::links::{Found, Mac};
+use super::links::{self, Mac};
 use super::name::NetnsName;
 use super::named::{self, Named, NamespaceMark};
 use super::ovs::{OvsError, OvsMark, Switch};
@@ -21,6 +20,7 @@ use crate::lab::error::plain;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
 use crate::sys::offload;
+use crate::sys::rtnetlink::{IfPresent, Link, Rtnetlink};
 
 /// The namespaces that a lab is in.
 pub(super) struct Ground {
@@ -28,7 +28,6 @@ pub(super) struct Ground {
     host: Option<Netns>,
     /// Those that have been seen or made.
     spaces: BTreeMap<NetnsName, Netns>,
-    links: BTreeMap<Site, Links>,
     keeper: Keeper,
     /// The lock of all labs, where it is held.
     turn: Option<File>,
@@ -62,7 +61,6 @@ impl Ground {
         Self {
             host,
             spaces: BTreeMap::new(),
-            links: BTreeMap::new(),
             keeper: journals.keeper().clone(),
             turn: None,
             waiting: BTreeMap::new(),
@@ -148,40 +146,30 @@ impl Ground {
         self.space(site).ok_or_else(|| missing(&site.to_string()))?.run(job).map_err(plain)?
     }
 
-    /// The links of a namespace; none where there is no such namespace.
-    fn links(&mut self, site: &Site) -> io::Result<Option<&Links>> {
-        let namespace = match &site.0 {
-            Some(name) => self.spaces.get(name),
-            None => self.host.as_ref(),
-        };
-        let Some(namespace) = namespace else { return Ok(None) };
-        Ok(Some(match self.links.entry(site.clone()) {
-            Slot::Occupied(slot) => slot.into_mut(),
-            Slot::Vacant(slot) => slot.insert(namespace.run(Links::open).map_err(plain)?.map_err(plain)?),
-        }))
+    /// Does something with the links of a namespace that must be there.
+    fn with_links<T: Send>(&self, site: &Site, job: impl FnOnce(&Rtnetlink) -> io::Result<T> + Send) -> io::Result<T> {
+        self.inside(site, || job(&Rtnetlink::open()?))
     }
 
-    /// The links of a namespace that must be there.
-    fn links_of(&mut self, site: &Site) -> io::Result<&Links> {
-        self.links(site)?.ok_or_else(|| missing(&site.to_string()))
-    }
-
-    fn find(&mut self, site: &Site, name: &IfName) -> io::Result<Option<Found>> {
-        self.links(site)?.map_or(Ok(None), |links| links.find(name))
+    fn find(&self, site: &Site, name: &IfName) -> io::Result<Option<Link>> {
+        match self.space(site) {
+            Some(_) => self.with_links(site, |links| links.link(name.as_str())),
+            None => Ok(None),
+        }
     }
 
     /// Whether there is a link of this name, whoever made it.
-    pub fn has_link(&mut self, site: &Site, name: &IfName) -> io::Result<bool> {
+    pub fn has_link(&self, site: &Site, name: &IfName) -> io::Result<bool> {
         self.find(site, name).map(|found| found.is_some())
     }
 
     /// The number of a link that must be there.
-    fn index(&mut self, site: &Site, name: &IfName) -> io::Result<u32> {
+    fn index(&self, site: &Site, name: &IfName) -> io::Result<u32> {
         let found = self.find(site, name)?;
         found.map(|found| found.index).ok_or_else(|| missing(&format!("`{name}`")))
     }
 
-    fn device(&mut self, site: &Site, dev: Option<&IfName>) -> io::Result<Option<u32>> {
+    fn device(&self, site: &Site, dev: Option<&IfName>) -> io::Result<Option<u32>> {
         dev.map(|dev| self.index(site, dev)).transpose()
     }
 
@@ -216,10 +204,10 @@ impl Ground {
             (Step::Process(_), Mark::Process(mark)) => is(mark.find()?.is_some()),
             (Step::Join(site, port, bridge), _) => {
                 let bridge = self.find(site, bridge)?.map(|found| found.index);
-                is(self.find(site, port)?.is_some_and(|port| bridge.is_some() && port.controller == bridge))
+                is(self.find(site, port)?.is_some_and(|port| bridge.is_some() && port.master == bridge))
             }
             (Step::Address(site, link, address), _) => match self.find(site, link)? {
-                Some(found) => is(self.links_of(site)?.addresses(found.index)?.contains(address)),
+                Some(found) => is(self.with_links(site, |links| links::has_address(links, found.index, *address))?),
                 None => Presence::Absent,
             },
             (Step::Checksums(site, link), _) => match self.find(site, link)? {
@@ -232,8 +220,10 @@ impl Ground {
                     Some(dev) => self.find(site, dev)?.map(|found| found.index),
                     None => None,
                 };
-                match self.links(site)? {
-                    Some(links) if out.is_some() == dev.is_some() => is(links.has_route(*to, *via, out)?),
+                match self.space(site) {
+                    Some(_) if out.is_some() == dev.is_some() => {
+                        is(self.with_links(site, |links| links::has_route(links, *to, *via, out))?)
+                    }
                     _ => Presence::Absent,
                 }
             }
@@ -244,11 +234,11 @@ impl Ground {
     }
 
     /// What is there of links that were made with these addresses: all of them, none, or others.
-    fn of_links(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<Presence> {
+    fn of_links(&self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<Presence> {
         let mut ours = 0;
         for ((site, name), mac) in links.iter().zip(macs) {
             match self.find(site, name)? {
-                Some(found) if found.has(mac) => ours += 1,
+                Some(found) if mac.is_of(&found) => ours += 1,
                 Some(_) => return Ok(Presence::Foreign),
                 None => {}
             }
@@ -270,20 +260,19 @@ impl Ground {
             }
             (Step::Bridge(site, name), Mark::Links(macs)) => {
                 let [mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
-                self.links_of(site)?.add_bridge(name, mac)
+                self.with_links(site, |links| links.add_bridge(mac.link(name.as_str())))
             }
             (Step::Veth([(here, name), (there, peer)]), Mark::Links(macs)) => {
                 let [mac, peer_mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
-                self.links_of(here)?;
                 let there = self.space(there).ok_or_else(|| missing(&there.to_string()))?;
-                let links = self.links.get(here).ok_or_else(|| missing(&here.to_string()))?;
-                links.add_veth((name, mac), (peer, peer_mac), there)
+                let (end, peer) = (mac.link(name.as_str()), peer_mac.link(peer.as_str()));
+                self.with_links(here, |links| links.add_veth(end, peer, there))
             }
             (Step::Host(_), _) => Ok(()),
             (Step::OvsBridge(name), Mark::Ovs(mark)) => {
                 self.switch(mark).add(name, mark)?;
                 match self.find(&Site::HOST, name)? {
-                    Some(found) if found.has(mark.mac()) => Ok(()),
+                    Some(found) if mark.mac().is_of(&found) => Ok(()),
                     _ => Err(OvsError::Elsewhere(name.clone()).into()),
                 }
             }
@@ -296,11 +285,11 @@ impl Ground {
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, true),
             (Step::Join(site, port, bridge), _) => {
                 let (port, bridge) = (self.index(site, port)?, self.index(site, bridge)?);
-                self.links_of(site)?.control(port, bridge)
+                self.with_links(site, |links| links.set_master(port, bridge))
             }
             (Step::Address(site, link, address), _) => {
                 let index = self.index(site, link)?;
-                self.links_of(site)?.add_address(index, *address)
+                self.with_links(site, |links| links.add_address(index, *address, IfPresent::Fail))
             }
             (Step::Checksums(site, link), _) => {
                 let index = self.index(site, link)?;
@@ -308,11 +297,11 @@ impl Ground {
             }
             (Step::Up(site, link), _) => {
                 let index = self.index(site, link)?;
-                self.links_of(site)?.bring_up(index)
+                self.with_links(site, |links| links.set_up(index))
             }
             (Step::Route(site, to, via, dev), _) => {
                 let dev = self.device(site, dev.as_ref())?;
-                self.links_of(site)?.add_route(*to, *via, dev)
+                self.with_links(site, |links| links.add_route(links::marked(*to, *via, dev), IfPresent::Fail))
             }
             // A mark of another kind: not what we wrote.
             (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _)
@@ -320,12 +309,18 @@ impl Ground {
         }
     }
 
-    /// Takes back what a step made; says whether anything of it was there. What is not ours stays.
+    /// Takes back what a step made; says whether anything of it was there. What is not ours stays. A step of a host that the
+    /// kernel removes at this moment may vanish before it is taken back, and then needs nothing.
     pub fn take_back(&mut self, entry: &Entry) -> io::Result<bool> {
+        let taken = self.try_to_take_back(entry);
+        let vanished = taken.is_err() && self.presence(entry).is_ok_and(|presence| presence == Presence::Absent);
+        if vanished { Ok(false) } else { taken }
+    }
+
+    fn try_to_take_back(&mut self, entry: &Entry) -> io::Result<bool> {
         match (&entry.step, &entry.mark) {
             (Step::Namespace(name), Mark::Namespace(mark)) => {
                 let was_there = named::remove(name, mark)?;
-                self.links.remove(&Site(Some(name.clone())));
                 self.spaces.remove(name);
                 Ok(was_there)
             }
@@ -352,26 +347,26 @@ impl Ground {
             }
             (Step::Join(site, port, _), _) => {
                 let port = self.index(site, port)?;
-                self.links_of(site)?.control(port, 0).map(|()| true)
+                self.with_links(site, |links| links.set_master(port, 0)).map(|()| true)
             }
             (Step::Address(site, link, address), _) => {
                 let index = self.index(site, link)?;
-                self.links_of(site)?.remove_address(index, *address).map(|()| true)
+                self.with_links(site, |links| links.delete_address(index, *address)).map(|()| true)
             }
             (Step::Route(site, to, via, dev), _) => {
                 let dev = self.device(site, dev.as_ref())?;
-                self.links_of(site)?.remove_route(*to, *via, dev).map(|()| true)
+                self.with_links(site, |links| links.delete_route(links::marked(*to, *via, dev))).map(|()| true)
             }
             _ => Ok(false),
         }
     }
 
     /// Removes the links of these names that were made with these addresses; the ends of a pair go together.
-    fn remove(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<bool> {
+    fn remove(&self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<bool> {
         let mut was_there = false;
         for ((site, name), mac) in links.iter().zip(macs) {
-            let Some(found) = self.find(site, name)?.filter(|found| found.has(mac)) else { continue };
-            self.links_of(site)?.remove(found.index)?;
+            let Some(found) = self.find(site, name)?.filter(|found| mac.is_of(found)) else { continue };
+            self.with_links(site, |links| links.delete_link(found.index))?;
             was_there = true;
         }
         Ok(was_there)

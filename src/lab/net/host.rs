@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{LabError, Netns};
-use crate::nft::transaction::namespace_cookie;
 use crate::sys::namespace::{DIRECTORY, Identity, identity};
 use crate::sys::process;
 
@@ -24,7 +23,7 @@ pub struct Id {
 impl Id {
     /// That of the namespace of the calling thread.
     pub(super) fn current() -> io::Result<Self> {
-        Ok(match identity(namespace_cookie())? {
+        Ok(match identity()? {
             Identity::Host => Self { word: None, name: None },
             Identity::Named(name, word) => Self { word: Some(word), name: Some(name) },
             Identity::Anonymous(word) => Self { word: Some(word), name: None },

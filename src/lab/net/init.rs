@@ -21,7 +21,7 @@ use nix::unistd::{close, dup2_stdin, dup2_stdout, setsid};
 use super::mounts::{private_mounts, surroundings};
 use super::name::NetnsName;
 use super::process::end_descendants;
-use crate::iptables::command;
+use crate::sys::process;
 
 /// What our process is told of its container.
 #[derive(Debug, Clone)]
@@ -93,7 +93,7 @@ fn begin(container: &Container) -> io::Result<()> {
             .map_err(|error| io::Error::other(format!("cannot mount a `/proc` of its own: {}", error.desc())))?;
     }
     let Some((program, arguments)) = container.command.split_first() else { return Ok(()) };
-    command::start(program, arguments).map(drop).map_err(|error| {
+    process::start_detached(program, arguments).map(drop).map_err(|error| {
         let name = program.to_string_lossy();
         match error.kind() {
             io::ErrorKind::NotFound => io::Error::other(format!("there is no program `{name}`")),

@@ -20,7 +20,7 @@ use super::plan::Step;
 use super::process::ProcessMark;
 use super::{NetError, host};
 use crate::engine::Choice;
-use crate::store::{Lock, StateError, turn};
+use crate::store::{Lock, StateError, acquire_lock};
 use crate::sys::boot;
 
 /// The version of these files.
@@ -118,7 +118,7 @@ impl Journals {
     pub(super) fn lock(&self) -> Result<Lock, NetError> {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
         made.map_err(|error| NetError::Journal(self.directory.clone(), error))?;
-        turn(&self.directory.join("lab"), WAIT).map_err(|error| match error {
+        acquire_lock(&self.directory.join("lab"), WAIT).map_err(|error| match error {
             StateError::Busy(_) => NetError::Busy,
             StateError::Io(path, error) => NetError::Journal(path, error),
             other => NetError::Journal(self.directory.clone(), io::Error::other(other)),

@@ -1,7 +1,5 @@
 //! Which labs there are, and what is there of them.
 
-use std::os::fd::OwnedFd;
-
 use super::error::{NetError, permitted};
 use super::ground::Ground;
 use super::host;
@@ -11,6 +9,7 @@ use super::named::{self, Named};
 use super::plan::Step;
 use super::presence::Presence;
 use crate::lab::Netns;
+use crate::sys::process::Handle;
 
 /// A lab that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +57,7 @@ pub(super) struct Room {
     /// Whether that is the host's.
     pub host: bool,
     /// The first process of a process namespace of its own.
-    pub first: Option<OwnedFd>,
+    pub first: Option<Handle>,
 }
 
 /// The namespaces of a name that a lab made.

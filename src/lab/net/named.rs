@@ -22,8 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::name::NetnsName;
 use crate::lab::Netns;
 use crate::lab::error::plain;
-use crate::nft::transaction::namespace_cookie;
-use crate::sys::namespace::DIRECTORY;
+use crate::sys::namespace::{self, DIRECTORY};
 
 /// What the file is told by that the namespace is mounted on.
 const HEAD: &str = "portfwd lab ";
@@ -58,7 +57,7 @@ impl NamespaceMark {
 /// What is known of a namespace besides its name.
 fn identity(namespace: &Netns) -> io::Result<(u64, Option<u64>)> {
     let metadata = File::from(namespace.as_fd().try_clone_to_owned()?).metadata()?;
-    let cookie = namespace.run(namespace_cookie).map_err(plain)?;
+    let cookie = namespace.run(namespace::cookie).map_err(plain)?;
     Ok((metadata.ino(), cookie))
 }
 

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::links::Mac;
 use super::presence::Presence;
-use crate::iptables::command::{self, CommandError};
 use crate::model::IfName;
+use crate::sys::process::{self, ProcessError};
 
 /// The key of our word in `external_ids`.
 const KEY: &str = "portfwd-lab";
@@ -31,7 +31,7 @@ const WAIT: u32 = 10;
 pub enum OvsError {
     /// It cannot be run.
     #[error(transparent)]
-    Command(#[from] CommandError),
+    Command(#[from] ProcessError),
     /// Nobody answers at its database.
     #[error("no ovsdb-server answers at `{0}`")]
     NoDatabase(String),
@@ -92,11 +92,11 @@ pub(super) struct Switch<'a> {
 impl Switch<'_> {
     fn ask(&self, arguments: &[&str]) -> Result<String, OvsError> {
         let held =
-            self.held.map(File::try_clone).transpose().map_err(|error| CommandError::Run("ovs-vsctl".into(), error));
+            self.held.map(File::try_clone).transpose().map_err(|error| ProcessError::Run("ovs-vsctl".into(), error));
         let held = held?.map_or_else(Stdio::null, Stdio::from);
         let (database, wait) = (format!("--db={}", self.database), format!("--timeout={WAIT}"));
         let all = [&[database.as_str(), &wait, "-vsyslog:off", "-vfile:off"], arguments].concat();
-        let output = command::ask("ovs-vsctl", &all, held)?;
+        let output = process::run(&process::find("ovs-vsctl")?, &all, held)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
         }

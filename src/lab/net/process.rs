@@ -14,23 +14,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
-use crate::iptables::command;
 use crate::lab::Netns;
 use crate::lab::error::plain;
-use crate::sys::process::{Stat, numbers};
+use crate::sys::process::{self, Handle, Stat, numbers};
 
 /// How long a process that was killed is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -69,18 +65,9 @@ fn space() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
-fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => Ok(Some(process)),
-        Err(Errno::SRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// A process that was started at this time, as a file that stands for it and for no other; none where it is over.
-fn held(pid: u32, start: u64) -> io::Result<Option<OwnedFd>> {
-    let process = pidfd(pid)?;
+fn held(pid: u32, start: u64) -> io::Result<Option<Handle>> {
+    let process = Handle::open(pid)?;
     // What is read after it was opened is of that process, or of none.
     let same = Stat::of(pid).is_some_and(|stat| stat.start == start && !stat.over);
     Ok(process.filter(|_| same))
@@ -103,7 +90,7 @@ impl ProcessMark {
     ///
     /// # Errors
     /// Where that cannot be told, as from another process namespace, where it has another number or none.
-    pub(super) fn find(&self) -> io::Result<Option<OwnedFd>> {
+    pub(super) fn find(&self) -> io::Result<Option<Handle>> {
         if space()? != self.space {
             return Err(io::Error::other("the lab was made from another process namespace than this one"));
         }
@@ -127,7 +114,7 @@ impl Process {
                 // The next child of this thread is the first process of a new namespace.
                 unshare(CloneFlags::CLONE_NEWPID)?;
             }
-            command::ourselves(arguments)
+            process::respawn_self(arguments)
         };
         network.run(start).map_err(plain)?
     }
@@ -136,11 +123,11 @@ impl Process {
     pub(super) fn end(&self, mark: &ProcessMark) -> io::Result<bool> {
         let Some(process) = mark.find()? else { return Ok(false) };
         if !self.own {
-            end_descendants(mark.pid, || !is_over(&process, Duration::ZERO))?;
+            end_descendants(mark.pid, || !process.ended_within(Duration::ZERO))?;
         }
         // With the first process of a namespace all others in it end.
-        kill(&process)?;
-        if is_over(&process, PATIENCE) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
+        process.kill()?;
+        if process.ended_within(PATIENCE) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
@@ -152,7 +139,8 @@ pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
     input.write_all(if bound { b"b" } else { b"g" })?;
     if bound {
         fcntl(&input, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        std::mem::forget(input);
+        // The pipe stays open as long as this process and the programs that inherit it.
+        let _: RawFd = input.into_raw_fd();
     }
     let mut answer = String::new();
     child.stdout.take().ok_or_else(missing)?.read_to_string(&mut answer)?;
@@ -161,19 +149,6 @@ pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
         "" => Err(io::Error::other("it ended at once")),
         why => Err(io::Error::other(why.to_owned())),
     }
-}
-
-fn kill(process: &OwnedFd) -> io::Result<()> {
-    match pidfd_send_signal(process, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Waits for a process to end.
-fn is_over(process: &OwnedFd, patience: Duration) -> bool {
-    let mut ready = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)).is_ok_and(|count| count > 0)
 }
 
 /// Ends all that a process has started, and what those have, as long as it lives: then its number is no other's.
@@ -185,8 +160,8 @@ pub(super) fn end_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Re
         }
         for (pid, start) in found {
             if let Some(process) = held(pid, start)? {
-                kill(&process)?;
-                is_over(&process, PATIENCE);
+                process.kill()?;
+                process.ended_within(PATIENCE);
             }
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::dump::{self, Dump};
 use super::{Link, Peer, Picture, Space, process};
 use crate::config::Source;
+use crate::lab::Netns;
 use crate::lab::error::plain;
 use crate::lab::net::description::{Attachment, Lab};
 use crate::lab::net::error::{NetError, permitted};
@@ -17,7 +18,7 @@ use crate::lab::net::name::LabName;
 use crate::lab::net::plan::{Site, Step};
 use crate::lab::net::presence::Presence;
 use crate::lab::net::read;
-use crate::lab::{Links, Netns};
+use crate::sys::rtnetlink::Rtnetlink;
 
 /// A lab as the kernel has it.
 ///
@@ -33,7 +34,6 @@ pub fn picture(name: &LabName, journals: &Journals) -> Result<Picture, NetError>
 struct Inside<'a> {
     site: &'a Site,
     namespace: &'a Netns,
-    links: Links,
     dump: Dump,
 }
 
@@ -48,9 +48,8 @@ fn look(journal: &Journal, journals: &Journals) -> io::Result<Picture> {
     let mut insides = Vec::new();
     for site in &sites {
         let Some(namespace) = ground.space(site) else { continue };
-        let links = namespace.run(Links::open).map_err(plain)?.map_err(plain)?;
-        let dump = dump::dump(&links)?;
-        insides.push(Inside { site, namespace, links, dump });
+        let dump = namespace.run(dump::dump).map_err(plain)??;
+        insides.push(Inside { site, namespace, dump });
     }
     let processes = process::all()?;
     let mut spaces = Vec::new();
@@ -109,7 +108,7 @@ fn fill(space: &mut Space, inside: &Inside<'_>, all: &[Inside<'_>], here: &[&Ste
     let switch = |path: &str| fs::read_to_string(path).is_ok_and(|value| value.trim() != "0");
     let forwards = || (switch("/proc/sys/net/ipv4/ip_forward"), switch("/proc/sys/net/ipv6/conf/all/forwarding"));
     (space.forwards_ipv4, space.forwards_ipv6) = inside.namespace.run(forwards).map_err(plain)?;
-    let numbered = numbered(inside, all)?;
+    let numbered = inside.namespace.run(|| numbered(inside, all)).map_err(plain)??;
     for seen in &inside.dump.links {
         let mut link = seen.link.clone();
         link.bridge = match inside.dump.link(seen.controller) {
@@ -136,15 +135,16 @@ fn fill(space: &mut Space, inside: &Inside<'_>, all: &[Inside<'_>], here: &[&Ste
 }
 
 /// The other namespaces by the numbers that this one has for them, as far as the ends of its pairs need them: in most
-/// there is one pair, and it leads to the host, which is asked for first.
+/// there is one pair, and it leads to the host, which is asked for first. The calling thread is in this namespace.
 fn numbered<'a, 'b>(inside: &Inside<'_>, all: &'a [Inside<'b>]) -> io::Result<Vec<(i32, &'a Inside<'b>)>> {
     let mut wanted: BTreeSet<i32> = inside.dump.links.iter().filter_map(|seen| seen.other_space).collect();
     let mut numbered = Vec::new();
+    let links = Rtnetlink::open()?;
     for other in all {
         if wanted.is_empty() {
             break;
         }
-        if let Some(number) = dump::number(&inside.links, other.namespace)? {
+        if let Some(number) = links.namespace_number(other.namespace)? {
             wanted.remove(&number);
             numbered.push((number, other));
         }
