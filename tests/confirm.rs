@@ -21,7 +21,7 @@ mod terminal;
 /// The rule set that these tests apply with `--confirm`.
 const NEW: &str = "[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n";
 /// The end of the prompt of `apply --confirm`.
-const PROMPT_END: &str = "` over one of them.";
+const PROMPT_END: &str = "` from the new connection.";
 /// Seconds to confirm: a time that never runs out in a test.
 const LONG: &str = "600";
 
@@ -132,9 +132,9 @@ fn a_second_command_confirms_a_change() {
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2", "{variant:?}");
         assert_eq!(watchers(&net).len(), 1, "{variant:?}");
         let said = run(&["confirm", "--dry-run"]);
-        assert!(said.code == 0 && said.stdout.contains("to be confirmed within"), "{variant:?} {said:?}");
+        assert!(said.code == 0 && said.stdout.contains(" left to confirm"), "{variant:?} {said:?}");
         let said = run(&["list"]);
-        assert!(said.stderr.contains("taken back in") && said.stderr.contains("confirm` keeps them"), "{said:?}");
+        assert!(said.stderr.contains("rolls back") && said.stderr.contains("confirm` keeps it"), "{said:?}");
         let said = run(&["confirm"]);
         assert!(said.code == 0 && said.stdout == "confirmed\n", "{variant:?} {said:?}");
         let said = pending.wait();
@@ -144,7 +144,7 @@ fn a_second_command_confirms_a_change() {
         let said = run(&["list"]);
         assert!(said.code == 0 && said.stderr.is_empty(), "{variant:?} {said:?}");
         let said = run(&["confirm"]);
-        assert!(said.code == 1 && said.stderr.contains("no change that waits"), "{variant:?} {said:?}");
+        assert!(said.code == 1 && said.stderr.contains("no pending change"), "{variant:?} {said:?}");
         // Without a change there is nothing to confirm.
         let said = run(&["apply", "--confirm", LONG, &path]);
         assert!(said.code == 0 && said.stdout == "unchanged\n" && said.stderr.contains("nothing"), "{said:?}");
@@ -250,10 +250,10 @@ fn without_a_watcher_the_next_command_rolls_back_first() {
         return;
     }
     let commands: [(&[&str], i32, &str); 4] = [
-        (&["restore"], 0, "not confirmed in time; the rules before it are back"),
-        (&["add", "9001", "172.17.0.4"], 0, "not confirmed in time; the rules before it are back"),
-        (&["rm", "8080", "--set", "none"], 1, "not confirmed in time; the rules before it are back"),
-        (&["confirm"], 1, "too late to confirm; the rules before are back"),
+        (&["restore"], 0, "rolled back the last change, which was not confirmed in time"),
+        (&["add", "9001", "172.17.0.4"], 0, "rolled back the last change, which was not confirmed in time"),
+        (&["rm", "8080", "--set", "none"], 1, "rolled back the last change, which was not confirmed in time"),
+        (&["confirm"], 1, "too late to confirm; portfwd rolled back the change"),
     ];
     std::thread::scope(|scope| {
         for (arguments, code, note) in commands {
@@ -295,7 +295,7 @@ fn a_pending_change_blocks_every_change_except_flush() {
     assert_eq!(watchers(&net).len(), 1);
     for arguments in [&["plan", &other][..], &["list"], &["add", "9001", "172.17.0.4", "--dry-run"], &["restore"]] {
         let said = net.ok(arguments);
-        assert!(said.stderr.contains("taken back in"), "{arguments:?}: {said:?}");
+        assert!(said.stderr.contains("rolls back"), "{arguments:?}: {said:?}");
     }
     let list: serde_json::Value = serde_json::from_str(&net.ok(&["list", "--json"]).stdout).expect("JSON");
     assert!(list["confirm_within"].as_u64().is_some_and(|left| left > 0 && left <= 600), "{list}");
@@ -347,11 +347,11 @@ fn a_reboot_does_not_confirm() {
     assert!(watchers(&net).is_empty());
     net.nft(&["flush", "ruleset"]);
     let said = boot("two", "p restore");
-    assert!(said.stderr.contains("taken back in"), "{said:?}");
+    assert!(said.stderr.contains("rolls back"), "{said:?}");
     assert_eq!(words(&net), during, "the same boot, before the deadline");
     net.nft(&["flush", "ruleset"]);
     let said = boot("three", "p restore");
-    assert!(said.stderr.contains("not confirmed in time; the rules before it are back"), "{said:?}");
+    assert!(said.stderr.contains("rolled back the last change, which was not confirmed in time"), "{said:?}");
     assert_eq!(words(&net), before);
     assert!(boot("three", "p list").stderr.is_empty());
 }

@@ -94,10 +94,10 @@ fn a_client_that_keeps_sending_reaches_the_new_target_at_once() {
             apply(old);
             assert!(from(old, udp_client.exchange()), "{variant:?} {listen}: on add");
             let said = apply(new);
-            assert!(said.stderr.contains("ended one connection"), "{said:?}");
+            assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
             assert!(from(new, udp_client.exchange()), "{variant:?} {listen}: on change");
             // An apply without changes ends no connection.
-            assert!(!apply(new).stderr.contains("ended"));
+            assert!(!apply(new).stderr.contains("dropped"));
             run(&["flush"]);
             assert_eq!(udp_client.exchange(), None, "{variant:?} {listen}: on removal");
         }
@@ -183,11 +183,11 @@ fn only_a_forward_that_wins_ends_connections() {
         &["add", "192.0.2.1:5000", "172.17.0.4:53"],
     ] {
         let said = net.ok(other);
-        assert!(!said.stderr.contains("ended"), "{other:?}: {said:?}");
+        assert!(!said.stderr.contains("dropped"), "{other:?}: {said:?}");
         assert_eq!(udp_client.exchange(), old_answer, "{other:?}");
     }
     let said = net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24"]);
-    assert!(said.stderr.contains("ended one connection"), "{said:?}");
+    assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
     assert_eq!(udp_client.exchange().as_deref(), Some("172.17.0.4:53 saw 192.0.2.2"));
     // The source address that the target sees changes.
     net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24", "--source", "masquerade"]);

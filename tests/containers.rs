@@ -216,7 +216,7 @@ fn foreign_rule_sets_stay_and_conflicts_with_them_are_refused() {
     machine.ok(&["up", DOCKER]);
     other(text);
     let said = machine.lab(&["down"]);
-    assert!(said.code == 0 && said.stderr.contains("note: the rule set `lab-docker`"), "{said:?}");
+    assert!(said.code == 0 && said.stderr.contains("note: kept the rule set `lab-docker`"), "{said:?}");
     assert!(machine.stdout_of(PORTFWD, &["list"]).contains("1/tcp"));
 }
 
@@ -309,5 +309,5 @@ fn exec_with_a_file_runs_containers_without_root() {
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
     let said = machine.run("setpriv", &[&nobody[..], &["--file", "rules/lab/ovs.toml", "red", "--", "true"]].concat());
     assert_eq!(said.code, 5, "{said:?}");
-    assert!(said.stderr.contains("make it with `portfwd lab up`, as root"), "{said:?}");
+    assert!(said.stderr.contains("build the lab with `portfwd lab up`, as root"), "{said:?}");
 }

@@ -432,7 +432,7 @@ fn a_full_stdout_does_not_undo_a_change() {
             Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stdout(stdout).output().expect("starts")
         };
         let said: Said = net.in_host(|| run(full()).into());
-        assert!(said.code == 0 && said.stderr.contains("note: done, but"), "{command:?}: {said:?}");
+        assert!(said.code == 0 && said.stderr.contains("note: the change is done, but"), "{command:?}: {said:?}");
         // A full stderr is ignored.
         let run = || Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stderr(full()).output();
         assert!(net.in_host(run).expect("starts").status.success(), "{command:?}");

@@ -57,7 +57,7 @@ fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
     let net = Net::new();
     let (_any, _own) = (listen(&net, "0.0.0.0:22"), listen(&net, "192.0.2.1:25"));
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    let help = "help: stop it, choose another port, or say `--force`";
+    let help = "help: stop the service, choose another port, or use `--force`";
     let owner = format!(
         "error: `22/tcp -> 172.17.0.3:22` would take the port of `0.0.0.0:22/tcp` ({})\n{help}\n",
         this_process()
@@ -180,9 +180,9 @@ fn a_forward_that_takes_the_ssh_connection_is_refused() {
     let before = snapshot(&net);
     let add = ["add", "22", "172.17.0.3"];
     let said = over_ssh(&net, connection, &add);
-    let words = "would take the ssh connection that you are on, from 192.0.2.2 to 192.0.2.1:22\n";
+    let words = "would take your SSH connection from 192.0.2.2 to 192.0.2.1:22\n";
     assert!(said.code == 6 && said.stderr.contains(words), "{said:?}");
-    assert!(said.stderr.contains("help: choose another port, or say `--force`"), "{said:?}");
+    assert!(said.stderr.contains("help: choose another port, or use `--force`"), "{said:?}");
     assert_eq!(snapshot(&net), before);
     // Near misses: another port, other clients, a malformed variable, and `--force`.
     for arguments in [&["add", "23", "172.17.0.3"][..], &["add", "22", "172.17.0.3", "--from", "198.51.100.0/24"]] {

@@ -238,7 +238,7 @@ fn from_one_backend_to_another_no_connection_is_lost() {
             for variant in BOTH {
                 let other = BOTH.into_iter().find(|other| *other != variant).expect("two");
                 let said = net.chains(variant, &["apply", &path]);
-                assert!(said.stderr.contains("note: the rules that"), "{said:?}");
+                assert!(said.stderr.contains("note: removed the rules of portfwd from "), "{said:?}");
                 assert!(net.saved(variant).contains("PORTFWD") && !net.saved(other).contains("PORTFWD"));
                 assert!(!table(&net));
             }
@@ -284,7 +284,7 @@ fn without_nf_tables_iptables_does_the_work() {
     };
     let said = run(&["add", "8080", "172.17.0.3:80"]);
     assert_eq!(said.code, 0, "{said:?}");
-    let note = "note: this kernel has no nf_tables; iptables-legacy is used instead";
+    let note = "note: this kernel has no nf_tables; portfwd uses iptables-legacy instead";
     assert!(said.stderr.contains(note), "{said:?}");
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     assert!(run(&["list"]).stdout.contains("live"));
@@ -310,7 +310,10 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
     let now = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
     keep(now.trim().to_owned());
     let said = net.ok(&["add", "80", "172.17.0.3"]);
-    assert!(said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; iptables-"), "{said:?}");
+    assert!(
+        said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; portfwd uses iptables-"),
+        "{said:?}"
+    );
     assert!(net.ok(&["list"]).stdout.contains("live") && !net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
     // Another kernel may have it.
     keep("0.0".into());
@@ -341,7 +344,7 @@ fn what_others_put_into_our_chains_is_named() {
         }
         net.others(variant, "iptables", "*nat\n:PORTFWD-evil - [0:0]\nCOMMIT\n");
         let said = net.chains(variant, &["list"]);
-        assert_eq!(said.stderr.matches("is not ours; `portfwd apply` removes it").count(), foreign.len(), "{said:?}");
+        assert_eq!(said.stderr.matches("is foreign; `portfwd apply` removes it").count(), foreign.len(), "{said:?}");
         assert!(said.stdout.contains("live") && !said.stdout.contains("missing"), "{said:?}");
         let planned = net.try_chains(variant, &["plan", "--detailed-exitcode", "rules/quickstart.toml"]);
         assert_eq!((planned.code, planned.stdout.matches("- ").count()), (3, foreign.len()), "{planned:?}");

@@ -165,7 +165,7 @@ fn a_foreign_element_is_reported_and_removed() {
     let foreign = "add element inet portfwd ip-ports { tcp . 9 comment \"not a set name!\" : 10.0.0.1 . 9 }";
     assert_eq!(net.nft(&[foreign]).code, 0);
     let list = net.ok(&["list"]);
-    assert!(list.stderr.contains("an element of map ip-ports in our table is not ours"), "{list:?}");
+    assert!(list.stderr.contains("an element of map ip-ports in table inet portfwd is foreign"), "{list:?}");
     net.ok(&["add", "8081", "172.17.0.3:80"]);
     assert!(!net.nft(&["list", "ruleset"]).stdout.contains("not a set name"));
 }

@@ -137,7 +137,7 @@ fn a_failed_last_journal_write_is_only_a_warning() {
     let inject = "inject=rename:error=ENOSPC:when=2";
     let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
     assert!(
-        said.code == 0 && said.stderr.contains("could not be noted") && said.stderr.contains("No space"),
+        said.code == 0 && said.stderr.contains("could not be recorded") && said.stderr.contains("No space"),
         "{said:?}"
     );
     assert!(machine.pings("red", "192.168.15.2"));
@@ -239,7 +239,7 @@ fn foreign_objects_are_refused_and_stay() {
     machine.stdout_of("ip", &["netns", "add", "red"]);
     let said = machine.lab(&["down"]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.stderr.contains("the namespace `red` is not what the lab made; it stays"), "{said:?}");
+    assert!(said.stderr.contains("kept the namespace `red`: the lab did not make it"), "{said:?}");
     assert_eq!(machine.stdout_of("ip", &["netns", "list"]), "red\n");
 }
 
@@ -356,7 +356,7 @@ fn the_host_can_be_a_named_namespace() {
     assert_eq!(machine.ok(&["list"]).lines().count(), 1, "the journal is in the other state directory");
     let said = on("other", &["up", BRIDGE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("help: say `--netns host`"), "{said:?}");
+    assert!(said.stderr.contains("help: use `--netns host`"), "{said:?}");
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
     // `down` works from any namespace and removes the host's part too.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);

@@ -103,7 +103,7 @@ impl Normalizer {
         let mut out = String::new();
         let mut in_process_table = false;
         for line in text.lines() {
-            if line.starts_with("note: ended ") {
+            if line.starts_with("note: dropped ") {
                 continue;
             }
             let numbered = normalize_process(line).filter(|_| in_process_table);

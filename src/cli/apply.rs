@@ -1,4 +1,4 @@
-//! `portfwd apply`: makes the kernel hold what rule sets ask.
+//! `portfwd apply`: makes rule sets live and durable.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,33 +12,33 @@ use crate::model::{Binding, SetName};
 
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Let the connections that it makes wrong finish, instead of ending them
+    /// Do not drop the connections that this change invalidates
     #[arg(long)]
     keep_connections: bool,
-    /// Also where a forward takes the port of a listening socket, or the ssh
-    /// connection that you are on
+    /// Apply even if a forward takes the port of a local service or of your SSH
+    /// connection
     #[arg(long)]
     force: bool,
-    /// Put the rules before back, unless this is confirmed in so many seconds: by
-    /// Enter, or `portfwd confirm`, best over a new connection
+    /// Roll back the change unless you confirm it within SECONDS (1 to 3600): press
+    /// Enter, or run `portfwd confirm`, best from a new connection
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     #[arg(conflicts_with = "dry_run")]
     confirm: Option<u64>,
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Opens the engine; with a partial scope if the sets are small.
+/// Opens the engine. Loads a partial state if the rule sets are small.
 fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Output<'_>) -> anyhow::Result<Engine> {
     let forwards = || loaded.iter().flat_map(|loaded| &loaded.set.forwards);
     if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > PARTIAL_LIMIT {
         return global.change(args.dry_run, Scope::Full, output);
     }
-    // The merge of the sets refuses invalid forwards.
+    // `config::union` reports invalid forwards later.
     let bindings: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
     let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
     global.change(false, Scope::Partial(Part { bindings, sets }), output)

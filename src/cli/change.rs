@@ -1,10 +1,10 @@
-//! What every changing command prints: the preview of `--dry-run`, and the report of a commit.
+//! Output of all commands that change rules: the preview of `--dry-run`, and the report of a commit.
 
 use super::{Global, Output, failure, json, view};
 use crate::engine::{Engine, Outcome};
 use crate::store::State;
 
-/// Prints the change to a state without making it. Returns the exit code.
+/// Prints the changes that a commit of `after` would make. Returns the exit code.
 pub fn preview(engine: &mut Engine, after: &State, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let plan = engine.plan(after)?;
     output.timing.add(engine.timing());
@@ -21,10 +21,10 @@ pub fn preview(engine: &mut Engine, after: &State, global: &Global, output: &mut
 pub fn report(engine: &Engine, outcome: &Outcome, global: &Global, output: &mut Output<'_>) -> anyhow::Result<()> {
     output.done = true;
     output.timing.add(engine.timing());
-    view::aside(outcome, global.verbose, output)?;
+    view::notes(outcome, global.verbose, output)?;
     if global.json {
         let waiting = engine.state().unconfirmed.as_ref().and_then(|waiting| waiting.until.left());
-        let confirm_within = waiting.map(failure::whole_seconds);
+        let confirm_within = waiting.map(failure::seconds_rounded_up);
         json::print(&json::Changes { confirm_within, ..json::Changes::new(&outcome.plan, true) }, output.stdout)?;
     }
     Ok(())
@@ -39,7 +39,7 @@ pub fn summary(outcome: &Outcome, output: &mut Output<'_>) -> std::io::Result<()
     writeln!(output.stdout, "{add} added, {change} changed, {remove} removed")
 }
 
-/// Prints a line for each changed rule.
+/// Prints one line for each changed rule.
 pub fn details(outcome: &Outcome, output: &mut Output<'_>) -> std::io::Result<()> {
     for step in &outcome.plan.steps {
         if let Some(words) = step.after.as_ref().or(step.before.as_ref()) {

@@ -1,5 +1,7 @@
-//! `portfwd check`: validates rule sets; needs no privileges. Looks at nothing but the files and, because a forward whose
-//! ports the kernel cannot rewrite is a mistake too, at which protocols the running kernel tracks.
+//! `portfwd check`: validates rule sets without privileges.
+//!
+//! A forward is also a mistake if the running kernel cannot rewrite its ports. So `check` reads from the kernel which
+//! protocols its connection tracking supports, and nothing else.
 
 use std::path::PathBuf;
 
@@ -11,7 +13,7 @@ use crate::nft::compile::compile;
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 }

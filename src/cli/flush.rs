@@ -1,4 +1,4 @@
-//! `portfwd flush`: removes all that is ours.
+//! `portfwd flush`: removes all rules of portfwd.
 
 use super::{Global, Output, change};
 use crate::engine::{Options, Scope, Storage};
@@ -6,7 +6,7 @@ use crate::store::State;
 
 #[derive(Debug, clap::Args)]
 pub struct FlushArgs {
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -16,7 +16,7 @@ pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let storage = if args.dry_run { Storage::ReadOnly(directory) } else { Storage::ReadWrite(directory) };
     let mut engine = global.open(storage, Scope::Full, output)?;
     if !args.dry_run {
-        // A pending change is not rolled back first: flush removes it with everything else.
+        // `flush` removes a pending change too, so it needs no rollback first.
         global.finish(&mut engine, output)?;
     }
     engine.remove_from_all_backends();

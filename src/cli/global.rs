@@ -10,73 +10,73 @@ use super::output::Output;
 use crate::engine::{Choice, Engine, Scope, Storage};
 use crate::model::error::printable;
 
-/// Where the state is kept where nobody says so.
+/// The default of `--state-dir`.
 pub(super) const STATE_DIR: &str = "/var/lib/portfwd";
 
-/// What every command understands.
+/// The options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Which part of the kernel does the work
+    /// Choose the backend
     #[arg(long, global = true, value_enum, default_value_t = Backend::Auto)]
     pub(super) backend: Backend,
-    /// Work in this network namespace, as `ip netns` knows it
+    /// Work in this network namespace, one of `ip netns list`
     #[arg(long, global = true, value_name = "NAME")]
     pub(super) netns: Option<String>,
-    /// Where the state is kept
+    /// Keep the state in this directory
     #[arg(long, global = true, value_name = "DIR", default_value = STATE_DIR)]
     pub(super) state_dir: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// Show which backend works, what is sent to the kernel, and where the time went
+    /// Print the backend, the messages to the kernel, and the time of each phase
     #[arg(short, long, global = true)]
     pub(super) verbose: bool,
-    /// When to color messages
+    /// Color notes, warnings and errors
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
     pub(super) color: Color,
 }
 
-/// Which part of the kernel does the work.
+/// The values of `--backend`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Backend {
-    /// nftables where the kernel has it, iptables otherwise
+    /// nftables if the kernel has it, otherwise iptables
     Auto,
-    /// nftables
     Nft,
-    /// iptables, of the variant that the host's own is
+    /// iptables, in the variant (nft or legacy) of the host's `iptables`
     Iptables,
 }
 
-/// When to color messages.
+/// The values of `--color`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Color {
-    /// On a terminal
+    /// Color if stderr is a terminal and NO_COLOR is not set
     Auto,
-    /// Always
     Always,
-    /// Never
     Never,
 }
 
 impl Global {
-    /// Opens the engine to read. Prints a note if a change waits for its confirmation.
+    /// Opens the engine for reading. Prints a note if a change is pending.
     pub(super) fn read(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let engine = self.open(Storage::ReadOnly(&self.state_dir), Scope::Full, output)?;
         self.report_pending(&engine, output)?;
         Ok(engine)
     }
 
-    /// Opens the engine to write, and first finishes or rolls back what an earlier command left.
+    /// Opens the engine for writing. First finishes an interrupted change, and rolls back an expired one.
     pub(super) fn recover(&self, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let mut engine = self.open(Storage::ReadWrite(&self.state_dir), scope, output)?;
         if engine.roll_back_if_expired()?.is_some() {
-            writeln!(output.stderr, "note: the last change was not confirmed in time; the rules before it are back")?;
+            writeln!(output.stderr, "note: rolled back the last change, which was not confirmed in time")?;
         }
         self.finish(&mut engine, output)?;
         Ok(engine)
     }
 
-    /// Opens the engine for a change. Fails while another change waits for its confirmation.
+    /// Opens the engine for a change, or for reading if `dry_run`.
+    ///
+    /// # Errors
+    /// If another change is pending, besides the errors of the engine.
     pub(super) fn change(&self, dry_run: bool, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         if dry_run {
             return self.read(output);
@@ -86,11 +86,11 @@ impl Global {
         Ok(engine)
     }
 
-    /// Opens the engine, and reports a fallback to iptables.
+    /// Opens the engine. Prints a note if it falls back to iptables.
     pub(super) fn open(&self, storage: Storage<'_>, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let engine = Engine::open(storage, self.choice(), scope)?;
         if let Some(why) = engine.fallback_reason() {
-            writeln!(output.stderr, "note: {why}; {} is used instead", engine.id())?;
+            writeln!(output.stderr, "note: {why}; portfwd uses {} instead", engine.id())?;
         }
         if self.verbose {
             let versions = engine.versions();
@@ -100,23 +100,24 @@ impl Global {
         Ok(engine)
     }
 
+    /// Prints a note if a change is pending.
     pub(super) fn report_pending(&self, engine: &Engine, output: &mut Output<'_>) -> io::Result<()> {
         let Some(waiting) = &engine.state().unconfirmed else { return Ok(()) };
-        let portfwd = self.as_typed();
-        match waiting.until.left().map(failure::in_words) {
+        let portfwd = self.command_prefix();
+        match waiting.until.left().map(failure::seconds_text) {
             Some(left) => writeln!(
                 output.stderr,
-                "note: these rules are taken back in {left}, unless `{portfwd} confirm` keeps them"
+                "note: portfwd rolls back the pending change in {left}; `{portfwd} confirm` keeps it"
             ),
             None => writeln!(
                 output.stderr,
-                "note: these rules were not confirmed in time; `{portfwd} restore`, and every change, takes them back first"
+                "note: the pending change was not confirmed in time; the next change or `{portfwd} restore` rolls it back"
             ),
         }
     }
 
-    /// The program, with what on the command line says whose rules and which state are meant.
-    pub(super) fn as_typed(&self) -> String {
+    /// Returns `portfwd` with the `--netns` and `--state-dir` of this command line, for the commands in messages.
+    pub(super) fn command_prefix(&self) -> String {
         let mut words = vec!["portfwd".to_owned()];
         words.extend(self.netns.iter().map(|name| format!("--netns {name}")));
         if self.state_dir != Path::new(STATE_DIR) {
@@ -125,14 +126,15 @@ impl Global {
         words.join(" ")
     }
 
-    /// Finishes an interrupted change. If that fails, goes on: the next change may repair it, or reports the error.
+    /// Finishes an interrupted change. Ignores a failure: the next change repairs it or reports the error.
     pub(super) fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> io::Result<()> {
         if matches!(engine.finish_interrupted(), Ok(true)) {
-            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
+            writeln!(output.stderr, "note: completed a change that had been interrupted")?;
         }
         Ok(())
     }
 
+    /// Returns the backend choice for the engine.
     pub(super) fn choice(&self) -> Choice {
         match self.backend {
             Backend::Auto => Choice::Auto,

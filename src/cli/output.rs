@@ -4,21 +4,21 @@ use std::io::{self, Write};
 
 use crate::engine::Timing;
 
-/// Where a command prints, and how.
+/// The output streams of a command, and how it prints.
 pub struct Output<'a> {
     pub(super) stdout: &'a mut dyn Write,
     pub(super) stderr: &'a mut dyn Write,
     pub(super) color: bool,
-    /// Whether what is to be printed has been done.
+    /// True once the change is made, so that a failure to print is no failure of the command.
     pub(super) done: bool,
-    /// Where the time of the process went.
+    /// The time of each phase of the process.
     pub(super) timing: Timing,
 }
 
-/// What is said aside. A disk that is full, or a reader that is gone, is no reason to leave undone what was asked.
-pub(super) struct Aside<'a>(pub(super) &'a mut dyn Write);
+/// A writer that ignores write errors, so that a full disk or a closed pipe never aborts a command.
+pub(super) struct BestEffort<'a>(pub(super) &'a mut dyn Write);
 
-impl Write for Aside<'_> {
+impl Write for BestEffort<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let _: io::Result<()> = self.0.write_all(bytes);
         Ok(bytes.len())

@@ -1,4 +1,4 @@
-//! `portfwd plan`: shows what `apply` would do.
+//! `portfwd plan`: shows the changes that `apply` would make.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use crate::store::State;
 
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Exit with 3 if there is something to do
+    /// Exit with 3 if there are changes
     #[arg(long)]
     detailed_exitcode: bool,
 }

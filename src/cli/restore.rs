@@ -1,17 +1,17 @@
-//! `portfwd restore`: puts the durable state back into the kernel, or takes the kernel's rules over into the state.
+//! `portfwd restore`: loads the state into the kernel, or rebuilds the state from the kernel's rules.
 
 use super::{Global, Output, change, view};
 use crate::engine::{Engine, Options, Scope, Storage};
 
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
-    /// The other way round: make the state hold what the kernel does, for a state that is damaged or lost
+    /// Rebuild a damaged or lost state from the live rules
     ///
-    /// A damaged file is kept under another name. What leaves no trace in a kernel is not found again: networks that neither
-    /// masquerade nor isolate, the files that sets came from, what switches were before.
+    /// Keeps a damaged file under another name. Cannot recover networks that neither masquerade nor isolate, the files of
+    /// rule sets, and the previous values of sysctls.
     #[arg(long)]
     from_kernel: bool,
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long, conflicts_with = "from_kernel")]
     dry_run: bool,
 }
@@ -37,15 +37,15 @@ pub fn run(args: &RestoreArgs, global: &Global, output: &mut Output<'_>) -> anyh
 fn from_kernel(global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let mut engine = Engine::open(Storage::Reset(&global.state_dir), global.choice(), Scope::Full)?;
     if let Some(path) = engine.quarantined() {
-        writeln!(output.stderr, "note: the damaged state is kept as `{}`", path.display())?;
+        writeln!(output.stderr, "note: kept the damaged state as `{}`", path.display())?;
     }
     let after = engine.state_from_kernel()?;
     let outcome = engine.commit(after, Options::default())?;
     output.done = true;
     output.timing.add(engine.timing());
-    view::aside(&outcome, global.verbose, output)?;
+    view::notes(&outcome, global.verbose, output)?;
     let asked = &engine.state().asked;
     let others = asked.networks.len() + asked.masquerades.len() + asked.snats.len() + asked.netmaps.len();
-    writeln!(output.stdout, "{} forwards and {others} other rules taken over", asked.bindings.len())?;
+    writeln!(output.stdout, "recovered {} forwards and {others} other rules", asked.bindings.len())?;
     Ok(0)
 }

@@ -62,7 +62,7 @@ fn enter_confirms_and_any_other_input_rolls_back_at_once() {
     let before = words(&net);
     for (typed, said) in [("no\n", "`no` was typed"), ("\x03", "SIGINT")] {
         let (code, shown) = Terminal::start(&net, LONG, NEW).type_and_wait(typed);
-        assert!(code == 1 && shown.contains(said) && shown.contains("the rules before are back"), "{code} {shown}");
+        assert!(code == 1 && shown.contains(said) && shown.contains("rolled back the change"), "{code} {shown}");
         assert_eq!(words(&net), before, "{typed:?}");
     }
     for typed in ["\n", "yes\n"] {

@@ -56,7 +56,7 @@ fn prepare(page: &str) -> Machine {
     std::fs::create_dir(here.join("bin")).expect("created");
     symlink(PORTFWD, here.join("bin/portfwd")).expect("linked");
     symlink(root().join("rules"), here.join("rules")).expect("linked");
-    let busybox = machine.says("sh", &["-c", "command -v busybox"]);
+    let busybox = machine.stdout_of("sh", &["-c", "command -v busybox"]);
     for name in ["httpd", "wget"] {
         symlink(busybox.trim(), here.join("bin").join(name)).expect("linked");
     }

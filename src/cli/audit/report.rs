@@ -1,4 +1,4 @@
-//! The results of an audit, before a command prints them as text, JSON or SARIF.
+//! The results of an audit, for output as text, JSON or SARIF.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use crate::audit::host::Host;
 use crate::audit::listing::Row;
 use crate::audit::ruleset::Gap;
 
-/// What is printed, in one form or another.
+/// The rules, findings and gaps to print.
 #[derive(Debug)]
 pub(super) struct Report<'a> {
     pub(super) host: &'a Host,
-    /// The dumps; none of the host itself.
+    /// The dumps that were read; empty if the kernel was read.
     pub(super) files: &'a [PathBuf],
     pub(super) forwards: Vec<Row>,
     pub(super) sources: Vec<Row>,
