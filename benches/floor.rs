@@ -1,4 +1,4 @@
-//! The floor: what the kernel alone needs for the messages that a command sends, encoded beforehand and sent at once.
+//! The floor: the kernel alone takes the messages of `portfwd apply`, which are encoded before the clock starts, in one send.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,24 +15,22 @@ use portfwd::nft::transaction::Connection;
 
 use crate::race::{Cost, Race};
 
-/// What the contender is called.
+/// The name of the contender.
 pub const NAME: &str = "the floor: one send";
 
-/// Enters the kernel alone into a race: it goes from the forwards of one rule set to those of another, and back when the clock
-/// stands.
-pub fn enter(race: &mut Race<'_>, before: &str, after: &str) {
+/// Enters the kernel alone into a race: it adds the forwards of a rule set, and removes them while nothing is measured.
+pub fn enter(race: &mut Race<'_>, rule_set: &str) {
     let namespace = Netns::new().expect("run as root");
-    let (before, after) = (program(before), program(after));
-    send(&namespace, &diff(&Program::default(), &before));
-    let (come, go) = (diff(&before, &after), diff(&after, &before));
+    let (none, all) = (Program::default(), program(rule_set));
+    let (add, remove) = (diff(&none, &all), diff(&all, &none));
     race.enter(NAME, move || {
-        let cost = send(&namespace, &come);
-        send(&namespace, &go);
+        let cost = send(&namespace, &add);
+        send(&namespace, &remove);
         cost
     });
 }
 
-/// What a rule set compiles to.
+/// Compiles a rule set.
 fn program(rule_set: &str) -> Program {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("floor.toml");
@@ -44,12 +42,9 @@ fn program(rule_set: &str) -> Program {
     compile(&asked).expect("one table")
 }
 
-/// Sends changes in one batch and waits for the kernel's acknowledgement; the time begins with the send.
+/// Sends changes in one batch and waits for the kernel's acknowledgement. The clock starts with the send.
 fn send(namespace: &Netns, changes: &Changes) -> Cost {
     let commit = || {
-        if changes.is_empty() {
-            return 0.0;
-        }
         let mut connection = Connection::open().expect("netlink");
         let generation = connection.generation().expect("the generation");
         let batch = encode(changes, generation);

@@ -1,11 +1,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use portfwd::iptables::command::Variant;
 
-use crate::support::{Net, Said, file, ours, privileged};
+use crate::support::{Net, PORTFWD, Said, file, ours, privileged};
 
 /// One of every kind of rule, and what a kernel must remember of them.
 pub const EVERYTHING: &str = r#"
@@ -138,7 +139,7 @@ fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let carry = |database: rusqlite::Connection| database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     rusqlite::Connection::open(&path).and_then(carry).expect("carried");
-    let files = [path.clone(), log, path.with_extension("lock")];
+    let files = [path.clone(), log, path.with_extension("kernel")];
     let kept = files.each_ref().map(|file| fs::read(file).unwrap_or_default());
     let good = kept[0].clone();
     let mut dice = fastrand::Rng::with_seed(5);
@@ -207,6 +208,26 @@ fn a_link_in_the_place_of_the_state_is_not_followed() {
         if let Some(kept) = kept {
             fs::write(&name, kept).expect("written");
         }
+    }
+}
+
+#[test]
+fn a_list_reads_the_state_from_a_read_only_file_system() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80"]);
+    let state = net.state.path().to_string_lossy().into_owned();
+    let list = |prepare: &str| {
+        let script = format!("{prepare} mount --bind {state} {state}; mount -o remount,bind,ro {state}; exec \"$@\"");
+        let arguments = ["--mount", "sh", "-ec", &script, "sh", PORTFWD, "--state-dir", &state, "list"];
+        let run = || Command::new("unshare").args(arguments).output().expect("starts");
+        Said::from(net.in_host(run))
+    };
+    for prepare in ["", "rm -f $(find . -name '*.lock');"] {
+        let said = list(&format!("cd {state}; {prepare} cd /;"));
+        assert!(said.code == 0 && said.stdout.contains(" live "), "{said:?}");
     }
 }
 

@@ -77,7 +77,7 @@ fn one_more_forward_takes_as_many_system_calls_whatever_is_there() {
     });
     // Up to 64 pages of the log are read, and a tree with one more level is a page more.
     assert!(thousands.abs_diff(few) <= 80, "{few} {thousands}");
-    assert!(few < 500, "{few}");
+    assert!(few < 600, "{few}");
 }
 
 #[test]

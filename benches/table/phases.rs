@@ -1,19 +1,19 @@
-//! The table of where the time of commands goes.
+//! The table of the phases of commands.
 
 use std::collections::BTreeMap;
 
 use portfwd::engine::timing::Phase;
 
-/// What one command took: medians in milliseconds by phase, of the time that the command waited for it.
+/// The phases of one command.
 #[derive(Debug, Clone)]
 pub struct Phases {
     /// The command.
     pub command: String,
-    /// By the name of the phase; the whole is `time`, what is in none of them `rest`.
+    /// The median time by phase, in milliseconds. `time` is the whole, `rest` the time outside of all phases.
     pub milliseconds: BTreeMap<String, f64>,
 }
 
-/// A table, a column a command, in Markdown; nothing where nothing was measured.
+/// Returns a Markdown table with a column for each command, or nothing without measurements.
 pub fn table(all: &[Phases]) -> String {
     if all.is_empty() {
         return String::new();

@@ -1,88 +1,71 @@
-//! Rows of the result table: a measurement, its rival and its target.
+//! A row of the result table: a measurement, its rival and its limits.
 
 use crate::race::{Ratio, Samples};
 
-/// What must be reached. All of it must.
+/// The limits of a row.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Target {
-    /// At most so many times the time of the peer.
+    /// The largest ratio of times.
     pub time: Option<f64>,
-    /// At most so many times the memory of the peer.
+    /// The largest ratio of memory peaks.
     pub memory: Option<f64>,
-    /// At most so many seconds, whatever the peer takes.
-    pub seconds: Option<f64>,
-    /// What to come near to, in times the time of the floor. No failure where it is not.
-    pub towards: Option<f64>,
 }
 
 impl Target {
-    /// At most so many times the time of the peer.
+    /// Returns a limit of the ratio of times.
     pub fn time(ratio: f64) -> Self {
-        Self { time: Some(ratio), ..Self::default() }
+        Self { time: Some(ratio), memory: None }
     }
 }
 
 /// One comparison.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// What was done.
+    /// The operation.
     pub what: String,
-    /// How many forwards, or rules, there are.
+    /// The number of forwards or rules.
     pub count: u32,
-    /// What did the same, or what it is compared with.
+    /// The operation that portfwd's is compared with.
     pub peer: String,
-    /// The median of our times, in seconds.
+    /// The median of portfwd's times, in seconds.
     pub seconds: f64,
-    /// Our time over the peer's.
+    /// portfwd's time over the peer's.
     pub time: Ratio,
-    /// Our peak of memory over the peer's.
+    /// portfwd's memory peak over the peer's.
     pub memory: Option<f64>,
-    /// Our time over that of the floor.
-    pub floor: Option<f64>,
-    /// What must be reached.
+    /// The limits.
     pub target: Target,
 }
 
 impl Row {
-    /// Of us and a peer.
-    pub fn new(what: impl Into<String>, count: u32, ours: &Samples, peer: impl Into<String>, theirs: &Samples) -> Self {
+    /// Compares portfwd's samples with a peer's, without limits.
+    pub fn new(what: impl Into<String>, count: u32, own: &Samples, peer: impl Into<String>, other: &Samples) -> Self {
         Self {
             what: what.into(),
             count,
             peer: peer.into(),
-            seconds: ours.seconds(),
-            time: ours.over(theirs),
-            memory: ours.kilobytes().zip(theirs.kilobytes()).map(|(mine, theirs)| mine / theirs),
-            floor: None,
+            seconds: own.seconds(),
+            time: own.over(other),
+            memory: own.kilobytes().zip(other.kilobytes()).map(|(own, other)| own / other),
             target: Target::default(),
         }
     }
 
-    /// With what must be reached.
+    /// Sets the limits.
     pub fn target(self, target: Target) -> Self {
         Self { target, ..self }
     }
 
-    /// With the floor, beside what was ours in the same race.
-    pub fn floor(self, ours: &Samples, floor: &Samples) -> Self {
-        let floor = Some(ours.over(floor).middle);
-        Self { floor, ..self }
-    }
-
-    /// Which parts of the target are not reached, with what was measured; `None` where there is no target.
+    /// Returns the limits that the row exceeds, with the measured ratios; `None` if it has no limits.
     pub fn missed(&self) -> Option<Vec<String>> {
-        let Target { time, memory, seconds, .. } = self.target;
-        let parts = [
-            (time, Some(self.time.middle), "time"),
-            (memory, self.memory, "memory"),
-            (seconds, Some(self.seconds), "seconds"),
-        ];
-        let asked: Vec<_> = parts.into_iter().filter_map(|(most, is, name)| Some((most?, is, name))).collect();
-        let missed = |(most, is, name): &(f64, Option<f64>, &str)| match is {
-            Some(is) if is <= most => None,
+        let Target { time, memory } = self.target;
+        let parts = [(time, Some(self.time.middle), "time"), (memory, self.memory, "memory")];
+        let limited: Vec<_> = parts.into_iter().filter_map(|(limit, is, name)| Some((limit?, is, name))).collect();
+        let missed = |(limit, is, name): &(f64, Option<f64>, &str)| match is {
+            Some(is) if is <= limit => None,
             Some(is) => Some(format!("{name} {is:.2}")),
             None => Some(format!("{name} not measured")),
         };
-        (!asked.is_empty()).then(|| asked.iter().filter_map(missed).collect())
+        (!limited.is_empty()).then(|| limited.iter().filter_map(missed).collect())
     }
 }

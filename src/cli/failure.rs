@@ -16,6 +16,7 @@ use crate::model::error::printable;
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 use crate::sys::namespace::NamespaceError;
+use crate::sys::process::ProcessError;
 use crate::sys::sysctl::{self, SysctlError};
 
 /// Failed; nothing changed.
@@ -303,7 +304,7 @@ fn of_kernel(error: &KernelError) -> (u8, String) {
 
 fn of_iptables(error: &CommandError) -> (u8, String) {
     match error {
-        CommandError::Missing(_) => (MISSING, "install the package `iptables`".into()),
+        CommandError::Process(ProcessError::Missing(_)) => (MISSING, "install the package `iptables`".into()),
         CommandError::Busy => (BUSY, "try again when it has ended".into()),
         CommandError::NotPermitted(_) => {
             (MISSING, "run as root; iptables-legacy needs that, iptables-nft only CAP_NET_ADMIN".into())
@@ -316,7 +317,7 @@ fn of_iptables(error: &CommandError) -> (u8, String) {
             FAILED,
             "a chain of somebody else's jumps to it: see who, with `iptables-save`; nothing was changed".into(),
         ),
-        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Run(..) => {
+        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Process(ProcessError::Run(..)) => {
             (FAILED, "nothing was changed; `-v` shows which iptables this is".into())
         }
     }
@@ -340,7 +341,7 @@ fn of_part(error: &io::Error) -> Option<(u8, String)> {
         return Some(of_engine(error));
     }
     Some(match error.downcast_ref::<OvsError>()? {
-        OvsError::Command(CommandError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
+        OvsError::Command(ProcessError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
         OvsError::NoDatabase(_) | OvsError::NoDaemon(_) => {
             let help = "start it, `systemctl start openvswitch-switch`, or say where it runs with OVS_RUNDIR";
             (MISSING, help.into())
@@ -351,7 +352,7 @@ fn of_part(error: &io::Error) -> Option<(u8, String)> {
 }
 
 fn of_net(error: &NetError) -> (u8, String) {
-    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Look(error) = error
+    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Inspect(error) = error
         && let Some(said) = of_part(error)
     {
         return said;
@@ -366,7 +367,7 @@ fn of_net(error: &NetError) -> (u8, String) {
         }
         NetError::OtherHost(_, host) => match host.name() {
             Some(name) => (CONFLICT, format!("say `--netns {name}`, or take it down first; nothing was changed")),
-            None if host.is_own() => {
+            None if host.is_root_namespace() => {
                 (CONFLICT, "run in this machine's own namespace, or take it down first; nothing was changed".into())
             }
             None => (CONFLICT, "run in that namespace, or take it down first; nothing was changed".into()),
@@ -394,7 +395,7 @@ fn of_net(error: &NetError) -> (u8, String) {
             (FAILED, "there is no such program in PATH".into())
         }
         NetError::Lab(error) => of_lab(error),
-        NetError::Journal(..) | NetError::Look(_) | NetError::Enter(..) | NetError::Command(..) => {
+        NetError::Journal(..) | NetError::Inspect(_) | NetError::Enter(..) | NetError::Command(..) => {
             (FAILED, "nothing was changed".into())
         }
     }

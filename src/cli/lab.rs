@@ -11,7 +11,7 @@ use clap::Subcommand;
 use super::global::STATE_DIR;
 use super::{Failure, Global, Output, add, json};
 use crate::config::source;
-use crate::lab::net::{self, Change, Journals, Lab, LabName, NetError, NetnsName, Standing, Step};
+use crate::lab::net::{self, Change, Journals, Lab, LabName, LabStatus, NetError, NetnsName, Step};
 
 /// Where labs are noted where nobody says so.
 const DIRECTORY: &str = "/run/portfwd/lab";
@@ -159,7 +159,7 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
         }
         LabCommand::Show(args) => {
             args.check(global)?;
-            let picture = net::picture::picture(&chosen(args.name.as_deref(), &journals)?, &journals)?;
+            let picture = net::picture::read_picture(&chosen(args.name.as_deref(), &journals)?, &journals)?;
             args.show(&picture, global, output)
         }
         LabCommand::List => list(&net::list(&journals)?, global, output),
@@ -171,7 +171,7 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
 fn journals(global: &Global) -> Journals {
     let elsewhere = global.state_dir != Path::new(STATE_DIR);
     let journals = Journals::in_directory(if elsewhere { global.state_dir.join("lab") } else { DIRECTORY.into() });
-    journals.with_rules(&global.state_dir, global.choice())
+    journals.with_rule_store(&global.state_dir, global.choice())
 }
 
 fn load(file: &Path) -> anyhow::Result<Lab> {
@@ -223,7 +223,7 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
     for step in &change.foreign {
         writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;
     }
-    if let Some(why) = &change.unnoted {
+    if let Some(why) = &change.journal_error {
         writeln!(output.stderr, "note: it is done, but that could not be noted: {why}")?;
     }
     if global.json {
@@ -239,7 +239,7 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
         writeln!(output.stdout, "+ {step}")?;
     }
     let (made, removed) = (change.made.len(), change.removed.len());
-    match (change.is_none(), dry) {
+    match (change.is_empty(), dry) {
         (true, _) => writeln!(output.stdout, "{name}: unchanged")?,
         (false, true) => writeln!(output.stdout, "{name}: {made} to make, {removed} to remove")?,
         (false, false) => writeln!(output.stdout, "{name}: {made} made, {removed} removed")?,
@@ -247,8 +247,8 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
     Ok(0)
 }
 
-fn list(labs: &[Standing], global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let one = |lab: &Standing| OneLab {
+fn list(labs: &[LabStatus], global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let one = |lab: &LabStatus| OneLab {
         name: lab.name.to_string(),
         state: state(lab),
         host: lab.host.name().map(str::to_owned),
@@ -280,14 +280,14 @@ fn list(labs: &[Standing], global: &Global, output: &mut Output<'_>) -> anyhow::
 }
 
 /// `up` where all of it is there, `partial` where something is missing.
-fn state(lab: &Standing) -> &'static str {
+fn state(lab: &LabStatus) -> &'static str {
     if lab.missing.is_empty() { "up" } else { "partial" }
 }
 
 fn exec(args: &ExecArgs, journals: Journals, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let name: NetnsName = add::parse("NAME", &args.name, str::parse)?;
     let journals = match &args.file {
-        Some(file) => net::make_for_one_command(&load(file)?, global.choice()).map_err(refused)?,
+        Some(file) => net::make_temporary(&load(file)?, global.choice()).map_err(refused)?,
         None => journals,
     };
     output.stdout.flush()?;
@@ -296,7 +296,8 @@ fn exec(args: &ExecArgs, journals: Journals, global: &Global, output: &mut Outpu
 
 fn init(args: &InitArgs) -> anyhow::Result<u8> {
     let name = add::parse("NAME", &args.name, str::parse)?;
-    let container = net::Inside { name, host: args.host, own: args.own, command: args.command.clone() };
+    let container =
+        net::ContainerInit { name, host: args.host, pid_namespace: args.own, command: args.command.clone() };
     net::init(&container)?;
     Ok(0)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Failure, Global, Output, add, failure, json, sets, view};
 use crate::config;
-use crate::lab::{self, Choice, Trial};
+use crate::lab::{self, Selection, Trial};
 use crate::model::{Asked, Packet, RuleSet};
 use crate::sys::tracking::Untracked;
 
@@ -51,7 +51,7 @@ pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     for text in &args.packets {
         packets.push(add::parse("--packet", text, str::parse)?);
     }
-    let choice = if packets.is_empty() { Choice::Forwards(args.limit) } else { Choice::Packets(packets) };
+    let choice = if packets.is_empty() { Selection::Forwards(args.limit) } else { Selection::Packets(packets) };
     let written: Vec<RuleSet> = loaded.into_iter().map(|loaded| loaded.set).collect();
     let trial = lab::try_out(&asked, &written, &choice, global.choice())?;
     if global.verbose {

@@ -40,7 +40,7 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
             "note: nothing leads to {target} yet; apply again when it does, for loopback to reach it"
         )?;
     }
-    for change in &outcome.given_back {
+    for change in &outcome.restored {
         writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;
     }
     match &outcome.ended {

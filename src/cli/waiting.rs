@@ -32,9 +32,9 @@ use nix::unistd::{close, getpgrp, read, setsid, tcgetpgrp, write};
 use super::failure::in_words;
 use super::{Failure, Global, Output, change, view};
 use crate::engine::{Engine, Options, Scope, Storage, Timing};
-use crate::iptables::command;
 use crate::model::error::printable;
 use crate::store::{Deadline, State};
+use crate::sys::process;
 
 /// How often those who wait look whether it is over. Confirming takes no longer to be seen.
 const LOOK: Duration = Duration::from_millis(200);
@@ -258,7 +258,7 @@ impl Watcher {
             "confirm".into(),
             "--watch".into(),
         ];
-        let mut child = command::ourselves(arguments)?;
+        let mut child = process::respawn_self(arguments)?;
         let mut word = [0; 1];
         child.stdout.take().context("it has no output")?.read_exact(&mut word)?;
         Ok(Self { _input: child.stdin.take().context("it has no input")? })

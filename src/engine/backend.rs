@@ -18,7 +18,7 @@ use crate::store::Whole;
 /// A change that is ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
-    /// One netlink batch.
+    /// A netlink batch for nf_tables.
     Nft {
         /// The difference between live and desired rules.
         changes: Box<Changes>,

@@ -14,7 +14,7 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 pub enum Choice {
     /// nftables if the kernel has it, iptables otherwise.
     Auto,
-    /// nftables.
+    /// nftables, or an error if the kernel lacks it.
     Nft,
     /// iptables, in the variant of the host's own `iptables` command.
     Iptables,

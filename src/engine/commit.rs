@@ -53,8 +53,8 @@ pub struct Outcome {
     /// The sysctls that the rules need.
     pub sysctls: Sysctls,
     /// The sysctls that have their old values again.
-    pub given_back: Vec<sysctl::Change>,
-    /// The other backends whose rules were removed.
+    pub restored: Vec<sysctl::Change>,
+    /// Backends from which older rules of portfwd were removed.
     pub moved_from: Vec<BackendId>,
     /// The number of deleted conntrack entries, or why they could not be deleted.
     pub ended: Result<usize, String>,
@@ -95,13 +95,13 @@ struct Transaction<'e> {
     before: State,
     /// The state while the change runs.
     during: State,
-    /// The desired state.
+    /// The state to commit.
     after: State,
     /// Whether an earlier change may have left connections that it invalidated.
     interrupted: bool,
     decision: Option<Decision>,
     sysctls: Sysctls,
-    given_back: Vec<sysctl::Change>,
+    restored: Vec<sysctl::Change>,
     /// The phases to undo, in order.
     undo: Vec<Undo>,
 }
@@ -134,7 +134,7 @@ impl<'e> Transaction<'e> {
             interrupted,
             decision: None,
             sysctls: Sysctls::default(),
-            given_back: Vec::new(),
+            restored: Vec::new(),
             undo: Vec::new(),
         })
     }
@@ -215,7 +215,7 @@ impl<'e> Transaction<'e> {
     }
 
     fn set_sysctls(&mut self) -> Result<(), EngineError> {
-        self.given_back = self.sysctls.before_commit()?;
+        self.restored = self.sysctls.before_commit()?;
         self.undo.push(Undo::Sysctls);
         Ok(())
     }
@@ -267,7 +267,7 @@ impl<'e> Transaction<'e> {
     fn roll_back(mut self, error: EngineError) -> EngineError {
         while let Some(undo) = self.undo.pop() {
             match undo {
-                Undo::Sysctls => self.sysctls.commit_failed(&self.given_back),
+                Undo::Sysctls => self.sysctls.commit_failed(&self.restored),
                 Undo::Intent => {
                     let mut back = rebase(&self.engine.state, &self.during, &self.before);
                     if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
@@ -291,10 +291,10 @@ impl<'e> Transaction<'e> {
         self.engine.backend.verify(&sent.plan.work, &mut self.engine.timing)
     }
 
-    /// Sets the sysctls that need the new rules first, gives back those that nothing needs, and removes portfwd's rules from
-    /// other backends. The inner result is the latter's.
+    /// Sets route_localnet, restores the sysctls that no rule needs, and removes portfwd's rules from other backends. The inner
+    /// result is that of the removal.
     fn remove_leftovers(&mut self) -> Result<Result<Vec<BackendId>, EngineError>, EngineError> {
-        self.given_back.extend(self.sysctls.after_commit(&mut self.after)?);
+        self.restored.extend(self.sysctls.after_commit(&mut self.after)?);
         Ok(self.engine.remove_stale_backends())
     }
 
@@ -307,7 +307,7 @@ impl<'e> Transaction<'e> {
         let netmaps = sent.replaced.as_ref().map_or(&asked.netmaps, |replaced| &replaced.netmaps);
         let mut changed = Changed::of(&sent.plan.steps, netmaps, &asked.netmaps);
         if self.interrupted {
-            // It is not known which forwards the earlier change had added when it was interrupted.
+            // The earlier change may have added any forward before it was interrupted.
             changed.extend(asked.bindings.iter().map(|owned| &owned.rule));
             changed.extend(self.during.unfinished.iter().flat_map(|change| change.gone.iter()));
         }
@@ -366,8 +366,8 @@ impl<'e> Transaction<'e> {
         let Sent { mut plan, messages, .. } = sent;
         plan.steps.extend(moved_from.iter().map(|backend| Step::remove_backend(*backend)));
         let ended = ended.map_err(|error| error.to_string());
-        let Self { sysctls, given_back, .. } = self;
-        Ok(Outcome { plan, messages, sysctls, given_back, moved_from, ended, unkept })
+        let Self { sysctls, restored, .. } = self;
+        Ok(Outcome { plan, messages, sysctls, restored, moved_from, ended, unkept })
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::{Step, Words};
 use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
 use crate::sys::conntrack::{self, Conntrack, Entry};
-use crate::sys::route;
+use crate::sys::rtnetlink;
 
 /// What comes, goes or changes: the rules as they were, and as they will be.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +46,7 @@ impl<'a> Changed<'a> {
 /// # Errors
 /// Where the kernel does not tell of its connections, or refuses to end one.
 pub(super) fn delete_stale(changed: &Changed<'_>, asked: impl FnOnce() -> io::Result<Arc<Asked>>) -> io::Result<usize> {
-    if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::is_empty() {
+    if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::count() == Some(0) {
         return Ok(0);
     }
     // A kernel that tracks no connections translates none.
@@ -67,7 +67,7 @@ pub(super) fn delete_stale(changed: &Changed<'_>, asked: impl FnOnce() -> io::Re
     conntrack.end(&wrong)
 }
 
-/// The connections that there are; nothing where the kernel tracks none.
+/// Reads the tracked connections. Returns `None` if the kernel tracks none.
 fn tracked() -> io::Result<Option<(Conntrack, Vec<Entry>)>> {
     let read = || {
         let mut conntrack = Conntrack::open()?;
@@ -76,9 +76,19 @@ fn tracked() -> io::Result<Option<(Conntrack, Vec<Entry>)>> {
     };
     match read() {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::EPROTONOSUPPORT) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => unreadable(error, conntrack::count()).map(|()| None),
+    }
+}
+
+/// Decides if an error means that the kernel tracks no connections, or that it cannot list the `count` that it tracks.
+fn unreadable(error: io::Error, count: Option<u64>) -> io::Result<()> {
+    let missing = [nix::libc::EINVAL, nix::libc::EPROTONOSUPPORT].map(Some).contains(&error.raw_os_error());
+    match count {
+        _ if !missing => Err(error),
+        None | Some(0) => Ok(()),
+        Some(count) => Err(io::Error::other(format!(
+            "the kernel tracks {count} connections and cannot list them; load the module nf_conntrack_netlink"
+        ))),
     }
 }
 
@@ -92,7 +102,7 @@ impl Ways {
         let receivers = entries.iter().flat_map(|entry| [entry.original.destination.ip(), entry.reply.source.ip()]);
         let senders = entries.iter().filter(|_| senders).map(|entry| entry.original.source.ip());
         let addresses: BTreeSet<IpAddr> = receivers.chain(senders).collect();
-        Ok(Self(route::interfaces_to(addresses).map_err(|(_, error)| error)?))
+        Ok(Self(rtnetlink::interfaces_to(addresses).map_err(|(_, error)| error)?))
     }
 
     fn to(&self, address: IpAddr) -> Option<&IfName> {
@@ -209,4 +219,19 @@ fn sends(binding: &Binding, entry: &Entry, ways: &Ways) -> bool {
 fn translated(netmap: &Netmap, entry: &Entry) -> SocketAddr {
     let to = entry.original.destination;
     SocketAddr::new(netmap::translate(to.ip(), netmap.to), to.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_tracks_connections_and_cannot_list_them_is_an_error() {
+        let invalid = || io::Error::from_raw_os_error(nix::libc::EINVAL);
+        assert!(unreadable(invalid(), None).is_ok() && unreadable(invalid(), Some(0)).is_ok());
+        let error = unreadable(invalid(), Some(3)).expect_err("connections are tracked");
+        assert!(error.to_string().contains("nf_conntrack_netlink"), "{error}");
+        let other = unreadable(io::Error::from_raw_os_error(nix::libc::EPERM), None).expect_err("another error");
+        assert_eq!(other.raw_os_error(), Some(nix::libc::EPERM));
+    }
 }

@@ -1,7 +1,7 @@
 //! The iptables backend of the engine: plan, send and verify one iptables-restore for each family.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -25,9 +25,9 @@ use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
 use crate::model::{Asked, Family, IfName, PortMap};
-use crate::nft::traffic::{Amount, Traffic};
 use crate::store::Lock;
-use crate::sys::link;
+use crate::sys::netlink::traffic::{Amount, Traffic};
+use crate::sys::rtnetlink;
 
 /// Changes of at least this many rules are not read back: that takes a fifth of the time of writing them, and
 /// iptables-restore reports itself whether the kernel took them.
@@ -208,7 +208,7 @@ impl Backend for Iptables {
 
     fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError> {
         let shifts = self.shifts(desired)?;
-        let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
+        let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
         let compiled =
             |interfaces: &BTreeSet<IfName>| compile(desired, &Host { interfaces: interfaces.clone(), shifts });
         let program = timing.of(Phase::Compile, || compiled(&interfaces));
@@ -292,7 +292,7 @@ pub(super) fn wait_for_last_restore(path: &Path) -> Result<(), EngineError> {
 /// Opens and locks the file that iptables-restore reads from.
 fn input(path: Option<&Path>) -> Result<Lock, EngineError> {
     let failed = |error: io::Error| EngineError::Input(error);
-    let mut file = match path {
+    let file = match path {
         Some(path) => {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -305,14 +305,13 @@ fn input(path: Option<&Path>) -> Result<Lock, EngineError> {
     };
     let start = Instant::now();
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(locked.into()),
-            Err((back, Errno::EWOULDBLOCK)) if start.elapsed() < LOCK_WAIT => {
-                file = back;
-                std::thread::sleep(Duration::from_millis(5));
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock::of_locked(file)),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(5))
             }
-            Err((_, Errno::EWOULDBLOCK)) => return Err(EngineError::Busy),
-            Err((_, error)) => return Err(failed(error.into())),
+            Err(TryLockError::WouldBlock) => return Err(EngineError::Busy),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
     }
 }

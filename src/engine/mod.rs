@@ -1,4 +1,4 @@
-//! Where the desired state and the kernel meet: reading the live rules, planning and committing a change.
+//! Reads the live rules, and plans and commits changes: the only place where the desired state and the kernel meet.
 //!
 //! ```text
 //! desired state ──compile──▶ program ─┐

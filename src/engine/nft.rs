@@ -9,11 +9,12 @@ use super::choice::BackendId;
 use super::live::Live;
 use super::timing::{Phase, Timing};
 use crate::model::Asked;
+use crate::nft::batch::{Batch, Subject};
 use crate::nft::compile::compile;
 use crate::nft::decode::{self, decode};
 use crate::nft::diff::{Changes, Elements, diff};
 use crate::nft::element;
-use crate::nft::encode::{Batch, Subject};
+use crate::nft::encode::encode;
 use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 use crate::store::Whole;
@@ -115,7 +116,7 @@ impl Backend for Nftables {
     fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError> {
         let Work::Nft { changes, program, generation } = work else { return Ok(None) };
         let connection = &mut self.connection;
-        let mut batch = timing.of(Phase::Encode, || connection.encode(changes, *generation));
+        let mut batch = timing.of(Phase::Encode, || encode(changes, *generation));
         let until = Instant::now() + PATIENCE;
         loop {
             match timing.talk(Phase::Kernel, connection, |connection| connection.commit(&batch)) {

@@ -12,17 +12,17 @@ use super::nft::Nftables;
 use super::scope::{self, Scope};
 use super::timing::{Phase, Timing};
 use crate::iptables::command::{CommandError, Tools, Variant};
-use crate::nft::transaction::{KernelError, namespace_cookie};
+use crate::nft::transaction::KernelError;
 use crate::store::{State, StateError, Store};
 use crate::sys::namespace::{self, Identity};
 use crate::sys::privilege;
 
-/// Where an engine keeps the desired state.
+/// The place where an engine keeps the desired state.
 #[derive(Debug, Clone, Copy)]
 pub enum Storage<'a> {
     /// In this directory, to be read only. Nothing is created there; a missing state is an empty one.
     ReadOnly(&'a Path),
-    /// In this directory.
+    /// In this directory, to be read and written.
     ReadWrite(&'a Path),
     /// In this directory. A damaged state file gets another name, and an empty state takes its place.
     Reset(&'a Path),
@@ -59,13 +59,7 @@ impl Engine {
         if let Some(nftables) = &nftables {
             timing.said(Phase::Read, nftables.connection().traffic());
         }
-        let identity = || {
-            let cookie = match &nftables {
-                Some(nftables) => nftables.connection().namespace_cookie(),
-                None => namespace_cookie(),
-            };
-            namespace::identity(cookie).map_err(EngineError::Namespace)
-        };
+        let identity = || namespace::identity().map_err(EngineError::Namespace);
         let Loaded { store, state, scope, quarantined } = match storage {
             Storage::Memory => Loaded::empty(),
             Storage::ReadOnly(directory) => {
@@ -84,7 +78,7 @@ impl Engine {
         let writes = !matches!(storage, Storage::ReadOnly(_));
         let unusable = state.unusable.as_ref().filter(|it| choice == Choice::Auto && it.kernel == kernel());
         let fallback_reason = fallback_reason.or_else(|| unusable.map(|unusable| unusable.why.clone()));
-        let input = store.beside("restore").filter(|_| writes);
+        let input = store.sibling("restore").filter(|_| writes);
         let backend: Box<dyn Backend> = match nftables.filter(|_| fallback_reason.is_none()) {
             Some(nftables) => Box::new(nftables),
             None => Box::new(Iptables::open(choice.variant(), input.as_deref())?),
@@ -112,7 +106,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Returns the state as it was loaded or last committed; with [`Scope::Partial`] only a part of it.
+    /// Returns the loaded or last committed state; with [`Scope::Partial`] only a part of it.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -144,7 +138,7 @@ impl Engine {
 
     /// Returns a file that exists while a change waits for its confirmation; `None` without a state directory.
     pub fn pending_flag(&self) -> Option<PathBuf> {
-        self.store.flag()
+        self.store.pending_flag()
     }
 
     /// Returns true if [`Engine::state`] is only a part of the state.
@@ -175,9 +169,9 @@ impl Engine {
         self.backend.live(&mut self.timing)
     }
 
-    /// Continues with iptables.
+    /// Replaces the backend with iptables.
     pub(super) fn use_iptables(&mut self, reason: &str) -> Result<(), EngineError> {
-        self.backend = Box::new(Iptables::open(None, self.store.beside("restore").as_deref())?);
+        self.backend = Box::new(Iptables::open(None, self.store.sibling("restore").as_deref())?);
         self.fallback_reason = Some(reason.to_owned());
         Ok(())
     }
@@ -197,7 +191,7 @@ impl Engine {
     }
 }
 
-/// An open store, and what was loaded from it.
+/// An open store, and the state that was loaded from it.
 struct Loaded {
     store: Store,
     state: State,
@@ -214,7 +208,7 @@ impl Loaded {
         let store = Store::open(directory, identity, write, LOCK_WAIT)?;
         let part = match &scope {
             Scope::Full => None,
-            Scope::Partial(part) => store.near(&part.bindings, &part.sets)?,
+            Scope::Partial(part) => store.load_partial(&part.bindings, &part.sets)?,
         };
         let (state, scope) = match part {
             Some(state) => (state, scope),
@@ -226,7 +220,7 @@ impl Loaded {
     fn reset(directory: &Path, identity: &Identity) -> Result<Self, StateError> {
         match Self::from(directory, identity, true, Scope::Full) {
             Err(StateError::Damaged(path, _)) => {
-                let (store, quarantined) = Store::anew(directory, identity, &path, LOCK_WAIT)?;
+                let (store, quarantined) = Store::reset_damaged(directory, identity, &path, LOCK_WAIT)?;
                 let state = store.load()?;
                 Ok(Self { store, state, scope: Scope::Full, quarantined: Some(quarantined) })
             }

@@ -1,4 +1,4 @@
-//! The difference between what is asked and what the kernel holds, in the words of the rule sets.
+//! The difference between the desired and the live rules, in the terms of rule sets.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use super::{BackendId, Engine, EngineError, Live, Sysctls, Work};
 use crate::model::{Asked, Binding, Family, Held, IfName, Owned, PortRange, Protocol, SetName};
 use crate::store::State;
 
-/// What becomes of a rule.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It comes.
+    /// The rule is added.
     Add,
-    /// It changes.
+    /// The rule changes.
     Change,
-    /// It goes.
+    /// The rule is removed.
     Remove,
 }
 
@@ -33,12 +33,12 @@ impl fmt::Display for Sign {
     }
 }
 
-/// A rule in words. A forward is put into words when it is printed: where there are thousands, mostly they are counted.
+/// A rule as text. The text of a forward is made when it is printed, because most changes of thousands are only counted.
 #[derive(Debug, Clone)]
 pub enum Words {
-    /// An atom of what is asked, by its place.
+    /// A forward of a desired state, by its index.
     Forward(Arc<Asked>, usize),
-    /// Anything else.
+    /// The text of any other rule.
     Text(String),
 }
 
@@ -63,7 +63,7 @@ impl From<String> for Words {
     }
 }
 
-/// Equal where they read the same.
+/// Compares the texts.
 impl PartialEq for Words {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
@@ -72,16 +72,16 @@ impl PartialEq for Words {
 
 impl Eq for Words {}
 
-/// What becomes of one rule of a rule set.
+/// The change of one rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What.
+    /// The kind of change.
     pub sign: Sign,
-    /// The set that it belongs to; none for what belongs to no set.
+    /// The set of the rule, if it belongs to one.
     pub set: Option<SetName>,
-    /// The rule as it is now.
+    /// The live rule.
     pub before: Option<Words>,
-    /// The rule as it will be.
+    /// The desired rule.
     pub after: Option<Words>,
 }
 
@@ -93,28 +93,28 @@ impl Step {
     }
 }
 
-/// What would have to change.
+/// A planned change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What becomes of each rule.
+    /// The change of each rule.
     pub steps: Vec<Step>,
-    /// What would be sent.
+    /// The data to send.
     pub work: Work,
 }
 
 impl Plan {
-    /// Puts the difference between what is asked and what the kernel holds into words.
+    /// Describes the difference between live and desired rules, rule by rule.
     pub fn new(live: &Live, asked: &Arc<Asked>, work: Work) -> Self {
         let steps = if work.is_empty() { Vec::new() } else { steps(live, asked) };
         Self { steps, work }
     }
 
-    /// Whether there is nothing to do.
+    /// Returns true if the live rules are the desired ones.
     pub fn is_empty(&self) -> bool {
         self.work.is_empty()
     }
 
-    /// How many rules come, change and go.
+    /// Returns the number of added, changed and removed rules.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |sign| self.steps.iter().filter(|step| step.sign == sign).count();
         (count(Sign::Add), count(Sign::Change), count(Sign::Remove))
@@ -146,17 +146,17 @@ impl Engine {
         };
         plan.steps.extend(self.stale_backends().into_iter().map(Step::remove_backend));
         plan.steps.extend(sysctls.to_set().map(|change| step(change.name(), &change.before, &change.after)));
-        plan.steps.extend(sysctls.to_give_back().map(|change| step(change.name(), &change.after, &change.before)));
+        plan.steps.extend(sysctls.to_restore().map(|change| step(change.name(), &change.after, &change.before)));
         Ok(plan)
     }
 }
 
-/// What becomes of each rule, where something must change.
+/// Returns the change of each rule, if there is one.
 pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
     steps_from(live, asked).0
 }
 
-/// The same, with what was there, as far as it is in the words of rule sets.
+/// Returns the change of each rule, and the live rules in the terms of rule sets.
 pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Asked>) {
     let Held { asked: lifted, foreign, .. } = live.lift();
     let lifted = Arc::new(lifted);
@@ -170,7 +170,7 @@ pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Ask
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name.into()), after: None });
     }
     if steps.is_empty() {
-        // The rules of all sets are there, but what is around them is not as we make it.
+        // The rules of all sets are live, but the chains around them differ.
         let after = Some(Words::Text(match live {
             Live::Nft { .. } => format!("table inet {}", crate::nft::program::TABLE),
             Live::Iptables(_) => format!("chains {}…", crate::iptables::program::PREFIX),
@@ -180,12 +180,12 @@ pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Ask
     (steps, lifted)
 }
 
-/// A network that neither masquerades nor isolates is nothing that a kernel could hold.
+/// Returns true if a network needs rules: if it masquerades or isolates.
 fn leaves_a_trace(network: &crate::model::Network) -> bool {
     network.masquerade || network.isolate
 }
 
-/// What makes a forward the same one: whose it is and what it listens at.
+/// The key of a forward: its set, and the packets that it matches.
 type Identity<'a> = (&'a SetName, Family, Protocol, PortRange, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
 fn identity(owned: &Owned<Binding>) -> Identity<'_> {

@@ -1,4 +1,4 @@
-//! Full and partial scope: a change of a few forwards costs what it changes, not what is there.
+//! Full and partial scope: the cost of a change of a few forwards does not depend on the size of the state.
 //!
 //! With a partial scope the engine loads only the forwards that the change could conflict with, those of a set that the
 //! change replaces, and one representative of each rule shape ([`State::samples`]). The representatives stand for all other
@@ -23,7 +23,7 @@ use crate::store::State;
 /// How much of the desired state an engine loads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// All of it.
+    /// The whole state.
     Full,
     /// A part, if that is enough for the change.
     Partial(Part),

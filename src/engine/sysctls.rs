@@ -1,10 +1,10 @@
-//! The sysctls that the rules need: which ones change, when, and the values that they get back later.
+//! The sysctls that the rules need: which ones change, when, and which old values are restored later.
 //!
 //! Forwarding is switched on before the rules that need it are sent. route_localnet is set on an interface only while the
 //! rules that guard loopback addresses are live: after they are sent, and until before they are removed.
 //!
-//! The state remembers a sysctl from before its change until after it has its old value again. So the next command knows
-//! what to give back if this process is killed.
+//! The state lists a sysctl from before its change until its old value is restored. So the next command knows
+//! which sysctls to restore if this process is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use super::EngineError;
 use crate::model::{Asked, IfName};
 use crate::store::State;
-use crate::sys::{route, sysctl};
+use crate::sys::{rtnetlink, sysctl};
 
 /// The sysctls that change with a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,17 +21,17 @@ pub struct Sysctls {
     forward: Vec<sysctl::Change>,
     /// route_localnet of interfaces, to be switched on.
     open: Vec<sysctl::Change>,
-    /// route_localnet of interfaces, to be given back.
+    /// route_localnet of interfaces, to be restored.
     close: Vec<sysctl::Change>,
-    /// Other sysctls, to be given back.
-    give_back: Vec<sysctl::Change>,
+    /// Other sysctls, to be restored.
+    restore: Vec<sysctl::Change>,
     /// Targets of loopback forwards without a route.
     pub unreachable: Vec<IpAddr>,
 }
 
 impl Sysctls {
     /// Reads the sysctls and returns those that `after` needs or no longer needs. Adds to `after` the sysctls that change,
-    /// and removes those that are given back.
+    /// and removes those that are restored.
     ///
     /// # Errors
     /// If a sysctl or the routing table cannot be read.
@@ -54,7 +54,7 @@ impl Sysctls {
             }
         }
         let gone = before.sysctls.iter().filter(|known| !after.sysctls.iter().any(|kept| kept.key == known.key));
-        (sysctls.close, sysctls.give_back) = gone.cloned().partition(|change| sysctl::is_route_localnet(&change.key));
+        (sysctls.close, sysctls.restore) = gone.cloned().partition(|change| sysctl::is_route_localnet(&change.key));
         Ok(sysctls)
     }
 
@@ -69,19 +69,19 @@ impl Sysctls {
         self.forward.iter().chain(&self.open)
     }
 
-    /// Returns the sysctls to give back.
-    pub fn to_give_back(&self) -> impl Iterator<Item = &sysctl::Change> {
-        self.close.iter().chain(&self.give_back)
+    /// Returns the sysctls to restore.
+    pub fn to_restore(&self) -> impl Iterator<Item = &sysctl::Change> {
+        self.close.iter().chain(&self.restore)
     }
 
-    /// Returns `after` with the sysctls that are not given back yet: the state while the change runs.
+    /// Returns `after` with the sysctls that are not restored yet: the state while the change runs.
     pub fn during(&self, after: &State) -> State {
         let mut during = after.clone();
-        during.sysctls.extend(self.to_give_back().cloned());
+        during.sysctls.extend(self.to_restore().cloned());
         during
     }
 
-    /// Changes the sysctls that come before the rules. Returns those that were given back.
+    /// Changes the sysctls that come before the rules. Returns the restored ones.
     ///
     /// # Errors
     /// The first sysctl that cannot be set; all have their old values then.
@@ -92,21 +92,21 @@ impl Sysctls {
     }
 
     /// Undoes [`Sysctls::before_commit`].
-    pub fn commit_failed(&self, given_back: &[sysctl::Change]) {
-        sysctl::redo(given_back);
+    pub fn commit_failed(&self, restored: &[sysctl::Change]) {
+        sysctl::redo(restored);
         sysctl::undo(&self.forward);
     }
 
-    /// Changes the sysctls that come after the rules. Returns those that were given back. `after` keeps those that could not
-    /// be given back, so that the next change tries again.
+    /// Changes the sysctls that come after the rules. Returns the restored ones. `after` keeps those that could not
+    /// be restored, so that the next change tries again.
     ///
     /// # Errors
     /// The first sysctl that cannot be set.
     pub fn after_commit(&self, after: &mut State) -> Result<Vec<sysctl::Change>, EngineError> {
-        let given_back = sysctl::undo(&self.give_back);
-        after.sysctls.extend(self.to_give_back().filter(|change| sysctl::holds(change)).cloned());
+        let restored = sysctl::undo(&self.restore);
+        after.sysctls.extend(self.to_restore().filter(|change| sysctl::holds(change)).cloned());
         sysctl::set(&self.open).map_err(EngineError::Closed)?;
-        Ok(given_back)
+        Ok(restored)
     }
 }
 
@@ -129,7 +129,7 @@ fn interfaces_to_loopback_targets(asked: &Asked) -> Result<(BTreeSet<IfName>, Ve
             }
         }
     }
-    routes.extend(route::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
+    routes.extend(rtnetlink::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
     let unreachable = routes.iter().filter(|(_, interface)| interface.is_none()).map(|(target, _)| *target).collect();
     // The host reaches itself without route_localnet.
     let interfaces = routes.into_values().flatten().filter(|interface| interface.as_str() != "lo").collect();

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::nft::traffic::{Amount, Traffic};
 use crate::nft::transaction::Connection;
+use crate::sys::netlink::traffic::{Amount, Traffic};
 
 /// What a command does at a time, in the order in which it mostly does so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

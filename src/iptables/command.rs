@@ -1,26 +1,18 @@
-//! The programs of iptables(8): the only place where a process is started, which may also be this program once more, or what
-//! a lab needs.
+//! The programs of iptables(8): which are installed, what they save, and what they restore.
 //!
-//! They are found in fixed directories, never by `PATH`, run without a shell, and with an environment of our own: what
-//! `XTABLES_LIBDIR` and the like would have them load is the caller's word, and they run as root.
-//!
-//! The crate `iptables` is not used: it starts what `PATH` names, one process a rule.
+//! The crate `iptables` is not used: it starts the program that `PATH` names, one process a rule.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use super::rule::LabelNames;
 use super::save::SaveError;
 use crate::model::Family;
-
-/// Where the programs may be.
-const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"];
+use crate::sys::process::{self, ProcessError};
 
 /// How long, in seconds, the lock of another program is waited for.
 pub const LOCK_WAIT: u32 = 5;
@@ -71,12 +63,9 @@ impl Variant {
 /// Why iptables did not do what it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It is not installed.
-    #[error("there is no `{0}` in /usr/sbin, /sbin, /usr/bin, /bin or /usr/local/sbin")]
-    Missing(String),
-    /// It could not be started, or not be spoken to.
-    #[error("cannot run `{}`", .0.display())]
-    Run(PathBuf, #[source] io::Error),
+    /// A program is missing, or could not be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// Another program held its lock for too long.
     #[error("another program has been changing the rules of iptables for {LOCK_WAIT} seconds")]
     Busy,
@@ -138,7 +127,7 @@ impl Tools {
         // Before 1.8 there was only one, and programs had no longer names.
         let path = find(&[plain.to_owned()])?;
         if Variant::of_program(&path)? != variant {
-            return Err(CommandError::Missing(word));
+            return Err(ProcessError::Missing(word).into());
         }
         Self::with(family, variant, path, &[plain.to_owned()])
     }
@@ -161,7 +150,7 @@ impl Tools {
     /// # Errors
     /// Where it does not.
     pub fn save(&self) -> Result<String, CommandError> {
-        let output = run(&self.save, command(&self.save).arg("-c").stdin(Stdio::null()))?;
+        let output = run(&self.save, &["-c"], Stdio::null())?;
         // Comments of others may be in any encoding; ours are not.
         Ok(String::from_utf8(output.stdout)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
@@ -190,7 +179,6 @@ impl Tools {
     }
 
     fn restore_with(&self, arguments: &[&str], text: &str, input: &mut File) -> Result<(), CommandError> {
-        let failed = |error| CommandError::Run(self.restore.clone(), error);
         let stdin = (|| {
             input.set_len(0)?;
             input.rewind()?;
@@ -198,12 +186,8 @@ impl Tools {
             input.rewind()?;
             input.try_clone()
         })();
-        let stdin = stdin.map_err(failed)?;
-        let mut command = command(&self.restore);
-        if text.len() > LARGE {
-            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
-        }
-        match run(&self.restore, command.args(arguments).stdin(stdin)) {
+        let stdin: File = stdin.map_err(|error: io::Error| ProcessError::Run(self.restore.clone(), error))?;
+        match run(&self.restore, arguments, stdin) {
             Err(CommandError::Refused { program, message, .. }) => {
                 let line = line_of(&message).and_then(|at| text.lines().nth(at - 1)).map(|text| format!("`{text}`"));
                 Err(CommandError::Refused { program, line: line.unwrap_or_else(|| "it".into()), message })
@@ -213,13 +197,8 @@ impl Tools {
     }
 }
 
-/// From how many bytes on what is restored is worth large pages: a program that works on whole tables has hundreds of its
-/// pages made one by one otherwise, where the kernel gives large ones to those who ask (`madvise`, Debian's kernel to all). 60,000
-/// rules: 4 to 7 % of its time, Linux 6.18, glibc 2.36, mallopt(3) and the GNU C Library's manual on tunables.
-const LARGE: usize = 1 << 20;
-
-fn run(program: &Path, command: &mut Command) -> Result<Output, CommandError> {
-    let output = command.output().map_err(|error| CommandError::Run(program.to_owned(), error))?;
+fn run(program: &Path, arguments: &[&str], stdin: impl Into<Stdio>) -> Result<Output, CommandError> {
+    let output = process::run(program, arguments, stdin)?;
     if output.status.success() { Ok(output) } else { Err(judge(program, &output)) }
 }
 
@@ -229,55 +208,6 @@ pub fn label_names() -> LabelNames {
         .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Starts this very program once more, whatever has become of its file, in the namespaces of this thread, with pipes as its
-/// input and output.
-///
-/// # Errors
-/// Where it cannot be started.
-pub fn ourselves(arguments: impl IntoIterator<Item = OsString>) -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("portfwd").args(arguments).env_clear().current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
-}
-
-/// Runs a program of the host's, found like those of iptables, and gives what it printed and how it ended. It holds `held`
-/// open until it has ended, whatever becomes of us meanwhile.
-///
-/// # Errors
-/// Where it is not installed, or cannot be run.
-pub fn ask(name: &str, arguments: &[&str], held: Stdio) -> Result<Output, CommandError> {
-    let program = find(&[name.to_owned()])?;
-    let output = command(&program).args(arguments).stdin(held).output();
-    output.map_err(|error| CommandError::Run(program, error))
-}
-
-/// Starts a user's program in the namespaces of this thread, found by a `PATH` of the usual directories, with nothing to read
-/// and nobody who reads it.
-///
-/// # Errors
-/// Where there is no such program, or it cannot be started.
-pub fn start(program: &OsString, arguments: &[OsString]) -> io::Result<Child> {
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().current_dir("/");
-    command.env("PATH", format!("/usr/local/bin:{}", DIRECTORIES.join(":")));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
-}
-
-/// Runs a user's program in the namespaces of this thread in our own place, as far as its input, output and environment go,
-/// and gives how it ended.
-///
-/// # Errors
-/// Where there is no such program, or it cannot be started.
-pub fn in_our_place(program: &OsString, arguments: &[OsString]) -> io::Result<ExitStatus> {
-    Command::new(program).args(arguments).status()
-}
-
-/// Becomes a user's program, with our input, output and environment, and its signals as they are usually; comes back only
-/// where it cannot.
-pub fn become_program(program: &OsString, arguments: &[OsString]) -> io::Error {
-    Command::new(program).args(arguments).exec()
-}
-
 fn word(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "iptables",
@@ -285,28 +215,15 @@ fn word(family: Family) -> &'static str {
     }
 }
 
-/// The first of some names that there is a program of.
-fn find(names: &[String]) -> Result<PathBuf, CommandError> {
-    let mut paths = names.iter().flat_map(|name| DIRECTORIES.map(|directory| Path::new(directory).join(name)));
-    let wanted = || names.first().cloned().unwrap_or_default();
-    paths.find(|path| path.is_file()).ok_or_else(|| CommandError::Missing(wanted()))
+/// Returns the path of the first of some programs that is installed.
+fn find(names: &[String]) -> Result<PathBuf, ProcessError> {
+    let missing = || ProcessError::Missing(names.first().cloned().unwrap_or_default());
+    names.iter().find_map(|name| process::find(name).ok()).ok_or_else(missing)
 }
 
-fn command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    // In a group of its own, so that what ends us by a signal to ours lets it come to its end.
-    command.process_group(0);
-    command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C").current_dir("/");
-    command
-}
-
-/// `iptables v1.8.9 (nf_tables)`.
+/// Returns the version, `iptables v1.8.9 (nf_tables)`.
 fn version(program: &Path) -> Result<String, CommandError> {
-    let output = command(program).arg("--version").stdin(Stdio::null()).output();
-    let output = output.map_err(|error| CommandError::Run(program.to_owned(), error))?;
-    if !output.status.success() {
-        return Err(judge(program, &output));
-    }
+    let output = run(program, &["--version"], Stdio::null())?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 

@@ -1,10 +1,10 @@
-//! Words of a line of iptables-restore(8) and iptables-save(8): how they are quoted, and how a line falls apart into them.
+//! Quotes and splits the words in lines of iptables-restore(8) and iptables-save(8).
 
-/// Adds a word that holds anything but line ends, so that it is read back as one word and nothing of it as syntax.
+/// Appends a word, in double quotes if needed. The word must not contain line ends.
 ///
-/// Inside of double quotes a backslash takes the next character as it is. Source: `add_param_to_argv` in iptables'
-/// xshared.c; measured with both variants of 1.8.9.
-pub(super) fn put(text: &str, out: &mut String) {
+/// In double quotes, a backslash escapes the next character. Source: `add_param_to_argv` in iptables' xshared.c; measured
+/// with both variants of 1.8.9.
+pub(super) fn push_quoted(text: &str, out: &mut String) {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/' | ',' | '@' | '=' | '+');
     if !text.is_empty() && text.chars().all(plain) {
         out.push_str(text);
@@ -20,9 +20,9 @@ pub(super) fn put(text: &str, out: &mut String) {
     out.push('"');
 }
 
-/// Splits a line into its words; the other direction of [`put`]. `None` where a quote is not closed.
+/// Splits a line into words. The inverse of [`push_quoted`]. Returns `None` if a quote is not closed.
 ///
-/// Only a quote at the beginning of a word is one: iptables-save prints names of interfaces as they are.
+/// A quote counts only at the beginning of a word, because iptables-save does not quote interface names.
 pub(crate) fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::with_capacity(16);
     let mut rest = line.trim_start_matches(' ');
@@ -43,9 +43,9 @@ pub(crate) fn split(line: &str) -> Option<Vec<String>> {
             }
             None => {
                 let end = rest.find(' ').unwrap_or(rest.len());
-                let (word, behind) = rest.split_at(end);
+                let (word, remainder) = rest.split_at(end);
                 words.push(word.to_owned());
-                rest = behind;
+                rest = remainder;
             }
         }
         rest = rest.trim_start_matches(' ');
@@ -53,27 +53,27 @@ pub(crate) fn split(line: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// The words of a line, to be read one after the other.
+/// An iterator over the words of a line.
 pub(crate) struct Words<'a>(std::slice::Iter<'a, String>);
 
 impl<'a> Words<'a> {
-    /// Begins at the first of them.
+    /// Starts at the first word.
     pub(crate) fn of(words: &'a [String]) -> Self {
         Self(words.iter())
     }
 
-    /// Takes the next one.
+    /// Returns the next word and advances.
     pub(crate) fn next(&mut self) -> Option<&'a str> {
         self.0.next().map(String::as_str)
     }
 
-    /// The next one, which stays.
+    /// Returns the next word without advancing.
     pub(crate) fn peek(&self) -> Option<&'a str> {
         self.0.as_slice().first().map(String::as_str)
     }
 
-    /// Whether the next word is this one; takes it then.
-    pub(super) fn takes(&mut self, word: &str) -> bool {
+    /// Advances and returns true if the next word equals `word`.
+    pub(super) fn take_if(&mut self, word: &str) -> bool {
         let is = self.0.as_slice().first().is_some_and(|next| next == word);
         if is {
             self.0.next();
@@ -81,7 +81,7 @@ impl<'a> Words<'a> {
         is
     }
 
-    /// Whether there is none left.
+    /// Returns true if no word is left.
     pub(super) fn is_at_end(&self) -> bool {
         self.0.as_slice().is_empty()
     }
@@ -93,7 +93,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_open_quote_is_no_word() {
+    fn an_unclosed_quote_is_an_error() {
         assert_eq!(split("-m comment --comment \"a b"), None);
         assert_eq!(split("a \"b\\"), None);
         assert_eq!(split("  a  \"\" b "), Some(vec!["a".into(), String::new(), "b".into()]));
@@ -101,17 +101,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn words_go_both_ways(words in proptest::collection::vec("[^\\x00-\\x1f]*", 0..5)) {
+        fn words_round_trip(words in proptest::collection::vec("[^\\x00-\\x1f]*", 0..5)) {
             let mut line = String::new();
             for word in &words {
-                put(word, &mut line);
+                push_quoted(word, &mut line);
                 line.push(' ');
             }
             prop_assert_eq!(split(&line), Some(words));
         }
 
         #[test]
-        fn no_line_makes_it_panic(line in ".*") {
+        fn split_never_panics(line in ".*") {
             split(&line);
         }
     }

@@ -1,4 +1,4 @@
-//! Questions that are answered: a client that connects, and what it hears from the server it reaches.
+//! A client that connects to a server and reads the answer of [`super::responder`].
 
 use std::fmt;
 use std::io::{self, Read};
@@ -8,30 +8,30 @@ use std::time::Duration;
 use super::{LabError, Netns};
 use crate::model::Protocol;
 
-/// What came back.
+/// The result of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Who answered, at which port, and whom he saw.
-    By {
+    /// The server accepted the request and answered.
+    From {
         /// The target's address, or `this host`.
-        who: String,
-        /// Its port.
+        server: String,
+        /// The port that the server listens on.
         port: u16,
-        /// The address that it saw.
-        seen: SocketAddr,
+        /// The client's address as the server sees it.
+        client: SocketAddr,
     },
-    /// Nobody is there.
+    /// The peer refused or reset the connection.
     Refused,
-    /// Nothing came.
+    /// No answer came within the timeout.
     Silence,
-    /// Something else went wrong.
+    /// Another error, with its text.
     Failed(String),
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::By { who, port, seen } => write!(f, "{who} port {port} answered and saw {}", seen.ip()),
+            Self::From { server, port, client } => write!(f, "{server} port {port} answered and saw {}", client.ip()),
             Self::Refused => f.write_str("refused"),
             Self::Silence => f.write_str("no answer"),
             Self::Failed(why) => write!(f, "failed: {why}"),
@@ -39,24 +39,24 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Asks from a namespace and waits for the answer for as long as `patience`.
+/// Sends a request from a namespace and waits at most `timeout` for the answer.
 ///
 /// # Errors
-/// Where the namespace cannot be entered.
-pub(super) fn ask(
+/// If the thread cannot enter the namespace.
+pub(super) fn query(
     namespace: &Netns,
     protocol: Protocol,
     source: IpAddr,
     to: SocketAddr,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Answer, LabError> {
     let from = SocketAddr::new(source, 0);
     let text = namespace.run(|| match protocol {
-        Protocol::Udp => ask_udp(from, to, patience),
-        _ => ask_tcp(from, to, patience),
+        Protocol::Udp => query_udp(from, to, timeout),
+        _ => query_tcp(from, to, timeout),
     })?;
     Ok(match text {
-        Ok(text) => read(&text),
+        Ok(text) => parse_answer(&text),
         Err(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Answer::Refused,
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Answer::Silence,
@@ -65,34 +65,34 @@ pub(super) fn ask(
     })
 }
 
-fn ask_tcp(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<String> {
+fn query_tcp(from: SocketAddr, to: SocketAddr, timeout: Duration) -> io::Result<String> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
     socket.bind(&from.into())?;
-    socket.connect_timeout(&to.into(), patience)?;
+    socket.connect_timeout(&to.into(), timeout)?;
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(timeout))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
 }
 
-fn ask_udp(from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<String> {
+fn query_udp(from: SocketAddr, to: SocketAddr, timeout: Duration) -> io::Result<String> {
     let socket = UdpSocket::bind(from)?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(timeout))?;
     socket.send(b"?")?;
     let mut answer = [0; 128];
     let length = socket.recv(&mut answer)?;
     Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
-/// Reads what a server said: who he is, his port, whom he saw.
-fn read(text: &str) -> Answer {
+/// Parses the answer of a server: its name, its port, the client's address.
+fn parse_answer(text: &str) -> Answer {
     let mut words = text.rsplitn(3, ' ');
-    let seen = words.next().and_then(|word| word.parse().ok());
+    let client = words.next().and_then(|word| word.parse().ok());
     let port = words.next().and_then(|word| word.parse().ok());
-    match (words.next(), port, seen) {
-        (Some(who), Some(port), Some(seen)) => Answer::By { who: who.to_owned(), port, seen },
+    match (words.next(), port, client) {
+        (Some(server), Some(port), Some(client)) => Answer::From { server: server.to_owned(), port, client },
         _ => Answer::Failed(format!("`{}` is no answer", crate::model::error::printable(text))),
     }
 }

@@ -4,28 +4,28 @@ use std::io;
 
 use crate::engine::EngineError;
 
-/// Why a throw-away network cannot be had.
+/// An error while a throw-away network is built or used.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// Neither as root nor in a user namespace.
-    #[error("may not make network namespaces: not root, and unprivileged user namespaces are not allowed here")]
+    /// The process is not root and may not create a user namespace.
+    #[error("cannot create network namespaces: not root, and unprivileged user namespaces are disabled")]
     NotAllowed(#[source] io::Error),
-    /// The rule sets cannot be laid out as a network.
+    /// No network can be planned for the rule sets.
     #[error("{0}")]
     Topology(String),
-    /// A link, address or route could not be made.
-    #[error("cannot make {0} in the throw-away network")]
+    /// The kernel refused a link, an address or a route.
+    #[error("cannot create {0} in the throw-away network")]
     Link(String, #[source] io::Error),
-    /// Something else failed.
+    /// Another system call failed. The text names the action.
     #[error("{0} failed in the throw-away network")]
     Io(&'static str, #[source] io::Error),
-    /// The rules could not be applied.
+    /// The engine could not apply the rules.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-/// The kernel's word for what failed in a namespace.
-pub(in crate::lab) fn plain(error: LabError) -> io::Error {
+/// Returns the I/O error inside a [`LabError`], for callers that report only I/O errors.
+pub(in crate::lab) fn into_io(error: LabError) -> io::Error {
     match error {
         LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
         other => io::Error::other(other),

@@ -1,55 +1,55 @@
-//! Where packets go: numbered packets sent from everywhere in a throw-away network, and watched for everywhere.
+//! Packet capture in a throw-away network: sends numbered packets from any namespace and watches all of them.
 //!
-//! Comes in: packets. Goes out: for each, whether this host got it, whom it left for, or that nobody saw it, and with which
-//! source. Only the first packet of a connection is sent, so answers need not find their way back.
+//! Input: packets. Output: for each packet, the place where it was received, with its source and destination there.
+//! Only the first packet of a connection is sent, so no route for answers is needed.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::wire::{Datagram, Sender, Watch};
+use super::wire::{Datagram, Receiver, Sender};
 use super::{LabError, Netns, Topology};
 use crate::model::Packet;
 use crate::model::meaning::Fate;
 
-/// How long nothing must have been seen for everything to have arrived.
-const QUIET: Duration = Duration::from_millis(40);
-/// How long a network may take until packets get through.
-const WARM_UP: Duration = Duration::from_secs(10);
-/// How many packets are sent before what arrived is taken out of the buffers.
+/// The capture ends if no packet arrives for this long.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(40);
+/// The limit for the first packets to get through a new network.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The number of packets to send before the receive buffers are drained.
 const BURST: u64 = 64;
 
-/// Where a packet was seen.
+/// The place where a packet was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sighting {
-    /// By nobody.
-    Nowhere,
-    /// This host got it.
-    Here {
-        /// Whom it was sent to in the end.
+pub enum Observation {
+    /// No namespace received the packet.
+    NotSeen,
+    /// The host under test delivered the packet to itself.
+    Delivered {
+        /// The destination of the packet on arrival.
         to: SocketAddr,
-        /// Who had sent it, as this host sees it.
+        /// The source of the packet as the host sees it.
         from: SocketAddr,
     },
-    /// It left this host.
+    /// The packet left the host under test.
     Left {
-        /// The interface it left by.
+        /// The egress interface of the host.
         by: String,
-        /// Whom it was sent to in the end.
+        /// The destination of the packet on arrival.
         to: SocketAddr,
-        /// Who had sent it, as the receiver sees it.
+        /// The source of the packet as the receiver sees it.
         from: SocketAddr,
     },
 }
 
-impl Sighting {
-    /// Whether this is what should become of `packet`.
-    pub fn agrees(&self, packet: &Packet, fate: &Fate) -> bool {
+impl Observation {
+    /// Returns true if `fate`, the expected result for `packet`, agrees with this observation.
+    pub fn matches_fate(&self, packet: &Packet, fate: &Fate) -> bool {
         let sent = packet.source.port();
         match (fate, self) {
-            (Fate::Dropped(_), Self::Nowhere) => true,
-            (Fate::Local { address, port, source: seen }, Self::Here { to, from }) => {
+            (Fate::Dropped(_), Self::NotSeen) => true,
+            (Fate::Local { address, port, source: seen }, Self::Delivered { to, from }) => {
                 address.is_none_or(|address| address == to.ip()) && *port == to.port() && seen.allows(*from, sent)
             }
             (Fate::Sent { to, interface: by, source: seen }, Self::Left { by: left, to: found, from }) => {
@@ -60,55 +60,56 @@ impl Sighting {
     }
 }
 
-/// Senders and watchers in every namespace of a network.
-pub struct Sight<'a> {
+/// Senders and receivers in every namespace of a network.
+pub struct Capture<'a> {
     topology: &'a Topology,
     senders: Vec<(&'a Netns, Sender)>,
-    here: Watch,
-    others: Vec<(&'a str, Watch)>,
-    /// The number of the next packet: what arrives late must not be taken for another.
+    host: Receiver,
+    peers: Vec<(&'a str, Receiver)>,
+    /// The number of the next packet. Numbers are never reused, so a late packet is not taken for another one.
     next: Cell<u64>,
 }
 
-impl<'a> Sight<'a> {
-    /// Opens them, and waits until packets really get through between the host and everybody else. Rules must not have
-    /// been applied yet.
+impl<'a> Capture<'a> {
+    /// Opens the sockets, and waits until packets get through between the host and every other namespace. Call this
+    /// before rules are applied.
     ///
-    /// A link that was made a moment ago swallows packets until the kernel's link watcher has been at it, which may take
-    /// longer than anybody waits for a packet (seen on Linux 6.18 while many namespaces come and go).
+    /// A new link drops packets until the kernel's link watcher has handled it. This can take longer than the timeout
+    /// of a packet (seen on Linux 6.18 while many namespaces come and go).
     ///
     /// # Errors
-    /// Where raw sockets cannot be had, or packets do not get through.
+    /// If the process may not open raw sockets, or packets do not get through.
     pub fn open(topology: &'a Topology) -> Result<Self, LabError> {
         let mut senders = vec![(&topology.host, Sender::open(&topology.host)?)];
-        let mut others = Vec::new();
-        for (interface, namespace) in topology.others() {
+        let mut peers = Vec::new();
+        for (interface, namespace) in topology.peers() {
             senders.push((namespace, Sender::open(namespace)?));
-            others.push((interface, Watch::arriving(namespace)?));
+            peers.push((interface, Receiver::ingress(namespace)?));
         }
-        let here = Watch::delivered(&topology.host)?;
-        let sight = Self { topology, senders, here, others, next: Cell::new(0) };
-        let mut missing = topology.neighbourly();
+        let host = Receiver::delivered(&topology.host)?;
+        let capture = Self { topology, senders, host, peers, next: Cell::new(0) };
+        let mut missing = topology.reachability_packets();
         let start = Instant::now();
         while !missing.is_empty() {
-            if start.elapsed() > WARM_UP {
+            if start.elapsed() > WARM_UP_TIMEOUT {
                 let stuck = missing.iter().map(|packet| packet.destination.ip().to_string()).collect::<Vec<_>>();
                 return Err(LabError::Topology(format!("no packet gets through to {}", stuck.join(", "))));
             }
-            let seen = sight.send(&missing)?;
-            let mut arrived = seen.into_iter().map(|sighting| sighting != Sighting::Nowhere);
+            let seen = capture.send(&missing)?;
+            let mut arrived = seen.into_iter().map(|observation| observation != Observation::NotSeen);
             missing.retain(|_| !arrived.next().unwrap_or(false));
         }
-        Ok(sight)
+        Ok(capture)
     }
 
-    /// Sends packets, each from where it comes from, and says where each was seen. The packets of a run, and of earlier
-    /// runs in the same network, must be of different connections.
+    /// Sends each packet from the namespace of its source, and returns where each was received.
+    ///
+    /// Each packet must belong to a connection of its own, also among all earlier calls for the same network.
     ///
     /// # Errors
-    /// Where the sockets fail. That a packet cannot be sent is no error: nobody sees it.
-    pub fn send(&self, packets: &[Packet]) -> Result<Vec<Sighting>, LabError> {
-        let mut seen: HashMap<u64, Sighting> = HashMap::new();
+    /// If a socket fails. A packet that the kernel refuses to send is no error: it counts as [`Observation::NotSeen`].
+    pub fn send(&self, packets: &[Packet]) -> Result<Vec<Observation>, LabError> {
+        let mut seen: HashMap<u64, Observation> = HashMap::new();
         let first = self.next.get();
         let numbers = first..;
         for (number, packet) in numbers.clone().zip(packets) {
@@ -119,7 +120,7 @@ impl<'a> Sight<'a> {
             let sender =
                 self.senders.iter().find(|(here, _)| namespace.is_some_and(|wanted| std::ptr::eq(*here, wanted)));
             if let Some((_, sender)) = sender {
-                // Unreachable, forbidden: either way nobody gets it, which is what is reported.
+                // Refusals by the kernel, such as "unreachable", are reported as `NotSeen`.
                 let sent = sender.send(&datagram);
                 drop(sent);
             }
@@ -128,28 +129,31 @@ impl<'a> Sight<'a> {
             }
         }
         let mut last = Instant::now();
-        while seen.len() < packets.len() && last.elapsed() < QUIET {
+        while seen.len() < packets.len() && last.elapsed() < IDLE_TIMEOUT {
             if self.collect(first, &mut seen)? > 0 {
                 last = Instant::now();
             } else {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok(numbers.zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Sighting::Nowhere)).collect())
+        Ok(numbers.zip(packets).map(|(number, _)| seen.remove(&number).unwrap_or(Observation::NotSeen)).collect())
     }
 
-    /// Takes what arrived out of the buffers, and keeps what was numbered from `first` on; gives how much that was.
-    fn collect(&self, first: u64, seen: &mut HashMap<u64, Sighting>) -> Result<usize, LabError> {
+    /// Drains the receive buffers and records the packets numbered `first` and above. Returns the number of new
+    /// records.
+    fn collect(&self, first: u64, seen: &mut HashMap<u64, Observation>) -> Result<usize, LabError> {
         let failed = |error| LabError::Io("watching for packets", error);
         let before = seen.len();
         let new = |datagram: &Datagram| datagram.number >= first;
-        for Datagram { number, source, destination, .. } in self.here.drain().map_err(failed)?.into_iter().filter(new) {
-            seen.entry(number).or_insert(Sighting::Here { to: destination, from: source });
+        for Datagram { number, source, destination, .. } in self.host.drain().map_err(failed)?.into_iter().filter(new) {
+            seen.entry(number).or_insert(Observation::Delivered { to: destination, from: source });
         }
-        for (interface, watch) in &self.others {
-            for Datagram { number, source, destination, .. } in watch.drain().map_err(failed)?.into_iter().filter(new) {
+        for (interface, receiver) in &self.peers {
+            for Datagram { number, source, destination, .. } in
+                receiver.drain().map_err(failed)?.into_iter().filter(new)
+            {
                 let by = (*interface).to_owned();
-                seen.entry(number).or_insert(Sighting::Left { by, to: destination, from: source });
+                seen.entry(number).or_insert(Observation::Left { by, to: destination, from: source });
             }
         }
         Ok(seen.len() - before)

@@ -1,18 +1,19 @@
-//! Packets sent from one namespace, and seen where they arrive.
+//! Raw sockets: sends packets from one namespace, and receives them in another one.
 //!
-//! Comes in: a protocol, two addresses with ports, a number ([`Datagram`]). Goes out: the same of each packet that got to a
-//! namespace, as the rules on its way changed it. Nothing is connected and nobody answers, so connection tracking sees
-//! each packet as a new connection, and thousands a second can be sent and told apart.
+//! Input: numbered packets ([`Datagram`]). Output: each packet that reached a namespace, as NAT on its path changed it.
+//! The senders open no connections and nothing answers, so connection tracking sees each packet as a new connection.
+//! Thousands of packets a second can be sent and told apart.
 //!
-//! Be aware: a kernel that is asked at a port without a socket does answer, with a TCP reset or an ICMP error. Those
-//! carry no number and are not seen here, but they can end what connection tracking knows. And a link whose neighbour
-//! is not known yet keeps some 250 packets until the neighbour answers and silently drops older ones: send one and wait
-//! for it first.
+//! Be aware: a kernel answers a packet to a closed port with a TCP reset or an ICMP error. Such an answer has no
+//! number, so it is not received here, but it can end the connection in connection tracking.
 //!
-//! Measured, Linux 6.18: what comes in of UDP-Lite is invalid to connection tracking, also from the kernel's own
-//! sockets, unless `net.netfilter.nf_conntrack_checksum` is 0, because it is checked as if it were UDP; what a host
-//! sends itself is tracked. DCCP is tracked by addresses alone, so its ports are never translated, and with its address
-//! translated it keeps a checksum that is wrong from then on.
+//! A link to an unresolved neighbour queues about 250 packets until the neighbour answers, and drops older ones
+//! silently. So send one packet first and wait for it.
+//!
+//! Measured on Linux 6.18: incoming UDP-Lite packets are invalid to connection tracking unless
+//! `net.netfilter.nf_conntrack_checksum` is 0, because it verifies them as UDP. This also holds for packets of the
+//! kernel's own sockets. UDP-Lite packets that a host sends itself are tracked. DCCP is tracked by addresses alone, so
+//! NAT never translates its ports. NAT of a DCCP address leaves a wrong checksum.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -30,20 +31,20 @@ pub use super::datagram::Datagram;
 use super::{LabError, Netns};
 use crate::model::Protocol;
 
-/// Takes the place of the port in the address of a raw socket: the packet itself says what it is.
+/// The port in the address of a raw socket. The packet itself has the real port.
 const RAW_PORT: u16 = 0;
 
-/// `IPPROTO_RAW`: what is sent begins with its IP header, in both families, and nothing is received.
+/// `IPPROTO_RAW`: the sender supplies the IP header in both families, and the socket receives nothing.
 const IPPROTO_RAW: i32 = 255;
 
-/// Room for packets that nobody has drained yet, and for those that wait for a neighbour to answer, in bytes. A packet
-/// takes about 1 kB of it.
-const BUFFER: usize = 64 << 20;
+/// The socket buffer size in bytes, for packets that wait to be drained or for a neighbour to answer. Each packet takes
+/// about 1 kB.
+const BUFFER_SIZE: usize = 64 << 20;
 
-/// Longer than any packet of ours, with all options that an IPv4 header can have.
-const LONGEST: usize = 256;
+/// A length in bytes above that of each packet, with all options that an IPv4 header can have.
+const MAX_PACKET: usize = 256;
 
-/// Sends from one namespace, through its own output rules and NAT.
+/// Raw sockets that send from one namespace. Its output rules and NAT apply.
 #[derive(Debug)]
 pub struct Sender {
     v4: Socket,
@@ -51,18 +52,18 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Opens sockets in a namespace; they stay there, so packets can then be sent by any thread.
+    /// Opens sockets in a namespace. The sockets stay in it, so any thread can then send packets.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no raw sockets can be had in it.
+    /// If the thread cannot enter the namespace, or the process may not open raw sockets.
     pub fn open(netns: &Netns) -> Result<Self, LabError> {
         let opened = netns.run(|| -> io::Result<Self> {
             let socket = |domain| -> io::Result<Socket> {
                 let socket = Socket::new(domain, Type::RAW, Some(IPPROTO_RAW.into()))?;
                 socket.set_nonblocking(true)?;
-                // With the usual 200 kB one neighbour that does not answer stops all sending for seconds.
-                if setsockopt(&socket, SndBufForce, &BUFFER).is_err() {
-                    socket.set_send_buffer_size(BUFFER)?;
+                // With the default of 200 kB, one neighbour that does not answer stops all sending for seconds.
+                if setsockopt(&socket, SndBufForce, &BUFFER_SIZE).is_err() {
+                    socket.set_send_buffer_size(BUFFER_SIZE)?;
                 }
                 Ok(socket)
             };
@@ -71,14 +72,14 @@ impl Sender {
         opened.map_err(|error| LabError::Io("opening sockets to send packets", error))
     }
 
-    /// Sends a packet; its source need not be an address of the namespace.
+    /// Sends a packet. Its source may be an address that the namespace does not have.
     ///
-    /// On links between namespaces it has usually arrived when this returns.
+    /// On links between namespaces the packet has usually arrived when this function returns.
     ///
     /// # Errors
-    /// `ENETUNREACH` where there is no route (`EADDRNOTAVAIL` where there is no IPv6 address either), `EPERM` where the
-    /// namespace's own rules drop it, `EAGAIN` where too many packets wait for neighbours, `EINVAL` where the
-    /// addresses are of two families.
+    /// `ENETUNREACH` if there is no route, or `EADDRNOTAVAIL` if there is no IPv6 address either. `EPERM` if the
+    /// namespace's own rules drop the packet. `EAGAIN` if too many packets wait for neighbours. `EINVAL` if the
+    /// families of the addresses differ.
     pub fn send(&self, datagram: &Datagram) -> io::Result<()> {
         let socket = match (datagram.source, datagram.destination) {
             (SocketAddr::V4(_), SocketAddr::V4(_)) => &self.v4,
@@ -98,114 +99,114 @@ impl Sender {
     }
 }
 
-/// Sees what reaches one namespace, from when it was opened.
+/// Sockets that receive the packets that reach one namespace.
 #[derive(Debug)]
-pub struct Watch(Vec<Ear>);
+pub struct Receiver(Vec<Listener>);
 
-impl Watch {
-    /// Sees what comes in by any link, before any NAT, whether it is then delivered, forwarded or dropped.
+impl Receiver {
+    /// Receives incoming packets of all links, before NAT, whether the namespace then delivers, forwards or drops them.
     ///
-    /// What leaves, what loops on `lo`, and what a link carries for another's hardware address is not seen. What comes
-    /// in through a bridge of this namespace is seen once, as of the bridge; what the bridge only switches is not.
+    /// This excludes outgoing packets, packets on `lo`, and packets for another hardware address. A packet that comes
+    /// in through a bridge of this namespace is received once, from the bridge. Packets that the bridge only switches
+    /// are not received.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no packet sockets can be had in it.
-    pub fn arriving(netns: &Netns) -> Result<Self, LabError> {
-        // Not ETH_P_ALL: that hears everything twice, when it comes in by a bridge port and when the bridge hands it
-        // up, and keeps what leaves in the same receive buffer (measured, Linux 6.18).
-        let ears = || [ETH_P_IP, ETH_P_IPV6].into_iter().map(Ear::of_links).collect::<io::Result<_>>();
-        let opened = netns.run(ears)?;
+    /// If the thread cannot enter the namespace, or the process may not open packet sockets.
+    pub fn ingress(netns: &Netns) -> Result<Self, LabError> {
+        // Not ETH_P_ALL: it delivers each packet of a bridge twice, from the port and from the bridge. It also puts
+        // outgoing packets into the same receive buffer (measured, Linux 6.18).
+        let listeners = || [ETH_P_IP, ETH_P_IPV6].into_iter().map(Listener::open_packet).collect::<io::Result<_>>();
+        let opened = netns.run(listeners)?;
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets arrive", error))
     }
 
-    /// Sees what this namespace delivers to itself, by whichever link and by `lo`, after its NAT and filters.
+    /// Receives packets that this namespace delivers to itself, from any link and from `lo`, after its NAT and filters.
     ///
-    /// There need be no socket that the packet is for.
+    /// The packet needs no listening socket.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered or no raw sockets can be had in it.
+    /// If the thread cannot enter the namespace, or the process may not open raw sockets.
     pub fn delivered(netns: &Netns) -> Result<Self, LabError> {
-        let ears = || {
-            let both = |protocol| [Ear::of_ipv4(protocol), Ear::of_ipv6(protocol)];
+        let listeners = || {
+            let both = |protocol| [Listener::open_raw_ipv4(protocol), Listener::open_raw_ipv6(protocol)];
             Protocol::ALL.into_iter().flat_map(both).collect::<io::Result<_>>()
         };
-        let opened = netns.run(ears)?;
+        let opened = netns.run(listeners)?;
         opened.map(Self).map_err(|error| LabError::Io("opening sockets to see packets delivered", error))
     }
 
-    /// Everything of ours that is there now, without waiting. Packets of one protocol and family are in the order in
-    /// which they came.
+    /// Returns the received packets without waiting. Packets of one protocol and family are in the order of arrival.
     ///
     /// # Errors
-    /// `ENOBUFS` where packets were lost because they were not drained in time. The kernel says so only with the next
-    /// packet that is not lost. What else was there is gone, so nothing can be concluded from what is missing; the next
-    /// call starts afresh.
+    /// `ENOBUFS` if the receive buffer overflowed and packets were lost. The kernel reports the loss only with the next
+    /// packet that it delivers. The packets of this call are discarded, so a missing packet proves nothing. The next
+    /// call works normally.
     pub fn drain(&self) -> io::Result<Vec<Datagram>> {
         let (mut seen, mut result) = (Vec::new(), Ok(()));
-        // All are emptied, even if one has failed.
-        for ear in &self.0 {
-            result = result.and(ear.drain(&mut seen));
+        // Drain every socket, even if one has failed.
+        for listener in &self.0 {
+            result = result.and(listener.drain(&mut seen));
         }
         result.map(|()| seen)
     }
 }
 
-/// Where packets are heard, which decides what a socket gives of them.
+/// The kind of a socket, which decides the form of its packets.
 #[derive(Debug, Clone, Copy)]
-enum Place {
-    /// At the links: from the IP header on, whether they are for us or not.
-    Links,
-    /// At delivery: from the IP header on.
-    Ipv4,
-    /// At delivery: from behind the IP header on, the addresses apart.
-    Ipv6(Protocol),
+enum SocketKind {
+    /// A packet socket at the links: starts at the IP header. Also receives packets for other hosts.
+    Packet,
+    /// A raw IPv4 socket at delivery: starts at the IP header.
+    RawIpv4,
+    /// A raw IPv6 socket at delivery: starts after the IP header. The addresses are ancillary data.
+    RawIpv6(Protocol),
 }
 
-/// A socket that hears packets.
+/// A socket that receives packets.
 #[derive(Debug)]
-struct Ear {
+struct Listener {
     socket: Socket,
-    place: Place,
-    /// How many packets were lost of which the caller knows; the kernel counts from the socket's beginning.
+    socket_kind: SocketKind,
+    /// The lost packets reported to the caller so far. The kernel counts from the opening of the socket.
     lost: AtomicU32,
 }
 
-/// What a socket gave.
-struct Heard<S> {
+/// A message that a socket received.
+struct Received<S> {
     length: usize,
     sender: Option<S>,
     destination: Option<Ipv6Addr>,
     lost: Option<u32>,
 }
 
-impl Ear {
-    fn of_links(ether_type: i32) -> io::Result<Self> {
+impl Listener {
+    fn open_packet(ether_type: i32) -> io::Result<Self> {
         let ether_type = u16::try_from(ether_type).map_err(io::Error::other)?;
-        Self::open(Domain::PACKET, Type::DGRAM, i32::from(ether_type.to_be()), Place::Links)
+        Self::open(Domain::PACKET, Type::DGRAM, i32::from(ether_type.to_be()), SocketKind::Packet)
     }
 
-    fn of_ipv4(protocol: Protocol) -> io::Result<Self> {
-        Self::open(Domain::IPV4, Type::RAW, protocol.number().into(), Place::Ipv4)
+    fn open_raw_ipv4(protocol: Protocol) -> io::Result<Self> {
+        Self::open(Domain::IPV4, Type::RAW, protocol.number().into(), SocketKind::RawIpv4)
     }
 
-    fn of_ipv6(protocol: Protocol) -> io::Result<Self> {
-        let ear = Self::open(Domain::IPV6, Type::RAW, protocol.number().into(), Place::Ipv6(protocol))?;
-        setsockopt(&ear.socket, Ipv6RecvPacketInfo, &true)?;
-        Ok(ear)
+    fn open_raw_ipv6(protocol: Protocol) -> io::Result<Self> {
+        let listener = Self::open(Domain::IPV6, Type::RAW, protocol.number().into(), SocketKind::RawIpv6(protocol))?;
+        setsockopt(&listener.socket, Ipv6RecvPacketInfo, &true)?;
+        Ok(listener)
     }
 
-    fn open(domain: Domain, kind: Type, protocol: i32, place: Place) -> io::Result<Self> {
+    fn open(domain: Domain, kind: Type, protocol: i32, socket_kind: SocketKind) -> io::Result<Self> {
         let socket = Socket::new(domain, kind, Some(protocol.into()))?;
-        // Root of a user namespace may not go beyond `net.core.rmem_max`.
-        if setsockopt(&socket, RcvBufForce, &BUFFER).is_err() {
-            socket.set_recv_buffer_size(BUFFER)?;
+        // Root of a user namespace may not exceed `net.core.rmem_max`.
+        if setsockopt(&socket, RcvBufForce, &BUFFER_SIZE).is_err() {
+            socket.set_recv_buffer_size(BUFFER_SIZE)?;
         }
         setsockopt(&socket, RxqOvfl, &1)?;
-        Ok(Self { socket, place, lost: AtomicU32::new(0) })
+        Ok(Self { socket, socket_kind, lost: AtomicU32::new(0) })
     }
 
     fn drain(&self, seen: &mut Vec<Datagram>) -> io::Result<()> {
-        let mut buffer = [0; LONGEST];
+        let mut buffer = [0; MAX_PACKET];
         let mut control = cmsg_space!(in6_pktinfo, u32);
         let known = self.lost.load(Ordering::Relaxed);
         while let Some((datagram, lost)) = self.next(&mut buffer, &mut control)? {
@@ -217,56 +218,58 @@ impl Ear {
         if self.lost.load(Ordering::Relaxed) == known { Ok(()) } else { Err(Errno::ENOBUFS.into()) }
     }
 
-    /// The next packet, if it is one of ours, and how many were lost before it; none where there is no next.
+    /// Receives the next packet. Returns `None` if no packet waits; otherwise the packet, if it is a numbered one, and
+    /// the kernel's count of lost packets.
     fn next(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<(Option<Datagram>, Option<u32>)>> {
-        Ok(match self.place {
-            Place::Links => self.receive::<LinkAddr>(buffer, control)?.map(|heard| {
-                let bytes = buffer.get(..heard.length).filter(|_| heard.sender.is_some_and(|link| is_arrival(&link)));
-                (bytes.and_then(Datagram::decode), heard.lost)
+        Ok(match self.socket_kind {
+            SocketKind::Packet => self.receive::<LinkAddr>(buffer, control)?.map(|received| {
+                let bytes =
+                    buffer.get(..received.length).filter(|_| received.sender.is_some_and(|link| is_arrival(&link)));
+                (bytes.and_then(Datagram::decode), received.lost)
             }),
-            Place::Ipv4 => self.receive::<()>(buffer, control)?.map(|heard| {
-                let bytes = buffer.get(..heard.length);
-                (bytes.and_then(Datagram::decode), heard.lost)
+            SocketKind::RawIpv4 => self.receive::<()>(buffer, control)?.map(|received| {
+                let bytes = buffer.get(..received.length);
+                (bytes.and_then(Datagram::decode), received.lost)
             }),
-            Place::Ipv6(protocol) => self.receive::<SockaddrIn6>(buffer, control)?.map(|heard| {
-                let addresses = heard.sender.zip(heard.destination).zip(buffer.get(..heard.length));
+            SocketKind::RawIpv6(protocol) => self.receive::<SockaddrIn6>(buffer, control)?.map(|received| {
+                let addresses = received.sender.zip(received.destination).zip(buffer.get(..received.length));
                 let datagram = addresses.and_then(|((sender, destination), segment)| {
                     Datagram::from_segment(protocol, sender.ip().into(), destination.into(), segment)
                 });
-                (datagram, heard.lost)
+                (datagram, received.lost)
             }),
         })
     }
 
-    /// Receives a packet without waiting for it.
-    fn receive<S: SockaddrLike>(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Heard<S>>> {
+    /// Receives a packet without waiting.
+    fn receive<S: SockaddrLike>(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<Received<S>>> {
         let socket = self.socket.as_raw_fd();
         loop {
             let mut parts = [IoSliceMut::new(buffer)];
             let message = match recvmsg::<S>(socket, &mut parts, Some(control), MsgFlags::MSG_DONTWAIT) {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(None),
-                // A link that went down is told once, and says nothing of the packets.
+                // The kernel reports a link that went down once, as an error without a packet.
                 Err(Errno::EINTR | Errno::ENETDOWN) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let mut heard = Heard { length: message.bytes, sender: None, destination: None, lost: None };
+            let mut received = Received { length: message.bytes, sender: None, destination: None, lost: None };
             for extra in message.cmsgs()? {
                 match extra {
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
-                        heard.destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                        received.destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
                     }
-                    ControlMessageOwned::RxqOvfl(lost) => heard.lost = Some(lost),
+                    ControlMessageOwned::RxqOvfl(lost) => received.lost = Some(lost),
                     _ => {}
                 }
             }
-            heard.sender = message.address;
-            return Ok(Some(heard));
+            received.sender = message.address;
+            return Ok(Some(received));
         }
     }
 }
 
-/// Whether a packet came in by a real link and is for this host.
+/// Returns true if a packet came in on a link other than `lo` and is addressed to this host.
 fn is_arrival(link: &LinkAddr) -> bool {
     [PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST].contains(&link.pkttype()) && link.hatype() != ARPHRD_LOOPBACK
 }
@@ -277,20 +280,20 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::super::Links;
-    use super::super::datagram::tests::{V4, V6, all};
+    use super::super::datagram::tests::{V4, V6, all_protocols};
     use super::*;
 
     #[test]
-    fn two_families_are_refused() {
-        let v4 = all([V4, V6])[1];
-        let mixed = Datagram { source: all([V6, V6])[1].source, ..v4 };
+    fn mixed_families_are_refused() {
+        let v4 = all_protocols([V4, V6])[1];
+        let mixed = Datagram { source: all_protocols([V6, V6])[1].source, ..v4 };
         assert_eq!(Datagram::decode(&mixed.encode()).map(|read| read.number), Some(mixed.number));
         let Some(netns) = namespace() else { return };
         let sent = Sender::open(&netns).expect("sender").send(&mixed);
         assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::InvalidInput));
     }
 
-    /// None where namespaces cannot be had, and says so; with CI set that is a failure.
+    /// Creates a namespace. Returns `None` and prints a message if that is not allowed, or panics if CI is set.
     fn namespace() -> Option<Netns> {
         let error = match Netns::new() {
             Ok(netns) => return Some(netns),
@@ -302,7 +305,8 @@ mod tests {
         None
     }
 
-    /// Two namespaces and the link between them, with our addresses; the second has its own behind a bridge.
+    /// Creates two namespaces joined by a veth pair, with the addresses of `V4` and `V6`. The second namespace has its
+    /// addresses on a bridge.
     fn pair() -> Option<(Netns, Netns)> {
         let (here, there) = (namespace()?, namespace()?);
         let wire = |links: &Links, name: &str, side: usize| {
@@ -328,57 +332,59 @@ mod tests {
         Some((here, there))
     }
 
-    /// What was seen when there are as many as expected, or no more come.
-    fn seen(watch: &Watch, expected: usize) -> Vec<Datagram> {
+    /// Returns the packets received until the expected number has arrived or three seconds have passed.
+    fn seen(receiver: &Receiver, expected: usize) -> Vec<Datagram> {
         let (mut seen, start) = (Vec::new(), Instant::now());
         while seen.len() < expected && start.elapsed() < Duration::from_secs(3) {
-            seen.extend(watch.drain().expect("drained"));
+            seen.extend(receiver.drain().expect("drained"));
             thread::sleep(Duration::from_millis(1));
         }
-        // One too many would come at once.
-        seen.extend(watch.drain().expect("drained"));
+        // A surplus packet would arrive at once.
+        seen.extend(receiver.drain().expect("drained"));
         seen.sort_by_key(|datagram| datagram.number);
         seen
     }
 
     #[test]
-    fn what_is_sent_is_seen_once_where_it_arrives_and_not_where_it_leaves() {
+    fn a_packet_is_received_once_and_only_at_its_destination() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) = (Watch::arriving(&there).expect("watch"), Watch::delivered(&there).expect("watch"));
-        let leaving = [Watch::arriving(&here).expect("watch"), Watch::delivered(&here).expect("watch")];
-        let sent = all([V4, V6]);
+        let (ingress, delivered) =
+            (Receiver::ingress(&there).expect("receiver"), Receiver::delivered(&there).expect("receiver"));
+        let leaving = [Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver")];
+        let sent = all_protocols([V4, V6]);
         for datagram in &sent {
             sender.send(datagram).expect("sent");
         }
         assert_eq!(seen(&delivered, sent.len()), sent);
-        assert_eq!(seen(&arriving, sent.len()), sent);
-        for watch in leaving {
-            assert_eq!(watch.drain().expect("drained"), []);
+        assert_eq!(seen(&ingress, sent.len()), sent);
+        for receiver in leaving {
+            assert_eq!(receiver.drain().expect("drained"), []);
         }
     }
 
     #[test]
-    fn what_a_namespace_sends_to_itself_is_delivered_but_does_not_arrive() {
+    fn loopback_packets_are_delivered_but_are_not_ingress() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        let (arriving, delivered) = (Watch::arriving(&here).expect("watch"), Watch::delivered(&here).expect("watch"));
+        let (ingress, delivered) =
+            (Receiver::ingress(&here).expect("receiver"), Receiver::delivered(&here).expect("receiver"));
         let own = [V4, V6].map(|[own, _]| [own, own]);
-        for sent in [all([["127.0.0.1"; 2], ["::1"; 2]]), all(own)] {
+        for sent in [all_protocols([["127.0.0.1"; 2], ["::1"; 2]]), all_protocols(own)] {
             for datagram in &sent {
                 sender.send(datagram).expect("sent");
             }
             assert_eq!(seen(&delivered, sent.len()), sent);
-            assert_eq!(seen(&arriving, 0), []);
+            assert_eq!(seen(&ingress, 0), []);
         }
         drop(there);
     }
 
     #[test]
-    fn what_has_no_route_is_refused() {
+    fn a_packet_without_a_route_is_refused() {
         let Some((here, there)) = pair() else { return };
         let sender = Sender::open(&here).expect("sender");
-        for datagram in all([[V4[0], "198.51.100.1"], [V6[0], "2001:db8:1::1"]]) {
+        for datagram in all_protocols([[V4[0], "198.51.100.1"], [V6[0], "2001:db8:1::1"]]) {
             let sent = sender.send(&datagram);
             assert_eq!(sent.map_err(|error| error.kind()), Err(io::ErrorKind::NetworkUnreachable), "{datagram:?}");
         }
@@ -386,23 +392,24 @@ mod tests {
     }
 
     #[test]
-    fn lost_packets_are_owned_up_to() {
+    fn lost_packets_are_reported() {
         let Some(netns) = namespace() else { return };
         netns.run(|| Links::open().expect("rtnetlink").up("lo").expect("up")).expect("inside");
-        let (sender, watch) = (Sender::open(&netns).expect("sender"), Watch::delivered(&netns).expect("watch"));
-        for ear in &watch.0 {
-            ear.socket.set_recv_buffer_size(1).expect("smallest");
+        let (sender, receiver) =
+            (Sender::open(&netns).expect("sender"), Receiver::delivered(&netns).expect("receiver"));
+        for listener in &receiver.0 {
+            listener.socket.set_recv_buffer_size(1).expect("smallest");
         }
-        let datagram = all([["127.0.0.1"; 2]; 2])[1];
+        let datagram = all_protocols([["127.0.0.1"; 2]; 2])[1];
         for _ in 0..100 {
             sender.send(&datagram).expect("sent");
         }
-        // The loss is known with the next that is not lost.
-        let first = watch.drain().expect("drained").len();
+        // The kernel reports the loss with the next packet that it delivers.
+        let first = receiver.drain().expect("drained").len();
         assert!((1..100).contains(&first), "{first}");
         sender.send(&datagram).expect("sent");
-        assert_eq!(watch.drain().expect_err("lost").raw_os_error(), Some(Errno::ENOBUFS as i32));
+        assert_eq!(receiver.drain().expect_err("lost").raw_os_error(), Some(Errno::ENOBUFS as i32));
         sender.send(&datagram).expect("sent");
-        assert_eq!(watch.drain().expect("drained"), [datagram]);
+        assert_eq!(receiver.drain().expect("drained"), [datagram]);
     }
 }

@@ -40,7 +40,7 @@ pub struct Destination {
 
 /// An entry of the desired state: the unit that portfwd compiles, stores, lists and compares.
 ///
-/// The store writes the fields in this order. Add a new field at the end, and increase the version of the store.
+/// The JSON form is a part of the store's format. JSON leaves a field out if it has its default.
 ///
 /// The form is canonical: a single port is always [`PortMap::One`], and a range that keeps its ports is always
 /// [`PortMap::Keep`]. Two bindings have the same meaning only if they are equal.
@@ -49,13 +49,13 @@ pub struct Binding {
     /// The family of the packets that the binding matches.
     pub family: Family,
     /// The listen address, or `None` for every address of this host.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// The ingress interface, or `None` for every interface.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<IfName>,
     /// The client prefix, or `None` for every client.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpNetwork>,
     /// The transport protocol that the binding matches.
     pub protocol: Protocol,
@@ -64,20 +64,20 @@ pub struct Binding {
     /// The target's address and ports.
     pub to: Destination,
     /// The source address that the target sees.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Source::is_keep")]
     pub source: Source,
     /// Masquerade clients in the target's network (hairpin).
     ///
     /// Always true if the value has no effect: for a redirect, a source other than [`Source::Keep`] or a loopback
     /// listen address.
-    #[serde(default = "default_hairpin")]
+    #[serde(default = "default_hairpin", skip_serializing_if = "Clone::clone")]
     pub hairpin: bool,
     /// Forward connections of this host to its loopback addresses. If [`Binding::address`] is a loopback address, the
     /// binding matches no other packets.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub loopback: bool,
     /// The comment of the forward.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
 }
 

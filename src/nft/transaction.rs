@@ -10,15 +10,13 @@ use std::time::Duration;
 
 use nftnl_sys::libc;
 
-use super::diff::Changes;
-use super::encode::{Batch, encode_in};
-use super::ffi::{self, Buffer};
-use super::message::Message;
-use super::refusal::{Head, Refusal, refusal};
-use super::traffic::Traffic;
+use super::batch::Batch;
+use super::message::{KIND, Message};
 use super::watch::Watch;
-pub use super::wire::Wire;
-use crate::sys::netlink::{message, put_attribute};
+use crate::sys::netlink::message::{ERROR, netfilter_header, put_message};
+use crate::sys::netlink::traffic::Traffic;
+use crate::sys::netlink::wire::Wire;
+use crate::sys::netlink::{self, Bus, Dump, Error, Refusal, Request, Socket, flag, put_text};
 
 /// How long we try again where others commit in between.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,19 +71,10 @@ pub enum CommitError {
     Unheard(#[source] KernelError),
 }
 
-/// The number of the calling thread's network namespace that [`Connection::namespace_cookie`] gives, for kernels without
-/// netfilter netlink.
-pub fn namespace_cookie() -> Option<u64> {
-    mnl::Socket::new(mnl::Bus::Route).ok().and_then(|socket| ffi::namespace_cookie(&socket))
-}
-
 /// An open conversation about the rules of one network namespace: the one the thread was in when it was opened.
 pub struct Connection {
-    wire: Box<dyn Wire>,
-    buffer: Buffer,
-    next: u32,
+    socket: Socket,
     watch: Option<Watch>,
-    traffic: Traffic,
     /// The generation that was heard last.
     heard: Option<u32>,
 }
@@ -96,28 +85,22 @@ impl Connection {
     /// # Errors
     /// [`KernelError::NoNfTables`] where the kernel has no netfilter netlink at all.
     pub fn open() -> Result<Self, KernelError> {
-        let mut socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(|error| match error.raw_os_error() {
+        let socket = Socket::open(Bus::Netfilter).map_err(|error| match error.raw_os_error() {
             Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => KernelError::NoNfTables(error),
             Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error),
             _ => KernelError::Socket("opening a netlink socket", error),
         })?;
-        Wire::prepare(&mut socket, 0).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
-        Ok(Self::over(Box::new(socket)))
+        Ok(Self { socket, watch: None, heard: None })
     }
 
-    /// A conversation over a wire that is open. What comes over it may be anything.
+    /// Makes a connection over any transport. The answers may be arbitrary bytes.
     pub fn over(wire: Box<dyn Wire>) -> Self {
-        Self { wire, buffer: Buffer::new(), next: 1, watch: None, traffic: Traffic::default(), heard: None }
+        Self { socket: Socket::over(wire), watch: None, heard: None }
     }
 
-    /// A number of the network namespace that no other one has had since the boot; none before Linux 5.14.
-    pub fn namespace_cookie(&self) -> Option<u64> {
-        self.wire.namespace_cookie()
-    }
-
-    /// What was said since it was opened. What is heard of the commits of others is none of it.
+    /// Returns the traffic since the connection was opened, without notifications.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        self.socket.traffic()
     }
 
     /// The generation of the rules: a number that grows with every commit by anybody.
@@ -127,10 +110,10 @@ impl Connection {
     pub fn generation(&mut self) -> Result<u32, KernelError> {
         const ID: u16 = 1; // NFTA_GEN_ID
         let mut found = None;
-        self.ask("the generation", libc::NFT_MSG_GETGEN, libc::NFPROTO_INET, 0, &[], |message| {
-            found = message.attributes().number(ID);
+        undisturbed(self.ask("the generation", libc::NFT_MSG_GETGEN, libc::NFPROTO_INET, false, &[], |message| {
+            found = message.attributes().be_u32(ID);
             Some(())
-        })?;
+        }))?;
         self.heard = found;
         found.ok_or(KernelError::Unreadable("the generation"))
     }
@@ -138,11 +121,6 @@ impl Connection {
     /// What [`Connection::generation`] said last; none before that.
     pub fn last_heard_generation(&self) -> Option<u32> {
         self.heard
-    }
-
-    /// Encodes changes as [`super::encode::encode`] does, in memory that is there for answers: they come later.
-    pub fn encode<'a>(&mut self, changes: &'a Changes, generation: u32) -> Batch<'a> {
-        encode_in(&mut self.buffer, changes, generation)
     }
 
     /// Watches what others commit from here on, and says whether that can be had.
@@ -154,10 +132,10 @@ impl Connection {
             return Ok(true);
         }
         self.watch = None;
-        let Ok(notices) = self.wire.watch() else { return Ok(false) };
+        let Ok(notifications) = Watch::subscribe(&self.socket) else { return Ok(false) };
         let generation = self.generation()?;
         self.settle()?;
-        self.watch = Some(Watch::new(notices, generation));
+        self.watch = Some(Watch::new(notifications, generation));
         Ok(true)
     }
 
@@ -198,23 +176,14 @@ impl Connection {
 
     /// Waits for whoever is committing: a batch without messages changes nothing, but needs the same lock.
     fn settle(&mut self) -> Result<(), KernelError> {
-        let subsystem = u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or(0);
         let mut batch = Vec::new();
         for kind in [libc::NFNL_MSG_BATCH_BEGIN, libc::NFNL_MSG_BATCH_END] {
-            let (kind, flags) = (u16::try_from(kind).unwrap_or(0), u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1));
-            batch.extend(message(kind, flags, 0, subsystem, self.number(), &[]));
+            let (kind, seq) = (u16::try_from(kind).unwrap_or(0), self.socket.number());
+            put_message(&mut batch, kind, flag::REQUEST, seq, &netfilter_header(0, KIND >> 8));
         }
-        self.traffic.sent.add(2, batch.len());
-        self.wire.send(&batch).map_err(|error| KernelError::Socket("asking the kernel", error))?;
+        self.socket.send(&batch, 2).map_err(failed)?;
         // It is answered only where it is refused, and whoever reads the next answer leaves that out.
         self.generation().map(drop)
-    }
-
-    /// The number of the next message.
-    fn number(&mut self) -> u32 {
-        let number = self.next;
-        self.next = self.next.wrapping_add(1).max(1);
-        number
     }
 
     /// Asks for what `attributes` name and gives each message of the answer to `each`; false where there is no such thing.
@@ -225,7 +194,7 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<bool, KernelError> {
-        match self.ask(what, kind, libc::NFPROTO_INET, 0, attributes, each) {
+        match self.ask(what, kind, libc::NFPROTO_INET, false, attributes, each) {
             Ok(_) => Ok(true),
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
@@ -244,15 +213,15 @@ impl Connection {
         undisturbed(self.dump_through(what, kind, attributes, each))
     }
 
-    /// The same, whoever commits meanwhile, and says whether somebody did.
+    /// Like [`Connection::dump`], but reads on if others commit meanwhile.
     pub(super) fn dump_through(
         &mut self,
         what: &'static str,
         kind: i32,
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
-    ) -> Result<bool, KernelError> {
-        match self.ask(what, kind, libc::NFPROTO_INET, libc::NLM_F_DUMP, attributes, each) {
+    ) -> Result<Dump, KernelError> {
+        match self.ask(what, kind, libc::NFPROTO_INET, true, attributes, each) {
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
                 Err(KernelError::Interrupted)
             }
@@ -267,7 +236,7 @@ impl Connection {
         kind: i32,
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        undisturbed(self.ask(what, kind, libc::NFPROTO_UNSPEC, libc::NLM_F_DUMP, &[], each))
+        undisturbed(self.ask(what, kind, libc::NFPROTO_UNSPEC, true, &[], each))
     }
 
     /// The same of one family, of what `attributes` name. Where that is gone, somebody else was at work.
@@ -279,7 +248,7 @@ impl Connection {
         attributes: &[u8],
         each: impl FnMut(Message<'_>) -> Option<()>,
     ) -> Result<(), KernelError> {
-        match undisturbed(self.ask(what, kind, family.into(), libc::NLM_F_DUMP, attributes, each)) {
+        match undisturbed(self.ask(what, kind, family.into(), true, attributes, each)) {
             Err(KernelError::Socket(_, error)) if error.raw_os_error() == Some(libc::ENOENT) => {
                 Err(KernelError::Interrupted)
             }
@@ -287,82 +256,41 @@ impl Connection {
         }
     }
 
-    /// Asks, and says whether somebody committed while it was answered.
+    /// Requests one object, or a dump of all, and passes each message of the answer to `each`, which returns `None` if it
+    /// cannot read the message.
     fn ask(
         &mut self,
         what: &'static str,
         kind: i32,
         family: i32,
-        flags: i32,
+        dump: bool,
         attributes: &[u8],
         mut each: impl FnMut(Message<'_>) -> Option<()>,
-    ) -> Result<bool, KernelError> {
-        let seq = self.number();
-        let kind = u16::try_from((libc::NFNL_SUBSYS_NFTABLES << 8) | kind).unwrap_or(0);
-        let dump = flags == libc::NLM_F_DUMP;
-        // Without a dump the acknowledgement says where the answer ends.
-        let flags = if dump { flags } else { libc::NLM_F_ACK } | libc::NLM_F_REQUEST;
-        let family = u8::try_from(family).unwrap_or(0);
-        let request = message(kind, u16::try_from(flags).unwrap_or(1), family, 0, seq, attributes);
-        self.traffic.sent.add(1, request.len());
-        self.wire.send(&request).map_err(|error| KernelError::Socket("asking the kernel", error))?;
-        let mut interrupted = false;
+    ) -> Result<Dump, KernelError> {
+        let kind = KIND | u16::try_from(kind).unwrap_or(0);
+        let mut request = Request::netfilter(kind, u8::try_from(family).unwrap_or(0), 0);
+        request.body.extend(attributes);
         let mut unreadable = false;
-        loop {
-            let Some(()) = self
-                .receive(|message, header| {
-                    if header.seq != seq {
-                        return None;
-                    }
-                    interrupted |= i32::from(header.flags) & libc::NLM_F_DUMP_INTR > 0;
-                    match i32::from(header.kind) {
-                        // A dump that fails on its way ends like one that is whole, but for the error in its end.
-                        libc::NLMSG_DONE | libc::NLMSG_ERROR => Some(refusal(message.bytes()).map_or(Ok(()), Err)),
-                        _ => {
-                            unreadable |= each(message).is_none();
-                            None
-                        }
-                    }
-                })?
-                .transpose()
-                .map_err(|refusal| match refusal.error.raw_os_error() {
-                    Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(refusal.error),
-                    Some(libc::EINTR) => KernelError::Interrupted,
-                    Some(libc::EOPNOTSUPP | libc::EINVAL) if kind & 0xff == 16 => {
-                        KernelError::NoNfTables(refusal.error)
-                    }
-                    _ => KernelError::Socket("asking the kernel", refusal.error),
-                })?
-            else {
-                continue;
-            };
-            return match (interrupted, unreadable) {
-                (true, true) => Err(KernelError::Interrupted),
-                (false, true) => Err(KernelError::Unreadable(what)),
-                (interrupted, false) => Ok(interrupted),
-            };
-        }
-    }
-
-    /// Receives once and gives each message to `each` until it has an answer.
-    fn receive<T>(&mut self, mut each: impl FnMut(Message<'_>, Head) -> Option<T>) -> Result<Option<T>, KernelError> {
-        let bytes = self.buffer.bytes();
-        let received = match self.wire.receive(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
-            other => other.map_err(|error| KernelError::Socket("hearing from the kernel", error))?,
+        let each = |message: netlink::Message<'_>| unreadable |= each(Message(message)).is_none();
+        let answer = if dump {
+            self.socket.dump(&request, each)
+        } else {
+            self.socket.get(&request, each).map(|()| Dump::Complete)
         };
-        let mut rest = bytes.get(..received).unwrap_or_default();
-        let mut answer = None;
-        while let Some((message, behind)) = Message::split(rest) {
-            rest = behind;
-            self.traffic.received.add(1, message.bytes().len());
-            if let Some(head) = Head::read(message.bytes())
-                && answer.is_none()
-            {
-                answer = each(message, head);
-            }
+        let answer = answer.map_err(|error| match error {
+            Error::Refused(Refusal { error, .. }) => match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error),
+                Some(libc::EINTR) => KernelError::Interrupted,
+                Some(libc::EOPNOTSUPP | libc::EINVAL) if kind & 0xff == 16 => KernelError::NoNfTables(error),
+                _ => KernelError::Socket("asking the kernel", error),
+            },
+            other => failed(other),
+        })?;
+        match (answer, unreadable) {
+            (Dump::Interrupted, true) => Err(KernelError::Interrupted),
+            (Dump::Complete, true) => Err(KernelError::Unreadable(what)),
+            (answer, false) => Ok(answer),
         }
-        Ok(answer)
     }
 
     /// Sends a batch and learns its fate.
@@ -373,30 +301,22 @@ impl Connection {
         let size = batch.bytes().len();
         // The kernel counts its own bookkeeping into the room, twice the size at the very most.
         let room = size.saturating_mul(2).max(1 << 16);
-        (self.wire.prepare(room)).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
-        self.traffic.sent.add(batch.message_count(), size);
-        match self.wire.send(batch.bytes()) {
-            Ok(()) => {}
-            Err(error) => {
-                return Err(match error.raw_os_error() {
-                    Some(libc::EMSGSIZE) => CommitError::TooLarge(size),
-                    Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error).into(),
-                    _ => KernelError::Socket("sending the batch", error).into(),
-                });
+        (self.socket.reserve(room)).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
+        self.socket.send(batch.bytes(), batch.message_count()).map_err(|error| {
+            let error = io::Error::from(error);
+            match error.raw_os_error() {
+                Some(libc::EMSGSIZE) => CommitError::TooLarge(size),
+                Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(error).into(),
+                _ => KernelError::Socket("sending the batch", error).into(),
             }
-        }
+        })?;
         loop {
-            let fate = self.receive(|message, head| {
-                if i32::from(head.kind) != libc::NLMSG_ERROR {
-                    return None;
-                }
-                match refusal(message.bytes()) {
-                    Some(refusal) => Some(Err(refusal)),
-                    None => (head.seq == batch.last()).then_some(Ok(())),
-                }
+            let fate = self.socket.receive(|message| match message.refusal() {
+                _ if message.kind != ERROR => None,
+                Some(refusal) => Some(Err(refusal)),
+                None => (message.seq == batch.last()).then_some(Ok(())),
             });
-            let fate = fate.map_err(CommitError::Unheard)?;
-            match fate {
+            match fate.map_err(|error| CommitError::Unheard(failed(error)))? {
                 None => {}
                 Some(Ok(())) => {
                     // It would take our own commit for somebody else's.
@@ -419,18 +339,25 @@ impl Connection {
     }
 }
 
-/// The attributes of a question: numbers and names, with the closing zeros that the kernel wants.
+/// Returns the attributes of a request: numbers and names.
 pub(crate) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
     let mut attributes = Vec::new();
-    for (kind, name) in pairs {
-        let mut value = name.as_bytes().to_vec();
-        value.push(0);
-        put_attribute(&mut attributes, *kind, &value);
-    }
+    pairs.iter().for_each(|(kind, name)| put_text(&mut attributes, *kind, name));
     attributes
 }
 
-/// Takes an answer for void where somebody committed while it was given.
-fn undisturbed(disturbed: Result<bool, KernelError>) -> Result<(), KernelError> {
-    if disturbed? { Err(KernelError::Interrupted) } else { Ok(()) }
+/// Fails if somebody committed during a dump.
+fn undisturbed(dump: Result<Dump, KernelError>) -> Result<(), KernelError> {
+    match dump? {
+        Dump::Complete => Ok(()),
+        Dump::Interrupted => Err(KernelError::Interrupted),
+    }
+}
+
+fn failed(error: Error) -> KernelError {
+    let what = match &error {
+        Error::Receive(_) => "hearing from the kernel",
+        Error::Send(_) | Error::Refused(_) => "asking the kernel",
+    };
+    KernelError::Socket(what, error.into())
 }

@@ -27,9 +27,17 @@ use std::io;
 
 use nftnl_sys::libc;
 
-use super::message::Message;
+use super::message::{KIND, Message};
 use super::program::TABLE;
-use super::wire::Notices;
+use crate::sys::netlink::Socket;
+use crate::sys::netlink::wire::Notifications;
+
+/// `NFNLGRP_NFTABLES` in include/uapi/linux/netfilter/nfnetlink.h, as a bit of a socket's groups.
+const GROUP: u32 = 1 << (7 - 1);
+
+/// The buffer of the kernel for notifications, in bytes: about 10,000 rules of others. The kernel uses at most twice as much,
+/// only while notifications wait.
+const SPACE: usize = 8 << 20;
 
 /// The room for what the kernel says at once, which is at most a page, and 8 KiB.
 const AT_ONCE: usize = 1 << 16;
@@ -39,22 +47,27 @@ const MOST: u32 = 1 << 18;
 
 /// What the kernel says of commits, from a generation on.
 pub(super) struct Watch {
-    notices: Box<dyn Notices>,
+    notifications: Box<dyn Notifications>,
     room: Vec<u8>,
     generation: u32,
 }
 
 impl Watch {
+    /// Subscribes to the commits in the network namespace of a socket.
+    pub(super) fn subscribe(socket: &Socket) -> io::Result<Box<dyn Notifications>> {
+        socket.subscribe(GROUP, SPACE)
+    }
+
     /// Begins with a generation that was asked for after notices began to come.
-    pub(super) fn new(notices: Box<dyn Notices>, generation: u32) -> Self {
-        Self { notices, room: vec![0; AT_ONCE], generation }
+    pub(super) fn new(notifications: Box<dyn Notifications>, generation: u32) -> Self {
+        Self { notifications, room: vec![0; AT_ONCE], generation }
     }
 
     /// Hears what was said until now, and gives the last generation of which all was heard. `None` where our table was
     /// touched since it was heard last, or that is not known; what was read is void then, and so is the watch.
     pub(super) fn untouched(&mut self) -> Option<u32> {
         for _ in 0..MOST {
-            match self.notices.receive(&mut self.room) {
+            match self.notifications.receive(&mut self.room) {
                 Ok(length) => self.generation = hear(self.room.get(..length)?, self.generation)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(self.generation),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -83,13 +96,13 @@ impl Notice {
         // The same in messages about objects of every kind, `NFTA_TABLE_NAME`, `NFTA_SET_ELEM_LIST_TABLE` and so on.
         const NAME: u16 = 1;
         const GENERATION: u16 = 1; // NFTA_GEN_ID
-        let kind = i32::from(u16::from_ne_bytes(message.bytes().get(4..6)?.try_into().ok()?));
-        let family = i32::from(*message.bytes().get(16)?);
-        if kind >> 8 != libc::NFNL_SUBSYS_NFTABLES {
+        let kind = message.0.kind;
+        let family = i32::from(*message.0.body.first()?);
+        if kind & 0xff00 != KIND {
             return None;
         }
-        if kind & 0xff == libc::NFT_MSG_NEWGEN {
-            return message.attributes().number(GENERATION).map(Self::Generation);
+        if i32::from(kind & 0xff) == libc::NFT_MSG_NEWGEN {
+            return message.attributes().be_u32(GENERATION).map(Self::Generation);
         }
         let ours = message.attributes().text(NAME)? == TABLE;
         // That the kernel leaves the family open was never seen; it would not say that it is not ours.
@@ -166,7 +179,7 @@ mod tests {
     /// What was said, and the error that comes then.
     struct Said(VecDeque<Vec<u8>>, i32);
 
-    impl Notices for Said {
+    impl Notifications for Said {
         fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
             let Some(said) = self.0.pop_front() else {
                 let error = std::mem::replace(&mut self.1, libc::EAGAIN);

@@ -1,341 +1,353 @@
-//! The state of one network namespace, in an embedded store (SQLite): atoms of forwards in small blocks, so that one more of
-//! them on 60,000 rewrites only its neighbours, and the rest of each set.
+//! The tables of a store, in SQLite; `value` and `binding` are JSON:
 //!
-//! A store belongs to one namespace: the host's is `state.db` in the state directory, others' are below `netns/`. A
-//! namespace that ip-netns(8) made anew under an old name begins with nothing, because its kernel holds nothing.
+//! ```sql
+//! meta(name, value, checksum)             -- single values: version, namespace, commit, forwards, sysctls, unfinished, …
+//! rules(kind, rule_set, value, checksum)  -- networks, masquerades, snats, netmaps; settings and origin of a set
+//! forwards(rule_set, place, first_port, binding, checksum)
+//! ```
+//! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
+//! `forwards` is the number of rows in that table, `commit` the number of the last commit, which the kernel file has, too.
 //!
-//! A command writes twice, the wish before the kernel is changed and the end of it afterwards, and waits for the disk once:
-//! what comes afterwards is about what a kernel holds, and a kernel that lost its power holds nothing.
-//!
-//! Be aware: a second process waits for its turn, see [`Store::open`].
+//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients.
+//! So a change of one forward among N reads its neighbours in O(log N).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder};
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use super::rows::{self, Rows};
-use super::state::{State, StateError};
-use super::table::{Changes, Row, Table, Tables, Wait};
-use super::{Lock, block, file, old};
-use crate::model::{Binding, SetName};
-use crate::sys::namespace::Identity;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Params, Row, Transaction, TransactionBehavior, params};
+use xxhash_rust::xxh3::Xxh3;
 
-/// The shape of the store; a number that is not known is not touched. Up to 3 it was kept by redb, see `old.rs`; 4 had three
-/// tables in the place of one, see `table.rs`.
-pub(super) const VERSION: &str = "5";
+use super::file;
+use super::state::StateError;
+use crate::model::{Binding, Owned, SetName};
 
-/// The version whose tables are carried over where a file is opened.
-const CARRIED: &str = "4";
+const SCHEMA: &str = "
+    DROP TABLE IF EXISTS meta;
+    DROP TABLE IF EXISTS rules;
+    DROP TABLE IF EXISTS forwards;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+    CREATE TABLE rules (
+        kind TEXT, rule_set TEXT, value TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (kind, rule_set, value)
+    ) WITHOUT ROWID, STRICT;
+    CREATE TABLE forwards (
+        rule_set TEXT, place TEXT, first_port INTEGER, binding TEXT, checksum INTEGER NOT NULL,
+        PRIMARY KEY (rule_set, place, first_port, binding)
+    ) WITHOUT ROWID, STRICT";
 
-/// From how many atoms on it is worth while to look only at what a change is about, whoever may have changed the rest.
-const MANY: usize = 1_000;
+/// The size from which the log is truncated after a commit. Unit: bytes.
+///
+/// SQLite's automatic checkpoint (1,000 pages) starts the log again only if one process writes twice after it, and most
+/// portfwds write once: the log would grow for ever. Every portfwd reads the log when it opens the database.
+const LOG_SIZE: u64 = 256 * 1024;
 
-/// How many bytes of blocks may be read for a change of a few atoms; with more everything is read as well.
-const NEAR: usize = 16 * 1024;
+/// `SQLITE_IOERR_SHORT_READ`: the file is shorter than its header says.
+const SHORT_READ: i32 = 522;
 
-/// An open store.
+/// `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
+const FAILED_SYNC: [i32; 2] = [1034, 1290];
+
+/// An open database.
 #[derive(Debug)]
-pub struct Store {
+pub(super) struct Database {
     path: PathBuf,
-    tables: Option<Tables>,
-    /// Held until the file is closed.
-    turn: Option<Lock>,
+    connection: Connection,
+    /// The number of the last commit; 0 if there are no tables.
+    ///
+    /// SQLite ignores the rest of its log behind a damaged page, without an error. If another file knows a higher number,
+    /// the last commit is lost.
+    pub(super) commit: u64,
+    /// The number of forwards.
+    pub(super) forwards: u64,
+    /// True if both a commit and its invalidation failed.
+    pub(super) undecided: bool,
 }
 
-impl Store {
-    /// Opens the store of a namespace, waiting up to `wait` for another process that has it open, and longer where one after
-    /// the other has.
-    ///
-    /// With `make` false a store that is not there is read as empty, and nothing is made.
-    ///
-    /// # Errors
-    /// [`StateError::Busy`] after `wait`; others where it cannot be opened or is of another version.
-    pub fn open(directory: &Path, identity: &Identity, make: bool, wait: Duration) -> Result<Self, StateError> {
-        let (path, incarnation) = place(directory, identity);
-        if !make && !path.exists() && !old(&path).exists() {
-            return Ok(Self { path, tables: None, turn: None });
+/// What a commit changes.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Changes<'a> {
+    /// True to create the tables anew, without rows.
+    pub(super) create: bool,
+    /// Rows of `meta`, which replace the rows of the same name.
+    pub(super) meta: Vec<(&'static str, String)>,
+    pub(super) removed_rules: Vec<(String, String, String)>,
+    pub(super) added_rules: Vec<(String, String, String)>,
+    pub(super) removed_forwards: Vec<&'a Owned<Binding>>,
+    pub(super) added_forwards: Vec<&'a Owned<Binding>>,
+}
+
+impl Database {
+    /// Opens the database, and creates its file if `write` is true.
+    pub(super) fn open(path: &Path, write: bool) -> Result<Self, StateError> {
+        let io = |error| StateError::Io(path.to_owned(), error);
+        if write {
+            file::open(path)?;
         }
-        if let Some(parent) = path.parent() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(parent);
-            made.map_err(|error| StateError::Io(parent.to_owned(), error))?;
-        }
-        let turn = file::turn(&path, wait)?;
-        let tables = Tables::open(&path)?;
-        let mut store = Self { path, tables: Some(tables), turn: Some(turn) };
-        store.begin(incarnation.map(String::as_str))?;
-        Ok(store)
-    }
-
-    /// Gives a file of a namespace's store that was found to be `damaged` another name, and opens what is left, or a new one.
-    /// Gives that name too.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn anew(
-        directory: &Path,
-        identity: &Identity,
-        damaged: &Path,
-        wait: Duration,
-    ) -> Result<(Self, PathBuf), StateError> {
-        let turn = file::turn(&place(directory, identity).0, wait)?;
-        let aside = file::set_aside(damaged)?;
-        drop(turn);
-        Ok((Self::open(directory, identity, true, wait)?, aside))
-    }
-
-    /// A store that keeps nothing.
-    pub fn in_memory() -> Self {
-        Self { path: PathBuf::new(), tables: None, turn: None }
-    }
-
-    /// Checks version and namespace. A store that is new takes over what one of an older version held; one that was made for
-    /// another namespace of its name is emptied.
-    fn begin(&mut self, incarnation: Option<&str>) -> Result<(), StateError> {
-        let (Some(tables), Some(turn)) = (&self.tables, &self.turn) else { return Ok(()) };
-        let text = |key| tables.meta(key).map(String::from_utf8_lossy);
-        let last = file::last_commit(turn);
-        let old = old(&self.path);
-        match text("version") {
-            Some(version) if ![VERSION, CARRIED].contains(&&*version) => {
-                return Err(StateError::Version(self.path.clone(), version.into_owned()));
+        // NOFOLLOW refuses a symbolic link anywhere in the path; the directory may be one.
+        let directory = path.parent().unwrap_or(Path::new("/")).canonicalize().map_err(io)?;
+        let real = directory.join(path.file_name().unwrap_or_default());
+        // SQLite falls back to reading if the file system is read-only.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW
+            | OpenFlags::SQLITE_OPEN_EXRESCODE;
+        let opened = (|| {
+            let connection = Connection::open_with_flags(real, flags)?;
+            // Otherwise every portfwd, when it ends, would copy the log to the database: two more fsyncs per command.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            if write {
+                // A commit is one fsync of the log; with a rollback journal it is three.
+                connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+                // A reported commit survives a loss of power; with NORMAL, a commit does not wait for the disk.
+                connection.execute_batch("PRAGMA synchronous = FULL")?;
             }
-            Some(_) if tables.commits() < last => return Err(self.damaged(&"what was committed last is not in it")),
-            Some(version) if text("namespace").as_deref() == incarnation => {
-                return if version == VERSION { Ok(()) } else { self.renumber() };
-            }
-            None if !tables.made() && last > 0 => return Err(self.damaged(&"nothing is left in it")),
-            _ => {}
+            let tables: u32 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+            Ok((connection, tables > 0))
+        })();
+        let (connection, has_tables) = opened.map_err(|error| failed(path, &error))?;
+        let mut database = Self { path: path.to_owned(), connection, commit: 0, forwards: 0, undecided: false };
+        if has_tables {
+            let meta = database.meta()?;
+            let number = |name| meta.get(name).and_then(|value| value.parse().ok());
+            let missing = || StateError::Damaged(path.to_owned(), "its numbers are missing".into());
+            database.commit = number("commit").ok_or_else(missing)?;
+            database.forwards = number("forwards").ok_or_else(missing)?;
         }
-        let state = old::read(&old, incarnation)?.unwrap_or_default();
-        let mut changes = rows::changes(&State::default(), &state).map_err(|what| self.damaged(&what))?;
-        set_count(&mut changes, state.asked.bindings.len());
-        changes.anew = true;
-        changes.set("version", Some(VERSION.into()));
-        if let Some(incarnation) = incarnation {
-            changes.set("namespace", Some(incarnation.into()));
-        }
-        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
-        tables.write(Wait::ForDisk, changes)?;
-        // From here on a file without its log is known not to be whole.
-        tables.carry()?;
-        file::sync_names(&self.path)?;
-        file::note_commit(turn, tables.commits());
-        match fs::remove_file(&old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(old, error)),
-            _ => Ok(()),
+        Ok(database)
+    }
+
+    /// Looks through the whole file for damage that SQLite can find.
+    pub(super) fn check(&self) -> Result<(), StateError> {
+        let answer = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        match answer.map_err(|error| failed(&self.path, &error))? {
+            answer if answer == "ok" => Ok(()),
+            answer => Err(StateError::Damaged(self.path.clone(), answer)),
         }
     }
 
-    /// Says of a store of version 4, whose rows are in their new places by now, that it is one of this version.
-    fn renumber(&mut self) -> Result<(), StateError> {
-        let mut changes = Changes::default();
-        changes.set("version", Some(VERSION.into()));
-        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
-        tables.write(Wait::ForDisk, changes)?;
-        file::note_commit(turn, tables.commits());
-        Ok(())
+    /// Reads the table `meta`.
+    pub(super) fn meta(&self) -> Result<BTreeMap<String, String>, StateError> {
+        let rows = self.texts::<2>("meta", "SELECT name, value, checksum FROM meta")?;
+        Ok(rows.into_iter().map(|[name, value]| (name, value)).collect())
     }
 
-    /// Reads everything.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn load(&self) -> Result<State, StateError> {
-        let Some(tables) = &self.tables else { return Ok(State::default()) };
-        tables.check()?;
-        let mut rows = self.rest(tables)?;
-        tables.each(Table::Blocks, |key, value| {
-            rows.blocks.push((block::set_of(key).to_owned(), value.to_owned()));
-            Ok(())
-        })?;
-        let state = rows.state(&self.path)?;
-        if Self::count(tables) == Some(state.asked.bindings.len()) {
-            Ok(state)
-        } else {
-            Err(self.damaged(&"there are not as many forwards as were written"))
-        }
+    /// Reads the table `rules`.
+    pub(super) fn rules(&self) -> Result<Vec<(String, String, String)>, StateError> {
+        let rows = self.texts::<3>("rules", "SELECT kind, rule_set, value, checksum FROM rules")?;
+        Ok(rows.into_iter().map(|[kind, set, value]| (kind, set, value)).collect())
     }
 
-    /// Reads what a change of some atoms is about, where that is much less than everything: of the atoms only those that these
-    /// could contradict or be a change of, those of `sets`, which it replaces, and [`State::samples`]. `None` where everything
-    /// must be looked at.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn near(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
-        let Some(tables) = &self.tables else { return Ok(None) };
-        let mut rows = self.rest(tables)?;
-        let known: Vec<SetName> = rows.sets.iter().filter_map(|(name, _)| name.parse().ok()).collect();
-        let mut size = 0;
-        let mut blocks: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let around = known.iter().flat_map(|set| about.iter().map(move |rule| block::around(set, rule)));
-        // Neighbours have one in common.
-        let places: BTreeSet<(String, String)> = sets.iter().map(block::of_set).chain(around).collect();
-        for (first, last) in &places {
-            tables.each_of(Table::Blocks, (first, last), |key, value| {
-                size += value.len();
-                if size <= NEAR {
-                    blocks.insert(key.to_owned(), value.to_owned());
-                }
-                Ok(())
-            })?;
-            if size > NEAR {
-                return Ok(None);
-            }
-        }
-        rows.blocks.extend(blocks.into_iter().map(|(key, value)| (block::set_of(&key).to_owned(), value)));
-        let mut state = rows.state(&self.path)?;
-        let loopback = |rule: &Binding| rule.loopback;
-        let all = about.iter().chain(state.samples.iter().map(|owned| &owned.rule)).any(loopback)
-            || state.samples.is_empty()
-            || state.unfinished.is_some()
-            || state.unconfirmed.is_some();
-        if all {
-            return Ok(None);
-        }
-        let asked = Arc::make_mut(&mut state.asked);
-        let more: Vec<_> = state.samples.iter().filter(|owned| !asked.bindings.contains(owned)).cloned().collect();
-        asked.bindings.extend(more);
-        asked.normalize();
-        Ok(Some(state))
-    }
-
-    /// Whether there are so many atoms that it takes much longer to look at all of them than at those a change is about.
-    pub fn has_many(&self) -> bool {
-        self.tables.as_ref().and_then(Self::count).is_some_and(|count| count >= MANY)
-    }
-
-    /// Everything but atoms.
-    fn rest(&self, tables: &Tables) -> Result<Rows, StateError> {
-        let meta = |key| tables.meta(key).map(<[u8]>::to_vec);
-        let mut rows = Rows {
-            sysctls: meta("sysctls"),
-            iptables: meta("iptables"),
-            unusable: meta("unusable"),
-            unfinished: meta("unfinished"),
-            unconfirmed: meta("unconfirmed"),
-            confirmed: meta("confirmed"),
-            committed: meta("committed"),
-            whole: meta("whole"),
-            samples: meta("samples"),
-            ..Rows::default()
+    /// Reads rows of text columns, without the checksum.
+    fn texts<const N: usize>(&self, table: &str, select: &str) -> Result<Vec<[String; N]>, StateError> {
+        let read = || {
+            let mut query = self.connection.prepare(select)?;
+            let row = |row: &Row<'_>| {
+                let columns: Vec<String> = (0..N).map(|column| row.get(column)).collect::<Result<_, Error>>()?;
+                Ok((columns, row.get(N)?))
+            };
+            query.query_map([], row)?.collect::<Result<Vec<(Vec<String>, i64)>, Error>>()
         };
-        tables.each(Table::Sets, |key, value| {
-            rows.sets.push((key.to_owned(), value.to_owned()));
-            Ok(())
+        let rows = read().map_err(|error| failed(&self.path, &error))?.into_iter().map(|(columns, sum)| {
+            let right = sum == checksum(table, columns.iter().map(String::as_bytes));
+            columns.try_into().ok().filter(|_| right).ok_or_else(|| self.wrong_checksum(table))
+        });
+        rows.collect()
+    }
+
+    /// Reads all forwards.
+    pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
+        let mut all = Vec::new();
+        self.each_forward("", [], |owned| {
+            all.push(owned);
+            true
         })?;
-        Ok(rows)
+        let complete = u64::try_from(all.len()) == Ok(self.forwards);
+        let wrong = || StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into());
+        complete.then_some(all).ok_or_else(wrong)
     }
 
-    /// How many atoms there are; none where that is no number.
-    fn count(tables: &Tables) -> Option<usize> {
-        let Some(count) = tables.meta("forwards") else { return Some(0) };
-        usize::try_from(u64::from_le_bytes(count.try_into().ok()?)).ok()
+    /// Reads the forwards of a rule set, at most `limit`.
+    pub(super) fn forwards_of(&self, set: &SetName, limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
+        let mut found = Vec::new();
+        self.each_forward("WHERE rule_set = ?", [set.as_str()], |owned| {
+            found.push(owned);
+            found.len() < limit
+        })?;
+        Ok(found)
     }
 
-    /// Replaces `before`, which is what [`Store::load`] gave, by `after`; only what differs is written.
+    /// Reads the forwards of a rule set at the same place as `binding` that have a port in common with it.
     ///
-    /// # Errors
-    /// Where it cannot be written; then nothing is.
-    pub fn save(&mut self, before: &State, after: &State) -> Result<(), StateError> {
-        let Some(tables) = &self.tables else { return Ok(()) };
-        let mut changes = rows::changes(before, after).map_err(|what| self.damaged(&what))?;
-        let (less, more) = (before.asked.bindings.len(), after.asked.bindings.len());
-        if less != more {
-            // What is not a part of both may be more than is given.
-            let count = Self::count(tables).and_then(|count| (count + more).checked_sub(less)).unwrap_or(more);
-            set_count(&mut changes, count);
-        }
-        if after.unconfirmed.is_some() {
-            self.raise_flag()?;
-        }
-        let written = self.write(changes);
-        let now = if written.is_ok() { after } else { before };
-        if now.unconfirmed.is_none() && (before.unconfirmed.is_some() || after.unconfirmed.is_some()) {
-            self.lower_flag();
-        }
-        written
+    /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
+    /// `binding`, the first range that does not meet it is the end.
+    pub(super) fn forwards_at(&self, set: &SetName, binding: &Binding) -> Result<Vec<Owned<Binding>>, StateError> {
+        let mut found = Vec::new();
+        let clause = "WHERE rule_set = ? AND place = ? AND first_port <= ? ORDER BY first_port DESC";
+        self.each_forward(clause, params![set.as_str(), place(binding), binding.ports.last()], |owned| {
+            let meets = owned.rule.ports.overlaps(binding.ports);
+            found.extend(Some(owned).filter(|_| meets));
+            meets
+        })?;
+        Ok(found)
     }
 
-    fn write(&mut self, changes: Changes) -> Result<(), StateError> {
-        let (Some(tables), Some(turn)) = (&mut self.tables, &self.turn) else { return Ok(()) };
-        if is_wish(&changes) {
-            tables.write(Wait::ForDisk, changes)?;
-            file::note_commit(turn, tables.commits());
-        } else if !changes.meta.is_empty() {
-            tables.write(Wait::No, changes)?;
+    /// Calls `each` with the forwards of a query until `each` returns false.
+    fn each_forward(
+        &self,
+        clause: &str,
+        parameters: impl Params,
+        mut each: impl FnMut(Owned<Binding>) -> bool,
+    ) -> Result<(), StateError> {
+        let failed = |error| failed(&self.path, &error);
+        let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
+        let select = format!("SELECT rule_set, place, first_port, binding, checksum FROM forwards {clause}");
+        let mut query = self.connection.prepare_cached(&select).map_err(failed)?;
+        let mut rows = query.query(parameters).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let (set, binding) = forward_texts(row).map_err(failed)?.ok_or_else(|| self.wrong_checksum("forwards"))?;
+            let set = SetName::try_from(set.to_owned()).map_err(|error| damaged(&error))?;
+            let rule = serde_json::from_str(binding).map_err(|error| damaged(&error))?;
+            if !each(Owned { set, rule }) {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Puts the file in order where much was written. All of it is in the log as well, so this can wait until there is time
-    /// for it, and where it fails it is done another time. `more` says whether something is still to be kept.
-    pub fn tidy(&mut self, more: bool) {
-        drop(self.tables.as_ref().map(|tables| tables.tidy(more)));
+    /// Commits all changes or none, with one fsync.
+    pub(super) fn commit(&mut self, changes: &Changes<'_>) -> Result<(), StateError> {
+        if let Err(error) = self.transaction(changes) {
+            // After a failed fsync the log may hold the whole transaction, and the next process would find it. An empty
+            // transaction overwrites its first page.
+            let logged = error.sqlite_error().is_some_and(|error| FAILED_SYNC.contains(&error.extended_code));
+            self.undecided = logged && self.transaction(&Changes::default()).is_err();
+            return Err(failed(&self.path, &error));
+        }
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        if fs::metadata(log).is_ok_and(|log| log.len() > LOG_SIZE) {
+            // If this fails, the log is still good, and the next commit tries again.
+            drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        }
+        Ok(())
     }
 
-    /// A file that is there as long as a change waits to be confirmed, so that who waits for the end of that need not take
-    /// turns with others to look into the store; none where nothing is kept.
-    pub fn flag(&self) -> Option<PathBuf> {
-        self.beside("unconfirmed")
+    fn transaction(&mut self, changes: &Changes<'_>) -> Result<(), Error> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (commit, mut forwards) = (self.commit + 1, self.forwards);
+        if changes.create {
+            transaction.execute_batch(SCHEMA)?;
+            forwards = 0;
+        }
+        forwards -= delete_forwards(&transaction, &changes.removed_forwards)?;
+        forwards += insert_forwards(&transaction, &changes.added_forwards)?;
+        for (kind, set, value) in &changes.removed_rules {
+            transaction
+                .execute("DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?", [kind, set, value])?;
+        }
+        for (kind, set, value) in &changes.added_rules {
+            let sum = checksum("rules", [kind, set, value].map(|text| text.as_bytes()));
+            transaction.execute("REPLACE INTO rules VALUES (?, ?, ?, ?)", params![kind, set, value, sum])?;
+        }
+        let numbers = [("commit", commit.to_string()), ("forwards", forwards.to_string())];
+        for (name, value) in changes.meta.iter().chain(&numbers) {
+            let sum = checksum("meta", [name.as_bytes(), value.as_bytes()]);
+            transaction.execute("REPLACE INTO meta VALUES (?, ?, ?)", params![name, value, sum])?;
+        }
+        transaction.commit()?;
+        (self.commit, self.forwards) = (commit, forwards);
+        Ok(())
     }
 
-    /// Whatever happens in between, the flag is up while the store says so.
-    fn raise_flag(&self) -> Result<(), StateError> {
-        self.flag().map_or(Ok(()), |path| file::file(&path).map(drop))
-    }
-
-    fn lower_flag(&self) {
-        // Where it stays, those who wait look into the store at the deadline.
-        drop(self.flag().map(fs::remove_file));
-    }
-
-    /// Whether it cannot be told what is kept, because a write failed, and what was to take its place too.
-    pub fn is_undecided(&self) -> bool {
-        self.tables.as_ref().is_some_and(Tables::is_undecided)
-    }
-
-    /// The path of a file beside the store, with another ending; none where nothing is kept.
-    pub fn beside(&self, ending: &str) -> Option<PathBuf> {
-        self.tables.as_ref().map(|_| self.path.with_extension(ending))
-    }
-
-    fn damaged(&self, error: &dyn ToString) -> StateError {
-        StateError::Damaged(self.path.clone(), error.to_string())
+    fn wrong_checksum(&self, table: &str) -> StateError {
+        StateError::Damaged(self.path.clone(), format!("the checksum of a row of its table `{table}` differs"))
     }
 }
 
-/// Whether what is asked changes, or whether that is confirmed; all the rest is about what a kernel holds, and is lost with
-/// the kernel.
-fn is_wish(changes: &Changes) -> bool {
-    let confirms = |(key, _): &Row| ["unconfirmed", "confirmed"].contains(&key.as_str());
-    !changes.blocks.is_empty() || !changes.sets.is_empty() || changes.meta.iter().any(confirms)
-}
-
-/// Sets the number of atoms.
-fn set_count(changes: &mut Changes, count: usize) {
-    changes.set("forwards", Some(u64::try_from(count).unwrap_or(u64::MAX).to_le_bytes().to_vec()));
-}
-
-/// The file of a namespace's store, and which one of its name the namespace is.
-fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a String>) {
-    match identity {
-        Identity::Host => (directory.join("state.db"), None),
-        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.db")), Some(incarnation)),
-        Identity::Anonymous(incarnation) => {
-            (directory.join("netns").join(format!("anonymous-{incarnation}.db")), Some(incarnation))
+/// Deletes forwards and returns how many.
+fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -> Result<u64, Error> {
+    let mut delete = transaction
+        .prepare("DELETE FROM forwards WHERE rule_set = ? AND place = ? AND first_port = ? AND binding = ?")?;
+    let mut deleted = 0;
+    for Owned { set, rule } in removed {
+        match delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])? {
+            // A commit would leave the forward in the table for ever.
+            0 => return Err(Error::StatementChangedRows(0)),
+            _ => deleted += 1,
         }
     }
+    Ok(deleted)
 }
 
-/// The file of a store of an older version.
-fn old(path: &Path) -> PathBuf {
-    path.with_extension("redb")
+/// Inserts forwards and returns how many. The same binding twice in one set is one row.
+fn insert_forwards(transaction: &Transaction<'_>, added: &[&Owned<Binding>]) -> Result<u64, Error> {
+    let mut insert = transaction.prepare("INSERT OR IGNORE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
+    let mut inserted = 0;
+    for Owned { set, rule } in added {
+        let (place, port, binding) = (place(rule), rule.ports.first(), json(rule)?);
+        let sum = forward_checksum(set.as_str(), &place, port.into(), &binding);
+        inserted += u64::from(insert.execute(params![set.as_str(), place, port, binding, sum])? > 0);
+    }
+    Ok(inserted)
 }
 
-#[cfg(test)]
-mod tests;
+fn json(rule: &Binding) -> Result<String, Error> {
+    serde_json::to_string(rule).map_err(|error| Error::ToSqlConversionFailure(error.into()))
+}
+
+/// Returns the set and the binding of a row, or `None` if the checksum is wrong.
+fn forward_texts<'a>(row: &'a Row<'_>) -> Result<Option<(&'a str, &'a str)>, Error> {
+    let (set, place) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+    let (port, binding) = (row.get(2)?, row.get_ref(3)?.as_str()?);
+    Ok((row.get::<_, i64>(4)? == forward_checksum(set, place, port, binding)).then_some((set, binding)))
+}
+
+/// Returns the text for the column `place`: `IPv4 tcp port`, `IPv6 udp range at 2001:db8::1 on eth0 from 2001:db8::/32`.
+fn place(rule: &Binding) -> String {
+    let mut text = format!("{} {} {}", rule.family, rule.protocol, if rule.is_exact() { "port" } else { "range" });
+    if let Some(address) = rule.address {
+        text += &format!(" at {address}");
+    }
+    if let Some(interface) = &rule.interface {
+        text += &format!(" on {interface}");
+    }
+    if let Some(from) = rule.from {
+        text += &format!(" from {from}");
+    }
+    text
+}
+
+fn forward_checksum(set: &str, place: &str, first_port: i64, binding: &str) -> i64 {
+    checksum("forwards", [set.as_bytes(), place.as_bytes(), &first_port.to_le_bytes(), binding.as_bytes()])
+}
+
+/// Returns the checksum of a row. The table is a part of it, so that no page passes for one of another table.
+fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64 {
+    let mut hasher = Xxh3::new();
+    hasher.update(table.as_bytes());
+    for column in columns {
+        // With its length, so that a byte cannot move from one column to the next.
+        hasher.update(&column.len().to_le_bytes());
+        hasher.update(column);
+    }
+    hasher.digest().cast_signed()
+}
+
+/// Turns an error of SQLite into what it means for the user.
+fn failed(path: &Path, error: &Error) -> StateError {
+    let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
+    let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
+    // Other errors are about a column of another type, or a row that is not there: portfwd did not write this.
+    let Error::SqliteFailure(code, what) = error else { return damaged() };
+    match code.code {
+        // `Unknown` is a table or column that is missing.
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown => damaged(),
+        ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(),
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StateError::Busy(path.to_owned()),
+        ErrorCode::DiskFull => system(nix::libc::ENOSPC),
+        ErrorCode::ReadOnly => system(nix::libc::EROFS),
+        _ => StateError::Store(path.to_owned(), Box::new(Error::SqliteFailure(*code, what.clone()))),
+    }
+}

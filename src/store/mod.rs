@@ -1,17 +1,286 @@
-//! Durable state: what was asked, so that it can be listed, planned against and put back.
+//! Durable state: what users configured, and what portfwd knows about the running kernel. One store per network namespace.
+//!
+//! ```text
+//! state.db            the durable part of a State (SQLite); other namespaces: netns/NAME.db, and so on
+//! state.db-wal, -shm  SQLite's log and its index
+//! state.kernel        the part of a State that a reboot makes worthless (JSON); see `kernel.rs`
+//! state.lock          the lock that processes queue for
+//! state.unconfirmed   exists while a change waits to be confirmed
+//! ```
+//! A command saves twice: the intent before it changes the kernel, and the result afterwards. The intent is one commit with
+//! one fsync. The result of most commands differs only in the kernel file, which needs no fsync.
+//!
+//! Be aware: after a kill in between, [`State::unfinished`] is set and nothing is known about the kernel.
 
-mod block;
 mod database;
 mod file;
+mod kernel;
 mod lock;
-mod old;
-mod rows;
+mod records;
 pub mod state;
-mod table;
 pub mod unconfirmed;
 
-pub use database::Store;
-pub(crate) use file::turn;
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
 pub use lock::Lock;
+pub(crate) use lock::acquire_lock;
 pub use state::{State, StateError, Unfinished, Unusable, Whole};
 pub use unconfirmed::{Deadline, Unconfirmed};
+
+use crate::model::{Binding, Owned, SetName};
+use crate::sys::namespace::Identity;
+use database::{Changes, Database};
+use kernel::KernelRecord;
+use state::VERSION;
+
+/// With at least this many bindings, reading all of them takes much longer than reading those that a change is about.
+const MANY: u64 = 1_000;
+
+/// A partial load reads at most this many bindings; for more, a full load is as good.
+const PARTIAL: usize = 1_024;
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    database: Option<Database>,
+    /// Dropped after the database is closed.
+    _lock: Option<Lock>,
+}
+
+impl Store {
+    /// Opens the store of a network namespace. Waits for `wait` for another process, and longer if the queue moves.
+    ///
+    /// If `write` is false, a missing store reads as empty, no file is created, and the file system may be read-only.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] after `wait`; others if the store cannot be opened, is damaged or has another version.
+    pub fn open(directory: &Path, identity: &Identity, write: bool, wait: Duration) -> Result<Self, StateError> {
+        let (path, incarnation) = place(directory, identity);
+        if !write && !path.exists() {
+            return Ok(Self::in_memory());
+        }
+        let lock = if write {
+            let parent = path.parent().unwrap_or(directory);
+            let created = DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            created.map_err(|error| StateError::Io(parent.to_owned(), error))?;
+            Some(acquire_lock(&path, wait)?)
+        } else {
+            lock::acquire_existing_lock(&path, wait)?
+        };
+        // A missing database is a new store; the live rules show if there was one. A damaged one is an error.
+        let is_new = fs::metadata(&path).map_or(true, |file| file.len() == 0);
+        let database = Database::open(&path, write)?;
+        let store = Self { path, database: Some(database), _lock: lock };
+        store.begin(is_new, incarnation, write)
+    }
+
+    /// Renames the file of a store that is `damaged`, and opens a new store. Returns the new name of the file, too.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn reset_damaged(
+        directory: &Path,
+        identity: &Identity,
+        damaged: &Path,
+        wait: Duration,
+    ) -> Result<(Self, PathBuf), StateError> {
+        let lock = acquire_lock(&place(directory, identity).0, wait)?;
+        let renamed = file::quarantine(damaged)?;
+        drop(lock);
+        Ok((Self::open(directory, identity, true, wait)?, renamed))
+    }
+
+    /// Returns a store that forgets everything.
+    pub fn in_memory() -> Self {
+        Self { path: PathBuf::new(), database: None, _lock: None }
+    }
+
+    /// Checks version and namespace, and creates the tables if there are none. A store of an earlier namespace of the same
+    /// name is emptied: the new namespace holds no rules.
+    fn begin(mut self, is_new: bool, incarnation: Option<&str>, write: bool) -> Result<Self, StateError> {
+        let (path, kernel_file) = (self.path.clone(), self.path.with_extension("kernel"));
+        let damaged = |what: &str| StateError::Damaged(path.clone(), what.to_owned());
+        let Some(database) = &mut self.database else { return Ok(self) };
+        // The number counts whatever the boot.
+        let known = KernelRecord::read(&kernel_file).map_or(0, |record| record.commit);
+        if database.commit > 0 {
+            let meta = database.meta()?;
+            let version = meta.get("version").map_or("", String::as_str);
+            if version != VERSION.to_string() {
+                return Err(StateError::Version(path, version.to_owned()));
+            }
+            if database.commit < known {
+                return Err(damaged("the last commit is missing"));
+            }
+            let namespace: Option<String> =
+                records::value(&meta, "namespace").map_err(|error| damaged(&error.to_string()))?;
+            if namespace.as_deref() == incarnation {
+                return Ok(self);
+            }
+        } else if !is_new && known > 0 {
+            return Err(damaged("it has no tables"));
+        }
+        if !write {
+            return Ok(Self::in_memory());
+        }
+        if is_new {
+            remove(&kernel_file)?;
+        }
+        let namespace = serde_json::to_string(&incarnation).map_err(|error| damaged(&error.to_string()))?;
+        let meta = vec![("version", VERSION.to_string()), ("namespace", namespace)];
+        database.commit(&Changes { create: true, meta, ..Changes::default() })?;
+        Ok(self)
+    }
+
+    /// Loads the whole state.
+    ///
+    /// # Errors
+    /// If the store cannot be read or is damaged.
+    pub fn load(&self) -> Result<State, StateError> {
+        let Some(database) = &self.database else { return Ok(State::default()) };
+        database.check()?;
+        self.state(database, database.forwards()?)
+    }
+
+    /// Loads the part of a state that a change of the bindings `about` needs: every binding that one of them could conflict
+    /// with or replace, all bindings of `sets`, and [`State::samples`]. Returns `None` if the change needs the whole state.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
+        let Some(database) = &self.database else { return Ok(None) };
+        let mut state = self.state(database, Vec::new())?;
+        let samples = || state.samples.iter().map(|owned| &owned.rule);
+        // Bindings that serve loopback addresses meet others than those at their own place.
+        if state.samples.is_empty()
+            || about.iter().chain(samples()).any(|rule| rule.loopback)
+            || state.unfinished.is_some()
+            || state.unconfirmed.is_some()
+        {
+            return Ok(None);
+        }
+        let mut found: HashSet<Owned<Binding>> = HashSet::new();
+        for set in sets {
+            found.extend(database.forwards_of(set, PARTIAL)?);
+        }
+        for set in state.asked.settings.keys() {
+            for rule in about {
+                found.extend(database.forwards_at(set, rule)?);
+                if found.len() >= PARTIAL {
+                    return Ok(None);
+                }
+            }
+        }
+        for sample in &state.samples {
+            found.extend(database.forwards_at(&sample.set, &sample.rule)?);
+        }
+        if !state.samples.iter().all(|sample| found.contains(sample)) {
+            return Ok(None);
+        }
+        let asked = Arc::make_mut(&mut state.asked);
+        asked.bindings.extend(found);
+        asked.normalize();
+        Ok(Some(state))
+    }
+
+    fn state(&self, database: &Database, forwards: Vec<Owned<Binding>>) -> Result<State, StateError> {
+        let damaged = |error: records::RecordError| StateError::Damaged(self.path.clone(), error.to_string());
+        let mut state = records::state(&database.meta()?, database.rules()?, forwards).map_err(damaged)?;
+        let record = KernelRecord::read(&self.path.with_extension("kernel"));
+        if let Some(record) = record.filter(|record| record.commit == database.commit) {
+            record.complete(&mut state);
+        }
+        Ok(state)
+    }
+
+    /// Returns true if there are so many bindings that a partial load is worth its limits.
+    pub fn has_many(&self) -> bool {
+        self.database.as_ref().is_some_and(|database| database.forwards >= MANY)
+    }
+
+    /// Replaces the state `before`, which was loaded or saved last, by `after`. Both may be partial.
+    ///
+    /// The durable part goes to the database with one fsync if it differs, the rest to the kernel file. If the change is
+    /// unfinished, nothing about the kernel is stored.
+    ///
+    /// # Errors
+    /// If a file cannot be written. The stored state is then `before`, except if [`Store::is_undecided`].
+    pub fn save(&mut self, before: &State, after: &State) -> Result<(), StateError> {
+        let Some(database) = &mut self.database else { return Ok(()) };
+        let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
+        let mut changes = records::changes(before, after).map_err(|error| damaged(&error))?;
+        let begins = after.unfinished.is_some() && before.unfinished != after.unfinished;
+        let is_durable = begins || changes != Changes::default();
+        let mut stored = after;
+        let mut committed = Ok(());
+        if is_durable {
+            let unfinished = serde_json::to_string(&after.unfinished).map_err(|error| damaged(&error))?;
+            changes.meta.push(("unfinished", unfinished));
+            let flag = self.path.with_extension("unconfirmed");
+            // The flag exists at least as long as the database says so.
+            if after.unconfirmed.is_some() {
+                file::open(&flag)?;
+            }
+            committed = database.commit(&changes);
+            if committed.is_err() {
+                stored = before;
+            }
+            if stored.unconfirmed.is_none() && (before.unconfirmed.is_some() || after.unconfirmed.is_some()) {
+                // If the flag stays, waiting processes look into the store at the deadline.
+                drop(fs::remove_file(&flag));
+            }
+        }
+        let finishes = before.unfinished.is_some() || kernel::differs(before, after);
+        if stored.unfinished.is_none() && (is_durable || finishes) {
+            let record = KernelRecord::new(database.commit, stored);
+            let written = record.write(&self.path.with_extension("kernel"));
+            // After a commit, a kernel file that could not be written only makes the next command look at everything.
+            return if is_durable { committed } else { written };
+        }
+        committed
+    }
+
+    /// Returns the path of a file that exists while a change waits to be confirmed, so that waiting processes need not lock
+    /// the store to see the end. `None` for a store in memory.
+    pub fn pending_flag(&self) -> Option<PathBuf> {
+        self.sibling("unconfirmed")
+    }
+
+    /// Returns true if both a commit and its invalidation failed, so the stored state is unknown.
+    pub fn is_undecided(&self) -> bool {
+        self.database.as_ref().is_some_and(|database| database.undecided)
+    }
+
+    /// Returns the path of the database with another extension; `None` for a store in memory.
+    pub fn sibling(&self, extension: &str) -> Option<PathBuf> {
+        self.database.as_ref().map(|_| self.path.with_extension(extension))
+    }
+}
+
+/// Returns the path of a namespace's database, and which namespace of that name it is.
+fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a str>) {
+    match identity {
+        Identity::Host => (directory.join("state.db"), None),
+        Identity::Named(name, incarnation) => (directory.join("netns").join(format!("{name}.db")), Some(incarnation)),
+        Identity::Anonymous(incarnation) => {
+            (directory.join("netns").join(format!("anonymous-{incarnation}.db")), Some(incarnation))
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io(path.to_owned(), error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

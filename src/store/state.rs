@@ -1,4 +1,4 @@
-//! What is kept of one network namespace.
+//! The state of one network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -7,78 +7,80 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::database::VERSION;
-use super::unconfirmed::{Deadline, Unconfirmed, boot};
+use super::unconfirmed::{Deadline, Unconfirmed};
 use crate::iptables::command::Variant;
 use crate::model::{Asked, Binding, Owned, SetName};
 use crate::sys::sysctl;
 
-/// What is kept.
+/// The version of the store's format. A store of another version is an error.
+pub(super) const VERSION: u32 = 1;
+
+/// The state of one network namespace: the desired rules, and what portfwd did for them.
+///
+/// The last three fields are about the running kernel and are lost with the kernel file; the others are durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// What all sets ask. Shared, because it is large and there are always several states of which it is a part.
+    /// The desired rules of all sets. Shared, because they are large and several states have the same ones.
     pub asked: Arc<Asked>,
-    /// The file that each set was last applied from; none for sets made on the command line.
+    /// The file that each set was last applied from; no entry for a set from the command line.
     pub origins: BTreeMap<SetName, PathBuf>,
-    /// The sysctls that we changed, in order.
+    /// The sysctls that portfwd changed, in order.
     pub sysctls: Vec<sysctl::Change>,
-    /// The variants of iptables that may hold rules of ours.
+    /// The variants of iptables that may hold rules of portfwd's.
     pub iptables: BTreeSet<Variant>,
-    /// Why nf_tables is not used, where the kernel was found to lack a part of it.
+    /// The reason not to use nf_tables, if the kernel lacks a part of it.
     pub unusable: Option<Unusable>,
-    /// A change that may not have come to its end.
+    /// The change that may not have reached the kernel, or not completely.
     pub unfinished: Option<Unfinished>,
-    /// What was before a change that is taken back unless it is confirmed in time.
+    /// The state to return to if a change is not confirmed in time.
     pub unconfirmed: Option<Unconfirmed>,
-    /// The change that was confirmed last, by its deadline.
+    /// The deadline of the change that was confirmed last.
     pub confirmed: Option<Deadline>,
-    /// The generation of the kernel's rules that our last commit made; none before one, and of iptables.
+    /// The generation of the kernel's rules after portfwd's last commit; `None` before one and with iptables.
     pub committed: Option<u32>,
-    /// When the kernel's nf_tables was last known to hold all that is asked, and nothing else in our table.
+    /// The generation at which portfwd's table was last known to hold the desired rules and nothing else.
     pub whole: Option<Whole>,
-    /// An atom of each sort that is compiled to other rules and maps than the others; none: not known.
+    /// One binding of each sort that compiles to other rules and maps than the rest; empty if unknown.
     pub samples: Vec<Owned<Binding>>,
 }
 
-/// What is kept of a change until it is done, besides what is asked, which is kept first.
+/// The details of an unfinished change that the desired rules do not show.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
-    /// Whether the connections that it makes wrong are left to finish.
+    /// True if connections that the change makes wrong may finish.
     pub keep_connections: bool,
-    /// The forwards that go or change, for what they sent somewhere to be ended.
+    /// The bindings that the change removes or replaces; their connections are ended.
     pub gone: Arc<[Binding]>,
 }
 
-/// A moment of a kernel's rules, and how our table was laid out then.
+/// A generation of the kernel's rules in this boot, and the layout of portfwd's table at that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Whole {
-    /// The boot; generations begin anew with each. Empty where it could not be told, which is the same as none.
-    boot: String,
     /// The generation.
     generation: u32,
-    /// What was left in the kernel, elements aside, see [`Program::layout`](crate::nft::program::Program::layout).
+    /// A hash of the table without its elements, see [`Program::layout`](crate::nft::program::Program::layout).
     pub layout: u64,
 }
 
 impl Whole {
-    /// The moment of a generation since this boot.
+    /// Returns the value for a generation.
     pub fn at(generation: u32, layout: u64) -> Self {
-        Self { boot: boot(), generation, layout }
+        Self { generation, layout }
     }
 
-    /// The moment after a change that was decided on at `generation`, where that is this one: nobody else was in between.
+    /// Returns the value after a change that was decided on at `generation`; `None` if this value is about another one, so
+    /// another program committed in between.
     pub fn then(&self, generation: u32, layout: u64) -> Option<Self> {
-        let same = self.generation == generation;
-        same.then(|| Self { boot: self.boot.clone(), generation: generation.wrapping_add(1), layout })
+        self.is(generation).then(|| Self::at(generation.wrapping_add(1), layout))
     }
 
-    /// Whether this is the moment of a generation since this boot.
+    /// Returns true if this value is about `generation`.
     pub fn is(&self, generation: u32) -> bool {
-        self.generation == generation && !self.boot.is_empty() && self.boot == boot()
+        self.generation == generation
     }
 }
 
-/// What a kernel was found to lack.
+/// A part of nf_tables that a kernel lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unusable {
     /// The kernel's release; another one may have it.
@@ -87,22 +89,22 @@ pub struct Unusable {
     pub why: String,
 }
 
-/// Why state cannot be read or kept.
+/// An error of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The directory or file cannot be made or opened.
+    /// The directory or a file cannot be created, opened or written.
     #[error("cannot open the state in `{}`", .0.display())]
     Io(PathBuf, #[source] io::Error),
-    /// Another process had it for too long.
+    /// Another process held the lock for too long.
     #[error("another portfwd is using the state in `{}`", .0.display())]
     Busy(PathBuf),
-    /// The store failed.
+    /// SQLite failed.
     #[error("the state in `{}` cannot be read or written", .0.display())]
     Store(PathBuf, #[source] Box<rusqlite::Error>),
-    /// It is not what was written there.
+    /// The file is not what portfwd wrote.
     #[error("the state in `{}` is damaged: {}", .0.display(), .1)]
     Damaged(PathBuf, String),
-    /// A newer program wrote it.
+    /// Another version of portfwd wrote the file.
     #[error("the state in `{}` has version {}; this program reads version {VERSION}", .0.display(), .1)]
     Version(PathBuf, String),
 }
@@ -112,13 +114,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_of_one_generation_and_one_boot() {
-        let moment = Whole::at(7, 1);
-        assert!(moment.is(7) && !moment.is(8));
-        assert_eq!(moment.then(7, 2), Some(Whole::at(8, 2)));
-        assert_eq!(moment.then(6, 2), None);
-        for boot in ["", "another"] {
-            assert!(!Whole { boot: boot.into(), generation: 7, layout: 1 }.is(7), "{boot:?}");
-        }
+    fn only_a_change_of_the_same_generation_leads_to_the_next_one() {
+        let whole = Whole::at(7, 1);
+        assert!(whole.is(7) && !whole.is(8));
+        assert_eq!(whole.then(7, 2), Some(Whole::at(8, 2)));
+        assert_eq!(whole.then(6, 2), None);
+        assert_eq!(Whole::at(u32::MAX, 1).then(u32::MAX, 2), Some(Whole::at(0, 2)));
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns};
 
 use super::boot;
+use super::netlink::{Bus, Socket};
 
 /// Where ip-netns(8) keeps its namespaces.
 pub const DIRECTORY: &str = "/run/netns";
@@ -29,6 +30,11 @@ pub enum NamespaceError {
     /// Something else is wrong with it.
     #[error("cannot enter the network namespace `{0}`")]
     Io(String, #[source] io::Error),
+}
+
+/// Returns the cookie of the calling thread's namespace, which is unique since boot. Returns `None` before Linux 5.14.
+pub fn cookie() -> Option<u64> {
+    Socket::open(Bus::Route).ok()?.namespace_cookie()
 }
 
 /// Moves the calling thread into a namespace by its name.
@@ -59,16 +65,16 @@ pub enum Identity {
     Anonymous(String),
 }
 
-/// Finds out which network namespace the calling thread is in. `cookie` is the kernel's cookie of it, where it gives one.
+/// Returns which network namespace the calling thread is in.
 ///
 /// # Errors
-/// Where `/proc` does not show it.
-pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
+/// If `/proc` cannot be read.
+pub fn identity() -> io::Result<Identity> {
     let current = std::fs::metadata(CURRENT)?;
     if is_of_first_process(&current) {
         return Ok(Identity::Host);
     }
-    let incarnation = incarnation(cookie, current.ino())?;
+    let incarnation = incarnation(cookie(), current.ino())?;
     let Ok(names) = std::fs::read_dir(DIRECTORY) else { return Ok(Identity::Anonymous(incarnation)) };
     for entry in names.flatten() {
         let Ok(namespace) = std::fs::metadata(entry.path()) else { continue };

@@ -1,4 +1,4 @@
-//! Each phase of a commit, over a backend that records its calls and fails on request. The threads run in network namespaces
+//! Tests of each phase of a commit, over a backend that records its calls and fails on request. The threads run in network namespaces
 //! of their own, so that no sysctl and no connection of the host is touched.
 
 use std::cell::RefCell;

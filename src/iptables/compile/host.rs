@@ -1,14 +1,14 @@
-//! Host facts that the compiler needs besides the model.
+//! The properties of a host that affect the compiled rules.
 
 use std::collections::BTreeSet;
 
 use crate::model::IfName;
 
-/// What of a host the rules depend on.
+/// The properties of a host that affect the compiled rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
-    /// The interfaces that packets are routed by.
+    /// The network interfaces of the host.
     pub interfaces: BTreeSet<IfName>,
-    /// Whether its iptables can shift a range of ports (`--to-destination ADDR:LO-HI/BASE`).
+    /// True if iptables can shift a range of ports (`--to-destination ADDR:LO-HI/BASE`).
     pub shifts: bool,
 }

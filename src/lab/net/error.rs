@@ -1,4 +1,4 @@
-//! Errors of standing networks.
+//! Errors of standing networks, the labs of `portfwd lab`.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,84 +11,84 @@ use crate::engine::EngineError;
 use crate::lab::LabError;
 use crate::model::IfName;
 
-/// Why a standing network is not as it should be.
+/// An error of a `portfwd lab` command.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// A step failed; what was made before it was taken back.
-    #[error("cannot make the {step}{}", .left.as_ref().map(|left| format!(" (and cannot take back the {left})")).unwrap_or_default())]
+    /// A step failed, and the steps before it were undone.
+    #[error("cannot make the {step}{}", .left.as_ref().map(|left| format!(" (and cannot undo the {left})")).unwrap_or_default())]
     Step {
-        /// The step.
+        /// The step that failed.
         step: Box<Step>,
-        /// Why.
+        /// The cause of the failure.
         #[source]
         error: io::Error,
-        /// What could not be taken back, and why; none where all was.
+        /// The first step that could not be undone, with the cause. `None` if all were.
         left: Option<String>,
     },
-    /// Something cannot be taken back.
-    #[error("cannot take back the {0}")]
+    /// A step cannot be undone.
+    #[error("cannot undo the {0}")]
     Undo(Box<Step>, #[source] io::Error),
-    /// A name is taken by something that no lab of this name made.
+    /// An object with this name exists, and the lab did not create it.
     #[error("{}", taken(.0))]
     Taken(Name),
-    /// The lab was made with another namespace as its host.
-    #[error("the lab `{0}` is up with another host")]
+    /// The lab was created with another namespace as its host.
+    #[error("the lab `{0}` was created in another network namespace")]
     OtherHost(LabName, host::Id),
-    /// There is no such lab.
+    /// No lab has this name.
     #[error("there is no lab `{0}`")]
     Unknown(LabName),
     /// No lab has a namespace of this name.
     #[error("no lab has a namespace `{0}`")]
     NoNamespace(NetnsName),
-    /// The rules that a lab asks for contradict those of others, or take what reaches somebody else.
-    #[error("the rules of the lab contradict others")]
+    /// The lab's rules contradict other rule sets, or would take the port of a listener or the ssh connection.
+    #[error("the rules of the lab contradict other rule sets")]
     Conflict(Vec<Problem>),
-    /// The rules cannot be seen.
+    /// The engine cannot read the rules.
     #[error(transparent)]
     Rules(#[from] EngineError),
-    /// A bridge of Open vSwitch is wanted where its daemon is not.
-    #[error("`{0}` is a bridge of Open vSwitch, whose daemon does not work in a host that is made for one command")]
+    /// The file has an Open vSwitch bridge, but the lab is for one command and has no daemon in its host.
+    #[error("`{0}` is an Open vSwitch bridge, and a lab for one command has no `ovs-vswitchd`")]
     OvsAlone(IfName),
-    /// The process of a container is gone.
-    #[error("the container `{0}` has no process any more")]
+    /// The init process of a container has ended.
+    #[error("the process of the container `{0}` has ended")]
     NoProcess(NetnsName),
-    /// The journal of a lab cannot be read or written.
-    #[error("cannot use `{}`, where labs are noted", .0.display())]
+    /// The journal at this path cannot be read or written.
+    #[error("cannot use the lab journal `{}`", .0.display())]
     Journal(PathBuf, #[source] io::Error),
-    /// Another process works on labs.
-    #[error("another portfwd is working on labs")]
+    /// Another process holds the lock of all labs.
+    #[error("another portfwd command is changing labs")]
     Busy,
-    /// What is there cannot be found out.
-    #[error("cannot see what is there")]
-    Look(#[source] io::Error),
-    /// A namespace cannot be entered.
+    /// The kernel refused to report the live state of a lab.
+    #[error("cannot read the live state of the lab")]
+    Inspect(#[source] io::Error),
+    /// The thread cannot enter a namespace.
     #[error("cannot enter the namespace `{0}`")]
     Enter(NetnsName, #[source] io::Error),
     /// A command cannot be run.
     #[error("cannot run `{0}`")]
     Command(String, #[source] io::Error),
-    /// It takes more privileges.
-    #[error("may not work on namespaces that have names")]
+    /// The process needs more privileges.
+    #[error("no permission to change network namespaces")]
     NotPermitted(#[source] io::Error),
-    /// What every lab needs failed.
+    /// An error of the code shared with throw-away networks.
     #[error(transparent)]
     Lab(#[from] LabError),
 }
 
 fn taken(name: &Name) -> String {
     match name {
-        Name::Namespace(name) => format!("there is a namespace `{name}` already, and this lab did not make it"),
-        Name::Link(site, link) => {
-            format!("there is an interface `{link}` already in {site}, and this lab did not make it")
+        Name::Namespace(name) => format!("the namespace `{name}` exists, and this lab did not create it"),
+        Name::Link(location, link) => {
+            format!("the interface `{link}` exists in {location}, and this lab did not create it")
         }
         Name::Route(to, via, _) => {
-            format!("there is a route {to} via {via} already in the host, and this lab did not make it")
+            format!("the route {to} via {via} exists in the host, and this lab did not create it")
         }
-        Name::Rules(set) => format!("there is a rule set `{set}` already, and this lab did not make it"),
+        Name::Rules(set) => format!("the rule set `{set}` exists, and this lab did not create it"),
     }
 }
 
-/// What an error means: that privileges are missing, or something else.
+/// Returns [`NetError::NotPermitted`] if privileges are missing, or else the error that `other` makes.
 pub(super) fn permitted(error: io::Error, other: impl FnOnce(io::Error) -> NetError) -> NetError {
     match error.kind() {
         io::ErrorKind::PermissionDenied => NetError::NotPermitted(error),

@@ -1,387 +1,400 @@
-//! Steps carried out: what is there of each, making it, taking it back.
+//! Executes steps: compares each step with the live state, makes it, or undoes it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
 use std::fs::File;
 use std::io::{self, Read};
 use std::process::Child;
 
-use super::apply::Keeper;
+use super::apply::RuleStore;
 use super::forwarding;
-use super::journal::{Entry, Journals, Mark};
-use super::links::{Found, Mac};
+use super::journal::{Entry, Identity, Journals};
+use super::links::{self, Mac};
 use super::name::NetnsName;
-use super::named::{self, Named, NamespaceMark};
-use super::ovs::{OvsError, OvsMark, Switch};
-use super::plan::{Site, Step};
+use super::named::{self, Named, NamespaceIdentity};
+use super::ovs::{OvsDatabase, OvsError, OvsIdentity};
+use super::plan::{Location, Step};
 use super::presence::Presence;
-use super::process::{self, Process, ProcessMark};
+use super::process::{self, Process, ProcessIdentity};
 use super::rules::Rules;
-use crate::lab::error::plain;
+use crate::lab::error::into_io;
 use crate::lab::{LabError, Links, Netns};
 use crate::model::IfName;
 use crate::sys::offload;
+use crate::sys::rtnetlink::{IfPresent, Link, Rtnetlink};
 
-/// The namespaces that a lab is in.
-pub(super) struct Ground {
-    /// The host; none where it is gone.
+/// The namespaces of a lab, and all else that steps need.
+pub(super) struct Executor {
+    /// The lab's host. `None` if it no longer exists.
     host: Option<Netns>,
-    /// Those that have been seen or made.
-    spaces: BTreeMap<NetnsName, Netns>,
-    links: BTreeMap<Site, Links>,
-    keeper: Keeper,
-    /// The lock of all labs, where it is held.
-    turn: Option<File>,
-    /// Processes that were started and wait to be let go, by their words.
+    /// The namespaces that were found or created, by name.
+    namespaces: BTreeMap<NetnsName, Netns>,
+    rule_store: RuleStore,
+    /// The lock of all labs, if child processes must inherit it.
+    lock: Option<File>,
+    /// Container processes that wait for [`process::release`], by token.
     waiting: BTreeMap<String, Child>,
-    /// The bridges of Open vSwitch that have been seen or are to be made.
-    switches: BTreeMap<IfName, OvsMark>,
-    /// Whether the processes that are made end with us.
+    /// The Open vSwitch bridges that were found or will be created, by name.
+    ovs_bridges: BTreeMap<IfName, OvsIdentity>,
+    /// True if container processes end with this process.
     bound: bool,
 }
 
-fn missing(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, format!("{what} is not there"))
+fn not_found(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{what} does not exist"))
 }
 
-/// A random word.
-fn random<const N: usize>() -> io::Result<[u8; N]> {
+/// Returns `N` bytes from /dev/urandom.
+fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The same as text.
-fn word() -> io::Result<String> {
-    Ok(random::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+/// Returns a random token of 16 hexadecimal digits.
+fn random_token() -> io::Result<String> {
+    Ok(random_bytes::<8>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-impl Ground {
-    /// `journals` know where rules are kept.
+impl Executor {
+    /// Creates an executor for a host. `journals` supplies the rule store.
     pub fn new(host: Option<Netns>, journals: &Journals) -> Self {
         Self {
             host,
-            spaces: BTreeMap::new(),
-            links: BTreeMap::new(),
-            keeper: journals.keeper().clone(),
-            turn: None,
+            namespaces: BTreeMap::new(),
+            rule_store: journals.rule_store().clone(),
+            lock: None,
             waiting: BTreeMap::new(),
-            switches: BTreeMap::new(),
+            ovs_bridges: BTreeMap::new(),
             bound: false,
         }
     }
 
-    /// Has programs that are run hold the lock of all labs, so that the next one waits for them too.
-    pub fn hold(mut self, turn: &File) -> io::Result<Self> {
-        self.turn = Some(turn.try_clone()?);
+    /// Passes the lock of all labs to child processes. If this process is killed, the next command waits until they
+    /// have ended.
+    pub fn inherit_lock(mut self, lock: &File) -> io::Result<Self> {
+        self.lock = Some(lock.try_clone()?);
         Ok(self)
     }
 
-    /// Has the processes that are made end with us.
+    /// Sets whether container processes end with this process.
     pub fn bound(self, bound: bool) -> Self {
         Self { bound, ..self }
     }
 
-    /// Chooses the mark of what a step is to make. A namespace is made here, still without a name: killed before it has one,
-    /// it is gone with the process.
-    pub fn mark(&mut self, step: &Step) -> io::Result<Mark> {
-        let mac = || random().map(Mac::new);
+    /// Returns a new identity for the object that a step creates.
+    ///
+    /// A namespace is created here, without a name. If this process is killed before the namespace has a name, the
+    /// kernel removes it.
+    pub fn new_identity(&mut self, step: &Step) -> io::Result<Identity> {
+        let mac = || random_bytes().map(Mac::new);
         Ok(match step {
             Step::Namespace(name) => {
-                let namespace = Netns::new().map_err(plain)?;
-                let lo: Result<(), LabError> = namespace.run(|| Links::open()?.up("lo")).map_err(plain)?;
-                lo.map_err(plain)?;
-                let mark = NamespaceMark::new(&namespace, word()?)?;
-                self.spaces.insert(name.clone(), namespace);
-                Mark::Namespace(mark)
+                let namespace = Netns::new().map_err(into_io)?;
+                let lo: Result<(), LabError> = namespace.run(|| Links::open()?.up("lo")).map_err(into_io)?;
+                lo.map_err(into_io)?;
+                let identity = NamespaceIdentity::new(&namespace, random_token()?)?;
+                self.namespaces.insert(name.clone(), namespace);
+                Identity::Namespace(identity)
             }
-            Step::Bridge(..) => Mark::Links(vec![mac()?]),
-            Step::Veth(_) => Mark::Links(vec![mac()?, mac()?]),
+            Step::Bridge(..) => Identity::Links(vec![mac()?]),
+            Step::Veth(_) => Identity::Links(vec![mac()?, mac()?]),
             Step::OvsBridge(name) => {
-                let mark = OvsMark::new(word()?, mac()?);
-                self.switch(&mark).answers()?;
-                self.switches.insert(name.clone(), mark.clone());
-                Mark::Ovs(mark)
+                let identity = OvsIdentity::new(random_token()?, mac()?);
+                self.ovs_database(&identity).check_connection()?;
+                self.ovs_bridges.insert(name.clone(), identity.clone());
+                Identity::Ovs(identity)
             }
-            Step::Rules(_) => Mark::Rules(word()?),
-            Step::Process(process) => Mark::Process(self.start(process)?),
-            _ => Mark::None,
+            Step::Rules(_) => Identity::Rules(random_token()?),
+            Step::Process(process) => Identity::Process(self.start(process)?),
+            _ => Identity::None,
         })
     }
 
-    /// Starts a container's process, which waits: killed before it is let go, it goes with us.
-    fn start(&mut self, process: &Process) -> io::Result<ProcessMark> {
-        let word = word()?;
-        let site = Site((!process.host).then(|| process.name.clone()));
-        let network = self.space(&site).ok_or_else(|| missing(&site.to_string()))?;
-        let child = process.start(network, &word)?;
-        let mark = ProcessMark::of(&child, word)?;
-        self.waiting.insert(mark.word().to_owned(), child);
-        Ok(mark)
+    /// Starts a container's process. It waits for its release, and ends if this process is killed before.
+    fn start(&mut self, process: &Process) -> io::Result<ProcessIdentity> {
+        let token = random_token()?;
+        let location = Location((!process.host).then(|| process.name.clone()));
+        let network = self.namespace(&location).ok_or_else(|| not_found(&location.to_string()))?;
+        let child = process.start(network, &token)?;
+        let identity = ProcessIdentity::from_child(&child, token)?;
+        self.waiting.insert(identity.token().to_owned(), child);
+        Ok(identity)
     }
 
-    fn switch<'a>(&'a self, mark: &'a OvsMark) -> Switch<'a> {
-        Switch { database: mark.database(), held: self.turn.as_ref() }
+    fn ovs_database<'a>(&'a self, identity: &'a OvsIdentity) -> OvsDatabase<'a> {
+        OvsDatabase { address: identity.database(), lock: self.lock.as_ref() }
     }
 
-    /// The database of a bridge that has been seen or is to be made.
-    fn switch_of(&self, bridge: &IfName) -> io::Result<Switch<'_>> {
-        self.switches.get(bridge).map(|mark| self.switch(mark)).ok_or_else(|| missing(&format!("`{bridge}`")))
+    /// Returns the database of a bridge that was found or will be created.
+    fn ovs_database_of(&self, bridge: &IfName) -> io::Result<OvsDatabase<'_>> {
+        self.ovs_bridges
+            .get(bridge)
+            .map(|identity| self.ovs_database(identity))
+            .ok_or_else(|| not_found(&format!("`{bridge}`")))
     }
 
-    /// Does something about rules in the host; nothing where that is gone.
-    pub fn rules<T: Send>(&self, job: impl FnOnce(&Keeper) -> T + Send) -> io::Result<Option<T>> {
-        self.host.as_ref().map(|host| host.run(|| job(&self.keeper)).map_err(plain)).transpose()
+    /// Runs `job` in the host's namespace. Returns `None` if the host no longer exists.
+    pub fn with_rule_store<T: Send>(&self, job: impl FnOnce(&RuleStore) -> T + Send) -> io::Result<Option<T>> {
+        self.host.as_ref().map(|host| host.run(|| job(&self.rule_store)).map_err(into_io)).transpose()
     }
 
-    /// A namespace that has been seen or made.
-    pub fn space(&self, site: &Site) -> Option<&Netns> {
-        site.0.as_ref().map_or(self.host.as_ref(), |name| self.spaces.get(name))
+    /// Returns a namespace that was found or created.
+    pub fn namespace(&self, location: &Location) -> Option<&Netns> {
+        location.0.as_ref().map_or(self.host.as_ref(), |name| self.namespaces.get(name))
     }
 
     fn named(&self, name: &NetnsName) -> io::Result<&Netns> {
-        self.spaces.get(name).ok_or_else(|| missing(&format!("`{name}`")))
+        self.namespaces.get(name).ok_or_else(|| not_found(&format!("`{name}`")))
     }
 
-    /// Does something in a namespace that must be there.
-    fn inside<T: Send>(&self, site: &Site, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        self.space(site).ok_or_else(|| missing(&site.to_string()))?.run(job).map_err(plain)?
+    /// Runs `job` in a namespace, and fails if the namespace was not found.
+    fn inside<T: Send>(&self, location: &Location, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.namespace(location).ok_or_else(|| not_found(&location.to_string()))?.run(job).map_err(into_io)?
     }
 
-    /// The links of a namespace; none where there is no such namespace.
-    fn links(&mut self, site: &Site) -> io::Result<Option<&Links>> {
-        let namespace = match &site.0 {
-            Some(name) => self.spaces.get(name),
-            None => self.host.as_ref(),
-        };
-        let Some(namespace) = namespace else { return Ok(None) };
-        Ok(Some(match self.links.entry(site.clone()) {
-            Slot::Occupied(slot) => slot.into_mut(),
-            Slot::Vacant(slot) => slot.insert(namespace.run(Links::open).map_err(plain)?.map_err(plain)?),
-        }))
+    /// Runs `job` with the links of a namespace, and fails if the namespace was not found.
+    fn with_links<T: Send>(
+        &self,
+        location: &Location,
+        job: impl FnOnce(&Rtnetlink) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        self.inside(location, || job(&Rtnetlink::open()?))
     }
 
-    /// The links of a namespace that must be there.
-    fn links_of(&mut self, site: &Site) -> io::Result<&Links> {
-        self.links(site)?.ok_or_else(|| missing(&site.to_string()))
+    fn find(&self, location: &Location, name: &IfName) -> io::Result<Option<Link>> {
+        match self.namespace(location) {
+            Some(_) => self.with_links(location, |links| links.link(name.as_str())),
+            None => Ok(None),
+        }
     }
 
-    fn find(&mut self, site: &Site, name: &IfName) -> io::Result<Option<Found>> {
-        self.links(site)?.map_or(Ok(None), |links| links.find(name))
+    /// Returns true if a link of this name exists, whatever created it.
+    pub fn has_link(&self, location: &Location, name: &IfName) -> io::Result<bool> {
+        self.find(location, name).map(|found| found.is_some())
     }
 
-    /// Whether there is a link of this name, whoever made it.
-    pub fn has_link(&mut self, site: &Site, name: &IfName) -> io::Result<bool> {
-        self.find(site, name).map(|found| found.is_some())
+    /// Returns the index of a link, and fails if the link does not exist.
+    fn index(&self, location: &Location, name: &IfName) -> io::Result<u32> {
+        let found = self.find(location, name)?;
+        found.map(|found| found.index).ok_or_else(|| not_found(&format!("`{name}`")))
     }
 
-    /// The number of a link that must be there.
-    fn index(&mut self, site: &Site, name: &IfName) -> io::Result<u32> {
-        let found = self.find(site, name)?;
-        found.map(|found| found.index).ok_or_else(|| missing(&format!("`{name}`")))
+    fn device(&self, location: &Location, dev: Option<&IfName>) -> io::Result<Option<u32>> {
+        dev.map(|dev| self.index(location, dev)).transpose()
     }
 
-    fn device(&mut self, site: &Site, dev: Option<&IfName>) -> io::Result<Option<u32>> {
-        dev.map(|dev| self.index(site, dev)).transpose()
-    }
-
-    /// Looks at what is there of a step. Those before it must have been looked at.
+    /// Compares a step with the live state. Call this for all earlier steps first, because it opens their namespaces.
     pub fn presence(&mut self, entry: &Entry) -> io::Result<Presence> {
-        let is = |here: bool| if here { Presence::Here } else { Presence::Absent };
-        Ok(match (&entry.step, &entry.mark) {
-            (Step::Namespace(name), Mark::Namespace(mark)) => match named::look(name, mark)? {
-                Named::Ours(namespace) => {
-                    self.spaces.insert(name.clone(), namespace);
-                    Presence::Here
+        let is = |here: bool| if here { Presence::Present } else { Presence::Absent };
+        Ok(match (&entry.step, &entry.identity) {
+            (Step::Namespace(name), Identity::Namespace(identity)) => match named::inspect(name, identity)? {
+                Named::Present(namespace) => {
+                    self.namespaces.insert(name.clone(), namespace);
+                    Presence::Present
                 }
-                Named::Half | Named::Nothing => Presence::Absent,
+                Named::Unmounted | Named::Absent => Presence::Absent,
                 Named::Foreign => Presence::Foreign,
             },
-            (Step::Bridge(site, name), Mark::Links(macs)) => self.of_links(&[(site.clone(), name.clone())], macs)?,
-            (Step::Veth(ends), Mark::Links(macs)) => self.of_links(ends, macs)?,
-            (Step::Forward(name), _) => is(self.spaces.get(name).map_or(Ok(false), forwarding::is_on)?),
-            (Step::Host(_), _) => is(self.host.is_some()),
-            (Step::OvsBridge(name), Mark::Ovs(mark)) => {
-                self.switches.insert(name.clone(), mark.clone());
-                self.of_switch(name, mark)?
+            (Step::Bridge(location, name), Identity::Links(macs)) => {
+                self.links_presence(&[(location.clone(), name.clone())], macs)?
             }
-            (Step::OvsPort(port, bridge), _) => match self.switches.get(bridge) {
-                Some(mark) => is(self.switch(mark).has_port(bridge, port)?),
+            (Step::Veth(ends), Identity::Links(macs)) => self.links_presence(ends, macs)?,
+            (Step::Forward(name), _) => is(self.namespaces.get(name).map_or(Ok(false), forwarding::is_enabled)?),
+            (Step::Host(_), _) => is(self.host.is_some()),
+            (Step::OvsBridge(name), Identity::Ovs(identity)) => {
+                self.ovs_bridges.insert(name.clone(), identity.clone());
+                self.ovs_presence(name, identity)?
+            }
+            (Step::OvsPort(port, bridge), _) => match self.ovs_bridges.get(bridge) {
+                Some(identity) => is(self.ovs_database(identity).has_port(bridge, port)?),
                 None => Presence::Absent,
             },
-            (Step::Rules(rules), Mark::Rules(word)) => {
-                let presence = self.rules(|keeper| keeper.presence(rules, word))?;
+            (Step::Rules(rules), Identity::Rules(token)) => {
+                let presence = self.with_rule_store(|store| store.presence(rules, token))?;
                 presence.unwrap_or(Ok(Presence::Absent)).map_err(io::Error::other)?
             }
-            (Step::Process(_), Mark::Process(mark)) => is(mark.find()?.is_some()),
-            (Step::Join(site, port, bridge), _) => {
-                let bridge = self.find(site, bridge)?.map(|found| found.index);
-                is(self.find(site, port)?.is_some_and(|port| bridge.is_some() && port.controller == bridge))
+            (Step::Process(_), Identity::Process(identity)) => is(identity.find()?.is_some()),
+            (Step::Join(location, port, bridge), _) => {
+                let bridge = self.find(location, bridge)?.map(|found| found.index);
+                is(self.find(location, port)?.is_some_and(|port| bridge.is_some() && port.master == bridge))
             }
-            (Step::Address(site, link, address), _) => match self.find(site, link)? {
-                Some(found) => is(self.links_of(site)?.addresses(found.index)?.contains(address)),
+            (Step::Address(location, link, address), _) => match self.find(location, link)? {
+                Some(found) => is(self.with_links(location, |links| links::has_address(links, found.index, *address))?),
                 None => Presence::Absent,
             },
-            (Step::Checksums(site, link), _) => match self.find(site, link)? {
-                Some(found) => is(!self.inside(site, || offload::leaves_checksums(found.index))?),
+            (Step::Checksums(location, link), _) => match self.find(location, link)? {
+                Some(found) => is(!self.inside(location, || offload::leaves_checksums(found.index))?),
                 None => Presence::Absent,
             },
-            (Step::Up(site, link), _) => is(self.find(site, link)?.is_some_and(|found| found.up)),
-            (Step::Route(site, to, via, dev), _) => {
+            (Step::Up(location, link), _) => is(self.find(location, link)?.is_some_and(|found| found.up)),
+            (Step::Route(location, to, via, dev), _) => {
                 let out = match dev {
-                    Some(dev) => self.find(site, dev)?.map(|found| found.index),
+                    Some(dev) => self.find(location, dev)?.map(|found| found.index),
                     None => None,
                 };
-                match self.links(site)? {
-                    Some(links) if out.is_some() == dev.is_some() => is(links.has_route(*to, *via, out)?),
+                match self.namespace(location) {
+                    Some(_) if out.is_some() == dev.is_some() => {
+                        is(self.with_links(location, |links| links::has_route(links, *to, *via, out))?)
+                    }
                     _ => Presence::Absent,
                 }
             }
-            // A mark of another kind: not what we wrote.
+            // The journal has an identity of the wrong kind.
             (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _) => Presence::Absent,
             (Step::Rules(_) | Step::Process(_), _) => Presence::Absent,
         })
     }
 
-    /// What is there of links that were made with these addresses: all of them, none, or others.
-    fn of_links(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<Presence> {
+    /// Compares links with the hardware addresses that they were created with.
+    fn links_presence(&self, links: &[(Location, IfName)], macs: &[Mac]) -> io::Result<Presence> {
         let mut ours = 0;
-        for ((site, name), mac) in links.iter().zip(macs) {
-            match self.find(site, name)? {
-                Some(found) if found.has(mac) => ours += 1,
+        for ((location, name), mac) in links.iter().zip(macs) {
+            match self.find(location, name)? {
+                Some(found) if mac.matches(&found) => ours += 1,
                 Some(_) => return Ok(Presence::Foreign),
                 None => {}
             }
         }
         Ok(match ours {
             0 => Presence::Absent,
-            _ if ours == links.len() => Presence::Here,
-            // One end was moved or renamed, or is where nobody finds it.
-            _ => Presence::Part,
+            _ if ours == links.len() => Presence::Present,
+            // An end was moved or renamed.
+            _ => Presence::Partial,
         })
     }
 
-    /// Makes what a step makes, with its mark.
+    /// Makes a step, with its identity from the journal.
     pub fn make(&mut self, entry: &Entry) -> io::Result<()> {
-        match (&entry.step, &entry.mark) {
-            (Step::Namespace(name), Mark::Namespace(mark)) => {
-                named::prepare()?;
-                named::publish(name, self.named(name)?, mark)
+        match (&entry.step, &entry.identity) {
+            (Step::Namespace(name), Identity::Namespace(identity)) => {
+                named::prepare_directory()?;
+                named::mount_name(name, self.named(name)?, identity)
             }
-            (Step::Bridge(site, name), Mark::Links(macs)) => {
+            (Step::Bridge(location, name), Identity::Links(macs)) => {
                 let [mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
-                self.links_of(site)?.add_bridge(name, mac)
+                self.with_links(location, |links| links.add_bridge(mac.link(name.as_str())))
             }
-            (Step::Veth([(here, name), (there, peer)]), Mark::Links(macs)) => {
+            (Step::Veth([(here, name), (there, peer)]), Identity::Links(macs)) => {
                 let [mac, peer_mac] = macs.as_slice() else { return Err(io::ErrorKind::InvalidData.into()) };
-                self.links_of(here)?;
-                let there = self.space(there).ok_or_else(|| missing(&there.to_string()))?;
-                let links = self.links.get(here).ok_or_else(|| missing(&here.to_string()))?;
-                links.add_veth((name, mac), (peer, peer_mac), there)
+                let there = self.namespace(there).ok_or_else(|| not_found(&there.to_string()))?;
+                let (end, peer) = (mac.link(name.as_str()), peer_mac.link(peer.as_str()));
+                self.with_links(here, |links| links.add_veth(end, peer, there))
             }
             (Step::Host(_), _) => Ok(()),
-            (Step::OvsBridge(name), Mark::Ovs(mark)) => {
-                self.switch(mark).add(name, mark)?;
-                match self.find(&Site::HOST, name)? {
-                    Some(found) if found.has(mark.mac()) => Ok(()),
+            (Step::OvsBridge(name), Identity::Ovs(identity)) => {
+                self.ovs_database(identity).add(name, identity)?;
+                match self.find(&Location::HOST, name)? {
+                    Some(found) if identity.mac().matches(&found) => Ok(()),
                     _ => Err(OvsError::Elsewhere(name.clone()).into()),
                 }
             }
-            (Step::OvsPort(port, bridge), _) => Ok(self.switch_of(bridge)?.add_port(bridge, port)?),
-            (Step::Rules(rules), Mark::Rules(word)) => self.make_rules(rules, word),
-            (Step::Process(_), Mark::Process(mark)) => {
-                let child = self.waiting.remove(mark.word()).ok_or_else(|| missing("our process"))?;
-                process::go(child, self.bound)
+            (Step::OvsPort(port, bridge), _) => Ok(self.ovs_database_of(bridge)?.add_port(bridge, port)?),
+            (Step::Rules(rules), Identity::Rules(token)) => self.make_rules(rules, token),
+            (Step::Process(_), Identity::Process(identity)) => {
+                let child =
+                    self.waiting.remove(identity.token()).ok_or_else(|| not_found("the process of the container"))?;
+                process::release(child, self.bound)
             }
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, true),
-            (Step::Join(site, port, bridge), _) => {
-                let (port, bridge) = (self.index(site, port)?, self.index(site, bridge)?);
-                self.links_of(site)?.control(port, bridge)
+            (Step::Join(location, port, bridge), _) => {
+                let (port, bridge) = (self.index(location, port)?, self.index(location, bridge)?);
+                self.with_links(location, |links| links.set_master(port, bridge))
             }
-            (Step::Address(site, link, address), _) => {
-                let index = self.index(site, link)?;
-                self.links_of(site)?.add_address(index, *address)
+            (Step::Address(location, link, address), _) => {
+                let index = self.index(location, link)?;
+                self.with_links(location, |links| links.add_address(index, *address, IfPresent::Fail))
             }
-            (Step::Checksums(site, link), _) => {
-                let index = self.index(site, link)?;
-                self.inside(site, || offload::compute_checksums(index))
+            (Step::Checksums(location, link), _) => {
+                let index = self.index(location, link)?;
+                self.inside(location, || offload::compute_checksums(index))
             }
-            (Step::Up(site, link), _) => {
-                let index = self.index(site, link)?;
-                self.links_of(site)?.bring_up(index)
+            (Step::Up(location, link), _) => {
+                let index = self.index(location, link)?;
+                self.with_links(location, |links| links.set_up(index))
             }
-            (Step::Route(site, to, via, dev), _) => {
-                let dev = self.device(site, dev.as_ref())?;
-                self.links_of(site)?.add_route(*to, *via, dev)
+            (Step::Route(location, to, via, dev), _) => {
+                let dev = self.device(location, dev.as_ref())?;
+                self.with_links(location, |links| links.add_route(links::lab_route(*to, *via, dev), IfPresent::Fail))
             }
-            // A mark of another kind: not what we wrote.
+            // The journal has an identity of the wrong kind.
             (Step::Namespace(_) | Step::Bridge(..) | Step::OvsBridge(_) | Step::Veth(_), _)
             | (Step::Rules(_) | Step::Process(_), _) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
-    /// Takes back what a step made; says whether anything of it was there. What is not ours stays.
-    pub fn take_back(&mut self, entry: &Entry) -> io::Result<bool> {
-        match (&entry.step, &entry.mark) {
-            (Step::Namespace(name), Mark::Namespace(mark)) => {
-                let was_there = named::remove(name, mark)?;
-                self.links.remove(&Site(Some(name.clone())));
-                self.spaces.remove(name);
+    /// Undoes a step. Returns true if any part of it existed. Objects that the lab did not create are kept.
+    ///
+    /// If the kernel removes the object at the same time, that is no error.
+    pub fn undo(&mut self, entry: &Entry) -> io::Result<bool> {
+        let taken = self.try_undo(entry);
+        let vanished = taken.is_err() && self.presence(entry).is_ok_and(|presence| presence == Presence::Absent);
+        if vanished { Ok(false) } else { taken }
+    }
+
+    fn try_undo(&mut self, entry: &Entry) -> io::Result<bool> {
+        match (&entry.step, &entry.identity) {
+            (Step::Namespace(name), Identity::Namespace(identity)) => {
+                let was_there = named::remove(name, identity)?;
+                self.namespaces.remove(name);
                 Ok(was_there)
             }
-            (Step::Bridge(site, name), Mark::Links(macs)) => self.remove(&[(site.clone(), name.clone())], macs),
-            (Step::Veth(ends), Mark::Links(macs)) => self.remove(ends, macs),
-            (Step::OvsBridge(name), Mark::Ovs(mark)) => Ok(self.switch(mark).remove(name, mark)?),
-            (Step::Rules(rules), Mark::Rules(word)) => {
-                let gone = self.rules(|keeper| keeper.take_back(rules, word))?;
+            (Step::Bridge(location, name), Identity::Links(macs)) => {
+                self.remove(&[(location.clone(), name.clone())], macs)
+            }
+            (Step::Veth(ends), Identity::Links(macs)) => self.remove(ends, macs),
+            (Step::OvsBridge(name), Identity::Ovs(identity)) => {
+                Ok(self.ovs_database(identity).remove(name, identity)?)
+            }
+            (Step::Rules(rules), Identity::Rules(token)) => {
+                let gone = self.with_rule_store(|store| store.undo(rules, token))?;
                 gone.unwrap_or(Ok(false)).map_err(io::Error::other)
             }
-            (Step::Process(process), Mark::Process(mark)) => {
-                let was_there = process.end(mark);
-                // Where it is our own child, nobody else asks how it ended.
-                self.waiting.remove(mark.word()).map(|mut child| child.wait()).transpose()?;
+            (Step::Process(process), Identity::Process(identity)) => {
+                let was_there = process.kill(identity);
+                // Reap the process if it is a child of this one.
+                self.waiting.remove(identity.token()).map(|mut child| child.wait()).transpose()?;
                 was_there
             }
-            // A link that is to stay stays up.
+            // Links that the lab keeps also stay up.
             (Step::Up(..) | Step::Checksums(..) | Step::Host(_), _) => Ok(false),
-            _ if self.presence(entry)? != Presence::Here => Ok(false),
+            _ if self.presence(entry)? != Presence::Present => Ok(false),
             (Step::Forward(name), _) => forwarding::set(self.named(name)?, false).map(|()| true),
             (Step::OvsPort(port, bridge), _) => {
-                self.switch_of(bridge)?.remove_port(bridge, port)?;
+                self.ovs_database_of(bridge)?.remove_port(bridge, port)?;
                 Ok(true)
             }
-            (Step::Join(site, port, _), _) => {
-                let port = self.index(site, port)?;
-                self.links_of(site)?.control(port, 0).map(|()| true)
+            (Step::Join(location, port, _), _) => {
+                let port = self.index(location, port)?;
+                self.with_links(location, |links| links.set_master(port, 0)).map(|()| true)
             }
-            (Step::Address(site, link, address), _) => {
-                let index = self.index(site, link)?;
-                self.links_of(site)?.remove_address(index, *address).map(|()| true)
+            (Step::Address(location, link, address), _) => {
+                let index = self.index(location, link)?;
+                self.with_links(location, |links| links.delete_address(index, *address)).map(|()| true)
             }
-            (Step::Route(site, to, via, dev), _) => {
-                let dev = self.device(site, dev.as_ref())?;
-                self.links_of(site)?.remove_route(*to, *via, dev).map(|()| true)
+            (Step::Route(location, to, via, dev), _) => {
+                let dev = self.device(location, dev.as_ref())?;
+                self.with_links(location, |links| links.delete_route(links::lab_route(*to, *via, dev))).map(|()| true)
             }
             _ => Ok(false),
         }
     }
 
-    /// Removes the links of these names that were made with these addresses; the ends of a pair go together.
-    fn remove(&mut self, links: &[(Site, IfName)], macs: &[Mac]) -> io::Result<bool> {
+    /// Deletes the links that have these names and hardware addresses. The kernel deletes both ends of a pair at once.
+    fn remove(&self, links: &[(Location, IfName)], macs: &[Mac]) -> io::Result<bool> {
         let mut was_there = false;
-        for ((site, name), mac) in links.iter().zip(macs) {
-            let Some(found) = self.find(site, name)?.filter(|found| found.has(mac)) else { continue };
-            self.links_of(site)?.remove(found.index)?;
+        for ((location, name), mac) in links.iter().zip(macs) {
+            let Some(found) = self.find(location, name)?.filter(|found| mac.matches(found)) else { continue };
+            self.with_links(location, |links| links.delete_link(found.index))?;
             was_there = true;
         }
         Ok(was_there)
     }
 
-    fn of_switch(&self, name: &IfName, mark: &OvsMark) -> io::Result<Presence> {
-        Ok(self.switch(mark).presence(name, mark)?)
+    fn ovs_presence(&self, name: &IfName, identity: &OvsIdentity) -> io::Result<Presence> {
+        Ok(self.ovs_database(identity).presence(name, identity)?)
     }
 
-    fn make_rules(&self, rules: &Rules, word: &str) -> io::Result<()> {
-        self.rules(|keeper| keeper.make(rules, word))?.unwrap_or_else(|| Err(missing("the host")))
+    fn make_rules(&self, rules: &Rules, token: &str) -> io::Result<()> {
+        self.with_rule_store(|store| store.make(rules, token))?.unwrap_or_else(|| Err(not_found("the host")))
     }
 }

@@ -1,15 +1,20 @@
-//! Standing networks: namespaces with names, pairs of links, bridges and containers from a file; `portfwd lab`.
+//! Standing networks: named namespaces, veth pairs, bridges and containers from a file, for `portfwd lab`.
 //!
 //! ```text
 //! file ──read──▶ description ──plan──▶ steps ──make──▶ kernel
 //!                                        │ journal: written before anything is made
 //!                                        ◀──────────── what is there, and ours
 //! ```
-//! What is made is told from what others made by marks that the kernel holds and that are chosen and written down before
-//! anything is made: a link has a random hardware address from its first moment on, a namespace is known by the kernel's
-//! cookie of it, the file that its name is mounted on has a random word in it, a route has a protocol of its own, a process is
-//! known by when it was started and waits until that is written down, a rule set and a bridge of Open vSwitch have a random
-//! word. So whatever ends the process, `down` removes what is there and ours, and nothing else.
+//! A lab never changes or removes objects of other programs. So each object has an identity that the kernel keeps, and
+//! that is in the journal before the object is created:
+//!
+//! - a link: a random hardware address, from its creation on;
+//! - a namespace: the kernel's cookie, and a random token in the file that its name is mounted on;
+//! - a route: a protocol number of its own;
+//! - a process: its start time; the process waits until the journal has it;
+//! - a rule set and an Open vSwitch bridge: a random token.
+//!
+//! So `down` removes what the lab created and nothing else, even if a process was killed meanwhile.
 
 mod address;
 mod apply;
@@ -40,13 +45,13 @@ mod up;
 
 pub use description::Lab;
 pub use error::NetError;
-pub use exec::{exec, make_for_one_command};
-pub use init::{Container as Inside, init};
+pub use exec::{exec, make_temporary};
+pub use init::{ContainerInit, init};
 pub use journal::Journals;
-pub use list::{Standing, list};
+pub use list::{LabStatus, list};
 pub use name::{LabName, NetnsName};
 pub use ovs::OvsError;
-pub use plan::{Name, Site, Step};
+pub use plan::{Location, Name, Step};
 pub use process::Process;
 pub use read::read;
 pub use rules::{Published, Rules};

@@ -1,4 +1,4 @@
-//! Mounts of a process in a namespace of a lab.
+//! Mounts for a process in a namespace of a lab.
 
 use std::fs;
 use std::io;
@@ -10,17 +10,17 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::name::NetnsName;
 
-/// What a namespace has of its own in /etc, as ip-netns(8) has it.
+/// The directory with the files that replace those of /etc in a namespace (ip-netns(8)).
 const ETC: &str = "/etc/netns";
 
-/// Gives the calling thread mounts of its own that fit the network namespace it is in, as `ip netns exec` does.
-pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
+/// Gives the calling thread its own mounts that fit its network namespace, as `ip netns exec` does.
+pub(super) fn set_up_mounts(name: &NetnsName) -> io::Result<()> {
     private_mounts()?;
     let none = None::<&str>;
     let read_only = statvfs("/sys").is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY));
     let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    // Where parts of /sys are hidden from a user namespace, the kernel does not let it be mounted anew
-    // (`mount_too_revealing` in fs/namespace.c): it then shows the interfaces of where we come from.
+    // If parts of /sys are hidden from a user namespace, the kernel refuses a new mount of it (`mount_too_revealing` in
+    // fs/namespace.c). /sys then shows the interfaces of the previous namespace.
     let _ = mount(Some(name.as_str()), "/sys", Some("sysfs"), flags, none);
     let Ok(files) = fs::read_dir(Path::new(ETC).join(name.as_str())) else { return Ok(()) };
     for file in files {
@@ -33,7 +33,8 @@ pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
     Ok(())
 }
 
-/// Sees to it that what is mounted from now on is seen by nobody else; what others mount is still seen.
+/// Gives the calling thread a mount namespace. Later mounts in it are private; mounts of other processes are still
+/// propagated to it.
 pub(super) fn private_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&str>;

@@ -1,14 +1,14 @@
-//! The state of a step in the kernel.
+//! The state of a step compared with the kernel.
 
-/// What is there of a step.
+/// The live state of a step's object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// What it makes, and we made it.
-    Here,
-    /// What we made, but not all of it, or not as it should be.
-    Part,
-    /// Nothing.
+    /// The object is complete, and the lab created it.
+    Present,
+    /// The lab created the object, but part of it is missing or changed.
+    Partial,
+    /// No object has the name.
     Absent,
-    /// Something else of its name.
+    /// An object of another program has the name.
     Foreign,
 }

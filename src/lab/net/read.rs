@@ -1,4 +1,4 @@
-//! A lab's file to its description, with a place for every mistake.
+//! Reads a lab's file into a description. Each error has a position in the file.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -15,10 +15,10 @@ use crate::config::{Problem, Source};
 use crate::model::address::invalid_host;
 use crate::model::{ChainName, IfName, ParseError, prefix};
 
-/// Reads a lab's file.
+/// Reads the file of a lab.
 ///
 /// # Errors
-/// Every mistake in it, in the order of their places.
+/// All errors of the file, sorted by position.
 pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     let mut reader = TableReader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);
@@ -31,11 +31,11 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     reader.reject_unknown_keys(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
     let name = name(&mut reader, &whole, source);
     let parts = Parts {
-        namespaces: each(&mut reader, root, "namespace", "[[namespace]]", namespace),
-        bridges: each(&mut reader, root, "bridge", "[[bridge]]", bridge),
-        veths: each(&mut reader, root, "veth", "[[veth]]", veth),
-        routes: each(&mut reader, root, "route", "[[route]]", route),
-        containers: each(&mut reader, root, "container", "[[container]]", container),
+        namespaces: read_tables(&mut reader, root, "namespace", "[[namespace]]", namespace),
+        bridges: read_tables(&mut reader, root, "bridge", "[[bridge]]", bridge),
+        veths: read_tables(&mut reader, root, "veth", "[[veth]]", veth),
+        routes: read_tables(&mut reader, root, "route", "[[route]]", route),
+        containers: read_tables(&mut reader, root, "container", "[[container]]", container),
     };
     check(&mut reader, &parts);
     let mut problems = reader.problems;
@@ -46,7 +46,7 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     }
 }
 
-/// The lab's name: what the file says, or the file's own.
+/// Returns the lab's name: the key `name`, or the file's stem.
 fn name(reader: &mut TableReader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
     if whole.values.contains_key("name") {
         return reader.optional(whole, "name");
@@ -56,13 +56,13 @@ fn name(reader: &mut TableReader, whole: &Table<'_>, source: &Source) -> Option<
         Ok(name) => Some(name),
         Err(error) => {
             let help = format!("{}, or set `name` in the first line", ParseError::help(&error));
-            reader.report(0..0, format!("the file's name gives no name: {error}"), help);
+            reader.report(0..0, format!("the file name is no name for a lab: {error}"), help);
             None
         }
     }
 }
 
-fn each<T, S>(
+fn read_tables<T, S>(
     reader: &mut TableReader,
     root: &DeTable<'_>,
     key: &'static str,
@@ -73,8 +73,8 @@ fn each<T, S>(
     tables.into_iter().filter_map(|table| read(reader, &table)).collect()
 }
 
-/// A name that must be there, and its place.
-fn named<T: std::str::FromStr<Err = ParseError>>(
+/// Reads the required key `name`, with its position.
+fn required_name<T: std::str::FromStr<Err = ParseError>>(
     reader: &mut TableReader,
     table: &Table<'_>,
     example: &str,
@@ -86,7 +86,7 @@ fn named<T: std::str::FromStr<Err = ParseError>>(
 fn namespace(reader: &mut TableReader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
     reader.reject_unknown_keys(table, &["name", "forward"]);
     let forward = reader.boolean(table, "forward", false);
-    let (name, span) = named(reader, table, "\"red\"")?;
+    let (name, span) = required_name(reader, table, "\"red\"")?;
     Some((Namespace { name, forward }, span))
 }
 
@@ -97,7 +97,7 @@ fn bridge(reader: &mut TableReader, table: &Table<'_>) -> Option<(Bridge, Range<
     let addresses = addresses(reader, table);
     let masquerade = reader.boolean(table, "masquerade", false);
     let chain = reader.optional(table, "chain").unwrap_or_else(ChainName::docker);
-    let (name, span) = named(reader, table, "\"v-net-0\"")?;
+    let (name, span) = required_name(reader, table, "\"v-net-0\"")?;
     Some((Bridge { name, kind, namespace, addresses, masquerade, chain }, span))
 }
 
@@ -113,9 +113,9 @@ fn veth(reader: &mut TableReader, table: &Table<'_>) -> Option<(Veth, [Range<usi
         Ok(_) => None,
         Err(_) => {
             let help = "write two, `{ namespace = \"red\", name = \"veth-red\" }` each";
-            // What is no list of tables is reported already.
+            // A value that is no list of tables has been reported already.
             if matches!(value.get_ref(), DeValue::Array(list) if list.len() == count) {
-                reader.report(value.span(), format!("a pair of links has two ends, not {count}"), help);
+                reader.report(value.span(), format!("a veth pair has two ends, not {count}"), help);
             }
             None
         }
@@ -127,7 +127,7 @@ fn end(reader: &mut TableReader, table: &Table<'_>) -> Option<(End, Range<usize>
     let namespace = reader.optional(table, "namespace");
     let addresses = addresses(reader, table);
     let bridge: Option<IfName> = reader.optional(table, "bridge");
-    let (name, span) = named(reader, table, "\"veth-red\"")?;
+    let (name, span) = required_name(reader, table, "\"veth-red\"")?;
     Some((End { namespace, name, addresses, bridge }, span))
 }
 
@@ -137,7 +137,7 @@ fn route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<us
     let dev = reader.optional(table, "dev");
     let via = reader.required(table, "via", "\"192.168.15.5\"").and_then(|value| {
         let text = reader.text(value, "via")?;
-        host(text).map_err(|error| reader.report_error(value.span(), &error)).ok()
+        host_address(text).map_err(|error| reader.report_error(value.span(), &error)).ok()
     });
     let value = reader.required(table, "to", "\"default\"")?;
     let text = reader.text(value, "to")?;
@@ -147,7 +147,11 @@ fn route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<us
         Ok(to) if to.is_ipv4() == via.is_ipv4() => Some((Route { namespace, to, via, dev }, value.span())),
         Ok(to) => {
             let help = "write both as IPv4 or both as IPv6";
-            reader.report(value.span(), format!("`{to}` cannot be reached through `{via}`"), help);
+            reader.report(
+                value.span(),
+                format!("the gateway `{via}` and the destination `{to}` are of different families"),
+                help,
+            );
             None
         }
         Err(error) => {
@@ -161,7 +165,7 @@ fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, 
     reader.reject_unknown_keys(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
     let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
     let network = choice(reader, table, "network", &networks)?;
-    let addresses = reader.list(table, "address", host).unwrap_or_default();
+    let addresses = reader.list(table, "address", host_address).unwrap_or_default();
     if let [_, (more, span), ..] = addresses.as_slice() {
         reader.report(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
     }
@@ -171,7 +175,7 @@ fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, 
     if network != Attachment::Bridge {
         for key in ["bridge", "address", "publish"] {
             if let Some(value) = table.values.get(key) {
-                let what = format!("`{key}` is for a container whose network is `bridge`");
+                let what = format!("`{key}` needs a container with `network = \"bridge\"`");
                 reader.report(value.span(), what, format!("leave `{key}` out, or write `network = \"bridge\"`"));
             }
         }
@@ -181,17 +185,18 @@ fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, 
         Some(value) => Some(reader.parse(value, "bridge")?),
         None => "docker0".parse().ok(),
     };
-    let (name, span) = named(reader, table, "\"web\"")?;
-    let (publish, command) = (without_places(publish), without_places(command));
+    let (name, span) = required_name(reader, table, "\"web\"")?;
+    let (publish, command) = (without_spans(publish), without_spans(command));
     let address = addresses.first().map(|(address, _)| *address);
     Some((Container { name, network, bridge, address, publish, processes, command }, span))
 }
 
-fn without_places<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
+fn without_spans<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
     list.into_iter().map(|(item, _)| item).collect()
 }
 
-/// One of some words; the first where the key is not there, none where it has another value.
+/// Reads a key that has one of a few values. Returns the first value if the key is missing, and `None` for any other
+/// value.
 fn choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
     let Some(value) = table.values.get(key) else { return words.first().map(|(_, choice)| *choice) };
     let text = reader.text(value, key)?;
@@ -207,29 +212,29 @@ fn choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words
     found
 }
 
-/// The addresses of an interface.
+/// Reads the addresses of an interface.
 fn addresses(reader: &mut TableReader, table: &Table<'_>) -> Vec<IpNetwork> {
-    without_places(reader.list(table, "address", interface_address).unwrap_or_default())
+    without_spans(reader.list(table, "address", interface_address).unwrap_or_default())
 }
 
-/// `192.168.15.1/24`: an address and the length of its subnet.
+/// Parses an address with its prefix length, such as `192.168.15.1/24`.
 fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
-    let help = "write the address with the length of its subnet, `192.168.15.1/24`";
+    let help = "write the address with its prefix length, `192.168.15.1/24`";
     let wrong = |why: &str| ParseError::new(format!("`{text}` {why}"), help);
     if !text.contains('/') {
-        return Err(wrong("has no length of its subnet"));
+        return Err(wrong("has no prefix length"));
     }
-    let address: IpNetwork = text.parse().map_err(|_| wrong("is no address of an interface"))?;
-    host(&address.ip().to_string())?;
+    let address: IpNetwork = text.parse().map_err(|_| wrong("is no interface address"))?;
+    host_address(&address.ip().to_string())?;
     let is_end = |end: IpAddr| address.is_ipv4() && address.prefix() < 31 && address.ip() == end;
     if is_end(address.network()) || is_end(address.broadcast()) {
-        return Err(wrong("is the first or last address of its subnet, which is no host's"));
+        return Err(wrong("is the first or last address of its subnet, which no host can have"));
     }
     Ok(address)
 }
 
-/// The address of one host.
-fn host(text: &str) -> Result<IpAddr, ParseError> {
+/// Parses the address of a single host.
+fn host_address(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
     match invalid_host(address) {
@@ -238,10 +243,10 @@ fn host(text: &str) -> Result<IpAddr, ParseError> {
     }
 }
 
-/// A word of a command.
+/// Parses one argument of a command.
 fn argument(text: &str) -> Result<String, ParseError> {
     if text.contains('\0') {
-        return Err(ParseError::new("a word of the command holds a zero byte", "leave it out"));
+        return Err(ParseError::new("an argument of the command contains a zero byte", "leave it out"));
     }
     Ok(text.to_owned())
 }

@@ -1,36 +1,36 @@
-//! The rules that look a packet up in a map of forwards.
+//! Compiles the rules that look up packets in the maps of forwards.
 //!
-//! For a class with address, interface and clients, of IPv4 and single ports, the rule is in nft(8):
+//! The rule for single IPv4 ports with address, interface and client prefix, as nft(8) text:
 //! ```text
 //! meta nfproto ipv4 ct label set 121
 //!     dnat ip to meta l4proto . th dport . ip daddr . iifname . ip saddr & 255.255.255.0 map @ip-address-interface-from24-ports
 //! ```
-//! Of ports in blocks, the low bits are masked. The client's address is masked before it is looked up, so nested prefixes
-//! are separate maps of constant cost and never overlap in one. The label is set between the lookup and the rewriting, so
-//! only on what a forward caught.
+//! For maps of port blocks, the rule masks the low bits of the port. For maps with client prefixes, the rule masks the
+//! client's address before the lookup: prefixes of different lengths are in different maps, so the keys of one map never
+//! overlap. The rule sets the label after a successful lookup, so only connections of forwards get the label.
 //!
-//! Where some of a map's forwards ask for another source, no hairpin or loopback addresses, a rule before it takes their
-//! labels from a map of the same keys:
+//! Forwards with their own source, without hairpin NAT, or with loopback need more labels. A rule before the usual one
+//! sets these labels from a map with the same keys:
 //! ```text
 //! meta nfproto ipv4 ct label set meta l4proto . th dport map @ip-ports-labels dnat ip to meta l4proto . th dport map @ip-ports
 //! ```
-//! Be aware: nft(8) can only print the first rule's label in front of the lookup; a table restored from that text labels
-//! every connection to this host. `plan` sees the difference and `apply` mends it. nft(8) 1.0.6 prints a mask behind the
-//! first field of a key, but cannot read it; nor can it read back a label that comes from a map.
+//! Be aware: nft(8) prints `ct label set` before the lookup, so a table that is restored from its text labels every
+//! connection to this host. `plan` shows the difference and `apply` repairs the table. nft(8) 1.0.6 cannot read two things
+//! that it prints: a mask after the first field of a key, and a label that is set from a map.
 
 use std::collections::BTreeSet;
 
-use super::expressions::{End, FIRST, family_is, load_address, mask, set_label};
+use super::expressions::{AddressField, FIRST, family_is, load_address, mask, set_label};
 use crate::model::Protocol;
 use crate::model::label::{FORWARDED, MASQUERADE};
 use crate::nft::expr::{
-    Bitwise, Choice, Cmp, CtSetLabel, Expr, Header, Lookup, Meta, MetaKey, Nat, Payload, Redirect, Register,
+    Bitwise, Cmp, CtSetLabel, Expr, Header, Lookup, Meta, MetaKey, Nat, NatFlag, Payload, Redirect, Register,
 };
-use crate::nft::map::{MapId, Place, Role};
+use crate::nft::map::{AddressScope, MapId, MapRole};
 use crate::nft::program::{Field, Rule};
 
-/// The rules that ask one map: one, or for a redirect one for each protocol, because nft(8) takes `redirect to :PORT`
-/// only behind a match of the protocol.
+/// Returns the rules that look up one map: one rule, or for redirects one rule for each protocol. nft(8) accepts
+/// `redirect to :PORT` only after a protocol match.
 pub(super) fn rules(id: &MapId, protocols: &BTreeSet<Protocol>) -> Vec<Rule> {
     if id.redirect {
         return protocols.iter().map(|protocol| rule(id, Some(*protocol))).collect();
@@ -45,27 +45,27 @@ fn rule(id: &MapId, protocol: Option<Protocol>) -> Rule {
         exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to: FIRST }));
         exprs.push(Expr::Cmp(Cmp { register: FIRST, equal: true, data: vec![protocol.number()] }));
     }
-    if id.role == Role::Labels {
-        exprs.extend(look_up(id));
+    if id.role == MapRole::Labels {
+        exprs.extend(lookup_exprs(id));
         exprs.push(Expr::CtSetLabel(CtSetLabel { from: FIRST }));
     }
     let targets = id.targets();
-    exprs.extend(look_up(&targets));
-    if id.role != Role::Labels {
+    exprs.extend(lookup_exprs(&targets));
+    if id.role != MapRole::Labels {
         exprs.extend(set_label(common_label(id), LABEL_SCRATCH));
     }
     exprs.push(rewrite(&targets));
     Rule { exprs, comment: None }
 }
 
-/// The labels of a map's connections that have none of their own.
+/// Returns the labels for connections without an element in a map of labels.
 fn common_label(id: &MapId) -> &'static [u8] {
-    // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-    if id.place == Place::Outside || id.redirect { &[FORWARDED] } else { &[FORWARDED, MASQUERADE] }
+    // Another host cannot reply to a loopback address, so these connections are masqueraded. Redirects stay on this host.
+    if id.scope == AddressScope::NonLoopback || id.redirect { &[FORWARDED] } else { &[FORWARDED, MASQUERADE] }
 }
 
-/// Loads the key of a map, and asks it.
-fn look_up(id: &MapId) -> Vec<Expr> {
+/// Returns the expressions that load the key of a map and look up the map.
+fn lookup_exprs(id: &MapId) -> Vec<Expr> {
     let shape = id.shape();
     let mut exprs = load_key(id, &shape.key);
     let to = (!shape.data.is_empty()).then_some(FIRST);
@@ -73,7 +73,7 @@ fn look_up(id: &MapId) -> Vec<Expr> {
     exprs
 }
 
-/// Rewrites the destination to what a map answered.
+/// Returns the expression that rewrites the destination to the map's data.
 fn rewrite(id: &MapId) -> Expr {
     let data = id.shape().data;
     let has_port = data.last() == Some(&Field::Port);
@@ -82,10 +82,10 @@ fn rewrite(id: &MapId) -> Expr {
     }
     let words = data.first().map_or(0, |address| address.words());
     let port = has_port.then(|| FIRST.after(words).into());
-    Expr::Nat(Nat { source: false, family: id.class.family, address: FIRST.into(), port, choice: Choice::Plain })
+    Expr::Nat(Nat { source: false, family: id.class.family, address: FIRST.into(), port, flag: NatFlag::None })
 }
 
-/// Behind the data of any map, which take five words at most.
+/// The registers for labels. The data of a map use at most the first five words.
 const LABEL_SCRATCH: Register = Register::word(8);
 
 pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
@@ -97,10 +97,10 @@ pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
         match field {
             Field::Ipv4 | Field::Ipv6 if destination => {
                 destination = false;
-                exprs.push(load_address(family, End::Destination, to));
+                exprs.push(load_address(family, AddressField::Destination, to));
             }
             Field::Ipv4 | Field::Ipv6 => {
-                exprs.push(load_address(family, End::Source, to));
+                exprs.push(load_address(family, AddressField::Source, to));
                 let mask = mask(family, id.class.from.unwrap_or(u8::MAX));
                 if mask.iter().any(|byte| *byte != 0xff) {
                     exprs.push(Expr::Bitwise(Bitwise { register: to, mask }));
@@ -110,8 +110,8 @@ pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
             Field::Protocol => exprs.push(Expr::Meta(Meta { key: MetaKey::L4Proto, to })),
             Field::Port => {
                 exprs.push(Expr::Payload(Payload { header: Header::Transport, offset: 2, length: 2, to }));
-                if id.kind.block() > 1 {
-                    let mask = (!(id.kind.block() - 1)).to_be_bytes().to_vec();
+                if id.kind.ports_per_key() > 1 {
+                    let mask = (!(id.kind.ports_per_key() - 1)).to_be_bytes().to_vec();
                     exprs.push(Expr::Bitwise(Bitwise { register: to, mask }));
                 }
             }

@@ -1,6 +1,6 @@
-//! The model compiled to a program. Pure.
+//! Compiles the model to a program, without I/O.
 //!
-//! In the words of nft(8), with one network and one forward in it:
+//! The table for one network and one forward, as nft(8) text:
 //! ```text
 //! table inet portfwd {
 //!     map DOCKER-ip-ports { type inet_proto . inet_service : ipv4_addr . inet_service; counter; … }
@@ -16,13 +16,23 @@
 //!                                                                        ip saddr 172.17.0.0/16 oifname != "docker0" masquerade }
 //! }
 //! ```
-//! Forwards are map elements; a rule is needed for each map, and there is one map for each class and kind, so the
-//! number of rules does not grow with the number of forwards. Rules are in the order of precedence, so a packet's first
-//! match is the forward that wins.
+//! Forwards are map elements. There is one map for each class and kind of binding, and one rule for each map, so the
+//! number of rules does not grow with the number of forwards. The rules are in the order of precedence, so the first
+//! match of a packet is the forward that wins.
 //!
-//! `forward.rs` makes the maps and their chains, `run.rs` lays the maps out in chains, `lookup.rs` makes the rules that look a
-//! map up, `clients.rs` those for many client prefixes, `hairpin.rs` the way back for neighbours of a target, `guard.rs` what
-//! a loopback forward needs, `netmap.rs`, `isolate.rs` and `source.rs` the rest, of the parts in `expressions.rs`.
+//! | file | content |
+//! | --- | --- |
+//! | `forward.rs` | maps and chains of forwards |
+//! | `run.rs` | assigns maps to chains |
+//! | `lookup.rs` | rules that look up maps |
+//! | `clients.rs` | chains for many client prefixes |
+//! | `hairpin.rs` | hairpin NAT |
+//! | `guard.rs` | protection of loopback addresses |
+//! | `netmap.rs` | 1:1 translations |
+//! | `isolate.rs` | isolated networks |
+//! | `source.rs` | source NAT and masquerading |
+//! | `samples.rs` | bindings that represent all others |
+//! | `expressions.rs` | shared expressions |
 
 mod clients;
 mod expressions;
@@ -43,35 +53,35 @@ use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
 use crate::model::label::{MasqueradeNeeds, Sources};
 use crate::model::{Asked, SetName};
 
-/// Where loopback addresses on a wire are dropped: at the earliest, before connection tracking (-200), so that what
-/// belongs to no connection is never tracked as one, and destinations are still those on the wire.
+/// The priority of the guard, before connection tracking (-200). So conntrack does not see the dropped packets, and the
+/// guard sees the original destination addresses.
 pub const GUARD_PRIORITY: i32 = -300;
-/// Where we look at packets that pass through: just after everybody's ordinary filters.
+/// The priority of [`FILTER_FORWARD`], just after filters of the usual priority 0.
 pub const FORWARD_PRIORITY: i32 = 5;
 
-/// The base chain that drops loopback addresses from a wire.
+/// The base chain that drops packets with loopback addresses from other hosts.
 pub const GUARD_PREROUTING: &str = "guard-prerouting";
-/// The base chain that serves what arrives.
+/// The base chain that rewrites the destination of incoming packets.
 pub const NAT_PREROUTING: &str = "nat-prerouting";
-/// The base chain that serves this host itself.
+/// The base chain that rewrites the destination of packets from this host.
 pub const NAT_OUTPUT: &str = "nat-output";
-/// The base chain that sees what passes through.
+/// The base chain that labels hairpin connections and isolates networks.
 pub const FILTER_FORWARD: &str = "filter-forward";
-/// The base chain that rewrites sources.
+/// The base chain that rewrites source addresses.
 pub const NAT_POSTROUTING: &str = "nat-postrouting";
 
-/// Why a model cannot be compiled.
+/// The reasons why the model cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// One table can run at one priority only.
-    #[error("the rule sets `{0}` and `{1}` ask for different priorities")]
+    /// Two rule sets have different priorities, but the table has only one.
+    #[error("the rule sets `{0}` and `{1}` have different priorities")]
     Priorities(SetName, SetName),
 }
 
-/// Compiles all that is asked. Nothing asked is no table.
+/// Compiles the desired state. An empty desired state needs no table.
 ///
 /// # Errors
-/// Where two sets want what one table cannot do.
+/// If two rule sets have different priorities.
 pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
     let mut program = Program::default();
     if asked.is_empty() {
@@ -87,25 +97,25 @@ pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
             program.chains.insert(name.into(), Chain { base, rules });
         }
     };
-    let inward: Vec<Rule> = jumps.outside.into_iter().chain(netmap::inward(asked)).collect();
+    let inward: Vec<Rule> = jumps.non_loopback.into_iter().chain(netmap::inward(asked)).collect();
     let output = if inward.is_empty() && jumps.loopback.is_empty() {
         Vec::new()
     } else {
-        jumps.loopback.into_iter().chain(forward::own_loopback()).chain(inward.iter().cloned()).collect()
+        jumps.loopback.into_iter().chain(forward::return_loopback()).chain(inward.iter().cloned()).collect()
     };
-    let rewritten = MasqueradeNeeds::new(asked, |_| true);
-    let mut passing = isolate::rules(asked);
-    if rewritten.hairpin {
-        passing.insert(0, hairpin::mark());
+    let masqueraded = MasqueradeNeeds::new(asked, |_| true);
+    let mut forwarded = isolate::rules(asked);
+    if masqueraded.hairpin {
+        forwarded.insert(0, hairpin::mark());
     }
     add(GUARD_PREROUTING, ChainType::Filter, Hook::Prerouting, GUARD_PRIORITY, guard::rules(asked));
     add(NAT_OUTPUT, ChainType::Nat, Hook::Output, priority.value(), output);
     add(NAT_PREROUTING, ChainType::Nat, Hook::Prerouting, priority.value(), inward);
-    add(FILTER_FORWARD, ChainType::Filter, Hook::Forward, FORWARD_PRIORITY, passing);
-    let leaving = source::rules(asked, &sources, rewritten.any(), &mut program);
-    if !leaving.is_empty() {
+    add(FILTER_FORWARD, ChainType::Filter, Hook::Forward, FORWARD_PRIORITY, forwarded);
+    let outgoing = source::rules(asked, &sources, masqueraded.any(), &mut program);
+    if !outgoing.is_empty() {
         let base = Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: priority.source_priority() };
-        program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: leaving });
+        program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: outgoing });
     }
     Ok(program)
 }

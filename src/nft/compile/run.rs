@@ -1,12 +1,12 @@
-//! Maps of forwards laid out in chains, so that following a chain is following precedence.
+//! Assigns the maps of forwards to chains. The order of rules in the chains is the order of precedence.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::model::{ChainName, Protocol};
-use crate::nft::map::{Kind, MapId, Place};
+use crate::nft::map::{AddressScope, Kind, MapId};
 
-/// About which packets a chain of forwards is asked, in that order.
+/// The packets that a chain of forwards receives, in the order of the jumps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Loopback,
@@ -15,15 +15,15 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    fn of(id: &MapId) -> Self {
-        match (id.place, id.class.address) {
-            (Place::Outside, true) => Self::ByAddress,
-            (Place::Outside, false) => Self::Any,
-            (Place::Loopback | Place::LoopbackAt, _) => Self::Loopback,
+    fn for_map(id: &MapId) -> Self {
+        match (id.scope, id.class.address) {
+            (AddressScope::NonLoopback, true) => Self::ByAddress,
+            (AddressScope::NonLoopback, false) => Self::Any,
+            (AddressScope::AnyLoopback | AddressScope::OneLoopback, _) => Self::Loopback,
         }
     }
 
-    /// What the name of such a chain ends in.
+    /// Returns the suffix of the chain's name.
     fn suffix(self) -> &'static str {
         match self {
             Self::Loopback => "-loopback",
@@ -33,41 +33,41 @@ impl Stage {
     }
 }
 
-/// Maps that are asked one after the other in one chain.
+/// A run of maps that one chain looks up in order.
 pub(super) struct Run {
-    /// The chain's name.
+    /// The name of the nft chain.
     pub(super) name: String,
     pub(super) stage: Stage,
     chain: ChainName,
-    /// The maps in the order of precedence, each with the protocols in it.
+    /// The maps in the order of precedence, each with the protocols of its elements.
     pub(super) maps: Vec<(MapId, BTreeSet<Protocol>)>,
 }
 
-/// Lays the maps out in chains so that following them is following precedence.
+/// Sorts the maps by precedence and groups consecutive maps of the same chain name and stage.
 ///
-/// A chain name's forwards are in one chain for each stage. Only where forwards of different chain names take turns in
-/// precedence is a chain continued, in `NAME-2` and so on.
+/// Usually there is one chain for each chain name and stage. If maps of other chain names lie in between, the rest of
+/// the chain is in `NAME-2`, `NAME-3` and so on.
 pub(super) fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     let level = |id: &MapId| {
         let class = id.class;
-        (Stage::of(id), !class.address, !class.interface, Reverse(class.from), id.kind != Kind::Ports)
+        (Stage::for_map(id), !class.address, !class.interface, Reverse(class.from), id.kind != Kind::Ports)
     };
-    // Families never compete, so they share a level; within a level chains may come in any order, but a label before the
-    // forwards that it belongs to.
-    let rest = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.place, id.role);
-    maps.sort_by_cached_key(|(id, _)| (level(id), rest(id)));
+    // The families never overlap, so they share a level. Maps of one level may be in any order, except that labels are
+    // before their targets.
+    let within_level = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.scope, id.role);
+    maps.sort_by_cached_key(|(id, _)| (level(id), within_level(id)));
     let named: BTreeSet<ChainName> = maps.iter().map(|(id, _)| id.chain.clone()).collect();
     let mut runs: Vec<Run> = Vec::new();
     while let Some((first, _)) = maps.first() {
         let end = maps.iter().position(|(id, _)| level(id) != level(first)).unwrap_or(maps.len());
-        let mut now: Vec<_> = maps.drain(..end).collect();
-        // What continues the last run goes first.
+        let mut same_level: Vec<_> = maps.drain(..end).collect();
+        // The chain of the last run is first, so that the run continues.
         if let Some(last) = runs.last() {
             let chain = last.chain.clone();
-            now.sort_by_key(|(id, _)| id.chain != chain);
+            same_level.sort_by_key(|(id, _)| id.chain != chain);
         }
-        for (id, protocols) in now {
-            let stage = Stage::of(&id);
+        for (id, protocols) in same_level {
+            let stage = Stage::for_map(&id);
             match runs.last_mut() {
                 Some(run) if run.chain == id.chain && run.stage == stage => run.maps.push((id, protocols)),
                 _ => {
@@ -80,14 +80,14 @@ pub(super) fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     runs
 }
 
-/// The name of the next chain of forwards: what it is, and a number where a chain has that name already, be it because a
-/// set of an older program named its own so.
+/// Returns an unused name for the next chain. A number is appended if another chain has the name, for example a chain
+/// name from a rule set of an older version.
 fn run_name(runs: &[Run], named: &BTreeSet<ChainName>, chain: &ChainName, stage: Stage) -> String {
     let base = format!("{chain}{}", stage.suffix());
     let numbered = |number: usize| if number == 1 { base.clone() } else { format!("{base}-{number}") };
-    let own = |name: &str| stage == Stage::Any && name == chain.as_str();
+    let is_chain = |name: &str| stage == Stage::Any && name == chain.as_str();
     let taken = |name: &str| {
-        runs.iter().any(|run| run.name == name) || !own(name) && named.iter().any(|other| other.as_str() == name)
+        runs.iter().any(|run| run.name == name) || !is_chain(name) && named.iter().any(|other| other.as_str() == name)
     };
     (1..).map(numbered).find(|name| !taken(name)).unwrap_or(base)
 }

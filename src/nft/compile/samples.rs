@@ -1,20 +1,21 @@
-//! A few atoms that stand for all: what they compile to differs from what all compile to in nothing but elements.
+//! Selects representative bindings. They compile to the same program as all bindings, except for the elements.
 //!
-//! So one more forward on thousands is compiled with these and its neighbours alone. Which rules, chains and maps there are
-//! follows from the sorts of atoms that there are, not from their number; a sort is all that [`super::compile`] looks at
-//! besides what ends up in an element.
+//! With them, `add` compiles one more forward beside thousands from the representatives and its neighbours alone. The
+//! rules, chains and maps of a program depend on a few properties of each binding, [`RuleShape`], and not on the number
+//! of bindings. All other properties affect elements only.
 
 use std::collections::HashSet;
 
 use super::super::element;
 use crate::model::{Asked, Binding, ChainName, Class, Owned, Protocol, SetName, Source};
 
-/// All of an atom that decides about more than elements. The set, because it may want forwarding switched on.
+/// The properties of a binding that affect more than its elements. The rule set is included because it may enable IP
+/// forwarding.
 #[derive(PartialEq, Eq, Hash)]
-struct Sort<'a> {
+struct RuleShape<'a> {
     set: &'a SetName,
     class: Class,
-    /// A bit for each of [`element::kinds`].
+    /// One bit for each of [`element::kinds`].
     kinds: u8,
     protocol: Protocol,
     redirect: bool,
@@ -25,8 +26,8 @@ struct Sort<'a> {
     serves_non_loopback: bool,
 }
 
-impl<'a> Sort<'a> {
-    fn of(asked: &Asked, owned: &'a Owned<Binding>) -> Self {
+impl<'a> RuleShape<'a> {
+    fn new(asked: &Asked, owned: &'a Owned<Binding>) -> Self {
         let rule = &owned.rule;
         Self {
             set: &owned.set,
@@ -43,8 +44,8 @@ impl<'a> Sort<'a> {
     }
 }
 
-/// Whether two atoms are of one sort, as far as that is told quickly.
-fn alike(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
+/// Returns true if two bindings certainly have the same shape. A quick check that may return false for equal shapes.
+fn surely_same_shape(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
     let (a, b) = (&one.rule, &other.rule);
     let to = if networks { a.to.address == b.to.address } else { a.to.address.is_some() == b.to.address.is_some() };
     let ports = a.is_exact() && b.is_exact();
@@ -57,14 +58,14 @@ fn alike(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
         && one.set == other.set
 }
 
-/// One atom of each sort: those that are `known` to be such, and one of each other sort.
+/// Returns the `known` representatives and one binding for each shape that they lack.
 pub fn samples(asked: &Asked, known: &[Owned<Binding>]) -> Vec<Owned<Binding>> {
     let mut samples = known.to_vec();
-    let mut met: HashSet<Sort<'_>> = known.iter().map(|owned| Sort::of(asked, owned)).collect();
+    let mut seen: HashSet<RuleShape<'_>> = known.iter().map(|owned| RuleShape::new(asked, owned)).collect();
     let mut last: Option<&Owned<Binding>> = None;
     for owned in &asked.bindings {
-        if !last.is_some_and(|last| alike(last, owned, !asked.networks.is_empty()))
-            && met.insert(Sort::of(asked, owned))
+        if !last.is_some_and(|last| surely_same_shape(last, owned, !asked.networks.is_empty()))
+            && seen.insert(RuleShape::new(asked, owned))
         {
             samples.push(owned.clone());
         }
@@ -137,7 +138,7 @@ mod tests {
         asked
     }
 
-    /// A program without its elements, but for those that are not about forwards.
+    /// Compiles and removes the elements, except those of the maps of source addresses.
     fn frame(asked: &Asked) -> Program {
         let mut program = compile(asked).expect("compiles");
         for (name, map) in &mut program.maps {
@@ -150,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn samples_stand_for_all(
+        fn samples_compile_to_the_same_rules_as_all_bindings(
             picks in proptest::collection::vec(
                 (0..LISTEN.len(), 0..PORTS.len(), 0..TO.len(), 0..SOURCE.len(),
                  (0u8..6, any::<bool>(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.2), 0u8..4)),
@@ -164,13 +165,13 @@ mod tests {
             few.bindings = samples(&all, &[]);
             prop_assert_eq!(frame(&few), frame(&all));
             prop_assert_eq!(few.forwarding(), all.forwarding());
-            // What is known of a part, and the rest.
+            // Representatives of a part are known, and the rest is added.
             let known = samples(&Asked { bindings: all.bindings[..half.index(all.bindings.len() + 1)].to_vec(), ..all.clone() }, &[]);
             few.bindings = samples(&all, &known);
             prop_assert!(few.bindings.starts_with(&known));
             few.normalize();
             prop_assert_eq!(frame(&few), frame(&all));
-            // A set is replaced: what is known of the others, and all that is left of it.
+            // A rule set is replaced: the other sets' representatives are known, and its remaining bindings are added.
             let replaced = |owned: &Owned<Binding>| owned.set.as_str() == "set0";
             let mut known = samples(&all, &[]);
             let mut after = all.clone();

@@ -1,4 +1,4 @@
-//! What leaves: the sources that forwards name, 1:1 translations, source NAT, masquerades.
+//! Compiles the rules for source addresses: sources of forwards, 1:1 translations, source NAT, and masquerades.
 //!
 //! ```text
 //! chain nat-postrouting {
@@ -11,14 +11,13 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of sets come in the order of their precedence ([`precedence::by_precedence`]), so the first that matches wins. The
-//! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
-//! does not leave, and is left alone.
+//! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins. The comment
+//! contains the name of the rule set, and for a network its name and chain. Packets that stay on this host are not changed.
 //!
-//! Be aware: the ports of a pool are also the range of ICMP's echo identifiers. nft(8) prints such a rule, but reads it only
-//! behind a match of a protocol that has ports.
+//! Be aware: the ports of a pool also limit ICMP echo identifiers. nft(8) prints such a rule, but reads it back only after
+//! a match of a protocol with ports.
 
-use super::expressions::{End, FIRST, address_in, family_is, has_label, interface, name_is, octets};
+use super::expressions::{AddressField, FIRST, address_in, family_is, has_label, interface_is, name_is, octets};
 use super::netmap;
 use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, Sources};
@@ -26,32 +25,32 @@ use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{self, NETWORK};
 use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
-    self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
+    self, Bitwise, Ct, CtKey, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, NatFlag, RegisterRange, Verdict,
 };
 use crate::nft::map;
 use crate::nft::program::{Element, Field, Key, Map, Program, Rule, Shape};
 
-/// Adds the maps of sources, and gives the rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
+/// Adds the maps of source addresses and returns the postrouting rules. `labelled` is true if forwards set [`MASQUERADE`].
 pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in Family::ALL {
         if let Some(map) = sources_map(sources, family) {
             program.maps.insert(sources_name(family).into(), map);
-            rules.push(named_source(family));
+            rules.push(snat_from_label(family));
         }
     }
     if labelled {
-        rules.push(masquerade_labelled());
+        rules.push(masquerade_by_label());
     }
     rules.extend(netmap::outward(asked));
-    rules.extend(precedence::by_precedence(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    rules.extend(precedence::by_precedence(asked).iter().map(|(egress, written)| egress_rule(asked, egress, *written)));
     if !rules.is_empty() {
-        rules.insert(0, ignore_loopback());
+        rules.insert(0, return_loopback());
     }
     rules
 }
 
-/// The map from the numbers in labels to addresses.
+/// Returns the name of the map of source addresses. Its keys are the numbers that connection labels contain.
 pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "sources-ip",
@@ -59,7 +58,7 @@ pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     }
 }
 
-/// The shape of that map.
+/// Returns the key and data types of the map [`sources_name`].
 pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
     let address = match family {
         Family::Ipv4 => Field::Ipv4,
@@ -79,31 +78,31 @@ fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
 }
 
 /// `meta nfproto ipv4 snat ip to ct label & … map @sources-ip`.
-fn named_source(family: Family) -> Rule {
+fn snat_from_label(family: Family) -> Rule {
     let mut exprs = family_is(family).to_vec();
     exprs.push(Expr::Ct(Ct { key: CtKey::Label, to: FIRST }));
     exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::source_id_mask() }));
     exprs.push(Expr::Lookup(Lookup { map: sources_name(family).into(), from: FIRST, to: Some(FIRST) }));
-    exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, choice: Choice::Plain }));
+    exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, flag: NatFlag::None }));
     Rule { exprs, comment: None }
 }
 
 /// `ct label 120 masquerade`.
-fn masquerade_labelled() -> Rule {
+fn masquerade_by_label() -> Rule {
     let mut exprs = has_label(MASQUERADE).to_vec();
     exprs.push(Expr::Masquerade(Masquerade));
     Rule { exprs, comment: None }
 }
 
 /// `oifname "lo" return`.
-fn ignore_loopback() -> Rule {
+fn return_loopback() -> Rule {
     let mut exprs = name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
     exprs.push(Expr::Verdict(Verdict::Return));
     Rule { exprs, comment: None }
 }
 
-fn of_egress(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
-    let mut exprs = egress.from.map(|from| address_in(from, End::Source)).unwrap_or_default();
+fn egress_rule(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
+    let mut exprs = egress.from.map(|from| address_in(from, AddressField::Source)).unwrap_or_default();
     if let Rewrite::Snat(pool, _) = egress.rewrite
         && egress.from.is_none()
     {
@@ -111,22 +110,22 @@ fn of_egress(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
     }
     match &egress.out {
         OutInterface::Any => {}
-        OutInterface::Is(out) => exprs.extend(interface(MetaKey::OifName, true, out)),
-        OutInterface::Not(name) => exprs.extend(interface(MetaKey::OifName, false, name)),
+        OutInterface::Is(out) => exprs.extend(interface_is(MetaKey::OifName, true, out)),
+        OutInterface::Not(name) => exprs.extend(interface_is(MetaKey::OifName, false, name)),
     }
     match egress.rewrite {
         Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
         Rewrite::Snat(pool, mode) => exprs.extend(snat(pool, mode)),
     }
-    Rule { exprs, comment: of_written(asked, written) }
+    Rule { exprs, comment: egress_comment(asked, written) }
 }
 
-fn of_written(asked: &Asked, written: RuleRef) -> Option<String> {
-    let of_network = |set: &SetName, network: &Network| {
+fn egress_comment(asked: &Asked, written: RuleRef) -> Option<String> {
+    let network_comment = |set: &SetName, network: &Network| {
         rule_comment::format_comment(set, Some(&rule_comment::format_network(NETWORK, network)))
     };
     match written {
-        RuleRef::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
+        RuleRef::Network(at) => asked.networks.get(at).map(|owned| network_comment(&owned.set, &owned.rule)),
         RuleRef::Masquerade(at) => {
             asked.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
         }
@@ -150,14 +149,15 @@ fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
     let port = pool.ports().map(|ports| {
         let first = load(&mut exprs, ports.first().to_be_bytes().to_vec());
         let last = (!ports.is_single()).then(|| load(&mut exprs, ports.last().to_be_bytes().to_vec()));
-        Ends { first, last }
+        RegisterRange { first, last }
     });
-    let choice = match mode {
-        None => Choice::Plain,
-        Some(Mode::Random) => Choice::Random,
-        Some(Mode::FullyRandom) => Choice::FullyRandom,
-        Some(Mode::Persistent) => Choice::Persistent,
+    let flag = match mode {
+        None => NatFlag::None,
+        Some(Mode::Random) => NatFlag::Random,
+        Some(Mode::FullyRandom) => NatFlag::FullyRandom,
+        Some(Mode::Persistent) => NatFlag::Persistent,
     };
-    exprs.push(Expr::Nat(Nat { source: true, family: pool.family(), address: Ends { first, last }, port, choice }));
+    let address = RegisterRange { first, last };
+    exprs.push(Expr::Nat(Nat { source: true, family: pool.family(), address, port, flag }));
     exprs
 }

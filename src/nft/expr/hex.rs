@@ -1,8 +1,8 @@
-//! Bytes as hexadecimal text.
+//! Prints bytes as hexadecimal text.
 
 use std::fmt;
 
-/// Prints bytes as words of hexadecimal digits.
+/// Bytes that print as hexadecimal digits, with a space after every 4 bytes.
 pub struct Hex<'a>(pub &'a [u8]);
 
 impl fmt::Display for Hex<'_> {

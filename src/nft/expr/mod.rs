@@ -1,7 +1,7 @@
-//! The expressions that rules are made of, one kind a file: its data, its attributes on the wire, and back.
+//! The expressions of rules. Each file contains one kind of expression, its encoder and its decoder.
 //!
-//! Expressions hand values to each other in registers. A register is named by the number of its first 32-bit word,
-//! [`Register`]; the kernel reports words 0, 4, 8 and 12 by the numbers of the old 128-bit registers, and so do we.
+//! Expressions pass values to each other in registers. [`Register`] identifies a register by its first 32-bit word. The
+//! kernel reports words 0, 4, 8 and 12 with the numbers of the old 128-bit registers, and portfwd prints the same numbers.
 
 mod bitwise;
 mod cmp;
@@ -26,47 +26,47 @@ pub use hex::Hex;
 pub use immediate::{Immediate, Verdict};
 pub use lookup::Lookup;
 pub use meta::{Meta, MetaKey};
-pub use nat::{Choice, Ends, Masquerade, Nat, Redirect};
+pub use nat::{Masquerade, Nat, NatFlag, Redirect, RegisterRange};
 pub use payload::{Header, Payload};
 pub use register::Register;
 pub use value::{Attributes, Read, Value};
 use value::{attribute, constant};
 
-/// One step of a rule.
+/// An expression in a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Expr {
-    /// Loads something about the packet that is not in it.
+    /// Loads packet metadata.
     Meta(Meta),
-    /// Loads a field of a header.
+    /// Loads a header field.
     Payload(Payload),
     /// Masks a register.
     Bitwise(Bitwise),
-    /// Goes on only if a register compares.
+    /// Compares a register with a constant.
     Cmp(Cmp),
-    /// Goes on only if a map has the key; loads its data.
+    /// Looks up a key in a map or set.
     Lookup(Lookup),
-    /// Rewrites an address.
+    /// Rewrites the source or destination address.
     Nat(Nat),
-    /// Sends to this host.
+    /// Rewrites the destination to this host.
     Redirect(Redirect),
-    /// Rewrites the source to the address of the interface.
+    /// Rewrites the source to the address of the egress interface.
     Masquerade(Masquerade),
-    /// Loads something about the connection.
+    /// Loads a property of the connection.
     Ct(Ct),
     /// Sets labels of the connection.
     CtSetLabel(CtSetLabel),
-    /// Asks the routing table.
+    /// Looks up an address in the routing table.
     Fib(Fib),
     /// Loads a constant.
     Immediate(Immediate),
-    /// Decides.
+    /// Gives a verdict.
     Verdict(Verdict),
-    /// Something that we never write.
+    /// The name of an expression that portfwd does not write.
     Foreign(String),
 }
 
 impl Expr {
-    /// The kernel's name of the expression.
+    /// Returns the kernel's name of the expression.
     pub fn name(&self) -> &str {
         match self {
             Self::Meta(_) => "meta",
@@ -84,7 +84,7 @@ impl Expr {
         }
     }
 
-    /// Its attributes, for encoding.
+    /// Returns the netlink attributes. The inverse of [`Expr::read`].
     pub fn attributes(&self) -> Attributes {
         match self {
             Self::Meta(expr) => expr.attributes(),
@@ -103,7 +103,7 @@ impl Expr {
         }
     }
 
-    /// Reads an expression; what we never write becomes [`Expr::Foreign`].
+    /// Reads an expression from its netlink attributes. Returns [`Expr::Foreign`] if portfwd does not write such expressions.
     pub fn read(name: &str, attributes: &impl Read) -> Self {
         let known = match name {
             "meta" => Meta::read(attributes).map(Self::Meta),
@@ -140,7 +140,7 @@ impl fmt::Display for Expr {
             Self::Fib(expr) => expr.fmt(f),
             Self::Immediate(expr) => expr.fmt(f),
             Self::Verdict(expr) => expr.fmt(f),
-            Self::Foreign(name) => write!(f, "{name} (not one of ours)"),
+            Self::Foreign(name) => write!(f, "{name} (not from portfwd)"),
         }
     }
 }
@@ -174,13 +174,13 @@ mod tests {
         }
     }
 
-    /// One of each kind, and of each variant that is written differently.
+    /// Returns an example of each expression and each variant with its own encoding.
     pub(in crate::nft) fn one_of_each() -> Vec<Expr> {
         let a = Register::word(0);
         let b = Register::word(1);
         let label = Register::word(8);
-        let a_to_b = Ends { first: a, last: Some(b) };
-        let nat = |source, family, address, port, choice| Expr::Nat(Nat { source, family, address, port, choice });
+        let a_to_b = RegisterRange { first: a, last: Some(b) };
+        let nat = |source, family, address, port, flag| Expr::Nat(Nat { source, family, address, port, flag });
         vec![
             Expr::Meta(Meta { key: MetaKey::NfProto, to: a }),
             Expr::Meta(Meta { key: MetaKey::L4Proto, to: a }),
@@ -193,11 +193,11 @@ mod tests {
             Expr::Cmp(Cmp { register: a, equal: false, data: vec![0; 16] }),
             Expr::Lookup(Lookup { map: "ip-ports".into(), from: a, to: Some(a) }),
             Expr::Lookup(Lookup { map: "ip-ranges-redirect".into(), from: a, to: None }),
-            nat(false, Family::Ipv4, a.into(), Some(b.into()), Choice::Plain),
-            nat(true, Family::Ipv6, a.into(), None, Choice::Persistent),
-            nat(true, Family::Ipv4, a_to_b, Some(Ends { first: label, last: Some(b) }), Choice::FullyRandom),
-            nat(true, Family::Ipv4, a_to_b, None, Choice::Random),
-            nat(false, Family::Ipv6, a_to_b, None, Choice::Prefix),
+            nat(false, Family::Ipv4, a.into(), Some(b.into()), NatFlag::None),
+            nat(true, Family::Ipv6, a.into(), None, NatFlag::Persistent),
+            nat(true, Family::Ipv4, a_to_b, Some(RegisterRange { first: label, last: Some(b) }), NatFlag::FullyRandom),
+            nat(true, Family::Ipv4, a_to_b, None, NatFlag::Random),
+            nat(false, Family::Ipv6, a_to_b, None, NatFlag::Prefix),
             Expr::Redirect(Redirect { port: Some(a) }),
             Expr::Redirect(Redirect { port: None }),
             Expr::Masquerade(Masquerade),
@@ -215,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn every_expression_is_read_back_from_its_attributes() {
+    fn every_expression_round_trips_through_attributes() {
         for expr in one_of_each() {
             assert_eq!(Expr::read(expr.name(), &expr.attributes()), expr);
         }
     }
 
     #[test]
-    fn registers_have_the_kernels_numbers() {
+    fn register_numbers_match_the_kernel() {
         let wire: Vec<u32> = (0..16).map(|word| Register::word(word).to_wire()).collect();
         assert_eq!(wire, [1, 9, 10, 11, 2, 13, 14, 15, 3, 17, 18, 19, 4, 21, 22, 23]);
         for word in 0..16 {

@@ -1,28 +1,28 @@
-//! The registers that expressions hand values to each other in.
+//! The registers in which expressions pass values to each other.
 
 use std::fmt;
 
-/// A 32-bit register word, 0 to 15, where a value begins.
+/// A 32-bit register word, 0 to 15: the first word of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Register(u8);
 
 impl Register {
-    /// The word with this number, 0 to 15.
+    /// Returns the word with this number, 0 to 15.
     pub const fn word(number: u8) -> Self {
         Self(number & 15)
     }
 
-    /// The word that comes `words` after this one.
+    /// Returns the word that is `words` after this word.
     pub fn after(self, words: u8) -> Self {
         Self::word(self.0 + words)
     }
 
-    /// The number on the wire. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
+    /// Returns the register's number in netlink messages. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
     pub fn to_wire(self) -> u32 {
         if self.0.is_multiple_of(4) { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
     }
 
-    /// The register with this number on the wire.
+    /// Returns the register with this number in netlink messages; `None` if the number is invalid or the verdict register.
     pub fn from_wire(number: u32) -> Option<Self> {
         match u8::try_from(number).ok()? {
             number @ 1..=4 => Some(Self((number - 1) * 4)),

@@ -1,15 +1,14 @@
-//! A lab as the kernel has it: who sees which links, addresses, routes and neighbours; `portfwd lab show`.
+//! The live state of a lab: its namespaces with their links, addresses, routes and neighbours, for `portfwd lab show`.
 //!
 //! ```text
 //! journal ──▶ look ──▶ Picture (plain data) ──▶ text, SVG, JSON
 //! kernel  ──▶
 //! ```
-//! The journal says which namespaces belong to a lab and what `up` made; everything else is read from the kernel, in each
-//! namespace, whoever made it. What `up` made and is not there any more is told by its step, so a new kind of step needs
-//! nothing here.
+//! The journal lists the namespaces of a lab and the steps of `up`. Everything else is read from the kernel inside each
+//! namespace, whatever created it. A missing object is shown as its step, so a new kind of step needs no code here.
 //!
-//! Be aware: each namespace is read on its own, so what changes meanwhile may be seen on one side only. Of the host only
-//! what the lab touches is told, because a host may have hundreds of links that are none of the lab's business.
+//! Be aware: the namespaces are read one after the other, so a change in between may show on one side only. The host is
+//! shown only as far as the lab touches it, because a host may have hundreds of other links.
 
 mod card;
 mod draw;
@@ -25,5 +24,5 @@ mod tests;
 mod text;
 
 pub use draw::svg;
-pub use look::picture;
-pub use space::{Link, Mac, Neighbour, Peer, Picture, Process, Route, Space, State};
+pub use look::read_picture;
+pub use space::{Link, Mac, NamespaceView, Neighbour, Peer, Picture, Process, Route, State};

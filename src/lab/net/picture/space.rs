@@ -8,92 +8,93 @@ use serde::{Serialize, Serializer};
 
 use crate::lab::net::description::Attachment;
 use crate::lab::net::name::{LabName, NetnsName};
-use crate::lab::net::plan::{Site, Step};
+use crate::lab::net::plan::{Location, Step};
 
-/// A lab as it is.
+/// The live state of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Picture {
-    /// Its name.
+    /// The name of the lab.
     pub lab: LabName,
-    /// The name of the namespace that is its host, for `--netns`; none where it has none.
+    /// The host's name for `--netns`. Null if it has none.
     pub host: Option<String>,
-    /// Its network namespaces: the host where the lab touches it, then the others in the order in which they were made.
-    pub spaces: Vec<Space>,
+    /// The network namespaces: the host if the lab touches it, then the others in the order of creation.
+    pub spaces: Vec<NamespaceView>,
 }
 
 /// A network namespace, as seen from inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Space {
-    /// Its name; null of the host.
+pub struct NamespaceView {
+    /// The name. Null for the host.
     #[serde(rename = "name")]
-    pub site: Site,
-    /// How the container is connected whose namespace it is; null where it is none's.
+    pub location: Location,
+    /// The network mode of the container with this namespace. Null for other namespaces.
     pub network: Option<Attachment>,
-    /// The containers that use it as their own, with `network = "host"`.
+    /// The containers on this namespace with `network = "host"`.
     pub containers: Vec<NetnsName>,
-    /// The ports of the host that the container's file publishes, `8080:80`; what of that is not there is missing.
+    /// The published ports from the file, such as `8080:80`. Ports that are not forwarded are in `missing`.
     pub publish: Vec<String>,
-    /// Whether it is there.
+    /// True if the namespace exists.
     pub here: bool,
-    /// Whether it sends on IPv4 packets that are not for itself.
+    /// True if the namespace forwards IPv4 packets.
     pub forwards_ipv4: bool,
-    /// The same for IPv6.
+    /// True if the namespace forwards IPv6 packets.
     pub forwards_ipv6: bool,
-    /// Its links, by number; of the host only those that the lab touches.
+    /// The links, by index. For the host, only those that the lab touches.
     pub links: Vec<Link>,
-    /// What the main routing tables say, IPv4 first, in the kernel's order.
+    /// The routes of the main tables, IPv4 first, in the kernel's order.
     pub routes: Vec<Route>,
-    /// The ARP table, and its counterpart for IPv6, as ip-neigh(8) shows them.
+    /// The entries of the ARP table and of IPv6 neighbour discovery, as ip-neighbour(8) shows them.
     pub neighbours: Vec<Neighbour>,
-    /// The processes in it, by number; none of the host's.
+    /// The processes in the namespace, by PID. Always empty for the host.
     pub processes: Vec<Process>,
-    /// What `up` made here and is not there, or not as it was made.
+    /// The steps of `up` whose object is missing or changed.
     #[serde(serialize_with = "texts")]
     pub missing: Vec<Step>,
 }
 
-/// A link.
+/// A network interface with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
-    /// Its number in its namespace.
+    /// The index in the link's namespace.
     pub index: u32,
-    /// Its name, which may hold any character but `/`, `:` and blanks.
+    /// The name. It may have any character but `/`, `:` and white space.
     pub name: String,
-    /// `veth`, `bridge`, …, as ip-link(8) names them; null of one without a kind, such as `lo` and most hardware.
+    /// The kind, such as `veth` or `bridge`, as in ip-link(8). Null for links without a kind, such as `lo` and most
+    /// hardware.
     pub kind: Option<String>,
-    /// Whether packets go through.
+    /// The operational state.
     pub state: State,
-    /// Its hardware address; null where it has none.
+    /// The hardware address. Null if the link has none.
     pub mac: Option<Mac>,
-    /// The bridge that it is a port of.
+    /// The bridge that the link is a port of.
     pub bridge: Option<String>,
-    /// The other end of a pair.
+    /// The other end, if the link is part of a veth pair.
     pub peer: Option<Peer>,
-    /// Its addresses, each with the length of its subnet, in the kernel's order.
+    /// The addresses with prefix lengths, in the kernel's order.
     pub addresses: Vec<IpNetwork>,
 }
 
 impl Link {
-    /// Its addresses without those that every interface makes itself from its hardware address (RFC 4291, 2.5.6).
+    /// Returns the addresses except IPv6 link-local ones, which the kernel assigns itself (RFC 4291, 2.5.6).
     pub fn given_addresses(&self) -> impl Iterator<Item = &IpNetwork> {
         self.addresses.iter().filter(|address| !is_link_local(address.ip()))
     }
 }
 
-/// Whether an IPv6 address is one of a single link, fe80::/10.
+/// Returns true for an IPv6 link-local address, fe80::/10.
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Whether packets go through a link; the words are those of ip-link(8).
+/// The operational state of a link, in the words of ip-link(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// They do.
+    /// The link is up and has a carrier.
     Up,
-    /// It is up, but the other end is not, or it has none: a cable that is not plugged in.
+    /// The link is up, but has no peer or a peer that is down.
     NoCarrier,
-    /// It is switched off.
+    /// The link is administratively down.
     Down,
 }
 
@@ -107,7 +108,7 @@ impl fmt::Display for State {
     }
 }
 
-/// A hardware address.
+/// A hardware address, usually of 6 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mac(pub Vec<u8>);
 
@@ -124,39 +125,39 @@ impl Serialize for Mac {
     }
 }
 
-/// The other end of a pair.
+/// The other end of a veth pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Peer {
-    /// A link of the lab, or of its host.
+    /// A link of the lab or of its host.
     Link {
-        /// Where it is; null: the host.
-        namespace: Site,
-        /// Its name.
+        /// The namespace. Null for the host.
+        namespace: Location,
+        /// The name of the interface.
         name: String,
     },
-    /// In a namespace that is not the lab's.
+    /// A link in a namespace outside of the lab.
     Elsewhere,
 }
 
-/// A route.
+/// A route of the main table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Route {
-    /// What is reached by it; all of a family for `default`.
+    /// The destination. JSON has `default` for 0.0.0.0/0 and ::/0.
     #[serde(serialize_with = "destination")]
     pub to: IpNetwork,
-    /// `unicast`, or `unreachable`, `blackhole`, `prohibit`, …: what is refused.
+    /// The route type: `unicast`, or a type that rejects packets, such as `unreachable`.
     pub kind: &'static str,
-    /// Whom packets are handed to; null: the receiver itself.
+    /// The gateway. Null for a connected route.
     pub via: Option<IpAddr>,
-    /// The link that they leave by.
+    /// The egress link. Null for routes that reject packets.
     pub dev: Option<String>,
-    /// The address that they carry as their sender where they begin here.
+    /// The preferred source address for packets of this namespace.
     pub src: Option<IpAddr>,
 }
 
 impl Route {
-    /// What is reached by it, as ip-route(8) writes it.
+    /// Returns the destination as ip-route(8) writes it.
     pub fn destination(&self) -> String {
         match (self.to.prefix(), self.to) {
             (0, _) => "default".into(),
@@ -165,56 +166,56 @@ impl Route {
         }
     }
 
-    /// Whether every interface has it, or may have: that of link-local addresses.
-    pub(super) fn is_of_every_link(&self) -> bool {
+    /// Returns true for a connected route to link-local addresses. Every link may have one.
+    pub(super) fn is_link_local(&self) -> bool {
         is_link_local(self.to.ip()) && self.via.is_none()
     }
 }
 
-/// An address in reach of a link, and the hardware address that it has there.
+/// A neighbour: an address on a link's network, and its hardware address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Neighbour {
-    /// The address.
+    /// The IP address of the neighbour.
     pub address: IpAddr,
-    /// Its hardware address; null while, or because, nobody answers for it.
+    /// The hardware address. Null if it is not resolved.
     pub mac: Option<Mac>,
-    /// The link.
+    /// The link to the neighbour.
     pub dev: String,
-    /// `REACHABLE`, `STALE`, `DELAY`, `PROBE`, `INCOMPLETE`, `FAILED` or `PERMANENT`, as ip-neighbour(8) explains them.
+    /// The state: `REACHABLE`, `STALE`, `DELAY`, `PROBE`, `INCOMPLETE`, `FAILED` or `PERMANENT`, as in ip-neighbour(8).
     pub state: String,
 }
 
-/// A process.
+/// A process in a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Process {
-    /// Its number here.
+    /// The PID in this process namespace.
     pub pid: u32,
-    /// Its number in its own process namespace; null where that is this one.
+    /// The PID in the process's own process namespace. Null if that is this one.
     pub inside: Option<u32>,
-    /// Its name.
+    /// The name of the program, from proc_pid_status(5).
     pub name: String,
 }
 
-impl Space {
-    /// Whether there is nothing to tell of it.
-    pub(super) fn is_bare(&self) -> bool {
+impl NamespaceView {
+    /// Returns true if there is nothing to show for the namespace.
+    pub(super) fn is_empty(&self) -> bool {
         self.links.is_empty() && self.missing.is_empty() && self.containers.is_empty() && self.here
     }
 
-    /// What it is, in words: `host`, `namespace red`, `container web (network bridge)`.
+    /// Returns the title: `host`, `namespace red`, or `container web (network bridge)`.
     pub(super) fn title(&self) -> String {
-        match (&self.site.0, self.network) {
+        match (&self.location.0, self.network) {
             (None, _) => "host".into(),
             (Some(name), None) => format!("namespace {name}"),
             (Some(name), Some(network)) => {
                 let publish = self.publish.join(", ");
                 let publish = if publish.is_empty() { publish } else { format!(", publish {publish}") };
-                format!("container {name} (network {}{publish})", word(network))
+                format!("container {name} (network {}{publish})", network_name(network))
             }
         }
     }
 
-    /// Which packets it sends on, in words; none where it sends on none.
+    /// Returns the forwarded families as text, or `None` if there are none.
     pub(super) fn forwards(&self) -> Option<&'static str> {
         match (self.forwards_ipv4, self.forwards_ipv6) {
             (true, true) => Some("forwards IPv4 and IPv6"),
@@ -224,14 +225,14 @@ impl Space {
         }
     }
 
-    /// The routes without those that every link has.
-    pub(super) fn told_routes(&self) -> impl Iterator<Item = &Route> {
-        self.routes.iter().filter(|route| !route.is_of_every_link())
+    /// Returns the routes without the link-local ones.
+    pub(super) fn shown_routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(|route| !route.is_link_local())
     }
 }
 
-/// The word of `docker run --network`.
-fn word(network: Attachment) -> &'static str {
+/// Returns the word of `docker run --network`.
+fn network_name(network: Attachment) -> &'static str {
     match network {
         Attachment::None => "none",
         Attachment::Host => "host",

@@ -1,39 +1,39 @@
-//! How much was said to the kernel, and by it.
+//! The number and size of the messages to and from the kernel.
 
-/// A number of messages, and their bytes.
+/// The number and size of some messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// Messages.
+    /// The number of messages.
     pub messages: usize,
-    /// Bytes of all of them together, headers included.
+    /// The bytes of all messages, including headers.
     pub bytes: usize,
 }
 
 impl Amount {
-    /// Adds a number of messages that have so many bytes together.
+    /// Adds messages with their bytes.
     pub fn add(&mut self, messages: usize, bytes: usize) {
         self.messages = self.messages.saturating_add(messages);
         self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
-/// What went over a wire in both directions.
+/// The messages of a socket in both directions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// To the kernel.
+    /// The messages to the kernel.
     pub sent: Amount,
-    /// From the kernel.
+    /// The messages from the kernel.
     pub received: Amount,
 }
 
 impl Traffic {
-    /// Adds what went over it another time.
+    /// Adds the traffic of another conversation.
     pub fn add(&mut self, other: Self) {
         self.sent.add(other.sent.messages, other.sent.bytes);
         self.received.add(other.received.messages, other.received.bytes);
     }
 
-    /// What went over it since it was `before`.
+    /// Returns the traffic since an earlier reading.
     pub fn since(self, before: Self) -> Self {
         let less = |now: Amount, before: Amount| Amount {
             messages: now.messages.saturating_sub(before.messages),

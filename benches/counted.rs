@@ -1,0 +1,27 @@
+//! Counts system calls of a command with strace(1). A count does not depend on the machine, so it has a limit of its own.
+
+use std::process::Command;
+
+use crate::host::{Host, PORTFWD};
+
+/// The system calls of one command.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted {
+    /// Calls of fsync(2) and fdatasync(2).
+    pub fsyncs: usize,
+    /// Sends to nf_tables. One send holds a whole batch.
+    pub requests: usize,
+}
+
+/// Runs portfwd, which must succeed.
+pub fn run(host: &Host, arguments: &[&str]) -> Counted {
+    let log = host.file("calls", "");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", "trace=fsync,fdatasync,sendto,sendmsg", "-o", &log, PORTFWD]);
+    command.args(["--state-dir", &host.state()]).args(arguments);
+    let output = host.namespace.run(|| command.output().expect("strace is installed")).expect("the namespace");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let calls = std::fs::read_to_string(&log).expect("strace writes its log");
+    let count = |words: &[&str]| calls.lines().filter(|line| words.iter().any(|word| line.contains(word))).count();
+    Counted { fsyncs: count(&["fsync(", "fdatasync("]), requests: count(&["SUBSYS_NFTABLES", "MSG_BATCH_BEGIN"]) }
+}

@@ -1,0 +1,76 @@
+//! The kernel file of a store, `state.kernel`: JSON about the running kernel, which a reboot makes worthless.
+//!
+//! The file is written without fsync, so a command costs one fsync, the one of its change. The file names the number of the
+//! commit that it belongs to. A missing, unreadable or older file means that this commit may be unfinished.
+
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::file;
+use super::state::{State, StateError, Whole};
+use crate::model::{Binding, Owned, SetName};
+use crate::sys::boot;
+
+/// The contents of a kernel file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KernelRecord {
+    /// The id of the boot that `committed` and `whole` are about.
+    boot: String,
+    /// The number of the commit in the database that is finished.
+    pub(super) commit: u64,
+    committed: Option<u32>,
+    whole: Option<Whole>,
+    samples: Vec<(SetName, Binding)>,
+}
+
+impl KernelRecord {
+    /// Returns the record of a finished state.
+    pub(super) fn new(commit: u64, state: &State) -> Self {
+        Self {
+            boot: boot_id(),
+            commit,
+            committed: state.committed,
+            whole: state.whole.clone(),
+            samples: state.samples.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
+        }
+    }
+
+    /// Reads the kernel file. Returns `None` if the file is missing or unreadable.
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        file::open_to_read(path).ok()?.read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Writes the kernel file in place. After a kill in between, the file has the bytes of two records and is unreadable.
+    pub(super) fn write(&self, path: &Path) -> Result<(), StateError> {
+        let io = |error: std::io::Error| StateError::Io(path.to_owned(), error);
+        let bytes = serde_json::to_vec(self).map_err(|error| io(error.into()))?;
+        let file = file::open(path)?;
+        // Not truncated first: ext4 writes a truncated file to the disk as soon as it is closed (auto_da_alloc).
+        file.write_all_at(&bytes, 0).map_err(io)?;
+        file.set_len(bytes.len().try_into().unwrap_or(u64::MAX)).map_err(io)
+    }
+
+    /// Completes a state that was loaded from the database: the change is finished, and this is known about the kernel.
+    pub(super) fn complete(self, state: &mut State) {
+        state.unfinished = None;
+        state.samples = self.samples.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
+        if !self.boot.is_empty() && self.boot == boot_id() {
+            (state.committed, state.whole) = (self.committed, self.whole);
+        }
+    }
+}
+
+/// Returns true if two states differ in what a kernel file holds.
+pub(super) fn differs(before: &State, after: &State) -> bool {
+    (&before.committed, &before.whole, &before.samples) != (&after.committed, &after.whole, &after.samples)
+}
+
+/// Returns the id of this boot, or an empty text if `/proc` does not show it.
+fn boot_id() -> String {
+    boot::id().unwrap_or_default().to_owned()
+}
