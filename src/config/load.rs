@@ -35,7 +35,8 @@ pub struct Loaded {
 
 /// Converts the text of a rule-set file. Returns its valid part and every error.
 ///
-/// If there are errors, use the valid part only to find conflicts. The valid part is `None` if the set has no valid name.
+/// If there are errors, use the valid part only to find conflicts. The valid part is `None` if the set has no valid
+/// name.
 pub fn load(source: &Arc<Source>) -> (Option<Loaded>, Vec<Problem>) {
     let mut reader = TableReader::new(source);
     let (document, errors) = DeTable::parse_recoverable(&source.text);

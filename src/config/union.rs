@@ -11,7 +11,7 @@ use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetN
 /// Adds sets to the desired state. A set replaces the set of the same name.
 ///
 /// # Errors
-/// If rules of one set or of several sets conflict. Returns every conflict.
+/// If two rules conflict, in one set or in two sets. The result contains every conflict.
 pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     for loaded in sets {
         asked.remove(&loaded.set.name);
@@ -54,7 +54,7 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
     }
     let network_location = |index| location_of(index, &asked.networks, &locations(sets, |loaded| &loaded.networks));
     for (index, owned) in asked.networks.iter().enumerate() {
-        // Two sets can contain the same network if its keys are equal in both.
+        // Two sets can define the same network if all its keys are equal.
         let conflicts = |other: &&Owned<Network>| {
             other.rule.name == owned.rule.name && (other.set == owned.set || other.rule != owned.rule)
         };
@@ -101,7 +101,7 @@ pub fn conflict_message(first: &Binding, second: &Binding) -> String {
     format!("at {} {goes}", address.unwrap_or(localhost(first.family)))
 }
 
-/// Returns the help for two bindings that conflict, without the advice to remove one.
+/// Returns the help for two bindings that conflict. The caller adds the advice to remove one of them.
 pub fn conflict_help(first: &Binding, second: &Binding) -> String {
     if !conflict_only_at_loopback(first, second) {
         return "give one of them an address, an interface or other clients".into();

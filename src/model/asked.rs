@@ -88,7 +88,8 @@ impl Asked {
         self.netmaps.sort_unstable();
     }
 
-    /// Returns the bindings that `other` does not contain, in order. Both states must be sorted by [`Asked::normalize`].
+    /// Returns the bindings that `other` does not contain, in order. Both states must be sorted by
+    /// [`Asked::normalize`].
     pub fn less<'a>(&'a self, other: &Self) -> Vec<&'a Owned<Binding>> {
         fn key(owned: &Owned<Binding>) -> (&SetName, SortKey<'_>) {
             (&owned.set, owned.rule.sort_key())
@@ -141,7 +142,8 @@ impl Asked {
         Ok(found.map_or(Priority::DEFAULT, |(_, priority)| priority))
     }
 
-    /// Returns the chain of a binding: the chain of the target's network, or `forwards` if no network contains the target.
+    /// Returns the chain of a binding: the chain of the target's network, or `forwards` if no network contains the
+    /// target.
     pub fn chain_of(&self, binding: &Binding) -> ChainName {
         let network = binding.to.address.and_then(|address| self.network_of(address));
         network.map_or_else(ChainName::forwards, |network| network.chain.clone())

@@ -22,7 +22,8 @@ pub enum PortMap {
 }
 
 impl PortMap {
-    /// Returns the map that keeps every port of `range`. For a single port this is [`PortMap::One`], its canonical form.
+    /// Returns the map that keeps every port of `range`. For a single port this is [`PortMap::One`], its canonical
+    /// form.
     pub fn identity(range: PortRange) -> Self {
         if range.is_single() { Self::One(range.first()) } else { Self::Keep }
     }
@@ -67,8 +68,8 @@ pub struct Binding {
     pub source: Source,
     /// Masquerade clients in the target's network (hairpin).
     ///
-    /// Always true if the value has no effect: for a redirect, a source other than [`Source::Keep`] or a loopback listen
-    /// address.
+    /// Always true if the value has no effect: for a redirect, a source other than [`Source::Keep`] or a loopback
+    /// listen address.
     #[serde(default = "default_hairpin", skip_serializing_if = "Clone::clone")]
     pub hairpin: bool,
     /// Forward connections of this host to its loopback addresses. If [`Binding::address`] is a loopback address, the
@@ -163,7 +164,7 @@ impl Binding {
             && (self.same_address_and_interface(other) || self.overlaps_at_loopback(other))
     }
 
-    /// Returns true if both bindings have the same family, address, interface, client prefix and protocol. Ports can differ.
+    /// Returns true if both bindings have the same family, address, interface, client prefix and protocol.
     pub fn listens_like(&self, other: &Self) -> bool {
         let same_clients = self.protocol == other.protocol && self.from == other.from;
         self.family == other.family && same_clients && self.same_address_and_interface(other)
@@ -173,9 +174,10 @@ impl Binding {
         self.address == other.address && self.interface == other.interface
     }
 
-    /// Returns true if both bindings match the same packets to a loopback address.
+    /// Returns true if a packet to a loopback address can match both bindings with the same precedence.
     ///
-    /// For these packets it only matters that a binding has a listen address and an interface, not which ones.
+    /// A binding with `loopback` matches these packets whatever its listen address and interface are. Only their
+    /// presence counts, because it determines the class.
     fn overlaps_at_loopback(&self, other: &Self) -> bool {
         let different = matches!((self.loopback_address(), other.loopback_address()), (Some(a), Some(b)) if a != b);
         self.loopback && other.loopback && self.class() == other.class() && !different
@@ -186,7 +188,7 @@ impl Binding {
         ListenText(self)
     }
 
-    /// Returns the text of the options that differ from their defaults: ` source masquerade`, ` no-hairpin`, ` loopback`.
+    /// Returns the text of the options that differ from their defaults, for example ` source masquerade loopback`.
     pub fn options(&self) -> OptionsText<'_> {
         OptionsText(self)
     }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Binding, Family, IfName, Protocol};
 
-/// The properties that are equal if two bindings conflict. The boolean is true for a single port.
+/// The properties that are equal in two bindings that conflict. The boolean is true for a single port.
 type ConflictKey<'a> = (Family, bool, Protocol, Listener<'a>, Option<IpNetwork>);
 
 /// A listener of a binding. Two bindings can conflict only if they have a listener in common.
@@ -58,8 +58,8 @@ pub fn find_conflicts<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Ve
 
 /// Returns the listeners of a binding.
 ///
-/// `named` contains every loopback address that a binding listens at. A binding for all loopback addresses has a listener
-/// for each of them.
+/// `named` contains every loopback address that a binding listens at. A binding for all loopback addresses has a
+/// listener for each of them.
 fn listeners<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Listener<'a>> {
     let (address, interface) = (binding.address.is_some(), binding.interface.is_some());
     let loopback = |at| Listener::Loopback { at, address, interface };
@@ -144,7 +144,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_conflict_is_found_if_and_only_if_a_pair_conflicts(ports in prop::collection::vec((1u16..60, 0u16..8), 0..12)) {
+        fn conflicts_are_found_exactly_if_a_pair_conflicts(ports in prop::collection::vec((1u16..60, 0u16..8), 0..12)) {
             let all: Vec<Binding> = ports
                 .iter()
                 .map(|(first, more)| binding(&format!("{first}-{}", first + more), None, None))

@@ -1,9 +1,9 @@
 //! The common form of all source NAT rules, and the precedence of these rules.
 //!
-//! A network with `masquerade`, a `[[masquerade]]` and a `[[snat]]` all rewrite the source address of packets from a prefix
-//! that leave by an interface. A rule with `out` wins over a rule without; then the longer `from` prefix wins; then `snat`
-//! wins over `masquerade`. Two rules that are equal in all of these and have different addresses are a conflict
-//! ([`snat_conflicts`](super::precedence::snat_conflicts)).
+//! A network with `masquerade`, a `[[masquerade]]` and a `[[snat]]` all rewrite the source address of packets from a
+//! prefix that leave by an interface. A rule with `out` wins over a rule without; then the longer `from` prefix wins;
+//! then `snat` wins over `masquerade`. Two rules that are equal in all of these and have different addresses are a
+//! conflict ([`snat_conflicts`](super::precedence::snat_conflicts)).
 
 use std::cmp::Reverse;
 

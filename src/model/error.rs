@@ -55,8 +55,8 @@ pub fn is_hidden(c: char) -> bool {
 
 /// Returns true if a character is invisible: the characters of [`is_hidden`] and all other format characters.
 ///
-/// Some scripts and emoji need format characters, so comments can contain them. portfwd escapes them when it prints foreign
-/// text.
+/// Some scripts and emoji need format characters, so comments can contain them. portfwd escapes them when it prints
+/// foreign text.
 ///
 /// Source: the general category Cf of Unicode 16.0, without the visible marks of single scripts.
 pub fn is_invisible(c: char) -> bool {
@@ -65,8 +65,8 @@ pub fn is_invisible(c: char) -> bool {
         || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Replaces invisible characters by their escapes. Foreign text then cannot move the cursor of a terminal and cannot hide
-/// a part of itself.
+/// Replaces invisible characters by their escapes. Foreign text then cannot move the cursor of a terminal and cannot
+/// hide a part of itself.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,7 +1,7 @@
 //! Conntrack labels: the data that a forwarded connection carries from the DNAT rules to the source NAT rules.
 //!
-//! A conntrack entry has 128 label bits, which it keeps from its first packet on. portfwd uses label bits because the packet
-//! mark and the connection mark select routes, and many other programs use them.
+//! A conntrack entry has 128 label bits, which it keeps from its first packet on. portfwd uses label bits because the
+//! packet mark and the connection mark select routes, and many other programs use them.
 //!
 //! | bits | meaning |
 //! | --- | --- |
@@ -15,8 +15,8 @@
 //! Most forwards need only [`FORWARDED`], and their DNAT rule sets this label. A forward that needs more labels has an
 //! element in a map whose name ends in `-labels`. A rule reads the labels from this map.
 //!
-//! Be aware: in the kernel these maps have the type `ipv6_addr`, the only type of 128 bits that nft(8) 1.0.6 can list. It
-//! refuses to list maps of type `ct_label`, and crashes with `--debug` (seen on Debian 12).
+//! Be aware: in the kernel these maps have the type `ipv6_addr`, the only type of 128 bits that nft(8) 1.0.6 can list.
+//! It refuses to list maps of type `ct_label`, and crashes with `--debug` (seen on Debian 12).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,8 +34,8 @@ pub const LOOPBACK: u8 = 118;
 
 /// No forward or 1:1 translation matched the connection, although [`FORWARDED`] is set.
 ///
-/// Only the iptables backend uses this label. One rule before all forwards sets [`FORWARDED`] and one rule behind them sets
-/// this label, which costs less than one more match in thousands of rules.
+/// Only the iptables backend uses this label. One rule before all forwards sets [`FORWARDED`] and one rule behind them
+/// sets this label, which costs less than one more match in thousands of rules.
 pub const UNMATCHED: u8 = 117;
 
 /// The bytes of the label bits that contain the ID of a source address.
@@ -80,7 +80,7 @@ pub struct MasqueradeNeeds {
 }
 
 impl MasqueradeNeeds {
-    /// Returns the needs of the rules of some families.
+    /// Returns the masquerade rules that the forwards and 1:1 translations of the selected families need.
     pub fn new(asked: &Asked, families: impl Fn(Family) -> bool) -> Self {
         let matches = |rule: &&Binding| rule.to.address.is_some() && families(rule.family);
         let dnat_rules = || asked.bindings.iter().map(|owned| &owned.rule).filter(matches);

@@ -83,7 +83,9 @@ fn check_listen_address(address: IpAddr) -> Result<(), ParseError> {
     }
 }
 
-/// Splits `ADDR`, `ADDR:PORTS`, `:PORTS` or `PORTS` into address and ports. Text without a dot and without a colon is ports.
+/// Splits `ADDR`, `ADDR:PORTS`, `:PORTS` or `PORTS` into address and ports.
+///
+/// Text without a dot and without a colon is ports.
 pub(super) fn split_address(text: &str) -> Result<(Option<IpAddr>, Option<&str>), ParseError> {
     if let Some(rest) = text.strip_prefix('[') {
         let Some((address, tail)) = rest.split_once(']') else {

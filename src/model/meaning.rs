@@ -1,16 +1,16 @@
-//! The reference for the meaning of rule sets. Its input is a host, the rule sets and the first packet of a connection. Its
-//! output is the fate of the packet.
+//! The reference for the meaning of rule sets. Its input is a host, the rule sets and the first packet of a connection.
+//! Its output is the fate of the packet.
 //!
 //! This file shares no code with the compilers. It checks every rule for every packet, and it uses the rules as a user
-//! writes them instead of the normal form. If a backend and this file disagree, one of them has a bug. `tests/oracle` sends
-//! random packets to find such bugs.
+//! writes them instead of the normal form. If a backend and this file disagree, one of them has a bug. `tests/oracle`
+//! sends random packets to find such bugs.
 //!
 //! A packet passes these steps in order:
-//! 1. A packet that arrives with a loopback address is dropped.
-//! 2. The forward with the highest precedence rewrites the destination. If no forward matches, the 1:1 translation with the
-//!    longest prefix does.
-//! 3. The packet goes to this host, or the host routes it. Routing needs IP forwarding. An isolated network accepts only
-//!    packets that a forward or 1:1 translation publishes.
+//! 1. The kernel drops a packet that arrives at an interface with a loopback source or destination address.
+//! 2. The forward with the highest precedence rewrites the destination. If no forward matches, the 1:1 translation with
+//!    the longest prefix does.
+//! 3. The packet goes to this host, or the host routes it. Routing needs IP forwarding. An isolated network accepts
+//!    only packets that a forward or 1:1 translation publishes.
 //! 4. A packet that leaves can get a new source. The first of these applies:
 //!    - the source of its forward;
 //!    - the address of the egress interface, for a hairpin or a loopback connection;
@@ -71,8 +71,8 @@ impl Host {
         self.routes.iter().filter(|route| route.to.contains(address)).max_by_key(|route| route.to.prefix())
     }
 
-    /// Returns the source address of masqueraded packets that leave by `route` to `destination`: the interface's address in
-    /// the network of the next hop, otherwise its first address.
+    /// Returns the source address of masqueraded packets that leave by `route` to `destination`: the interface's
+    /// address in the network of the next hop, otherwise its first address.
     fn masquerade_address(&self, route: &Route, destination: IpAddr) -> Option<IpAddr> {
         let next = route.gateway.unwrap_or(destination);
         let here = self.interfaces.iter().find(|interface| interface.name == route.interface)?;

@@ -1,7 +1,7 @@
 //! The nouns of port forwarding, their text forms and their meaning. This room uses no kernel, no file and no backend.
 //!
-//! Text and TOML become [`Forward`]s, [`Network`]s, [`Masquerade`]s, [`Snat`]s and [`Netmap`]s in a [`RuleSet`]. All rule
-//! sets together have one normal form, [`Asked`], the desired state. It splits each forward into [`Binding`]s: one
+//! Text and TOML become [`Forward`]s, [`Network`]s, [`Masquerade`]s, [`Snat`]s and [`Netmap`]s in a [`RuleSet`]. All
+//! rule sets together have one normal form, [`Asked`], the desired state. It splits each forward into [`Binding`]s: one
 //! protocol, one contiguous range of ports, at most one client prefix, one family. The compilers, the state and `list`
 //! use the normal form, so no other room handles port lists.
 //!

@@ -1,7 +1,7 @@
 //! Names that portfwd writes to the kernel. [`FromStr`] validates the names that users write.
 //!
-//! `TryFrom<String>` reads names from the state and the kernel. It accepts some names that [`FromStr`] refuses: an earlier
-//! version of portfwd may have stored such a name, and the state must stay readable.
+//! `TryFrom<String>` reads names from the state and the kernel. It accepts some names that [`FromStr`] refuses: an
+//! earlier version of portfwd may have stored such a name, and the state must stay readable.
 
 use std::fmt;
 use std::str::FromStr;
@@ -105,7 +105,7 @@ impl FromStr for IfName {
                 Err(Self::invalid(text, "the kernel uses this name for settings in /proc/sys/net/ipv4/conf"))
             }
             // `dev_alloc_name` in net/core/dev.c creates `eth0` for `eth%d`.
-            _ if text.contains('%') => Err(Self::invalid(text, "the kernel replaces `%d` by a number")),
+            _ if text.contains('%') => Err(Self::invalid(text, "the kernel uses `%` as a placeholder for a number")),
             _ => Self::from_stored(text),
         }
     }
@@ -141,7 +141,8 @@ impl FromStr for SetName {
 /// The name of a chain that contains forwards, for example `DOCKER`: 1 to 28 letters, digits, `_` and `-`. The first
 /// character is a letter.
 ///
-/// iptables(8) allows at most 28 bytes. The limit applies to both backends, so a rule set is valid for both or for none.
+/// iptables(8) allows at most 28 bytes. The limit applies to both backends, so a rule set is valid for both or for
+/// none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChainName(Arc<str>);

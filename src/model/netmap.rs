@@ -11,9 +11,9 @@ use super::{Family, ParseError};
 
 /// A 1:1 translation between two networks, for all protocols and ports.
 ///
-/// Each address of `listen` maps to the address of `to` with the same host part. Packets to the `listen` address go to the
-/// `to` address. Packets from the `to` address leave with the `listen` address as their source. portfwd masquerades clients
-/// in the target's network (hairpin), as for a forward.
+/// Each address of `listen` maps to the address of `to` with the same host part. Packets to the `listen` address go to
+/// the `to` address. Packets from the `to` address leave with the `listen` address as their source. portfwd masquerades
+/// clients in the target's network (hairpin), as for a forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Netmap {
     /// The network that clients outside use.

@@ -1,7 +1,7 @@
 //! The comments of portfwd's rules and map elements in the kernel.
 //!
-//! A comment contains the set's name, the comment of a forward, and the properties of a network or netmap that the rule alone
-//! does not show:
+//! A comment contains the set's name, the comment of a forward, and the properties of a network or netmap that the rule
+//! alone does not show:
 //!
 //! ```text
 //! web                              a forward, a masquerade or source NAT of the set `web`

@@ -19,8 +19,8 @@ impl Priority {
 
     /// Returns a priority for DNAT chains, or `None` if `value` is below -199 or above 49.
     ///
-    /// NAT chains must run after connection tracking (-200). The source NAT chain, see [`Priority::source_priority`], must
-    /// run after the mangle chains of other programs and before the kernel confirms the connection.
+    /// NAT chains must run after connection tracking (-200). The source NAT chain, see [`Priority::source_priority`],
+    /// must run after the mangle chains of other programs and before the kernel confirms the connection.
     pub fn new(value: i32) -> Option<Self> {
         (-199..50).contains(&value).then_some(Self(value))
     }

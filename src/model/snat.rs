@@ -193,7 +193,7 @@ pub struct Snat {
 }
 
 impl Snat {
-    /// Returns the canonical form: removes the prefixes `0.0.0.0/0` and `::/0`, because the pool determines the family.
+    /// Returns the canonical form, without the prefixes `0.0.0.0/0` and `::/0`. The pool already determines the family.
     pub fn canonical(mut self) -> Self {
         self.from = self.from.filter(|from| from.prefix() > 0);
         self
