@@ -6,7 +6,7 @@ use std::time::Instant;
 use portfwd::config;
 use portfwd::config::source;
 use portfwd::lab::Netns;
-use portfwd::model::Asked;
+use portfwd::model::DesiredState;
 use portfwd::nft::compile::compile;
 use portfwd::nft::diff::{Changes, diff};
 use portfwd::nft::encode::encode;
@@ -38,8 +38,8 @@ fn program(rule_set: &str) -> Program {
     let (loaded, problems) = config::load(&Arc::new(source::read(&path).expect("read")));
     assert!(problems.is_empty(), "a valid rule set");
     let loaded = loaded.expect("a rule set");
-    let asked = config::union(Asked::default(), std::slice::from_ref(&loaded)).expect("no conflicts");
-    compile(&asked).expect("one table")
+    let desired = config::union(DesiredState::default(), std::slice::from_ref(&loaded)).expect("no conflicts");
+    compile(&desired).expect("one table")
 }
 
 /// Sends changes in one batch and waits for the kernel's acknowledgement. The clock starts with the send.

@@ -172,7 +172,7 @@ fn a_foreign_element_is_reported_and_removed() {
 
 #[test]
 fn a_refused_element_is_named() {
-    use portfwd::model::{Asked, Forward, RuleSet, SetName};
+    use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
     use portfwd::nft::transaction::{CommitError, Connection};
     use portfwd::nft::{compile::compile, decode::decode, diff::diff, element, encode::encode};
     if !privileged() {
@@ -183,9 +183,9 @@ fn a_refused_element_is_named() {
         let listen = format!("{port}").parse().expect("listen");
         set.forwards.push(Forward::new(listen, "10.0.0.1".parse().expect("target")));
     }
-    let mut asked = Asked::default();
-    asked.add(&set).expect("valid");
-    let program = compile(&asked).expect("compiles");
+    let mut desired = DesiredState::default();
+    desired.add(&set).expect("valid");
+    let program = compile(&desired).expect("compiles");
     let net = Net::new();
     net.in_host(|| {
         let mut connection = Connection::open().expect("opens");

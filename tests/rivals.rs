@@ -162,16 +162,16 @@ fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
 
 #[test]
 fn starting_the_monitor_changes_nothing() {
-    use portfwd::model::{Asked, Forward, RuleSet, SetName};
+    use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
     if !privileged() {
         return;
     }
     let net = Net::new();
     let mut set = RuleSet::new(SetName::cli());
     set.forwards.push(Forward::new("80".parse().expect("listen"), "10.0.0.1".parse().expect("target")));
-    let mut asked = Asked::default();
-    asked.add(&set).expect("valid");
-    let program = compile(&asked).expect("compiles");
+    let mut desired = DesiredState::default();
+    desired.add(&set).expect("valid");
+    let program = compile(&desired).expect("compiles");
     net.in_host(|| {
         let mut connection = Connection::open().expect("opens");
         let (live, generation) = decode(&mut connection).expect("reads");

@@ -7,7 +7,8 @@ use crate::config::union::{conflict_help, conflict_message};
 use crate::config::{Problem, ProblemKind};
 use crate::engine::{Options, Part, Scope};
 use crate::model::{
-    Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
+    Binding, Comment, DesiredState, Forward, IfName, Listen, ParseError, Protocol, SetName, SetRule, Source, Target,
+    prefix,
 };
 
 #[derive(Debug, clap::Args)]
@@ -98,12 +99,12 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     let scope = Scope::Partial(Part { bindings: bindings.clone(), sets: Vec::new() });
     let mut engine = global.change(args.dry_run, scope, output)?;
     let mut after = engine.state().clone();
-    let asked = Arc::make_mut(&mut after.asked);
+    let desired = Arc::make_mut(&mut after.desired);
     for binding in &bindings {
-        insert(asked, &set, binding.clone())?;
+        insert(desired, &set, binding.clone())?;
     }
-    asked.settings.entry(set.clone()).or_default();
-    asked.normalize();
+    desired.settings.entry(set.clone()).or_default();
+    desired.normalize();
     if !args.force {
         guard::check(&mut engine, &mut after, &[], global, output)?;
     }
@@ -127,12 +128,12 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
 ///
 /// # Errors
 /// If the binding conflicts with another one.
-fn insert(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure> {
-    let is_same = |owned: &Owned<Binding>| {
+fn insert(desired: &mut DesiredState, set: &SetName, binding: Binding) -> Result<(), Failure> {
+    let is_same = |owned: &SetRule<Binding>| {
         let rule = &owned.rule;
         owned.set == *set && rule.listens_like(&binding) && rule.ports == binding.ports && rule.to == binding.to
     };
-    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts_with(&binding) && !is_same(owned));
+    let other = desired.bindings.iter().find(|owned| owned.rule.conflicts_with(&binding) && !is_same(owned));
     if let Some(other) = other {
         return Err(Failure::Problems(vec![Problem {
             kind: ProblemKind::Conflict,
@@ -142,9 +143,9 @@ fn insert(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Fail
             help: format!("remove the first, or {}", conflict_help(&other.rule, &binding)),
         }]));
     }
-    match asked.bindings.iter_mut().find(|owned| is_same(owned)) {
+    match desired.bindings.iter_mut().find(|owned| is_same(owned)) {
         Some(owned) => owned.rule = binding,
-        None => asked.bindings.push(Owned { set: set.clone(), rule: binding }),
+        None => desired.bindings.push(SetRule { set: set.clone(), rule: binding }),
     }
     Ok(())
 }

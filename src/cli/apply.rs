@@ -49,9 +49,9 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let mut engine = open(args, &loaded, global, output)?;
     let options = Options { keep_connections: args.keep_connections };
     let mut after = engine.state().clone();
-    let asked = Arc::unwrap_or_clone(after.asked);
-    let union = output.timing.of(Phase::Parse, || config::union(asked, &loaded));
-    after.asked = union.map_err(Failure::Problems)?.into();
+    let desired = Arc::unwrap_or_clone(after.desired);
+    let union = output.timing.of(Phase::Parse, || config::union(desired, &loaded));
+    after.desired = union.map_err(Failure::Problems)?.into();
     if !args.force {
         guard::check(&mut engine, &mut after, &loaded, global, output)?;
     }

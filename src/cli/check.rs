@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{Failure, Global, Output, sets};
 use crate::config;
-use crate::model::Asked;
+use crate::model::DesiredState;
 use crate::model::error::printable;
 use crate::nft::compile::compile;
 
@@ -33,8 +33,8 @@ struct CheckedSet<'a> {
 
 pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
-    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
-    compile(&asked).map_err(crate::engine::EngineError::from)?;
+    let desired = config::union(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
+    compile(&desired).map_err(crate::engine::EngineError::from)?;
     let path = |set: &config::Loaded| set.source.path.display().to_string();
     if global.json {
         let sets = loaded.iter().map(|set| CheckedSet {

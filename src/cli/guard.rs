@@ -9,7 +9,7 @@ use crate::config::{Loaded, Location, Problem, ProblemKind};
 use crate::engine::Engine;
 use crate::engine::guard::{self, Ssh, Taking};
 use crate::model::error::printable;
-use crate::model::{Asked, Binding};
+use crate::model::{Binding, DesiredState};
 use crate::store::State;
 use crate::sys::sockets::{self, Owner};
 
@@ -28,11 +28,11 @@ pub fn check(
     global: &Global,
     output: &mut Output<'_>,
 ) -> anyhow::Result<()> {
-    let refused = check_loaded(engine, &after.asked, sets, global, output);
+    let refused = check_loaded(engine, &after.desired, sets, global, output);
     if refused.is_err() && engine.is_partial() {
         // A forward outside of the partial state may take the port already.
         engine.load_full(after)?;
-        return check_loaded(engine, &after.asked, sets, global, output);
+        return check_loaded(engine, &after.desired, sets, global, output);
     }
     refused
 }
@@ -40,7 +40,7 @@ pub fn check(
 /// Does the check of [`check`] on the loaded part of the state.
 fn check_loaded(
     engine: &Engine,
-    after: &Asked,
+    after: &DesiredState,
     sets: &[Loaded],
     global: &Global,
     output: &mut Output<'_>,
@@ -55,7 +55,7 @@ fn check_loaded(
     // The SSH connection is in the namespace that portfwd was started in, not in that of `--netns`.
     let ssh = if global.netns.is_none() { std::env::var("SSH_CONNECTION").ok() } else { None };
     let ssh = ssh.and_then(|text| Ssh::parse(&text));
-    let takings = guard::takings(&engine.state().asked, after, &sockets, ssh);
+    let takings = guard::takings(&engine.state().desired, after, &sockets, ssh);
     if takings.is_empty() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use serde_json::ser::Formatter;
 use crate::engine::{Plan, Sign, Step, Words};
 use crate::model::binding::TargetText;
 use crate::model::error::is_invisible;
-use crate::model::{Binding, Counter, Family, Owned, PortRange, SetName, Source};
+use crate::model::{Binding, Counter, Family, PortRange, SetName, SetRule, Source};
 
 /// The version of the JSON output of all commands.
 pub const VERSION: u32 = 1;
@@ -39,7 +39,7 @@ pub struct List<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
     /// The forward and its rule set.
-    pub owned: &'a Owned<Binding>,
+    pub owned: &'a SetRule<Binding>,
     /// `live`, `missing` or `foreign`.
     pub state: &'static str,
     /// Packets and bytes; zero if it is missing.

@@ -8,7 +8,7 @@ use super::{Global, Output, failure};
 use crate::engine::BackendId;
 use crate::engine::timing::Phase;
 use crate::model::error::printable;
-use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
+use crate::model::{Binding, Comment, Counter, DesiredState, Observed, SetRule};
 
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {}
@@ -20,16 +20,17 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let lifted = output.timing.of(Phase::Plan, || live.lift());
     let generation = live.generation();
     drop(live);
-    let asked = &engine.state().asked;
-    let forwards = output.timing.of(Phase::Plan, || forwards(&lifted, asked));
-    let mut networks = other_rules(&lifted.asked.networks, &asked.networks);
+    let desired = &engine.state().desired;
+    let forwards = output.timing.of(Phase::Plan, || forwards(&lifted, desired));
+    let mut networks = other_rules(&lifted.desired.networks, &desired.networks);
     // A network that neither masquerades nor isolates has no rules in the kernel, so it cannot be missing.
-    let has_no_rules =
-        |rule: &str| asked.networks.iter().any(|n| !n.rule.masquerade && !n.rule.isolate && n.rule.to_string() == rule);
+    let has_no_rules = |rule: &str| {
+        desired.networks.iter().any(|n| !n.rule.masquerade && !n.rule.isolate && n.rule.to_string() == rule)
+    };
     networks.retain(|network| network.state != "missing" || !has_no_rules(&network.rule));
-    let masquerades = other_rules(&lifted.asked.masquerades, &asked.masquerades);
-    let snats = other_rules(&lifted.asked.snats, &asked.snats);
-    let netmaps = other_rules(&lifted.asked.netmaps, &asked.netmaps);
+    let masquerades = other_rules(&lifted.desired.masquerades, &desired.masquerades);
+    let snats = other_rules(&lifted.desired.snats, &desired.snats);
+    let netmaps = other_rules(&lifted.desired.netmaps, &desired.netmaps);
     // With iptables the name itself contains the table.
     let place = if engine.id() == BackendId::Nft { " in table inet portfwd" } else { "" };
     for name in &lifted.foreign {
@@ -79,11 +80,11 @@ fn changes_since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
 }
 
 /// Returns the live forwards, followed by the missing ones. Both arguments are normalized, so one pass compares them.
-fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Listed<'a>> {
-    let mut foreign = lifted.asked.less(asked).into_iter().peekable();
-    let missing = asked.less(&lifted.asked);
-    let mut forwards = Vec::with_capacity(lifted.asked.bindings.len() + missing.len());
-    for (owned, counter) in lifted.asked.bindings.iter().zip(&lifted.counters) {
+fn forwards<'a>(lifted: &'a Observed, desired: &'a DesiredState) -> Vec<Listed<'a>> {
+    let mut foreign = lifted.desired.less(desired).into_iter().peekable();
+    let missing = desired.less(&lifted.desired);
+    let mut forwards = Vec::with_capacity(lifted.desired.bindings.len() + missing.len());
+    for (owned, counter) in lifted.desired.bindings.iter().zip(&lifted.counters) {
         let is_foreign = foreign.next_if(|foreign| std::ptr::eq(*foreign, owned)).is_some();
         let state = if is_foreign { "foreign" } else { "live" };
         forwards.push(Listed { owned, state, counter: *counter });
@@ -93,11 +94,11 @@ fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Listed<'a>> {
 }
 
 /// Returns the live rules of one kind, followed by the missing ones.
-fn other_rules<T: Display + PartialEq>(live: &[Owned<T>], asked: &[Owned<T>]) -> Vec<Other> {
-    let other = |owned: &Owned<T>, state| Other { set: owned.set.to_string(), state, rule: owned.rule.to_string() };
+fn other_rules<T: Display + PartialEq>(live: &[SetRule<T>], desired: &[SetRule<T>]) -> Vec<Other> {
+    let other = |owned: &SetRule<T>, state| Other { set: owned.set.to_string(), state, rule: owned.rule.to_string() };
     let mut rules: Vec<Other> =
-        live.iter().map(|owned| other(owned, if asked.contains(owned) { "live" } else { "foreign" })).collect();
-    rules.extend(asked.iter().filter(|owned| !live.contains(owned)).map(|owned| other(owned, "missing")));
+        live.iter().map(|owned| other(owned, if desired.contains(owned) { "live" } else { "foreign" })).collect();
+    rules.extend(desired.iter().filter(|owned| !live.contains(owned)).map(|owned| other(owned, "missing")));
     rules
 }
 

@@ -20,9 +20,9 @@ pub struct PlanArgs {
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = global.read(output)?;
-    let asked = (*engine.state().asked).clone();
-    let asked = output.timing.of(Phase::Parse, || config::union(asked, &loaded)).map_err(Failure::Problems)?;
-    let plan = engine.plan(&State { asked: asked.into(), ..engine.state().clone() })?;
+    let desired = (*engine.state().desired).clone();
+    let desired = output.timing.of(Phase::Parse, || config::union(desired, &loaded)).map_err(Failure::Problems)?;
+    let plan = engine.plan(&State { desired: desired.into(), ..engine.state().clone() })?;
     output.timing.add(engine.timing());
     if global.json {
         json::print(&json::Changes::new(&plan, false), output.stdout)?;

@@ -44,8 +44,8 @@ fn from_kernel(global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     output.done = true;
     output.timing.add(engine.timing());
     view::notes(&outcome, global.verbose, output)?;
-    let asked = &engine.state().asked;
-    let others = asked.networks.len() + asked.masquerades.len() + asked.snats.len() + asked.netmaps.len();
-    writeln!(output.stdout, "recovered {} forwards and {others} other rules", asked.bindings.len())?;
+    let desired = &engine.state().desired;
+    let others = desired.networks.len() + desired.masquerades.len() + desired.snats.len() + desired.netmaps.len();
+    writeln!(output.stdout, "recovered {} forwards and {others} other rules", desired.bindings.len())?;
     Ok(0)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Failure, Global, Output, add, change};
 use crate::engine::{Options, Scope};
-use crate::model::{Asked, Binding, Listen, Protocol, SetName};
+use crate::model::{Binding, DesiredState, Listen, Protocol, SetName};
 
 #[derive(Debug, clap::Args)]
 pub struct RmArgs {
@@ -35,10 +35,10 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
     // Finds all bindings before it removes the first, so that an argument can be given twice.
     let mut removed = BTreeSet::new();
     for listen in &listens {
-        removed.append(&mut find(&after.asked, &set, listen)?);
+        removed.append(&mut find(&after.desired, &set, listen)?);
     }
     let mut indices = 0..;
-    Arc::make_mut(&mut after.asked).bindings.retain(|_| indices.next().is_none_or(|index| !removed.contains(&index)));
+    Arc::make_mut(&mut after.desired).bindings.retain(|_| indices.next().is_none_or(|index| !removed.contains(&index)));
     if args.dry_run {
         return change::preview(&mut engine, &after, global, output);
     }
@@ -59,7 +59,7 @@ const MAX_NAMED: usize = 5;
 ///
 /// # Errors
 /// If a range, or one of the named protocols, has no such binding.
-fn find(asked: &Asked, set: &SetName, listen: &Listen) -> Result<BTreeSet<usize>, Failure> {
+fn find(desired: &DesiredState, set: &SetName, listen: &Listen) -> Result<BTreeSet<usize>, Failure> {
     let mut found = BTreeSet::new();
     let any = [None];
     // Each protocol that `listen` names must have a binding.
@@ -68,7 +68,7 @@ fn find(asked: &Asked, set: &SetName, listen: &Listen) -> Result<BTreeSet<usize>
         let same = |binding: &Binding| {
             binding.address == listen.address && protocol.is_none_or(|protocol| protocol == binding.protocol)
         };
-        let candidates: Vec<(usize, &Binding)> = (asked.bindings.iter().enumerate())
+        let candidates: Vec<(usize, &Binding)> = (desired.bindings.iter().enumerate())
             .filter(|(_, owned)| owned.set == *set && same(&owned.rule))
             .map(|(index, owned)| (index, &owned.rule))
             .collect();
@@ -128,21 +128,21 @@ fn not_found<'a>(listen: &Listen, set: &SetName, overlapping: impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned};
+    use crate::model::{Forward, SetRule};
 
-    fn asked(listens: &[&str]) -> Asked {
-        let mut asked = Asked::default();
+    fn desired(listens: &[&str]) -> DesiredState {
+        let mut desired = DesiredState::default();
         for listen in listens {
             let forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
-            let own = |rule| Owned { set: SetName::cli(), rule };
-            asked.bindings.extend(forward.bindings().expect("valid").into_iter().map(own));
+            let own = |rule| SetRule { set: SetName::cli(), rule };
+            desired.bindings.extend(forward.bindings().expect("valid").into_iter().map(own));
         }
-        asked
+        desired
     }
 
     #[test]
     fn finds_only_bindings_with_exactly_these_ports() {
-        let asked = asked(&["8000-8010", "8005", "8005/udp", "192.0.2.1:8005", "90,95-99"]);
+        let desired = desired(&["8000-8010", "8005", "8005/udp", "192.0.2.1:8005", "90,95-99"]);
         for (listen, expected) in [
             ("8000-8010", &[0][..]),
             ("8005", &[1, 2]),
@@ -151,14 +151,14 @@ mod tests {
             ("192.0.2.1:8005", &[3]),
             ("90,95-99", &[4, 5]),
         ] {
-            let found = find(&asked, &SetName::cli(), &listen.parse().expect(listen)).expect(listen);
+            let found = find(&desired, &SetName::cli(), &listen.parse().expect(listen)).expect(listen);
             assert_eq!(found.into_iter().collect::<Vec<_>>(), expected, "{listen}");
         }
     }
 
     #[test]
     fn error_names_overlapping_forwards_and_the_command() {
-        let asked = asked(&["8000-8010", "8005", "90/udp", "192.0.2.1:1-9", "20", "30", "40"]);
+        let desired = desired(&["8000-8010", "8005", "90/udp", "192.0.2.1:1-9", "20", "30", "40"]);
         for (listen, named, command) in [
             ("1-65535", "`20/tcp`, `30/tcp`, `40/tcp`, `90/udp`, `8000-8010/tcp` and 1 more", "rm 20/tcp 30/tcp"),
             ("8001", "`8001` is only a part of `8000-8010/tcp` in the rule set `cli`", "rm 8000-8010/tcp`"),
@@ -166,11 +166,11 @@ mod tests {
             ("192.0.2.1:9", "is only a part of `192.0.2.1:1-9/tcp`", "rm 192.0.2.1:1-9/tcp`"),
             ("50", "there is no forward for `50` in the rule set `cli`", "portfwd list"),
         ] {
-            let failure = find(&asked, &SetName::cli(), &listen.parse().expect(listen)).expect_err(listen);
+            let failure = find(&desired, &SetName::cli(), &listen.parse().expect(listen)).expect_err(listen);
             let Failure::NotFound { what, help } = failure else { panic!("{failure:?}") };
             assert!(what.contains(named) && help.contains(command), "{listen}: {what}: {help}");
         }
         let other: SetName = "web".parse().expect("name");
-        assert!(find(&asked, &other, &"8005".parse().expect("listen")).is_err());
+        assert!(find(&desired, &other, &"8005".parse().expect("listen")).is_err());
     }
 }

@@ -8,7 +8,7 @@ use super::Failure;
 use crate::config::{self, Loaded, Location, Problem, ProblemKind, source};
 use crate::engine::Choice as Backend;
 use crate::iptables::limits::{self, Limit};
-use crate::model::{Asked, Forward, IfName};
+use crate::model::{DesiredState, Forward, IfName};
 use crate::sys::tracking::{self, Untracked};
 
 /// The folder of rule sets if the command line has no path.
@@ -55,7 +55,7 @@ pub fn load_for(
         return Ok(sets);
     }
     // Reports conflicts between the valid rules in the same run.
-    problems.extend(config::union(Asked::default(), &sets).err().unwrap_or_default());
+    problems.extend(config::union(DesiredState::default(), &sets).err().unwrap_or_default());
     Err(Failure::Problems(problems).into())
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Failure, Global, Output, add, failure, json, sets, view};
 use crate::config;
 use crate::lab::{self, Selection, Trial};
-use crate::model::{Asked, Packet, RuleSet};
+use crate::model::{DesiredState, Packet, RuleSet};
 use crate::sys::tracking::Untracked;
 
 #[derive(Debug, clap::Args)]
@@ -46,14 +46,14 @@ struct Probed<'a> {
 pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     // The sysctls of this host do not apply to the temporary network, so only missing kernel parts limit it.
     let loaded = sets::load_for(&args.paths, global.choice(), |why| matches!(why, Untracked::Absent(_)))?;
-    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
+    let desired = config::union(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
     let mut packets: Vec<Packet> = Vec::with_capacity(args.packets.len());
     for text in &args.packets {
         packets.push(add::parse("--packet", text, str::parse)?);
     }
     let choice = if packets.is_empty() { Selection::Forwards(args.limit) } else { Selection::Packets(packets) };
     let written: Vec<RuleSet> = loaded.into_iter().map(|loaded| loaded.set).collect();
-    let trial = lab::try_out(&asked, &written, &choice, global.choice())?;
+    let trial = lab::try_out(&desired, &written, &choice, global.choice())?;
     if global.verbose {
         view::notes(&trial.outcome, true, output)?;
     }
@@ -66,7 +66,7 @@ pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     if failed > 0 {
         return Err(Failure::Probes(failed, trial.reports.len()).into());
     }
-    Ok(if trial.reports.is_empty() && !asked.bindings.is_empty() { failure::FAILED } else { 0 })
+    Ok(if trial.reports.is_empty() && !desired.bindings.is_empty() { failure::FAILED } else { 0 })
 }
 
 fn tried(trial: &Trial) -> Tried<'_> {

@@ -6,15 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::diagnostic::{Problem, ProblemKind};
 use super::load::Loaded;
 use super::source::Location;
-use crate::model::{Asked, Binding, Family, Forward, Netmap, Network, Owned, SetName, conflict, precedence};
+use crate::model::{Binding, DesiredState, Family, Forward, Netmap, Network, SetName, SetRule, conflict, precedence};
 
 /// Adds sets to the desired state. A set replaces the set of the same name.
 ///
 /// # Errors
 /// If two rules conflict, in one set or in two sets. The result contains every conflict.
-pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
+pub fn union(mut desired: DesiredState, sets: &[Loaded]) -> Result<DesiredState, Vec<Problem>> {
     for loaded in sets {
-        asked.remove(&loaded.set.name);
+        desired.remove(&loaded.set.name);
     }
     let mut problems = Vec::new();
     let mut priorities: BTreeMap<&SetName, &Location> = BTreeMap::new();
@@ -24,7 +24,7 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             problems.push(duplicate_set_name(first, loaded));
         }
         priorities.extend(loaded.priority.iter().map(|location| (&loaded.set.name, location)));
-        if let Err(error) = asked.add(&loaded.set) {
+        if let Err(error) = desired.add(&loaded.set) {
             problems.push(Problem {
                 kind: ProblemKind::Invalid,
                 what: error.to_string(),
@@ -34,11 +34,13 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             });
         }
     }
-    let conflicts = conflict::find_conflicts(asked.bindings.iter().map(|owned| &owned.rule));
+    let conflicts = conflict::find_conflicts(desired.bindings.iter().map(|owned| &owned.rule));
     let locations_of_bindings = if conflicts.is_empty() { Vec::new() } else { binding_locations(sets) };
-    let location = |index| location_of(index, &asked.bindings, &locations_of_bindings);
+    let location = |index| location_of(index, &desired.bindings, &locations_of_bindings);
     for (earlier, later) in conflicts {
-        let (Some(first), Some(second)) = (asked.bindings.get(earlier), asked.bindings.get(later)) else { continue };
+        let (Some(first), Some(second)) = (desired.bindings.get(earlier), desired.bindings.get(later)) else {
+            continue;
+        };
         problems.push(Problem {
             kind: ProblemKind::Conflict,
             what: conflict_message(&first.rule, &second.rule),
@@ -52,15 +54,15 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             ),
         });
     }
-    let network_location = |index| location_of(index, &asked.networks, &locations(sets, |loaded| &loaded.networks));
-    for (index, owned) in asked.networks.iter().enumerate() {
+    let network_location = |index| location_of(index, &desired.networks, &locations(sets, |loaded| &loaded.networks));
+    for (index, owned) in desired.networks.iter().enumerate() {
         // Two sets can define the same network if all its keys are equal.
-        let conflicts = |other: &&Owned<Network>| {
+        let conflicts = |other: &&SetRule<Network>| {
             other.rule.name == owned.rule.name && (other.set == owned.set || other.rule != owned.rule)
         };
-        let earlier = asked.networks.iter().take(index).position(|other| conflicts(&other));
+        let earlier = desired.networks.iter().take(index).position(|other| conflicts(&other));
         if let Some(earlier) = earlier
-            && let Some(first) = asked.networks.get(earlier)
+            && let Some(first) = desired.networks.get(earlier)
         {
             problems.push(Problem {
                 kind: ProblemKind::Conflict,
@@ -71,9 +73,9 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
             });
         }
     }
-    problems.extend(snat_conflicts(&asked, sets));
-    problems.extend(netmap_conflicts(&asked, sets));
-    if let Err((first, second)) = asked.priority() {
+    problems.extend(snat_conflicts(&desired, sets));
+    problems.extend(netmap_conflicts(&desired, sets));
+    if let Err((first, second)) = desired.priority() {
         let location = |set: &SetName| priorities.get(set).copied().cloned();
         problems.push(Problem {
             kind: ProblemKind::Conflict,
@@ -84,8 +86,8 @@ pub fn union(mut asked: Asked, sets: &[Loaded]) -> Result<Asked, Vec<Problem>> {
         });
     }
     if problems.is_empty() {
-        asked.normalize();
-        Ok(asked)
+        desired.normalize();
+        Ok(desired)
     } else {
         Err(problems)
     }
@@ -128,10 +130,10 @@ fn localhost(family: Family) -> IpAddr {
 }
 
 /// Returns the conflicts between source NAT rules.
-fn snat_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
-    let location = |index| location_of(index, &asked.snats, &locations(sets, |loaded| &loaded.snats));
+fn snat_conflicts(desired: &DesiredState, sets: &[Loaded]) -> Vec<Problem> {
+    let location = |index| location_of(index, &desired.snats, &locations(sets, |loaded| &loaded.snats));
     let problem = |(earlier, later): (usize, usize)| {
-        let (first, second) = (asked.snats.get(earlier)?, asked.snats.get(later)?);
+        let (first, second) = (desired.snats.get(earlier)?, desired.snats.get(later)?);
         Some(Problem {
             kind: ProblemKind::Conflict,
             what: format!("`{}` and `{}` have different addresses for the same packets", second.rule, first.rule),
@@ -140,21 +142,21 @@ fn snat_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
             help: "remove one, or give one of them an `out` or another `from`".into(),
         })
     };
-    precedence::snat_conflicts(asked).into_iter().filter_map(problem).collect()
+    precedence::snat_conflicts(desired).into_iter().filter_map(problem).collect()
 }
 
 /// Returns the conflicts between 1:1 translations: two that have one network in common and differ in the other.
-fn netmap_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
+fn netmap_conflicts(desired: &DesiredState, sets: &[Loaded]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (index, owned) in asked.netmaps.iter().enumerate() {
-        let conflicts = |other: &Owned<Netmap>| {
+    for (index, owned) in desired.netmaps.iter().enumerate() {
+        let conflicts = |other: &SetRule<Netmap>| {
             (other.rule.listen == owned.rule.listen || other.rule.to == owned.rule.to) && other.rule != owned.rule
         };
-        let earlier = asked.netmaps.iter().take(index).position(conflicts);
-        let Some((earlier, first)) = earlier.and_then(|index| Some((index, asked.netmaps.get(index)?))) else {
+        let earlier = desired.netmaps.iter().take(index).position(conflicts);
+        let Some((earlier, first)) = earlier.and_then(|index| Some((index, desired.netmaps.get(index)?))) else {
             continue;
         };
-        let location = |index| location_of(index, &asked.netmaps, &locations(sets, |loaded| &loaded.netmaps));
+        let location = |index| location_of(index, &desired.netmaps, &locations(sets, |loaded| &loaded.netmaps));
         problems.push(Problem {
             kind: ProblemKind::Conflict,
             what: format!("`{}` conflicts with `{}`", owned.rule, first.rule),
@@ -169,7 +171,7 @@ fn netmap_conflicts(asked: &Asked, sets: &[Loaded]) -> Vec<Problem> {
 /// Returns the location of the rule `rules[index]`, or `None` if the rule is not from a loaded file.
 ///
 /// `locations` belong to the last rules in `rules`. The rules before them were in the desired state already.
-fn location_of<T>(index: usize, rules: &[Owned<T>], locations: &[&Location]) -> Option<Location> {
+fn location_of<T>(index: usize, rules: &[SetRule<T>], locations: &[&Location]) -> Option<Location> {
     let index = index.checked_sub(rules.len().checked_sub(locations.len())?)?;
     locations.get(index).copied().cloned()
 }
@@ -219,7 +221,7 @@ mod tests {
 
     /// Returns the only problem of a new file with the rules of an earlier one.
     fn problem(before: &str, new: &str) -> Problem {
-        let before = union(Asked::default(), &[loaded("before", before)]).expect("no conflict");
+        let before = union(DesiredState::default(), &[loaded("before", before)]).expect("no conflict");
         let mut problems = union(before, &[loaded("new", new)]).expect_err(new);
         assert_eq!(problems.len(), 1, "{problems:?}");
         problems.remove(0)

@@ -10,10 +10,10 @@ use super::live::Live;
 use super::timing::Timing;
 use crate::iptables::diff::Changes as ChainChanges;
 use crate::iptables::program::Program as Chains;
-use crate::model::{Asked, Family};
+use crate::model::{DesiredState, Family};
 use crate::nft::diff::Changes;
 use crate::nft::program::Program;
-use crate::store::Whole;
+use crate::store::Verified;
 
 /// A change that is ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,17 +61,17 @@ pub(super) struct Decision {
     pub(super) live: Live,
     pub(super) work: Work,
     /// The desired rules that were compared with the live ones: all of them, or those of a partial plan.
-    pub(super) compared: Arc<Asked>,
+    pub(super) compared: Arc<DesiredState>,
 }
 
 /// A change of a few forwards, planned without the rest of the desired state.
 pub(super) struct PartialChange<'a> {
     /// The changed forwards before the change, and one representative of each rule shape that stays.
-    pub(super) before: Asked,
+    pub(super) before: DesiredState,
     /// The same forwards after the change, with the same representatives.
-    pub(super) after: Asked,
+    pub(super) after: DesiredState,
     /// When the live rules were last known to be the desired ones.
-    pub(super) last_verified: Option<&'a Whole>,
+    pub(super) last_verified: Option<&'a Verified>,
     /// Whether rules, chains and the elements of these forwards may be read, if another program committed since then.
     pub(super) may_read: bool,
 }
@@ -88,7 +88,7 @@ pub(super) trait Backend {
     fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError>;
 
     /// Reads the live rules and compares them with the desired ones.
-    fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError>;
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError>;
 
     /// Plans a change of a few forwards. Returns `None` if all rules must be compared.
     fn plan_partial(

@@ -30,10 +30,10 @@ use super::plan::{self, Plan, Step};
 use super::scope::{Scope, changed_parts, differ_in_forwards_only, rebase};
 use super::sysctls::Sysctls;
 use super::timing::Phase;
-use crate::model::Asked;
-use crate::nft::compile::samples;
+use crate::model::DesiredState;
+use crate::nft::compile::representatives;
 use crate::nft::transaction::{CommitError, PATIENCE};
-use crate::store::{State, Unfinished, Unusable, Whole};
+use crate::store::{State, Unfinished, Unusable, Verified};
 use crate::sys::sysctl;
 
 /// How a change is committed.
@@ -117,7 +117,7 @@ struct Sent {
     plan: Plan,
     messages: Vec<String>,
     /// The live rules before the change, as desired state; `None` if nothing was sent.
-    replaced: Option<Arc<Asked>>,
+    replaced: Option<Arc<DesiredState>>,
 }
 
 impl<'e> Transaction<'e> {
@@ -159,52 +159,52 @@ impl<'e> Transaction<'e> {
         let Scope::Partial(part) = &self.engine.scope else { return Ok(None) };
         let (before, after) = (&self.engine.state, &mut self.after);
         // In a set that the change replaces, other forwards of the same rule shape can stand in for a removed representative.
-        after.samples.retain(|owned| !part.sets.contains(&owned.set) || after.asked.bindings.contains(owned));
-        let represented = after.samples.iter().all(|owned| after.asked.bindings.contains(owned));
-        if !represented || !differ_in_forwards_only(&before.asked, &after.asked) {
+        after.representatives.retain(|owned| !part.sets.contains(&owned.set) || after.desired.bindings.contains(owned));
+        let represented = after.representatives.iter().all(|owned| after.desired.bindings.contains(owned));
+        if !represented || !differ_in_forwards_only(&before.desired, &after.desired) {
             return Ok(None);
         }
-        let [old, new] = changed_parts(&before.asked, &after.asked, &before.samples);
+        let [old, new] = changed_parts(&before.desired, &after.desired, &before.representatives);
         let may_read = part.sets.is_empty() && self.engine.store.has_many();
         let change =
-            PartialChange { before: old, after: new, last_verified: self.engine.state.whole.as_ref(), may_read };
+            PartialChange { before: old, after: new, last_verified: self.engine.state.verified.as_ref(), may_read };
         let decision = self.engine.backend.plan_partial(&change, &mut self.engine.timing)?;
         if decision.is_some() {
-            after.samples = samples(&after.asked, &after.samples);
+            after.representatives = representatives(&after.desired, &after.representatives);
         }
         Ok(decision)
     }
 
     fn plan_full(&mut self) -> Result<Decision, EngineError> {
         self.engine.load_full(&mut self.after)?;
-        self.after.samples = match self.engine.id() {
-            BackendId::Nft => samples(&self.after.asked, &[]),
+        self.after.representatives = match self.engine.id() {
+            BackendId::Nft => representatives(&self.after.desired, &[]),
             // Only a table of nf_tables can be read in part.
             BackendId::Iptables(_) => Vec::new(),
         };
-        self.engine.backend.plan(&self.after.asked, &mut self.engine.timing)
+        self.engine.backend.plan(&self.after.desired, &mut self.engine.timing)
     }
 
     /// Fails if the kernel has portfwd's rules but the state is empty: the state was lost, and the change would delete them.
     fn refuse_unknown_rules(&self, live: &Live) -> Result<(), EngineError> {
-        let State { asked, unfinished, unconfirmed, .. } = &self.engine.state;
-        let blank = asked.is_empty() && unfinished.is_none() && unconfirmed.is_none();
+        let State { desired, unfinished, unconfirmed, .. } = &self.engine.state;
+        let blank = desired.is_empty() && unfinished.is_none() && unconfirmed.is_none();
         if self.engine.replaces_unknown || !blank {
             return Ok(());
         }
-        let live = live.lift().asked;
+        let live = live.lift().desired;
         if live.is_empty() { Ok(()) } else { Err(EngineError::Unknown(self.engine.id(), live.bindings.len())) }
     }
 
     /// Returns the record of this change, and of an earlier one that was interrupted; `None` if the desired state stays the
     /// same.
     fn unfinished(&self) -> Option<Unfinished> {
-        let (before, last) = (&self.before.asked, &self.before.unfinished);
-        if *before == self.after.asked && last.is_none() {
+        let (before, last) = (&self.before.desired, &self.before.unfinished);
+        if *before == self.after.desired && last.is_none() {
             return None;
         }
         let left = last.iter().filter(|last| !last.keep_connections).flat_map(|last| last.gone.iter());
-        let gone = before.less(&self.after.asked).into_iter().map(|owned| &owned.rule).chain(left).cloned().collect();
+        let gone = before.less(&self.after.desired).into_iter().map(|owned| &owned.rule).chain(left).cloned().collect();
         Some(Unfinished { keep_connections: self.options.keep_connections, gone })
     }
 
@@ -233,7 +233,7 @@ impl<'e> Transaction<'e> {
             return Err(error);
         }
         self.decision = Some(self.plan_full()?);
-        self.during.asked = Arc::clone(&self.after.asked);
+        self.during.desired = Arc::clone(&self.after.desired);
         self.during.iptables.extend(self.engine.id().variant());
         self.after.unusable = Some(Unusable { kernel: kernel(), why });
         self.during.unusable.clone_from(&self.after.unusable);
@@ -273,7 +273,7 @@ impl<'e> Transaction<'e> {
                     if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
                         // The kernel may have committed the change: the next command compares everything.
                         back.unfinished.clone_from(&self.during.unfinished);
-                        back.whole = None;
+                        back.verified = None;
                     }
                     if let Err(error) = self.engine.persist(&back) {
                         return error;
@@ -303,16 +303,16 @@ impl<'e> Transaction<'e> {
         if self.options.keep_connections {
             return Ok(0);
         }
-        let (engine, asked) = (&mut *self.engine, &self.after.asked);
-        let netmaps = sent.replaced.as_ref().map_or(&asked.netmaps, |replaced| &replaced.netmaps);
-        let mut changed = Changed::of(&sent.plan.steps, netmaps, &asked.netmaps);
+        let (engine, desired) = (&mut *self.engine, &self.after.desired);
+        let netmaps = sent.replaced.as_ref().map_or(&desired.netmaps, |replaced| &replaced.netmaps);
+        let mut changed = Changed::of(&sent.plan.steps, netmaps, &desired.netmaps);
         if self.interrupted {
             // The earlier change may have added any forward before it was interrupted.
-            changed.extend(asked.bindings.iter().map(|owned| &owned.rule));
+            changed.extend(desired.bindings.iter().map(|owned| &owned.rule));
             changed.extend(self.during.unfinished.iter().flat_map(|change| change.gone.iter()));
         }
         let (store, partial) = (&engine.store, engine.scope != Scope::Full);
-        let all = || if partial { store.load().map(|full| full.asked) } else { Ok(Arc::clone(asked)) };
+        let all = || if partial { store.load().map(|full| full.desired) } else { Ok(Arc::clone(desired)) };
         engine.timing.of(Phase::Connections, || connections::delete_stale(&changed, || all().map_err(io::Error::other)))
     }
 
@@ -326,7 +326,7 @@ impl<'e> Transaction<'e> {
     ) -> Option<String> {
         let here = self.engine.id();
         self.after.iptables = match moved_from {
-            Ok(_) => here.variant().into_iter().filter(|_| !self.after.asked.is_empty()).collect(),
+            Ok(_) => here.variant().into_iter().filter(|_| !self.after.desired.is_empty()).collect(),
             Err(_) => self.engine.state.iptables.clone(),
         };
         if !sent.plan.is_empty() {
@@ -336,7 +336,7 @@ impl<'e> Transaction<'e> {
                 self.after.unusable = None;
             }
         }
-        self.after.whole = if verified.is_ok() { self.verified_generation(&sent.plan.work) } else { None };
+        self.after.verified = if verified.is_ok() { self.verified_generation(&sent.plan.work) } else { None };
         if ended.is_err() {
             self.after.unfinished.clone_from(&self.during.unfinished);
         }
@@ -345,14 +345,14 @@ impl<'e> Transaction<'e> {
 
     /// Returns the generation in which the live rules are the desired ones and nothing else. A partial change keeps what was
     /// known before it, if no other program committed in between.
-    fn verified_generation(&self, work: &Work) -> Option<Whole> {
+    fn verified_generation(&self, work: &Work) -> Option<Verified> {
         let Work::Nft { program, generation, .. } = work else { return None };
-        let before = self.engine.state.whole.as_ref();
+        let before = self.engine.state.verified.as_ref();
         match (&self.engine.scope, work.is_empty()) {
             (Scope::Partial(_), true) => before.cloned(),
             (Scope::Partial(_), false) => before?.then(*generation, program.layout()),
-            (Scope::Full, true) => Some(Whole::at(*generation, program.layout())),
-            (Scope::Full, false) => Some(Whole::at(generation.wrapping_add(1), program.layout())),
+            (Scope::Full, true) => Some(Verified::at(*generation, program.layout())),
+            (Scope::Full, false) => Some(Verified::at(generation.wrapping_add(1), program.layout())),
         }
     }
 
@@ -375,7 +375,7 @@ impl<'e> Transaction<'e> {
 /// repair, for example after a flush; a commit whose state no longer has the pending change ends it.
 pub(super) fn may_change(before: &State, after: &State) -> Result<(), EngineError> {
     let (Some(waiting), Some(_)) = (&before.unconfirmed, &after.unconfirmed) else { return Ok(()) };
-    if before.asked == after.asked {
+    if before.desired == after.desired {
         return Ok(());
     }
     Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default()))

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{Step, Words};
-use crate::model::{Asked, Binding, Family, IfName, Netmap, Owned, Protocol, netmap};
+use crate::model::{Binding, DesiredState, Family, IfName, Netmap, Protocol, SetRule, netmap};
 use crate::sys::conntrack::{self, Conntrack, Entry};
 use crate::sys::rtnetlink;
 
@@ -23,13 +23,13 @@ pub(super) struct Changed<'a> {
 
 impl<'a> Changed<'a> {
     /// What the steps of a plan are about; `before` and `after` are all 1:1 translations.
-    pub(super) fn of(steps: &'a [Step], before: &[Owned<Netmap>], after: &[Owned<Netmap>]) -> Self {
+    pub(super) fn of(steps: &'a [Step], before: &[SetRule<Netmap>], after: &[SetRule<Netmap>]) -> Self {
         let words = steps.iter().flat_map(|step| [&step.before, &step.after]).flatten();
         let binding = |words: &'a Words| match words {
-            Words::Forward(asked, at) => asked.bindings.get(*at).map(|owned| &owned.rule),
+            Words::Forward(desired, at) => desired.bindings.get(*at).map(|owned| &owned.rule),
             Words::Text(_) => None,
         };
-        let rules = |netmaps: &[Owned<Netmap>]| netmaps.iter().map(|owned| owned.rule).collect::<BTreeSet<_>>();
+        let rules = |netmaps: &[SetRule<Netmap>]| netmaps.iter().map(|owned| owned.rule).collect::<BTreeSet<_>>();
         let netmaps = rules(before).symmetric_difference(&rules(after)).copied().collect();
         Self { bindings: words.filter_map(binding).collect(), netmaps }
     }
@@ -45,7 +45,10 @@ impl<'a> Changed<'a> {
 ///
 /// # Errors
 /// Where the kernel does not tell of its connections, or refuses to end one.
-pub(super) fn delete_stale(changed: &Changed<'_>, asked: impl FnOnce() -> io::Result<Arc<Asked>>) -> io::Result<usize> {
+pub(super) fn delete_stale(
+    changed: &Changed<'_>,
+    desired: impl FnOnce() -> io::Result<Arc<DesiredState>>,
+) -> io::Result<usize> {
     if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::count() == Some(0) {
         return Ok(0);
     }
@@ -59,9 +62,9 @@ pub(super) fn delete_stale(changed: &Changed<'_>, asked: impl FnOnce() -> io::Re
     if touched.is_empty() {
         return Ok(0);
     }
-    let asked = asked()?;
-    let netmaps: Vec<Netmap> = asked.netmaps.iter().map(|owned| owned.rule).collect();
-    let now = Rules::of(asked.bindings.iter().map(|owned| &owned.rule), &netmaps);
+    let desired = desired()?;
+    let netmaps: Vec<Netmap> = desired.netmaps.iter().map(|owned| owned.rule).collect();
+    let now = Rules::of(desired.bindings.iter().map(|owned| &owned.rule), &netmaps);
     let ways = Ways::of(&touched, changing.name_interfaces || now.name_interfaces)?;
     let wrong: Vec<Entry> = touched.into_iter().filter(|entry| is_wrong(entry, &changing, &now, &ways)).collect();
     conntrack.end(&wrong)

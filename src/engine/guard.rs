@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Asked, Binding, Family, IfName, Protocol};
+use crate::model::{Binding, DesiredState, Family, IfName, Protocol};
 use crate::sys::sockets::Socket;
 
 /// An ssh connection, by its ends.
@@ -54,12 +54,17 @@ pub struct Taking<'a> {
 }
 
 /// Returns the protocols whose sockets matter.
-pub fn protocols(after: &Asked) -> BTreeSet<Protocol> {
+pub fn protocols(after: &DesiredState) -> BTreeSet<Protocol> {
     after.bindings.iter().map(|owned| owned.rule.protocol).collect()
 }
 
 /// Returns the sockets that forwards of `after` take, unless a forward of `before` took them already.
-pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], ssh: Option<Ssh>) -> Vec<Taking<'a>> {
+pub fn takings<'a>(
+    before: &'a DesiredState,
+    after: &'a DesiredState,
+    sockets: &'a [Socket],
+    ssh: Option<Ssh>,
+) -> Vec<Taking<'a>> {
     let sockets = Sockets::new(sockets);
     let found: Vec<Taking<'_>> = all(after, &sockets, ssh).collect();
     if found.is_empty() {
@@ -81,8 +86,8 @@ pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], s
 }
 
 /// Returns the sockets that forwards take, whether or not the forwards are new.
-fn all<'a>(asked: &'a Asked, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
-    asked.bindings.iter().filter_map(move |owned| {
+fn all<'a>(desired: &'a DesiredState, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
+    desired.bindings.iter().filter_map(move |owned| {
         let binding = &owned.rule;
         let sockets: Vec<&Socket> = sockets.at_ports_of(binding).filter(|socket| takes(binding, socket)).collect();
         let ssh = ssh.filter(|ssh| takes_ssh(binding, *ssh));
@@ -171,10 +176,10 @@ fn is_about(binding: &Binding, address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned, SetName};
+    use crate::model::{Forward, SetName, SetRule};
 
-    fn asked(forwards: &[&str]) -> Asked {
-        let mut asked = Asked::default();
+    fn desired(forwards: &[&str]) -> DesiredState {
+        let mut desired = DesiredState::default();
         for text in forwards {
             let words: Vec<&str> = text.split_whitespace().collect();
             let [listen, to, options @ ..] = words.as_slice() else { panic!("{text}") };
@@ -186,10 +191,10 @@ mod tests {
                     _ => forward.loopback = true,
                 }
             }
-            let own = |rule| Owned { set: SetName::cli(), rule };
-            asked.bindings.extend(forward.bindings().expect(text).into_iter().map(own));
+            let own = |rule| SetRule { set: SetName::cli(), rule };
+            desired.bindings.extend(forward.bindings().expect(text).into_iter().map(own));
         }
-        asked
+        desired
     }
 
     /// `0.0.0.0:22/tcp`, and `[::]:22/tcp only` for IPv6 only.
@@ -203,7 +208,7 @@ mod tests {
 
     fn taken(before: &[&str], after: &[&str], sockets: &[&str]) -> Vec<String> {
         let sockets: Vec<Socket> = sockets.iter().map(|text| socket(text)).collect();
-        let (before, after) = (asked(before), asked(after));
+        let (before, after) = (desired(before), desired(after));
         let takings = takings(&before, &after, &sockets, None);
         takings.iter().flat_map(|taking| &taking.sockets).map(ToString::to_string).collect()
     }
@@ -287,7 +292,7 @@ mod tests {
             ("fe80::1%eth0 50000 fe80::2%eth0 22", "22 fd00::1", true),
         ] {
             let ssh = Ssh::parse(connection).expect(connection);
-            let (before, after) = (asked(&[]), asked(&[forward]));
+            let (before, after) = (desired(&[]), desired(&[forward]));
             let found = takings(&before, &after, &[], Some(ssh));
             assert_eq!(found.iter().any(|taking| taking.ssh == Some(ssh)), is_taken, "{connection}: {forward}");
             assert_eq!(takings(&after, &after, &[], Some(ssh)), [], "{connection}: {forward}");

@@ -21,10 +21,10 @@ use super::timing::{Phase, Timing};
 use crate::iptables::command::{CommandError, Tools, Variant, label_names};
 use crate::iptables::compile::{HAIRPIN, Host, compile};
 use crate::iptables::diff::{Changes, diff};
-use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
+use crate::iptables::program::{Contents, FamilyRules, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
-use crate::model::{Asked, Family, IfName, PortMap};
+use crate::model::{DesiredState, Family, IfName, PortMap};
 use crate::store::Lock;
 use crate::sys::netlink::traffic::{Amount, Traffic};
 use crate::sys::rtnetlink;
@@ -66,7 +66,7 @@ impl Programs {
         Ok(Program { ipv4: self.read_family(Family::Ipv4)?, ipv6: self.read_family(Family::Ipv6)? })
     }
 
-    fn read_family(&self, family: Family) -> Result<Half, EngineError> {
+    fn read_family(&self, family: Family) -> Result<FamilyRules, EngineError> {
         let saved = self.tools(family).and_then(|tools| Ok(tools.save()?));
         match saved {
             Ok(text) => Ok(save::parse(&text, family, &self.names).map_err(CommandError::from)?),
@@ -74,7 +74,7 @@ impl Programs {
             Err(EngineError::NoIpv6(_) | EngineError::Iptables(CommandError::NoKernel(_)))
                 if family == Family::Ipv6 =>
             {
-                Ok(Half::default())
+                Ok(FamilyRules::default())
             }
             Err(error) => Err(error),
         }
@@ -102,8 +102,8 @@ impl Iptables {
     }
 
     /// Returns true if iptables and the kernel can shift port ranges. The first forward that needs it tries it out.
-    fn shifts(&mut self, asked: &Asked) -> Result<bool, EngineError> {
-        let shifted = asked.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
+    fn shifts(&mut self, desired: &DesiredState) -> Result<bool, EngineError> {
+        let shifted = desired.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
         if let Some(known) = if shifted { self.shifts } else { Some(true) } {
             return Ok(known);
         }
@@ -129,7 +129,7 @@ impl Iptables {
         for (table, changes) in &mut changes.0 {
             changes.policies.clone_from(&now.of(*table).policies);
         }
-        Ok(Table::ALL.into_iter().all(|table| now.of(table).says_the_same(before.of(family).of(table))))
+        Ok(Table::ALL.into_iter().all(|table| now.of(table).same_content(before.of(family).of(table))))
     }
 
     fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
@@ -139,9 +139,9 @@ impl Iptables {
 
     /// Returns true if another program changed the rules of a refused change: if a table is neither the old nor the new one,
     /// or if all tables are the new ones although they were refused.
-    fn changed_since(&self, before: &Half, after: &Half, family: Family) -> Result<bool, EngineError> {
+    fn changed_since(&self, before: &FamilyRules, after: &FamilyRules, family: Family) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
-        let is = |of: &Half, table: Table| now.of(table).says_the_same(of.of(table));
+        let is = |of: &FamilyRules, table: Table| now.of(table).same_content(of.of(table));
         let known = |table| is(before, table) || is(after, table);
         Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
     }
@@ -149,7 +149,7 @@ impl Iptables {
     /// Restores the rules of some families, counters included. Waits longer than usual for the xtables lock.
     fn roll_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
-            let half = |error| EngineError::Half { family, error: Box::new(error) };
+            let half = |error| EngineError::FamilyRules { family, error: Box::new(error) };
             let changes = diff(&self.programs.read_family(family).map_err(half)?, before.of(family));
             if changes.is_empty() {
                 continue;
@@ -180,7 +180,7 @@ impl Iptables {
             for table in Table::ALL {
                 let (now, planned) = (now.of(table), program.of(*family).of(table));
                 // Another program may have inserted a rule before the jump. The next plan shows that.
-                if now.says_the_same(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
+                if now.same_content(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
                     && now.hooks.keys().eq(planned.hooks.keys())
                 {
                     continue;
@@ -206,7 +206,7 @@ impl Backend for Iptables {
         Ok(Live::Iptables(timing.of(Phase::Read, || self.programs.read())?.into()))
     }
 
-    fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError> {
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
         let shifts = self.shifts(desired)?;
         let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
         let compiled =

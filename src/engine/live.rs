@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::iptables::lift::lift as lift_chains;
 use crate::iptables::program::Program as Chains;
-use crate::model::{Held, Priority};
+use crate::model::{Observed, Priority};
 use crate::nft::lift::lift;
 use crate::nft::program::{Base, ChainType, Hook, Program};
 
@@ -23,7 +23,7 @@ pub enum Live {
 
 impl Live {
     /// Returns the rules in the terms of rule sets.
-    pub fn lift(&self) -> Held {
+    pub fn lift(&self) -> Observed {
         match self {
             Self::Nft { program, .. } => lift(program),
             Self::Iptables(program) => lift_chains(program),

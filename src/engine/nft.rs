@@ -8,7 +8,7 @@ use super::backend::{Backend, Decision, PartialChange, Work};
 use super::choice::BackendId;
 use super::live::Live;
 use super::timing::{Phase, Timing};
-use crate::model::Asked;
+use crate::model::DesiredState;
 use crate::nft::batch::{Batch, Subject};
 use crate::nft::compile::compile;
 use crate::nft::decode::{self, decode};
@@ -17,7 +17,7 @@ use crate::nft::element;
 use crate::nft::encode::encode;
 use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
-use crate::store::Whole;
+use crate::store::Verified;
 
 /// The most elements that a partial plan reads one by one.
 pub const PARTIAL_LIMIT: usize = 512;
@@ -46,7 +46,7 @@ impl Nftables {
     /// Returns the current generation, if the live rules were verified in it: no program has committed since.
     fn verified_generation(
         &mut self,
-        verified: Option<&Whole>,
+        verified: Option<&Verified>,
         timing: &mut Timing,
     ) -> Result<Option<u32>, EngineError> {
         let Some(verified) = verified else { return Ok(None) };
@@ -73,7 +73,7 @@ impl Backend for Nftables {
         Ok(Live::Nft { program, generation })
     }
 
-    fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError> {
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
         let (now, generation) = timing.talk(Phase::Read, &mut self.connection, decode)?;
         let program = timing.of(Phase::Compile, || compile(desired))?;
         let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
@@ -86,7 +86,8 @@ impl Backend for Nftables {
         change: &PartialChange<'_>,
         timing: &mut Timing,
     ) -> Result<Option<Decision>, EngineError> {
-        let count = |asked: &Asked| asked.bindings.iter().map(|owned| element::count(&owned.rule)).sum::<usize>();
+        let count =
+            |desired: &DesiredState| desired.bindings.iter().map(|owned| element::count(&owned.rule)).sum::<usize>();
         if count(&change.before).max(count(&change.after)) > PARTIAL_LIMIT {
             return Ok(None);
         }
@@ -161,7 +162,7 @@ fn verify(
 ) -> Result<(), EngineError> {
     let mut differs = None;
     let mut generation = None;
-    if !changes.is_of_elements() {
+    if !changes.changes_only_elements() {
         let (live, at) = match decode::structure(connection) {
             Ok(found) => found,
             // Another program keeps changing portfwd's table. A difference would be that program's.
@@ -175,10 +176,10 @@ fn verify(
     let step = count.div_ceil(VERIFIED_ELEMENTS).max(1);
     for added in &changes.add_elements {
         let sample: Vec<&(Key, Element)> = added.elements.iter().step_by(step).collect();
-        for some in sample.chunks(decode::KEYS_PER_QUESTION) {
+        for some in sample.chunks(decode::KEYS_PER_REQUEST) {
             let keys = some.iter().map(|(key, _)| key);
             let found = decode::elements_by_key(connection, &added.map, keys).map_err(unverified)?.unwrap_or_default();
-            let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.says_the_same(now));
+            let same = |(key, now): &&(Key, Element)| found.get(key).is_some_and(|found| found.same_content(now));
             if !some.iter().copied().all(|element| same(&element)) {
                 differs = Some(format!("the map `{}`", added.map));
             }
@@ -199,7 +200,7 @@ fn was_committed(
     if connection.generation()? == decided_on {
         return Ok(false);
     }
-    if !changes.is_of_elements() {
+    if !changes.changes_only_elements() {
         return Ok(difference(&decode::structure(connection)?.0, program).is_none());
     }
     let first = |all: &[Elements]| {
@@ -211,7 +212,7 @@ fn was_committed(
         Ok(decode::elements_by_key(connection, map, [key])?.unwrap_or_default().remove(key))
     };
     match (first(&changes.add_elements), first(&changes.delete_elements)) {
-        (Some((map, (key, added))), _) => Ok(live(&map, &key)?.is_some_and(|now| now.says_the_same(&added))),
+        (Some((map, (key, added))), _) => Ok(live(&map, &key)?.is_some_and(|now| now.same_content(&added))),
         (None, Some((map, (key, _)))) => Ok(live(&map, &key)?.is_none()),
         (None, None) => Ok(true),
     }

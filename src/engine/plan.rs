@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::backend::Decision;
 use super::timing::Phase;
 use super::{BackendId, Engine, EngineError, Live, Sysctls, Work};
-use crate::model::{Asked, Binding, Family, Held, IfName, Owned, PortRange, Protocol, SetName};
+use crate::model::{Binding, DesiredState, Family, IfName, Observed, PortRange, Protocol, SetName, SetRule};
 use crate::store::State;
 
 /// The kind of a change.
@@ -37,7 +37,7 @@ impl fmt::Display for Sign {
 #[derive(Debug, Clone)]
 pub enum Words {
     /// A forward of a desired state, by its index.
-    Forward(Arc<Asked>, usize),
+    Forward(Arc<DesiredState>, usize),
     /// The text of any other rule.
     Text(String),
 }
@@ -45,7 +45,7 @@ pub enum Words {
 impl fmt::Display for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Forward(asked, at) => match asked.bindings.get(*at).map(|owned| &owned.rule) {
+            Self::Forward(desired, at) => match desired.bindings.get(*at).map(|owned| &owned.rule) {
                 Some(rule) => match &rule.comment {
                     Some(comment) => write!(f, "{rule} # {comment}"),
                     None => rule.fmt(f),
@@ -104,8 +104,8 @@ pub struct Plan {
 
 impl Plan {
     /// Describes the difference between live and desired rules, rule by rule.
-    pub fn new(live: &Live, asked: &Arc<Asked>, work: Work) -> Self {
-        let steps = if work.is_empty() { Vec::new() } else { steps(live, asked) };
+    pub fn new(live: &Live, desired: &Arc<DesiredState>, work: Work) -> Self {
+        let steps = if work.is_empty() { Vec::new() } else { steps(live, desired) };
         Self { steps, work }
     }
 
@@ -126,7 +126,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the kernel cannot be read, or the sets cannot be one table.
-    pub fn plan_rules(&mut self, desired: &Arc<Asked>) -> Result<Plan, EngineError> {
+    pub fn plan_rules(&mut self, desired: &Arc<DesiredState>) -> Result<Plan, EngineError> {
         let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
         Ok(self.timing.of(Phase::Plan, || Plan::new(&live, &compared, work)))
     }
@@ -136,7 +136,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::plan_rules`]; if a sysctl or the routing table cannot be read.
     pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
-        let mut plan = self.plan_rules(&after.asked)?;
+        let mut plan = self.plan_rules(&after.desired)?;
         let sysctls = Sysctls::of(&mut after.clone(), &self.state)?;
         let step = |name: String, before: &str, after: &str| Step {
             sign: Sign::Change,
@@ -152,20 +152,20 @@ impl Engine {
 }
 
 /// Returns the change of each rule, if there is one.
-pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
-    steps_from(live, asked).0
+pub(super) fn steps(live: &Live, desired: &Arc<DesiredState>) -> Vec<Step> {
+    steps_from(live, desired).0
 }
 
 /// Returns the change of each rule, and the live rules in the terms of rule sets.
-pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Asked>) {
-    let Held { asked: lifted, foreign, .. } = live.lift();
+pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>, Arc<DesiredState>) {
+    let Observed { desired: lifted, foreign, .. } = live.lift();
     let lifted = Arc::new(lifted);
-    let mut steps = forwards(&lifted, asked);
-    let networks = |asked: &Asked| shown(asked.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
-    steps.extend(others(networks(&lifted), networks(asked)));
-    steps.extend(others(shown(&lifted.masquerades), shown(&asked.masquerades)));
-    steps.extend(others(shown(&lifted.snats), shown(&asked.snats)));
-    steps.extend(others(shown(&lifted.netmaps), shown(&asked.netmaps)));
+    let mut steps = forwards(&lifted, desired);
+    let networks = |desired: &DesiredState| shown(desired.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
+    steps.extend(others(networks(&lifted), networks(desired)));
+    steps.extend(others(shown(&lifted.masquerades), shown(&desired.masquerades)));
+    steps.extend(others(shown(&lifted.snats), shown(&desired.snats)));
+    steps.extend(others(shown(&lifted.netmaps), shown(&desired.netmaps)));
     for name in foreign {
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name.into()), after: None });
     }
@@ -188,28 +188,28 @@ fn leaves_a_trace(network: &crate::model::Network) -> bool {
 /// The key of a forward: its set, and the packets that it matches.
 type Identity<'a> = (&'a SetName, Family, Protocol, PortRange, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
-fn identity(owned: &Owned<Binding>) -> Identity<'_> {
+fn identity(owned: &SetRule<Binding>) -> Identity<'_> {
     let rule = &owned.rule;
     (&owned.set, rule.family, rule.protocol, rule.ports, rule.address, rule.interface.as_ref(), rule.from)
 }
 
-fn forwards(live: &Arc<Asked>, asked: &Arc<Asked>) -> Vec<Step> {
-    type Placed<'a> = Vec<(usize, &'a Owned<Binding>)>;
-    fn sorted(asked: &Asked) -> Placed<'_> {
-        let mut bindings: Placed<'_> = asked.bindings.iter().enumerate().collect();
+fn forwards(live: &Arc<DesiredState>, desired: &Arc<DesiredState>) -> Vec<Step> {
+    type Placed<'a> = Vec<(usize, &'a SetRule<Binding>)>;
+    fn sorted(desired: &DesiredState) -> Placed<'_> {
+        let mut bindings: Placed<'_> = desired.bindings.iter().enumerate().collect();
         bindings.sort_by(|(_, a), (_, b)| identity(a).cmp(&identity(b)));
         bindings
     }
-    fn find<'a>(bindings: &Placed<'a>, owned: &Owned<Binding>) -> Option<(usize, &'a Owned<Binding>)> {
+    fn find<'a>(bindings: &Placed<'a>, owned: &SetRule<Binding>) -> Option<(usize, &'a SetRule<Binding>)> {
         let at = bindings.binary_search_by(|(_, known)| identity(known).cmp(&identity(owned))).ok()?;
         bindings.get(at).copied()
     }
-    let (before, after) = (sorted(live), sorted(asked));
+    let (before, after) = (sorted(live), sorted(desired));
     let step = |sign, set: &SetName, before: Option<usize>, after: Option<usize>| Step {
         sign,
         set: Some(set.clone()),
         before: before.map(|at| Words::Forward(Arc::clone(live), at)),
-        after: after.map(|at| Words::Forward(Arc::clone(asked), at)),
+        after: after.map(|at| Words::Forward(Arc::clone(desired), at)),
     };
     let mut steps = Vec::new();
     for (at, owned) in &after {
@@ -229,7 +229,7 @@ fn forwards(live: &Arc<Asked>, asked: &Arc<Asked>) -> Vec<Step> {
 
 type Shown = Vec<(SetName, String)>;
 
-fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a Owned<T>>) -> Shown {
+fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a SetRule<T>>) -> Shown {
     let mut shown: Shown = rules.into_iter().map(|owned| (owned.set.clone(), owned.rule.to_string())).collect();
     shown.sort_unstable();
     shown.dedup();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Engine, EngineError, Options};
-use crate::model::{Held, SetName, Settings};
+use crate::model::{Observed, SetName, Settings};
 use crate::store::State;
 
 impl Engine {
@@ -25,21 +25,21 @@ impl Engine {
     /// [`EngineError::Nothing`] if the kernel has no rules of portfwd; others if the kernel cannot be read.
     pub fn state_from_kernel(&mut self) -> Result<State, EngineError> {
         let live = self.live()?;
-        let Held { mut asked, .. } = live.lift();
-        if asked.is_empty() {
+        let Observed { mut desired, .. } = live.lift();
+        if desired.is_empty() {
             return Err(EngineError::Nothing(self.id()));
         }
         let settings = Settings { priority: live.priority(), ..Settings::default() };
-        let sets = (asked.bindings.iter().map(|owned| &owned.set))
-            .chain(asked.networks.iter().map(|owned| &owned.set))
-            .chain(asked.masquerades.iter().map(|owned| &owned.set))
-            .chain(asked.snats.iter().map(|owned| &owned.set))
-            .chain(asked.netmaps.iter().map(|owned| &owned.set));
+        let sets = (desired.bindings.iter().map(|owned| &owned.set))
+            .chain(desired.networks.iter().map(|owned| &owned.set))
+            .chain(desired.masquerades.iter().map(|owned| &owned.set))
+            .chain(desired.snats.iter().map(|owned| &owned.set))
+            .chain(desired.netmaps.iter().map(|owned| &owned.set));
         let sets: BTreeSet<SetName> = sets.cloned().collect();
-        asked.settings.extend(sets.into_iter().map(|set| (set, settings)));
-        asked.normalize();
+        desired.settings.extend(sets.into_iter().map(|set| (set, settings)));
+        desired.normalize();
         let iptables = self.id().variant().into_iter().collect();
         // The live rules become the desired ones even if they wait for a confirmation.
-        Ok(State { asked: asked.into(), iptables, unconfirmed: None, ..self.state.clone() })
+        Ok(State { desired: desired.into(), iptables, unconfirmed: None, ..self.state.clone() })
     }
 }

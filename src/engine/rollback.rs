@@ -16,12 +16,12 @@ impl Engine {
     /// [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
     pub fn require_confirmation(&self, after: &mut State, time: Duration) -> Result<Option<Deadline>, EngineError> {
         self.ensure_none_pending()?;
-        let State { asked, origins, sysctls, .. } = self.state.clone();
-        if asked == after.asked {
+        let State { desired, origins, sysctls, .. } = self.state.clone();
+        if desired == after.desired {
             return Ok(None);
         }
         let until = Deadline::after(time);
-        after.unconfirmed = Some(Unconfirmed { until: until.clone(), asked, origins, sysctls });
+        after.unconfirmed = Some(Unconfirmed { until: until.clone(), desired, origins, sysctls });
         Ok(Some(until))
     }
 
@@ -53,8 +53,8 @@ impl Engine {
     /// As [`Engine::commit`]; the change stays pending then.
     pub fn roll_back(&mut self) -> Result<Option<Outcome>, EngineError> {
         let mut after = self.state.clone();
-        let Some(Unconfirmed { asked, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
-        let after = State { asked, origins, sysctls, ..after };
+        let Some(Unconfirmed { desired, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
+        let after = State { desired, origins, sysctls, ..after };
         Ok(Some(self.commit(after, Options::default())?))
     }
 
@@ -72,13 +72,13 @@ impl Engine {
 mod tests {
     use super::super::commit::may_change;
     use super::*;
-    use crate::model::{Masquerade, Owned, SetName};
+    use crate::model::{Masquerade, SetName, SetRule};
     use std::sync::Arc;
 
     fn other(state: &State) -> State {
         let mut other = state.clone();
         let rule = Masquerade { from: Some("10.0.0.0/24".parse().expect("prefix")), out: None };
-        Arc::make_mut(&mut other.asked).masquerades.push(Owned { set: SetName::cli(), rule });
+        Arc::make_mut(&mut other.desired).masquerades.push(SetRule { set: SetName::cli(), rule });
         other
     }
 
@@ -88,7 +88,7 @@ mod tests {
         assert!(may_change(&plain, &other(&plain)).is_ok());
         let until = Deadline::after(Duration::from_secs(60));
         let unconfirmed =
-            Unconfirmed { until, asked: Arc::default(), origins: plain.origins.clone(), sysctls: Vec::new() };
+            Unconfirmed { until, desired: Arc::default(), origins: plain.origins.clone(), sysctls: Vec::new() };
         let waiting = State { unconfirmed: Some(unconfirmed), ..plain.clone() };
         assert!(may_change(&plain, &waiting).is_ok());
         assert!(may_change(&waiting, &waiting).is_ok());

@@ -1,11 +1,11 @@
 //! Full and partial scope: the cost of a change of a few forwards does not depend on the size of the state.
 //!
 //! With a partial scope the engine loads only the forwards that the change could conflict with, those of a set that the
-//! change replaces, and one representative of each rule shape ([`State::samples`]). The representatives stand for all other
+//! change replaces, and one representative of each rule shape ([`State::representatives`]). The representatives stand for all other
 //! forwards: a table compiled from them has the same rules, chains and maps, and fewer elements.
 //!
 //! Nothing of the kernel is read if the last commit of all was portfwd's and its rules were verified then
-//! ([`State::whole`]). Otherwise, in a state of at least 1,000 forwards, the engine reads the rules, the chains, the maps,
+//! ([`State::verified`]). Otherwise, in a state of at least 1,000 forwards, the engine reads the rules, the chains, the maps,
 //! and the elements of the changed forwards. The engine falls back to the full scope if that is not enough: if the table
 //! differs from the last one in more than elements, after a change that was interrupted, with rules at loopback addresses,
 //! with iptables, or if more than forwards change.
@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::model::label::Sources;
-use crate::model::{Asked, Binding, Owned, SetName};
+use crate::model::{Binding, DesiredState, SetName, SetRule};
 use crate::store::State;
 
 /// How much of the desired state an engine loads.
@@ -40,11 +40,15 @@ pub struct Part {
 
 /// Returns two states without the forwards that both have. The `representatives` stay, because a table has their rule shapes
 /// either way. The forwards of both states must be sorted.
-pub(super) fn changed_parts(before: &Asked, after: &Asked, representatives: &[Owned<Binding>]) -> [Asked; 2] {
+pub(super) fn changed_parts(
+    before: &DesiredState,
+    after: &DesiredState,
+    representatives: &[SetRule<Binding>],
+) -> [DesiredState; 2] {
     [(before, after), (after, before)].map(|(state, other)| {
-        let kept = |owned: &&Owned<Binding>| state.bindings.contains(owned) && other.bindings.contains(owned);
+        let kept = |owned: &&SetRule<Binding>| state.bindings.contains(owned) && other.bindings.contains(owned);
         let bindings = state.less(other).into_iter().chain(representatives.iter().filter(kept)).cloned().collect();
-        let mut part = Asked { bindings, ..state.clone() };
+        let mut part = DesiredState { bindings, ..state.clone() };
         part.normalize();
         part
     })
@@ -52,7 +56,7 @@ pub(super) fn changed_parts(before: &Asked, after: &Asked, representatives: &[Ow
 
 /// Returns true if two states differ in forwards only. If a network changes, forwards outside of the loaded part may move to
 /// another chain; if a source address gets another number, their labels may change.
-pub(super) fn differ_in_forwards_only(before: &Asked, after: &Asked) -> bool {
+pub(super) fn differ_in_forwards_only(before: &DesiredState, after: &DesiredState) -> bool {
     (&before.networks, &before.masquerades, &before.snats, &before.netmaps)
         == (&after.networks, &after.masquerades, &after.snats, &after.netmaps)
         && before.priority().ok() == after.priority().ok()
@@ -61,16 +65,16 @@ pub(super) fn differ_in_forwards_only(before: &Asked, after: &Asked) -> bool {
 
 /// Applies the difference `from → to` to `on`, a superset of `from`. Returns `to` if `on` equals `from`.
 pub(super) fn rebase(on: &State, from: &State, to: &State) -> State {
-    if on.asked == from.asked {
+    if on.desired == from.desired {
         return to.clone();
     }
-    let mut asked = Arc::unwrap_or_clone(Arc::clone(&on.asked));
-    let [old, new] = [from, to].map(|state| state.asked.bindings.iter().collect::<HashSet<_>>());
-    asked.bindings.retain(|owned| !old.contains(owned) || new.contains(owned));
-    asked.bindings.extend(to.asked.bindings.iter().filter(|owned| !old.contains(owned)).cloned());
-    asked.normalize();
-    let Asked { bindings, .. } = asked;
-    State { asked: Arc::new(Asked { bindings, ..Asked::clone(&to.asked) }), ..to.clone() }
+    let mut desired = Arc::unwrap_or_clone(Arc::clone(&on.desired));
+    let [old, new] = [from, to].map(|state| state.desired.bindings.iter().collect::<HashSet<_>>());
+    desired.bindings.retain(|owned| !old.contains(owned) || new.contains(owned));
+    desired.bindings.extend(to.desired.bindings.iter().filter(|owned| !old.contains(owned)).cloned());
+    desired.normalize();
+    let DesiredState { bindings, .. } = desired;
+    State { desired: Arc::new(DesiredState { bindings, ..DesiredState::clone(&to.desired) }), ..to.clone() }
 }
 
 #[cfg(test)]
@@ -79,14 +83,14 @@ mod tests {
     use crate::model::Forward;
 
     fn state(ports: &[u16]) -> State {
-        let mut asked = Asked::default();
+        let mut desired = DesiredState::default();
         for port in ports {
             let forward = Forward::new(port.to_string().parse().expect("listen"), "10.0.0.1".parse().expect("target"));
             let rules = forward.bindings().expect("valid").into_iter();
-            asked.bindings.extend(rules.map(|rule| Owned { set: SetName::cli(), rule }));
+            desired.bindings.extend(rules.map(|rule| SetRule { set: SetName::cli(), rule }));
         }
-        asked.normalize();
-        State { asked: asked.into(), ..State::default() }
+        desired.normalize();
+        State { desired: desired.into(), ..State::default() }
     }
 
     #[test]
@@ -100,9 +104,9 @@ mod tests {
 
     #[test]
     fn changed_parts_keep_the_representatives() {
-        let (before, after) = (state(&[1, 2, 3, 4]).asked, state(&[2, 3, 4, 5]).asked);
-        let representatives = state(&[3]).asked.bindings.clone();
+        let (before, after) = (state(&[1, 2, 3, 4]).desired, state(&[2, 3, 4, 5]).desired);
+        let representatives = state(&[3]).desired.bindings.clone();
         let parts = changed_parts(&before, &after, &representatives);
-        assert_eq!(parts, [state(&[1, 3]), state(&[3, 5])].map(|state| Arc::unwrap_or_clone(state.asked)));
+        assert_eq!(parts, [state(&[1, 3]), state(&[3, 5])].map(|state| Arc::unwrap_or_clone(state.desired)));
     }
 }

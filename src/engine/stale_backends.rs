@@ -9,7 +9,7 @@ use super::nft::Nftables;
 use super::{Engine, EngineError, Live, Timing};
 use crate::iptables::command::Variant;
 use crate::iptables::program::PREFIX;
-use crate::model::Asked;
+use crate::model::DesiredState;
 use crate::nft::decode::has_chain;
 use crate::nft::transaction::{Connection, KernelError, PATIENCE};
 
@@ -71,7 +71,7 @@ fn open_if_used(id: BackendId) -> Result<Option<Box<dyn Backend>>, EngineError> 
 }
 
 fn remove_all(backend: &mut dyn Backend, timing: &mut Timing) -> Result<(), EngineError> {
-    let nothing = Asked::default().into();
+    let nothing = DesiredState::default().into();
     let until = Instant::now() + PATIENCE;
     loop {
         let mut work = backend.plan(&nothing, timing)?.work;

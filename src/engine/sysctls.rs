@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::EngineError;
-use crate::model::{Asked, IfName};
+use crate::model::{DesiredState, IfName};
 use crate::store::State;
 use crate::sys::{rtnetlink, sysctl};
 
@@ -37,10 +37,10 @@ impl Sysctls {
     /// If a sysctl or the routing table cannot be read.
     pub fn of(after: &mut State, before: &State) -> Result<Self, EngineError> {
         let mut sysctls = Self::default();
-        for family in after.asked.forwarding() {
+        for family in after.desired.forwarding() {
             sysctls.forward.extend(sysctl::forwarding(family)?);
         }
-        let (interfaces, unreachable) = interfaces_to_loopback_targets(&after.asked)?;
+        let (interfaces, unreachable) = interfaces_to_loopback_targets(&after.desired)?;
         sysctls.unreachable = unreachable;
         for interface in &interfaces {
             sysctls.open.extend(sysctl::route_localnet(interface)?);
@@ -114,12 +114,12 @@ impl Sysctls {
 ///
 /// A target in a declared network is behind that network's bridge. The routing table does not matter while the bridge is
 /// missing.
-fn interfaces_to_loopback_targets(asked: &Asked) -> Result<(BTreeSet<IfName>, Vec<IpAddr>), EngineError> {
-    let opened = asked.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.loopback);
+fn interfaces_to_loopback_targets(desired: &DesiredState) -> Result<(BTreeSet<IfName>, Vec<IpAddr>), EngineError> {
+    let opened = desired.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.loopback);
     let mut routes: BTreeMap<IpAddr, Option<IfName>> = BTreeMap::new();
     let mut unknown: BTreeSet<IpAddr> = BTreeSet::new();
     for target in opened.filter_map(|rule| rule.to.address) {
-        match asked.network_of(target) {
+        match desired.network_of(target) {
             Some(network) => {
                 let there = sysctl::has_interface(&network.name).then(|| network.name.clone());
                 routes.insert(target, there);

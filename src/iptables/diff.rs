@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::program::{Chain, Contents, Half, Hook, HookJump, Policy, Table};
+use super::program::{Chain, Contents, FamilyRules, Hook, HookJump, Policy, Table};
 use super::rule::Rule;
 use crate::model::Counter;
 
@@ -75,7 +75,7 @@ impl Changes {
 }
 
 /// Returns the changes that turn `live` into `wanted`.
-pub fn diff(live: &Half, wanted: &Half) -> Changes {
+pub fn diff(live: &FamilyRules, wanted: &FamilyRules) -> Changes {
     let mut tables = Table::ALL;
     // The rules that drop packets must be present whenever forwards are: they are added first and deleted last.
     if wanted.mangle.is_empty() {
@@ -227,17 +227,17 @@ mod tests {
 
     #[test]
     fn drop_rules_are_added_first_and_deleted_last() {
-        let full = Half {
+        let full = FamilyRules {
             mangle: Contents {
                 chains: [("PORTFWD.FORWARD".into(), vec![Rule::with_target(Target::Drop)].into())].into(),
                 ..Contents::default()
             },
             nat: contents(&[]),
         };
-        let order = |live: &Half, wanted: &Half| -> Vec<Table> {
+        let order = |live: &FamilyRules, wanted: &FamilyRules| -> Vec<Table> {
             diff(live, wanted).0.into_iter().map(|(table, _)| table).collect()
         };
-        assert_eq!(order(&Half::default(), &full), [Table::Mangle, Table::Nat]);
-        assert_eq!(order(&full, &Half::default()), [Table::Nat, Table::Mangle]);
+        assert_eq!(order(&FamilyRules::default(), &full), [Table::Mangle, Table::Nat]);
+        assert_eq!(order(&full, &FamilyRules::default()), [Table::Nat, Table::Mangle]);
     }
 }

@@ -12,22 +12,22 @@ use ipnetwork::IpNetwork;
 use super::compile::{
     AddressScope, ChainsByTarget, HAIRPIN, Host, SAME, SOURCES, binding_rules, compile_unchecked, source_number_bits,
 };
-use super::program::{Contents, Half, Hook, PREFIX, Program, Table};
+use super::program::{Contents, FamilyRules, Hook, PREFIX, Program, Table};
 use super::rule::{DestinationPort, Match, Rule, Target, Transport};
 use crate::model::error::printable;
 use crate::model::label::{self, FORWARDED, LOOPBACK, MASQUERADE, Sources};
 use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
-    Asked, Binding, ChainName, Comment, Counter, Destination, Family, Held, IfName, Masquerade, Netmap, Network, Owned,
-    PortMap, SetName, Snat, Source,
+    Binding, ChainName, Comment, Counter, DesiredState, Destination, Family, IfName, Masquerade, Netmap, Network,
+    Observed, PortMap, SetName, SetRule, Snat, Source,
 };
 
 /// Lifts a program. The result also contains the counters and the names of foreign objects.
-pub fn lift(program: &Program) -> Held {
-    let mut held = Held::default();
+pub fn lift(program: &Program) -> Observed {
+    let mut held = Observed::default();
     let mut others = OtherRules::default();
     let mut chains = HashMap::new();
-    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
+    let mut found: Vec<(SetRule<Binding>, Counter)> = Vec::new();
     for family in Family::ALL {
         let half = program.of(family);
         let forwards = Forwards::read(half, family);
@@ -36,10 +36,10 @@ pub fn lift(program: &Program) -> Held {
         others.read(half, family);
     }
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
-    (held.asked.bindings, held.counters) = found.into_iter().unzip();
-    others.add_to(&mut held.asked);
-    held.asked.normalize();
-    held.foreign.extend(foreign_rules(program, &held.asked, chains));
+    (held.desired.bindings, held.counters) = found.into_iter().unzip();
+    others.add_to(&mut held.desired);
+    held.desired.normalize();
+    held.foreign.extend(foreign_rules(program, &held.desired, chains));
     held.foreign.sort_unstable();
     held.foreign.dedup();
     held
@@ -49,7 +49,7 @@ pub fn lift(program: &Program) -> Held {
 ///
 /// `chains` contains the chain of the forwards to each target. A network that neither masquerades nor isolates has no
 /// rules, so the lifted state lacks its chain.
-fn foreign_rules(program: &Program, asked: &Asked, chains: HashMap<IpAddr, Option<ChainName>>) -> Vec<String> {
+fn foreign_rules(program: &Program, desired: &DesiredState, chains: HashMap<IpAddr, Option<ChainName>>) -> Vec<String> {
     // If a chain's name was shortened, its full name is unknown, and so are the expected rules.
     let known = chains.into_iter().map(|(target, chain)| Some((target, chain?)));
     let Some(chains) = known.collect::<Option<ChainsByTarget>>() else { return Vec::new() };
@@ -62,7 +62,7 @@ fn foreign_rules(program: &Program, asked: &Asked, chains: HashMap<IpAddr, Optio
     let hairpin_chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
     let interface = |rule: &Arc<Rule>| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
     let interfaces = hairpin_chains.flat_map(|chain| &chain.rules).filter_map(interface).collect();
-    let expected = compile_unchecked(asked, &Host { interfaces, shifts }, &chains);
+    let expected = compile_unchecked(desired, &Host { interfaces, shifts }, &chains);
     let mut foreign = Vec::new();
     for (family, table) in Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
         let expected = &expected.of(family).of(table).chains;
@@ -117,11 +117,11 @@ impl<'a> Root<'a> {
 
 /// The forwards of a family, read from its chains.
 struct Forwards<'a> {
-    half: &'a Half,
+    half: &'a FamilyRules,
     family: Family,
     sources: Sources,
     /// The bindings of non-loopback addresses, or of one loopback address.
-    found: HashMap<Owned<Binding>, Found>,
+    found: HashMap<SetRule<Binding>, Found>,
     /// The rules for loopback addresses, without comments.
     loopback: HashMap<Rule, Counter>,
     /// The chain of the forwards to each target; `None` if the name was shortened.
@@ -140,7 +140,7 @@ struct Found {
 }
 
 impl<'a> Forwards<'a> {
-    fn read(half: &'a Half, family: Family) -> Self {
+    fn read(half: &'a FamilyRules, family: Family) -> Self {
         let sources = Sources::from_elements(sources(&half.nat));
         let (found, loopback, chains) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut forwards = Self { half, family, sources, found, loopback, chains };
@@ -197,7 +197,7 @@ impl<'a> Forwards<'a> {
         }
         let all_ports = rule.part_of.is_none();
         let rule = read_binding(rule, self.family, scope, &self.sources, remark)?;
-        let found = self.found.entry(Owned { set, rule }).or_default();
+        let found = self.found.entry(SetRule { set, rule }).or_default();
         found.rules += 1;
         found.all_ports |= all_ports;
         found.sum.add(counter);
@@ -205,7 +205,7 @@ impl<'a> Forwards<'a> {
     }
 
     /// Returns the bindings without missing rules.
-    fn complete(mut self) -> Vec<(Owned<Binding>, Counter)> {
+    fn complete(mut self) -> Vec<(SetRule<Binding>, Counter)> {
         let mut bindings = Vec::with_capacity(self.found.len());
         for (owned, Found { rules: count, all_ports, mut sum }) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
@@ -328,15 +328,15 @@ struct OtherRules {
     networks: BTreeMap<(SetName, IfName), Network>,
     /// The number of rules of each 1:1 translation: three, for `PREROUTING`, `OUTPUT` and `POSTROUTING`. If one is missing,
     /// the translation counts as missing. A rule set may contain the same translation twice.
-    netmaps: BTreeMap<Owned<Netmap>, usize>,
-    masquerades: Vec<Owned<Masquerade>>,
+    netmaps: BTreeMap<SetRule<Netmap>, usize>,
+    masquerades: Vec<SetRule<Masquerade>>,
     /// Masquerades without a prefix, with the number of their IPv4 rules and IPv6 rules.
-    both_families: BTreeMap<Owned<Masquerade>, [usize; 2]>,
-    snats: Vec<Owned<Snat>>,
+    both_families: BTreeMap<SetRule<Masquerade>, [usize; 2]>,
+    snats: Vec<SetRule<Snat>>,
 }
 
 impl OtherRules {
-    fn read(&mut self, half: &Half, family: Family) {
+    fn read(&mut self, half: &FamilyRules, family: Family) {
         let hooks = [
             (&half.nat, Hook::Prerouting),
             (&half.nat, Hook::Output),
@@ -358,21 +358,21 @@ impl OtherRules {
         match (&rule.target, remark) {
             (_, Some(SAME)) => {}
             (Some(Target::Netmap(to)), Some(NETMAP)) if hook == Hook::Postrouting => {
-                *self.netmaps.entry(Owned { set, rule: Netmap { listen: *to, to: rule.source? } }).or_default() += 1;
+                *self.netmaps.entry(SetRule { set, rule: Netmap { listen: *to, to: rule.source? } }).or_default() += 1;
             }
             (Some(Target::Netmap(to)), Some(NETMAP)) => {
                 let netmap = Netmap { listen: rule.destination?, to: *to };
-                *self.netmaps.entry(Owned { set, rule: netmap }).or_default() += 1;
+                *self.netmaps.entry(SetRule { set, rule: netmap }).or_default() += 1;
             }
             (_, Some(remark)) => {
                 parse_network(set, remark, rule.source.or(rule.destination)?, &mut self.networks)?;
             }
             (Some(Target::Snat(pool, mode)), None) => {
-                self.snats.push(Owned { set, rule: Snat { from: rule.source, out, to: *pool, mode: *mode } });
+                self.snats.push(SetRule { set, rule: Snat { from: rule.source, out, to: *pool, mode: *mode } });
             }
             (Some(Target::Masquerade), None) => {
                 let any_source = rule.matches.contains(&Match::AnySource).then(|| family_network(family)).flatten();
-                let masquerade = Owned { set, rule: Masquerade { from: rule.source.or(any_source), out } };
+                let masquerade = SetRule { set, rule: Masquerade { from: rule.source.or(any_source), out } };
                 if masquerade.rule.from.is_some() {
                     self.masquerades.push(masquerade);
                 } else {
@@ -385,14 +385,14 @@ impl OtherRules {
         Some(())
     }
 
-    fn add_to(self, asked: &mut Asked) {
-        asked.networks = self.networks.into_iter().map(|((set, _), rule)| Owned { set, rule }).collect();
+    fn add_to(self, desired: &mut DesiredState) {
+        desired.networks = self.networks.into_iter().map(|((set, _), rule)| SetRule { set, rule }).collect();
         let times = |(netmap, count)| std::iter::repeat_n(netmap, count / 3);
-        asked.netmaps = self.netmaps.into_iter().flat_map(times).collect();
-        asked.masquerades = self.masquerades;
-        let both = |(rule, [ipv4, ipv6]): (Owned<Masquerade>, [usize; 2])| std::iter::repeat_n(rule, ipv4.min(ipv6));
-        asked.masquerades.extend(self.both_families.into_iter().flat_map(both));
-        asked.snats = self.snats;
+        desired.netmaps = self.netmaps.into_iter().flat_map(times).collect();
+        desired.masquerades = self.masquerades;
+        let both = |(rule, [ipv4, ipv6]): (SetRule<Masquerade>, [usize; 2])| std::iter::repeat_n(rule, ipv4.min(ipv6));
+        desired.masquerades.extend(self.both_families.into_iter().flat_map(both));
+        desired.snats = self.snats;
     }
 }
 
@@ -407,7 +407,7 @@ mod tests {
     use crate::iptables::compile::compile;
     use crate::model::{Forward, RuleSet};
 
-    fn asked(count: u16) -> Asked {
+    fn desired(count: u16) -> DesiredState {
         let mut set = RuleSet::new(SetName::cli());
         let unusual = [
             ("1000", "10.0.0.2", "masquerade", true, false),
@@ -441,42 +441,42 @@ mod tests {
             forward.from = if port % 5 == 0 { vec!["0.0.0.0/0".parse().expect("prefix")] } else { Vec::new() };
             set.forwards.push(forward);
         }
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        asked.settings.clear();
-        asked.normalize();
-        asked
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        desired.settings.clear();
+        desired.normalize();
+        desired
     }
 
     #[test]
     fn lift_inverts_compile() {
         for (count, shifts) in [(0, true), (0, false), (3_000, true)] {
-            let asked = asked(count);
+            let desired = desired(count);
             let host = Host { shifts, ..Host::default() };
-            let held = lift(&compile(&asked, &host).expect("compiles"));
+            let held = lift(&compile(&desired, &host).expect("compiles"));
             assert_eq!(held.foreign, Vec::<String>::new());
-            assert_eq!(held.asked, asked);
+            assert_eq!(held.desired, desired);
         }
     }
 
     #[test]
     fn a_shifted_range_with_missing_ports_is_not_lifted() {
-        let asked = asked(0);
-        let mut program = compile(&asked, &Host::default()).expect("compiles");
-        let count = lift(&program).asked.bindings.len();
+        let desired = desired(0);
+        let mut program = compile(&desired, &Host::default()).expect("compiles");
+        let count = lift(&program).desired.bindings.len();
         for chain in program.ipv4.nat.chains.values_mut() {
             let mut first = true;
             let other = |rule: &Rule| rule.part_of.is_none_or(|range| range.first() != 1006);
             chain.rules.retain(|rule| other(rule) || std::mem::take(&mut first));
         }
         let held = lift(&program);
-        assert!(held.asked.bindings.iter().all(|owned| owned.rule.ports.first() != 1006), "{program}");
-        assert_eq!(held.asked.bindings.len(), count - 1);
+        assert!(held.desired.bindings.iter().all(|owned| owned.rule.ports.first() != 1006), "{program}");
+        assert_eq!(held.desired.bindings.len(), count - 1);
     }
 
     #[test]
     fn lifting_a_cycle_of_chains_terminates() {
-        let mut program = compile(&asked(0), &Host { shifts: true, ..Host::default() }).expect("compiles");
+        let mut program = compile(&desired(0), &Host { shifts: true, ..Host::default() }).expect("compiles");
         let nat = &mut program.ipv4.nat;
         for name in nat.chains.keys().cloned().collect::<Vec<_>>() {
             let jumps: Vec<Arc<Rule>> = nat.chains.keys().map(|name| Rule::jump(name).into()).collect();
@@ -487,10 +487,10 @@ mod tests {
 
     #[test]
     fn unreachable_chains_are_not_lifted() {
-        let asked = asked(0);
-        let mut program = compile(&asked, &Host { shifts: true, ..Host::default() }).expect("compiles");
+        let desired = desired(0);
+        let mut program = compile(&desired, &Host { shifts: true, ..Host::default() }).expect("compiles");
         program.ipv4.nat.hooks.remove(&Hook::Prerouting);
         program.ipv4.nat.hooks.remove(&Hook::Output);
-        assert!(lift(&program).asked.bindings.iter().all(|owned| owned.rule.family == Family::Ipv6));
+        assert!(lift(&program).desired.bindings.iter().all(|owned| owned.rule.family == Family::Ipv6));
     }
 }

@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use crate::model::{Asked, Binding, IfName, Priority, Protocol, SetName};
+use crate::model::{Binding, DesiredState, IfName, Priority, Protocol, SetName};
 
 /// An unsupported feature in a rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,22 +70,22 @@ pub fn of_priority(priority: Option<Priority>) -> Option<Limit> {
 }
 
 /// Returns all unsupported features of the desired state, with their rule sets.
-pub fn find(asked: &Asked) -> Vec<(SetName, Limit)> {
+pub fn find(desired: &DesiredState) -> Vec<(SetName, Limit)> {
     let mut found = Vec::new();
     let mut add = |set: &SetName, limit: Option<Limit>| found.extend(limit.map(|limit| (set.clone(), limit)));
-    for (set, settings) in &asked.settings {
+    for (set, settings) in &desired.settings {
         add(set, of_priority(settings.priority));
     }
-    for owned in &asked.networks {
+    for owned in &desired.networks {
         add(&owned.set, of_interface(&owned.rule.name));
     }
-    for owned in &asked.bindings {
+    for owned in &desired.bindings {
         add(&owned.set, of_binding(&owned.rule));
     }
-    for owned in &asked.masquerades {
+    for owned in &desired.masquerades {
         add(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
     }
-    for owned in &asked.snats {
+    for owned in &desired.snats {
         add(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
     }
     found

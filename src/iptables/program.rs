@@ -127,7 +127,7 @@ pub struct Contents {
 
 impl Contents {
     /// Returns true if both contain the same rules and jumps. Ignores the counters.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn same_content(&self, other: &Self) -> bool {
         fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Arc<Rule>>)> {
             contents.chains.iter().map(|(name, chain)| (name, &chain.rules))
         }
@@ -142,14 +142,14 @@ impl Contents {
 
 /// portfwd's rules of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Half {
+pub struct FamilyRules {
     /// The part of the table `mangle`.
     pub mangle: Contents,
     /// The part of the table `nat`.
     pub nat: Contents,
 }
 
-impl Half {
+impl FamilyRules {
     /// Returns the part of a table.
     pub fn of(&self, table: Table) -> &Contents {
         match table {
@@ -176,14 +176,14 @@ impl Half {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
     /// The rules of iptables(8).
-    pub ipv4: Half,
+    pub ipv4: FamilyRules,
     /// The rules of ip6tables(8).
-    pub ipv6: Half,
+    pub ipv6: FamilyRules,
 }
 
 impl Program {
     /// Returns the rules of a family.
-    pub fn of(&self, family: Family) -> &Half {
+    pub fn of(&self, family: Family) -> &FamilyRules {
         match family {
             Family::Ipv4 => &self.ipv4,
             Family::Ipv6 => &self.ipv6,
@@ -191,7 +191,7 @@ impl Program {
     }
 
     /// Returns the rules of a family for changes.
-    pub fn of_mut(&mut self, family: Family) -> &mut Half {
+    pub fn of_mut(&mut self, family: Family) -> &mut FamilyRules {
         match family {
             Family::Ipv4 => &mut self.ipv4,
             Family::Ipv6 => &mut self.ipv6,

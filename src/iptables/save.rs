@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::program::{Half, Hook, HookJump, PREFIX, Policy, Table};
+use super::program::{FamilyRules, Hook, HookJump, PREFIX, Policy, Table};
 use super::rule::{LabelNames, Rule};
 use crate::model::{Counter, Family};
 
@@ -21,8 +21,8 @@ pub enum SaveError {
 ///
 /// # Errors
 /// If a line has an unknown format, or if iptables-save cannot show one of portfwd's tables.
-pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<Half, SaveError> {
-    let mut half = Half::default();
+pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<FamilyRules, SaveError> {
+    let mut half = FamilyRules::default();
     let mut table = None;
     // The index of the last rule of each built-in chain.
     let mut last_rules: Vec<(Hook, usize)> = Vec::new();
@@ -194,7 +194,7 @@ COMMIT
         let half = parse(named, Family::Ipv4, &LabelNames::default()).expect("a dump");
         assert_eq!(half.nat.hooks.get(&Hook::Prerouting), Some(&HookJump { first: false, times: 1 }));
         let open = parse("*nat\n-A INPUT -m comment --comment \"a\nCOMMIT\n", Family::Ipv4, &LabelNames::default());
-        assert_eq!(open, Ok(Half::default()));
+        assert_eq!(open, Ok(FamilyRules::default()));
     }
 
     #[test]
@@ -208,6 +208,6 @@ COMMIT
         for line in ["x", "[1:2 -A PORTFWD-X", "[1:x] -A PORTFWD-X", "[1:2] -I PORTFWD-X"] {
             assert_eq!(read(&format!("*nat\n{line}\n")), Err(SaveError::Line(2, line.into())));
         }
-        assert_eq!(read("*raw\nanything\n"), Ok(Half::default()));
+        assert_eq!(read("*raw\nanything\n"), Ok(FamilyRules::default()));
     }
 }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::LabError;
 use crate::model::meaning::{Host, Interface, Route};
-use crate::model::{Asked, Binding, Family, IfName, Packet, netmap, precedence};
+use crate::model::{Binding, DesiredState, Family, IfName, Packet, netmap, precedence};
 
 /// The maximum number of uplinks.
 const MAX_UPLINKS: u8 = 16;
@@ -55,15 +55,15 @@ impl Layout {
     /// Plans a network for the chosen forwards, for the hosts of `packets`, and for all other rules.
     ///
     /// Names and addresses do not depend on the choice of forwards.
-    pub fn new(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
-        let all = || asked.bindings.iter().map(|owned| &owned.rule);
+    pub fn new(desired: &DesiredState, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
+        let all = || desired.bindings.iter().map(|owned| &owned.rule);
         // Listen addresses belong to the host, even if a forward also targets them.
         let listened: BTreeSet<IpAddr> =
             all().filter_map(|binding| binding.address).filter(|address| !address.is_loopback()).collect();
         let target = |binding: &Binding| binding.to.address.filter(|address| !listened.contains(address));
-        let mentioned = packet_addresses(asked, packets);
-        let declared = declared(asked);
-        let residents = residents(asked, &declared, &listened);
+        let mentioned = packet_addresses(desired, packets);
+        let declared = declared(desired);
+        let residents = residents(desired, &declared, &listened);
         let all_targets: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
         let mut targets: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| target(binding)).collect();
         if let Some((address, home)) = targets.iter().find_map(|address| reserved_address(*address, &declared)) {
@@ -74,7 +74,7 @@ impl Layout {
         targets.extend(residents.values());
         targets.extend(all_targets.intersection(&mentioned));
         let networks = networks(declared, &all_targets);
-        let uplinks = uplink_names(asked, chosen, &networks);
+        let uplinks = uplink_names(desired, chosen, &networks);
         let names = || uplinks.iter().chain(networks.iter().map(|(bridge, _)| bridge)).map(String::as_str);
         for interface in packets.iter().filter_map(|packet| packet.interface.as_ref()) {
             if !names().any(|name| name == interface.as_str()) {
@@ -82,7 +82,7 @@ impl Layout {
             }
         }
         let wanted = |(bridge, network): &&(String, IpNetwork)| {
-            asked.networks.iter().any(|owned| owned.rule.name.as_str() == bridge)
+            desired.networks.iter().any(|owned| owned.rule.name.as_str() == bridge)
                 || targets.iter().chain(&mentioned).any(|address| network.contains(*address))
                 || packets.iter().filter_map(|packet| packet.interface.as_ref()).any(|name| name.as_str() == bridge)
         };
@@ -201,12 +201,12 @@ pub(super) fn family_index(family: Family) -> usize {
 }
 
 /// Returns the sources and destinations of packets, and the destinations after 1:1 translation.
-fn packet_addresses(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
+fn packet_addresses(desired: &DesiredState, packets: &[Packet]) -> BTreeSet<IpAddr> {
     let mut mentioned = BTreeSet::new();
     for packet in packets {
         let (source, destination) = (packet.source.ip(), packet.destination.ip());
         let netmaps =
-            asked.netmaps.iter().map(|owned| &owned.rule).filter(|netmap| netmap.listen.contains(destination));
+            desired.netmaps.iter().map(|owned| &owned.rule).filter(|netmap| netmap.listen.contains(destination));
         mentioned.extend(netmaps.map(|found| netmap::translate(destination, found.to)));
         mentioned.extend([source, destination]);
     }
@@ -224,20 +224,20 @@ fn unknown_interface<'a>(interface: &IfName, names: impl Iterator<Item = &'a str
 }
 
 /// Returns the declared networks, each with the name of its bridge.
-fn declared(asked: &Asked) -> Vec<(String, IpNetwork)> {
-    let networks = asked.networks.iter().map(|owned| &owned.rule);
+fn declared(desired: &DesiredState) -> Vec<(String, IpNetwork)> {
+    let networks = desired.networks.iter().map(|owned| &owned.rule);
     networks.flat_map(|network| network.subnets.iter().map(|subnet| (network.name.to_string(), *subnet))).collect()
 }
 
 /// Returns a host address in each network that a rule other than a forward names. It is the second address, because the
 /// first one is the gateway's.
 fn residents(
-    asked: &Asked,
+    desired: &DesiredState,
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = precedence::by_precedence(asked).into_iter().filter_map(|(egress, _)| egress.from);
-    let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
+    let egress = precedence::by_precedence(desired).into_iter().filter_map(|(egress, _)| egress.from);
+    let inside = desired.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));
     let resident = |network: IpNetwork| {
@@ -321,11 +321,11 @@ fn host_addresses(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
 }
 
 /// Returns the interfaces in the rules that are no bridges, or `eth0` if there are none.
-fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwork)]) -> Vec<String> {
-    let all = asked.bindings.iter().map(|owned| &owned.rule).chain(chosen.iter().copied());
+fn uplink_names(desired: &DesiredState, chosen: &[&Binding], networks: &[(String, IpNetwork)]) -> Vec<String> {
+    let all = desired.bindings.iter().map(|owned| &owned.rule).chain(chosen.iter().copied());
     let interfaces = all.filter_map(|binding| binding.interface.as_ref());
-    let masquerades = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
-    let leaving = masquerades.chain(asked.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
+    let masquerades = desired.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let leaving = masquerades.chain(desired.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
     let is_bridge = |name: &str| networks.iter().any(|(bridge, _)| bridge == name);
     let mut names: Vec<String> = Vec::new();
     for name in interfaces.chain(leaving).map(IfName::as_str) {

@@ -21,7 +21,7 @@ pub mod wire;
 
 use crate::engine::{Choice as Backend, Engine, EngineError, Options, Outcome, Scope, Storage};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Packet, Protocol, RuleSet};
+use crate::model::{DesiredState, Packet, Protocol, RuleSet};
 use crate::store::State;
 use crate::sys::{sysctl, tracking};
 
@@ -61,19 +61,24 @@ pub enum Selection {
 /// # Errors
 /// [`LabError::NotAllowed`] if the process may not create namespaces. Other variants if the network cannot be built or
 /// the rules cannot be applied.
-pub fn try_out(asked: &Asked, written: &[RuleSet], selection: &Selection, backend: Backend) -> Result<Trial, LabError> {
+pub fn try_out(
+    desired: &DesiredState,
+    written: &[RuleSet],
+    selection: &Selection,
+    backend: Backend,
+) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
     let (chosen, named) = match selection {
-        Selection::Forwards(limit) => (probe::sample_forwards(asked, *limit), &[][..]),
-        Selection::Packets(packets) => (probe::forwards_for(asked, packets), packets.as_slice()),
+        Selection::Forwards(limit) => (probe::sample_forwards(desired, *limit), &[][..]),
+        Selection::Packets(packets) => (probe::forwards_for(desired, packets), packets.as_slice()),
     };
-    let topology = Topology::build_with_packets(asked, &chosen, named)?;
+    let topology = Topology::build_with_packets(desired, &chosen, named)?;
     let packets = match selection {
-        Selection::Forwards(_) => probe::packets(asked, &chosen, &topology),
+        Selection::Forwards(_) => probe::packets(desired, &chosen, &topology),
         Selection::Packets(packets) => packets.clone(),
     };
     let capture = Capture::open(&topology)?;
-    let (outcome, host) = apply(&topology, asked, backend)?;
+    let (outcome, host) = apply(&topology, desired, backend)?;
     let probes = probe::predict(packets, written, &host);
     let _responders = match selection {
         Selection::Forwards(_) => Some(responder::start(&topology, &probes)?),
@@ -86,7 +91,7 @@ pub fn try_out(asked: &Asked, written: &[RuleSet], selection: &Selection, backen
             Selection::Packets(_) => probe::observe(probe, &topology, &capture)?,
         });
     }
-    Ok(Trial { outcome, forwards: (asked.bindings.len(), chosen.len()), reports })
+    Ok(Trial { outcome, forwards: (desired.bindings.len(), chosen.len()), reports })
 }
 
 /// Applies rule sets in the host of a network, with a state in memory. Returns the outcome and the host with its
@@ -94,14 +99,14 @@ pub fn try_out(asked: &Asked, written: &[RuleSet], selection: &Selection, backen
 ///
 /// # Errors
 /// If the engine cannot apply the rule sets.
-pub fn apply(topology: &Topology, asked: &Asked, backend: Backend) -> Result<(Outcome, Host), LabError> {
-    if asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
+pub fn apply(topology: &Topology, desired: &DesiredState, backend: Backend) -> Result<(Outcome, Host), LabError> {
+    if desired.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
         let set = topology.host.run(tracking::ignore_checksums)?;
         set.map_err(|error| LabError::Io("switching checksums off for UDP-Lite", error))?;
     }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
         let mut engine = Engine::open(Storage::Memory, backend, Scope::Full)?;
-        engine.commit(State { asked: asked.clone().into(), ..State::default() }, Options::default())
+        engine.commit(State { desired: desired.clone().into(), ..State::default() }, Options::default())
     })??;
     let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;
     Ok((outcome, Host { forwarding, ..topology.plan.clone() }))

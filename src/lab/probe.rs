@@ -19,7 +19,7 @@ use super::{LabError, Netns};
 use crate::model::egress::OutInterface;
 use crate::model::meaning::{DropReason, Fate, Host, meaning};
 use crate::model::precedence;
-use crate::model::{Asked, Binding, Family, IfName, Packet, Protocol, RuleSet};
+use crate::model::{Binding, DesiredState, Family, IfName, Packet, Protocol, RuleSet};
 
 /// The timeout for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -142,25 +142,25 @@ fn answer_matches(fate: &Fate, answer: &Answer) -> bool {
 }
 
 /// Returns at most `limit` forwards, sampled evenly.
-pub(super) fn sample_forwards(asked: &Asked, limit: usize) -> Vec<&Binding> {
-    let all: Vec<&Binding> = asked.bindings.iter().map(|owned| &owned.rule).collect();
+pub(super) fn sample_forwards(desired: &DesiredState, limit: usize) -> Vec<&Binding> {
+    let all: Vec<&Binding> = desired.bindings.iter().map(|owned| &owned.rule).collect();
     let count = all.len().min(limit);
     (0..count).filter_map(|index| all.get(index * all.len() / count).copied()).collect()
 }
 
 /// Returns the forwards that match the protocol and destination port of a packet.
-pub(super) fn forwards_for<'a>(asked: &'a Asked, packets: &[Packet]) -> Vec<&'a Binding> {
+pub(super) fn forwards_for<'a>(desired: &'a DesiredState, packets: &[Packet]) -> Vec<&'a Binding> {
     let meets = |binding: &&Binding| {
         let of_protocol = packets.iter().filter(|packet| packet.protocol == binding.protocol);
         let ports = binding.ports.first()..=binding.ports.last();
         of_protocol.map(|packet| packet.destination.port()).any(|port| ports.contains(&port))
     };
-    asked.bindings.iter().map(|owned| &owned.rule).filter(meets).collect()
+    desired.bindings.iter().map(|owned| &owned.rule).filter(meets).collect()
 }
 
 /// Returns packets to the first, middle and last port of each chosen forward, from every vantage, and packets for all
 /// other rules.
-pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
+pub(super) fn packets(desired: &DesiredState, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
     let mut packets: Vec<Packet> = Vec::new();
     for binding in chosen {
         let (first, last) = (binding.ports.first(), binding.ports.last());
@@ -168,15 +168,15 @@ pub(super) fn packets(asked: &Asked, chosen: &[&Binding], topology: &Topology) -
         ports.dedup();
         packets.extend(ports.into_iter().flat_map(|port| forward_packets(binding, port, topology)));
     }
-    packets.extend(asked.netmaps.iter().filter_map(|owned| {
+    packets.extend(desired.netmaps.iter().filter_map(|owned| {
         let inside = *topology.residents.get(&owned.rule.to)?;
         let destination = crate::model::netmap::translate(inside, owned.rule.listen);
         let uplink = topology.uplink(None)?;
         let source = *uplink.address.get(family_index(Family::of(inside)))?;
         packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
     }));
-    packets.extend(egress_packets(asked, topology));
-    packets.extend(isolation_packets(asked, topology));
+    packets.extend(egress_packets(desired, topology));
+    packets.extend(isolation_packets(desired, topology));
     let mut sent = HashSet::new();
     packets.retain(|packet| sent.insert(packet.clone()));
     for (packet, port) in packets.iter_mut().zip(SOURCE_PORTS.cycle()) {
@@ -224,13 +224,13 @@ fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Pac
 }
 
 /// Returns a packet for each masquerade and snat rule, and one for each 1:1 translation.
-fn egress_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+fn egress_packets(desired: &DesiredState, topology: &Topology) -> Vec<Packet> {
     let mut rules: Vec<(Option<IpNetwork>, OutInterface, Vec<Family>)> = Vec::new();
-    for (egress, _) in precedence::by_precedence(asked) {
+    for (egress, _) in precedence::by_precedence(desired) {
         let families = egress.families();
         rules.push((egress.from, egress.out, families));
     }
-    let netmaps = asked.netmaps.iter().map(|owned| owned.rule.to);
+    let netmaps = desired.netmaps.iter().map(|owned| owned.rule.to);
     rules.extend(netmaps.map(|to| (Some(to), OutInterface::Any, vec![Family::of_network(to)])));
     let narrow: Vec<IpNetwork> = rules.iter().filter_map(|(from, ..)| *from).collect();
     let mut packets = Vec::new();
@@ -291,9 +291,9 @@ fn senders(topology: &Topology) -> impl Iterator<Item = (IpAddr, Option<&str>)> 
 }
 
 /// Returns a packet from outside into every isolated network, to a port that is not published.
-fn isolation_packets(asked: &Asked, topology: &Topology) -> Vec<Packet> {
+fn isolation_packets(desired: &DesiredState, topology: &Topology) -> Vec<Packet> {
     let isolated =
-        |bridge: &str| asked.networks.iter().any(|owned| owned.rule.isolate && owned.rule.name.as_str() == bridge);
+        |bridge: &str| desired.networks.iter().any(|owned| owned.rule.isolate && owned.rule.name.as_str() == bridge);
     let subnets = topology.subnets.iter().filter(|subnet| isolated(&subnet.bridge));
     let into = |subnet: &Subnet| {
         let uplink = topology.uplink(None)?;

@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use super::layout::{self, Layout, Subnet, host_prefix, uplink_prefix};
 use super::{LabError, Links, Netns};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Binding, Packet};
+use crate::model::{Binding, DesiredState, Packet};
 
 /// An interface of the host, and the client behind it.
 #[derive(Debug)]
@@ -79,16 +79,20 @@ impl Topology {
     ///
     /// # Errors
     /// If a namespace or a link cannot be created, or no network can be planned for the rules.
-    pub fn build(asked: &Asked, chosen: &[&Binding]) -> Result<Self, LabError> {
-        Self::build_with_packets(asked, chosen, &[])
+    pub fn build(desired: &DesiredState, chosen: &[&Binding]) -> Result<Self, LabError> {
+        Self::build_with_packets(desired, chosen, &[])
     }
 
     /// Builds the network as [`Topology::build`] does, with the hosts of `packets` that are in networks of the rules.
     ///
     /// # Errors
     /// If the network cannot be built, or a packet names an ingress interface that the network does not have.
-    pub fn build_with_packets(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
-        let layout = Layout::new(asked, chosen, packets)?;
+    pub fn build_with_packets(
+        desired: &DesiredState,
+        chosen: &[&Binding],
+        packets: &[Packet],
+    ) -> Result<Self, LabError> {
+        let layout = Layout::new(desired, chosen, packets)?;
         let mut topology = Self {
             host: Netns::new()?,
             plan: layout.host,

@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{Asked, Binding, Family, Source};
+use super::{Binding, DesiredState, Family, Source};
 
 /// A forward or 1:1 translation of portfwd matched the connection.
 pub const FORWARDED: u8 = 121;
@@ -81,12 +81,12 @@ pub struct MasqueradeNeeds {
 
 impl MasqueradeNeeds {
     /// Returns the masquerade rules that the forwards and 1:1 translations of the selected families need.
-    pub fn new(asked: &Asked, families: impl Fn(Family) -> bool) -> Self {
+    pub fn new(desired: &DesiredState, families: impl Fn(Family) -> bool) -> Self {
         let matches = |rule: &&Binding| rule.to.address.is_some() && families(rule.family);
-        let dnat_rules = || asked.bindings.iter().map(|owned| &owned.rule).filter(matches);
+        let dnat_rules = || desired.bindings.iter().map(|owned| &owned.rule).filter(matches);
         let hairpin = |rule: &Binding| rule.source.is_keep() && rule.hairpin && rule.serves_non_loopback();
         let forwards = |rule: &Binding| rule.source == Source::Masquerade || rule.loopback;
-        let translated = asked.netmaps.iter().any(|owned| families(Family::of_network(owned.rule.listen)));
+        let translated = desired.netmaps.iter().any(|owned| families(Family::of_network(owned.rule.listen)));
         Self { hairpin: dnat_rules().any(hairpin) || translated, forwards: dnat_rules().any(forwards) }
     }
 
@@ -108,10 +108,10 @@ impl Sources {
     ///
     /// The ID is a hash of the address. A new address does not change the IDs of other addresses, and equal sets of
     /// addresses always have equal IDs. If two hashes collide, the greater address takes the next free ID.
-    pub fn of(asked: &Asked) -> Self {
+    pub fn of(desired: &DesiredState) -> Self {
         let address =
             |binding: &Binding| if let Source::Address(address) = binding.source { Some(address) } else { None };
-        let addresses: BTreeSet<IpAddr> = asked.bindings.iter().filter_map(|owned| address(&owned.rule)).collect();
+        let addresses: BTreeSet<IpAddr> = desired.bindings.iter().filter_map(|owned| address(&owned.rule)).collect();
         let mut sources = Self::default();
         for address in addresses {
             let mut id = hash(address);
@@ -245,7 +245,7 @@ pub fn decode(label: &[u8], sources: &Sources, binding: &mut Binding) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned, SetName};
+    use crate::model::{Forward, SetName, SetRule};
 
     fn binding(listen: &str, change: impl FnOnce(&mut Forward)) -> Binding {
         let mut forward = Forward::new(listen.parse().expect(listen), "10.0.0.1".parse().expect("target"));
@@ -278,9 +278,9 @@ mod tests {
             binding("80", |f| (f.loopback, f.hairpin) = (true, false)),
             binding("80", |f| (f.loopback, f.source) = (true, source("192.0.2.1"))),
         ];
-        let owned = bindings.iter().map(|rule| Owned { set: SetName::cli(), rule: rule.clone() }).collect();
-        let asked = Asked { bindings: owned, ..Asked::default() };
-        let sources = Sources::of(&asked);
+        let owned = bindings.iter().map(|rule| SetRule { set: SetName::cli(), rule: rule.clone() }).collect();
+        let desired = DesiredState { bindings: owned, ..DesiredState::default() };
+        let sources = Sources::of(&desired);
         assert_eq!(
             Sources::from_elements([(sources.id([192, 0, 2, 1].into()).expect("an ID"), [192, 0, 2, 1].into())]),
             sources
@@ -300,13 +300,13 @@ mod tests {
     #[test]
     fn ids_depend_on_other_addresses_only_if_hashes_collide() {
         let sources = |count: u32| {
-            let mut asked = Asked::default();
+            let mut desired = DesiredState::default();
             for address in 0..count {
                 let address = IpAddr::from((0x0a00_0000 + address * 7).to_be_bytes());
                 let rule = binding("80", |f| f.source = Source::Address(address));
-                asked.bindings.push(Owned { set: SetName::cli(), rule });
+                desired.bindings.push(SetRule { set: SetName::cli(), rule });
             }
-            Sources::of(&asked)
+            Sources::of(&desired)
         };
         let (few, many) = (sources(2_000), sources(4_000));
         let distinct: BTreeSet<u32> = many.ids.values().copied().collect();

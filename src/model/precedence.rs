@@ -5,49 +5,49 @@ use std::collections::HashMap;
 use ipnetwork::IpNetwork;
 
 use super::egress::{Egress, Rewrite};
-use super::{Asked, Family, IfName, Owned};
+use super::{DesiredState, Family, IfName, SetRule};
 
 /// A reference to the rule of the desired state that an [`Egress`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuleRef {
-    /// The index of a network in [`Asked::networks`].
+    /// The index of a network in [`DesiredState::networks`].
     Network(usize),
-    /// The index of a masquerade in [`Asked::masquerades`].
+    /// The index of a masquerade in [`DesiredState::masquerades`].
     Masquerade(usize),
-    /// The index of a source NAT rule in [`Asked::snats`].
+    /// The index of a source NAT rule in [`DesiredState::snats`].
     Snat(usize),
 }
 
 /// Returns every source NAT and masquerade rule in order of precedence, each with its origin.
 ///
-/// Rules of equal precedence keep the order of [`Asked`], which is sorted.
-pub fn by_precedence(asked: &Asked) -> Vec<(Egress, RuleRef)> {
-    let mut all = all_rules(asked);
+/// Rules of equal precedence keep the order of [`DesiredState`], which is sorted.
+pub fn by_precedence(desired: &DesiredState) -> Vec<(Egress, RuleRef)> {
+    let mut all = all_rules(desired);
     all.sort_by_key(|(egress, _)| egress.precedence());
     all
 }
 
-fn all_rules(asked: &Asked) -> Vec<(Egress, RuleRef)> {
-    fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
+fn all_rules(desired: &DesiredState) -> Vec<(Egress, RuleRef)> {
+    fn numbered<T>(rules: &[SetRule<T>]) -> impl Iterator<Item = (usize, &T)> {
         rules.iter().map(|owned| &owned.rule).enumerate()
     }
-    let networks = numbered(&asked.networks).flat_map(|(index, rule)| {
+    let networks = numbered(&desired.networks).flat_map(|(index, rule)| {
         Egress::from_network(rule).into_iter().map(move |egress| (egress, RuleRef::Network(index)))
     });
     let masquerades =
-        numbered(&asked.masquerades).map(|(index, rule)| (Egress::from_masquerade(rule), RuleRef::Masquerade(index)));
-    let snats = numbered(&asked.snats).map(|(index, rule)| (Egress::from_snat(rule), RuleRef::Snat(index)));
+        numbered(&desired.masquerades).map(|(index, rule)| (Egress::from_masquerade(rule), RuleRef::Masquerade(index)));
+    let snats = numbered(&desired.snats).map(|(index, rule)| (Egress::from_snat(rule), RuleRef::Snat(index)));
     networks.chain(masquerades).chain(snats).collect()
 }
 
 /// Finds the source NAT rules that match the same packets with the same precedence and have different addresses.
 ///
-/// Returns pairs of indexes in [`Asked::snats`]: (earlier, later).
-pub fn snat_conflicts(asked: &Asked) -> Vec<(usize, usize)> {
+/// Returns pairs of indexes in [`DesiredState::snats`]: (earlier, later).
+pub fn snat_conflicts(desired: &DesiredState) -> Vec<(usize, usize)> {
     type Key = (Family, Option<IfName>, Option<IpNetwork>);
     let mut seen: HashMap<Key, (Rewrite, usize)> = HashMap::new();
     let mut pairs = Vec::new();
-    for (index, owned) in asked.snats.iter().enumerate() {
+    for (index, owned) in desired.snats.iter().enumerate() {
         let egress = Egress::from_snat(&owned.rule);
         let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.specific_source());
         let (first, earlier) = *seen.entry(key).or_insert((egress.rewrite, index));
@@ -63,9 +63,12 @@ mod tests {
     use super::*;
     use crate::model::{Masquerade, SetName, Snat};
 
-    fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
-        fn in_cli_set<T>(rule: T) -> Owned<T> {
-            Owned { set: SetName::cli(), rule }
+    fn desired(
+        masquerades: &[(Option<&str>, Option<&str>)],
+        snats: &[(Option<&str>, Option<&str>, &str)],
+    ) -> DesiredState {
+        fn in_cli_set<T>(rule: T) -> SetRule<T> {
+            SetRule { set: SetName::cli(), rule }
         }
         let from = |text: Option<&str>| text.map(|text| text.parse().expect(text));
         let out = |text: Option<&str>| text.map(|text| text.parse().expect(text));
@@ -73,20 +76,20 @@ mod tests {
         let snat = |(prefix, name, to): &(_, _, &str)| {
             in_cli_set(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
         };
-        Asked {
+        DesiredState {
             masquerades: masquerades.iter().map(masquerade).collect(),
             snats: snats.iter().map(snat).collect(),
-            ..Asked::default()
+            ..DesiredState::default()
         }
     }
 
     #[test]
     fn out_wins_then_the_longer_prefix_then_snat_over_masquerade() {
-        let asked = asked(
+        let desired = desired(
             &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
             &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
         );
-        let order: Vec<RuleRef> = by_precedence(&asked).into_iter().map(|(_, written)| written).collect();
+        let order: Vec<RuleRef> = by_precedence(&desired).into_iter().map(|(_, written)| written).collect();
         let expected = [
             RuleRef::Snat(1),
             RuleRef::Masquerade(2),
@@ -106,12 +109,12 @@ mod tests {
             ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
             ("an equal rule", first, 0),
         ] {
-            assert_eq!(snat_conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
+            assert_eq!(snat_conflicts(&desired(&[], &[first, other])).len(), expected, "{name}");
         }
         let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
-        assert_eq!(snat_conflicts(&asked(&[], &both)), []);
+        assert_eq!(snat_conflicts(&desired(&[], &both)), []);
         let all_sources = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
-        assert_eq!(snat_conflicts(&asked(&[], &all_sources)), [(0, 1)]);
-        assert_eq!(snat_conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
+        assert_eq!(snat_conflicts(&desired(&[], &all_sources)), [(0, 1)]);
+        assert_eq!(snat_conflicts(&desired(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
     }
 }

@@ -112,7 +112,7 @@ pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Re
         let is_expected = |key: &&Key| left.is_some_and(|left| left.contains_key(*key));
         let new: Vec<&Key> = wanted.into_iter().flat_map(BTreeMap::keys).filter(|key| !is_expected(key)).collect();
         let mut found = BTreeMap::new();
-        for keys in expected.chunks(KEYS_PER_QUESTION).chain(new.chunks(1)) {
+        for keys in expected.chunks(KEYS_PER_REQUEST).chain(new.chunks(1)) {
             existing_elements(connection, map, keys, &mut found)?;
         }
         Ok(found)
@@ -151,7 +151,7 @@ pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, Kern
 
 /// The maximum number of keys in one request. Each element is returned in its own message, and a socket buffer of default
 /// size would lose further messages.
-pub const KEYS_PER_QUESTION: usize = 16;
+pub const KEYS_PER_REQUEST: usize = 16;
 
 /// Reads at most [`KEYS_PER_QUESTION`] elements of a map by their keys, at constant cost for each element. Returns `None`
 /// if one of the elements does not exist.

@@ -51,7 +51,7 @@ impl Changes {
     }
 
     /// Returns true if only elements change: table, chains, rules and maps stay.
-    pub fn is_of_elements(&self) -> bool {
+    pub fn changes_only_elements(&self) -> bool {
         !(self.delete_table || self.add_table)
             && [&self.empty_chains, &self.delete_chains, &self.delete_maps].iter().all(|names| names.is_empty())
             && self.add_maps.is_empty()
@@ -61,13 +61,13 @@ impl Changes {
 }
 
 /// Returns the changes that turn `live` into `asked`.
-pub fn diff(live: &Program, asked: &Program) -> Changes {
+pub fn diff(live: &Program, desired: &Program) -> Changes {
     let mut changes = Changes::default();
-    if !asked.table {
+    if !desired.table {
         changes.delete_table = live.table;
         return changes;
     }
-    let reshaped = asked.maps.iter().any(|(name, map)| live.maps.get(name).is_some_and(|now| now.shape != map.shape));
+    let reshaped = desired.maps.iter().any(|(name, map)| live.maps.get(name).is_some_and(|now| now.shape != map.shape));
     let nothing = Program::default();
     let live = if live.table && (reshaped || live.flagged) {
         changes.delete_table = true;
@@ -76,15 +76,15 @@ pub fn diff(live: &Program, asked: &Program) -> Changes {
         live
     };
     changes.add_table = !live.table;
-    maps(live, asked, &mut changes);
-    chains(live, asked, &mut changes);
+    maps(live, desired, &mut changes);
+    chains(live, desired, &mut changes);
     changes
 }
 
-fn maps(live: &Program, asked: &Program, changes: &mut Changes) {
-    changes.delete_maps = live.maps.keys().filter(|name| !asked.maps.contains_key(*name)).cloned().collect();
+fn maps(live: &Program, desired: &Program, changes: &mut Changes) {
+    changes.delete_maps = live.maps.keys().filter(|name| !desired.maps.contains_key(*name)).cloned().collect();
     let nothing = BTreeMap::new();
-    for (name, map) in &asked.maps {
+    for (name, map) in &desired.maps {
         let now = live.maps.get(name);
         if now.is_none() {
             changes.add_maps.push((name.clone(), map.shape.clone()));
@@ -105,16 +105,16 @@ fn maps(live: &Program, asked: &Program, changes: &mut Changes) {
 /// Returns the elements of `left` that `right` lacks or has with other data, comment or range.
 fn only_in(left: &BTreeMap<Key, Element>, right: &BTreeMap<Key, Element>) -> Vec<(Key, Element)> {
     (left.iter())
-        .filter(|(key, element)| !right.get(*key).is_some_and(|other| other.says_the_same(element)))
+        .filter(|(key, element)| !right.get(*key).is_some_and(|other| other.same_content(element)))
         .map(|(key, element)| (key.clone(), element.clone()))
         .collect()
 }
 
-fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
+fn chains(live: &Program, desired: &Program, changes: &mut Changes) {
     for (name, chain) in &live.chains {
-        let asked = asked.chains.get(name);
-        let stays = asked.is_some_and(|asked| asked.base == chain.base);
-        let same = stays && asked.is_some_and(|asked| asked.rules == chain.rules);
+        let desired = desired.chains.get(name);
+        let stays = desired.is_some_and(|desired| desired.base == chain.base);
+        let same = stays && desired.is_some_and(|desired| desired.rules == chain.rules);
         if !same && !chain.rules.is_empty() {
             changes.empty_chains.push(name.clone());
         }
@@ -124,10 +124,10 @@ fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
     }
     // A chain can be deleted only after the rules that jump to it, and must be created before them.
     changes.delete_chains.sort_by_key(|name| live.chains.get(name).is_some_and(|chain| chain.base.is_none()));
-    let mut names: Vec<&String> = asked.chains.keys().collect();
-    names.sort_by_key(|name| asked.chains.get(*name).is_some_and(|chain| chain.base.is_some()));
+    let mut names: Vec<&String> = desired.chains.keys().collect();
+    names.sort_by_key(|name| desired.chains.get(*name).is_some_and(|chain| chain.base.is_some()));
     for name in names {
-        let Some(chain) = asked.chains.get(name) else { continue };
+        let Some(chain) = desired.chains.get(name) else { continue };
         let now = live.chains.get(name).filter(|now| now.base == chain.base);
         if now.is_none() {
             changes.add_chains.push((name.clone(), Chain { base: chain.base, rules: Vec::new() }));

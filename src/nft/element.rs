@@ -18,7 +18,7 @@ use super::program::{Element, Key};
 use super::user_data::Span;
 use crate::model::rule_comment::parse_comment;
 use crate::model::{
-    Binding, Comment, Counter, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, Source,
+    Binding, Comment, Counter, Destination, Family, IfName, PortMap, PortRange, Protocol, SetRule, Source,
 };
 
 /// Returns the kinds of maps that contain elements of the binding.
@@ -135,7 +135,7 @@ fn push_port(bytes: &mut Vec<u8>, port: u16) {
 /// Reads the binding that an element belongs to, without the options in its labels. The inverse of [`elements`].
 ///
 /// Returns `None` if the map is not a target map, serves all loopback addresses, or portfwd does not write such elements.
-pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> {
+pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>> {
     if id.role != MapRole::Targets || id.scope == AddressScope::AnyLoopback {
         return None;
     }
@@ -173,7 +173,7 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> 
     // The element must have the kind and data that `elements` would write.
     let in_range = (rule.ports.first()..=rule.ports.last()).contains(&port);
     let same = in_range && kind_of_key(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
-    same.then_some(Owned { set, rule })
+    same.then_some(SetRule { set, rule })
 }
 
 /// The unread rest of a key or of data.
@@ -251,7 +251,7 @@ mod tests {
                     let shape = id.shape();
                     assert_eq!(key.0.len(), usize::from(Shape::length(&shape.key)));
                     assert_eq!(element.data.len(), usize::from(Shape::length(&shape.data)));
-                    let owned = Owned { set: SetName::cli(), rule: rule.clone() };
+                    let owned = SetRule { set: SetName::cli(), rule: rule.clone() };
                     assert_eq!(read(&id, &key, &element), Some(owned), "{id}");
                 }
             }

@@ -222,7 +222,7 @@ const NEW: u16 = flag::CREATE | flag::EXCL;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Asked, Counter, Forward, PortMap, PortRange, RuleSet, SetName};
+    use crate::model::{Counter, DesiredState, Forward, PortMap, PortRange, RuleSet, SetName};
     use crate::nft::compile::compile;
     use crate::nft::diff::diff;
     use crate::nft::message::HEADER;
@@ -231,20 +231,20 @@ mod tests {
     use crate::nft::user_data::Span;
     use crate::sys::netlink::message::messages;
 
-    fn asked(listens: impl IntoIterator<Item = String>) -> Program {
+    fn desired(listens: impl IntoIterator<Item = String>) -> Program {
         let mut set = RuleSet::new(SetName::cli());
         for listen in listens {
             set.forwards.push(Forward::new(listen.parse().expect("listen"), "10.0.0.1".parse().expect("target")));
         }
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        compile(&asked).expect("compiles")
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        compile(&desired).expect("compiles")
     }
 
     #[test]
     fn one_more_forward_is_one_element() {
-        let before = asked((1000..2000).map(|port| port.to_string()));
-        let after = asked((1000..2001).map(|port| port.to_string()));
+        let before = desired((1000..2000).map(|port| port.to_string()));
+        let after = desired((1000..2001).map(|port| port.to_string()));
         let changes = diff(&before, &after);
         let batch = encode(&changes, 7);
         assert_eq!(batch.message_count(), 3);
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_generation_is_in_the_first_message_and_the_last_is_acknowledged() {
-        let changes = diff(&Program::default(), &asked(["80".into()]));
+        let changes = diff(&Program::default(), &desired(["80".into()]));
         let batch = encode(&changes, 0x0102_0304);
         assert_eq!(batch.bytes()[20..28], [8, 0, 1, 0, 1, 2, 3, 4]);
         let mut moved = batch.clone();
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn an_offset_names_the_element() {
-        let program = asked((1..=400).map(|port| port.to_string()));
+        let program = desired((1..=400).map(|port| port.to_string()));
         let changes = diff(&Program::default(), &program);
         let batch = encode(&changes, 1);
         let subjects = (1..=batch.last()).filter_map(|seq| Some((seq, batch.subject(seq)?)));

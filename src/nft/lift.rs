@@ -15,13 +15,13 @@ use super::program::{Element, Key, Program, Rule};
 use crate::model::label::{self, Sources};
 use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
-    Asked, Binding, Counter, Family, Held, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName,
-    Snat,
+    Binding, Counter, DesiredState, Family, IfName, Masquerade, Mode, Netmap, Network, Observed, Pool, PortRange,
+    SetName, SetRule, Snat,
 };
 
 /// Lifts a program. The result also contains the counters and the names of foreign objects.
-pub fn lift(program: &Program) -> Held {
-    let mut lifted = Held::default();
+pub fn lift(program: &Program) -> Observed {
+    let mut lifted = Observed::default();
     if program.flagged {
         lifted.foreign.push("a flag of the table, such as `dormant`,".into());
     }
@@ -34,8 +34,8 @@ pub fn lift(program: &Program) -> Held {
             _ => lifted.foreign.push(format!("map {name}")),
         }
     }
-    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
-    let mut ranges: HashMap<Owned<Binding>, (Counter, usize)> = HashMap::new();
+    let mut found: Vec<(SetRule<Binding>, Counter)> = Vec::new();
+    let mut ranges: HashMap<SetRule<Binding>, (Counter, usize)> = HashMap::new();
     let primary = |id: &MapId| id.role == MapRole::Targets && id.scope != AddressScope::AnyLoopback;
     for (id, elements) in ids.iter().filter(|(id, _)| primary(id)) {
         let labels = program.maps.get(&id.labels().to_string()).map(|map| &map.elements);
@@ -57,9 +57,9 @@ pub fn lift(program: &Program) -> Held {
     merge_loopback(&ids, &mut found, &mut lifted.foreign);
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
     lifted.counters = found.iter().map(|(_, counter)| *counter).collect();
-    lifted.asked.bindings = found.into_iter().map(|(owned, _)| owned).collect();
+    lifted.desired.bindings = found.into_iter().map(|(owned, _)| owned).collect();
     lift_rules(program, &mut lifted);
-    lifted.asked.normalize();
+    lifted.desired.normalize();
     lifted
 }
 
@@ -70,7 +70,7 @@ fn read_binding(
     element: &Element,
     labels: Option<&BTreeMap<Key, Element>>,
     sources: &Sources,
-) -> Option<Owned<Binding>> {
+) -> Option<SetRule<Binding>> {
     let mut owned = element::read(id, key, element)?;
     if let Some(label) = labels.and_then(|labels| labels.get(key)) {
         label::decode(&label.data, sources, &mut owned.rule)?;
@@ -96,7 +96,7 @@ fn sources(program: &Program) -> Sources {
 /// `foreign`.
 fn merge_loopback(
     ids: &[(MapId, &BTreeMap<Key, Element>)],
-    found: &mut Vec<(Owned<Binding>, Counter)>,
+    found: &mut Vec<(SetRule<Binding>, Counter)>,
     foreign: &mut Vec<String>,
 ) {
     let any_loopback = |id: &MapId| id.scope == AddressScope::AnyLoopback && id.role == MapRole::Targets;
@@ -104,7 +104,7 @@ fn merge_loopback(
     for (id, elements) in ids.iter().filter(|(id, _)| any_loopback(id)) {
         unclaimed.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
     }
-    found.retain_mut(|(Owned { rule, .. }, sum)| {
+    found.retain_mut(|(SetRule { rule, .. }, sum)| {
         if !rule.loopback || !rule.serves_non_loopback() {
             return true;
         }
@@ -139,23 +139,23 @@ struct Parts<'a> {
     nat: Option<&'a Nat>,
 }
 
-fn lift_rules(program: &Program, lifted: &mut Held) {
+fn lift_rules(program: &Program, lifted: &mut Observed) {
     let mut networks: BTreeMap<(SetName, IfName), Network> = BTreeMap::new();
-    let mut netmaps: BTreeMap<Owned<Netmap>, usize> = BTreeMap::new();
+    let mut netmaps: BTreeMap<SetRule<Netmap>, usize> = BTreeMap::new();
     let chains = [NAT_PREROUTING, NAT_OUTPUT, NAT_POSTROUTING, FILTER_FORWARD];
     for chain in chains {
         for rule in program.chains.get(chain).map(|chain| chain.rules.as_slice()).unwrap_or_default() {
             // portfwd's rules that belong to no rule set have no comment.
             let Some(comment) = &rule.comment else { continue };
-            if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.asked).is_none() {
+            if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.desired).is_none() {
                 lifted.foreign.push(format!("rule \"{comment}\" of chain {chain}"));
             }
         }
     }
-    lifted.asked.networks = networks.into_iter().map(|((set, _), rule)| Owned { set, rule }).collect();
+    lifted.desired.networks = networks.into_iter().map(|((set, _), rule)| SetRule { set, rule }).collect();
     // A 1:1 translation has three rules, at prerouting, output and postrouting. If one is missing, the translation counts
     // as missing. A rule set may contain the same translation twice.
-    lifted.asked.netmaps =
+    lifted.desired.netmaps =
         netmaps.into_iter().flat_map(|(netmap, count)| std::iter::repeat_n(netmap, count / 3)).collect();
 }
 
@@ -163,8 +163,8 @@ fn read_rule(
     rule: &Rule,
     comment: &str,
     networks: &mut BTreeMap<(SetName, IfName), Network>,
-    netmaps: &mut BTreeMap<Owned<Netmap>, usize>,
-    asked: &mut Asked,
+    netmaps: &mut BTreeMap<SetRule<Netmap>, usize>,
+    desired: &mut DesiredState,
 ) -> Option<()> {
     let (set, remark) = parse_comment(comment)?;
     let parts = read_parts(rule)?;
@@ -173,12 +173,12 @@ fn read_rule(
             let (matched, translated) = (parts.subnet?, netmap_network(&parts)?);
             let outward = parts.nat.is_some_and(|nat| nat.source);
             let (listen, to) = if outward { (translated, matched) } else { (matched, translated) };
-            *netmaps.entry(Owned { set, rule: Netmap { listen, to } }).or_default() += 1;
+            *netmaps.entry(SetRule { set, rule: Netmap { listen, to } }).or_default() += 1;
         }
         Some(remark) => parse_network(set, remark, parts.subnet?, networks)?,
         None => match parts.nat {
-            Some(_) => asked.snats.push(Owned { set, rule: read_snat(&parts)? }),
-            None => asked.masquerades.push(Owned { set, rule: Masquerade { from: parts.subnet, out: parts.out } }),
+            Some(_) => desired.snats.push(SetRule { set, rule: read_snat(&parts)? }),
+            None => desired.masquerades.push(SetRule { set, rule: Masquerade { from: parts.subnet, out: parts.out } }),
         },
     }
     Some(())
@@ -370,13 +370,13 @@ mod tests {
         ] {
             set.masquerades.push(Masquerade { from: from.map(|from| from.parse().expect("prefix")), out });
         }
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        let lifted = lift(&compile(&asked).expect("compiles"));
-        asked.normalize();
-        asked.settings.clear();
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        let lifted = lift(&compile(&desired).expect("compiles"));
+        desired.normalize();
+        desired.settings.clear();
         assert_eq!(lifted.foreign, Vec::<String>::new());
-        assert_eq!(lifted.asked, asked);
+        assert_eq!(lifted.desired, desired);
     }
 
     #[test]

@@ -180,7 +180,7 @@ pub struct Element {
 
 impl Element {
     /// Returns true if both elements have the same data, comment and range. Ignores the counters.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn same_content(&self, other: &Self) -> bool {
         (&self.data, &self.comment, self.span) == (&other.data, &other.comment, other.span)
     }
 }

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::file;
 use super::state::StateError;
-use crate::model::{Binding, Owned, SetName};
+use crate::model::{Binding, SetName, SetRule};
 
 const SCHEMA: &str = "
     DROP TABLE IF EXISTS meta;
@@ -74,8 +74,8 @@ pub(super) struct Changes<'a> {
     pub(super) meta: Vec<(&'static str, String)>,
     pub(super) removed_rules: Vec<(String, String, String)>,
     pub(super) added_rules: Vec<(String, String, String)>,
-    pub(super) removed_forwards: Vec<&'a Owned<Binding>>,
-    pub(super) added_forwards: Vec<&'a Owned<Binding>>,
+    pub(super) removed_forwards: Vec<&'a SetRule<Binding>>,
+    pub(super) added_forwards: Vec<&'a SetRule<Binding>>,
 }
 
 impl Database {
@@ -157,7 +157,7 @@ impl Database {
     }
 
     /// Reads all forwards.
-    pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
+    pub(super) fn forwards(&self) -> Result<Vec<SetRule<Binding>>, StateError> {
         let mut all = Vec::new();
         self.each_forward("", [], |owned| {
             all.push(owned);
@@ -169,7 +169,7 @@ impl Database {
     }
 
     /// Reads the forwards of a rule set, at most `limit`.
-    pub(super) fn forwards_of(&self, set: &SetName, limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
+    pub(super) fn forwards_of(&self, set: &SetName, limit: usize) -> Result<Vec<SetRule<Binding>>, StateError> {
         let mut found = Vec::new();
         self.each_forward("WHERE rule_set = ?", [set.as_str()], |owned| {
             found.push(owned);
@@ -182,7 +182,7 @@ impl Database {
     ///
     /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
     /// `binding`, the first range that does not meet it is the end.
-    pub(super) fn forwards_at(&self, set: &SetName, binding: &Binding) -> Result<Vec<Owned<Binding>>, StateError> {
+    pub(super) fn forwards_at(&self, set: &SetName, binding: &Binding) -> Result<Vec<SetRule<Binding>>, StateError> {
         let mut found = Vec::new();
         let clause = "WHERE rule_set = ? AND place = ? AND first_port <= ? ORDER BY first_port DESC";
         self.each_forward(clause, params![set.as_str(), place(binding), binding.ports.last()], |owned| {
@@ -198,7 +198,7 @@ impl Database {
         &self,
         clause: &str,
         parameters: impl Params,
-        mut each: impl FnMut(Owned<Binding>) -> bool,
+        mut each: impl FnMut(SetRule<Binding>) -> bool,
     ) -> Result<(), StateError> {
         let failed = |error| failed(&self.path, &error);
         let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
@@ -209,7 +209,7 @@ impl Database {
             let (set, binding) = forward_texts(row).map_err(failed)?.ok_or_else(|| self.wrong_checksum("forwards"))?;
             let set = SetName::try_from(set.to_owned()).map_err(|error| damaged(&error))?;
             let rule = serde_json::from_str(binding).map_err(|error| damaged(&error))?;
-            if !each(Owned { set, rule }) {
+            if !each(SetRule { set, rule }) {
                 break;
             }
         }
@@ -267,11 +267,11 @@ impl Database {
 }
 
 /// Deletes forwards and returns how many.
-fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -> Result<u64, Error> {
+fn delete_forwards(transaction: &Transaction<'_>, removed: &[&SetRule<Binding>]) -> Result<u64, Error> {
     let mut delete = transaction
         .prepare("DELETE FROM forwards WHERE rule_set = ? AND place = ? AND first_port = ? AND binding = ?")?;
     let mut deleted = 0;
-    for Owned { set, rule } in removed {
+    for SetRule { set, rule } in removed {
         match delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])? {
             // A commit would leave the forward in the table for ever.
             0 => return Err(Error::StatementChangedRows(0)),
@@ -282,10 +282,10 @@ fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -
 }
 
 /// Inserts forwards and returns how many. The same binding twice in one set is one row.
-fn insert_forwards(transaction: &Transaction<'_>, added: &[&Owned<Binding>]) -> Result<u64, Error> {
+fn insert_forwards(transaction: &Transaction<'_>, added: &[&SetRule<Binding>]) -> Result<u64, Error> {
     let mut insert = transaction.prepare("INSERT OR IGNORE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
     let mut inserted = 0;
-    for Owned { set, rule } in added {
+    for SetRule { set, rule } in added {
         let (place, port, binding) = (place(rule), rule.ports.first(), json(rule)?);
         let sum = forward_checksum(set.as_str(), &place, port.into(), &binding);
         inserted += u64::from(insert.execute(params![set.as_str(), place, port, binding, sum])? > 0);

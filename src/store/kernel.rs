@@ -10,8 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::file;
-use super::state::{State, StateError, Whole};
-use crate::model::{Binding, Owned, SetName};
+use super::state::{State, StateError, Verified};
+use crate::model::{Binding, SetName, SetRule};
 use crate::sys::boot;
 
 /// The contents of a kernel file.
@@ -22,8 +22,8 @@ pub(super) struct KernelRecord {
     /// The number of the commit in the database that is finished.
     pub(super) commit: u64,
     committed: Option<u32>,
-    whole: Option<Whole>,
-    samples: Vec<(SetName, Binding)>,
+    verified: Option<Verified>,
+    representatives: Vec<(SetName, Binding)>,
 }
 
 impl KernelRecord {
@@ -33,8 +33,12 @@ impl KernelRecord {
             boot: boot_id(),
             commit,
             committed: state.committed,
-            whole: state.whole.clone(),
-            samples: state.samples.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
+            verified: state.verified.clone(),
+            representatives: state
+                .representatives
+                .iter()
+                .map(|owned| (owned.set.clone(), owned.rule.clone()))
+                .collect(),
         }
     }
 
@@ -58,16 +62,17 @@ impl KernelRecord {
     /// Completes a state that was loaded from the database: the change is finished, and this is known about the kernel.
     pub(super) fn complete(self, state: &mut State) {
         state.unfinished = None;
-        state.samples = self.samples.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
+        state.representatives = self.representatives.into_iter().map(|(set, rule)| SetRule { set, rule }).collect();
         if !self.boot.is_empty() && self.boot == boot_id() {
-            (state.committed, state.whole) = (self.committed, self.whole);
+            (state.committed, state.verified) = (self.committed, self.verified);
         }
     }
 }
 
 /// Returns true if two states differ in what a kernel file holds.
 pub(super) fn differs(before: &State, after: &State) -> bool {
-    (&before.committed, &before.whole, &before.samples) != (&after.committed, &after.whole, &after.samples)
+    (&before.committed, &before.verified, &before.representatives)
+        != (&after.committed, &after.verified, &after.representatives)
 }
 
 /// Returns the id of this boot, or an empty text if `/proc` does not show it.

@@ -30,10 +30,10 @@ use std::time::Duration;
 
 pub use lock::Lock;
 pub(crate) use lock::acquire_lock;
-pub use state::{State, StateError, Unfinished, Unusable, Whole};
+pub use state::{State, StateError, Unfinished, Unusable, Verified};
 pub use unconfirmed::{Deadline, Unconfirmed};
 
-use crate::model::{Binding, Owned, SetName};
+use crate::model::{Binding, SetName, SetRule};
 use crate::sys::namespace::Identity;
 use database::{Changes, Database};
 use kernel::KernelRecord;
@@ -150,27 +150,27 @@ impl Store {
     }
 
     /// Loads the part of a state that a change of the bindings `about` needs: every binding that one of them could conflict
-    /// with or replace, all bindings of `sets`, and [`State::samples`]. Returns `None` if the change needs the whole state.
+    /// with or replace, all bindings of `sets`, and [`State::representatives`]. Returns `None` if the change needs the whole state.
     ///
     /// # Errors
     /// As [`Store::load`].
     pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(database) = &self.database else { return Ok(None) };
         let mut state = self.state(database, Vec::new())?;
-        let samples = || state.samples.iter().map(|owned| &owned.rule);
+        let representatives = || state.representatives.iter().map(|owned| &owned.rule);
         // Bindings that serve loopback addresses meet others than those at their own place.
-        if state.samples.is_empty()
-            || about.iter().chain(samples()).any(|rule| rule.loopback)
+        if state.representatives.is_empty()
+            || about.iter().chain(representatives()).any(|rule| rule.loopback)
             || state.unfinished.is_some()
             || state.unconfirmed.is_some()
         {
             return Ok(None);
         }
-        let mut found: HashSet<Owned<Binding>> = HashSet::new();
+        let mut found: HashSet<SetRule<Binding>> = HashSet::new();
         for set in sets {
             found.extend(database.forwards_of(set, PARTIAL)?);
         }
-        for set in state.asked.settings.keys() {
+        for set in state.desired.settings.keys() {
             for rule in about {
                 found.extend(database.forwards_at(set, rule)?);
                 if found.len() >= PARTIAL {
@@ -178,19 +178,19 @@ impl Store {
                 }
             }
         }
-        for sample in &state.samples {
+        for sample in &state.representatives {
             found.extend(database.forwards_at(&sample.set, &sample.rule)?);
         }
-        if !state.samples.iter().all(|sample| found.contains(sample)) {
+        if !state.representatives.iter().all(|sample| found.contains(sample)) {
             return Ok(None);
         }
-        let asked = Arc::make_mut(&mut state.asked);
-        asked.bindings.extend(found);
-        asked.normalize();
+        let desired = Arc::make_mut(&mut state.desired);
+        desired.bindings.extend(found);
+        desired.normalize();
         Ok(Some(state))
     }
 
-    fn state(&self, database: &Database, forwards: Vec<Owned<Binding>>) -> Result<State, StateError> {
+    fn state(&self, database: &Database, forwards: Vec<SetRule<Binding>>) -> Result<State, StateError> {
         let damaged = |error: records::RecordError| StateError::Damaged(self.path.clone(), error.to_string());
         let mut state = records::state(&database.meta()?, database.rules()?, forwards).map_err(damaged)?;
         let record = KernelRecord::read(&self.path.with_extension("kernel"));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::unconfirmed::{Deadline, Unconfirmed};
 use crate::iptables::command::Variant;
-use crate::model::{Asked, Binding, Owned, SetName};
+use crate::model::{Binding, DesiredState, SetName, SetRule};
 use crate::sys::sysctl;
 
 /// The version of the store's format. A store of another version is an error.
@@ -21,7 +21,7 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
     /// The desired rules of all sets. Shared, because they are large and several states have the same ones.
-    pub asked: Arc<Asked>,
+    pub desired: Arc<DesiredState>,
     /// The file that each set was last applied from; no entry for a set from the command line.
     pub origins: BTreeMap<SetName, PathBuf>,
     /// The sysctls that portfwd changed, in order.
@@ -39,9 +39,9 @@ pub struct State {
     /// The generation of the kernel's rules after portfwd's last commit; `None` before one and with iptables.
     pub committed: Option<u32>,
     /// The generation at which portfwd's table was last known to hold the desired rules and nothing else.
-    pub whole: Option<Whole>,
+    pub verified: Option<Verified>,
     /// One binding of each sort that compiles to other rules and maps than the rest; empty if unknown.
-    pub samples: Vec<Owned<Binding>>,
+    pub representatives: Vec<SetRule<Binding>>,
 }
 
 /// The details of an unfinished change that the desired rules do not show.
@@ -55,14 +55,14 @@ pub struct Unfinished {
 
 /// A generation of the kernel's rules in this boot, and the layout of portfwd's table at that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Whole {
+pub struct Verified {
     /// The generation.
     generation: u32,
     /// A hash of the table without its elements, see [`Program::layout`](crate::nft::program::Program::layout).
     pub layout: u64,
 }
 
-impl Whole {
+impl Verified {
     /// Returns the value for a generation.
     pub fn at(generation: u32, layout: u64) -> Self {
         Self { generation, layout }
@@ -115,10 +115,10 @@ mod tests {
 
     #[test]
     fn only_a_change_of_the_same_generation_leads_to_the_next_one() {
-        let whole = Whole::at(7, 1);
-        assert!(whole.is(7) && !whole.is(8));
-        assert_eq!(whole.then(7, 2), Some(Whole::at(8, 2)));
-        assert_eq!(whole.then(6, 2), None);
-        assert_eq!(Whole::at(u32::MAX, 1).then(u32::MAX, 2), Some(Whole::at(0, 2)));
+        let verified = Verified::at(7, 1);
+        assert!(verified.is(7) && !verified.is(8));
+        assert_eq!(verified.then(7, 2), Some(Verified::at(8, 2)));
+        assert_eq!(verified.then(6, 2), None);
+        assert_eq!(Verified::at(u32::MAX, 1).then(u32::MAX, 2), Some(Verified::at(0, 2)));
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Asked, SetName};
+use crate::model::{DesiredState, SetName};
 use crate::sys::{boot, sysctl};
 
 /// The state before a change that waits to be confirmed.
@@ -20,7 +20,7 @@ pub struct Unconfirmed {
     /// The deadline.
     pub until: Deadline,
     /// The desired rules of all sets.
-    pub asked: Arc<Asked>,
+    pub desired: Arc<DesiredState>,
     /// The file that each set was last applied from.
     pub origins: BTreeMap<SetName, PathBuf>,
     /// The sysctls that portfwd had changed.

@@ -10,7 +10,7 @@ use portfwd::config::{self, Source};
 use portfwd::engine::Choice as Backend;
 use portfwd::iptables::limits;
 use portfwd::lab::Topology;
-use portfwd::model::{Asked, Binding, Family, Packet, Protocol, RuleSet, netmap};
+use portfwd::model::{Binding, DesiredState, Family, Packet, Protocol, RuleSet, netmap};
 use portfwd::sys::tracking::{Untracked, rewrites_ports};
 
 /// Tables of a rule-set file. The generator checks each table as it adds it, so any subset is valid.
@@ -33,7 +33,7 @@ impl Case {
         self.settings = kept.map(|line| format!("{line}\n")).collect();
         let fits = |table: &String| {
             let alone = Self { settings: String::new(), tables: vec![table.clone()] };
-            alone.asked().is_some_and(|asked| limits::find(&asked).is_empty())
+            alone.desired().is_some_and(|desired| limits::find(&desired).is_empty())
         };
         self.tables.retain(fits);
         self
@@ -45,17 +45,17 @@ impl Case {
     }
 
     /// Returns the desired state, or `None` if the case has a conflict.
-    pub fn asked(&self) -> Option<Asked> {
-        load(&[("oracle", &self.text())]).map(|(asked, _)| asked)
+    pub fn desired(&self) -> Option<DesiredState> {
+        load(&[("oracle", &self.text())]).map(|(desired, _)| desired)
     }
 
     /// Returns the desired state and the rule sets of the file.
-    pub fn written(&self) -> Option<(Asked, Vec<RuleSet>)> {
+    pub fn written(&self) -> Option<(DesiredState, Vec<RuleSet>)> {
         load(&[("oracle", &self.text())])
     }
 
     /// Returns the desired state of two files in either order. Each file contains every other table.
-    pub fn asked_from_two(&self, swapped: bool) -> Option<Asked> {
+    pub fn asked_from_two(&self, swapped: bool) -> Option<DesiredState> {
         let half = |odd: usize| -> String {
             let half = self.tables.iter().enumerate().filter(|(index, _)| index % 2 == odd);
             half.map(|(_, table)| format!("{table}\n")).collect()
@@ -65,19 +65,19 @@ impl Case {
         if swapped {
             files.reverse();
         }
-        load(&files).map(|(asked, _)| asked)
+        load(&files).map(|(desired, _)| desired)
     }
 }
 
-fn load(files: &[(&str, &str)]) -> Option<(Asked, Vec<RuleSet>)> {
+fn load(files: &[(&str, &str)]) -> Option<(DesiredState, Vec<RuleSet>)> {
     let mut sets = Vec::new();
     for (name, text) in files {
         let source = Source { path: format!("{name}.toml").into(), text: (*text).to_owned() };
         let (loaded, problems) = config::load(&Arc::new(source));
         sets.push(loaded.filter(|_| problems.is_empty())?);
     }
-    let asked = config::union(Asked::default(), &sets).ok()?;
-    Some((asked, sets.into_iter().map(|loaded| loaded.set).collect()))
+    let desired = config::union(DesiredState::default(), &sets).ok()?;
+    Some((desired, sets.into_iter().map(|loaded| loaded.set).collect()))
 }
 
 const TARGETS: [&str; 8] =
@@ -134,7 +134,7 @@ pub fn case(rng: &mut Rng, max_tables: usize, early: bool) -> Case {
             _ => forward(rng, many_prefixes, ports.clone()),
         };
         case.tables.push(table);
-        if case.asked().is_none() {
+        if case.desired().is_none() {
             case.tables.pop();
         }
     }
@@ -253,16 +253,16 @@ fn forward(rng: &mut Rng, many_prefixes: bool, space: Range<u16>) -> String {
 }
 
 /// Returns a random packet near the bindings that the network can send, or `None` if the random choice is not sendable.
-pub fn packet(rng: &mut Rng, asked: &Asked, topology: &Topology, source_port: u16) -> Option<Packet> {
-    let aim = rng.choice(&asked.bindings).map(|owned| &owned.rule);
+pub fn packet(rng: &mut Rng, desired: &DesiredState, topology: &Topology, source_port: u16) -> Option<Packet> {
+    let aim = rng.choice(&desired.bindings).map(|owned| &owned.rule);
     let family = match aim {
         Some(binding) if rng.u8(..8) > 0 => binding.family,
         _ => *rng.choice(&Family::ALL)?,
     };
     let interface = interface(rng, aim, topology);
-    let protocol = protocol(rng, aim, asked);
-    let destination = SocketAddr::new(destination(rng, aim, asked, topology, family)?, port(rng, aim));
-    let source = source(rng, asked, topology, family, interface.is_none(), destination.ip())?;
+    let protocol = protocol(rng, aim, desired);
+    let destination = SocketAddr::new(destination(rng, aim, desired, topology, family)?, port(rng, aim));
+    let source = source(rng, desired, topology, family, interface.is_none(), destination.ip())?;
     let interface = interface.and_then(|name| name.parse().ok());
     let packet = Packet { protocol, source: SocketAddr::new(source, source_port), destination, interface };
     sendable(&packet, topology).then_some(packet)
@@ -311,14 +311,14 @@ fn interface(rng: &mut Rng, aim: Option<&Binding>, topology: &Topology) -> Optio
     }
 }
 
-fn protocol(rng: &mut Rng, aim: Option<&Binding>, asked: &Asked) -> Protocol {
+fn protocol(rng: &mut Rng, aim: Option<&Binding>, desired: &DesiredState) -> Protocol {
     let any = *rng.choice(&Protocol::ALL).expect("there are some");
     let wanted = match aim {
         Some(binding) if rng.u8(..10) > 0 => binding.protocol,
         _ => any,
     };
     // Without a UDP-Lite forward, the network checks UDP-Lite checksums and treats all of them as wrong.
-    let has_udplite = asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite);
+    let has_udplite = desired.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite);
     match rewrites_ports(wanted) {
         Err(Untracked::Checksum(_)) if has_udplite => wanted,
         Err(_) => Protocol::Tcp,
@@ -343,7 +343,7 @@ fn port(rng: &mut Rng, aim: Option<&Binding>) -> u16 {
 fn destination(
     rng: &mut Rng,
     aim: Option<&Binding>,
-    asked: &Asked,
+    desired: &DesiredState,
     topology: &Topology,
     family: Family,
 ) -> Option<IpAddr> {
@@ -359,7 +359,7 @@ fn destination(
         .chain(topology.subnets.iter().filter_map(|subnet| subnet.neighbour))
         .filter(|ip| Family::of(*ip) == family)
         .collect();
-    let mapped: Vec<IpAddr> = (asked.netmaps.iter())
+    let mapped: Vec<IpAddr> = (desired.netmaps.iter())
         .flat_map(|owned| others.iter().map(|inside| netmap::translate(*inside, owned.rule.listen)))
         .filter(|ip| Family::of(*ip) == family)
         .collect();
@@ -376,7 +376,7 @@ fn destination(
 
 fn source(
     rng: &mut Rng,
-    asked: &Asked,
+    desired: &DesiredState,
     topology: &Topology,
     family: Family,
     from_host: bool,
@@ -393,7 +393,7 @@ fn source(
     let mut all: Vec<IpAddr> = topology.uplinks.iter().flat_map(|uplink| uplink.address).collect();
     all.extend(topology.targets.keys());
     all.extend(topology.subnets.iter().filter_map(|subnet| subnet.neighbour));
-    for from in asked.bindings.iter().filter_map(|owned| owned.rule.from) {
+    for from in desired.bindings.iter().filter_map(|owned| owned.rule.from) {
         all.extend(edges(from));
     }
     all.retain(of_family);

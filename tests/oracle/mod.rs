@@ -25,7 +25,7 @@ use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{self, Capture, Selection, Topology};
 use portfwd::model::meaning::{DropReason, Fate, Meaning, meaning};
-use portfwd::model::{Asked, Packet};
+use portfwd::model::{DesiredState, Packet};
 use portfwd::store::State;
 
 use crate::support::{self, privileged};
@@ -87,31 +87,31 @@ fn oracle(backend: Backend, cases: u64) {
 fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let with_rival = rng.u8(..6) == 0;
     let case = generate::case(rng, MAX_TABLES, with_rival).for_backend(backend);
-    let Some((asked, sets)) = case.written() else { return 0 };
+    let Some((desired, sets)) = case.written() else { return 0 };
     let orders = [false, true].map(|swapped| case.asked_from_two(swapped));
     assert_eq!(orders[0], orders[1], "{}", case.text());
-    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
-    let topology = Topology::build(&asked, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
+    let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();
+    let topology = Topology::build(&desired, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
     // Most hosts with containers have bridge netfilter on.
     let bridge_netfilter = rng.u8(..3) == 0;
     topology.host.run(|| lab::set_bridge_netfilter(bridge_netfilter)).expect("the host's namespace").expect("switched");
     let before = generate::case(rng, MAX_TABLES, false).for_backend(backend);
-    let before = if rng.bool() { before.asked() } else { None };
+    let before = if rng.bool() { before.desired() } else { None };
     // The route to a loopback forward's target is unknown if this network lacks the target.
     let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
     let packets: Vec<Packet> = (0u16..)
         .map(|index| 20_000 + index)
         .take(PACKETS)
-        .filter_map(|port| generate::packet(rng, &asked, &topology, port))
+        .filter_map(|port| generate::packet(rng, &desired, &topology, port))
         .collect();
     let sight = Capture::open(&topology).expect("packets get through");
-    topology.host.run(|| apply_incrementally(before, &asked, &case, backend)).expect("the host's namespace");
+    topology.host.run(|| apply_incrementally(before, &desired, &case, backend)).expect("the host's namespace");
     // The order of registration must not matter.
     let rival_first = with_rival && rng.bool();
     if rival_first {
         topology.host.run(|| add_rival(backend)).expect("the host's namespace");
     }
-    let applied = lab::apply(&topology, &asked, backend);
+    let applied = lab::apply(&topology, &desired, backend);
     let (_, host) = applied.unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
     if with_rival && !rival_first {
         topology.host.run(|| add_rival(backend)).expect("the host's namespace");
@@ -185,23 +185,23 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: 
 }
 
 /// Commits one rule set after the other, and checks the plan and the lifted rules at the end.
-fn apply_incrementally(before: Option<Asked>, asked: &Asked, case: &Case, backend: Backend) {
+fn apply_incrementally(before: Option<DesiredState>, desired: &DesiredState, case: &Case, backend: Backend) {
     let mut engine = Engine::open(Storage::Memory, backend, Scope::Full).expect("opens");
-    for step in before.into_iter().chain([asked.clone()]) {
-        let after = State { asked: step.into(), ..engine.state().clone() };
+    for step in before.into_iter().chain([desired.clone()]) {
+        let after = State { desired: step.into(), ..engine.state().clone() };
         engine.commit(after, Options::default()).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
     }
-    let plan = engine.plan_rules(&asked.clone().into()).expect("plans");
+    let plan = engine.plan_rules(&desired.clone().into()).expect("plans");
     assert!(plan.is_empty(), "{:?}\n{}", plan.steps, case.text());
     let mut lifted = engine.live().expect("reads").lift();
-    let mut wanted = asked.clone();
+    let mut wanted = desired.clone();
     wanted.settings.clear();
     // A network that neither masquerades nor isolates has no rules in the kernel.
     wanted.networks.retain(|owned| owned.rule.masquerade || owned.rule.isolate);
     wanted.normalize();
-    lifted.asked.normalize();
+    lifted.desired.normalize();
     assert_eq!(lifted.foreign, Vec::<String>::new(), "{}", case.text());
-    assert_eq!(lifted.asked, wanted, "{}", case.text());
+    assert_eq!(lifted.desired, wanted, "{}", case.text());
     // Removes the rules again, so that packets later meet only the rules of `lab::apply`.
     engine.commit(State::default(), Options::default()).expect("flushes");
 }
@@ -234,9 +234,9 @@ fn fail_with_minimal_case(case: &Case, packet: &Packet, backend: Backend, found:
 
 /// Returns true if a packet, sent alone, does not go where the rule set requires.
 fn mismatches(case: &Case, packet: &Packet, backend: Backend) -> bool {
-    let Some((asked, written)) = case.written() else { return false };
-    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
-    let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
-    let trial = || lab::try_out(&asked, &written, &Selection::Packets(vec![packet.clone()]), backend).expect("tried");
+    let Some((desired, written)) = case.written() else { return false };
+    let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();
+    let sendable = Topology::build(&desired, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
+    let trial = || lab::try_out(&desired, &written, &Selection::Packets(vec![packet.clone()]), backend).expect("tried");
     sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
 }

@@ -9,7 +9,7 @@ use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
 use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
 use portfwd::audit::set::Set;
 use portfwd::lab::Netns;
-use portfwd::model::{Asked, Forward, RuleSet, SetName};
+use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
 use portfwd::nft::transaction::{Connection, KernelError};
 use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
 
@@ -368,9 +368,9 @@ fn commit_without_pause(stop: &AtomicBool) -> u32 {
     let program = |target: &str| {
         let mut set = RuleSet::new(SetName::cli());
         set.forwards.push(Forward::new("80".parse().expect("listen"), target.parse().expect("target")));
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        compile(&asked).expect("compiles")
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        compile(&desired).expect("compiles")
     };
     let programs = [program("10.0.0.1"), program("10.0.0.2")];
     let mut connection = Connection::open().expect("netlink");

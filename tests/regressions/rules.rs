@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use portfwd::config::{Loaded, Location, Problem, Source, load, union};
 use portfwd::iptables::compile::Host;
-use portfwd::model::{Asked, Forward};
+use portfwd::model::{DesiredState, Forward};
 use portfwd::{iptables, nft};
 
 /// The separator between two files.
@@ -32,8 +32,8 @@ pub fn holds(input: &[u8]) {
     if max_bindings(&sets) > MAX_BINDINGS {
         return;
     }
-    match union(Asked::default(), &sets) {
-        Ok(asked) if valid => compile_and_lift(&asked),
+    match union(DesiredState::default(), &sets) {
+        Ok(desired) if valid => compile_and_lift(&desired),
         Ok(_) => {}
         Err(problems) => problems.iter().for_each(expect_printable),
     }
@@ -69,24 +69,24 @@ fn max_bindings(sets: &[Loaded]) -> usize {
 }
 
 /// Compiles the desired state with both backends. If a backend accepts it, the lifted bindings must be equal.
-fn compile_and_lift(asked: &Asked) {
-    let ports: u32 = asked.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
-    if asked.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= MAX_RULES as usize
-        && let Ok(program) = nft::compile::compile(asked)
+fn compile_and_lift(desired: &DesiredState) {
+    let ports: u32 = desired.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
+    if desired.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= MAX_RULES as usize
+        && let Ok(program) = nft::compile::compile(desired)
     {
         let lifted = nft::lift::lift(&program);
         assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
-        assert_eq!(lifted.asked.bindings, asked.bindings);
+        assert_eq!(lifted.desired.bindings, desired.bindings);
     }
     let interfaces: BTreeSet<_> = ["eth0", "docker0"].iter().flat_map(|name| name.parse()).collect();
     for shifts in [true, false] {
         let host = Host { interfaces: interfaces.clone(), shifts };
         if (shifts || ports <= MAX_RULES)
-            && let Ok(program) = iptables::compile::compile(asked, &host)
+            && let Ok(program) = iptables::compile::compile(desired, &host)
         {
             let lifted = iptables::lift::lift(&program);
             assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
-            assert_eq!(lifted.asked.bindings, asked.bindings);
+            assert_eq!(lifted.desired.bindings, desired.bindings);
         }
     }
 }

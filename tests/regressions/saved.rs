@@ -4,7 +4,7 @@ use portfwd::iptables::command::Variant;
 use portfwd::iptables::compile::{Host, compile};
 use portfwd::iptables::diff::diff;
 use portfwd::iptables::lift::lift;
-use portfwd::iptables::program::{Half, Program};
+use portfwd::iptables::program::{FamilyRules, Program};
 use portfwd::iptables::restore;
 use portfwd::iptables::rule::{LabelNames, Rule};
 use portfwd::iptables::save::parse;
@@ -35,16 +35,16 @@ fn round_trips(text: &str, family: Family, names: &LabelNames) {
     }
 }
 
-fn lift_and_restore(half: Half, family: Family) {
+fn lift_and_restore(half: FamilyRules, family: Family) {
     let mut program = Program::default();
     *program.of_mut(family) = half;
     let lifted = lift(&program);
-    assert_eq!(lifted.asked.bindings.len(), lifted.counters.len());
+    assert_eq!(lifted.desired.bindings.len(), lifted.counters.len());
     // Diffs the program against its own desired state, and against an empty program.
     let mut wanted = vec![Program::default()];
-    let ports: u32 = lifted.asked.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
+    let ports: u32 = lifted.desired.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
     if ports <= 5_000 {
-        wanted.extend(compile(&lifted.asked, &Host { shifts: true, ..Host::default() }));
+        wanted.extend(compile(&lifted.desired, &Host { shifts: true, ..Host::default() }));
     }
     for wanted in wanted {
         let changes = diff(program.of(family), wanted.of(family));

@@ -21,7 +21,7 @@ use crate::audit::ruleset::{Gap, Ruleset};
 use crate::config;
 use crate::engine::{Engine, EngineError, Scope, Storage};
 use crate::model::error::printable;
-use crate::model::{Asked, Family};
+use crate::model::{DesiredState, Family};
 use report::Report;
 
 /// The largest size of a dump in bytes.
@@ -186,29 +186,29 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
 /// is empty.
 fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
-    let asked = Arc::clone(&engine.state().asked);
+    let desired = Arc::clone(&engine.state().desired);
     let state = Ours {
-        asks: !asked.is_empty(),
+        asks: !desired.is_empty(),
         unapplied: changed_files(&engine, global),
         instead: engine.fallback_reason().map(str::to_owned),
     };
-    let plan = engine.plan_rules(&asked)?;
+    let plan = engine.plan_rules(&desired)?;
     Ok((plan.steps.iter().filter_map(view::step).collect(), state))
 }
 
 /// Returns the rule-set files whose rules differ from the applied ones, each with the reason.
 fn changed_files(engine: &Engine, global: &Global) -> Vec<(String, String)> {
     let state = engine.state();
-    let normalized = |mut asked: Asked| {
-        asked.normalize();
-        asked
+    let normalized = |mut desired: DesiredState| {
+        desired.normalize();
+        desired
     };
     let mut found = Vec::new();
     for path in state.origins.values().collect::<BTreeSet<_>>() {
         let reason = match path.try_exists() {
             Ok(true) => match sets::load(std::slice::from_ref(path), global.choice()) {
-                Ok(loaded) => match config::union((*state.asked).clone(), &loaded) {
-                    Ok(after) => match normalized(after) == normalized((*state.asked).clone()) {
+                Ok(loaded) => match config::union((*state.desired).clone(), &loaded) {
+                    Ok(after) => match normalized(after) == normalized((*state.desired).clone()) {
                         true => continue,
                         false => "its rules differ from the applied ones",
                     },

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::super::backend::Backend;
 use super::super::{LOCK_WAIT, Part, Scope, Timing};
 use super::*;
-use crate::model::{Forward, IpForward, Owned, SetName, Settings};
+use crate::model::{Forward, IpForward, SetName, SetRule, Settings};
 use crate::nft::compile::compile;
 use crate::nft::diff::diff;
 use crate::nft::program::Program;
@@ -50,7 +50,7 @@ impl Backend for Fake {
         Ok(Live::Nft { program: self.live.clone(), generation: self.generation })
     }
 
-    fn plan(&mut self, desired: &Arc<Asked>, timing: &mut Timing) -> Result<Decision, EngineError> {
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
         self.calls.borrow_mut().push("plan");
         let live = self.live(timing)?;
         let program = compile(desired)?;
@@ -110,7 +110,7 @@ impl Fixture {
         let identity = crate::sys::namespace::Identity::Host;
         let store = Store::open(self.directory.path(), &identity, true, LOCK_WAIT).expect("the store opens");
         let state = store.load().expect("the state loads");
-        let live = if live.asked.is_empty() { Program::default() } else { compile(&live.asked).expect("compiles") };
+        let live = if live.desired.is_empty() { Program::default() } else { compile(&live.desired).expect("compiles") };
         let answers = answers.iter().copied().collect();
         let fake = Fake { live, generation: 7, answers, verifies: true, calls: Rc::clone(&self.calls) };
         self.calls.borrow_mut().clear();
@@ -152,22 +152,22 @@ fn isolated(test: impl FnOnce() + Send) {
 
 /// A state with forwards at these ports that leaves ip_forward alone.
 fn state(ports: &[u16]) -> State {
-    let mut asked = Asked::default();
+    let mut desired = DesiredState::default();
     for port in ports {
         let forward = Forward::new(port.to_string().parse().expect("listen"), "10.0.0.1".parse().expect("target"));
         let bindings = forward.bindings().expect("valid").into_iter();
-        asked.bindings.extend(bindings.map(|rule| Owned { set: SetName::cli(), rule }));
+        desired.bindings.extend(bindings.map(|rule| SetRule { set: SetName::cli(), rule }));
     }
     let settings = Settings { ip_forward: IpForward::Keep, ..Settings::default() };
-    asked.settings.insert(SetName::cli(), settings);
-    asked.normalize();
-    State { asked: asked.into(), ..State::default() }
+    desired.settings.insert(SetName::cli(), settings);
+    desired.normalize();
+    State { desired: desired.into(), ..State::default() }
 }
 
 fn pending(state: State) -> State {
     let until = Deadline::after(std::time::Duration::from_secs(60));
     let unconfirmed =
-        Unconfirmed { until, asked: Arc::default(), origins: std::collections::BTreeMap::new(), sysctls: Vec::new() };
+        Unconfirmed { until, desired: Arc::default(), origins: std::collections::BTreeMap::new(), sysctls: Vec::new() };
     State { unconfirmed: Some(unconfirmed), ..state }
 }
 
@@ -182,9 +182,9 @@ fn a_commit_runs_the_phases_in_order_and_ends_finished() {
         assert_eq!(outcome.messages, ["sent"]);
         drop(engine);
         let kept = fixture.on_disk();
-        assert_eq!(kept.asked, state(&[80]).asked);
+        assert_eq!(kept.desired, state(&[80]).desired);
         assert_eq!((kept.unfinished, kept.committed), (None, Some(8)));
-        assert!(kept.whole.is_some_and(|verified| verified.is(8)));
+        assert!(kept.verified.is_some_and(|verified| verified.is(8)));
     });
 }
 
@@ -223,7 +223,7 @@ fn the_intent_is_on_disk_before_anything_is_sent() {
         change.persist_intent().expect("writes");
         drop(engine);
         let kept = fixture.on_disk();
-        assert_eq!(kept.asked, state(&[80]).asked);
+        assert_eq!(kept.desired, state(&[80]).desired);
         assert_eq!(kept.unfinished, Some(Unfinished { keep_connections: false, gone: [].into() }));
     });
 }
@@ -292,7 +292,7 @@ fn a_lost_acknowledgement_keeps_the_change_unfinished() {
         assert!(matches!(error, EngineError::Commit(CommitError::Unheard(_))), "{error:?}");
         drop(engine);
         let kept = fixture.on_disk();
-        assert!(kept.asked.is_empty() && kept.unfinished.is_some() && kept.whole.is_none(), "{kept:?}");
+        assert!(kept.desired.is_empty() && kept.unfinished.is_some() && kept.verified.is_none(), "{kept:?}");
     });
 }
 
@@ -308,7 +308,7 @@ fn rules_that_differ_after_the_commit_are_reported_and_not_taken_for_verified() 
         assert_eq!(change.persist_end(&sent, &verified, &Ok(Vec::new()), &Ok(0)), None);
         drop(engine);
         let kept = fixture.on_disk();
-        assert_eq!((kept.asked, kept.whole), (state(&[80]).asked, None));
+        assert_eq!((kept.desired, kept.verified), (state(&[80]).desired, None));
     });
 }
 
@@ -342,7 +342,7 @@ fn nothing_is_sent_if_the_live_rules_are_the_desired_ones() {
         assert_eq!(fixture.calls(), ["plan"]);
         assert!(outcome.plan.is_empty() && outcome.messages.is_empty());
         drop(engine);
-        assert_eq!(fixture.on_disk().asked, state(&[80]).asked);
+        assert_eq!(fixture.on_disk().desired, state(&[80]).desired);
     });
 }
 
@@ -355,13 +355,13 @@ fn a_partial_scope_falls_back_to_the_full_one() {
         let full = engine.state.clone();
         fixture.calls();
         // Only port 80 is loaded, and it represents port 81.
-        let samples = full.samples.clone();
-        engine.state = State { asked: state(&[80]).asked, samples: samples.clone(), ..full };
+        let representatives = full.representatives.clone();
+        engine.state = State { desired: state(&[80]).desired, representatives: representatives.clone(), ..full };
         engine.scope = Scope::Partial(Part { bindings: Vec::new(), sets: Vec::new() });
-        let after = State { asked: state(&[80, 82]).asked, samples, ..engine.state.clone() };
+        let after = State { desired: state(&[80, 82]).desired, representatives, ..engine.state.clone() };
         engine.commit(after, Options::default()).expect("commits");
         assert_eq!(fixture.calls(), ["plan partially", "plan", "send", "verify"]);
-        assert_eq!(engine.state.asked, state(&[80, 81, 82]).asked);
+        assert_eq!(engine.state.desired, state(&[80, 81, 82]).desired);
     });
 }
 

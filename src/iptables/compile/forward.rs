@@ -21,7 +21,9 @@ use super::tree::Tree;
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
 use crate::model::label::{self, FORWARDED, MASQUERADE, Sources};
-use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
+use crate::model::{
+    Binding, ChainName, Comment, DesiredState, Family, PortMap, PortRange, Protocol, SetName, SetRule, address,
+};
 
 /// The maximum length of a chain name in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
 /// include/uapi/linux/netfilter/x_tables.h is 29, including the terminating zero.
@@ -163,7 +165,7 @@ struct Block {
 
 /// Adds the chains of a family's forwards to `nat`. Returns the rules that jump to the chains.
 pub(super) fn chains(
-    asked: &Asked,
+    desired: &DesiredState,
     family: Family,
     sources: &Sources,
     shifts: bool,
@@ -172,9 +174,9 @@ pub(super) fn chains(
 ) -> Jumps {
     let chain_of = |rule: &Binding| {
         let known = rule.to.address.and_then(|target| by_target.get(&target).cloned());
-        known.unwrap_or_else(|| asked.chain_of(rule))
+        known.unwrap_or_else(|| desired.chain_of(rule))
     };
-    let bindings: Vec<(&Owned<Binding>, ChainName)> = (asked.bindings.iter())
+    let bindings: Vec<(&SetRule<Binding>, ChainName)> = (desired.bindings.iter())
         .filter(|owned| owned.rule.family == family)
         .map(|owned| (owned, chain_of(&owned.rule)))
         .collect();
@@ -227,7 +229,7 @@ pub(super) fn chains(
 
 /// Returns the most frequent rule set of each chain, among forwards without a remark. If several are equally frequent,
 /// returns the first by name.
-fn most_frequent_sets(bindings: &[(&Owned<Binding>, ChainName)]) -> BTreeMap<ChainName, SetName> {
+fn most_frequent_sets(bindings: &[(&SetRule<Binding>, ChainName)]) -> BTreeMap<ChainName, SetName> {
     let mut counts: BTreeMap<&ChainName, BTreeMap<&SetName, usize>> = BTreeMap::new();
     for (owned, chain) in bindings.iter().filter(|(owned, _)| owned.rule.comment.is_none()) {
         *counts.entry(chain).or_default().entry(&owned.set).or_default() += 1;
@@ -244,7 +246,7 @@ fn most_frequent_sets(bindings: &[(&Owned<Binding>, ChainName)]) -> BTreeMap<Cha
 struct Comments(BTreeMap<(SetName, Option<Comment>), Arc<str>>);
 
 impl Comments {
-    fn share(&mut self, owned: &Owned<Binding>) -> Arc<str> {
+    fn share(&mut self, owned: &SetRule<Binding>) -> Arc<str> {
         let remark = owned.rule.comment.as_ref();
         let text = || shared_comment(&owned.set, remark);
         self.0.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone()

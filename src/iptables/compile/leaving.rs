@@ -29,7 +29,7 @@ use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, SKIP_HAIRPIN, Sources};
 use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{NETMAP, NETWORK, format_comment, format_network};
-use crate::model::{Asked, Family, IfName, Netmap, Owned, Pool, Protocol};
+use crate::model::{DesiredState, Family, IfName, Netmap, Pool, Protocol, SetRule};
 
 /// The chain that rewrites the source to the address of a forward. Its subchains have this prefix.
 pub(in crate::iptables) const SOURCES: &str = "PORTFWD.SOURCES";
@@ -42,7 +42,13 @@ const MAX_CHAIN_SOURCES: usize = 16;
 
 /// Adds the chains of source addresses and returns the rules of `POSTROUTING`. `labelled` is true if forwards set
 /// [`MASQUERADE`].
-pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: bool, nat: &mut Contents) -> Vec<Rule> {
+pub(super) fn rules(
+    desired: &DesiredState,
+    family: Family,
+    sources: &Sources,
+    labelled: bool,
+    nat: &mut Contents,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
     let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::source_id(&label)?, address));
     let numbers: Vec<(u32, IpAddr)> = sources.elements(family).filter_map(numbered).collect();
@@ -53,10 +59,10 @@ pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: 
     if labelled {
         rules.push(Rule::with_target(Target::Masquerade).with_match(Match::Label { bit: MASQUERADE, not: false }));
     }
-    rules.extend(netmaps(asked, family, |netmap| (netmap.to, netmap.listen)));
-    for (egress, written) in precedence::by_precedence(asked) {
+    rules.extend(netmaps(desired, family, |netmap| (netmap.to, netmap.listen)));
+    for (egress, written) in precedence::by_precedence(desired) {
         if egress.families().contains(&family) {
-            rules.extend(egress_rules(asked, &egress, written));
+            rules.extend(egress_rules(desired, &egress, written));
         }
     }
     if !rules.is_empty()
@@ -96,8 +102,8 @@ fn add_source_chains(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &m
 }
 
 /// Returns the rules that translate destinations: from the published network to the real one.
-pub(super) fn inward(asked: &Asked, family: Family) -> Vec<Rule> {
-    netmaps(asked, family, |netmap| (netmap.listen, netmap.to))
+pub(super) fn inward(desired: &DesiredState, family: Family) -> Vec<Rule> {
+    netmaps(desired, family, |netmap| (netmap.listen, netmap.to))
         .into_iter()
         .map(|rule| Rule { destination: rule.source, source: None, ..rule })
         .collect()
@@ -105,27 +111,27 @@ pub(super) fn inward(asked: &Asked, family: Family) -> Vec<Rule> {
 
 /// Returns one rule for each 1:1 translation, the longest prefix first. `networks` returns the matched network and the
 /// network that it is translated to.
-fn netmaps(asked: &Asked, family: Family, networks: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
-    let netmap_rule = |owned: &Owned<Netmap>| {
+fn netmaps(desired: &DesiredState, family: Family, networks: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
+    let netmap_rule = |owned: &SetRule<Netmap>| {
         let (from, to) = networks(&owned.rule);
         let remark = format_comment(&owned.set, Some(NETMAP));
         let rule = Rule { source: Some(from), ..Rule::with_target(Target::Netmap(to)) };
         rule.with_match(Match::Comment(remark.into()))
     };
-    let all = asked.netmaps.iter().filter(|owned| Family::of_network(owned.rule.listen) == family);
+    let all = desired.netmaps.iter().filter(|owned| Family::of_network(owned.rule.listen) == family);
     let mut rules: Vec<Rule> = all.map(netmap_rule).collect();
     rules.sort_by_key(|rule| Reverse(rule.source.map(|source| source.prefix())));
     rules
 }
 
-fn egress_rules(asked: &Asked, egress: &Egress, written: RuleRef) -> Vec<Rule> {
+fn egress_rules(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Vec<Rule> {
     let mut rule = Rule { source: nonzero_prefix(egress.from), ..Rule::default() };
     match &egress.out {
         OutInterface::Any => {}
         OutInterface::Is(out) => rule.output = interface_match(out, false),
         OutInterface::Not(name) => rule.output = interface_match(name, true),
     }
-    let (remark, same) = remarks(asked, written);
+    let (remark, same) = remarks(desired, written);
     match egress.rewrite {
         Rewrite::Masquerade => {
             // A masquerade without a prefix applies to both families. This match marks a prefix of length 0 instead.
@@ -162,14 +168,14 @@ fn snat_port_protocols(family: Family) -> impl Iterator<Item = Transport> {
 }
 
 /// Returns the comment of an egress rule, and the comment of the rules that complete it.
-fn remarks(asked: &Asked, written: RuleRef) -> (Option<Arc<str>>, Option<Arc<str>>) {
+fn remarks(desired: &DesiredState, written: RuleRef) -> (Option<Arc<str>>, Option<Arc<str>>) {
     let both = |set, remark: Option<&str>| (format_comment(set, remark).into(), format_comment(set, Some(SAME)).into());
     let found: Option<(Arc<str>, Arc<str>)> = match written {
         RuleRef::Network(at) => {
-            asked.networks.get(at).map(|owned| both(&owned.set, Some(&format_network(NETWORK, &owned.rule))))
+            desired.networks.get(at).map(|owned| both(&owned.set, Some(&format_network(NETWORK, &owned.rule))))
         }
-        RuleRef::Masquerade(at) => asked.masquerades.get(at).map(|owned| both(&owned.set, None)),
-        RuleRef::Snat(at) => asked.snats.get(at).map(|owned| both(&owned.set, None)),
+        RuleRef::Masquerade(at) => desired.masquerades.get(at).map(|owned| both(&owned.set, None)),
+        RuleRef::Snat(at) => desired.snats.get(at).map(|owned| both(&owned.set, None)),
     };
     found.map_or((None, None), |(remark, same)| (Some(remark), Some(same)))
 }

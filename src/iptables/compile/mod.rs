@@ -40,10 +40,10 @@ pub(super) use leaving::{SAME, SOURCES, source_number_bits};
 pub use passing::HAIRPIN;
 
 use super::limits::{self, Limit};
-use super::program::{Chain, Contents, Half, Hook, HookJump, Program};
+use super::program::{Chain, Contents, FamilyRules, Hook, HookJump, Program};
 use super::rule::{Match, Rule};
 use crate::model::label::{MasqueradeNeeds, Sources};
-use crate::model::{Asked, Family, SetName};
+use crate::model::{DesiredState, Family, SetName};
 
 /// The reasons why the model cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,26 +57,26 @@ pub enum CompileError {
 ///
 /// # Errors
 /// [`CompileError::Limit`] with the first feature that iptables does not support.
-pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
-    if let Some((set, limit)) = limits::find(asked).into_iter().next() {
+pub fn compile(desired: &DesiredState, host: &Host) -> Result<Program, CompileError> {
+    if let Some((set, limit)) = limits::find(desired).into_iter().next() {
         return Err(CompileError::Limit(set, limit));
     }
-    Ok(compile_unchecked(asked, host, &ChainsByTarget::new()))
+    Ok(compile_unchecked(desired, host, &ChainsByTarget::new()))
 }
 
 /// Compiles the desired state without a check for unsupported features.
-pub(super) fn compile_unchecked(asked: &Asked, host: &Host, by_target: &ChainsByTarget) -> Program {
-    let rules = |family| family_rules(asked, family, host, by_target);
+pub(super) fn compile_unchecked(desired: &DesiredState, host: &Host, by_target: &ChainsByTarget) -> Program {
+    let rules = |family| family_rules(desired, family, host, by_target);
     Program { ipv4: rules(Family::Ipv4), ipv6: rules(Family::Ipv6) }
 }
 
-fn family_rules(asked: &Asked, family: Family, host: &Host, by_target: &ChainsByTarget) -> Half {
-    let mut half = Half::default();
-    let sources = Sources::of(asked);
-    let masqueraded = MasqueradeNeeds::new(asked, |other| other == family);
-    let (hairpin, isolated) = (masqueraded.hairpin, passing::isolates(asked, family));
-    let forwards = forward::chains(asked, family, &sources, host.shifts, by_target, &mut half.nat);
-    let inward = leaving::inward(asked, family);
+fn family_rules(desired: &DesiredState, family: Family, host: &Host, by_target: &ChainsByTarget) -> FamilyRules {
+    let mut half = FamilyRules::default();
+    let sources = Sources::of(desired);
+    let masqueraded = MasqueradeNeeds::new(desired, |other| other == family);
+    let (hairpin, isolated) = (masqueraded.hairpin, passing::isolates(desired, family));
+    let forwards = forward::chains(desired, family, &sources, host.shifts, by_target, &mut half.nat);
+    let inward = leaving::inward(desired, family);
     let mut prerouting: Vec<Rule> = forwards.non_loopback.iter().chain(&inward).cloned().collect();
     let mut output = forwards.loopback;
     if !(output.is_empty() && prerouting.is_empty()) {
@@ -87,13 +87,13 @@ fn family_rules(asked: &Asked, family: Family, host: &Host, by_target: &ChainsBy
         prerouting.insert(0, Rule::default().with_match(Match::SetLabel(crate::model::label::FORWARDED)));
         prerouting.push(Rule::default().with_match(Match::SetLabel(crate::model::label::UNMATCHED)));
     }
-    let postrouting = leaving::rules(asked, family, &sources, masqueraded.any(), &mut half.nat);
+    let postrouting = leaving::rules(desired, family, &sources, masqueraded.any(), &mut half.nat);
     add_hook(&mut half.nat, Hook::Prerouting, prerouting);
     add_hook(&mut half.nat, Hook::Output, output);
     add_hook(&mut half.nat, Hook::Postrouting, postrouting);
-    let forwarded = passing::rules(asked, family, hairpin, host, &mut half.mangle);
+    let forwarded = passing::rules(desired, family, hairpin, host, &mut half.mangle);
     add_hook(&mut half.mangle, Hook::Forward, forwarded);
-    add_hook(&mut half.mangle, Hook::Prerouting, passing::guard(asked, family));
+    add_hook(&mut half.mangle, Hook::Prerouting, passing::guard(desired, family));
     half
 }
 

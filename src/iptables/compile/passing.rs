@@ -24,7 +24,7 @@ use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, States, Target};
 use crate::model::label::{FORWARDED, MASQUERADE, SKIP_HAIRPIN, UNMATCHED};
 use crate::model::rule_comment::{ISOLATE, format_comment, format_network};
-use crate::model::{Asked, Family, IfName, address};
+use crate::model::{DesiredState, Family, IfName, address};
 
 /// The chain that labels hairpin connections, with one rule for each interface.
 pub const HAIRPIN: &str = "PORTFWD.HAIRPIN";
@@ -32,13 +32,19 @@ pub const HAIRPIN: &str = "PORTFWD.HAIRPIN";
 const ISOLATED: &str = "PORTFWD.ISOLATE";
 
 /// Returns true if a network with a subnet of the family is isolated.
-pub(super) fn isolates(asked: &Asked, family: Family) -> bool {
-    let networks = asked.networks.iter().filter(|owned| owned.rule.isolate);
+pub(super) fn isolates(desired: &DesiredState, family: Family) -> bool {
+    let networks = desired.networks.iter().filter(|owned| owned.rule.isolate);
     networks.flat_map(|owned| &owned.rule.subnets).any(|subnet| Family::of_network(*subnet) == family)
 }
 
 /// Returns the rules of `FORWARD`. Adds the chains that they jump to.
-pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, mangle: &mut Contents) -> Vec<Rule> {
+pub(super) fn rules(
+    desired: &DesiredState,
+    family: Family,
+    hairpin: bool,
+    host: &Host,
+    mangle: &mut Contents,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
     if hairpin {
         let label = |bit, not| Match::Label { bit, not };
@@ -50,11 +56,11 @@ pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, m
             output: interface_match(name, false),
             ..Rule::default().with_match(Match::SetLabel(MASQUERADE))
         };
-        let hairpin_rules: Vec<Rule> = interfaces(asked, host).iter().map(hairpin_rule).collect();
+        let hairpin_rules: Vec<Rule> = interfaces(desired, host).iter().map(hairpin_rule).collect();
         mangle.chains.insert(HAIRPIN.into(), Chain::from(hairpin_rules));
     }
-    if isolates(asked, family) {
-        for owned in asked.networks.iter().filter(|owned| owned.rule.isolate) {
+    if isolates(desired, family) {
+        for owned in desired.networks.iter().filter(|owned| owned.rule.isolate) {
             let remark = format_comment(&owned.set, Some(&format_network(ISOLATE, &owned.rule)));
             for subnet in owned.rule.subnets.iter().filter(|subnet| Family::of_network(**subnet) == family) {
                 let rule = Rule {
@@ -74,11 +80,11 @@ pub(super) fn rules(asked: &Asked, family: Family, hairpin: bool, host: &Host, m
 }
 
 /// Returns the interfaces of the host and of the rule sets, except those that iptables cannot match.
-fn interfaces(asked: &Asked, host: &Host) -> BTreeSet<IfName> {
-    let networks = asked.networks.iter().map(|owned| &owned.rule.name);
-    let forwards = asked.bindings.iter().filter_map(|owned| owned.rule.interface.as_ref());
-    let masquerades = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
-    let snats = asked.snats.iter().filter_map(|owned| owned.rule.out.as_ref());
+fn interfaces(desired: &DesiredState, host: &Host) -> BTreeSet<IfName> {
+    let networks = desired.networks.iter().map(|owned| &owned.rule.name);
+    let forwards = desired.bindings.iter().filter_map(|owned| owned.rule.interface.as_ref());
+    let masquerades = desired.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let snats = desired.snats.iter().filter_map(|owned| owned.rule.out.as_ref());
     let named = networks.chain(forwards).chain(masquerades).chain(snats);
     let supported = |name: &&IfName| limits::of_interface(name).is_none();
     named.chain(&host.interfaces).filter(supported).cloned().collect()
@@ -86,10 +92,10 @@ fn interfaces(asked: &Asked, host: &Host) -> BTreeSet<IfName> {
 
 /// Returns the rules that drop packets from other hosts with loopback addresses; none if no forward needs the guard. IPv6
 /// needs no guard: the kernel drops packets with ::1 from a network.
-pub(super) fn guard(asked: &Asked, family: Family) -> Vec<Rule> {
+pub(super) fn guard(desired: &DesiredState, family: Family) -> Vec<Rule> {
     let opens = |binding: &crate::model::Binding| binding.loopback && binding.to.address.is_some();
     let Ok(lo) = IfName::try_from("lo".to_owned()) else { return Vec::new() };
-    if family == Family::Ipv6 || !asked.bindings.iter().any(|owned| opens(&owned.rule)) {
+    if family == Family::Ipv6 || !desired.bindings.iter().any(|owned| opens(&owned.rule)) {
         return Vec::new();
     }
     let network = Some(address::loopback(Family::Ipv4));

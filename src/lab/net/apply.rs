@@ -14,7 +14,7 @@ use super::rules::Rules;
 use crate::config::{Loaded, Problem, ProblemKind, Source, union};
 use crate::engine::guard::{self, Ssh};
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
-use crate::model::Asked;
+use crate::model::DesiredState;
 use crate::store::State;
 use crate::sys::sockets;
 
@@ -49,12 +49,12 @@ fn is_owned(state: &State, rules: &Rules, token: &str) -> bool {
     state.origins.get(&rules.set).is_some_and(|from| *from == origin(token))
 }
 
-fn contains_set(asked: &Asked, rules: &Rules) -> bool {
-    asked.settings.contains_key(&rules.set) || !asked.part(&rules.set).is_empty()
+fn contains_set(desired: &DesiredState, rules: &Rules) -> bool {
+    desired.settings.contains_key(&rules.set) || !desired.part(&rules.set).is_empty()
 }
 
 /// Returns the desired state with the lab's rules in place of its previous ones.
-fn merge_rules(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
+fn merge_rules(desired: DesiredState, rules: &Rules) -> Result<DesiredState, Vec<Problem>> {
     // A lab's rules have no positions in its file.
     let source = Arc::new(Source { path: PathBuf::new(), text: "".into() });
     let loaded = Loaded {
@@ -67,7 +67,7 @@ fn merge_rules(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
         netmaps: Vec::new(),
         priority: None,
     };
-    union(asked, &[loaded])
+    union(desired, &[loaded])
 }
 
 impl RuleStore {
@@ -88,18 +88,18 @@ impl RuleStore {
     /// Compares a lab's rules with the state and the live rules.
     pub(super) fn presence(&self, rules: &Rules, token: &str) -> Result<Presence, EngineError> {
         let mut engine = self.open_read_only()?;
-        let asked = Arc::clone(&engine.state().asked);
-        if !contains_set(&asked, rules) {
+        let desired = Arc::clone(&engine.state().desired);
+        if !contains_set(&desired, rules) {
             return Ok(Presence::Absent);
         }
         if !is_owned(engine.state(), rules, token) {
             return Ok(Presence::Foreign);
         }
-        let wanted = merge_rules(Asked::default(), rules);
-        if !wanted.is_ok_and(|wanted| wanted == asked.part(&rules.set)) {
+        let wanted = merge_rules(DesiredState::default(), rules);
+        if !wanted.is_ok_and(|wanted| wanted == desired.part(&rules.set)) {
             return Ok(Presence::Partial);
         }
-        let plan = engine.plan_rules(&asked)?;
+        let plan = engine.plan_rules(&desired)?;
         let missing = plan.steps.iter().any(|step| step.set.as_ref().is_none_or(|set| *set == rules.set));
         Ok(if missing { Presence::Partial } else { Presence::Present })
     }
@@ -109,11 +109,11 @@ impl RuleStore {
     pub(super) fn check_conflicts(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
         let engine = self.open_read_only()?;
         engine.ensure_none_pending()?;
-        let before = Arc::clone(&engine.state().asked);
+        let before = Arc::clone(&engine.state().desired);
         if contains_set(&before, rules) && !is_from_a_lab(engine.state(), rules) {
             return Err(NetError::Taken(Name::Rules(rules.set.clone())));
         }
-        let after = merge_rules(Asked::clone(&before), rules).map_err(NetError::Conflict)?;
+        let after = merge_rules(DesiredState::clone(&before), rules).map_err(NetError::Conflict)?;
         // If the kernel does not list the listeners, none are known.
         let sockets = sockets::waiting(&guard::protocols(&after)).unwrap_or_default();
         let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| ssh).and_then(|text| Ssh::parse(&text));
@@ -140,11 +140,11 @@ impl RuleStore {
     pub(super) fn make(&self, rules: &Rules, token: &str) -> io::Result<()> {
         let mut engine = self.open_for_change().map_err(io::Error::other)?;
         let mut after = engine.state().clone();
-        let asked = merge_rules(Arc::unwrap_or_clone(after.asked), rules).map_err(|problems| {
+        let desired = merge_rules(Arc::unwrap_or_clone(after.desired), rules).map_err(|problems| {
             let first = problems.into_iter().next().map(|problem| problem.what).unwrap_or_default();
             io::Error::other(RuleConflict(first))
         })?;
-        after.asked = asked.into();
+        after.desired = desired.into();
         after.origins.insert(rules.set.clone(), origin(token));
         engine.commit(after, Options::default()).map(drop).map_err(io::Error::other)
     }
@@ -155,7 +155,7 @@ impl RuleStore {
         let owned = |state: &State| is_owned(state, rules, token);
         // A killed process may leave rules that are no longer desired, or changed sysctls.
         let unfinished =
-            |state: &State| state.unfinished.is_some() || state.asked.is_empty() && !state.sysctls.is_empty();
+            |state: &State| state.unfinished.is_some() || state.desired.is_empty() && !state.sysctls.is_empty();
         // Nothing is created on disk if there is nothing to remove.
         let engine = self.open_read_only()?;
         if !owned(engine.state()) && !unfinished(engine.state()) {
@@ -167,12 +167,12 @@ impl RuleStore {
         if !owned(&after) && !unfinished(&after) {
             return Ok(true);
         }
-        let was_there = contains_set(&after.asked, rules);
+        let was_there = contains_set(&after.desired, rules);
         if owned(&after) {
-            Arc::make_mut(&mut after.asked).remove(&rules.set);
+            Arc::make_mut(&mut after.desired).remove(&rules.set);
             after.origins.remove(&rules.set);
         }
-        if after.asked.is_empty() {
+        if after.desired.is_empty() {
             after.sysctls.clear();
         }
         engine.commit(after, Options::default())?;

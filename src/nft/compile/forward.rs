@@ -8,7 +8,7 @@ use super::expressions::{AddressField, FIRST, address_in};
 use super::run::{Stage, runs};
 use crate::model::label::{self, Sources};
 use crate::model::rule_comment::format_comment;
-use crate::model::{Asked, Binding, Comment, Family, Owned, Protocol, SetName, address};
+use crate::model::{Binding, Comment, DesiredState, Family, Protocol, SetName, SetRule, address};
 use crate::nft::element;
 use crate::nft::expr::{Cmp, Expr, Fib, FibResult, Verdict};
 use crate::nft::map::{AddressScope, MapId};
@@ -27,11 +27,11 @@ pub(super) struct Jumps {
 }
 
 /// Adds the maps and chains of forwards to `program`. Returns the rules that jump to the chains.
-pub(super) fn maps_and_chains(asked: &Asked, sources: &Sources, program: &mut Program) -> Jumps {
+pub(super) fn maps_and_chains(desired: &DesiredState, sources: &Sources, program: &mut Program) -> Jumps {
     let mut maps = Maps::default();
-    for owned in &asked.bindings {
+    for owned in &desired.bindings {
         for kind in element::kinds(&owned.rule) {
-            let id = MapId::for_binding(&owned.rule, kind, asked.chain_of(&owned.rule));
+            let id = MapId::for_binding(&owned.rule, kind, desired.chain_of(&owned.rule));
             if id.scope == AddressScope::NonLoopback {
                 maps.add_binding(&id, owned, label::encode(&owned.rule, sources));
                 if owned.rule.loopback {
@@ -73,7 +73,7 @@ struct Maps {
 
 impl Maps {
     /// Adds a binding to a map. If the binding has a `label`, also adds the label to the corresponding map of labels.
-    fn add_binding(&mut self, id: &MapId, owned: &Owned<Binding>, label: Option<Vec<u8>>) {
+    fn add_binding(&mut self, id: &MapId, owned: &SetRule<Binding>, label: Option<Vec<u8>>) {
         let remark = owned.rule.comment.as_ref();
         let text = || format_comment(&owned.set, remark.map(Comment::as_str)).into();
         let comment = self.comments.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone();

@@ -16,14 +16,14 @@
 //! IPv6 needs no guard: the kernel drops packets with ::1 from a network (`ip6_rcv_core` in net/ipv6/ip6_input.c).
 
 use super::expressions::{AddressField, address_in, name_is};
-use crate::model::{Asked, Family, address};
+use crate::model::{DesiredState, Family, address};
 use crate::nft::expr::{Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;
 
 /// Returns the rules of the guard; none if no forward needs the guard.
-pub(super) fn rules(asked: &Asked) -> Vec<Rule> {
+pub(super) fn rules(desired: &DesiredState) -> Vec<Rule> {
     let opens = |binding: &crate::model::Binding| binding.loopback && binding.to.address.is_some();
-    if !asked.bindings.iter().any(|owned| opens(&owned.rule)) {
+    if !desired.bindings.iter().any(|owned| opens(&owned.rule)) {
         return Vec::new();
     }
     let guard = |field| {

@@ -16,7 +16,7 @@
 use super::expressions::{AddressField, FIRST, address_in, interface_is, label_is_not};
 use crate::model::label::{FORWARDED, UNMATCHED};
 use crate::model::rule_comment::{ISOLATE, format_comment, format_network};
-use crate::model::{Asked, Network, Owned};
+use crate::model::{DesiredState, Network, SetRule};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;
 
@@ -26,12 +26,12 @@ const NEW: u32 = 8;
 const NO_CONNECTION: u32 = 1 | 64;
 
 /// Returns two rules for each subnet of an isolated network.
-pub(super) fn rules(asked: &Asked) -> Vec<Rule> {
-    let networks = asked.networks.iter().filter(|owned| owned.rule.isolate);
+pub(super) fn rules(desired: &DesiredState) -> Vec<Rule> {
+    let networks = desired.networks.iter().filter(|owned| owned.rule.isolate);
     networks.flat_map(|owned| owned.rule.subnets.iter().flat_map(|subnet| isolate(owned, *subnet))).collect()
 }
 
-fn isolate(owned: &Owned<Network>, subnet: ipnetwork::IpNetwork) -> [Rule; 2] {
+fn isolate(owned: &SetRule<Network>, subnet: ipnetwork::IpNetwork) -> [Rule; 2] {
     let comment = format_comment(&owned.set, Some(&format_network(ISOLATE, &owned.rule)));
     [(NO_CONNECTION, None), (NEW, Some(label_is_not(&[FORWARDED, UNMATCHED], &[FORWARDED])))].map(|(states, label)| {
         let mut exprs = address_in(subnet, AddressField::Destination);

@@ -42,16 +42,16 @@ mod hairpin;
 mod isolate;
 mod lookup;
 mod netmap;
+mod representatives;
 mod run;
-mod samples;
 mod source;
 
-pub use samples::samples;
+pub use representatives::representatives;
 pub(super) use source::{sources_name, sources_shape};
 
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
 use crate::model::label::{MasqueradeNeeds, Sources};
-use crate::model::{Asked, SetName};
+use crate::model::{DesiredState, SetName};
 
 /// The priority of the guard, before connection tracking (-200). So conntrack does not see the dropped packets, and the
 /// guard sees the original destination addresses.
@@ -82,37 +82,37 @@ pub enum CompileError {
 ///
 /// # Errors
 /// If two rule sets have different priorities.
-pub fn compile(asked: &Asked) -> Result<Program, CompileError> {
+pub fn compile(desired: &DesiredState) -> Result<Program, CompileError> {
     let mut program = Program::default();
-    if asked.is_empty() {
+    if desired.is_empty() {
         return Ok(program);
     }
     program.table = true;
-    let priority = asked.priority().map_err(|(one, other)| CompileError::Priorities(one, other))?;
-    let sources = Sources::of(asked);
-    let jumps = forward::maps_and_chains(asked, &sources, &mut program);
+    let priority = desired.priority().map_err(|(one, other)| CompileError::Priorities(one, other))?;
+    let sources = Sources::of(desired);
+    let jumps = forward::maps_and_chains(desired, &sources, &mut program);
     let mut add = |name: &str, chain_type, hook, priority, rules: Vec<Rule>| {
         if !rules.is_empty() {
             let base = Some(Base { chain_type, hook, priority });
             program.chains.insert(name.into(), Chain { base, rules });
         }
     };
-    let inward: Vec<Rule> = jumps.non_loopback.into_iter().chain(netmap::inward(asked)).collect();
+    let inward: Vec<Rule> = jumps.non_loopback.into_iter().chain(netmap::inward(desired)).collect();
     let output = if inward.is_empty() && jumps.loopback.is_empty() {
         Vec::new()
     } else {
         jumps.loopback.into_iter().chain(forward::return_loopback()).chain(inward.iter().cloned()).collect()
     };
-    let masqueraded = MasqueradeNeeds::new(asked, |_| true);
-    let mut forwarded = isolate::rules(asked);
+    let masqueraded = MasqueradeNeeds::new(desired, |_| true);
+    let mut forwarded = isolate::rules(desired);
     if masqueraded.hairpin {
         forwarded.insert(0, hairpin::mark());
     }
-    add(GUARD_PREROUTING, ChainType::Filter, Hook::Prerouting, GUARD_PRIORITY, guard::rules(asked));
+    add(GUARD_PREROUTING, ChainType::Filter, Hook::Prerouting, GUARD_PRIORITY, guard::rules(desired));
     add(NAT_OUTPUT, ChainType::Nat, Hook::Output, priority.value(), output);
     add(NAT_PREROUTING, ChainType::Nat, Hook::Prerouting, priority.value(), inward);
     add(FILTER_FORWARD, ChainType::Filter, Hook::Forward, FORWARD_PRIORITY, forwarded);
-    let outgoing = source::rules(asked, &sources, masqueraded.any(), &mut program);
+    let outgoing = source::rules(desired, &sources, masqueraded.any(), &mut program);
     if !outgoing.is_empty() {
         let base = Base { chain_type: ChainType::Nat, hook: Hook::Postrouting, priority: priority.source_priority() };
         program.chains.insert(NAT_POSTROUTING.into(), Chain { base: Some(base), rules: outgoing });

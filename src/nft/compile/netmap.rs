@@ -17,40 +17,40 @@ use ipnetwork::IpNetwork;
 use super::expressions::{AddressField, FIRST, address_in, octets, set_label};
 use crate::model::label::FORWARDED;
 use crate::model::rule_comment::{NETMAP, format_comment};
-use crate::model::{Asked, Family, Netmap, Owned};
+use crate::model::{DesiredState, Family, Netmap, SetRule};
 use crate::nft::expr::{Expr, Immediate, Nat, NatFlag, RegisterRange};
 use crate::nft::program::Rule;
 
 /// Returns the rules that translate destinations: from the published network to the real one.
-pub(super) fn inward(asked: &Asked) -> Vec<Rule> {
-    let rule = |owned: &Owned<Netmap>| {
+pub(super) fn inward(desired: &DesiredState) -> Vec<Rule> {
+    let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
         let mut exprs = address_in(listen, AddressField::Destination);
         exprs.extend(set_label(&[FORWARDED], FIRST));
         exprs.extend(prefix(false, to));
         rule(owned, exprs)
     };
-    sorted(asked, |netmap| netmap.listen).into_iter().map(rule).collect()
+    sorted(desired, |netmap| netmap.listen).into_iter().map(rule).collect()
 }
 
 /// Returns the rules that translate sources: from the real network to the published one.
-pub(super) fn outward(asked: &Asked) -> Vec<Rule> {
-    let rule = |owned: &Owned<Netmap>| {
+pub(super) fn outward(desired: &DesiredState) -> Vec<Rule> {
+    let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
         let mut exprs = address_in(to, AddressField::Source);
         exprs.extend(prefix(true, listen));
         rule(owned, exprs)
     };
-    sorted(asked, |netmap| netmap.to).into_iter().map(rule).collect()
+    sorted(desired, |netmap| netmap.to).into_iter().map(rule).collect()
 }
 
-fn sorted(asked: &Asked, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&Owned<Netmap>> {
-    let mut all: Vec<&Owned<Netmap>> = asked.netmaps.iter().collect();
+fn sorted(desired: &DesiredState, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&SetRule<Netmap>> {
+    let mut all: Vec<&SetRule<Netmap>> = desired.netmaps.iter().collect();
     all.sort_by_key(|owned| Reverse(side(&owned.rule).prefix()));
     all
 }
 
-fn rule(owned: &Owned<Netmap>, exprs: Vec<Expr>) -> Rule {
+fn rule(owned: &SetRule<Netmap>, exprs: Vec<Expr>) -> Rule {
     Rule { exprs, comment: Some(format_comment(&owned.set, Some(NETMAP))) }
 }
 

@@ -23,7 +23,7 @@ use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, Sources};
 use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{self, NETWORK};
-use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
+use crate::model::{Counter, DesiredState, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
     self, Bitwise, Ct, CtKey, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, NatFlag, RegisterRange, Verdict,
 };
@@ -31,7 +31,7 @@ use crate::nft::map;
 use crate::nft::program::{Element, Field, Key, Map, Program, Rule, Shape};
 
 /// Adds the maps of source addresses and returns the postrouting rules. `labelled` is true if forwards set [`MASQUERADE`].
-pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
+pub(super) fn rules(desired: &DesiredState, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in Family::ALL {
         if let Some(map) = sources_map(sources, family) {
@@ -42,8 +42,10 @@ pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &
     if labelled {
         rules.push(masquerade_by_label());
     }
-    rules.extend(netmap::outward(asked));
-    rules.extend(precedence::by_precedence(asked).iter().map(|(egress, written)| egress_rule(asked, egress, *written)));
+    rules.extend(netmap::outward(desired));
+    rules.extend(
+        precedence::by_precedence(desired).iter().map(|(egress, written)| egress_rule(desired, egress, *written)),
+    );
     if !rules.is_empty() {
         rules.insert(0, return_loopback());
     }
@@ -101,7 +103,7 @@ fn return_loopback() -> Rule {
     Rule { exprs, comment: None }
 }
 
-fn egress_rule(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
+fn egress_rule(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Rule {
     let mut exprs = egress.from.map(|from| address_in(from, AddressField::Source)).unwrap_or_default();
     if let Rewrite::Snat(pool, _) = egress.rewrite
         && egress.from.is_none()
@@ -117,19 +119,19 @@ fn egress_rule(asked: &Asked, egress: &Egress, written: RuleRef) -> Rule {
         Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
         Rewrite::Snat(pool, mode) => exprs.extend(snat(pool, mode)),
     }
-    Rule { exprs, comment: egress_comment(asked, written) }
+    Rule { exprs, comment: egress_comment(desired, written) }
 }
 
-fn egress_comment(asked: &Asked, written: RuleRef) -> Option<String> {
+fn egress_comment(desired: &DesiredState, written: RuleRef) -> Option<String> {
     let network_comment = |set: &SetName, network: &Network| {
         rule_comment::format_comment(set, Some(&rule_comment::format_network(NETWORK, network)))
     };
     match written {
-        RuleRef::Network(at) => asked.networks.get(at).map(|owned| network_comment(&owned.set, &owned.rule)),
+        RuleRef::Network(at) => desired.networks.get(at).map(|owned| network_comment(&owned.set, &owned.rule)),
         RuleRef::Masquerade(at) => {
-            asked.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
+            desired.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
         }
-        RuleRef::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
+        RuleRef::Snat(at) => desired.snats.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The live state: portfwd's own rules, read back from the kernel.
 
-use super::Asked;
+use super::DesiredState;
 
 /// The counter of a rule or map element. In NAT chains it counts the first packet of each connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,10 +21,10 @@ impl Counter {
 
 /// The live rules of portfwd in the form of the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct Observed {
     /// The rules in normal form. The settings are empty, because the kernel does not store them.
-    pub asked: Asked,
-    /// The counter of each binding, in the order of [`Asked::bindings`].
+    pub desired: DesiredState,
+    /// The counter of each binding, in the order of [`DesiredState::bindings`].
     pub counters: Vec<Counter>,
     /// Descriptions of the objects in portfwd's table or chains that portfwd did not create.
     pub foreign: Vec<String>,

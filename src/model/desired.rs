@@ -11,7 +11,7 @@ use super::{
 
 /// A rule and the set that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Owned<T> {
+pub struct SetRule<T> {
     /// The name of the set.
     pub set: SetName,
     /// The rule without the set.
@@ -20,22 +20,22 @@ pub struct Owned<T> {
 
 /// The rules and settings of all sets in normal form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct DesiredState {
     /// The bindings of every forward.
-    pub bindings: Vec<Owned<Binding>>,
+    pub bindings: Vec<SetRule<Binding>>,
     /// The networks of every set.
-    pub networks: Vec<Owned<Network>>,
+    pub networks: Vec<SetRule<Network>>,
     /// The masquerades of every set.
-    pub masquerades: Vec<Owned<Masquerade>>,
+    pub masquerades: Vec<SetRule<Masquerade>>,
     /// The source NAT rules of every set.
-    pub snats: Vec<Owned<Snat>>,
+    pub snats: Vec<SetRule<Snat>>,
     /// The 1:1 translations of every set.
-    pub netmaps: Vec<Owned<Netmap>>,
+    pub netmaps: Vec<SetRule<Netmap>>,
     /// The settings of every set.
     pub settings: BTreeMap<SetName, Settings>,
 }
 
-impl Asked {
+impl DesiredState {
     /// Adds the rules of a set whose name is not in the state yet.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Asked {
         self.bindings.reserve(set.forwards.len());
         for forward in &set.forwards {
             for rule in forward.bindings()? {
-                self.bindings.push(Owned { set: set.name.clone(), rule });
+                self.bindings.push(SetRule { set: set.name.clone(), rule });
             }
         }
         self.networks.extend(with_set(&set.name, &set.networks));
@@ -89,9 +89,9 @@ impl Asked {
     }
 
     /// Returns the bindings that `other` does not contain, in order. Both states must be sorted by
-    /// [`Asked::normalize`].
-    pub fn less<'a>(&'a self, other: &Self) -> Vec<&'a Owned<Binding>> {
-        fn key(owned: &Owned<Binding>) -> (&SetName, SortKey<'_>) {
+    /// [`DesiredState::normalize`].
+    pub fn less<'a>(&'a self, other: &Self) -> Vec<&'a SetRule<Binding>> {
+        fn key(owned: &SetRule<Binding>) -> (&SetName, SortKey<'_>) {
             (&owned.set, owned.rule.sort_key())
         }
         let mut rest = other.bindings.as_slice();
@@ -184,8 +184,8 @@ impl Asked {
     }
 }
 
-fn with_set<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = Owned<T>> {
-    rules.iter().map(|rule| Owned { set: set.clone(), rule: rule.clone() })
+fn with_set<T: Clone>(set: &SetName, rules: &[T]) -> impl Iterator<Item = SetRule<T>> {
+    rules.iter().map(|rule| SetRule { set: set.clone(), rule: rule.clone() })
 }
 
 #[cfg(test)]
@@ -194,17 +194,17 @@ mod tests {
     use crate::model::Forward;
     use proptest::prelude::*;
 
-    fn asked(forwards: &[(u8, u16, u16, u8)]) -> Asked {
-        let mut asked = Asked::default();
+    fn desired(forwards: &[(u8, u16, u16, u8)]) -> DesiredState {
+        let mut desired = DesiredState::default();
         for (set, port, more, to) in forwards {
             let listen = format!("{port}-{}", port + more).parse().expect("listen");
             let forward = Forward::new(listen, format!("10.0.0.{to}").parse().expect("target"));
             let set: SetName = format!("set{set}").parse().expect("name");
             let rules = forward.bindings().expect("valid").into_iter();
-            asked.bindings.extend(rules.map(|rule| Owned { set: set.clone(), rule }));
+            desired.bindings.extend(rules.map(|rule| SetRule { set: set.clone(), rule }));
         }
-        asked.normalize();
-        asked
+        desired.normalize();
+        desired
     }
 
     proptest! {
@@ -213,7 +213,7 @@ mod tests {
             one in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
             other in proptest::collection::vec((0u8..2, 1u16..6, 0u16..3, 1u8..3), 0..12),
         ) {
-            let (one, other) = (asked(&one), asked(&other));
+            let (one, other) = (desired(&one), desired(&other));
             let slow: Vec<_> = one.bindings.iter().filter(|owned| !other.bindings.contains(owned)).collect();
             prop_assert_eq!(one.less(&other), slow);
         }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use super::super::element;
-use crate::model::{Asked, Binding, ChainName, Class, Owned, Protocol, SetName, Source};
+use crate::model::{Binding, ChainName, Class, DesiredState, Protocol, SetName, SetRule, Source};
 
 /// The properties of a binding that affect more than its elements. The rule set is included because it may enable IP
 /// forwarding.
@@ -27,7 +27,7 @@ struct RuleShape<'a> {
 }
 
 impl<'a> RuleShape<'a> {
-    fn new(asked: &Asked, owned: &'a Owned<Binding>) -> Self {
+    fn new(desired: &DesiredState, owned: &'a SetRule<Binding>) -> Self {
         let rule = &owned.rule;
         Self {
             set: &owned.set,
@@ -35,7 +35,7 @@ impl<'a> RuleShape<'a> {
             kinds: element::kinds(rule).fold(0, |kinds, kind| kinds | 1 << kind as u8),
             protocol: rule.protocol,
             redirect: rule.to.address.is_none(),
-            chain: asked.chain_of(rule),
+            chain: desired.chain_of(rule),
             source: rule.source,
             hairpin: rule.hairpin,
             loopback: rule.loopback,
@@ -45,7 +45,7 @@ impl<'a> RuleShape<'a> {
 }
 
 /// Returns true if two bindings certainly have the same shape. A quick check that may return false for equal shapes.
-fn surely_same_shape(one: &Owned<Binding>, other: &Owned<Binding>, networks: bool) -> bool {
+fn surely_same_shape(one: &SetRule<Binding>, other: &SetRule<Binding>, networks: bool) -> bool {
     let (a, b) = (&one.rule, &other.rule);
     let to = if networks { a.to.address == b.to.address } else { a.to.address.is_some() == b.to.address.is_some() };
     let ports = a.is_exact() && b.is_exact();
@@ -59,19 +59,19 @@ fn surely_same_shape(one: &Owned<Binding>, other: &Owned<Binding>, networks: boo
 }
 
 /// Returns the `known` representatives and one binding for each shape that they lack.
-pub fn samples(asked: &Asked, known: &[Owned<Binding>]) -> Vec<Owned<Binding>> {
-    let mut samples = known.to_vec();
-    let mut seen: HashSet<RuleShape<'_>> = known.iter().map(|owned| RuleShape::new(asked, owned)).collect();
-    let mut last: Option<&Owned<Binding>> = None;
-    for owned in &asked.bindings {
-        if !last.is_some_and(|last| surely_same_shape(last, owned, !asked.networks.is_empty()))
-            && seen.insert(RuleShape::new(asked, owned))
+pub fn representatives(desired: &DesiredState, known: &[SetRule<Binding>]) -> Vec<SetRule<Binding>> {
+    let mut representatives = known.to_vec();
+    let mut seen: HashSet<RuleShape<'_>> = known.iter().map(|owned| RuleShape::new(desired, owned)).collect();
+    let mut last: Option<&SetRule<Binding>> = None;
+    for owned in &desired.bindings {
+        if !last.is_some_and(|last| surely_same_shape(last, owned, !desired.networks.is_empty()))
+            && seen.insert(RuleShape::new(desired, owned))
         {
-            samples.push(owned.clone());
+            representatives.push(owned.clone());
         }
         last = Some(owned);
     }
-    samples
+    representatives
 }
 
 #[cfg(test)]
@@ -121,8 +121,8 @@ mod tests {
         Some(forward)
     }
 
-    fn asked(picks: &[Picks], networks: bool) -> Asked {
-        let mut asked = Asked::default();
+    fn desired(picks: &[Picks], networks: bool) -> DesiredState {
+        let mut desired = DesiredState::default();
         for (number, some) in picks.chunks(5).enumerate() {
             let mut set = RuleSet::new(format!("set{number}").parse().expect("name"));
             set.forwards = some.iter().filter_map(forward).filter(|forward| forward.bindings().is_ok()).collect();
@@ -132,15 +132,15 @@ mod tests {
                 let network = Network { name, subnets, masquerade: true, chain, isolate: true };
                 set.networks.push(network);
             }
-            asked.add(&set).expect("valid");
+            desired.add(&set).expect("valid");
         }
-        asked.normalize();
-        asked
+        desired.normalize();
+        desired
     }
 
     /// Compiles and removes the elements, except those of the maps of source addresses.
-    fn frame(asked: &Asked) -> Program {
-        let mut program = compile(asked).expect("compiles");
+    fn frame(desired: &DesiredState) -> Program {
+        let mut program = compile(desired).expect("compiles");
         for (name, map) in &mut program.maps {
             if !name.starts_with("sources-") {
                 map.elements = BTreeMap::<Key, Element>::new();
@@ -160,27 +160,27 @@ mod tests {
             networks in any::<bool>(),
             half in any::<proptest::sample::Index>(),
         ) {
-            let all = asked(&picks, networks);
+            let all = desired(&picks, networks);
             let mut few = all.clone();
-            few.bindings = samples(&all, &[]);
+            few.bindings = representatives(&all, &[]);
             prop_assert_eq!(frame(&few), frame(&all));
             prop_assert_eq!(few.forwarding(), all.forwarding());
             // Representatives of a part are known, and the rest is added.
-            let known = samples(&Asked { bindings: all.bindings[..half.index(all.bindings.len() + 1)].to_vec(), ..all.clone() }, &[]);
-            few.bindings = samples(&all, &known);
+            let known = representatives(&DesiredState { bindings: all.bindings[..half.index(all.bindings.len() + 1)].to_vec(), ..all.clone() }, &[]);
+            few.bindings = representatives(&all, &known);
             prop_assert!(few.bindings.starts_with(&known));
             few.normalize();
             prop_assert_eq!(frame(&few), frame(&all));
             // A rule set is replaced: the other sets' representatives are known, and its remaining bindings are added.
-            let replaced = |owned: &Owned<Binding>| owned.set.as_str() == "set0";
-            let mut known = samples(&all, &[]);
+            let replaced = |owned: &SetRule<Binding>| owned.set.as_str() == "set0";
+            let mut known = representatives(&all, &[]);
             let mut after = all.clone();
             let keep = half.index(all.bindings.len() + 1);
             after.bindings = all.bindings.iter().enumerate().filter(|(at, owned)| !replaced(owned) || *at < keep).map(|(_, owned)| owned.clone()).collect();
             known.retain(|owned| !replaced(owned) || after.bindings.contains(owned));
             few.bindings = after.bindings.iter().filter(|owned| replaced(owned) || known.contains(owned)).cloned().collect();
             prop_assert_eq!(frame(&few), frame(&after));
-            few.bindings = samples(&few, &known);
+            few.bindings = representatives(&few, &known);
             few.normalize();
             prop_assert_eq!(frame(&few), frame(&after));
         }
