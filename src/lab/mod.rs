@@ -69,7 +69,7 @@ pub fn try_out(asked: &Asked, written: &[RuleSet], selection: &Selection, backen
     };
     let topology = Topology::build_with_packets(asked, &chosen, named)?;
     let packets = match selection {
-        Selection::Forwards(_) => probe::packets(asked, &chosen, &topology),
+        Selection::Forwards(_) => probe::plan_packets(asked, &chosen, &topology),
         Selection::Packets(packets) => packets.clone(),
     };
     let capture = Capture::open(&topology)?;
