@@ -121,7 +121,7 @@ fn a_route_of_another_lab_is_refused_and_stays() {
     };
     machine.ok(&["up", &lab("a", 1)]);
     let said = machine.lab(&["up", &lab("b", 2)]);
-    assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 already"), "{said:?}");
+    assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 exists"), "{said:?}");
     assert!(machine.stdout_of("ip", &["route"]).contains("10.50.0.0/16"));
     machine.ok(&["down"]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());

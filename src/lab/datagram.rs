@@ -5,9 +5,9 @@
 //! ```text
 //! tcp      a SYN with a payload                        magic, number
 //! udp      a datagram                                  magic, number
-//! sctp     an INIT with one parameter to be skipped    magic, number     (padding: RFC 4820, section 4)
+//! sctp     an INIT with a padding parameter             magic, number     (RFC 4820, section 4)
 //! dccp     a Request with a payload                    magic, number
-//! udplite  a datagram, its checksum covers all of it   magic, number
+//! udplite  a datagram with full checksum coverage      magic, number
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,7 +21,7 @@ const MAGIC: &[u8] = b"portfwd#";
 const PAYLOAD_LENGTH: usize = 16;
 
 /// The head of the parameter that carries the payload in an INIT chunk. The parameter follows 20 bytes of fixed fields.
-/// Its type is 0x8005 (padding), its length that of this head and the payload.
+/// Its type is 0x8005 (padding). Its length covers this head and the payload.
 const PADDING: &[u8] = &[0x80, 0x05, 0, 20];
 
 /// A numbered packet of a transport protocol.

@@ -109,8 +109,8 @@ impl Layout {
         (0..MAX_UPLINKS).zip(&self.uplinks)
     }
 
-    /// Assigns a client address inside each `from` prefix. No other host has it, and the ordinary client does not use
-    /// it.
+    /// Assigns a client address inside each `from` prefix. It differs from all other addresses, including that of the
+    /// ordinary client.
     fn assign_clients(
         &self,
         chosen: &[&Binding],
@@ -215,7 +215,7 @@ fn packet_addresses(desired: &DesiredState, packets: &[Packet]) -> BTreeSet<IpAd
 
 fn unknown_interface<'a>(interface: &IfName, names: impl Iterator<Item = &'a str>) -> LabError {
     let mut names: Vec<&str> = names.collect();
-    // All subnets of a bridge are next to each other.
+    // Subnets of the same bridge are adjacent, so this removes all repeated names.
     names.dedup();
     let more = if names.len() > MAX_LISTED_NAMES { ", …" } else { "" };
     names.truncate(MAX_LISTED_NAMES);
@@ -261,7 +261,7 @@ fn reserved_address(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option
     shared.then_some((address, home))
 }
 
-/// Returns the /24 or /64 network of an address outside of the declared networks.
+/// Returns the /24 or /64 network around an address that is in no declared network.
 fn implied_network(address: IpAddr) -> Option<IpNetwork> {
     let length = uplink_prefix(address);
     let around = IpNetwork::new(address, length).ok()?;

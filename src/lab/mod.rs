@@ -74,7 +74,7 @@ pub fn try_out(
     };
     let topology = Topology::build_with_packets(desired, &chosen, named)?;
     let packets = match selection {
-        Selection::Forwards(_) => probe::packets(desired, &chosen, &topology),
+        Selection::Forwards(_) => probe::plan_packets(desired, &chosen, &topology),
         Selection::Packets(packets) => packets.clone(),
     };
     let capture = Capture::open(&topology)?;

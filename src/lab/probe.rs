@@ -125,7 +125,7 @@ fn drop_reason(why: DropReason) -> &'static str {
         DropReason::NoRoute => "this host has no route to its destination",
         DropReason::NotForwarded => "this host does not forward its family",
         DropReason::Isolated => "its network is isolated, and no forward publishes this port",
-        DropReason::NoAddress => "its egress interface has no address for source NAT",
+        DropReason::NoAddress => "the interface that NAT takes its address from has none",
     }
 }
 
@@ -160,7 +160,7 @@ pub(super) fn forwards_for<'a>(desired: &'a DesiredState, packets: &[Packet]) ->
 
 /// Returns packets to the first, middle and last port of each chosen forward, from every vantage, and packets for all
 /// other rules.
-pub(super) fn packets(desired: &DesiredState, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
+pub(super) fn plan_packets(desired: &DesiredState, chosen: &[&Binding], topology: &Topology) -> Vec<Packet> {
     let mut packets: Vec<Packet> = Vec::new();
     for binding in chosen {
         let (first, last) = (binding.ports.first(), binding.ports.last());
@@ -173,7 +173,7 @@ pub(super) fn packets(desired: &DesiredState, chosen: &[&Binding], topology: &To
         let destination = crate::model::netmap::translate(inside, owned.rule.listen);
         let uplink = topology.uplink(None)?;
         let source = *uplink.address.get(family_index(Family::of(inside)))?;
-        packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
+        new_packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
     }));
     packets.extend(egress_packets(desired, topology));
     packets.extend(isolation_packets(desired, topology));
@@ -187,7 +187,12 @@ pub(super) fn packets(desired: &DesiredState, chosen: &[&Binding], topology: &To
 
 /// Returns a packet whose source port is set later, or `None` if the families differ. No rule matches source ports, but
 /// each connection needs its own.
-fn packet(protocol: Protocol, source: IpAddr, destination: SocketAddr, interface: Option<IfName>) -> Option<Packet> {
+fn new_packet(
+    protocol: Protocol,
+    source: IpAddr,
+    destination: SocketAddr,
+    interface: Option<IfName>,
+) -> Option<Packet> {
     (Family::of(source) == Family::of(destination.ip())).then(|| Packet {
         protocol,
         source: SocketAddr::new(source, 0),
@@ -204,7 +209,7 @@ fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Pac
     let Some((client, host)) = uplink.address.get(family).zip(uplink.host.get(family)) else { return Vec::new() };
     let destination = SocketAddr::new(binding.address.unwrap_or(*host), port);
     let send = |source, interface: Option<&str>| {
-        packet(binding.protocol, source, destination, interface.and_then(|name| name.parse().ok()))
+        new_packet(binding.protocol, source, destination, interface.and_then(|name| name.parse().ok()))
     };
     let mut packets = Vec::with_capacity(5);
     if binding.serves_non_loopback() {
@@ -218,7 +223,7 @@ fn forward_packets(binding: &Binding, port: u16, topology: &Topology) -> Vec<Pac
         let own = crate::model::address::loopback(binding.family);
         let own = if own.prefix() == 8 { IpAddr::from([127, 0, 0, 1]) } else { own.ip() };
         let at = binding.address.filter(IpAddr::is_loopback).unwrap_or(own);
-        packets.extend(packet(binding.protocol, own, SocketAddr::new(at, port), None));
+        packets.extend(new_packet(binding.protocol, own, SocketAddr::new(at, port), None));
     }
     packets
 }
@@ -261,7 +266,7 @@ fn egress_packet(
     let destination = SocketAddr::new(destination, DISCARD);
     if let Some(resident) = from.and_then(|from| topology.residents.get(&from)) {
         let bridge = topology.subnet_of(*resident)?.bridge.as_str();
-        return packet(Protocol::Tcp, *resident, destination, bridge.parse().ok());
+        return new_packet(Protocol::Tcp, *resident, destination, bridge.parse().ok());
     }
     let narrower = |address: IpAddr| {
         let longer = |prefix: &&IpNetwork| from.is_none_or(|from| prefix.prefix() > from.prefix());
@@ -272,7 +277,7 @@ fn egress_packet(
     };
     // `min_by_key` returns the first source that no longer prefix contains, or else the first one.
     let (source, arrived) = senders(topology).filter(about).min_by_key(|(address, _)| narrower(*address))?;
-    packet(Protocol::Tcp, source, destination, arrived.and_then(|name| name.parse().ok()))
+    new_packet(Protocol::Tcp, source, destination, arrived.and_then(|name| name.parse().ok()))
 }
 
 /// Returns the addresses of all possible senders, each with the host's interface to it. The host's own addresses come
@@ -299,7 +304,7 @@ fn isolation_packets(desired: &DesiredState, topology: &Topology) -> Vec<Packet>
         let uplink = topology.uplink(None)?;
         let inside = subnet.neighbour?;
         let source = *uplink.address.get(family_index(Family::of(inside)))?;
-        packet(Protocol::Tcp, source, SocketAddr::new(inside, DISCARD), uplink.name.parse().ok())
+        new_packet(Protocol::Tcp, source, SocketAddr::new(inside, DISCARD), uplink.name.parse().ok())
     };
     subnets.filter_map(into).collect()
 }

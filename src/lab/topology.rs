@@ -3,11 +3,11 @@
 //! ```text
 //!  client ── uplink ──[ host ]── bridge of a network ──┬── target
 //!  198.18.0.2  198.18.0.1                              ├── target
-//!                                                      └── neighbour, who tries the hairpin
+//!                                                      └── neighbour, for hairpin packets
 //! ```
-//! Each interface in the rules that is no network becomes an uplink with a client; without any, the uplink is `eth0`.
-//! Targets outside of the declared networks get a network of their own: their /24 or /64. Listen addresses belong to
-//! the host, even if a forward also targets them.
+//! An interface that the rules name is an uplink with a client, unless it is the bridge of a network. If the rules name
+//! none, the uplink is `eth0`. Targets outside of the declared networks get a /24 or /64 network of their own. Listen
+//! addresses belong to the host, even if a forward also targets them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -58,9 +58,9 @@ pub(super) const DISCARD: u16 = 9;
 
 /// Sets whether bridges in the namespace of the calling thread pass packets to netfilter (`br_netfilter`).
 ///
-/// If this is on, a bridge applies NAT and switches packets on its own that would otherwise be routed by the host. A
-/// packet that returns to its ingress port is then lost unless the port is in hairpin mode, and the forwarding sysctls
-/// have no effect (seen on Linux 6.18).
+/// If this is on, bridges pass the packets that they switch through netfilter. A packet that DNAT sends to a host on
+/// the same bridge is then switched and not routed. If it must leave by its ingress port, it is lost unless the port is
+/// in hairpin mode. The forwarding sysctls have no effect on it (seen on Linux 6.18).
 ///
 /// # Errors
 /// If the sysctls exist and cannot be written.

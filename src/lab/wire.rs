@@ -167,7 +167,7 @@ enum SocketKind {
 struct Listener {
     socket: Socket,
     socket_kind: SocketKind,
-    /// The lost packets reported to the caller so far. The kernel counts from the opening of the socket.
+    /// The number of lost packets that the caller already knows. The kernel counts from the opening of the socket.
     lost: AtomicU32,
 }
 
@@ -218,8 +218,8 @@ impl Listener {
         if self.lost.load(Ordering::Relaxed) == known { Ok(()) } else { Err(Errno::ENOBUFS.into()) }
     }
 
-    /// Receives the next packet. Returns `None` if no packet waits; otherwise the packet, if it is a numbered one, and
-    /// the kernel's count of lost packets.
+    /// Receives the next packet and the kernel's count of lost packets. Returns `None` if no packet waits. The inner
+    /// packet is `None` if it is not a numbered one.
     fn next(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Option<(Option<Datagram>, Option<u32>)>> {
         Ok(match self.socket_kind {
             SocketKind::Packet => self.receive::<LinkAddr>(buffer, control)?.map(|received| {

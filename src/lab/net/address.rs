@@ -31,8 +31,8 @@ pub(super) fn assign_addresses(bridges: &[Bridge], ends: &[&End], containers: &[
     containers.iter().map(&mut assign).collect()
 }
 
-/// Returns the subnets of a bridge that a container has addresses in: the subnet of its configured address, and
-/// otherwise the first one of each family.
+/// Returns one subnet of the bridge for each family: the subnet of the container's configured address, or else the
+/// first one.
 fn subnets<'a>(bridge: &'a Bridge, container: &Container) -> Result<Vec<&'a IpNetwork>, ParseError> {
     if let Some(address) = container.address
         && !bridge.addresses.iter().any(|subnet| subnet.contains(address))
@@ -48,12 +48,12 @@ fn subnets<'a>(bridge: &'a Bridge, container: &Container) -> Result<Vec<&'a IpNe
             "give the bridge one, `address = [\"172.17.0.1/16\"]`",
         ));
     }
-    let of = |v4: bool| {
+    let subnet_of_family = |v4: bool| {
         let configured = container.address.filter(|address| address.is_ipv4() == v4);
         let holds = |subnet: &&IpNetwork| configured.is_none_or(|address| subnet.contains(address));
         bridge.addresses.iter().filter(|subnet| subnet.is_ipv4() == v4).find(holds)
     };
-    Ok([of(true), of(false)].into_iter().flatten().collect())
+    Ok([subnet_of_family(true), subnet_of_family(false)].into_iter().flatten().collect())
 }
 
 fn assign_in_subnet(

@@ -104,8 +104,8 @@ impl RuleStore {
         Ok(if missing { Presence::Partial } else { Presence::Present })
     }
 
-    /// Returns an error if other rule sets or listeners conflict with the rules. `ssh` is true if the user's connection
-    /// may be in the calling thread's namespace.
+    /// Returns an error if other rule sets or listeners conflict with the rules. `ssh` is true if the user's ssh
+    /// connection may end in the calling thread's namespace.
     pub(super) fn check_conflicts(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
         let engine = self.open_read_only()?;
         engine.ensure_none_pending()?;

@@ -43,12 +43,12 @@ impl Parts {
 
 /// Reports duplicate names, unknown names, and tables that contradict each other.
 pub(super) fn check(reader: &mut TableReader, parts: &Parts) {
-    namespaces(reader, parts);
-    links(reader, parts);
-    bridges(reader, parts);
-    ports(reader, parts);
-    routes(reader, parts);
-    containers(reader, parts);
+    check_namespaces(reader, parts);
+    check_links(reader, parts);
+    check_bridges(reader, parts);
+    check_ports(reader, parts);
+    check_routes(reader, parts);
+    check_containers(reader, parts);
 }
 
 /// Returns every network namespace, including those of containers.
@@ -57,7 +57,7 @@ fn namespace_names(parts: &Parts) -> impl Iterator<Item = &NetnsName> {
     parts.namespaces.iter().map(|(namespace, _)| &namespace.name).chain(own.map(|(container, _)| &container.name))
 }
 
-fn namespaces(reader: &mut TableReader, parts: &Parts) {
+fn check_namespaces(reader: &mut TableReader, parts: &Parts) {
     let all = parts.namespaces.iter().map(|(namespace, span)| (&namespace.name, span));
     let all = all.chain(parts.containers.iter().map(|(container, span)| (&container.name, span)));
     let mut seen = Vec::new();
@@ -87,7 +87,7 @@ fn all_links(parts: &Parts) -> Vec<(Link<'_>, &Range<usize>)> {
     bridges.chain(ends.map(|(end, span)| ((end.namespace.as_ref(), &end.name), span))).collect()
 }
 
-fn links(reader: &mut TableReader, parts: &Parts) {
+fn check_links(reader: &mut TableReader, parts: &Parts) {
     let mut seen: BTreeMap<Link<'_>, ()> = BTreeMap::new();
     for (link, span) in all_links(parts) {
         let place = link.0.map_or_else(|| "the host".to_owned(), |name| format!("`{name}`"));
@@ -100,7 +100,7 @@ fn links(reader: &mut TableReader, parts: &Parts) {
     }
 }
 
-fn bridges(reader: &mut TableReader, parts: &Parts) {
+fn check_bridges(reader: &mut TableReader, parts: &Parts) {
     for (bridge, span) in &parts.bridges {
         if bridge.kind == Kind::Ovs && bridge.namespace.is_some() {
             let help = "leave `namespace` out, or write `kind = \"linux\"`";
@@ -113,7 +113,7 @@ fn bridges(reader: &mut TableReader, parts: &Parts) {
     }
 }
 
-fn ports(reader: &mut TableReader, parts: &Parts) {
+fn check_ports(reader: &mut TableReader, parts: &Parts) {
     for (end, span) in parts.veths.iter().flat_map(|(veth, spans)| veth.ends.iter().zip(spans)) {
         let Some(name) = &end.bridge else { continue };
         let here = || parts.bridges.iter().map(|(bridge, _)| bridge).filter(|bridge| bridge.namespace == end.namespace);
@@ -128,7 +128,7 @@ fn ports(reader: &mut TableReader, parts: &Parts) {
     }
 }
 
-fn routes(reader: &mut TableReader, parts: &Parts) {
+fn check_routes(reader: &mut TableReader, parts: &Parts) {
     for (route, span) in &parts.routes {
         let Some(dev) = &route.dev else { continue };
         let here = || all_links(parts).into_iter().filter(|(link, _)| link.0 == route.namespace.as_ref());
@@ -140,7 +140,7 @@ fn routes(reader: &mut TableReader, parts: &Parts) {
     }
 }
 
-fn containers(reader: &mut TableReader, parts: &Parts) {
+fn check_containers(reader: &mut TableReader, parts: &Parts) {
     let bridges: Vec<_> = parts.bridges.iter().map(|(bridge, _)| bridge.clone()).collect();
     let ends: Vec<_> = parts.veths.iter().flat_map(|(veth, _)| &veth.ends).collect();
     let all: Vec<_> = parts.containers.iter().map(|(container, _)| container.clone()).collect();
@@ -156,13 +156,18 @@ fn containers(reader: &mut TableReader, parts: &Parts) {
     for ((container, span), given) in parts.containers.iter().zip(given) {
         match given {
             Err(error) => reader.report_error(span.clone(), &error),
-            Ok(given) => published(reader, container, span, &given),
+            Ok(given) => check_published(reader, container, span, &given),
         }
     }
 }
 
 /// Checks that a port published at a host address has a container address of the same family.
-fn published(reader: &mut TableReader, container: &Container, span: &Range<usize>, given: &[(IpNetwork, IpAddr)]) {
+fn check_published(
+    reader: &mut TableReader,
+    container: &Container,
+    span: &Range<usize>,
+    given: &[(IpNetwork, IpAddr)],
+) {
     for publish in &container.publish {
         let Some(listen) = publish.listen.address else { continue };
         if !given.is_empty() && !given.iter().any(|(address, _)| address.is_ipv4() == listen.is_ipv4()) {

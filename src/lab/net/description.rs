@@ -1,40 +1,40 @@
 //! The description of a lab: the tables of its file as types.
 //!
 //! ```toml
-//! name = "red-blue"                     # default: the file's name without `.toml`
+//! name = "red-blue"                     # default: the file name without `.toml`
 //!
 //! [[namespace]]
 //! name    = "red"
-//! forward = false                       # true: packets are forwarded between its interfaces
+//! forward = false                       # true: forwards packets between its interfaces
 //!
 //! [[bridge]]
 //! name       = "v-net-0"
 //! kind       = "linux"                  # or "ovs"
-//! namespace  = "red"                    # left out: the host
+//! namespace  = "red"                    # default: the host
 //! address    = ["192.168.15.5/24"]
-//! masquerade = false                    # true: a network of Docker's kind; what leaves it takes the host's address
-//! chain      = "DOCKER"                 # where the forwards into such a network live
+//! masquerade = false                    # true: packets that leave the subnet get the host's address
+//! chain      = "DOCKER"                 # the chain of the forwards into this network
 //!
-//! [[veth]]                              # two ends; where one has no namespace, it is in the host
+//! [[veth]]                              # two ends; without `namespace` an end is in the host
 //! ends = [
 //!   { namespace = "red", name = "veth-red", address = ["192.168.15.1/24"] },
 //!   { name = "veth-red-br", bridge = "v-net-0" },
 //! ]
 //!
 //! [[route]]
-//! namespace = "red"                     # left out: the host
+//! namespace = "red"                     # default: the host
 //! to        = "default"                 # or a prefix
 //! via       = "192.168.15.5"
-//! dev       = "veth-red"                # left out: the interface that `via` is at
+//! dev       = "veth-red"                # default: the interface on the gateway's subnet
 //!
 //! [[container]]
 //! name      = "web"
 //! network   = "bridge"                  # or "none", "host"
 //! bridge    = "docker0"
-//! address   = "172.17.0.3"              # left out: the next free one of the bridge's subnet
+//! address   = "172.17.0.3"              # default: the next free address of the bridge's subnet
 //! publish   = ["8080:80"]               # [ADDR:]PORTS:PORTS[/PROTO], as `docker run -p`
 //! processes = false                     # true: a process namespace of its own
-//! command   = ["sleep", "infinity"]     # what runs in it, with nothing to read and nobody who reads it
+//! command   = ["sleep", "infinity"]     # standard input and output are /dev/null
 //! ```
 //! These types do not check each other. See `check.rs`.
 
@@ -100,7 +100,7 @@ pub enum Kind {
 pub struct Bridge {
     /// The name of the bridge interface.
     pub name: IfName,
-    /// The implementation of the bridge.
+    /// The implementation: Linux or Open vSwitch.
     pub kind: Kind,
     /// The namespace. `None` means the host.
     #[serde(skip_serializing_if = "Option::is_none")]

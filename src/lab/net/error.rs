@@ -22,7 +22,7 @@ pub enum NetError {
         /// The cause of the failure.
         #[source]
         error: io::Error,
-        /// The first step that could not be undone, with the cause. `None` if all were.
+        /// The first step that could not be undone, with the cause. `None` if every step was undone.
         left: Option<String>,
     },
     /// A step cannot be undone.

@@ -69,7 +69,7 @@ pub fn init(container: &ContainerInit) -> io::Result<()> {
 fn detach() -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
     setsid()?;
-    // The executable's path may have another name.
+    // A process that was started from /proc/self/exe is named `exe`.
     set_name(c"portfwd")?;
     let open = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for inherited in open.filter(|number: &RawFd| *number > 2).collect::<Vec<_>>() {

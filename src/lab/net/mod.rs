@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! file ──read──▶ description ──plan──▶ steps ──make──▶ kernel
-//!                                        │ journal: written before anything is made
-//!                                        ◀──────────── what is there, and ours
+//!                                        │ journal: written before the first step
+//!                                        ◀──────────── live state, compared by identity
 //! ```
 //! A lab never changes or removes objects of other programs. So each object has an identity that the kernel keeps, and
 //! that is in the journal before the object is created:

@@ -1,7 +1,7 @@
 //! Named network namespaces: bind mounts on files in /run/netns, as ip-netns(8) makes them.
 //!
 //! ```text
-//! a namespace without a name ─▶ a file with our token, linked to its name ─▶ the namespace mounted on it
+//! a namespace without a name ─▶ a file with the token, hard-linked to the name ─▶ a bind mount on it
 //! ```
 //! The link fails if the name exists. If the process is killed in between, the file with the token is left, and
 //! [`remove`] deletes it. The rest follows `netns_add` in iproute2's ip/ipnetns.c.
@@ -24,16 +24,16 @@ use crate::lab::Netns;
 use crate::lab::error::into_io;
 use crate::sys::namespace::{self, DIRECTORY};
 
-/// The first bytes of the file below the mount.
+/// The first bytes of the file that a namespace is mounted on.
 const FILE_PREFIX: &str = "portfwd lab ";
 
 /// The properties that prove that a lab created a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceIdentity {
-    /// The random token in the file below the mount.
+    /// The random token in the file that the namespace is mounted on.
     #[serde(rename = "word")]
     token: String,
-    /// The inode of the namespace. The kernel reuses it later.
+    /// The inode of the namespace. The kernel can reuse it after the namespace has ended.
     inode: u64,
     /// The kernel's cookie, unique until the next boot. `None` before Linux 5.14.
     cookie: Option<u64>,

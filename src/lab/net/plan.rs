@@ -1,8 +1,8 @@
 //! Plans the steps that create a lab, in order. Each step can be undone. This file changes nothing in the kernel.
 //!
 //! ```text
-//! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
-//!                                                                                  down: the same way back
+//! namespaces ─▶ sysctls  ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
+//!                                                                                  down: in reverse order
 //! ```
 //! `up` compares two descriptions by their steps. Steps of both are kept, and all others are made or undone. So for a
 //! new address of a link, one address is removed and one is added, and the link is kept.
@@ -117,8 +117,8 @@ impl Step {
         }
     }
 
-    /// Returns true if the kernel may remove this step's object together with the address `gone`. These are routes
-    /// through the address, and other addresses of its subnet.
+    /// Returns true if the kernel may remove this step's object when the step `gone` is undone. It removes routes
+    /// through a deleted address, and other addresses of the same subnet.
     pub fn removed_with(&self, gone: &Self) -> bool {
         let Self::Address(location, link, address) = gone else { return false };
         match self {

@@ -2,7 +2,8 @@
 //! See `init.rs` for the code that runs in it.
 //!
 //! ```text
-//! up:  start, it waits ─▶ its identity in the journal ─▶ "go" ─▶ it starts the command          up dies before: it ends
+//! up:  start the process ─▶ write its identity to the journal ─▶ release it ─▶ it starts the command
+//!      if `up` dies before the release, the process ends
 //! ```
 //! So every process is in the journal. The identity of a process is its PID, its start time and a random token in its
 //! arguments. A process is killed through a pidfd, which never refers to another process.

@@ -29,13 +29,13 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
     let root = document.get_ref();
     let whole = Table { values: root, span: 0..0, name: "a lab" };
     reader.reject_unknown_keys(&whole, &["name", "namespace", "bridge", "veth", "route", "container"]);
-    let name = name(&mut reader, &whole, source);
+    let name = read_name(&mut reader, &whole, source);
     let parts = Parts {
-        namespaces: read_tables(&mut reader, root, "namespace", "[[namespace]]", namespace),
-        bridges: read_tables(&mut reader, root, "bridge", "[[bridge]]", bridge),
-        veths: read_tables(&mut reader, root, "veth", "[[veth]]", veth),
-        routes: read_tables(&mut reader, root, "route", "[[route]]", route),
-        containers: read_tables(&mut reader, root, "container", "[[container]]", container),
+        namespaces: read_tables(&mut reader, root, "namespace", "[[namespace]]", read_namespace),
+        bridges: read_tables(&mut reader, root, "bridge", "[[bridge]]", read_bridge),
+        veths: read_tables(&mut reader, root, "veth", "[[veth]]", read_veth),
+        routes: read_tables(&mut reader, root, "route", "[[route]]", read_route),
+        containers: read_tables(&mut reader, root, "container", "[[container]]", read_container),
     };
     check(&mut reader, &parts);
     let mut problems = reader.problems;
@@ -47,7 +47,7 @@ pub fn read(source: &Arc<Source>) -> Result<Lab, Vec<Problem>> {
 }
 
 /// Returns the lab's name: the key `name`, or the file's stem.
-fn name(reader: &mut TableReader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
+fn read_name(reader: &mut TableReader, whole: &Table<'_>, source: &Source) -> Option<LabName> {
     if whole.values.contains_key("name") {
         return reader.optional(whole, "name");
     }
@@ -74,7 +74,7 @@ fn read_tables<T, S>(
 }
 
 /// Reads the required key `name`, with its position.
-fn required_name<T: std::str::FromStr<Err = ParseError>>(
+fn read_required_name<T: std::str::FromStr<Err = ParseError>>(
     reader: &mut TableReader,
     table: &Table<'_>,
     example: &str,
@@ -83,30 +83,30 @@ fn required_name<T: std::str::FromStr<Err = ParseError>>(
     Some((reader.parse(value, "name")?, value.span()))
 }
 
-fn namespace(reader: &mut TableReader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
+fn read_namespace(reader: &mut TableReader, table: &Table<'_>) -> Option<(Namespace, Range<usize>)> {
     reader.reject_unknown_keys(table, &["name", "forward"]);
     let forward = reader.boolean(table, "forward", false);
-    let (name, span) = required_name(reader, table, "\"red\"")?;
+    let (name, span) = read_required_name(reader, table, "\"red\"")?;
     Some((Namespace { name, forward }, span))
 }
 
-fn bridge(reader: &mut TableReader, table: &Table<'_>) -> Option<(Bridge, Range<usize>)> {
+fn read_bridge(reader: &mut TableReader, table: &Table<'_>) -> Option<(Bridge, Range<usize>)> {
     reader.reject_unknown_keys(table, &["name", "kind", "namespace", "address", "masquerade", "chain"]);
-    let kind = choice(reader, table, "kind", &[("linux", Kind::Linux), ("ovs", Kind::Ovs)])?;
+    let kind = read_choice(reader, table, "kind", &[("linux", Kind::Linux), ("ovs", Kind::Ovs)])?;
     let namespace: Option<NetnsName> = reader.optional(table, "namespace");
-    let addresses = addresses(reader, table);
+    let addresses = read_addresses(reader, table);
     let masquerade = reader.boolean(table, "masquerade", false);
     let chain = reader.optional(table, "chain").unwrap_or_else(ChainName::docker);
-    let (name, span) = required_name(reader, table, "\"v-net-0\"")?;
+    let (name, span) = read_required_name(reader, table, "\"v-net-0\"")?;
     Some((Bridge { name, kind, namespace, addresses, masquerade, chain }, span))
 }
 
-fn veth(reader: &mut TableReader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
+fn read_veth(reader: &mut TableReader, table: &Table<'_>) -> Option<(Veth, [Range<usize>; 2])> {
     reader.reject_unknown_keys(table, &["ends"]);
     let value =
         reader.required(table, "ends", "[{ namespace = \"red\", name = \"veth-red\" }, { name = \"eth0\" }]")?;
     let tables = reader.tables(table.values, "ends", "an end of [[veth]]");
-    let ends: Vec<_> = tables.iter().map(|table| end(reader, table)).collect();
+    let ends: Vec<_> = tables.iter().map(|table| read_end(reader, table)).collect();
     let count = ends.len();
     match <[_; 2]>::try_from(ends) {
         Ok([Some((first, one)), Some((second, other))]) => Some((Veth { ends: [first, second] }, [one, other])),
@@ -122,22 +122,22 @@ fn veth(reader: &mut TableReader, table: &Table<'_>) -> Option<(Veth, [Range<usi
     }
 }
 
-fn end(reader: &mut TableReader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
+fn read_end(reader: &mut TableReader, table: &Table<'_>) -> Option<(End, Range<usize>)> {
     reader.reject_unknown_keys(table, &["namespace", "name", "address", "bridge"]);
     let namespace = reader.optional(table, "namespace");
-    let addresses = addresses(reader, table);
+    let addresses = read_addresses(reader, table);
     let bridge: Option<IfName> = reader.optional(table, "bridge");
-    let (name, span) = required_name(reader, table, "\"veth-red\"")?;
+    let (name, span) = read_required_name(reader, table, "\"veth-red\"")?;
     Some((End { namespace, name, addresses, bridge }, span))
 }
 
-fn route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<usize>)> {
+fn read_route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<usize>)> {
     reader.reject_unknown_keys(table, &["namespace", "to", "via", "dev"]);
     let namespace = reader.optional(table, "namespace");
     let dev = reader.optional(table, "dev");
     let via = reader.required(table, "via", "\"192.168.15.5\"").and_then(|value| {
         let text = reader.text(value, "via")?;
-        host_address(text).map_err(|error| reader.report_error(value.span(), &error)).ok()
+        parse_host_address(text).map_err(|error| reader.report_error(value.span(), &error)).ok()
     });
     let value = reader.required(table, "to", "\"default\"")?;
     let text = reader.text(value, "to")?;
@@ -161,17 +161,17 @@ fn route(reader: &mut TableReader, table: &Table<'_>) -> Option<(Route, Range<us
     }
 }
 
-fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, Range<usize>)> {
+fn read_container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, Range<usize>)> {
     reader.reject_unknown_keys(table, &["name", "network", "bridge", "address", "publish", "processes", "command"]);
     let networks = [("bridge", Attachment::Bridge), ("none", Attachment::None), ("host", Attachment::Host)];
-    let network = choice(reader, table, "network", &networks)?;
-    let addresses = reader.list(table, "address", host_address).unwrap_or_default();
+    let network = read_choice(reader, table, "network", &networks)?;
+    let addresses = reader.list(table, "address", parse_host_address).unwrap_or_default();
     if let [_, (more, span), ..] = addresses.as_slice() {
         reader.report(span.clone(), format!("`{more}` is a second address"), "write one; a container has no more");
     }
     let publish = reader.list(table, "publish", str::parse::<Publish>).unwrap_or_default();
     let processes = reader.boolean(table, "processes", false);
-    let command = reader.list(table, "command", argument).unwrap_or_default();
+    let command = reader.list(table, "command", parse_argument).unwrap_or_default();
     if network != Attachment::Bridge {
         for key in ["bridge", "address", "publish"] {
             if let Some(value) = table.values.get(key) {
@@ -185,7 +185,7 @@ fn container(reader: &mut TableReader, table: &Table<'_>) -> Option<(Container, 
         Some(value) => Some(reader.parse(value, "bridge")?),
         None => "docker0".parse().ok(),
     };
-    let (name, span) = required_name(reader, table, "\"web\"")?;
+    let (name, span) = read_required_name(reader, table, "\"web\"")?;
     let (publish, command) = (without_spans(publish), without_spans(command));
     let address = addresses.first().map(|(address, _)| *address);
     Some((Container { name, network, bridge, address, publish, processes, command }, span))
@@ -197,7 +197,7 @@ fn without_spans<T>(list: Vec<(T, Range<usize>)>) -> Vec<T> {
 
 /// Reads a key that has one of a few values. Returns the first value if the key is missing, and `None` for any other
 /// value.
-fn choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
+fn read_choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words: &[(&str, T)]) -> Option<T> {
     let Some(value) = table.values.get(key) else { return words.first().map(|(_, choice)| *choice) };
     let text = reader.text(value, key)?;
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
@@ -213,19 +213,19 @@ fn choice<T: Copy>(reader: &mut TableReader, table: &Table<'_>, key: &str, words
 }
 
 /// Reads the addresses of an interface.
-fn addresses(reader: &mut TableReader, table: &Table<'_>) -> Vec<IpNetwork> {
-    without_spans(reader.list(table, "address", interface_address).unwrap_or_default())
+fn read_addresses(reader: &mut TableReader, table: &Table<'_>) -> Vec<IpNetwork> {
+    without_spans(reader.list(table, "address", parse_interface_address).unwrap_or_default())
 }
 
 /// Parses an address with its prefix length, such as `192.168.15.1/24`.
-fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
+fn parse_interface_address(text: &str) -> Result<IpNetwork, ParseError> {
     let help = "write the address with its prefix length, `192.168.15.1/24`";
     let wrong = |why: &str| ParseError::new(format!("`{text}` {why}"), help);
     if !text.contains('/') {
         return Err(wrong("has no prefix length"));
     }
     let address: IpNetwork = text.parse().map_err(|_| wrong("is no interface address"))?;
-    host_address(&address.ip().to_string())?;
+    parse_host_address(&address.ip().to_string())?;
     let is_end = |end: IpAddr| address.is_ipv4() && address.prefix() < 31 && address.ip() == end;
     if is_end(address.network()) || is_end(address.broadcast()) {
         return Err(wrong("is the first or last address of its subnet, which no host can have"));
@@ -234,7 +234,7 @@ fn interface_address(text: &str) -> Result<IpNetwork, ParseError> {
 }
 
 /// Parses the address of a single host.
-fn host_address(text: &str) -> Result<IpAddr, ParseError> {
+fn parse_host_address(text: &str) -> Result<IpAddr, ParseError> {
     let help = "write the address of one host, for example `192.168.15.1`";
     let address: IpAddr = text.parse().map_err(|_| ParseError::new(format!("`{text}` is no address"), help))?;
     match invalid_host(address) {
@@ -244,7 +244,7 @@ fn host_address(text: &str) -> Result<IpAddr, ParseError> {
 }
 
 /// Parses one argument of a command.
-fn argument(text: &str) -> Result<String, ParseError> {
+fn parse_argument(text: &str) -> Result<String, ParseError> {
     if text.contains('\0') {
         return Err(ParseError::new("an argument of the command contains a zero byte", "leave it out"));
     }

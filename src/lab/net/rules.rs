@@ -1,8 +1,8 @@
 //! The rule set of a lab: the published ports of its containers, and its masqueraded bridges as networks.
 //!
 //! ```text
-//! [[bridge]] masquerade = true       ─▶ [[network]]: forwards into it live in its chain, `DOCKER`
-//! [[container]] publish = ["8080:80"] ─▶ [[forward]] to its address; into a bridge that is no such network directly
+//! [[bridge]] masquerade = true       ─▶ [[network]]: its forwards are in its chain, `DOCKER`
+//! [[container]] publish = ["8080:80"] ─▶ [[forward]] to its address
 //! ```
 //! This file only builds the set. `apply.rs` commits it.
 
@@ -70,7 +70,7 @@ impl Rules {
 
     /// Returns the rule set as a type of the model.
     pub(super) fn rule_set(&self) -> RuleSet {
-        let forwards = self.published.iter().map(|one| Forward::new(one.listen.clone(), one.to)).collect();
+        let forwards = self.published.iter().map(|port| Forward::new(port.listen.clone(), port.to)).collect();
         RuleSet { forwards, networks: self.networks.clone(), ..RuleSet::new(self.set.clone()) }
     }
 }
@@ -78,12 +78,12 @@ impl Rules {
 /// Returns the forwards to a container with these addresses. A port published at a host address goes to the container's
 /// address of the same family, any other port to all its addresses.
 pub(super) fn forwards(container: &Container, addresses: &[std::net::IpAddr]) -> Vec<Forward> {
-    let of = |publish: &super::description::Publish| {
+    let forwards_of = |publish: &super::description::Publish| {
         let like = publish.listen.address.map(|listen| listen.is_ipv4());
         let fits = addresses.iter().filter(|address| like.is_none_or(|v4| address.is_ipv4() == v4));
         fits.map(|address| publish.forward(*address)).collect::<Vec<_>>()
     };
-    container.publish.iter().flat_map(of).collect()
+    container.publish.iter().flat_map(forwards_of).collect()
 }
 
 /// Returns `lab-` with the lab's name, or with a hash of it if the name is too long.
@@ -96,7 +96,7 @@ impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rule set `{}`:", self.set)?;
         let networks = self.networks.iter().map(ToString::to_string);
-        let published = self.published.iter().map(|one| format!("{} -> {}", one.listen, one.to));
+        let published = self.published.iter().map(|port| format!("{} -> {}", port.listen, port.to));
         for (index, rule) in networks.chain(published).enumerate() {
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma} {rule}")?;

@@ -160,9 +160,9 @@ fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Resul
 
 /// Returns an error if another program uses a name that the lab needs.
 fn ensure_names_free(executor: &mut Executor, diff: &Diff, before: &[Entry]) -> Result<(), NetError> {
-    let goes = |name: &Name| diff.remove.iter().any(|entry| names(&entry.step).contains(name));
+    let goes = |name: &Name| diff.remove.iter().any(|entry| required_names(&entry.step).contains(name));
     for entry in diff.make.iter().filter_map(|index| diff.entries.get(*index)) {
-        for name in names(&entry.step) {
+        for name in required_names(&entry.step) {
             if !goes(&name) && is_taken(executor, &name, before).map_err(|error| permitted(error, NetError::Inspect))? {
                 return Err(NetError::Taken(name));
             }
@@ -189,7 +189,7 @@ fn previous_rules<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
     before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
 }
 
-fn names(step: &Step) -> Vec<Name> {
+fn required_names(step: &Step) -> Vec<Name> {
     match step {
         Step::Namespace(name) => vec![Name::Namespace(name.clone())],
         Step::Bridge(location, link) => vec![Name::Link(location.clone(), link.clone())],

@@ -42,8 +42,8 @@ pub fn svg(picture: &Picture) -> String {
     for placed in &drawing.cards {
         document = document.add(card(placed));
     }
-    for one in &drawing.wires {
-        document = document.add(wire(one));
+    for edge in &drawing.wires {
+        document = document.add(wire(edge));
     }
     format!("{document}\n")
 }
@@ -91,7 +91,7 @@ fn wire(wire: &Wire) -> Group {
     group
 }
 
-/// Escapes control characters and the characters that XML 1.0 forbids even as references.
+/// Escapes control characters, and the characters that XML 1.0 forbids even as character references.
 fn escape_xml(text: &str) -> String {
     printable(text).replace('\u{fffe}', "\\u{fffe}").replace('\u{ffff}', "\\u{ffff}")
 }

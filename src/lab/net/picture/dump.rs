@@ -105,11 +105,11 @@ fn routes_of(route: &rtnetlink::Route, name: impl Fn(u32) -> String) -> Vec<Rout
         _ => return Vec::new(),
     };
     let hops = route.hops.iter().filter(|_| route.table == MAIN_TABLE);
-    let of = |hop: &rtnetlink::Hop| {
+    let route_via = |hop: &rtnetlink::Hop| {
         let dev = hop.output.map(&name).filter(|_| kind == "unicast");
         Route { to: route.to, kind, via: hop.gateway, dev, src: route.source }
     };
-    hops.map(of).collect()
+    hops.map(route_via).collect()
 }
 
 /// Returns a neighbour, or `None` if its address needs no resolution, such as a multicast address. ip-neighbour(8)

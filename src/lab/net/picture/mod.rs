@@ -1,7 +1,7 @@
 //! The live state of a lab: its namespaces with their links, addresses, routes and neighbours, for `portfwd lab show`.
 //!
 //! ```text
-//! journal ──▶ look ──▶ Picture (plain data) ──▶ text, SVG, JSON
+//! journal ──▶ read_picture ──▶ Picture (plain data) ──▶ text, SVG, JSON
 //! kernel  ──▶
 //! ```
 //! The journal lists the namespaces of a lab and the steps of `up`. Everything else is read from the kernel inside each

@@ -4,12 +4,12 @@
 //!   column 0     gutter     column 1     gutter     column 2
 //!  ┌────────┐              ┌────────┐
 //!  │  host  ├──────────────┤  red   ├┐
-//!  │        ├──────╮       └────────┘│ ends in one column: around, in lanes of the gutter behind it
+//!  │        ├──────╮       └────────┘│ both ends in one column: a lane in the gutter
 //!  └────────┘      │       ┌────────┐│
 //!                  ╰───────┤  blue  ├┘
 //!                          └────────┘
 //!  ┌────────┐  ┌────────┐
-//!  │ alone  │  │ none   │   those that no wire leads to, below
+//!  │ alone  │  │ none   │   cards without wires, below
 //!  └────────┘  └────────┘
 //! ```
 //! A card's column is its distance from the first card, counted in wires. So each wire joins neighbouring columns or
@@ -67,10 +67,10 @@ type Pair = ([(usize, usize); 2], bool);
 /// Returns the layout of a picture.
 pub(super) fn layout(picture: &Picture) -> Drawing {
     let pairs = pairs(picture);
-    let of =
+    let unplaced =
         |space: &super::NamespaceView| PlacedCard { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
     let mut drawing =
-        Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(of).collect(), wires: Vec::new() };
+        Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(unplaced).collect(), wires: Vec::new() };
     let (mut alone, mut seen) = (Vec::new(), vec![false; picture.spaces.len()]);
     for first in 0..picture.spaces.len() {
         if seen.get(first) != Some(&false) {
