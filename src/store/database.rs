@@ -17,7 +17,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Params, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, Error, ErrorCode, OpenFlags, Params, Row, Statement, Transaction, TransactionBehavior, params,
+};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file;
@@ -46,7 +48,7 @@ const LOG_SIZE: u64 = 256 * 1024;
 /// `SQLITE_IOERR_SHORT_READ`: the file is shorter than its header says.
 const SHORT_READ: i32 = 522;
 
-/// `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
+/// The codes of a failed fsync: `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
 const FAILED_SYNC: [i32; 2] = [1034, 1290];
 
 /// An open database.
@@ -68,7 +70,7 @@ pub(super) struct Database {
 /// What a commit changes.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
-    /// True to create the tables anew, without rows.
+    /// True to replace the tables by empty ones.
     pub(super) create: bool,
     /// Rows of `meta`, which replace the rows of the same name.
     pub(super) meta: Vec<(&'static str, String)>,
@@ -156,10 +158,10 @@ impl Database {
         rows.collect()
     }
 
-    /// Reads all forwards.
+    /// Reads the forwards of all sets.
     pub(super) fn forwards(&self) -> Result<Vec<SetRule<Binding>>, StateError> {
         let mut all = Vec::new();
-        self.each_forward("", [], |owned| {
+        self.each_forward(&mut self.select_forwards("")?, [], |owned| {
             all.push(owned);
             true
         })?;
@@ -168,43 +170,57 @@ impl Database {
         complete.then_some(all).ok_or_else(wrong)
     }
 
-    /// Reads the forwards of a rule set, at most `limit`.
-    pub(super) fn forwards_of(&self, set: &SetName, limit: usize) -> Result<Vec<SetRule<Binding>>, StateError> {
+    /// Reads the forwards of some sets, at most `limit` of each.
+    pub(super) fn forwards_of(&self, sets: &[SetName], limit: usize) -> Result<Vec<SetRule<Binding>>, StateError> {
+        let mut select = self.select_forwards("WHERE rule_set = ? LIMIT ?")?;
         let mut found = Vec::new();
-        self.each_forward("WHERE rule_set = ?", [set.as_str()], |owned| {
-            found.push(owned);
-            found.len() < limit
-        })?;
+        for set in sets {
+            self.each_forward(&mut select, params![set.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |owned| {
+                found.push(owned);
+                true
+            })?;
+        }
         Ok(found)
     }
 
-    /// Reads the forwards of a rule set at the same place as `binding` that have a port in common with it.
+    /// Reads, for pairs of a set and a binding, the forwards of the set that are at the same place as the binding and have a
+    /// port in common with it.
     ///
     /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
-    /// `binding`, the first range that does not meet it is the end.
-    pub(super) fn forwards_at(&self, set: &SetName, binding: &Binding) -> Result<Vec<SetRule<Binding>>, StateError> {
-        let mut found = Vec::new();
+    /// the binding, the first range that does not meet it is the end.
+    pub(super) fn forwards_at<'a>(
+        &self,
+        pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
+    ) -> Result<Vec<SetRule<Binding>>, StateError> {
         let clause = "WHERE rule_set = ? AND place = ? AND first_port <= ? ORDER BY first_port DESC";
-        self.each_forward(clause, params![set.as_str(), place(binding), binding.ports.last()], |owned| {
-            let meets = owned.rule.ports.overlaps(binding.ports);
-            found.extend(Some(owned).filter(|_| meets));
-            meets
-        })?;
+        let mut select = self.select_forwards(clause)?;
+        let mut found = Vec::new();
+        for (set, binding) in pairs {
+            let last = binding.ports.last();
+            self.each_forward(&mut select, params![set.as_str(), place(binding), last], |owned| {
+                let meets = owned.rule.ports.overlaps(binding.ports);
+                found.extend(Some(owned).filter(|_| meets));
+                meets
+            })?;
+        }
         Ok(found)
+    }
+
+    fn select_forwards(&self, clause: &str) -> Result<Statement<'_>, StateError> {
+        let select = format!("SELECT rule_set, place, first_port, binding, checksum FROM forwards {clause}");
+        self.connection.prepare(&select).map_err(|error| failed(&self.path, &error))
     }
 
     /// Calls `each` with the forwards of a query until `each` returns false.
     fn each_forward(
         &self,
-        clause: &str,
+        select: &mut Statement<'_>,
         parameters: impl Params,
         mut each: impl FnMut(SetRule<Binding>) -> bool,
     ) -> Result<(), StateError> {
         let failed = |error| failed(&self.path, &error);
         let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
-        let select = format!("SELECT rule_set, place, first_port, binding, checksum FROM forwards {clause}");
-        let mut query = self.connection.prepare_cached(&select).map_err(failed)?;
-        let mut rows = query.query(parameters).map_err(failed)?;
+        let mut rows = select.query(parameters).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             let (set, binding) = forward_texts(row).map_err(failed)?.ok_or_else(|| self.wrong_checksum("forwards"))?;
             let set = SetName::try_from(set.to_owned()).map_err(|error| damaged(&error))?;
@@ -244,8 +260,8 @@ impl Database {
         forwards -= delete_forwards(&transaction, &changes.removed_forwards)?;
         forwards += insert_forwards(&transaction, &changes.added_forwards)?;
         for (kind, set, value) in &changes.removed_rules {
-            transaction
-                .execute("DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?", [kind, set, value])?;
+            let delete = "DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?";
+            changed(transaction.execute(delete, [kind, set, value])?)?;
         }
         for (kind, set, value) in &changes.added_rules {
             let sum = checksum("rules", [kind, set, value].map(|text| text.as_bytes()));
@@ -266,17 +282,18 @@ impl Database {
     }
 }
 
+/// Refuses to delete a row that is not there: the commit would leave another row in the table for ever.
+fn changed(rows: usize) -> Result<u64, Error> {
+    if rows == 1 { Ok(1) } else { Err(Error::StatementChangedRows(rows)) }
+}
+
 /// Deletes forwards and returns how many.
 fn delete_forwards(transaction: &Transaction<'_>, removed: &[&SetRule<Binding>]) -> Result<u64, Error> {
     let mut delete = transaction
         .prepare("DELETE FROM forwards WHERE rule_set = ? AND place = ? AND first_port = ? AND binding = ?")?;
     let mut deleted = 0;
     for SetRule { set, rule } in removed {
-        match delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])? {
-            // A commit would leave the forward in the table for ever.
-            0 => return Err(Error::StatementChangedRows(0)),
-            _ => deleted += 1,
-        }
+        deleted += changed(delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])?)?;
     }
     Ok(deleted)
 }
@@ -339,7 +356,7 @@ fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64
 fn failed(path: &Path, error: &Error) -> StateError {
     let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
-    // Other errors are about a column of another type, or a row that is not there: portfwd did not write this.
+    // The other errors mean that a column has another type or that a row is missing: the file is not what portfwd wrote.
     let Error::SqliteFailure(code, what) = error else { return damaged() };
     match code.code {
         // `Unknown` is a table or column that is missing.

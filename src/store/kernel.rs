@@ -17,7 +17,7 @@ use crate::sys::boot;
 /// The contents of a kernel file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KernelRecord {
-    /// The id of the boot that `committed` and `whole` are about.
+    /// The id of the boot in which `committed` and `whole` are true.
     boot: String,
     /// The number of the commit in the database that is finished.
     pub(super) commit: u64,

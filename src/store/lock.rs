@@ -77,8 +77,8 @@ fn wait_for(file: File, name: PathBuf, path: &Path, wait: Duration) -> Result<Lo
     let time = || fs::symlink_metadata(&name).and_then(|file| file.modified()).ok();
     let mut seen = time();
     let (sender, receiver) = mpsc::channel();
-    // The kernel serves waiting threads in order; polling could miss every free moment. If the lock comes too late, nobody
-    // receives the file, and the closed file is unlocked.
+    // The kernel serves waiting threads in order; polling could miss every free moment. If the lock comes after the last
+    // timeout, the channel drops the file, which unlocks it.
     std::thread::spawn(move || sender.send(file.lock().map(|()| Lock(file))));
     for _ in 0..WAITS {
         match receiver.recv_timeout(wait) {

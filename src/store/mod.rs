@@ -39,7 +39,7 @@ use database::{Changes, Database};
 use kernel::KernelRecord;
 use state::VERSION;
 
-/// With at least this many bindings, reading all of them takes much longer than reading those that a change is about.
+/// With at least this many bindings, reading all of them takes much longer than reading the neighbours of a change.
 const MANY: u64 = 1_000;
 
 /// A partial load reads at most this many bindings; for more, a full load is as good.
@@ -166,22 +166,13 @@ impl Store {
         {
             return Ok(None);
         }
+        let known = state.desired.settings.keys();
+        let neighbours = known.flat_map(|set| about.iter().map(move |rule| (set, rule)));
+        let representatives = state.representatives.iter().map(|sample| (&sample.set, &sample.rule));
         let mut found: HashSet<SetRule<Binding>> = HashSet::new();
-        for set in sets {
-            found.extend(database.forwards_of(set, PARTIAL)?);
-        }
-        for set in state.desired.settings.keys() {
-            for rule in about {
-                found.extend(database.forwards_at(set, rule)?);
-                if found.len() >= PARTIAL {
-                    return Ok(None);
-                }
-            }
-        }
-        for sample in &state.representatives {
-            found.extend(database.forwards_at(&sample.set, &sample.rule)?);
-        }
-        if !state.representatives.iter().all(|sample| found.contains(sample)) {
+        found.extend(database.forwards_of(sets, PARTIAL)?);
+        found.extend(database.forwards_at(neighbours.chain(representatives))?);
+        if found.len() >= PARTIAL || !state.representatives.iter().all(|sample| found.contains(sample)) {
             return Ok(None);
         }
         let desired = Arc::make_mut(&mut state.desired);
@@ -224,7 +215,7 @@ impl Store {
             let unfinished = serde_json::to_string(&after.unfinished).map_err(|error| damaged(&error))?;
             changes.meta.push(("unfinished", unfinished));
             let flag = self.path.with_extension("unconfirmed");
-            // The flag exists at least as long as the database says so.
+            // The flag exists at least as long as a change waits in the database.
             if after.unconfirmed.is_some() {
                 file::open(&flag)?;
             }

@@ -40,14 +40,14 @@ pub struct State {
     pub committed: Option<u32>,
     /// The generation at which portfwd's table was last known to hold the desired rules and nothing else.
     pub verified: Option<Verified>,
-    /// One binding of each sort that compiles to other rules and maps than the rest; empty if unknown.
+    /// A binding of each sort that compiles to other rules and maps than the rest; empty if unknown.
     pub representatives: Vec<SetRule<Binding>>,
 }
 
 /// The details of an unfinished change that the desired rules do not show.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unfinished {
-    /// True if connections that the change makes wrong may finish.
+    /// True if the connections of `gone` are left alone.
     pub keep_connections: bool,
     /// The bindings that the change removes or replaces; their connections are ended.
     pub gone: Arc<[Binding]>,
@@ -56,7 +56,7 @@ pub struct Unfinished {
 /// A generation of the kernel's rules in this boot, and the layout of portfwd's table at that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
-    /// The generation.
+    /// The generation id, which grows with every commit of any program.
     generation: u32,
     /// A hash of the table without its elements, see [`Program::layout`](crate::nft::program::Program::layout).
     pub layout: u64,
@@ -68,13 +68,13 @@ impl Verified {
         Self { generation, layout }
     }
 
-    /// Returns the value after a change that was decided on at `generation`; `None` if this value is about another one, so
-    /// another program committed in between.
+    /// Returns the value after a change of the rules of `generation`; `None` if this value has another generation, so another
+    /// program committed in between.
     pub fn then(&self, generation: u32, layout: u64) -> Option<Self> {
         self.is(generation).then(|| Self::at(generation.wrapping_add(1), layout))
     }
 
-    /// Returns true if this value is about `generation`.
+    /// Returns true if this is the generation.
     pub fn is(&self, generation: u32) -> bool {
         self.generation == generation
     }
@@ -85,7 +85,7 @@ impl Verified {
 pub struct Unusable {
     /// The kernel's release; another one may have it.
     pub kernel: String,
-    /// What it lacks.
+    /// The missing part.
     pub why: String,
 }
 
@@ -98,7 +98,7 @@ pub enum StateError {
     /// Another process held the lock for too long.
     #[error("another portfwd is using the state in `{}`", .0.display())]
     Busy(PathBuf),
-    /// SQLite failed.
+    /// SQLite reports another error, for example a failed read.
     #[error("the state in `{}` cannot be read or written", .0.display())]
     Store(PathBuf, #[source] Box<rusqlite::Error>),
     /// The file is not what portfwd wrote.
