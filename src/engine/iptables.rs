@@ -91,7 +91,7 @@ impl Iptables {
             Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
             None => Tools::of_host()?,
         };
-        // Both families use one variant, whatever `ip6tables` is, so that it is clear where all rules are.
+        // `ip6tables` may be of the other variant. portfwd uses one variant for both families.
         let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
         let programs = Programs { ipv4, ipv6, names: label_names() };
         Ok(Self { programs, input: input(path)?, shifts: None })
@@ -156,7 +156,8 @@ impl Iptables {
             }
             let text = restore::text(&changes, family, self.variant());
             if !restore::is_sound(&changes) {
-                let what = "somebody else's rule in our chains holds a line end, and is not written".to_owned();
+                let what = "another program's rule in portfwd's chains contains a line end, so it cannot be restored"
+                    .to_owned();
                 return Err(half(EngineError::Differs(what)));
             }
             let mut put = self.restore(family, &text);

@@ -31,14 +31,14 @@ pub(super) struct Nftables {
 }
 
 impl Nftables {
-    /// Opens nftables and asks for the generation, so that a process without permission fails before it writes anything.
+    /// Opens nftables and reads the generation, so that a process without permission fails before it writes anything.
     pub(super) fn open() -> Result<Self, KernelError> {
         let mut connection = Connection::open()?;
         connection.generation()?;
         Ok(Self { connection })
     }
 
-    /// Returns the connection.
+    /// Returns the open netlink connection.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
@@ -236,7 +236,7 @@ fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
     }
 }
 
-/// Adds to a refusal by the kernel which forward it is about.
+/// Adds the refused forward to an error of the kernel.
 fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
     let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
     let element = offset.and_then(|offset| batch.element_at(seq, offset));
@@ -245,7 +245,7 @@ fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
         Some(format!("the forward `{}` of the rule set `{}`", owned.rule, owned.set))
     });
     let subject = forward.unwrap_or_else(|| match batch.subject(seq) {
-        Some(Subject::Table) => "our table".into(),
+        Some(Subject::Table) => "table inet portfwd".into(),
         Some(Subject::Chain(name)) => format!("the chain `{name}`"),
         Some(Subject::Rule(chain, rule)) => format!("a rule of the chain `{chain}`, `{rule}`"),
         Some(Subject::Map(name)) => format!("the map `{name}`"),
