@@ -38,7 +38,7 @@ fn program(rule_set: &str) -> Program {
     let (loaded, problems) = config::load(&Arc::new(source::read(&path).expect("read")));
     assert!(problems.is_empty(), "a valid rule set");
     let loaded = loaded.expect("a rule set");
-    let desired = config::union(DesiredState::default(), std::slice::from_ref(&loaded)).expect("no conflicts");
+    let desired = config::merge(DesiredState::default(), std::slice::from_ref(&loaded)).expect("no conflicts");
     compile(&desired).expect("one table")
 }
 

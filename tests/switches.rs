@@ -2,7 +2,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::process::Command;
 use std::time::Duration;
 
-use portfwd::lab::wire::{Datagram, Receiver, Sender};
+use portfwd::lab::raw_socket::{Datagram, Receiver, Sender};
 use portfwd::lab::{Links, Netns};
 use portfwd::model::Protocol;
 

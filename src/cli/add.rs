@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, change, guard, sets};
-use crate::config::union::{conflict_help, conflict_message};
+use crate::config::merge::{conflict_help, conflict_message};
 use crate::config::{Problem, ProblemKind};
 use crate::engine::{Options, Part, Scope};
 use crate::model::{

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Failure, Global, Output, change, guard, sets, waiting};
+use super::{Failure, Global, Output, change, guard, rollback_watcher, sets};
 use crate::config::{self, Loaded};
 use crate::engine::timing::Phase;
 use crate::engine::{Engine, Options, PARTIAL_LIMIT, Part, Scope};
@@ -38,19 +38,19 @@ fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Outpu
     if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > PARTIAL_LIMIT {
         return global.change(args.dry_run, Scope::Full, output);
     }
-    // `config::union` reports invalid forwards later.
+    // `config::merge` reports invalid forwards later.
     let bindings: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
     let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
     global.change(false, Scope::Partial(Part { bindings, sets }), output)
 }
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
+    let loaded = output.timing.measure(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = open(args, &loaded, global, output)?;
     let options = Options { keep_connections: args.keep_connections };
     let mut after = engine.state().clone();
     let desired = Arc::unwrap_or_clone(after.desired);
-    let union = output.timing.of(Phase::Parse, || config::union(desired, &loaded));
+    let union = output.timing.measure(Phase::Parse, || config::merge(desired, &loaded));
     after.desired = union.map_err(Failure::Problems)?.into();
     if !args.force {
         guard::check(&mut engine, &mut after, &loaded, global, output)?;
@@ -62,7 +62,7 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     drop(loaded);
     if let Some(seconds) = args.confirm {
         let time = Duration::from_secs(seconds);
-        return waiting::commit(engine, after, options, time, global, output);
+        return rollback_watcher::commit(engine, after, options, time, global, output);
     }
     if args.dry_run {
         return change::preview(&mut engine, &after, global, output);

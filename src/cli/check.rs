@@ -33,7 +33,7 @@ struct CheckedSet<'a> {
 
 pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
-    let desired = config::union(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
+    let desired = config::merge(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
     compile(&desired).map_err(crate::engine::EngineError::from)?;
     let path = |set: &config::Loaded| set.source.path.display().to_string();
     if global.json {

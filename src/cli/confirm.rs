@@ -1,6 +1,6 @@
 //! `portfwd confirm`: keeps the change that `apply --confirm` made.
 
-use super::{Failure, Global, Output, failure, json, waiting};
+use super::{Failure, Global, Output, failure, json, rollback_watcher};
 use crate::engine::{Scope, Storage};
 
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct ConfirmArgs {
 
 pub fn run(args: &ConfirmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     if args.watch {
-        waiting::watch(global)?;
+        rollback_watcher::watch(global)?;
         return Ok(0);
     }
     let nothing = || Failure::NotFound {

@@ -17,11 +17,11 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let mut engine = global.read(output)?;
     let live = engine.live()?;
     output.timing.add(engine.timing());
-    let lifted = output.timing.of(Phase::Plan, || live.lift());
+    let lifted = output.timing.measure(Phase::Plan, || live.lift());
     let generation = live.generation();
     drop(live);
     let desired = &engine.state().desired;
-    let forwards = output.timing.of(Phase::Plan, || forwards(&lifted, desired));
+    let forwards = output.timing.measure(Phase::Plan, || forwards(&lifted, desired));
     let mut networks = other_rules(&lifted.desired.networks, &desired.networks);
     // A network that neither masquerades nor isolates has no rules in the kernel, so it cannot be missing.
     let has_no_rules = |rule: &str| {
@@ -56,11 +56,11 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
             waiting.map(|waiting| failure::seconds_rounded_up(waiting.until.left().unwrap_or_default()));
         let forwards = forwards.as_slice();
         let list = List { version, generation, confirm_within, forwards, networks, masquerades, snats, netmaps };
-        output.timing.of(Phase::Print, || json::print(&list, output.stdout))?;
+        output.timing.measure(Phase::Print, || json::print(&list, output.stdout))?;
         return Ok(0);
     }
     let others = [networks, masquerades, snats, netmaps].concat();
-    output.timing.of(Phase::Print, || print(&forwards, &others, output.stdout))?;
+    output.timing.measure(Phase::Print, || print(&forwards, &others, output.stdout))?;
     Ok(0)
 }
 

@@ -20,10 +20,10 @@ mod output;
 mod plan;
 mod restore;
 mod rm;
+mod rollback_watcher;
 mod sets;
 mod r#try;
 mod view;
-mod waiting;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};

@@ -18,10 +18,10 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
+    let loaded = output.timing.measure(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = global.read(output)?;
     let desired = (*engine.state().desired).clone();
-    let desired = output.timing.of(Phase::Parse, || config::union(desired, &loaded)).map_err(Failure::Problems)?;
+    let desired = output.timing.measure(Phase::Parse, || config::merge(desired, &loaded)).map_err(Failure::Problems)?;
     let plan = engine.plan(&State { desired: desired.into(), ..engine.state().clone() })?;
     output.timing.add(engine.timing());
     if global.json {

@@ -55,7 +55,7 @@ pub fn load_for(
         return Ok(sets);
     }
     // Reports conflicts between the valid rules in the same run.
-    problems.extend(config::union(DesiredState::default(), &sets).err().unwrap_or_default());
+    problems.extend(config::merge(DesiredState::default(), &sets).err().unwrap_or_default());
     Err(Failure::Problems(problems).into())
 }
 

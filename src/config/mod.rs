@@ -7,12 +7,12 @@
 pub mod diagnostic;
 mod forward;
 pub mod load;
+pub mod merge;
 pub(crate) mod reader;
 pub mod source;
 mod tables;
-pub mod union;
 
 pub use diagnostic::{Problem, ProblemKind};
 pub use load::{Loaded, load};
+pub use merge::merge;
 pub use source::{Location, Source};
-pub use union::union;

@@ -147,7 +147,7 @@ impl<'e> Transaction<'e> {
         self.refuse_unknown_rules(&decision.live)?;
         self.decision = Some(decision);
         self.before = self.engine.state.clone();
-        self.sysctls = Sysctls::of(&mut self.after, &self.before)?;
+        self.sysctls = Sysctls::needed(&mut self.after, &self.before)?;
         self.during = self.sysctls.during(&self.after);
         self.during.iptables.extend(self.before.iptables.iter().copied().chain(self.engine.id().variant()));
         self.during.unfinished = self.unfinished();
@@ -254,7 +254,7 @@ impl<'e> Transaction<'e> {
             }
             let engine = &mut *self.engine;
             if let Some(messages) = engine.backend.send(&mut work, &mut engine.timing)? {
-                let (steps, replaced) = engine.timing.of(Phase::Plan, || plan::steps_from(&live, &compared));
+                let (steps, replaced) = engine.timing.measure(Phase::Plan, || plan::steps_from(&live, &compared));
                 return Ok(Sent { plan: Plan { steps, work }, messages, replaced: Some(replaced) });
             }
             if Instant::now() > until {
@@ -305,7 +305,7 @@ impl<'e> Transaction<'e> {
         }
         let (engine, desired) = (&mut *self.engine, &self.after.desired);
         let netmaps = sent.replaced.as_ref().map_or(&desired.netmaps, |replaced| &replaced.netmaps);
-        let mut changed = Changed::of(&sent.plan.steps, netmaps, &desired.netmaps);
+        let mut changed = Changed::from_steps(&sent.plan.steps, netmaps, &desired.netmaps);
         if self.interrupted {
             // The earlier change may have added any forward before it was interrupted.
             changed.extend(desired.bindings.iter().map(|owned| &owned.rule));
@@ -313,7 +313,9 @@ impl<'e> Transaction<'e> {
         }
         let (store, partial) = (&engine.store, engine.scope != Scope::Full);
         let all = || if partial { store.load().map(|full| full.desired) } else { Ok(Arc::clone(desired)) };
-        engine.timing.of(Phase::Connections, || connections::delete_stale(&changed, || all().map_err(io::Error::other)))
+        engine
+            .timing
+            .measure(Phase::Connections, || connections::delete_stale(&changed, || all().map_err(io::Error::other)))
     }
 
     /// Writes that the change is finished, and which generation has the desired rules. Returns why that failed, if it did.

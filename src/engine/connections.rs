@@ -23,7 +23,7 @@ pub(super) struct Changed<'a> {
 
 impl<'a> Changed<'a> {
     /// Collects the rules of a plan's steps. `before` and `after` are all 1:1 translations.
-    pub(super) fn of(steps: &'a [Step], before: &[SetRule<Netmap>], after: &[SetRule<Netmap>]) -> Self {
+    pub(super) fn from_steps(steps: &'a [Step], before: &[SetRule<Netmap>], after: &[SetRule<Netmap>]) -> Self {
         let words = steps.iter().flat_map(|step| [&step.before, &step.after]).flatten();
         let binding = |words: &'a Words| match words {
             Words::Forward(desired, at) => desired.bindings.get(*at).map(|owned| &owned.rule),
@@ -56,15 +56,15 @@ pub(super) fn delete_stale(
     if entries.is_empty() {
         return Ok(0);
     }
-    let changing = Rules::of(changed.bindings.iter().copied(), &changed.netmaps);
+    let changing = Rules::new(changed.bindings.iter().copied(), &changed.netmaps);
     let touched: Vec<Entry> = entries.into_iter().filter(|entry| changing.may_match(entry)).collect();
     if touched.is_empty() {
         return Ok(0);
     }
     let desired = desired()?;
     let netmaps: Vec<Netmap> = desired.netmaps.iter().map(|owned| owned.rule).collect();
-    let now = Rules::of(desired.bindings.iter().map(|owned| &owned.rule), &netmaps);
-    let routes = Routes::of(&touched, changing.name_interfaces || now.name_interfaces)?;
+    let now = Rules::new(desired.bindings.iter().map(|owned| &owned.rule), &netmaps);
+    let routes = Routes::look_up(&touched, changing.name_interfaces || now.name_interfaces)?;
     let stale: Vec<Entry> = touched.into_iter().filter(|entry| is_stale(entry, &changing, &now, &routes)).collect();
     conntrack.end(&stale)
 }
@@ -100,7 +100,7 @@ struct Routes(BTreeMap<IpAddr, Option<IfName>>);
 
 impl Routes {
     /// Looks up the routes to the addresses of connections; to their senders only if `senders` is true.
-    fn of(entries: &[Entry], senders: bool) -> io::Result<Self> {
+    fn look_up(entries: &[Entry], senders: bool) -> io::Result<Self> {
         let receivers = entries.iter().flat_map(|entry| [entry.original.destination.ip(), entry.reply.source.ip()]);
         let senders = entries.iter().filter(|_| senders).map(|entry| entry.original.source.ip());
         let addresses: BTreeSet<IpAddr> = receivers.chain(senders).collect();
@@ -127,7 +127,7 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
-    fn of(bindings: impl IntoIterator<Item = &'a Binding>, netmaps: &'a [Netmap]) -> Self {
+    fn new(bindings: impl IntoIterator<Item = &'a Binding>, netmaps: &'a [Netmap]) -> Self {
         let (ports, ranges) = (HashMap::new(), HashMap::new());
         let mut rules = Self { ports, ranges, netmaps, name_interfaces: false };
         for binding in bindings {

@@ -73,11 +73,11 @@ pub fn takings<'a>(
     let mut taken = HashSet::new();
     let mut taken_ssh = HashSet::new();
     for taking in all(before, &sockets, ssh) {
-        taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::of(taking.binding))));
-        taken_ssh.extend(taking.ssh.map(|_| Place::of(taking.binding)));
+        taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::for_binding(taking.binding))));
+        taken_ssh.extend(taking.ssh.map(|_| Place::for_binding(taking.binding)));
     }
     let new = |mut taking: Taking<'a>| {
-        let places = Place::of(taking.binding).and_wider();
+        let places = Place::for_binding(taking.binding).and_wider();
         taking.sockets.retain(|socket| !places.iter().any(|place| taken.contains(&(*socket, *place))));
         taking.ssh = taking.ssh.filter(|_| !places.iter().any(|place| taken_ssh.contains(place)));
         (!taking.sockets.is_empty() || taking.ssh.is_some()).then_some(taking)
@@ -124,7 +124,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn of(binding: &'a Binding) -> Self {
+    fn for_binding(binding: &'a Binding) -> Self {
         Self {
             family: binding.family,
             address: binding.address,

@@ -204,7 +204,7 @@ impl Backend for Iptables {
     }
 
     fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError> {
-        Ok(Live::Iptables(timing.of(Phase::Read, || self.programs.read())?.into()))
+        Ok(Live::Iptables(timing.measure(Phase::Read, || self.programs.read())?.into()))
     }
 
     fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
@@ -212,8 +212,8 @@ impl Backend for Iptables {
         let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
         let compiled =
             |interfaces: &BTreeSet<IfName>| compile(desired, &Host { interfaces: interfaces.clone(), shifts });
-        let program = timing.of(Phase::Compile, || compiled(&interfaces));
-        let before = Arc::new(timing.of(Phase::Read, || self.programs.read())?);
+        let program = timing.measure(Phase::Compile, || compiled(&interfaces));
+        let before = Arc::new(timing.measure(Phase::Read, || self.programs.read())?);
         let work = |program: Program| {
             let of = |family| (family, diff(before.of(family), program.of(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
@@ -230,7 +230,7 @@ impl Backend for Iptables {
             }
         }
         let program = program?;
-        let work = timing.of(Phase::Plan, || work(program));
+        let work = timing.measure(Phase::Plan, || work(program));
         Ok(decision(work))
     }
 
@@ -254,10 +254,10 @@ impl Backend for Iptables {
                 }
             }
             touched.push(*family);
-            let text = timing.of(Phase::Encode, || restore::text(changes, *family, self.variant()));
+            let text = timing.measure(Phase::Encode, || restore::text(changes, *family, self.variant()));
             timing
                 .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
-            if let Err(error) = timing.of(Phase::Kernel, || self.restore(*family, &text)) {
+            if let Err(error) = timing.measure(Phase::Kernel, || self.restore(*family, &text)) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
                 let stale =
                     refused && self.changed_since(before.of(*family), after.of(*family), *family).unwrap_or_default();
@@ -274,7 +274,7 @@ impl Backend for Iptables {
     /// Reads small changes again and compares them.
     fn verify(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
         let Work::Iptables { changes, program, .. } = work else { return Ok(()) };
-        timing.of(Phase::Read, || self.compare(changes, program))
+        timing.measure(Phase::Read, || self.compare(changes, program))
     }
 }
 

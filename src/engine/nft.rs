@@ -75,8 +75,8 @@ impl Backend for Nftables {
 
     fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
         let (now, generation) = timing.talk(Phase::Read, &mut self.connection, decode)?;
-        let program = timing.of(Phase::Compile, || compile(desired))?;
-        let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
+        let program = timing.measure(Phase::Compile, || compile(desired))?;
+        let changes = Box::new(timing.measure(Phase::Plan, || diff(&now, &program)));
         let live = Live::Nft { program: now, generation };
         Ok(Decision { live, work: Work::Nft { changes, program, generation }, compared: Arc::clone(desired) })
     }
@@ -92,7 +92,7 @@ impl Backend for Nftables {
             return Ok(None);
         }
         let verified = self.verified_generation(change.last_verified, timing)?;
-        let (left, program) = timing.of(Phase::Compile, || (compile(&change.before), compile(&change.after)));
+        let (left, program) = timing.measure(Phase::Compile, || (compile(&change.before), compile(&change.after)));
         let (left, program) = (left?, program?);
         let (now, generation) = match (verified, change.last_verified) {
             // Another version of portfwd may compile the same forwards to other chains and maps.
@@ -107,7 +107,7 @@ impl Backend for Nftables {
                 found
             }
         };
-        let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
+        let changes = Box::new(timing.measure(Phase::Plan, || diff(&now, &program)));
         let live = Live::Nft { program: now, generation };
         let compared = Arc::new(change.after.clone());
         Ok(Some(Decision { live, work: Work::Nft { changes, program, generation }, compared }))
@@ -117,7 +117,7 @@ impl Backend for Nftables {
     fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError> {
         let Work::Nft { changes, program, generation } = work else { return Ok(None) };
         let connection = &mut self.connection;
-        let mut batch = timing.of(Phase::Encode, || encode(changes, *generation));
+        let mut batch = timing.measure(Phase::Encode, || encode(changes, *generation));
         let until = Instant::now() + PATIENCE;
         loop {
             match timing.talk(Phase::Kernel, connection, |connection| connection.commit(&batch)) {

@@ -55,7 +55,7 @@ impl Engine {
     /// [`LOCK_WAIT`].
     pub fn open(storage: Storage<'_>, choice: Choice, scope: Scope) -> Result<Self, EngineError> {
         let mut timing = Timing::default();
-        let (nftables, fallback_reason) = timing.of(Phase::Read, || open_nftables(choice))?;
+        let (nftables, fallback_reason) = timing.measure(Phase::Read, || open_nftables(choice))?;
         if let Some(nftables) = &nftables {
             timing.said(Phase::Read, nftables.connection().traffic());
         }
@@ -64,15 +64,15 @@ impl Engine {
             Storage::Memory => Loaded::empty(),
             Storage::ReadOnly(directory) => {
                 let identity = identity()?;
-                timing.of(Phase::Store, || Loaded::from(directory, &identity, false, Scope::Full))?
+                timing.measure(Phase::Store, || Loaded::from(directory, &identity, false, Scope::Full))?
             }
             Storage::ReadWrite(directory) => {
                 let identity = identity()?;
-                timing.of(Phase::Store, || Loaded::from(directory, &identity, true, scope))?
+                timing.measure(Phase::Store, || Loaded::from(directory, &identity, true, scope))?
             }
             Storage::Reset(directory) => {
                 let identity = identity()?;
-                timing.of(Phase::Store, || Loaded::reset(directory, &identity))?
+                timing.measure(Phase::Store, || Loaded::reset(directory, &identity))?
             }
         };
         let writes = !matches!(storage, Storage::ReadOnly(_));
@@ -153,7 +153,7 @@ impl Engine {
     /// If the state cannot be read.
     pub fn load_full(&mut self, after: &mut State) -> Result<(), EngineError> {
         if self.is_partial() {
-            let full = self.timing.of(Phase::Store, || self.store.load())?;
+            let full = self.timing.measure(Phase::Store, || self.store.load())?;
             *after = scope::rebase(&full, &self.state, after);
             self.state = full;
             self.scope = Scope::Full;
@@ -181,7 +181,7 @@ impl Engine {
         if *state == self.state {
             return Ok(());
         }
-        let saved = self.timing.of(Phase::Store, || self.store.save(&self.state, state));
+        let saved = self.timing.measure(Phase::Store, || self.store.save(&self.state, state));
         saved.map_err(|error| match self.store.is_undecided() {
             true => EngineError::Undecided(error),
             false => error.into(),

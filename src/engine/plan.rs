@@ -128,7 +128,7 @@ impl Engine {
     /// If the kernel cannot be read, or the sets cannot be one table.
     pub fn plan_rules(&mut self, desired: &Arc<DesiredState>) -> Result<Plan, EngineError> {
         let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
-        Ok(self.timing.of(Phase::Plan, || Plan::new(&live, &compared, work)))
+        Ok(self.timing.measure(Phase::Plan, || Plan::new(&live, &compared, work)))
     }
 
     /// Plans the change to a state: its rules, sysctls and other backends. Changes nothing.
@@ -137,7 +137,7 @@ impl Engine {
     /// As [`Engine::plan_rules`]; if a sysctl or the routing table cannot be read.
     pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
         let mut plan = self.plan_rules(&after.desired)?;
-        let sysctls = Sysctls::of(&mut after.clone(), &self.state)?;
+        let sysctls = Sysctls::needed(&mut after.clone(), &self.state)?;
         let step = |name: String, before: &str, after: &str| Step {
             sign: Sign::Change,
             set: None,

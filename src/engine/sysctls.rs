@@ -35,7 +35,7 @@ impl Sysctls {
     ///
     /// # Errors
     /// If a sysctl or the routing table cannot be read.
-    pub fn of(after: &mut State, before: &State) -> Result<Self, EngineError> {
+    pub fn needed(after: &mut State, before: &State) -> Result<Self, EngineError> {
         let mut sysctls = Self::default();
         for family in after.desired.forwarding() {
             sysctls.forward.extend(sysctl::forwarding(family)?);

@@ -113,7 +113,7 @@ impl Timing {
     }
 
     /// Runs `job` and adds its time to a phase.
-    pub fn of<T>(&mut self, phase: Phase, job: impl FnOnce() -> T) -> T {
+    pub fn measure<T>(&mut self, phase: Phase, job: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = job();
         self.took(phase, begun.elapsed());
@@ -133,7 +133,7 @@ impl Timing {
         job: impl FnOnce(&mut Connection) -> T,
     ) -> T {
         let before = connection.traffic();
-        let done = self.of(phase, || job(connection));
+        let done = self.measure(phase, || job(connection));
         self.said(phase, connection.traffic().since(before));
         done
     }
@@ -217,9 +217,9 @@ mod tests {
     #[test]
     fn the_parts_and_the_rest_are_the_whole() {
         let mut timing = Timing::of_process();
-        timing.of(Phase::Plan, || sleep(WHILE));
+        timing.measure(Phase::Plan, || sleep(WHILE));
         let mut within = Timing::default();
-        within.of(Phase::Plan, || sleep(WHILE));
+        within.measure(Phase::Plan, || sleep(WHILE));
         within.said(Phase::Read, Traffic { sent: Amount { messages: 1, bytes: 20 }, ..Traffic::default() });
         timing.add(&within);
         assert!(timing.part(Phase::Plan).time >= WHILE * 2);

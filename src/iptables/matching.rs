@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::words::{self, Words};
+use super::quoting::{self, Words};
 use crate::model::Family;
 
 /// The conntrack states in a `--ctstate` match.
@@ -72,7 +72,7 @@ impl Match {
             Self::SetLabel(bit) => write!(out, " -m connlabel --label {bit} --set"),
             Self::Comment(text) => {
                 out.push_str(" -m comment --comment ");
-                words::push_quoted(text, out);
+                quoting::push_quoted(text, out);
                 Ok(())
             }
         }

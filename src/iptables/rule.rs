@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::words::{self, Words};
+use super::quoting::{self, Words};
 use crate::model::rule_comment::format_comment;
 use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
 
@@ -126,7 +126,7 @@ impl Rule {
             if let Some(Interface { not, name }) = interface {
                 out.push_str(if *not { " !" } else { "" });
                 out.push_str(flag);
-                words::push_quoted(name.as_str(), out);
+                quoting::push_quoted(name.as_str(), out);
             }
         }
         match self.protocol {
@@ -155,7 +155,7 @@ impl Rule {
 
     /// Reads a rule. The inverse of [`Rule::write_to`]. A rule that portfwd would not write is kept as foreign text.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
-        let read = words::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
+        let read = quoting::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
         read.unwrap_or_else(|| Self { foreign: Some(text.trim_matches(' ').to_owned()), ..Self::default() })
     }
 

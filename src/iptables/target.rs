@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::words::{self, Words};
+use super::quoting::{self, Words};
 use crate::model::{Family, Mode, Pool, PortRange};
 
 /// The prefix of all chain names that belong to portfwd.
@@ -64,7 +64,7 @@ impl Target {
         match self {
             Self::Jump(chain) => {
                 out.push_str(" -j ");
-                words::push_quoted(chain, out);
+                quoting::push_quoted(chain, out);
                 Ok(())
             }
             Self::Return => out.write_str(" -j RETURN"),

@@ -6,7 +6,8 @@
 //! the process, even after Ctrl-C or SIGKILL. The state of the host under test is kept in memory. Nothing is written to
 //! disk, so there is nothing to clean up.
 
-mod ask;
+pub mod capture;
+mod client;
 mod datagram;
 mod error;
 mod layout;
@@ -14,10 +15,9 @@ mod link;
 pub mod net;
 pub mod netns;
 mod probe;
+pub mod raw_socket;
 mod responder;
-pub mod sight;
 mod topology;
-pub mod wire;
 
 use crate::engine::{Choice as Backend, Engine, EngineError, Options, Outcome, Scope, Storage};
 use crate::model::meaning::Host;
@@ -25,12 +25,12 @@ use crate::model::{DesiredState, Packet, Protocol, RuleSet};
 use crate::store::State;
 use crate::sys::{sysctl, tracking};
 
-pub use ask::Answer;
+pub use capture::{Capture, Observation};
+pub use client::Answer;
 pub use error::LabError;
 pub use link::Links;
 pub use netns::Netns;
 pub use probe::{Probe, Report, Vantage};
-pub use sight::{Capture, Observation};
 pub use topology::{Topology, set_bridge_netfilter};
 
 /// The result of [`try_out`].

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::ask::{Answer, query};
+use super::capture::{Capture, Observation};
+use super::client::{Answer, query};
 use super::layout::{Subnet, family_index};
-use super::sight::{Capture, Observation};
 use super::topology::{DISCARD, Topology};
 use super::{LabError, Netns};
 use crate::model::egress::OutInterface;

@@ -76,7 +76,7 @@ fn load(files: &[(&str, &str)]) -> Option<(DesiredState, Vec<RuleSet>)> {
         let (loaded, problems) = config::load(&Arc::new(source));
         sets.push(loaded.filter(|_| problems.is_empty())?);
     }
-    let desired = config::union(DesiredState::default(), &sets).ok()?;
+    let desired = config::merge(DesiredState::default(), &sets).ok()?;
     Some((desired, sets.into_iter().map(|loaded| loaded.set).collect()))
 }
 

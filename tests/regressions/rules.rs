@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use portfwd::config::{Loaded, Location, Problem, Source, load, union};
+use portfwd::config::{Loaded, Location, Problem, Source, load, merge};
 use portfwd::iptables::compile::Host;
 use portfwd::model::{DesiredState, Forward};
 use portfwd::{iptables, nft};
@@ -32,7 +32,7 @@ pub fn holds(input: &[u8]) {
     if max_bindings(&sets) > MAX_BINDINGS {
         return;
     }
-    match union(DesiredState::default(), &sets) {
+    match merge(DesiredState::default(), &sets) {
         Ok(desired) if valid => compile_and_lift(&desired),
         Ok(_) => {}
         Err(problems) => problems.iter().for_each(expect_printable),

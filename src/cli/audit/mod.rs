@@ -207,7 +207,7 @@ fn changed_files(engine: &Engine, global: &Global) -> Vec<(String, String)> {
     for path in state.origins.values().collect::<BTreeSet<_>>() {
         let reason = match path.try_exists() {
             Ok(true) => match sets::load(std::slice::from_ref(path), global.choice()) {
-                Ok(loaded) => match config::union((*state.desired).clone(), &loaded) {
+                Ok(loaded) => match config::merge((*state.desired).clone(), &loaded) {
                     Ok(after) => match normalized(after) == normalized((*state.desired).clone()) {
                         true => continue,
                         false => "its rules differ from the applied ones",

@@ -11,7 +11,7 @@ use super::NetError;
 use super::plan::Name;
 use super::presence::Presence;
 use super::rules::Rules;
-use crate::config::{Loaded, Problem, ProblemKind, Source, union};
+use crate::config::{Loaded, Problem, ProblemKind, Source, merge};
 use crate::engine::guard::{self, Ssh};
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
 use crate::model::DesiredState;
@@ -67,7 +67,7 @@ fn merge_rules(desired: DesiredState, rules: &Rules) -> Result<DesiredState, Vec
         netmaps: Vec::new(),
         priority: None,
     };
-    union(desired, &[loaded])
+    merge(desired, &[loaded])
 }
 
 impl RuleStore {

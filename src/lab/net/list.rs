@@ -1,7 +1,7 @@
 //! Lists labs with their missing steps, and finds the namespaces of labs.
 
 use super::error::{NetError, permitted};
-use super::ground::Executor;
+use super::executor::Executor;
 use super::host;
 use super::journal::{Identity, Journal, Journals};
 use super::name::{LabName, NetnsName};

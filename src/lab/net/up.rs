@@ -4,7 +4,7 @@ use std::io;
 
 use super::description::Lab;
 use super::error::{NetError, permitted};
-use super::ground::Executor;
+use super::executor::Executor;
 use super::host;
 use super::journal::{Entry, Identity, Journal, Journals};
 use super::name::LabName;

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::audit::read::xt;
 use crate::audit::region::{Condition, DST_NAT, Field, Region, SRC_NAT, State, states};
 use crate::audit::set::{Set, number_of};
-use crate::iptables::words::Words;
+use crate::iptables::quoting::Words;
 use crate::model::Family;
 
 /// Kinds of addresses by their names in `-m addrtype`, in the order of `RTN_…` in include/uapi/linux/rtnetlink.h.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::matches::{mark, network};
 use crate::audit::region::Field;
 use crate::audit::ruleset::{Action, Rewrite};
-use crate::iptables::words::Words;
+use crate::iptables::quoting::Words;
 use crate::model::Family;
 
 /// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).

@@ -11,9 +11,9 @@
 //! shown only as far as the lab touches it, because a host may have hundreds of other links.
 
 mod card;
+mod collect;
 mod draw;
 mod dump;
-mod look;
 mod place;
 mod process;
 #[cfg(test)]
@@ -23,6 +23,6 @@ mod space;
 mod tests;
 mod text;
 
+pub use collect::read_picture;
 pub use draw::svg;
-pub use look::read_picture;
 pub use space::{Link, Mac, NamespaceView, Neighbour, Peer, Picture, Process, Route, State};

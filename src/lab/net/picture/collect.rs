@@ -12,7 +12,7 @@ use crate::lab::Netns;
 use crate::lab::error::into_io;
 use crate::lab::net::description::{Attachment, Lab};
 use crate::lab::net::error::{NetError, permitted};
-use crate::lab::net::ground::Executor;
+use crate::lab::net::executor::Executor;
 use crate::lab::net::journal::{Journal, Journals};
 use crate::lab::net::name::LabName;
 use crate::lab::net::plan::{Location, Step};

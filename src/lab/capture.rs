@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::wire::{Datagram, Receiver, Sender};
+use super::raw_socket::{Datagram, Receiver, Sender};
 use super::{LabError, Netns, Topology};
 use crate::model::Packet;
 use crate::model::meaning::Fate;

@@ -12,7 +12,7 @@ use crate::model::{Binding, DesiredState, Family, Forward, Netmap, Network, SetN
 ///
 /// # Errors
 /// If two rules conflict, in one set or in two sets. The result contains every conflict.
-pub fn union(mut desired: DesiredState, sets: &[Loaded]) -> Result<DesiredState, Vec<Problem>> {
+pub fn merge(mut desired: DesiredState, sets: &[Loaded]) -> Result<DesiredState, Vec<Problem>> {
     for loaded in sets {
         desired.remove(&loaded.set.name);
     }
@@ -221,8 +221,8 @@ mod tests {
 
     /// Returns the only problem of a new file with the rules of an earlier one.
     fn problem(before: &str, new: &str) -> Problem {
-        let before = union(DesiredState::default(), &[loaded("before", before)]).expect("no conflict");
-        let mut problems = union(before, &[loaded("new", new)]).expect_err(new);
+        let before = merge(DesiredState::default(), &[loaded("before", before)]).expect("no conflict");
+        let mut problems = merge(before, &[loaded("new", new)]).expect_err(new);
         assert_eq!(problems.len(), 1, "{problems:?}");
         problems.remove(0)
     }
