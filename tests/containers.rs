@@ -174,7 +174,7 @@ fn foreign_rule_sets_stay_and_conflicts_with_them_are_refused() {
     let said = machine.lab(&["up", DOCKER]);
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("`8080/tcp` already goes to 10.0.0.1:80"), "{said:?}");
-    assert!(said.stderr.contains("it is in the rule set `other`"), "{said:?}");
+    assert!(said.stderr.contains("first defined in the rule set `other`"), "{said:?}");
     assert_eq!((machine.traces(), machine.stdout_of(PORTFWD, &["list"])), before);
     // A port with a listener on the host is refused.
     other("[[forward]]\nlisten = \"7000\"\nto = \"10.0.0.1:80\"\n");

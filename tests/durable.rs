@@ -126,7 +126,7 @@ fn a_lost_state_is_made_again_from_the_kernel() {
         assert_eq!(run(&["add", "9999", "172.17.0.4"]).code, 0);
         assert_eq!(run(&["flush"]).code, 0);
         let said = run(&["restore", "--from-kernel"]);
-        assert!(said.code == 1 && said.stderr.contains("no rules of ours"), "{variant:?} {said:?}");
+        assert!(said.code == 1 && said.stderr.contains("no rules of portfwd"), "{variant:?} {said:?}");
     }
 }
 
