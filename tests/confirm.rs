@@ -339,7 +339,7 @@ fn a_reboot_is_no_confirmation() {
     boot(
         "two",
         &format!(
-            "p apply --confirm {LONG} \"$R\" 2> \"$S/asked\" & until grep -q 'over one' \"$S/asked\"; do sleep 0.1; done"
+            "p apply --confirm {LONG} \"$R\" 2> \"$S/asked\" & until grep -q 'the new connection' \"$S/asked\"; do sleep 0.1; done"
         ),
     );
     let during = words(&net);
