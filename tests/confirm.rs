@@ -339,7 +339,7 @@ fn a_reboot_does_not_confirm() {
     boot(
         "two",
         &format!(
-            "p apply --confirm {LONG} \"$R\" 2> \"$S/prompt\" & until grep -q 'over one' \"$S/prompt\"; do sleep 0.1; done"
+            "p apply --confirm {LONG} \"$R\" 2> \"$S/prompt\" & until grep -q 'from the new connection' \"$S/prompt\"; do sleep 0.1; done"
         ),
     );
     let during = words(&net);
