@@ -54,7 +54,7 @@ pub fn enter(name: &str) -> Result<(), NamespaceError> {
     setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))
 }
 
-/// The identity of a network namespace. The last text of a variant is unique since boot.
+/// The identity of a network namespace. The unique id distinguishes namespaces that had the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// The network namespace of the first process.

@@ -44,7 +44,7 @@ fn name(key: &str) -> String {
 pub struct SysctlError {
     /// The name in the form of sysctl(8).
     pub name: String,
-    /// The desired value.
+    /// The value that the failed write should set.
     pub value: String,
     /// The error of the read or the write.
     #[source]
