@@ -1,6 +1,6 @@
-//! One more forward, live and durable, and its removal, on a host with N forwards.
+//! Adds one forward to a host with N forwards, and removes it: in the kernel and in the state on disk.
 //!
-//! The state is in the directory for temporary files, so the time includes one write to that disk.
+//! The state is in the directory for temporary files, so the time includes one fsync to that disk.
 
 use portfwd::iptables::command::Variant;
 
@@ -24,12 +24,12 @@ const FIRST: u32 = 61_000;
 /// The conntrack entries of [`TRACKED`].
 const ENTRIES: u32 = 200_000;
 
-/// Measures.
+/// Compares `portfwd add` and `portfwd rm` with `nft add element` and with the crate `iptables`.
 pub fn bench(effort: Effort, report: &mut Report) {
     for count in effort.numbers() {
         let results = one_more(count, effort);
-        let row = |what, ours, peer, limit| {
-            Row::new(what, count, results.of(ours), peer, results.of(peer)).target(Target::time(limit))
+        let row = |what, own, peer, limit| {
+            Row::new(what, count, results.of(own), peer, results.of(peer)).target(Target::time(limit))
         };
         report.rows.push(row("one more forward", ADD, ELEMENT, 1.5));
         report.rows.push(row("one more forward, after another program committed", AFTER, ELEMENT, 2.0));
@@ -48,14 +48,14 @@ pub fn bench(effort: Effort, report: &mut Report) {
     }
 }
 
-/// Makes a host with so many forwards.
+/// Makes a host with `count` forwards.
 fn busy(count: u32) -> Host {
     let host = Host::new();
     host.portfwd(&["apply", &host.file("bench.toml", &peer::rule_set(count))]);
     host
 }
 
-/// Returns a function that adds one forward each time. It calls `before` first, which is not measured.
+/// Returns a function that adds one forward per call. Each call first runs `before`, which is not measured.
 fn adding(host: Host, before: impl Fn(&Host)) -> impl FnMut() -> Cost {
     let mut ports = FIRST..;
     move || {
@@ -68,7 +68,7 @@ fn add(host: &Host, port: u32) -> Cost {
     host.portfwd(&["add", &port.to_string(), "10.9.9.9:80"])
 }
 
-/// Commits to nf_tables as another program.
+/// Increases the generation of the ruleset, as a commit of another program does.
 fn commit(host: &Host) {
     host.run("nft", &["add table inet another; delete table inet another"]);
 }
@@ -92,7 +92,7 @@ fn one_more(count: u32, effort: Effort) -> Results {
     race.run(&format!("add/{count}"), effort.small())
 }
 
-/// Counts the waits for the disk and the requests to nf_tables.
+/// Counts the fsyncs and the requests to nf_tables.
 fn counts(count: u32, report: &mut Report) {
     let host = busy(count);
     add(&host, FIRST);
@@ -122,7 +122,7 @@ fn one_less(count: u32, effort: Effort) -> Results {
     race.run(&format!("rm/{count}"), effort.loads(count))
 }
 
-/// The rival that most Rust programs use: the crate `iptables`, which starts one process for each rule.
+/// Races portfwd against the crate `iptables`, which starts one process for each rule.
 fn one_process(count: u32, effort: Effort) -> Results {
     let mut race = Race::default();
     race.enter(ADD, adding(busy(count), |_| ()));

@@ -1,6 +1,6 @@
-//! All forwards from a file: `portfwd apply` of TOML, the same forwards as a script for nft(8), and the kernel alone.
+//! Applies all forwards of a file: `portfwd apply` with TOML, nft(8) with a script, and the kernel alone.
 //!
-//! portfwd also writes its state to disk and reads the rules again.
+//! portfwd also writes its state to disk, and reads the rules back.
 
 use crate::effort::Effort;
 use crate::floor;
@@ -14,7 +14,7 @@ const TENTH: &str = "portfwd apply, N / 10";
 const MAP: &str = "nft -f, a map";
 const RULES: &str = "nft -f, one rule each";
 
-/// Measures.
+/// Compares `portfwd apply` with `nft -f` and with the kernel alone.
 pub fn bench(effort: Effort, report: &mut Report) {
     let count = effort.most();
     let rule_set = peer::rule_set(count);

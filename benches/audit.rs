@@ -11,7 +11,7 @@ use crate::table::{Report, Row, Target};
 const AUDIT: &str = "portfwd audit --json";
 const SAVE: &str = "iptables-nft-save";
 
-/// Measures.
+/// Compares `portfwd audit --json` with `iptables-nft-save`.
 pub fn bench(effort: Effort, report: &mut Report) {
     let (count, host) = (effort.most(), Host::new());
     let rules = host.file("rules", &peer::iptables::docker(count));

@@ -1,4 +1,4 @@
-//! Counts system calls of a command with strace(1). A count does not depend on the machine, so it has a limit of its own.
+//! Counts the system calls of a command with strace(1). Counts do not depend on the machine, so they have absolute limits.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ pub struct Counted {
     pub requests: usize,
 }
 
-/// Runs portfwd, which must succeed.
+/// Runs portfwd under strace(1) and counts its system calls. portfwd must succeed.
 pub fn run(host: &Host, arguments: &[&str]) -> Counted {
     let log = host.file("calls", "");
     let mut command = Command::new("strace");

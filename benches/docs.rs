@@ -1,4 +1,4 @@
-//! The page of a run: `docs/benchmarks.md`.
+//! Writes the results of a run to `docs/benchmarks.md`.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::machine;
 use crate::table::phases;
 use crate::table::{Report, markdown};
 
-/// Writes the page.
+/// Writes `docs/benchmarks.md`.
 pub fn write(report: &Report, quick: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
     std::fs::write(path, page(report, quick)).expect("docs/benchmarks.md");

@@ -1,6 +1,6 @@
-//! The number of forwards and of rounds.
+//! The numbers of forwards and of rounds, for full and quick runs.
 
-/// A full run or a quick one.
+/// The size of a run: full or quick.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     /// True for a quick run.
@@ -8,17 +8,17 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// The largest number of forwards.
+    /// Returns the largest number of forwards.
     pub fn most(self) -> u32 {
         if self.quick { 6_000 } else { 60_000 }
     }
 
-    /// The numbers of forwards for operations whose cost must not depend on it.
+    /// Returns the numbers of forwards for operations whose cost must not depend on that number.
     pub fn numbers(self) -> [u32; 3] {
         [1, 1_000, self.most()]
     }
 
-    /// The rounds of an operation on all forwards.
+    /// Returns the number of rounds for an operation on all forwards.
     pub fn loads(self, count: u32) -> usize {
         match (self.quick, count) {
             (true, _) => 3,
@@ -27,7 +27,7 @@ impl Effort {
         }
     }
 
-    /// The rounds of an operation on one forward.
+    /// Returns the number of rounds for an operation on one forward.
     pub fn small(self) -> usize {
         if self.quick { 5 } else { 101 }
     }

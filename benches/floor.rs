@@ -1,4 +1,5 @@
-//! The floor: the kernel alone takes the messages of `portfwd apply`, which are encoded before the clock starts, in one send.
+//! The floor: the kernel alone applies the messages of `portfwd apply`. They are encoded before the clock starts and sent at
+//! once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::race::{Cost, Race};
 /// The name of the contender.
 pub const NAME: &str = "the floor: one send";
 
-/// Enters the kernel alone into a race: it adds the forwards of a rule set, and removes them while nothing is measured.
+/// Enters the kernel alone into a race. The kernel adds the forwards of a rule set; their removal is not measured.
 pub fn enter(race: &mut Race<'_>, rule_set: &str) {
     let namespace = Netns::new().expect("run as root");
     let (none, all) = (Program::default(), program(rule_set));

@@ -1,4 +1,4 @@
-//! A host in a network namespace, and hosts whose `iptables` is of one variant.
+//! A host in a network namespace, and a function that selects its variant of iptables.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
 
 /// A network namespace, and a directory for files and for portfwd's state.
 pub struct Host {
-    /// The namespace.
+    /// The network namespace of the host.
     pub namespace: Netns,
     directory: tempfile::TempDir,
 }
@@ -35,7 +35,7 @@ impl Host {
         path.to_string_lossy().into_owned()
     }
 
-    /// Runs a program.
+    /// Runs a program in the host's namespace. The program must succeed.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Cost {
         run(&self.namespace, program, arguments)
     }
@@ -50,7 +50,7 @@ impl Host {
         self.path().join("state").to_string_lossy().into_owned()
     }
 
-    /// Creates so many conntrack entries of TCP connections that no forward concerns.
+    /// Creates conntrack entries of TCP connections that match no forward.
     pub fn track(&self, entries: u32) {
         let mut text = String::new();
         for n in 0..entries {
@@ -78,7 +78,7 @@ pub fn iptables(variant: Variant, suffix: &str) -> String {
     format!("/usr/sbin/iptables-{}{suffix}", variant.name())
 }
 
-/// Runs a function with `iptables` of this variant, as update-alternatives(1) sets it, in a mount namespace of its own.
+/// Runs a function with `iptables` set to a variant, as update-alternatives(1) does, in a new mount namespace.
 pub fn with<T: Send>(variant: Variant, job: impl FnOnce() -> T + Send) -> T {
     let there = || {
         unshare(CloneFlags::CLONE_NEWNS).expect("run as root");

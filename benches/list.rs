@@ -1,4 +1,4 @@
-//! All forwards with their counters, as JSON.
+//! Lists all forwards with their counters, as JSON.
 
 use crate::effort::Effort;
 use crate::host::Host;
@@ -9,7 +9,7 @@ use crate::table::{Report, Row, Target};
 const LIST: &str = "portfwd list --json";
 const NFT: &str = "nft -j list ruleset";
 
-/// Measures.
+/// Compares `portfwd list --json` with `nft -j list ruleset`.
 pub fn bench(effort: Effort, report: &mut Report) {
     let (count, host, map) = (effort.most(), Host::new(), Host::new());
     host.portfwd(&["apply", &host.file("bench.toml", &peer::rule_set(count))]);

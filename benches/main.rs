@@ -1,8 +1,8 @@
-//! Measures what portfwd costs, beside another program or the kernel alone, in the same run.
+//! Measures portfwd against another program, or the kernel alone, in the same run.
 //!
 //! `cargo bench` runs every bench; `cargo bench -- add list` runs two. `--quick` runs with fewer forwards and fewer rounds.
-//! `--write-docs` writes `docs/benchmarks.md`. Only ratios of one run mean anything. The benches need root, nft, both
-//! variants of iptables, conntrack and strace. All of it happens in network namespaces of their own.
+//! `--write-docs` writes `docs/benchmarks.md`. Only ratios of one run are comparable. The benches need root, nft, both
+//! variants of iptables, conntrack and strace. They run in new network namespaces.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -27,7 +27,7 @@ use effort::Effort;
 use race::process;
 use table::Report;
 
-/// A bench.
+/// The function of a bench, which adds its results to the report.
 type Bench = fn(Effort, &mut Report);
 
 /// The benches, in the order in which they run.
@@ -51,7 +51,7 @@ fn main() {
     if has("--test") {
         return;
     }
-    // Cargo adds `--bench`.
+    // `cargo bench` adds the option `--bench`.
     let known = ["--bench", "--quick", "--write-docs"];
     let (options, names): (Vec<&str>, Vec<&str>) =
         arguments.iter().map(String::as_str).partition(|argument| argument.starts_with("--"));

@@ -13,7 +13,7 @@ use crate::table::phases::Phases;
 /// The rounds of each command.
 const ROUNDS: usize = 7;
 
-/// Measures.
+/// Measures the phases of `apply`, `add`, `rm` and `list`.
 pub fn bench(effort: Effort, report: &mut Report) {
     let count = effort.most();
     let (bulk, busy) = (Host::new(), Host::new());
@@ -61,7 +61,7 @@ fn measure(command: &str, mut run: impl FnMut() -> String) -> Phases {
     Phases { command: command.to_owned(), milliseconds }
 }
 
-/// Parses `  kernel      61.905 ms  sent …`.
+/// Parses a line such as `  kernel      61.905 ms  sent …` into name and milliseconds.
 fn line(text: &str) -> Option<(String, f64)> {
     let mut words = text.split_whitespace();
     let (name, value, unit) = (words.next()?, words.next()?.parse().ok()?, words.next()?);

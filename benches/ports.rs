@@ -1,4 +1,4 @@
-//! 206 more ports in one command, on a host with N forwards, compared with one more port.
+//! Adds 206 ports in one command to a host with N forwards, and compares that with one port.
 
 use crate::effort::Effort;
 use crate::host::Host;
@@ -14,7 +14,7 @@ const ONE: &str = "portfwd add, one more port";
 const LIST: &str = "portfwd add, a list of 206 ports";
 const RANGE: &str = "portfwd add, a range of 206 ports";
 
-/// Measures.
+/// Compares `portfwd add` of 206 ports with `portfwd add` of one port.
 pub fn bench(effort: Effort, report: &mut Report) {
     let (count, host) = (effort.most(), Host::new());
     host.portfwd(&["apply", &host.file("bench.toml", &peer::rule_set(count))]);

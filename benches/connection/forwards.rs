@@ -7,9 +7,9 @@ use super::net::{CLIENT, HOST, TARGET};
 
 /// The port of the only forward of [`one`].
 const ONE: u16 = 8080;
-/// The first port of the others.
+/// The first port of the other rule sets.
 const FIRST: u16 = 1_024;
-/// The number of last forwards that connections go through.
+/// The number of forwards that connections use: the last ones of a rule set.
 const LAST: u16 = 16;
 /// The ports of a range; not a power of two, so that some ranges hold aligned blocks and some do not.
 const WIDTH: u16 = 20;
@@ -22,27 +22,27 @@ pub struct Forwards {
     pub last: Vec<u16>,
 }
 
-/// Returns one forward.
+/// Returns the forward of port 8080 alone.
 pub fn one() -> Forwards {
     Forwards { text: forward(&ONE.to_string(), ""), last: vec![ONE] }
 }
 
-/// Returns so many forwards of single ports.
+/// Returns `count` forwards of single ports.
 pub fn singles(count: u16) -> Forwards {
     let ports = FIRST..FIRST + count;
     let last = ports.clone().skip((count - LAST).into()).collect();
     Forwards { text: ports.map(|port| forward(&port.to_string(), "")).collect(), last }
 }
 
-/// Returns so many forwards of ranges of ports, all to one port.
+/// Returns `count` forwards of port ranges, all to port 80.
 pub fn ranges(count: u16) -> Forwards {
     let firsts = || (0..count).map(|n| FIRST + n * WIDTH);
     let range = |first: u16| forward(&format!("{first}-{}", first + (WIDTH - 1)), "");
     Forwards { text: firsts().map(range).collect(), last: firsts().skip((count - LAST).into()).collect() }
 }
 
-/// Returns so many forwards in each of twenty classes: with or without an address, with or without an interface, and four
-/// client prefixes or none. The last forwards are in the class without all of them, whose precedence is the lowest.
+/// Returns `count` forwards in each of twenty classes: with or without an address, with or without an interface, and four
+/// client prefixes or none. The last forwards have no address, interface or prefix, so their precedence is the lowest.
 pub fn classes(count: u16) -> Forwards {
     let mut text = String::new();
     let ports = FIRST + LAST..FIRST + LAST + count;

@@ -1,9 +1,9 @@
 //! A new connection through the last of N forwards, compared with one through the only forward.
 //!
-//! Each rule set has a client, a host and a target of its own. They take turns. A connection is opened and reset
+//! Each rule set has its own client, host and target, and they take turns. The client opens each connection and resets it
 //! (`SO_LINGER` 0).
 //!
-//! Be aware: all namespaces share the conntrack table, so all contenders pay for its growth.
+//! Be aware: all namespaces share the conntrack table, so its growth slows all contenders down.
 
 mod forwards;
 mod net;
@@ -24,7 +24,7 @@ const ONE: &str = "portfwd, N = 1";
 const LAST: &str = "the last forward";
 const RULES: &str = "nft, one rule each";
 
-/// Measures.
+/// Compares the last of N forwards with the only forward, for nftables and both variants of iptables.
 pub fn bench(effort: Effort, report: &mut Report) {
     let count = effort.most();
     let few = if effort.quick { 300 } else { 5_000 };
@@ -52,7 +52,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
     }
 }
 
-/// Returns N as a number of ports.
+/// Returns the largest N as a number of ports.
 fn ports(effort: Effort) -> u16 {
     u16::try_from(effort.most()).expect("there are 65,535 ports")
 }

@@ -50,7 +50,7 @@ impl Net {
             links.veth("eth1", "eth0", &target).expect("veth");
             up(&links, "eth0", HOST);
             up(&links, "eth1", GATEWAY);
-            // Rival rule sets do not switch it on.
+            // Rule sets of nft(8) do not enable forwarding.
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
         };
         host.run(in_host).expect("host");
@@ -104,9 +104,9 @@ impl Net {
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Opens and resets `count` connections, to these ports in turn, and returns the seconds of one connection.
+    /// Opens and resets `count` connections to `ports` in turn, and returns the mean time of a connection in seconds.
     ///
-    /// Packets pass the host on the client's processor while the client waits in connect(2), so no other thread has to wake
+    /// The kernel forwards packets on the client's processor while the client waits in connect(2), so no other thread wakes
     /// up. The target accepts the connections afterwards.
     pub fn connections(&self, ports: &[u16], count: u16) -> f64 {
         let first = self.next_source.get();
@@ -117,7 +117,7 @@ impl Net {
                 let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
                 socket.set_linger(Some(Duration::ZERO)).expect("linger");
                 socket.bind(&SocketAddrV4::new(CLIENT, source).into()).expect("bind");
-                socket.connect(&SocketAddrV4::new(HOST, *port).into()).expect("a forward leads to the target");
+                socket.connect(&SocketAddrV4::new(HOST, *port).into()).expect("the forward reaches the target");
             }
             start.elapsed().as_secs_f64() / f64::from(count)
         };

@@ -17,7 +17,7 @@ fn rule(n: u32) -> String {
     format!("-p tcp --dport {n} -j DNAT --to-destination {}:80", target(n))
 }
 
-/// Returns so many forwards in the format of iptables-save(8).
+/// Returns `count` forwards in the format of iptables-save(8).
 pub fn rules(count: u32) -> String {
     let mut text = format!("*nat\n:{CHAIN} - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j {CHAIN}\n");
     for n in 1..=count {
@@ -26,7 +26,7 @@ pub fn rules(count: u32) -> String {
     text + "COMMIT\n"
 }
 
-/// Appends forward `n` with the crate `iptables`, which starts one process for it.
+/// Appends forward `n` with the crate `iptables`, which starts one process for the rule.
 pub fn append(host: &Host, variant: Variant, n: u32) -> Cost {
     let cmd = match variant {
         Variant::Nft => "/usr/sbin/iptables-nft",

@@ -1,6 +1,6 @@
 //! The same forwards in the languages of other programs: forward `n` sends port `n` to port 80 of the address [`target`].
 //!
-//! Each forward has a counter in all of them. In nftables each also has a comment, as portfwd's elements do.
+//! Each forward has a counter in all languages. In nftables each forward also has a comment, like portfwd's elements.
 
 pub mod iptables;
 pub mod nft;
@@ -15,7 +15,7 @@ pub fn target(n: u32) -> Ipv4Addr {
     Ipv4Addr::new(10, a, b, host + 1)
 }
 
-/// Returns so many forwards as a rule set of portfwd.
+/// Returns `count` forwards as a rule set of portfwd.
 pub fn rule_set(count: u32) -> String {
     let mut text = String::new();
     for n in 1..=count {

@@ -1,6 +1,6 @@
 //! Contenders that take turns in one run.
 //!
-//! Only ratios of one run mean anything, because other machines share the processors and clocks change their speed. Every
+//! Only ratios of one run are comparable, because other machines share the processors and clocks change their speed. Every
 //! contender has one turn in every round, in a new order each round. The first round fills caches and does not count.
 
 pub mod process;
@@ -21,7 +21,7 @@ impl Cost {
     }
 }
 
-/// One turn of a contender.
+/// The function of a contender: runs the operation once and returns its cost.
 type Turn<'a> = Box<dyn FnMut() -> Cost + 'a>;
 
 /// The contenders of one comparison.
@@ -31,17 +31,17 @@ pub struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    /// Adds a contender. Its turn may also prepare and undo, outside of the measured time.
+    /// Adds a contender. The turn may also prepare and undo the operation outside of the measured time.
     pub fn enter(&mut self, name: impl Into<String>, turn: impl FnMut() -> Cost + 'a) {
         self.contenders.push((name.into(), Box::new(turn)));
     }
 
-    /// Runs so many rounds that count, and prints the medians under the race's name.
+    /// Runs a warm-up round and `rounds` measured rounds, and prints the medians under the name `id`.
     pub fn run(mut self, id: &str, rounds: usize) -> Results {
         let mut costs = vec![Vec::with_capacity(rounds); self.contenders.len()];
-        // Otherwise the kernel writes the prepared files during the race, and contenders that wait for the disk wait longer.
+        // Without this sync, the kernel writes the prepared files during the race and slows fsyncs down.
         nix::unistd::sync();
-        // The previous contender leaves the same program in the caches, or work for the kernel. The seed is fixed.
+        // The order changes, because each contender affects the caches and the kernel's work for the next one. The seed is fixed.
         let mut random = fastrand::Rng::with_seed(0);
         let mut order: Vec<usize> = (0..self.contenders.len()).collect();
         for round in 0..=rounds {
@@ -70,7 +70,7 @@ impl Results {
         found.map(|(_, samples)| samples).expect("the contender is in the race")
     }
 
-    /// Returns the names and samples of all contenders but these.
+    /// Returns the names and samples of all contenders except `names`.
     pub fn but<'a>(&'a self, names: &'a [&str]) -> impl Iterator<Item = (&'a str, &'a Samples)> {
         let named = self.0.iter().map(|(name, samples)| (name.as_str(), samples));
         named.filter(|(name, _)| !names.contains(name))
@@ -112,15 +112,15 @@ impl Samples {
 /// The ratio of two contenders' times, computed in each round, so that a slow round affects both.
 #[derive(Debug, Clone, Copy)]
 pub struct Ratio {
-    /// The median.
+    /// The median of the rounds' ratios.
     pub middle: f64,
-    /// The lower quartile.
+    /// The lower quartile of the rounds' ratios.
     pub low: f64,
-    /// The upper quartile.
+    /// The upper quartile of the rounds' ratios.
     pub high: f64,
 }
 
-/// Returns the quantile of values, interpolated between two of them.
+/// Returns a quantile, interpolated linearly. `share` is between 0 and 1.
 pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else { return f64::NAN };

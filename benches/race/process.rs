@@ -1,8 +1,8 @@
-//! The time and the memory peak of a program.
+//! Measures the time and the memory peak of a program.
 //!
 //! The kernel includes the memory of the process before execve(2) in the peak of the program (`ru_maxrss` in getrusage(2)).
-//! So this program starts itself again as a small process that starts the measured program, as time(1) of GNU does. The
-//! smallest peak that this shows is about one megabyte.
+//! So this program starts itself again as a small process, which starts the measured program, like GNU time(1). The smallest
+//! measurable peak is about one megabyte.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use portfwd::lab::Netns;
 
 use super::Cost;
 
-/// The first argument of this program if it starts another.
+/// The first argument of this program if it runs as the small process.
 pub const MEASURE: &str = "--measure";
 
 /// Runs a program in a namespace and discards its output. The program must succeed.

@@ -1,4 +1,4 @@
-//! The rows of the table at the end: limits and measurements.
+//! The result tables: measurements and limits.
 
 pub mod phases;
 mod report;

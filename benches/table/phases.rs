@@ -7,9 +7,9 @@ use portfwd::engine::timing::Phase;
 /// The phases of one command.
 #[derive(Debug, Clone)]
 pub struct Phases {
-    /// The command.
+    /// The name of the command, which is the head of its column.
     pub command: String,
-    /// The median time by phase, in milliseconds. `time` is the whole, `rest` the time outside of all phases.
+    /// The median time by phase, in milliseconds. `time` is the total, `rest` the time outside of all phases.
     pub milliseconds: BTreeMap<String, f64>,
 }
 

@@ -18,10 +18,10 @@ impl Target {
     }
 }
 
-/// One comparison.
+/// A comparison of portfwd with one peer.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The operation.
+    /// The name of the operation, for the first column.
     pub what: String,
     /// The number of forwards or rules.
     pub count: u32,
@@ -33,7 +33,7 @@ pub struct Row {
     pub time: Ratio,
     /// portfwd's memory peak over the peer's.
     pub memory: Option<f64>,
-    /// The limits.
+    /// The limits of the ratios.
     pub target: Target,
 }
 
@@ -51,7 +51,7 @@ impl Row {
         }
     }
 
-    /// Sets the limits.
+    /// Returns the row with other limits.
     pub fn target(self, target: Target) -> Self {
         Self { target, ..self }
     }
@@ -60,10 +60,11 @@ impl Row {
     pub fn missed(&self) -> Option<Vec<String>> {
         let Target { time, memory } = self.target;
         let parts = [(time, Some(self.time.middle), "time"), (memory, self.memory, "memory")];
-        let limited: Vec<_> = parts.into_iter().filter_map(|(limit, is, name)| Some((limit?, is, name))).collect();
-        let missed = |(limit, is, name): &(f64, Option<f64>, &str)| match is {
-            Some(is) if is <= limit => None,
-            Some(is) => Some(format!("{name} {is:.2}")),
+        let limited: Vec<_> =
+            parts.into_iter().filter_map(|(limit, value, name)| Some((limit?, value, name))).collect();
+        let missed = |(limit, value, name): &(f64, Option<f64>, &str)| match value {
+            Some(value) if value <= limit => None,
+            Some(value) => Some(format!("{name} {value:.2}")),
             None => Some(format!("{name} not measured")),
         };
         (!limited.is_empty()).then(|| limited.iter().filter_map(missed).collect())

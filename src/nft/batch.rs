@@ -14,19 +14,19 @@ use crate::sys::netlink::{Attributes, Message, flag};
 pub enum Subject<'a> {
     /// The begin or the end of the batch.
     Batch,
-    /// The table.
+    /// portfwd's table, `inet portfwd`.
     Table,
     /// A chain, or all rules of a chain.
     Chain(&'a str),
     /// A rule of a chain.
     Rule(&'a str, &'a Rule),
-    /// A map.
+    /// A map, by its name.
     Map(&'a str),
     /// Elements of a map, in the order of the message.
     Elements(&'a str, &'a [(Key, Element)]),
 }
 
-/// The place and the subject of a message.
+/// The sequence number, the byte range and the subject of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry<'a> {
     seq: u32,
@@ -56,7 +56,7 @@ impl<'a> Batch<'a> {
         self.entries.push(Entry { seq, start, end: self.bytes.len(), kind, subject });
     }
 
-    /// Has the kernel acknowledge the last message.
+    /// Requests an acknowledgement of the last message.
     pub(super) fn acknowledge(&mut self) {
         let start = self.entries.last().map_or(0, |entry| entry.start);
         if let Some((message, _)) = self.bytes.get(start..).and_then(Message::split) {
@@ -74,9 +74,9 @@ impl Batch<'_> {
         &self.bytes
     }
 
-    /// Moves the batch to another generation at which the changes are still right.
+    /// Replaces the generation of the batch. The changes must be valid at the new generation.
     pub fn move_to(&mut self, generation: u32) {
-        // The first attribute of the first message.
+        // The value of the first attribute of the first message.
         if let Some(number) = self.bytes.get_mut(24..28) {
             number.copy_from_slice(&generation.to_be_bytes());
         }
@@ -112,8 +112,8 @@ impl Batch<'_> {
             let size = entry.end - entry.start;
             let deletes = [libc::NFT_MSG_DELTABLE, libc::NFT_MSG_DELCHAIN, libc::NFT_MSG_DELRULE];
             let deletes_more = [libc::NFT_MSG_DELSET, libc::NFT_MSG_DELSETELEM];
-            let is = |message: &i32| i32::from(entry.kind & 0xff) == *message;
-            let verb = if deletes.iter().chain(&deletes_more).any(is) { "delete" } else { "add" };
+            let is_kind = |message: &i32| i32::from(entry.kind & 0xff) == *message;
+            let verb = if deletes.iter().chain(&deletes_more).any(is_kind) { "delete" } else { "add" };
             let what = match &entry.subject {
                 Subject::Batch => return format!("{:>6} {size:>6} bytes  batch", entry.seq),
                 Subject::Table => format!("table inet {TABLE}"),

@@ -7,7 +7,7 @@
 //! A message contains up to 180 elements, or one other object. Only the last message is acknowledged. libnftnl writes tables,
 //! chains and rules; maps and elements are written here, because `nftnl` has no maps with data.
 //!
-//! Be aware: what is encoded here is read back by [`super::decode`]; the round trip is a test with a kernel.
+//! Be aware: [`super::decode`] reads these encodings back. A test compares the two with a kernel in between.
 
 use std::ptr::NonNull;
 

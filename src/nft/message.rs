@@ -1,9 +1,8 @@
-//! The kernel's messages, read into plain data.
+//! Readers of nf_tables messages: chains, rules, sets and elements as plain data.
 //!
-//! By ourselves and not by libnftnl, because messages are input from outside: where an attribute has not the length that it
-//! expects, libnftnl ends the process (`abi_breakage` in its utils.h and utils.c, 1.2.4), takes a text to the next zero
-//! wherever that is (`strdup` of what `mnl_attr_get_str` gives), and gives up a whole rule for one expression that it does
-//! not know.
+//! libnftnl does not read the messages, because messages are input from outside. If an attribute has an unexpected length,
+//! libnftnl 1.2.4 ends the process (`abi_breakage` in utils.h and utils.c). It reads a text up to the next zero, even behind
+//! the message (`strdup` of `mnl_attr_get_str`). It drops a whole rule if the rule has one unknown expression.
 
 use nftnl_sys as sys;
 
@@ -66,12 +65,12 @@ pub(super) mod key {
     pub const VERDICT_CHAIN: u16 = 2;
 }
 
-/// Returns what a register holds: at most 64 bytes.
+/// Returns the bytes of a register: at most 64.
 pub(crate) fn data_value<'a>(attributes: Attributes<'a>, kind: u16) -> Option<&'a [u8]> {
     attributes.nested(kind)?.get(key::DATA_VALUE).filter(|value| value.len() <= LONGEST_DATA)
 }
 
-/// A chain as a dump gives it.
+/// A chain in a dump.
 pub(super) struct ChainRecord {
     pub(super) table: String,
     pub(super) name: String,
@@ -115,17 +114,17 @@ impl<'a> Message<'a> {
         Some(ChainRecord { table: chain.text(key::CHAIN_TABLE)?, name: chain.text(key::CHAIN_NAME)?, base })
     }
 
-    /// Reads a rule: its chain's name, its expressions, its comment.
+    /// Reads a rule and the name of its chain.
     pub(super) fn rule(self) -> Option<(String, Rule)> {
         let rule = self.attributes();
         let (comment, _) = rule.get(key::RULE_USER_DATA).map(user_data::read).unwrap_or_default();
         let comment = (!comment.is_empty()).then(|| comment.to_owned());
         let list = rule.nested(key::RULE_EXPRESSIONS).unwrap_or_default();
-        let exprs = list.iter().map(|(_, expr)| Expression::of(Attributes::new(expr)).map(|expr| expr.read()));
+        let exprs = list.iter().map(|(_, expr)| Expression::parse(Attributes::new(expr)).map(|expr| expr.read()));
         Some((rule.text(key::RULE_CHAIN)?, Rule { exprs: exprs.collect::<Option<_>>()?, comment }))
     }
 
-    /// Reads a set or map: its name and, where it is of a kind that we make, its shape.
+    /// Reads the name and the shape of a set or map. The shape is `None` if portfwd does not create such sets.
     pub(super) fn set(self) -> Option<(String, Option<Shape>)> {
         let set = self.attributes();
         let flags = set.be_u32(key::SET_FLAGS).unwrap_or(0);
@@ -137,12 +136,13 @@ impl<'a> Message<'a> {
         Some((set.text(key::SET_NAME)?, (flags & !MAP == 0).then(shape).flatten()))
     }
 
-    /// Reads elements: keys, data, comments and spans, counters. `None` where one has a key that is none, or data.
+    /// Passes the key, data, comment, span and counter of each element to `each`. Returns `None` if the key or the data of an
+    /// element cannot be read.
     pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], (&str, Option<Span>), Counter)) -> Option<()> {
         let list = self.attributes().nested(key::ELEMENTS_LIST).unwrap_or_default();
         for (_, element) in list.iter() {
             let element = Attributes::new(element);
-            // The one that stands for all that are not there has none.
+            // The catch-all element has no key.
             let Some(_) = element.get(key::ELEMENT_KEY) else { continue };
             let key = data_value(element, key::ELEMENT_KEY)?;
             let data = match element.nested(key::ELEMENT_DATA) {
@@ -150,21 +150,21 @@ impl<'a> Message<'a> {
                 _ => &[],
             };
             let remark = element.get(key::ELEMENT_USER_DATA).map(user_data::read).unwrap_or_default();
-            let counter = element.nested(key::ELEMENT_EXPRESSION).and_then(Expression::of);
-            each(Key(key.into()), data, remark, counter.map_or_else(Counter::default, |expr| expr.counted()));
+            let counter = element.nested(key::ELEMENT_EXPRESSION).and_then(Expression::parse);
+            each(Key(key.into()), data, remark, counter.map_or_else(Counter::default, |expr| expr.counter()));
         }
         Some(())
     }
 }
 
-/// An expression as the kernel has it, asked for its attributes by libnftnl's numbers, as it is written.
+/// An expression in the kernel's encoding. Its attributes are found by libnftnl's numbers, which the encoder uses.
 struct Expression<'a> {
     name: String,
     attributes: Attributes<'a>,
 }
 
 impl<'a> Expression<'a> {
-    fn of(expr: Attributes<'a>) -> Option<Self> {
+    fn parse(expr: Attributes<'a>) -> Option<Self> {
         let attributes = expr.nested(key::EXPRESSION_DATA).unwrap_or_default();
         Some(Self { name: expr.text(key::EXPRESSION_NAME)?, attributes })
     }
@@ -173,8 +173,8 @@ impl<'a> Expression<'a> {
         Expr::read(&self.name, self)
     }
 
-    /// What a counter counted; what is none counted nothing.
-    fn counted(&self) -> Counter {
+    /// Returns the packets and bytes of a counter, or zeros for other expressions.
+    fn counter(&self) -> Counter {
         if self.name != "counter" {
             return Counter::default();
         }
@@ -182,9 +182,10 @@ impl<'a> Expression<'a> {
         Counter { packets: number(key::COUNTER_PACKETS), bytes: number(key::COUNTER_BYTES) }
     }
 
-    /// The kernel's number of an attribute: the same, but where libnftnl has another order.
-    /// Source: libnftnl's include/libnftnl/expr.h beside include/uapi/linux/netfilter/nf_tables.h.
-    fn kernels(&self, attribute: u16) -> u16 {
+    /// Returns the kernel's number of an attribute. The number differs if libnftnl has another order.
+    ///
+    /// Source: libnftnl's include/libnftnl/expr.h and include/uapi/linux/netfilter/nf_tables.h.
+    fn kernel_number(&self, attribute: u16) -> u16 {
         match (self.name.as_str(), u32::from(attribute)) {
             ("meta", sys::NFTNL_EXPR_META_DREG) => 1,
             ("meta", sys::NFTNL_EXPR_META_KEY) => 2,
@@ -195,12 +196,12 @@ impl<'a> Expression<'a> {
         }
     }
 
-    /// Where the verdict of an `immediate` is, where the attribute is about it: libnftnl has some of their own for that.
+    /// Returns the verdict of an `immediate` if `attribute` is one that libnftnl has for verdicts only.
     fn verdict(&self, attribute: u16) -> Option<Attributes<'a>> {
         const IMMEDIATE_DATA: u16 = 2;
-        let of_verdict = [sys::NFTNL_EXPR_IMM_VERDICT, sys::NFTNL_EXPR_IMM_CHAIN].contains(&u32::from(attribute));
-        let is = self.name == "immediate" && of_verdict;
-        is.then(|| {
+        let for_verdict = [sys::NFTNL_EXPR_IMM_VERDICT, sys::NFTNL_EXPR_IMM_CHAIN].contains(&u32::from(attribute));
+        let has_verdict = self.name == "immediate" && for_verdict;
+        has_verdict.then(|| {
             self.attributes.nested(IMMEDIATE_DATA).and_then(|data| data.nested(key::DATA_VERDICT)).unwrap_or_default()
         })
     }
@@ -210,18 +211,18 @@ impl Read for Expression<'_> {
     fn number(&self, attribute: u16) -> Option<u32> {
         match self.verdict(attribute) {
             Some(verdict) => verdict.be_u32(key::VERDICT_CODE),
-            None => self.attributes.be_u32(self.kernels(attribute)),
+            None => self.attributes.be_u32(self.kernel_number(attribute)),
         }
     }
 
     fn bytes(&self, attribute: u16) -> Option<Vec<u8>> {
-        data_value(self.attributes, self.kernels(attribute)).map(<[u8]>::to_vec)
+        data_value(self.attributes, self.kernel_number(attribute)).map(<[u8]>::to_vec)
     }
 
     fn name(&self, attribute: u16) -> Option<String> {
         match self.verdict(attribute) {
             Some(verdict) => verdict.text(key::VERDICT_CHAIN),
-            None => self.attributes.text(self.kernels(attribute)),
+            None => self.attributes.text(self.kernel_number(attribute)),
         }
     }
 }
@@ -237,7 +238,7 @@ mod tests {
     use crate::sys::netlink::message::put_message;
     use crate::sys::netlink::put_attribute;
 
-    /// The messages of changes, without the begin and the end of the batch.
+    /// Returns the messages of changes, without the begin and the end of the batch.
     fn messages(changes: &Changes) -> Vec<Vec<u8>> {
         let batch = encode(changes, 1);
         let (mut rest, mut messages) = (batch.bytes(), Vec::new());
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_read_back() {
+    fn encoded_changes_are_read_back() {
         let base = Base { chain_type: ChainType::Nat, hook: Hook::Prerouting, priority: -105 };
         let chain = Chain { base: Some(base), rules: Vec::new() };
         let rule = Rule { exprs: one_of_each(), comment: Some("web: the blog".into()) };
@@ -284,23 +285,23 @@ mod tests {
         assert_eq!((whole, found), (Some(()), elements));
     }
 
-    fn attributes(of: &[(u16, &[u8])]) -> Vec<u8> {
+    fn attributes(pairs: &[(u16, &[u8])]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for (kind, value) in of {
+        for (kind, value) in pairs {
             put_attribute(&mut bytes, *kind, value);
         }
         bytes
     }
 
-    fn message(of: &[(u16, &[u8])]) -> Vec<u8> {
-        let (mut bytes, body) = (Vec::new(), [&[0; HEADER], attributes(of).as_slice()].concat());
+    fn message(pairs: &[(u16, &[u8])]) -> Vec<u8> {
+        let (mut bytes, body) = (Vec::new(), [&[0; HEADER], attributes(pairs).as_slice()].concat());
         put_message(&mut bytes, 0, 0, 0, &body);
         bytes
     }
 
     #[test]
     fn a_number_of_another_length_is_no_number() {
-        // libnftnl 1.2.4 ends the process at this: `nftnl_set_parse_attr_cb`, and `nftnl_expr_parse_attr_cb` of any kind.
+        // libnftnl 1.2.4 ends the process if it reads this: `nftnl_set_parse_attr_cb`, and `nftnl_expr_parse_attr_cb` of any kind.
         let set = message(&[(key::SET_NAME, b"m\0"), (key::SET_FLAGS, &[0, 0])]);
         assert_eq!(read(&set).set(), Some(("m".into(), Some(Shape { key: vec![], data: vec![] }))));
         let expr = attributes(&[(key::EXPRESSION_NAME, b"meta\0"), (key::EXPRESSION_DATA, &attributes(&[(2, &[1])]))]);
@@ -311,20 +312,20 @@ mod tests {
 
     #[test]
     fn a_text_ends_with_its_attribute() {
-        // libnftnl 1.2.4 reads on behind the message: `strdup` in `nftnl_chain_nlmsg_parse`.
+        // libnftnl 1.2.4 reads beyond the message: `strdup` in `nftnl_chain_nlmsg_parse`.
         let chain = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::CHAIN_NAME, b"name")]);
         assert_eq!(read(&chain).chain().map(|chain| chain.name), Some("name".into()));
     }
 
     #[test]
-    fn a_name_longer_than_any_is_no_name() {
-        for (length, is) in [(256, true), (257, false)] {
-            assert_eq!(read(&message(&[(key::SET_NAME, &vec![b'x'; length])])).set().is_some(), is);
+    fn a_name_longer_than_256_bytes_is_no_name() {
+        for (length, valid) in [(256, true), (257, false)] {
+            assert_eq!(read(&message(&[(key::SET_NAME, &vec![b'x'; length])])).set().is_some(), valid);
         }
     }
 
     #[test]
-    fn an_expression_that_nobody_knows_is_foreign() {
+    fn an_unknown_expression_is_foreign() {
         let expr = attributes(&[(key::EXPRESSION_NAME, b"tomorrow\0")]);
         let rule = message(&[(key::RULE_CHAIN, b"c\0"), (key::RULE_EXPRESSIONS, &attributes(&[(1, &expr)]))]);
         let exprs = vec![Expr::Foreign("tomorrow".into())];
@@ -333,16 +334,16 @@ mod tests {
 
     #[test]
     fn a_key_longer_than_all_registers_is_no_key() {
-        for (length, is) in [(64, true), (65, false)] {
+        for (length, valid) in [(64, true), (65, false)] {
             let value = attributes(&[(key::DATA_VALUE, &vec![1; length])]);
             let element = attributes(&[(key::ELEMENT_KEY, &value)]);
             let list = message(&[(key::ELEMENTS_LIST, &attributes(&[(1, &element)]))]);
-            assert_eq!(read(&list).elements(|_, _, _, _| {}).is_some(), is);
+            assert_eq!(read(&list).elements(|_, _, _, _| {}).is_some(), valid);
         }
     }
 
     #[test]
-    fn what_is_cut_short_does_not_panic() {
+    fn a_message_cut_at_any_byte_does_not_panic() {
         let mut bytes = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::ELEMENTS_LIST, &[255; 40])]);
         for end in (netlink::message::HEADER..bytes.len()).rev() {
             bytes.truncate(end);

@@ -5,11 +5,11 @@
 //! rules(kind, rule_set, value, checksum)  -- networks, masquerades, snats, netmaps; settings and origin of a set
 //! forwards(rule_set, place, first_port, binding, checksum)
 //! ```
-//! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
-//! `forwards` is the number of rows in that table, `commit` the number of the last commit, which the kernel file has, too.
+//! SQLite does not detect a flipped bit in a value, so every row has a checksum. Two rows of `meta` detect losses: `forwards`
+//! is the number of rows in the table `forwards`, and `commit` is the number of the last commit, also in the kernel file.
 //!
-//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients.
-//! So a change of one forward among N reads its neighbours in O(log N).
+//! Two bindings can conflict only if they have the same `place`: family, protocol, port or range, address, interface and
+//! clients. So a change of one forward among N finds possible conflicts in O(log N).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +51,7 @@ const SHORT_READ: i32 = 522;
 /// The codes of a failed fsync: `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
 const FAILED_SYNC: [i32; 2] = [1034, 1290];
 
-/// An open database.
+/// An open connection to `state.db`, or to the database of another namespace.
 #[derive(Debug)]
 pub(super) struct Database {
     path: PathBuf,
@@ -67,10 +67,10 @@ pub(super) struct Database {
     pub(super) undecided: bool,
 }
 
-/// What a commit changes.
+/// The changes of one commit.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
-    /// True to replace the tables by empty ones.
+    /// If true, the commit first replaces the tables by empty ones.
     pub(super) create: bool,
     /// Rows of `meta`, which replace the rows of the same name.
     pub(super) meta: Vec<(&'static str, String)>,
@@ -113,14 +113,15 @@ impl Database {
         if has_tables {
             let meta = database.meta()?;
             let number = |name| meta.get(name).and_then(|value| value.parse().ok());
-            let missing = || StateError::Damaged(path.to_owned(), "its numbers are missing".into());
+            let missing =
+                || StateError::Damaged(path.to_owned(), "the number of commits or forwards is missing".into());
             database.commit = number("commit").ok_or_else(missing)?;
             database.forwards = number("forwards").ok_or_else(missing)?;
         }
         Ok(database)
     }
 
-    /// Looks through the whole file for damage that SQLite can find.
+    /// Checks the whole file for damage that SQLite can detect.
     pub(super) fn check(&self) -> Result<(), StateError> {
         let answer = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
         match answer.map_err(|error| failed(&self.path, &error))? {
@@ -183,11 +184,11 @@ impl Database {
         Ok(found)
     }
 
-    /// Reads, for pairs of a set and a binding, the forwards of the set that are at the same place as the binding and have a
-    /// port in common with it.
+    /// Reads, for each pair of a set and a binding, the forwards of the set that have the binding's place and one of its
+    /// ports.
     ///
-    /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
-    /// the binding, the first range that does not meet it is the end.
+    /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So the search goes downwards from the
+    /// last port of the binding, and ends at the first range without one of its ports.
     pub(super) fn forwards_at<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
@@ -198,9 +199,9 @@ impl Database {
         for (set, binding) in pairs {
             let last = binding.ports.last();
             self.each_forward(&mut select, params![set.as_str(), place(binding), last], |owned| {
-                let meets = owned.rule.ports.overlaps(binding.ports);
-                found.extend(Some(owned).filter(|_| meets));
-                meets
+                let overlaps = owned.rule.ports.overlaps(binding.ports);
+                found.extend(Some(owned).filter(|_| overlaps));
+                overlaps
             })?;
         }
         Ok(found)
@@ -235,8 +236,8 @@ impl Database {
     /// Commits all changes or none, with one fsync.
     pub(super) fn commit(&mut self, changes: &Changes<'_>) -> Result<(), StateError> {
         if let Err(error) = self.transaction(changes) {
-            // After a failed fsync the log may hold the whole transaction, and the next process would find it. An empty
-            // transaction overwrites its first page.
+            // After a failed fsync, the log may contain the whole transaction, and the next process would read it. An empty
+            // transaction overwrites the first page of the failed one.
             let logged = error.sqlite_error().is_some_and(|error| FAILED_SYNC.contains(&error.extended_code));
             self.undecided = logged && self.transaction(&Changes::default()).is_err();
             return Err(failed(&self.path, &error));
@@ -244,7 +245,7 @@ impl Database {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         if fs::metadata(log).is_ok_and(|log| log.len() > LOG_SIZE) {
-            // If this fails, the log is still good, and the next commit tries again.
+            // If the checkpoint fails, the log is still valid, and the next commit tries again.
             drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
         }
         Ok(())
@@ -282,12 +283,12 @@ impl Database {
     }
 }
 
-/// Refuses to delete a row that is not there: the commit would leave another row in the table for ever.
+/// Returns an error if a statement did not delete exactly one row: a stale row would stay in the table for ever.
 fn changed(rows: usize) -> Result<u64, Error> {
     if rows == 1 { Ok(1) } else { Err(Error::StatementChangedRows(rows)) }
 }
 
-/// Deletes forwards and returns how many.
+/// Deletes forwards and returns the number of deleted rows.
 fn delete_forwards(transaction: &Transaction<'_>, removed: &[&SetRule<Binding>]) -> Result<u64, Error> {
     let mut delete = transaction
         .prepare("DELETE FROM forwards WHERE rule_set = ? AND place = ? AND first_port = ? AND binding = ?")?;
@@ -298,7 +299,7 @@ fn delete_forwards(transaction: &Transaction<'_>, removed: &[&SetRule<Binding>])
     Ok(deleted)
 }
 
-/// Inserts forwards and returns how many. The same binding twice in one set is one row.
+/// Inserts forwards and returns the number of new rows. A binding that occurs twice in one set is one row.
 fn insert_forwards(transaction: &Transaction<'_>, added: &[&SetRule<Binding>]) -> Result<u64, Error> {
     let mut insert = transaction.prepare("INSERT OR IGNORE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
     let mut inserted = 0;
@@ -340,26 +341,27 @@ fn forward_checksum(set: &str, place: &str, first_port: i64, binding: &str) -> i
     checksum("forwards", [set.as_bytes(), place.as_bytes(), &first_port.to_le_bytes(), binding.as_bytes()])
 }
 
-/// Returns the checksum of a row. The table is a part of it, so that no page passes for one of another table.
+/// Returns the checksum of a row. The checksum includes the table's name, so that SQLite cannot mistake a page of another
+/// table for one of this table.
 fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64 {
     let mut hasher = Xxh3::new();
     hasher.update(table.as_bytes());
     for column in columns {
-        // With its length, so that a byte cannot move from one column to the next.
+        // The length prevents equal checksums if a byte moves from one column to the next.
         hasher.update(&column.len().to_le_bytes());
         hasher.update(column);
     }
     hasher.digest().cast_signed()
 }
 
-/// Turns an error of SQLite into what it means for the user.
+/// Converts an error of SQLite to an error for the user.
 fn failed(path: &Path, error: &Error) -> StateError {
     let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
-    // The other errors mean that a column has another type or that a row is missing: the file is not what portfwd wrote.
+    // Any other error means a missing row or a column of another type, so portfwd did not write the file.
     let Error::SqliteFailure(code, what) = error else { return damaged() };
     match code.code {
-        // `Unknown` is a table or column that is missing.
+        // `Unknown` means a missing table or column.
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown => damaged(),
         ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(),
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StateError::Busy(path.to_owned()),

@@ -16,7 +16,7 @@ use crate::sys::sysctl;
 /// A row of the table `rules`: kind, rule set, JSON.
 pub(super) type RuleRow = (String, String, String);
 
-/// The state before a change that waits to be confirmed. A complete copy: only users of `--confirm` pay for it.
+/// The state before a change that waits to be confirmed. The record is a complete copy, which only `--confirm` stores.
 #[derive(Serialize, Deserialize)]
 struct UnconfirmedRecord {
     until: Deadline,
@@ -28,7 +28,7 @@ struct UnconfirmedRecord {
 /// An error of an encoder or a decoder.
 pub(super) type RecordError = Box<dyn std::error::Error>;
 
-/// Returns what must be written to turn one state into another. [`State::unfinished`] and the fields of the kernel file are
+/// Returns the changes from one state to another. [`State::unfinished`] and the fields of the kernel file are
 /// not included.
 pub(super) fn changes<'a>(before: &'a State, after: &'a State) -> Result<Changes<'a>, RecordError> {
     let mut changes = Changes::default();
@@ -121,7 +121,7 @@ fn rules(desired: &DesiredState, origins: &BTreeMap<SetName, PathBuf>) -> serde_
         .collect()
 }
 
-/// The opposite of [`rules`].
+/// Converts rows of the table `rules` back; the counterpart of [`rules`].
 fn join(
     rules: impl IntoIterator<Item = RuleRow>,
     forwards: Vec<SetRule<Binding>>,
@@ -139,7 +139,7 @@ fn join(
             "masquerade" => desired.masquerades.push(owned(set, &json)?),
             "snat" => desired.snats.push(owned(set, &json)?),
             "netmap" => desired.netmaps.push(owned(set, &json)?),
-            _ => return Err(format!("it has rules of the unknown kind `{kind}`").into()),
+            _ => return Err(format!("a rule has the unknown kind `{kind}`").into()),
         }
     }
     desired.normalize();

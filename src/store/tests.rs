@@ -114,11 +114,11 @@ fn a_change_is_unfinished_until_the_kernel_file_says_otherwise() {
     }
     fs::remove_file(&kernel).expect("removed");
     assert_eq!(loaded(directory.path()).expect("loads"), killed);
-    // After a reboot the change is finished, and only the kernel is another one.
+    // After a reboot the change is still finished, but the kernel's rules are unknown.
     let boot = crate::sys::boot::id().expect("boot");
     fs::write(&kernel, good.replace(boot, "another")).expect("written");
     assert_eq!(loaded(directory.path()).expect("loads"), State { committed: None, verified: None, ..after.clone() });
-    // What is unfinished stays so, whatever else is saved.
+    // A later save of another field leaves the change unfinished.
     let mut store = open(directory.path());
     fs::write(&kernel, &good).expect("written");
     store.save(&after, &during).expect("saves");
@@ -156,7 +156,7 @@ fn a_new_namespace_of_the_same_name_has_an_empty_store() {
 }
 
 #[test]
-fn only_the_owner_may_read_it() {
+fn only_the_owner_may_read_a_store() {
     let directory = tempfile::tempdir().expect("directory");
     let inner = directory.path().join("deep/er");
     open(&inner).save(&State::default(), &state(&["80"])).expect("saves");
@@ -206,11 +206,11 @@ fn a_symbolic_link_is_not_followed() {
         symlink(&precious, &link).expect("linked");
         let opened = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
         let saved = opened.and_then(|mut store| store.save(&state(&["80"]), &state(&["81"])));
-        // Without its kernel file a store is complete.
+        // A commit needs no kernel file, so only that link causes no error.
         assert_eq!(saved.is_ok(), name == "state.kernel", "{name}: {saved:?}");
         assert_eq!(fs::read_to_string(&precious).expect("readable"), "precious", "{name}");
     }
-    // The directory may be one.
+    // The directory may be a symbolic link.
     let directory = tempfile::tempdir().expect("directory");
     let (real, link) = (directory.path().join("real"), directory.path().join("link"));
     fs::create_dir(&real).expect("created");
@@ -220,7 +220,7 @@ fn a_symbolic_link_is_not_followed() {
 }
 
 #[test]
-fn a_store_of_another_version_is_left_alone() {
+fn a_store_of_another_version_is_not_changed() {
     let directory = tempfile::tempdir().expect("directory");
     let mut store = open(directory.path());
     let changes = Changes { meta: vec![("version", "2".into())], ..Changes::default() };
@@ -231,7 +231,7 @@ fn a_store_of_another_version_is_left_alone() {
 }
 
 #[test]
-fn a_damaged_file_is_never_another_state() {
+fn a_damaged_file_never_loads_as_another_state() {
     let directory = tempfile::tempdir().expect("directory");
     let good = state(&["80", "8000-8010/udp"]);
     open(directory.path()).save(&State::default(), &good).expect("saves");
@@ -260,7 +260,7 @@ fn a_damaged_file_is_never_another_state() {
 }
 
 #[test]
-fn rows_that_sqlite_believes_are_checked() {
+fn wrong_rows_that_sqlite_accepts_are_damage() {
     let directory = tempfile::tempdir().expect("directory");
     let good = state(&["80", "8000-8010/udp"]);
     let partial = |store: &Store| store.load_partial(&[good.desired.bindings[0].rule.clone()], &[]);
@@ -414,7 +414,7 @@ proptest! {
         prop_assert_eq!(&part.desired.bindings, &wanted);
         let rest = State { desired: all.desired.clone(), ..part.clone() };
         prop_assert_eq!(&rest, &all);
-        // A change of the part is the same change of the whole.
+        // Saving a changed part changes the complete state in the same way.
         let mut after = part.clone();
         Arc::make_mut(&mut after.desired).bindings.pop();
         open(directory.path()).save(&part, &after).expect("saves");
@@ -425,7 +425,7 @@ proptest! {
 }
 
 #[test]
-fn a_partial_load_needs_samples_that_are_stored() {
+fn a_partial_load_needs_stored_representatives() {
     let directory = tempfile::tempdir().expect("directory");
     let plain = State { unconfirmed: None, ..state(&["80"]) };
     let about = [plain.desired.bindings[0].rule.clone()];

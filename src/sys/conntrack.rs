@@ -1,6 +1,6 @@
-//! The connections that the kernel tracks: reads and deletes them.
+//! Reads and deletes conntrack entries.
 //!
-//! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type` and those behind it.
+//! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type` and the enums after it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,7 @@ const DELETE: u16 = SUBSYSTEM | 2;
 /// The bytes of netfilter's header, `struct nfgenmsg`.
 const HEADER: usize = 4;
 
-/// Attributes. Source: `enum ctattr_type` and the enums behind it.
+/// Kinds of attributes. Source: `enum ctattr_type` and the enums after it.
 mod key {
     pub const ORIGINAL: u16 = 1;
     pub const REPLY: u16 = 2;
@@ -39,14 +39,14 @@ struct End {
 const SOURCE: End = End { v4: 1, v6: 3, port: 2 };
 const DESTINATION: End = End { v4: 2, v6: 4, port: 3 };
 
-/// The number of connections that one datagram deletes. Their acknowledgements must fit into a socket buffer of default size.
-const AT_ONCE: usize = 64;
+/// The number of deletions in one datagram. Their acknowledgements must fit into a socket buffer of default size.
+const DELETIONS_PER_DATAGRAM: usize = 64;
 
-/// Returns the number of tracked connections of the calling thread's network namespace. Returns `None` if connection tracking
+/// Returns the number of conntrack entries in the calling thread's network namespace. Returns `None` if connection tracking
 /// is not loaded, or not visible.
 ///
-/// A file read is cheaper than a dump, for which the kernel walks the table of all namespaces: 9 ms for a table of 262,144
-/// places (measured, Linux 6.18).
+/// Reads a file, because a dump walks the table of all namespaces: 9 ms for a table of 262,144 buckets (measured, Linux
+/// 6.18).
 pub fn count() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
 }
@@ -60,18 +60,18 @@ pub struct Tuple {
     pub destination: SocketAddr,
 }
 
-/// A connection of a protocol with ports.
+/// A conntrack entry of a protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// The transport protocol.
+    /// The transport protocol of both directions.
     pub protocol: Protocol,
-    /// The direction of the first packet, as it arrived.
+    /// The direction of the first packet, before NAT.
     pub original: Tuple,
-    /// The direction of answers. Its source is the target of the connection.
+    /// The direction of answers. The source is the target of the connection.
     pub reply: Tuple,
-    /// The zone, mostly 0. Equal tuples in two zones are two connections.
+    /// The conntrack zone, usually 0. Equal tuples in two zones are two connections.
     zone: u16,
-    /// The kernel's id.
+    /// The kernel's id of the entry, which `conntrack -L -o id` prints.
     id: u32,
 }
 
@@ -81,7 +81,7 @@ impl Entry {
         Family::of(self.original.destination.ip())
     }
 
-    /// Reads a connection; the counterpart of [`Entry::naming`]. Returns `None` if the protocol has no ports.
+    /// Reads a connection; the counterpart of [`Entry::identity`]. Returns `None` if the protocol has no ports.
     fn read(entry: Attributes<'_>) -> Option<Self> {
         let (original, reply) = (Ends::read(entry, key::ORIGINAL)?, Ends::read(entry, key::REPLY)?);
         Some(Self {
@@ -99,19 +99,19 @@ impl Entry {
             Family::Ipv6 => nix::libc::AF_INET6,
         };
         let mut request = Request::netfilter(DELETE, u8::try_from(family).unwrap_or(0), 0);
-        request.body.extend(self.naming());
+        request.body.extend(self.identity());
         request
     }
 
     /// Returns the attributes that identify the connection. The id excludes a later connection with the same tuple.
-    fn naming(&self) -> Vec<u8> {
-        let mut naming = Vec::new();
-        put_tuple(&mut naming, key::ORIGINAL, self.protocol, self.original);
-        put_attribute(&mut naming, key::ID, &self.id.to_be_bytes());
+    fn identity(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_tuple(&mut bytes, key::ORIGINAL, self.protocol, self.original);
+        put_attribute(&mut bytes, key::ID, &self.id.to_be_bytes());
         if self.zone > 0 {
-            put_attribute(&mut naming, key::ZONE, &self.zone.to_be_bytes());
+            put_attribute(&mut bytes, key::ZONE, &self.zone.to_be_bytes());
         }
-        naming
+        bytes
     }
 }
 
@@ -136,16 +136,16 @@ fn put_tuple(bytes: &mut Vec<u8>, direction: u16, protocol: Protocol, tuple: Tup
     });
 }
 
-/// A connection of any protocol.
+/// A conntrack entry of any protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Any {
-    /// The number of the transport protocol.
+    /// The IANA number of the transport protocol.
     pub protocol: u8,
-    /// The direction of the first packet, as it arrived. Ports are 0 if the protocol has none.
+    /// The direction of the first packet, before NAT. Ports are 0 if the protocol has none.
     pub original: Tuple,
     /// The direction of answers.
     pub reply: Tuple,
-    /// `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
+    /// The status bits, `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
     pub status: u32,
 }
 
@@ -196,7 +196,7 @@ impl Ends {
     }
 }
 
-/// Reads and deletes the connections of one network namespace.
+/// Reads and deletes the conntrack entries of one network namespace.
 pub struct Conntrack {
     socket: Socket,
 }
@@ -210,7 +210,7 @@ impl Conntrack {
         Ok(Self { socket: Socket::open(Bus::Netfilter)? })
     }
 
-    /// Reads the connections of both families, of protocols with ports.
+    /// Reads the entries of both families, of protocols with ports.
     ///
     /// # Errors
     /// Fails if the kernel refuses the dump: with [`io::ErrorKind::InvalidInput`] without nf_conntrack_netlink.
@@ -218,7 +218,7 @@ impl Conntrack {
         self.read(Entry::read)
     }
 
-    /// Reads the connections of both families, of every protocol.
+    /// Reads the entries of both families, of every protocol.
     ///
     /// # Errors
     /// As for [`Conntrack::entries`].
@@ -232,18 +232,18 @@ impl Conntrack {
             found.extend(read(message.attributes(HEADER)));
         })?;
         match dump {
-            // The kernel never marks a dump of connections, although they come and go meanwhile.
+            // The kernel never marks a dump of conntrack entries as interrupted.
             Dump::Complete | Dump::Interrupted => Ok(found),
         }
     }
 
-    /// Deletes connections and returns how many still existed.
+    /// Deletes entries and returns the number that still existed.
     ///
     /// # Errors
-    /// Fails if the kernel refuses a deletion. Other connections may be deleted then.
+    /// Fails if the kernel refuses a deletion. Other entries may be deleted already.
     pub fn end(&mut self, entries: &[Entry]) -> io::Result<usize> {
         let mut ended = 0;
-        for some in entries.chunks(AT_ONCE) {
+        for some in entries.chunks(DELETIONS_PER_DATAGRAM) {
             let requests: Vec<Request> = some.iter().map(Entry::deletion).collect();
             for result in self.socket.request_all(&requests)? {
                 match result {
@@ -274,12 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn what_names_a_connection_is_read_back() {
+    fn the_identity_of_an_entry_is_read_back() {
         for entry in [
             entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80"),
             entry("[2001:db8::7]:40000", "[2001:db8::1]:8080", "[fd00::1]:80"),
         ] {
-            let mut bytes = entry.naming();
+            let mut bytes = entry.identity();
             put_tuple(&mut bytes, key::REPLY, entry.protocol, entry.reply);
             assert_eq!(Entry::read(Attributes::new(&bytes)), Some(entry));
             for end in 0..bytes.len() {
@@ -289,21 +289,21 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_ports_is_left_out() {
+    fn entries_skip_protocols_without_ports() {
         let there = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80");
-        let mut bytes = there.naming();
+        let mut bytes = there.identity();
         put_tuple(&mut bytes, key::REPLY, there.protocol, there.reply);
         assert_eq!(Entry::read(Attributes::new(&bytes)), Some(there));
-        // The number of the protocol becomes that of ICMP.
+        // ICMP instead of UDP.
         let at = bytes.windows(5).position(|five| five == [5, 0, 1, 0, 17]).expect("the protocol");
         bytes[at + 4] = 1;
         assert_eq!(Entry::read(Attributes::new(&bytes)), None);
     }
 
     #[test]
-    fn what_has_no_ports_is_a_connection_all_the_same() {
+    fn all_includes_protocols_without_ports() {
         let there = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80");
-        let mut bytes = there.naming();
+        let mut bytes = there.identity();
         put_tuple(&mut bytes, key::REPLY, there.protocol, there.reply);
         put_attribute(&mut bytes, key::STATUS, &0x18e_u32.to_be_bytes());
         let any = Any { protocol: 17, original: there.original, reply: there.reply, status: 0x18e };
@@ -311,7 +311,7 @@ mod tests {
         for end in 0..bytes.len() {
             let _ = Any::read(Attributes::new(&bytes[..end]));
         }
-        // ICMP has an id with an attribute of its own instead of ports.
+        // ICMP has an id in another attribute, and no ports.
         for at in 0..bytes.len() - 4 {
             match bytes[at..at + 5] {
                 [5, 0, 1, 0, 17] => bytes[at + 4] = 1,

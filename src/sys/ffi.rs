@@ -81,7 +81,7 @@ impl Buffer {
     }
 }
 
-/// An expression of libnftnl under construction. Whoever takes the pointer frees the expression.
+/// An expression of libnftnl under construction.
 pub(crate) struct Expression(NonNull<sys::nftnl_expr>);
 
 impl Expression {
@@ -93,7 +93,7 @@ impl Expression {
         Self(NonNull::new(expr).unwrap_or_else(|| std::process::abort()))
     }
 
-    /// Sets a number.
+    /// Sets an attribute to a number, in host byte order.
     pub(crate) fn number(&mut self, attribute: u16, number: u32) {
         // SAFETY: the expression is alive.
         unsafe { sys::nftnl_expr_set_u32(self.0.as_ptr(), attribute, number) };
@@ -107,20 +107,20 @@ impl Expression {
         unsafe { sys::nftnl_expr_set(self.0.as_ptr(), attribute, bytes.as_ptr().cast(), length) };
     }
 
-    /// Sets a name.
+    /// Sets an attribute to a text, which libnftnl copies.
     pub(crate) fn text(&mut self, attribute: u16, text: &str) {
         let text = c_text(text);
         // SAFETY: the expression is alive; the text ends with a zero and is copied.
         unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute, text.as_ptr()) };
     }
 
-    /// Returns the expression.
+    /// Returns the pointer. The caller must free the expression, or pass it to a rule, which frees it.
     pub(crate) fn pointer(self) -> NonNull<sys::nftnl_expr> {
         self.0
     }
 }
 
-/// Returns a text for C. A text with a zero byte, which no name has, becomes empty.
+/// Returns a text for C. A text with a zero byte becomes empty; no name has a zero byte.
 pub(crate) fn c_text(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }

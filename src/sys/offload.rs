@@ -9,12 +9,12 @@ use std::io;
 
 use super::netlink::{Attributes, Bus, Request, Socket, put_attribute, put_nested, put_text};
 
-/// The bytes of a message of generic netlink before its attributes and behind netlink's header.
+/// The bytes of `struct genlmsghdr`, the header of generic netlink.
 const HEADER: usize = 4;
 
 /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY`, `CTRL_ATTR_FAMILY_ID`, `CTRL_ATTR_FAMILY_NAME`.
 const CONTROL: (u16, u8, u16, u16) = (0x10, 3, 1, 2);
-/// `ETHTOOL_MSG_FEATURES_GET` and `ETHTOOL_MSG_FEATURES_SET`.
+/// The commands `ETHTOOL_MSG_FEATURES_GET` and `ETHTOOL_MSG_FEATURES_SET` of ethtool_netlink.h.
 const FEATURES: (u8, u8) = (11, 12);
 
 /// The offloads of checksums, by the names that `ethtool -k` prints: of all protocols over IP, and of SCTP.
@@ -68,7 +68,7 @@ pub fn leaves_checksums(index: u32) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Has the kernel compute the checksums of the packets that a link sends.
+/// Disables the checksum offload of a link, so that the kernel computes the checksums of sent packets.
 ///
 /// # Errors
 /// Fails if the kernel refuses the change.

@@ -24,13 +24,13 @@ use super::ffi;
 /// The directories of tools.
 const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"];
 
-/// How long a tool may run: `iptables-restore` takes seconds for 60,000 rules.
+/// The time limit of a tool: `iptables-restore` takes seconds for 60,000 rules.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The most bytes that a tool may print to one of its outputs: a million rules of `iptables-save` are about 100 MB.
+/// The size limit of each output of a tool, in bytes. A million rules of `iptables-save` are about 100 MB.
 const MAX_OUTPUT: usize = 1 << 28;
 
-/// Why a tool could not be run.
+/// An error of a tool that is missing or cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// The tool is not installed.
@@ -57,7 +57,7 @@ pub fn find(name: &str) -> Result<PathBuf, ProcessError> {
 /// 256 MiB.
 pub fn run(program: &Path, arguments: &[&str], stdin: impl Into<Stdio>) -> Result<Output, ProcessError> {
     let mut command = Command::new(program);
-    // A group of its own: a signal to the group of this process, such as Ctrl-C, lets the tool finish.
+    // A process group of its own: a signal to the group of this process, such as Ctrl-C, lets the tool finish.
     command.process_group(0).args(arguments).current_dir("/");
     command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C");
     output(command.stdin(stdin), TIMEOUT).map_err(|error| ProcessError::Run(program.to_owned(), error))
@@ -89,7 +89,7 @@ fn read_outputs(child: &mut Child, deadline: Instant) -> io::Result<[Vec<u8>; 2]
                 None => {}
                 Some(Ok(0)) => *pipe = None,
                 Some(Ok(length)) if found.len() + length > MAX_OUTPUT => {
-                    return Err(io::Error::other("its output is too long"));
+                    return Err(io::Error::other("the output is longer than 256 MiB"));
                 }
                 Some(Ok(length)) => found.extend(chunk.get(..length).unwrap_or_default()),
                 Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -155,7 +155,7 @@ pub fn exec(program: &OsString, arguments: &[OsString]) -> io::Error {
 pub struct Handle(OwnedFd);
 
 impl Handle {
-    /// Opens a process by its number. Returns `None` if there is no such process.
+    /// Opens a process by its PID. Returns `None` if there is no such process.
     ///
     /// # Errors
     /// Fails if the system call fails.
@@ -193,9 +193,9 @@ impl AsFd for Handle {
 /// The status of a process in `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// The number of the parent process.
+    /// The PID of the parent process.
     pub parent: u32,
-    /// The start time in clock ticks since boot. Process numbers are reused, so they give no order.
+    /// The start time in clock ticks since boot. PIDs are reused, so they give no order.
     pub start: u64,
     /// True if the process has ended and its parent has not waited for it.
     pub over: bool,
@@ -208,16 +208,16 @@ impl Stat {
     }
 
     fn read(text: &str) -> Option<Self> {
-        // The name before may contain parentheses.
+        // The process name may contain parentheses.
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
         let over = matches!(fields.next()?, "Z" | "X");
         let parent = fields.next()?.parse().ok()?;
-        // Field 22; the first fields are the number, the name and the two above.
+        // The start time is field 22; the first four are the PID, the name, the state and the parent.
         Some(Self { parent, start: fields.nth(22 - 5)?.parse().ok()?, over })
     }
 }
 
-/// Returns the numbers of the visible processes, in no order.
+/// Returns the PIDs of the visible processes, in no order.
 ///
 /// # Errors
 /// Fails if `/proc` cannot be read.
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tool_runs_with_an_empty_environment_and_gives_both_outputs() {
+    fn a_tool_runs_with_an_empty_environment_and_both_outputs_are_read() {
         let shell = find("sh").expect("a shell");
         let script = "env | cut -d= -f1 | sort; pwd; echo bad >&2; cat; exit 3";
         let done = run(&shell, &["-c", script], Stdio::null()).expect("it runs");
@@ -252,14 +252,14 @@ mod tests {
     #[test]
     fn a_tool_that_does_not_end_is_killed() {
         let mut command = Command::new(find("sleep").expect("sleep"));
-        let begun = Instant::now();
+        let start = Instant::now();
         let done = output(command.arg("60").stdin(Stdio::null()), Duration::from_millis(100));
         assert_eq!(done.expect_err("killed").kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(start.elapsed() < Duration::from_secs(30));
     }
 
     #[test]
-    fn a_handle_is_of_one_process() {
+    fn a_handle_refers_to_one_process() {
         let mut child = Command::new(find("sleep").expect("sleep")).arg("60").spawn().expect("started");
         let handle = Handle::open(child.id()).expect("opened").expect("it runs");
         assert!(!handle.ended_within(Duration::ZERO));
@@ -272,8 +272,8 @@ mod tests {
     }
 
     #[test]
-    fn who_was_started_first_is_known() {
-        let stat = Stat::of(std::process::id()).expect("we run");
+    fn start_times_order_processes() {
+        let stat = Stat::of(std::process::id()).expect("this process");
         assert!(!stat.over && Stat::of(1).expect("there is a first process").start <= stat.start);
         assert_eq!(stat.parent, std::os::unix::process::parent_id());
         assert!(Stat::of(stat.parent).is_none_or(|parent| parent.start <= stat.start));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_hold_anything() {
+    fn a_process_name_may_contain_parentheses() {
         let text = "7 (a) Z 1 (b c) Z 3 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 812 0 0";
         assert_eq!(Stat::read(text), Some(Stat { parent: 3, start: 812, over: true }));
         for end in 0..text.len() - 6 {

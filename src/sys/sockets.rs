@@ -1,8 +1,7 @@
-//! The sockets that wait for clients in the network namespace of the calling thread, and the processes that own them.
+//! The listeners in the calling thread's network namespace, and the processes that own them.
 //!
-//! The source is sock_diag(7), which filters by state in the kernel. `/proc/thread-self/net/tcp` walks the table of all
-//! connections instead: 9 ms for `tcp` and 17 ms for `tcp6` against 20 µs a dump here (measured in an empty namespace, Linux
-//! 6.18).
+//! Source: sock_diag(7), which filters by state in the kernel. A dump takes 20 µs. `/proc/thread-self/net/tcp` walks the
+//! table of all connections instead: 9 ms for `tcp` and 17 ms for `tcp6` (measured in an empty namespace, Linux 6.18).
 //!
 //! Be aware: a UDP socket that is bound and not connected may belong to a client or to a server.
 
@@ -33,11 +32,11 @@ const LISTEN: u32 = 10;
 /// A socket that listens, or that is bound to a port without a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Socket {
-    /// The transport protocol.
+    /// The transport protocol of the socket.
     pub protocol: Protocol,
     /// The bound address, unspecified for all addresses. An IPv4-mapped IPv6 address is an IPv4 address here.
     pub address: IpAddr,
-    /// The port.
+    /// The bound port, in host byte order.
     pub port: u16,
     /// True if the socket serves IPv6 only. Otherwise an unspecified IPv6 address serves both families.
     pub only_ipv6: bool,
@@ -91,14 +90,14 @@ fn read_all(
     protocol: Protocol,
     found: &mut Vec<Socket>,
 ) -> io::Result<()> {
-    let request = Request::new(BY_FAMILY, question(family, protocol));
+    let request = Request::new(BY_FAMILY, request_body(family, protocol));
     match kernel.dump(&request, |message| found.extend(read(message, protocol)))? {
         // The kernel never marks a dump of sockets, although they come and go meanwhile.
         Dump::Complete | Dump::Interrupted => Ok(()),
     }
 }
 
-fn question(family: Family, protocol: Protocol) -> Vec<u8> {
+fn request_body(family: Family, protocol: Protocol) -> Vec<u8> {
     let family = match family {
         Family::Ipv4 => nix::libc::AF_INET,
         Family::Ipv6 => nix::libc::AF_INET6,
@@ -108,10 +107,10 @@ fn question(family: Family, protocol: Protocol) -> Vec<u8> {
         Protocol::Udp | Protocol::Udplite => CLOSE,
     };
     // Family, protocol, extensions, padding, a bit for each state; addresses and ports are not limited.
-    let mut question = vec![u8::try_from(family).unwrap_or(0), protocol.number(), 0, 0];
-    question.extend((1u32 << state).to_ne_bytes());
-    question.resize(REQUEST, 0);
-    question
+    let mut body = vec![u8::try_from(family).unwrap_or(0), protocol.number(), 0, 0];
+    body.extend((1u32 << state).to_ne_bytes());
+    body.resize(REQUEST, 0);
+    body
 }
 
 /// Reads an answer: family, state, timer, retransmissions (a byte each), source port, destination port, source address, …, inode.
@@ -129,17 +128,18 @@ fn read(message: Message<'_>, protocol: Protocol) -> Option<Socket> {
     Some(Socket { protocol, address, port, only_ipv6, inode })
 }
 
-/// The process that has a socket.
+/// A process that owns a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// Its name, as it calls itself.
+    /// The process name in `/proc/PID/comm`, which the process can change.
     pub name: String,
-    /// Its number.
+    /// The process number, in the PID namespace of `/proc`.
     pub process: u32,
 }
 
-/// The processes that have sockets of these numbers open, as far as they can be seen. Of several it is the oldest, which
-/// opened it for the others; the first process of all, which opens sockets for any, only where there is no other.
+/// Returns the visible processes that have the sockets of these inodes open. If several processes have a socket open, the
+/// oldest one is its owner: it passed the socket to the others. The first process (PID 1) opens sockets for services, so it
+/// is the owner only if there is no other process.
 pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
     let mut found = HashMap::new();
     let Ok(numbers) = process::numbers() else { return found };
@@ -150,9 +150,9 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
             break;
         }
         let directory = Path::new("/proc").join(process.to_string());
-        // One that ended meanwhile, or that may not be looked at.
+        // The process has ended, or this process may not read its files.
         let Ok(files) = fs::read_dir(directory.join("fd")) else { continue };
-        for inode in files.flatten().filter_map(|file| socket_behind(&file.path())) {
+        for inode in files.flatten().filter_map(|file| socket_inode(&file.path())) {
             if inodes.contains(&inode) && !found.contains_key(&inode) {
                 let Ok(name) = fs::read_to_string(directory.join("comm")) else { continue };
                 found.insert(inode, Owner { name: name.trim_end().to_owned(), process });
@@ -162,8 +162,8 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
     found
 }
 
-/// The number of the socket that an open file is, if it is one: its link reads `socket:[NUMBER]`.
-fn socket_behind(file: &Path) -> Option<u32> {
+/// Returns the inode of a socket from the link of an open file, `socket:[INODE]`. Returns `None` for other files.
+fn socket_inode(file: &Path) -> Option<u32> {
     let link = fs::read_link(file).ok()?;
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
@@ -183,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_wait_are_seen_with_their_owner_and_others_are_not() {
+    fn listeners_are_found_with_their_owners_and_connections_are_not() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let at = listener.local_addr().expect("bound");
         let socket = seen(Protocol::Tcp, at).expect("it listens");
         assert_eq!((socket.to_string(), socket.only_ipv6), (format!("{at}/tcp"), false));
         let client = TcpStream::connect(at).expect("connected");
         assert_eq!(seen(Protocol::Tcp, client.local_addr().expect("bound")), None);
-        let owner = owners(&HashSet::from([socket.inode])).remove(&socket.inode).expect("it is ours");
+        let owner = owners(&HashSet::from([socket.inode])).remove(&socket.inode).expect("this process");
         assert_eq!(owner.process, std::process::id());
         assert!(!owner.name.is_empty() && !owner.name.contains('\n'), "{owner:?}");
         drop(listener);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_of_ipv6_tell_whether_they_serve_ipv4() {
+    fn an_ipv6_socket_serves_ipv4_if_it_is_not_ipv6_only() {
         for (only, address, families) in [
             (true, "[::]:0", &[Family::Ipv6][..]),
             (false, "[::]:0", &Family::ALL),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_cut_at_any_byte_is_no_socket() {
+    fn an_answer_cut_short_is_no_socket() {
         let mut body = vec![0; ANSWER];
         body[0] = 10;
         body[4..6].copy_from_slice(&8080u16.to_be_bytes());
@@ -244,8 +244,8 @@ mod tests {
     }
 
     #[test]
-    fn protocols_that_the_kernel_does_not_have_are_no_error() {
+    fn a_protocol_that_the_kernel_lacks_is_no_error() {
         assert!(waiting(&Protocol::ALL.into()).is_ok());
-        assert_eq!(waiting(&BTreeSet::new()).expect("nothing asked"), []);
+        assert_eq!(waiting(&BTreeSet::new()).expect("no request"), []);
     }
 }

@@ -38,7 +38,7 @@ impl<'a> Attributes<'a> {
         self.spans().map(|(_, kind, value)| (kind, value))
     }
 
-    /// Iterates over the positions behind each attribute, kinds and values.
+    /// Iterates over end positions without padding, kinds and values.
     pub fn spans(self) -> impl Iterator<Item = (usize, u16, &'a [u8])> {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -112,7 +112,7 @@ pub fn text(bytes: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next()?).into_owned())
 }
 
-/// Appends an attribute.
+/// Appends an attribute with its header and the padding to 4 bytes.
 pub fn put_attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     put_with(bytes, kind, |bytes| bytes.extend(value));
 }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_ends_at_its_zero_or_its_attribute_and_has_a_longest_length() {
+    fn a_text_ends_at_a_zero_or_with_its_attribute() {
         for (value, text) in [(&b"a\0b\0"[..], Some("a")), (b"ab", Some("ab")), (b"", Some("")), (&[b'x'; 257], None)] {
             let mut bytes = Vec::new();
             put_attribute(&mut bytes, 1, value);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_too_long_is_no_longer_than_its_length_says() {
+    fn a_value_that_is_too_long_is_cut_at_the_largest_length() {
         let mut bytes = Vec::new();
         put_attribute(&mut bytes, 1, &[0; 70_000]);
         assert_eq!(Attributes::new(&bytes).get(1).map(<[u8]>::len), Some(usize::from(u16::MAX) - HEADER));

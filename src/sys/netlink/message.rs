@@ -21,13 +21,13 @@ pub const DONE: u16 = 3;
 
 /// Flags of messages, `NLM_F_…`.
 pub mod flag {
-    /// Marks a request.
+    /// Marks a message to the kernel as a request.
     pub const REQUEST: u16 = 0x1;
-    /// Requests an acknowledgement.
+    /// Requests an acknowledgement, `NLMSG_ERROR` with number 0.
     pub const ACK: u16 = 0x4;
-    /// In answers: the objects changed during the dump.
+    /// Marks answers of a dump during which the objects changed.
     pub const DUMP_INTERRUPTED: u16 = 0x10;
-    /// Requests all objects.
+    /// Requests all objects: `NLM_F_ROOT` and `NLM_F_MATCH`.
     pub const DUMP: u16 = 0x300;
     /// Replaces an existing object.
     pub const REPLACE: u16 = 0x100;
@@ -35,7 +35,7 @@ pub mod flag {
     pub const EXCL: u16 = 0x200;
     /// Creates the object if it does not exist.
     pub const CREATE: u16 = 0x400;
-    /// In errors: only the header of the refused message is repeated.
+    /// Marks errors that repeat only the header of the refused message.
     pub(super) const CAPPED: u16 = 0x100;
 }
 
@@ -89,12 +89,12 @@ pub fn put_message_with(bytes: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, pu
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// A received message.
+/// A received message, whose body borrows from the datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
     /// The kind of the message.
     pub kind: u16,
-    /// `NLM_F_…`.
+    /// The flags, `NLM_F_…` in netlink.h.
     pub flags: u16,
     /// The sequence number of the request.
     pub seq: u32,
@@ -234,7 +234,7 @@ mod tests {
     fn an_error_is_read_with_its_extended_acknowledgement() {
         let mut refused = Vec::new();
         put_message(&mut refused, 7, 0, 41, &[0; 8]);
-        // Capped, the kernel repeats the header, whose length is still that of the whole message.
+        // A capped error repeats only the header, which still contains the length of the whole message.
         for (flags, repeated) in [(flag::CAPPED, &refused[..HEADER]), (0, &refused[..])] {
             let bytes = error(flags, -17, repeated);
             let refusal = read(&bytes).refusal().expect("an error");

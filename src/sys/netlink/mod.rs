@@ -1,5 +1,5 @@
-//! Netlink, the kernel's interface for rules, links, routes, connections and sockets: one socket, one reader and one writer
-//! of attributes for every family.
+//! Netlink, the kernel's interface for rules, links, routes, conntrack entries and sockets. One socket type, one reader and
+//! one writer of attributes serve every family.
 //!
 //! ```text
 //! Request ──Socket::request, get, dump──▶ Wire ──▶ kernel

@@ -1,4 +1,4 @@
-//! The conversation with the kernel over a netlink socket of any family: requests with their acknowledgements, and dumps.
+//! A netlink socket of any family: requests with their acknowledgements, and dumps.
 //!
 //! Be aware: each method reads the answers to its request to their end, so a socket belongs to one thread.
 
@@ -14,7 +14,7 @@ use super::wire::{Kernel, Notifications, Wire};
 /// is longer. Source: `netlink_dump` in net/netlink/af_netlink.c.
 const BUFFER: usize = 128 * 1024;
 
-/// Why a request failed.
+/// An error of a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request could not be sent.
@@ -79,7 +79,7 @@ impl Socket {
         self.wire.namespace_cookie()
     }
 
-    /// Has the kernel verify requests of rtnetlink strictly, and filter dumps by them.
+    /// Enables the strict verification of rtnetlink requests, which also lets the kernel filter dumps.
     ///
     /// # Errors
     /// Fails on kernels before Linux 4.20.
@@ -140,7 +140,7 @@ impl Socket {
     /// # Errors
     /// [`Error`].
     pub fn get(&mut self, request: &Request, each: impl FnMut(Message<'_>)) -> Result<(), Error> {
-        match self.converse(request, flag::ACK, each)? {
+        match self.exchange(request, flag::ACK, each)? {
             Dump::Complete | Dump::Interrupted => Ok(()),
         }
     }
@@ -150,10 +150,10 @@ impl Socket {
     /// # Errors
     /// [`Error`], also if the dump fails after some messages.
     pub fn dump(&mut self, request: &Request, each: impl FnMut(Message<'_>)) -> Result<Dump, Error> {
-        self.converse(request, flag::DUMP, each)
+        self.exchange(request, flag::DUMP, each)
     }
 
-    fn converse(&mut self, request: &Request, flags: u16, mut each: impl FnMut(Message<'_>)) -> Result<Dump, Error> {
+    fn exchange(&mut self, request: &Request, flags: u16, mut each: impl FnMut(Message<'_>)) -> Result<Dump, Error> {
         let seq = self.number();
         let mut bytes = Vec::new();
         put_message(&mut bytes, request.kind, request.flags | flag::REQUEST | flags, seq, &request.body);
@@ -301,12 +301,12 @@ mod tests {
             let (bodies, result) = dump([[message(20, 2, 1, &[1; 4]), end].concat()]);
             assert_eq!((bodies.len(), errno(result.expect_err("failed"))), (1, Some(105)));
         }
-        // Without an end the wire fails.
+        // A dump without an end waits for another datagram.
         assert!(matches!(dump([message(20, 2, 1, &[1; 4])]).1, Err(Error::Receive(_))));
     }
 
     #[test]
-    fn a_refused_request_gives_the_kernels_reason() {
+    fn a_refused_request_has_the_kernels_explanation() {
         let refused = socket([error(1, -22, "bad")]).request(&Request::new(20, Vec::new())).expect_err("refused");
         assert!(refused.to_string().starts_with("bad ("), "{refused}");
         assert_eq!(errno(refused), Some(22));
@@ -327,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_does_not_end_a_conversation() {
+    fn a_signal_does_not_end_a_request() {
         let answers = [Err(io::ErrorKind::Interrupted.into()), Ok(error(1, 0, ""))];
         let mut socket = Socket::over(Box::new(Recorded(answers.into())));
         assert!(socket.request(&Request::new(20, Vec::new())).is_ok());
     }
 
     #[test]
-    fn answers_cut_at_any_byte_end_with_the_wire() {
+    fn answers_cut_short_are_receive_errors() {
         let whole = [message(20, 2, 1, &[1; 12]), error(1, -22, "bad\0")].concat();
         for end in 0..whole.len() {
             assert!(matches!(dump([whole[..end].to_vec()]).1, Err(Error::Receive(_))), "{end}");

@@ -27,7 +27,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Adds the traffic of another conversation.
+    /// Adds the traffic of another socket.
     pub fn add(&mut self, other: Self) {
         self.sent.add(other.sent.messages, other.sent.bytes);
         self.received.add(other.received.messages, other.received.bytes);
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_added_is_what_it_is_more_since() {
+    fn traffic_since_a_reading_is_the_traffic_added_after_it() {
         let amount = |messages, bytes| Amount { messages, bytes };
         let before = Traffic { sent: amount(1, 20), received: amount(0, 0) };
         let more = Traffic { sent: amount(2, 44), received: amount(3, 100) };

@@ -12,10 +12,10 @@ use nix::sys::time::TimeVal;
 
 use crate::sys::ffi;
 
-/// How long a receive waits for the kernel.
+/// The time limit of a receive.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Carries datagrams to the kernel and back.
+/// A transport of datagrams to the kernel and back.
 pub trait Wire {
     /// Sends one or more messages as one datagram.
     ///
@@ -36,7 +36,7 @@ pub trait Wire {
     /// Fails if the system call fails. If the kernel grants less, the send fails instead.
     fn reserve(&mut self, size: usize) -> io::Result<()>;
 
-    /// Has the kernel verify requests of rtnetlink strictly, and filter dumps by them.
+    /// Enables the strict verification of rtnetlink requests, which also lets the kernel filter dumps.
     ///
     /// # Errors
     /// Fails on kernels before Linux 4.20.
@@ -58,7 +58,7 @@ pub trait Wire {
     }
 }
 
-/// Receives the notifications of multicast groups.
+/// A subscription to the notifications of multicast groups.
 pub trait Notifications {
     /// Receives a datagram of whole notifications into `buffer` without waiting, and returns its length.
     ///

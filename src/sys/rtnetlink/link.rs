@@ -20,12 +20,12 @@ use crate::sys::netlink::Attributes;
 /// The bytes of `struct ifinfomsg`.
 const HEADER: usize = 16;
 
-/// `IFLA_BRPORT_MODE`.
+/// `IFLA_BRPORT_MODE` in include/uapi/linux/if_link.h.
 const HAIRPIN: u16 = 4;
-/// `IFLA_XDP_ATTACHED`.
+/// `IFLA_XDP_ATTACHED` in include/uapi/linux/if_link.h.
 const XDP_ATTACHED: u16 = 2;
 
-/// A network interface.
+/// A network interface, from `RTM_GETLINK`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The index of the interface in its namespace.
@@ -36,7 +36,7 @@ pub struct Link {
     pub kind: Option<String>,
     /// The hardware address, of any length.
     pub mac: Vec<u8>,
-    /// The most bytes of one packet.
+    /// The largest packet, in bytes.
     pub mtu: Option<u32>,
     /// The link is administratively up.
     pub up: bool,
@@ -46,7 +46,7 @@ pub struct Link {
     pub loopback: bool,
     /// The index of the bridge, or other device, that the link is a port of.
     pub master: Option<u32>,
-    /// The link is a port of a bridge of the kernel's.
+    /// The link is a port of a Linux bridge.
     pub is_bridge_port: bool,
     /// The hairpin mode of a bridge port.
     pub hairpin: Option<bool>,
@@ -81,7 +81,7 @@ impl Link {
             hairpin: port.and_then(|port| port.u8(HAIRPIN)).map(|mode| mode > 0),
             peer: attributes.u32(libc::IFLA_LINK),
             peer_namespace: attributes.u32(libc::IFLA_LINK_NETNSID).map(u32::cast_signed),
-            // 0 is `XDP_ATTACHED_NONE`.
+            // The value 0 is `XDP_ATTACHED_NONE`.
             has_xdp: xdp.is_some_and(|mode| mode > 0),
         })
     }
@@ -90,7 +90,7 @@ impl Link {
 /// A link to create.
 #[derive(Debug, Clone, Copy)]
 pub struct NewLink<'a> {
-    /// The name.
+    /// The name, at most 15 bytes.
     pub name: &'a str,
     /// The hardware address. `None` means that the kernel chooses a random one.
     pub mac: Option<[u8; 6]>,

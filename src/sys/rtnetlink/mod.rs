@@ -3,10 +3,10 @@
 //! ```text
 //! RouteNetlinkMessage (crate netlink-packet-route) ──▶ Socket ──▶ kernel ──▶ Attributes ──▶ Link, Address, Route, …
 //! ```
-//! Requests, headers and enumerations are those of the crate netlink-packet-route. [`Attributes`](super::netlink::Attributes) reads the attributes
-//! of answers one by one, because the readers of the crate drop a whole message if they do not know the format of one of its
-//! attributes. They drop a link whose name is not UTF-8, and its IPv4 addresses, whose label is that name. Here, only an
-//! attribute that portfwd needs can make a message unreadable.
+//! The crate netlink-packet-route encodes requests and reads headers. [`Attributes`](super::netlink::Attributes) reads the
+//! attributes of answers. The readers of the crate drop a whole message if one attribute has an unknown format. For example,
+//! they drop a link whose name is not UTF-8, and its IPv4 addresses, whose label is that name. Here, a message is unreadable
+//! only if an attribute that portfwd needs is.
 
 mod address;
 mod link;

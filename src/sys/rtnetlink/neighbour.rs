@@ -23,11 +23,11 @@ const HEADER: usize = 12;
 pub struct Neighbour {
     /// The index of the link.
     pub index: u32,
-    /// The IP address.
+    /// The IP address of the neighbour.
     pub address: IpAddr,
     /// The hardware address, of any length; empty if it is not known.
     pub mac: Vec<u8>,
-    /// How far the hardware address is known.
+    /// The state of the hardware address, `NUD_…`.
     pub state: NeighbourState,
 }
 

@@ -22,10 +22,10 @@ const HEADER: usize = 12;
 /// The bytes of `struct rtnexthop`.
 const HOP_HEADER: usize = 8;
 
-/// `RTA_NH_ID`.
+/// `RTA_NH_ID` in include/uapi/linux/rtnetlink.h.
 const NEXTHOP_OBJECT: u16 = 30;
 
-/// A route.
+/// A route, from `RTM_GETROUTE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The destinations of the route.
@@ -40,9 +40,9 @@ pub struct Route {
     pub protocol: u8,
     /// The kind of the route.
     pub kind: RouteType,
-    /// The route is not a configured one but the kernel's note of a destination (`RTM_F_CLONED`).
+    /// The route is a cached destination of the kernel and not a configured route (`RTM_F_CLONED`).
     pub cloned: bool,
-    /// Lower is better.
+    /// The priority among routes to the same network; the lowest wins.
     pub metric: u32,
     /// The source address that the kernel prefers for packets of this host.
     pub source: Option<IpAddr>,
@@ -85,7 +85,7 @@ impl Route {
             to: IpNetwork::new(destination, header.destination_prefix_length).ok()?,
             source_length: header.source_prefix_length,
             service: header.tos,
-            // The header has only 8 bits for it.
+            // The header has only 8 bits for the table.
             table: attributes.u32(libc::RTA_TABLE).unwrap_or(header.table.into()),
             protocol: header.protocol.into(),
             kind: header.kind,
@@ -114,7 +114,7 @@ fn read_hops(mut bytes: &[u8]) -> Option<Vec<Hop>> {
     Some(hops)
 }
 
-/// Returns the router, which `RTA_VIA` contains behind its family if its family is not that of the route.
+/// Returns the router. A router of another family than the route is in `RTA_VIA`, after two bytes for the family.
 fn gateway(attributes: Attributes<'_>) -> Option<IpAddr> {
     let other_family = || attributes.get(libc::RTA_VIA)?.get(2..).and_then(ip);
     attributes.get(libc::RTA_GATEWAY).and_then(ip).or_else(other_family)
@@ -181,7 +181,7 @@ impl Rtnetlink {
         self.request(&RouteNetlinkMessage::DelRoute(route.message()), 0)
     }
 
-    /// Returns the interface that packets of this host to an address leave by. `names` has the names that are known.
+    /// Returns the egress interface of packets from this host to an address. `names` caches the names of interfaces.
     fn interface_to(&self, address: IpAddr, names: &mut HashMap<u32, Option<IfName>>) -> io::Result<Option<IfName>> {
         let Some(index) = self.output_to(address)? else { return Ok(None) };
         if let Some(name) = names.get(&index) {
@@ -192,8 +192,8 @@ impl Rtnetlink {
         Ok(name)
     }
 
-    /// Returns the index of the interface that packets of this host to an address leave by. Returns `None` if the kernel
-    /// sends them nowhere.
+    /// Returns the index of the egress interface of packets from this host to an address. Returns `None` if there is no
+    /// route.
     fn output_to(&self, address: IpAddr) -> io::Result<Option<u32>> {
         let message = destination(address.into());
         match self.get(&RouteNetlinkMessage::GetRoute(message), Route::read).map_err(explained) {
@@ -204,8 +204,8 @@ impl Rtnetlink {
     }
 }
 
-/// Returns true for the errors that the kernel returns if no route leads to an address. A `blackhole` route gives EINVAL, a
-/// `prohibit` route EACCES.
+/// Returns true for the errors of a destination without a route. A `blackhole` route gives EINVAL, a `prohibit` route
+/// EACCES.
 ///
 /// Source: `fib_props` in net/ipv4/fib_semantics.c.
 fn is_no_route(error: &io::Error) -> bool {
@@ -220,10 +220,10 @@ fn is_no_route(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Returns the interfaces that packets of this host to each address leave by, or `None` if the kernel sends them nowhere.
+/// Returns the egress interface of packets from this host to each address, or `None` if there is no route.
 ///
 /// # Errors
-/// Returns the address that the kernel does not answer for, and its error.
+/// Fails if a request fails. The error contains the address.
 pub fn interfaces_to(
     addresses: impl IntoIterator<Item = IpAddr>,
 ) -> Result<BTreeMap<IpAddr, Option<IfName>>, (IpAddr, io::Error)> {

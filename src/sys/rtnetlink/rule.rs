@@ -1,4 +1,4 @@
-//! Routing rules: which table of routes the kernel looks a packet up in.
+//! Routing rules, which choose the routing table for a packet.
 //!
 //! Source: `FRA_…` and `struct fib_rule_hdr` in include/uapi/linux/fib_rules.h.
 
@@ -22,10 +22,10 @@ mod kind {
     pub const PROTOCOL: u16 = 21;
 }
 
-/// A routing rule.
+/// A routing rule, as in `ip rule`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// Rules apply in ascending order.
+    /// The priority. The kernel applies rules in ascending order.
     pub priority: u32,
     /// The number of the table.
     pub table: u32,
@@ -41,13 +41,13 @@ impl Rule {
         let for_all = [header.dst_len, header.src_len, header.tos] == [0; 3] && header.flags.is_empty();
         let plain = attributes.iter().all(|(kind, value)| match kind {
             kind::PRIORITY | kind::TABLE | kind::PROTOCOL => true,
-            // -1 suppresses no route.
+            // The value -1 suppresses no route.
             kind::SUPPRESS_PREFIX_LENGTH => value == [0xff; 4],
             _ => false,
         });
         Some(Self {
             priority: attributes.u32(kind::PRIORITY).unwrap_or(0),
-            // The header has only 8 bits for it.
+            // The header has only 8 bits for the table.
             table: attributes.u32(kind::TABLE).unwrap_or(header.table.into()),
             unconditional: for_all && plain && header.action == RuleAction::ToTable,
         })

@@ -1,4 +1,4 @@
-//! The socket of rtnetlink(7): requests, and dumps that are repeated if objects change meanwhile.
+//! The socket of rtnetlink(7): requests, and dumps that are repeated if objects change during the dump.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::model::Family;
 use crate::sys::netlink::{self, Error, Request, Socket, flag};
 
-/// How often a dump is repeated if objects changed during it.
+/// The number of attempts at a dump during which objects change.
 pub(super) const ATTEMPTS: usize = 5;
 
 /// A socket of rtnetlink, for the network namespace that the thread was in when it opened the socket.
@@ -24,9 +24,9 @@ pub struct Rtnetlink {
 pub struct Dump<T> {
     /// The objects that were read.
     pub objects: Vec<T>,
-    /// The number of messages that were not understood.
+    /// The number of messages with an unknown format.
     pub unread: usize,
-    /// Objects changed during every attempt, so some of them may be missing or be there twice.
+    /// Objects changed during every attempt, so an object may be missing or occur twice.
     pub interrupted: bool,
 }
 
@@ -47,7 +47,7 @@ impl<T> Dump<T> {
 /// What a request does if the object exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfPresent {
-    /// The request fails.
+    /// The request fails with EEXIST.
     Fail,
     /// The request replaces the object.
     Replace,
@@ -96,7 +96,7 @@ impl Rtnetlink {
         Ok(object)
     }
 
-    /// Requests all objects of an address family and reads them. An address family that the kernel does not have has none.
+    /// Requests all objects of an address family and reads them. Returns no objects if the kernel lacks the family.
     pub(super) fn dump<T>(
         &self,
         message: &RouteNetlinkMessage,
@@ -131,8 +131,8 @@ impl Rtnetlink {
     }
 }
 
-/// Returns the kind of the answers to a request: of each object, the kinds of messages are `RTM_NEW…`, `RTM_DEL…` and
-/// `RTM_GET…`, in this order.
+/// Returns the kind of the answers to a request. The kinds of an object are `RTM_NEW…`, `RTM_DEL…` and `RTM_GET…`, in this
+/// order.
 pub(super) fn answer_kind(request: &Request) -> u16 {
     request.kind.saturating_sub(2)
 }

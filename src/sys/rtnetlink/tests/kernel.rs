@@ -62,7 +62,7 @@ fn links_are_made_and_read_back_and_deleted() {
         assert_eq!((bridge.kind.as_deref(), &bridge.mac[..]), (Some("bridge"), &[2, 0, 0, 0, 0, 1][..]));
         assert_eq!((bridge.up, bridge.loopback, bridge.master, bridge.mtu), (true, false, None, Some(1500)));
         assert_eq!((port.kind.as_deref(), &port.mac[..]), (Some("veth"), &[2, 0, 0, 0, 0, 2][..]));
-        // The other end is down.
+        // The peer eth0 is down, so port0 has no carrier.
         assert_eq!((port.up, port.carrier, port.master, port.hairpin), (true, false, Some(index), Some(false)));
         assert!(port.is_bridge_port && !bridge.is_bridge_port && !port.has_xdp);
         let number = rtnetlink.namespace_number(&there).expect("an answer");
@@ -159,20 +159,20 @@ fn neighbours_and_rules_are_read() {
 }
 
 #[test]
-fn an_error_has_the_kernels_explanation_and_kind() {
+fn an_error_has_the_kernels_explanation_and_error_kind() {
     inside(|rtnetlink| {
         let route = NewRoute { to: network("0.0.0.0/0"), via: address("203.0.113.1"), output: None, protocol: 4 };
         let refused = rtnetlink.add_route(route, IfPresent::Fail).expect_err("no such router");
         assert_eq!(refused.kind(), io::ErrorKind::NetworkUnreachable);
         assert!(refused.to_string().starts_with("Nexthop has invalid gateway ("), "{refused}");
-        // The kernel has no explanation for a link that is not there.
+        // The kernel gives no explanation for a missing link.
         let missing = rtnetlink.set_up(99).expect_err("no such link");
         assert_eq!(missing.raw_os_error(), Some(nix::libc::ENODEV));
     });
 }
 
 #[test]
-fn the_readers_of_the_crate_read_the_same() {
+fn the_readers_of_netlink_packet_route_agree() {
     inside(|rtnetlink| {
         wire(rtnetlink, &namespace());
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());

@@ -21,7 +21,7 @@ fn octets(text: &str) -> Vec<u8> {
     }
 }
 
-/// Answers each request with the next of these datagrams. The byte of the sequence number is set.
+/// A wire that answers each request with the next datagram, and sets the lowest byte of the sequence number.
 struct Recorded {
     answers: VecDeque<Vec<u8>>,
     seq: u8,
@@ -78,11 +78,11 @@ fn an_interrupted_dump_is_repeated() {
 }
 
 #[test]
-fn a_message_that_is_not_understood_costs_that_message() {
+fn an_unreadable_message_is_skipped_and_counted() {
     let other_family = [&[10], &RULE[1..]].concat();
     let dump = recorded([rules(0, &[&RULE, &RULE[..8], &other_family, &RULE])]).rules(Family::Ipv4).expect("rules");
     assert_eq!((dump.objects.len(), dump.unread), (2, 1));
-    // The kernel does not have the family.
+    // EAFNOSUPPORT (97) means that the kernel lacks the family; EPERM (1) is an error.
     for (number, found) in [(-97, Some(0)), (-1, None)] {
         let mut refused = i32::to_ne_bytes(number).to_vec();
         put_message(&mut refused, 34, 0, 0, &RULE);
@@ -113,7 +113,7 @@ fn a_link_of_an_unknown_format_is_read() {
     assert!(link.has_xdp && link.up && !link.carrier);
     // The crate drops the link because of its name, and because of its queue length.
     assert!(LinkMessage::parse(&bytes).is_err());
-    // A port of something else has no hairpin mode.
+    // A port of a bond has no hairpin mode.
     let mut bytes = body(&[0; 16], &[(3, b"eth0\0")]);
     put_nested(&mut bytes, 18, |info| {
         put_text(info, 4, "bond");
@@ -183,7 +183,7 @@ fn a_rule_with_a_condition_is_not_unconditional() {
     let plain = Rule { priority: 100, table: 256, unconditional: true };
     let limited = Some(Rule { unconditional: false, ..plain });
     assert_eq!(read(&RULE, &[]), Some(plain));
-    // A mark, a suppressed prefix length, an attribute that nobody knows.
+    // A mark, a suppressed prefix length, an unknown attribute.
     for condition in [(10, &[1, 0, 0, 0]), (14, &[0; 4]), (99, &[0; 4])] {
         assert_eq!(read(&RULE, &[(condition.0, condition.1)]), limited, "{condition:?}");
     }
