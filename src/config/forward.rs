@@ -77,7 +77,9 @@ fn read_protocols(reader: &mut TableReader, table: &Table<'_>) -> Vec<Protocol> 
 /// # Errors
 /// If it is.
 fn check_target_host(to: &Target, networks: &[Network]) -> Result<(), ParseError> {
-    let Some(address) = to.address.filter(|address| Family::of(*address) == Family::Ipv4) else { return Ok(()) };
+    let Some(address) = to.address.filter(|address| Family::of_address(*address) == Family::Ipv4) else {
+        return Ok(());
+    };
     for subnet in networks.iter().flat_map(|network| &network.subnets).filter(|subnet| subnet.prefix() < 31) {
         let kind = if address == subnet.broadcast() {
             "broadcast address"

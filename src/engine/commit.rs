@@ -353,8 +353,8 @@ impl<'e> Transaction<'e> {
         match (&self.engine.scope, work.is_empty()) {
             (Scope::Partial(_), true) => before.cloned(),
             (Scope::Partial(_), false) => before?.then(*generation, program.layout()),
-            (Scope::Full, true) => Some(Verified::at(*generation, program.layout())),
-            (Scope::Full, false) => Some(Verified::at(generation.wrapping_add(1), program.layout())),
+            (Scope::Full, true) => Some(Verified::new(*generation, program.layout())),
+            (Scope::Full, false) => Some(Verified::new(generation.wrapping_add(1), program.layout())),
         }
     }
 

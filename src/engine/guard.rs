@@ -32,7 +32,7 @@ impl Ssh {
         client_port.parse::<u16>().ok()?;
         let (client, server) = (address(client)?, address(server)?);
         let server = SocketAddr::new(server, server_port.parse().ok()?);
-        (Family::of(client) == Family::of(server.ip())).then_some(Self { client, server })
+        (Family::of_address(client) == Family::of_address(server.ip())).then_some(Self { client, server })
     }
 }
 
@@ -157,7 +157,7 @@ fn takes_ssh(binding: &Binding, ssh: Ssh) -> bool {
     let stays_there =
         binding.target_port(port) == port && binding.to.address.is_none_or(|target| target == ssh.server.ip());
     binding.protocol == Protocol::Tcp
-        && binding.family == Family::of(ssh.server.ip())
+        && binding.family == Family::of_address(ssh.server.ip())
         && (binding.ports.first()..=binding.ports.last()).contains(&port)
         && binding.from.is_none_or(|from| from.contains(ssh.client))
         && is_about(binding, ssh.server.ip())

@@ -127,9 +127,9 @@ impl Iptables {
     fn refresh(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
         for (table, changes) in &mut changes.0 {
-            changes.policies.clone_from(&now.of(*table).policies);
+            changes.policies.clone_from(&now.table(*table).policies);
         }
-        Ok(Table::ALL.into_iter().all(|table| now.of(table).same_content(before.of(family).of(table))))
+        Ok(Table::ALL.into_iter().all(|table| now.table(table).same_content(before.family(family).table(table))))
     }
 
     fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
@@ -141,7 +141,7 @@ impl Iptables {
     /// or if all tables are the new ones although they were refused.
     fn changed_since(&self, before: &FamilyRules, after: &FamilyRules, family: Family) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
-        let is = |of: &FamilyRules, table: Table| now.of(table).same_content(of.of(table));
+        let is = |of: &FamilyRules, table: Table| now.table(table).same_content(of.table(table));
         let known = |table| is(before, table) || is(after, table);
         Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
     }
@@ -150,7 +150,7 @@ impl Iptables {
     fn roll_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
             let half = |error| EngineError::FamilyRules { family, error: Box::new(error) };
-            let changes = diff(&self.programs.read_family(family).map_err(half)?, before.of(family));
+            let changes = diff(&self.programs.read_family(family).map_err(half)?, before.family(family));
             if changes.is_empty() {
                 continue;
             }
@@ -179,7 +179,7 @@ impl Iptables {
             }
             let now = self.programs.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
             for table in Table::ALL {
-                let (now, planned) = (now.of(table), program.of(*family).of(table));
+                let (now, planned) = (now.table(table), program.family(*family).table(table));
                 // Another program may have inserted a rule before the jump. The next plan shows that.
                 if now.same_content(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
                     && now.hooks.keys().eq(planned.hooks.keys())
@@ -215,7 +215,7 @@ impl Backend for Iptables {
         let program = timing.measure(Phase::Compile, || compiled(&interfaces));
         let before = Arc::new(timing.measure(Phase::Read, || self.programs.read())?);
         let work = |program: Program| {
-            let of = |family| (family, diff(before.of(family), program.of(family)));
+            let of = |family| (family, diff(before.family(family), program.family(family)));
             let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
             Work::Iptables { changes, program: program.into(), before: Arc::clone(&before) }
         };
@@ -259,8 +259,8 @@ impl Backend for Iptables {
                 .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
             if let Err(error) = timing.measure(Phase::Kernel, || self.restore(*family, &text)) {
                 let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
-                let stale =
-                    refused && self.changed_since(before.of(*family), after.of(*family), *family).unwrap_or_default();
+                let stale = refused
+                    && self.changed_since(before.family(*family), after.family(*family), *family).unwrap_or_default();
                 self.roll_back(&touched, before)?;
                 return if stale { Ok(None) } else { Err(error) };
             }
@@ -280,7 +280,7 @@ impl Backend for Iptables {
 
 /// Returns the interfaces that the hairpin rules name.
 fn hairpin_interfaces(program: &Program) -> BTreeSet<IfName> {
-    let chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
+    let chains = Family::ALL.into_iter().filter_map(|family| program.family(family).mangle.chains.get(HAIRPIN));
     let rules = chains.flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| rule.input.as_ref()).map(|input| input.name.clone()).collect()
 }

@@ -99,7 +99,7 @@ impl Backend for Nftables {
             (Some(generation), Some(verified)) if left.layout() == verified.layout => (left, generation),
             _ if !change.may_read => return Ok(None),
             _ => {
-                let read = |connection: &mut Connection| decode::near(connection, &program, &left);
+                let read = |connection: &mut Connection| decode::decode_partial(connection, &program, &left);
                 let found = timing.talk(Phase::Read, &mut self.connection, read)?;
                 if difference(&found.0, &left).is_some() {
                     return Ok(None);
@@ -163,7 +163,7 @@ fn verify(
     let mut differs = None;
     let mut generation = None;
     if !changes.changes_only_elements() {
-        let (live, at) = match decode::structure(connection) {
+        let (live, at) = match decode::decode_structure(connection) {
             Ok(found) => found,
             // Another program keeps changing portfwd's table. A difference would be that program's.
             Err(KernelError::Interrupted) => return Ok(()),
@@ -201,7 +201,7 @@ fn was_committed(
         return Ok(false);
     }
     if !changes.changes_only_elements() {
-        return Ok(difference(&decode::structure(connection)?.0, program).is_none());
+        return Ok(difference(&decode::decode_structure(connection)?.0, program).is_none());
     }
     let first = |all: &[Elements]| {
         let mut elements =

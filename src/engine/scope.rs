@@ -60,7 +60,7 @@ pub(super) fn differ_in_forwards_only(before: &DesiredState, after: &DesiredStat
     (&before.networks, &before.masquerades, &before.snats, &before.netmaps)
         == (&after.networks, &after.masquerades, &after.snats, &after.netmaps)
         && before.priority().ok() == after.priority().ok()
-        && Sources::of(before).agree(&Sources::of(after))
+        && Sources::of_state(before).agree(&Sources::of_state(after))
 }
 
 /// Applies the difference `from → to` to `on`, a superset of `from`. Returns `to` if `on` equals `from`.

@@ -110,7 +110,7 @@ impl Tools {
     /// # Errors
     /// If a program is missing, or if `iptables --version` fails.
     pub fn of_host() -> Result<Self, CommandError> {
-        let word = word(Family::Ipv4);
+        let word = command_name(Family::Ipv4);
         let plain = find(&[word.to_owned()])?;
         let variant = Variant::of_program(&plain)?;
         Self::with(Family::Ipv4, variant, plain, &[format!("{word}-{}", variant.name()), word.to_owned()])
@@ -121,7 +121,7 @@ impl Tools {
     /// # Errors
     /// If the variant is not installed.
     pub fn of_variant(family: Family, variant: Variant) -> Result<Self, CommandError> {
-        let (plain, word) = (word(family), format!("{}-{}", word(family), variant.name()));
+        let (plain, word) = (command_name(family), format!("{}-{}", command_name(family), variant.name()));
         if let Ok(path) = find(std::slice::from_ref(&word)) {
             return Self::with(family, variant, path, &[word, plain.to_owned()]);
         }
@@ -209,7 +209,7 @@ pub fn label_names() -> LabelNames {
         .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
 }
 
-fn word(family: Family) -> &'static str {
+fn command_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "iptables",
         Family::Ipv6 => "ip6tables",

@@ -81,7 +81,7 @@ pub fn diff(live: &FamilyRules, wanted: &FamilyRules) -> Changes {
     if wanted.mangle.is_empty() {
         tables.reverse();
     }
-    let changes = |table| (table, table_changes(live.of(table), wanted.of(table)));
+    let changes = |table| (table, table_changes(live.table(table), wanted.table(table)));
     Changes(tables.into_iter().map(changes).filter(|(_, changes)| !changes.is_empty()).collect())
 }
 

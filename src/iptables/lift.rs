@@ -29,7 +29,7 @@ pub fn lift(program: &Program) -> Observed {
     let mut chains = HashMap::new();
     let mut found: Vec<(SetRule<Binding>, Counter)> = Vec::new();
     for family in Family::ALL {
-        let half = program.of(family);
+        let half = program.family(family);
         let forwards = Forwards::read(half, family);
         chains.extend(forwards.chains.clone());
         found.extend(forwards.complete());
@@ -54,19 +54,19 @@ fn foreign_rules(program: &Program, desired: &DesiredState, chains: HashMap<IpAd
     let known = chains.into_iter().map(|(target, chain)| Some((target, chain?)));
     let Some(chains) = known.collect::<Option<ChainsByTarget>>() else { return Vec::new() };
     let shifts = Family::ALL.into_iter().any(|family| {
-        let chains = program.of(family).nat.chains.values();
+        let chains = program.family(family).nat.chains.values();
         chains.flat_map(|chain| &chain.rules).any(
             |rule| matches!(&rule.target, Some(Target::Dnat(to)) if matches!(to.port, DestinationPort::Shift { .. })),
         )
     });
-    let hairpin_chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
+    let hairpin_chains = Family::ALL.into_iter().filter_map(|family| program.family(family).mangle.chains.get(HAIRPIN));
     let interface = |rule: &Arc<Rule>| Some(rule.input.as_ref().filter(|_| rule.input == rule.output)?.name.clone());
     let interfaces = hairpin_chains.flat_map(|chain| &chain.rules).filter_map(interface).collect();
     let expected = compile_unchecked(desired, &Host { interfaces, shifts }, &chains);
     let mut foreign = Vec::new();
     for (family, table) in Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table))) {
-        let expected = &expected.of(family).of(table).chains;
-        for (name, chain) in &program.of(family).of(table).chains {
+        let expected = &expected.family(family).table(table).chains;
+        for (name, chain) in &program.family(family).table(table).chains {
             let table_name = format!("in table {} of {family}", table.name());
             let Some(known) = expected.get(name) else {
                 foreign.push(printable(&format!("chain {name} {table_name}")));
@@ -292,7 +292,8 @@ fn read_binding(
         AddressScope::Loopback => label::decode(&label::to_bits(&own), sources, &mut binding)?,
     }
     let loopback = own.contains(&LOOPBACK) || scope == AddressScope::Loopback;
-    (binding.loopback == loopback && binding.to.address.is_none_or(|to| Family::of(to) == family)).then_some(binding)
+    (binding.loopback == loopback && binding.to.address.is_none_or(|to| Family::of_address(to) == family))
+        .then_some(binding)
 }
 
 /// Returns the network of all addresses of a family.

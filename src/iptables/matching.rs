@@ -106,7 +106,7 @@ impl Match {
     fn range(text: &str, source: bool, family: Family) -> Option<Self> {
         let (first, last) = text.split_once('-')?;
         let (first, last): (IpAddr, IpAddr) = (first.parse().ok()?, last.parse().ok()?);
-        if Family::of(first) != family || Family::of(last) != family {
+        if Family::of_address(first) != family || Family::of_address(last) != family {
             return None;
         }
         // The addresses are printed again, so any spelling in `text` matches.

@@ -151,7 +151,7 @@ pub struct FamilyRules {
 
 impl FamilyRules {
     /// Returns the part of a table.
-    pub fn of(&self, table: Table) -> &Contents {
+    pub fn table(&self, table: Table) -> &Contents {
         match table {
             Table::Mangle => &self.mangle,
             Table::Nat => &self.nat,
@@ -159,7 +159,7 @@ impl FamilyRules {
     }
 
     /// Returns the part of a table for changes.
-    pub fn of_mut(&mut self, table: Table) -> &mut Contents {
+    pub fn table_mut(&mut self, table: Table) -> &mut Contents {
         match table {
             Table::Mangle => &mut self.mangle,
             Table::Nat => &mut self.nat,
@@ -183,7 +183,7 @@ pub struct Program {
 
 impl Program {
     /// Returns the rules of a family.
-    pub fn of(&self, family: Family) -> &FamilyRules {
+    pub fn family(&self, family: Family) -> &FamilyRules {
         match family {
             Family::Ipv4 => &self.ipv4,
             Family::Ipv6 => &self.ipv6,
@@ -191,7 +191,7 @@ impl Program {
     }
 
     /// Returns the rules of a family for changes.
-    pub fn of_mut(&mut self, family: Family) -> &mut FamilyRules {
+    pub fn family_mut(&mut self, family: Family) -> &mut FamilyRules {
         match family {
             Family::Ipv4 => &mut self.ipv4,
             Family::Ipv6 => &mut self.ipv6,
@@ -208,7 +208,7 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for family in Family::ALL {
             for table in Table::ALL {
-                let contents = self.of(family).of(table);
+                let contents = self.family(family).table(table);
                 if contents.is_empty() {
                     continue;
                 }

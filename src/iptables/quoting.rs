@@ -58,7 +58,7 @@ pub(crate) struct Words<'a>(std::slice::Iter<'a, String>);
 
 impl<'a> Words<'a> {
     /// Starts at the first word.
-    pub(crate) fn of(words: &'a [String]) -> Self {
+    pub(crate) fn new(words: &'a [String]) -> Self {
         Self(words.iter())
     }
 

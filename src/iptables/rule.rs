@@ -155,7 +155,7 @@ impl Rule {
 
     /// Reads a rule. The inverse of [`Rule::write_to`]. A rule that portfwd would not write is kept as foreign text.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
-        let read = quoting::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
+        let read = quoting::split(text).and_then(|words| Self::read(&mut Words::new(&words), family, names));
         read.unwrap_or_else(|| Self { foreign: Some(text.trim_matches(' ').to_owned()), ..Self::default() })
     }
 

@@ -38,9 +38,9 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<FamilyRul
             let name = chain.split(' ').next().unwrap_or_default();
             if let Some(table) = table {
                 if name.starts_with(PREFIX) {
-                    half.of_mut(table).chains.entry(name.into()).or_default();
+                    half.table_mut(table).chains.entry(name.into()).or_default();
                 }
-                half.of_mut(table).policies.extend(parse_policy(chain));
+                half.table_mut(table).policies.extend(parse_policy(chain));
             }
         } else if let Some(table) = table.filter(|_| line != "COMMIT" && !line.is_empty()) {
             let (counter, chain, rest) = parse_append(line).ok_or_else(|| SaveError::Line(number, line.to_owned()))?;
@@ -57,12 +57,12 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<FamilyRul
                 };
                 // Most rules of built-in chains belong to other programs. Only jumps to portfwd's chains are parsed.
                 if rest.contains(PREFIX) && Rule::parse(rest, family, names) == Rule::jump(&hook.portfwd_chain()) {
-                    let hooks = &mut half.of_mut(table).hooks;
+                    let hooks = &mut half.table_mut(table).hooks;
                     let jump = hooks.entry(hook).or_insert(HookJump { first: index == 0, times: 0 });
                     jump.times += 1;
                 }
             } else if chain.starts_with(PREFIX) {
-                let chain = half.of_mut(table).chains.entry(Arc::from(chain)).or_default();
+                let chain = half.table_mut(table).chains.entry(Arc::from(chain)).or_default();
                 chain.rules.push(Rule::parse(rest, family, names).into());
                 chain.counters.push(counter);
             }

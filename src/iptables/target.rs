@@ -146,5 +146,5 @@ fn destination(text: &str, family: Family) -> Option<Destination> {
             Some((to, base)) => DestinationPort::Shift { to: to.parse().ok()?, base: base.parse().ok()? },
         },
     };
-    (Family::of(address) == family).then_some(Destination { address, port })
+    (Family::of_address(address) == family).then_some(Destination { address, port })
 }

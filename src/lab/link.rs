@@ -80,7 +80,7 @@ impl Links {
     /// # Errors
     /// If the kernel refuses the request.
     pub fn route(&self, to: IpAddr, prefix: u8, gateway: IpAddr) -> Result<(), LabError> {
-        if Family::of(to) != Family::of(gateway) {
+        if Family::of_address(to) != Family::of_address(gateway) {
             return Err(LabError::Topology(format!("{to} cannot be reached through {gateway}")));
         }
         let route = |to| NewRoute { to, via: gateway, output: None, protocol: STATIC };

@@ -172,7 +172,7 @@ pub(super) fn plan_packets(desired: &DesiredState, chosen: &[&Binding], topology
         let inside = *topology.residents.get(&owned.rule.to)?;
         let destination = crate::model::netmap::translate(inside, owned.rule.listen);
         let uplink = topology.uplink(None)?;
-        let source = *uplink.address.get(family_index(Family::of(inside)))?;
+        let source = *uplink.address.get(family_index(Family::of_address(inside)))?;
         new_packet(Protocol::Tcp, source, SocketAddr::new(destination, DISCARD), uplink.name.parse().ok())
     }));
     packets.extend(egress_packets(desired, topology));
@@ -193,7 +193,7 @@ fn new_packet(
     destination: SocketAddr,
     interface: Option<IfName>,
 ) -> Option<Packet> {
-    (Family::of(source) == Family::of(destination.ip())).then(|| Packet {
+    (Family::of_address(source) == Family::of_address(destination.ip())).then(|| Packet {
         protocol,
         source: SocketAddr::new(source, 0),
         destination,
@@ -260,7 +260,7 @@ fn egress_packet(
     let bridged = || topology.subnets.iter().filter(|subnet| Some(subnet.bridge.as_str()) == out);
     let destination = match uplink {
         Some(uplink) => uplink.address.get(family_index(family)).copied(),
-        None => bridged().filter_map(|subnet| subnet.neighbour).find(|address| Family::of(*address) == family),
+        None => bridged().filter_map(|subnet| subnet.neighbour).find(|address| Family::of_address(*address) == family),
     }?;
     let by = uplink.map(|uplink| uplink.name.as_str()).or(out);
     let destination = SocketAddr::new(destination, DISCARD);
@@ -273,7 +273,7 @@ fn egress_packet(
         narrow.iter().filter(longer).any(|prefix| prefix.contains(address))
     };
     let about = |(address, arrived): &(IpAddr, Option<&str>)| {
-        Family::of(*address) == family && from.is_none_or(|from| from.contains(*address)) && *arrived != by
+        Family::of_address(*address) == family && from.is_none_or(|from| from.contains(*address)) && *arrived != by
     };
     // `min_by_key` returns the first source that no longer prefix contains, or else the first one.
     let (source, arrived) = senders(topology).filter(about).min_by_key(|(address, _)| narrower(*address))?;
@@ -303,7 +303,7 @@ fn isolation_packets(desired: &DesiredState, topology: &Topology) -> Vec<Packet>
     let into = |subnet: &Subnet| {
         let uplink = topology.uplink(None)?;
         let inside = subnet.neighbour?;
-        let source = *uplink.address.get(family_index(Family::of(inside)))?;
+        let source = *uplink.address.get(family_index(Family::of_address(inside)))?;
         new_packet(Protocol::Tcp, source, SocketAddr::new(inside, DISCARD), uplink.name.parse().ok())
     };
     subnets.filter_map(into).collect()

@@ -21,7 +21,7 @@ impl Family {
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
     /// Returns the family of an address.
-    pub fn of(address: IpAddr) -> Self {
+    pub fn of_address(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
@@ -30,7 +30,7 @@ impl Family {
 
     /// Returns the family of a prefix.
     pub fn of_network(network: IpNetwork) -> Self {
-        Self::of(network.network())
+        Self::of_address(network.network())
     }
 }
 

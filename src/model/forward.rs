@@ -94,8 +94,8 @@ impl Forward {
 
     /// Returns the families of the forward. A redirect without an address has both.
     fn families(&self) -> Result<&'static [Family], ParseError> {
-        let listen = self.listen.address.map(Family::of);
-        let to = self.to.address.map(Family::of);
+        let listen = self.listen.address.map(Family::of_address);
+        let to = self.to.address.map(Family::of_address);
         if let (Some(listen), Some(to)) = (listen, to)
             && listen != to
         {
@@ -150,11 +150,17 @@ impl Forward {
                 help,
             )
             .with_key("source")),
-            (Source::Address(source), Some(to)) if Family::of(source) != Family::of(to) => Err(ParseError::new(
-                format!("the source `{source}` is {} but the target `{to}` is {}", Family::of(source), Family::of(to)),
-                format!("write an {} address of this host", Family::of(to)),
-            )
-            .with_key("source")),
+            (Source::Address(source), Some(to)) if Family::of_address(source) != Family::of_address(to) => {
+                Err(ParseError::new(
+                    format!(
+                        "the source `{source}` is {} but the target `{to}` is {}",
+                        Family::of_address(source),
+                        Family::of_address(to)
+                    ),
+                    format!("write an {} address of this host", Family::of_address(to)),
+                )
+                .with_key("source"))
+            }
             _ => Ok(()),
         }
     }

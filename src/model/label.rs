@@ -108,7 +108,7 @@ impl Sources {
     ///
     /// The ID is a hash of the address. A new address does not change the IDs of other addresses, and equal sets of
     /// addresses always have equal IDs. If two hashes collide, the greater address takes the next free ID.
-    pub fn of(desired: &DesiredState) -> Self {
+    pub fn of_state(desired: &DesiredState) -> Self {
         let address =
             |binding: &Binding| if let Source::Address(address) = binding.source { Some(address) } else { None };
         let addresses: BTreeSet<IpAddr> = desired.bindings.iter().filter_map(|owned| address(&owned.rule)).collect();
@@ -145,7 +145,7 @@ impl Sources {
 
     /// Returns the addresses of a family, each with the label bits of its ID.
     pub fn elements(&self, family: Family) -> impl Iterator<Item = (Vec<u8>, IpAddr)> {
-        let of_family = self.ids.iter().filter(move |(address, _)| Family::of(**address) == family);
+        let of_family = self.ids.iter().filter(move |(address, _)| Family::of_address(**address) == family);
         of_family.map(|(address, id)| (source_id_bits(*id), *address))
     }
 
@@ -280,7 +280,7 @@ mod tests {
         ];
         let owned = bindings.iter().map(|rule| SetRule { set: SetName::cli(), rule: rule.clone() }).collect();
         let desired = DesiredState { bindings: owned, ..DesiredState::default() };
-        let sources = Sources::of(&desired);
+        let sources = Sources::of_state(&desired);
         assert_eq!(
             Sources::from_elements([(sources.id([192, 0, 2, 1].into()).expect("an ID"), [192, 0, 2, 1].into())]),
             sources
@@ -306,7 +306,7 @@ mod tests {
                 let rule = binding("80", |f| f.source = Source::Address(address));
                 desired.bindings.push(SetRule { set: SetName::cli(), rule });
             }
-            Sources::of(&desired)
+            Sources::of_state(&desired)
         };
         let (few, many) = (sources(2_000), sources(4_000));
         let distinct: BTreeSet<u32> = many.ids.values().copied().collect();

@@ -76,7 +76,7 @@ impl Host {
     fn masquerade_address(&self, route: &Route, destination: IpAddr) -> Option<IpAddr> {
         let next = route.gateway.unwrap_or(destination);
         let here = self.interfaces.iter().find(|interface| interface.name == route.interface)?;
-        let family = Family::of(destination);
+        let family = Family::of_address(destination);
         let own: Vec<&IpNetwork> = here.addresses.iter().filter(|own| Family::of_network(**own) == family).collect();
         own.iter().find(|own| own.contains(next)).or(own.first()).map(|own| own.ip())
     }
@@ -251,7 +251,7 @@ fn winning_forward<'a>(sets: &'a [RuleSet], host: &Host, packet: &Packet) -> Opt
 fn rank(forward: &Forward, host: &Host, packet: &Packet) -> Option<Rank> {
     let range = *forward.listen.ports.ranges().iter().find(|range| contains(**range, packet.destination.port()))?;
     let mut ends = [forward.to.address, forward.listen.address].into_iter().flatten();
-    let of_family = ends.all(|end| Family::of(end) == packet.family());
+    let of_family = ends.all(|end| Family::of_address(end) == packet.family());
     let arrived = packet.interface.as_ref();
     // Packets of this host to a loopback address have no ingress interface. The forward's interface does not matter.
     let to_loopback = arrived.is_none() && packet.destination.ip().is_loopback();
@@ -342,7 +342,7 @@ fn source_rewrite(sets: &[RuleSet], source: IpAddr, by: &IfName) -> Option<Sourc
             }
         }
         for Snat { from, out: named, to, mode } in &set.snats {
-            if inside(*from) && out(named) && to.family() == Family::of(source) {
+            if inside(*from) && out(named) && to.family() == Family::of_address(source) {
                 rules.push((rank(named.is_some(), *from, false), SourceRewrite::Pool(*to, *mode)));
             }
         }

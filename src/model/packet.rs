@@ -29,7 +29,7 @@ pub struct Packet {
 impl Packet {
     /// Returns the family of both addresses.
     pub fn family(&self) -> Family {
-        Family::of(self.destination.ip())
+        Family::of_address(self.destination.ip())
     }
 }
 
@@ -60,7 +60,7 @@ impl FromStr for Packet {
             Err(_) => parse_endpoint(source)?,
         };
         let destination = parse_endpoint(destination)?;
-        if Family::of(source.ip()) != Family::of(destination.ip()) {
+        if Family::of_address(source.ip()) != Family::of_address(destination.ip()) {
             return Err(ParseError::new(
                 format!("`{source}` and `{destination}` have different address families"),
                 HELP,

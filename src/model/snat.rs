@@ -27,7 +27,7 @@ pub struct Pool {
 impl Pool {
     /// Returns the pool from `first` to `last`, both included, or `None` if it is reversed or the families differ.
     pub fn new(first: IpAddr, last: IpAddr, ports: Option<PortRange>) -> Option<Self> {
-        (Family::of(first) == Family::of(last) && first <= last).then_some(Self { first, last, ports })
+        (Family::of_address(first) == Family::of_address(last) && first <= last).then_some(Self { first, last, ports })
     }
 
     /// Returns the lowest address.
@@ -47,7 +47,7 @@ impl Pool {
 
     /// Returns the family of the addresses.
     pub fn family(self) -> Family {
-        Family::of(self.first)
+        Family::of_address(self.first)
     }
 }
 
@@ -109,7 +109,7 @@ impl Pool {
             text.parse().map_err(|_| ParseError::new(format!("`{text}` is not an IP address"), HELP))
         };
         let (first, last) = (address(first)?, address(last)?);
-        if Family::of(first) != Family::of(last) {
+        if Family::of_address(first) != Family::of_address(last) {
             return Err(ParseError::new(format!("`{first}` and `{last}` have different address families"), HELP));
         }
         Self::new(first, last, ports).ok_or_else(|| {

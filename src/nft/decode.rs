@@ -94,7 +94,7 @@ const STRUCTURE_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// As [`decode`], but after one second.
-pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
+pub fn decode_structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, &|_, _| Ok(BTreeMap::new()), STRUCTURE_TIMEOUT)
 }
 
@@ -105,7 +105,11 @@ pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelEr
 ///
 /// # Errors
 /// As [`decode`].
-pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Result<(Program, u32), KernelError> {
+pub fn decode_partial(
+    connection: &mut Connection,
+    wanted: &Program,
+    left: &Program,
+) -> Result<(Program, u32), KernelError> {
     let elements = |connection: &mut Connection, map: &str| {
         let [left, wanted] = [left, wanted].map(|program| program.maps.get(map).map(|map| &map.elements));
         let expected: Vec<&Key> = left.into_iter().flat_map(BTreeMap::keys).collect();

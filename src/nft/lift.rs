@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_rule_with_an_oversized_header_field_is_foreign() {
-        let long = Payload { header: Header::Network, offset: 12, length: u32::MAX, to: Register::word(0) };
+        let long = Payload { header: Header::Network, offset: 12, length: u32::MAX, to: Register::word32(0) };
         let rule = Rule { exprs: vec![Expr::Payload(long)], comment: Some("web".into()) };
         let chain = crate::nft::program::Chain { base: None, rules: vec![rule] };
         let chains = [(NAT_POSTROUTING.to_owned(), chain)].into();

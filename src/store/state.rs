@@ -64,14 +64,14 @@ pub struct Verified {
 
 impl Verified {
     /// Returns the value for a generation.
-    pub fn at(generation: u32, layout: u64) -> Self {
+    pub fn new(generation: u32, layout: u64) -> Self {
         Self { generation, layout }
     }
 
     /// Returns the value after portfwd's commit to `generation`. Returns `None` if this value has another generation, because
     /// another program committed in between.
     pub fn then(&self, generation: u32, layout: u64) -> Option<Self> {
-        self.is(generation).then(|| Self::at(generation.wrapping_add(1), layout))
+        self.is(generation).then(|| Self::new(generation.wrapping_add(1), layout))
     }
 
     /// Returns true if the generations are equal.
@@ -115,10 +115,10 @@ mod tests {
 
     #[test]
     fn only_a_change_of_the_same_generation_gives_the_next_one() {
-        let verified = Verified::at(7, 1);
+        let verified = Verified::new(7, 1);
         assert!(verified.is(7) && !verified.is(8));
-        assert_eq!(verified.then(7, 2), Some(Verified::at(8, 2)));
+        assert_eq!(verified.then(7, 2), Some(Verified::new(8, 2)));
         assert_eq!(verified.then(6, 2), None);
-        assert_eq!(Verified::at(u32::MAX, 1).then(u32::MAX, 2), Some(Verified::at(0, 2)));
+        assert_eq!(Verified::new(u32::MAX, 1).then(u32::MAX, 2), Some(Verified::new(0, 2)));
     }
 }

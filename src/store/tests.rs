@@ -66,7 +66,7 @@ fn state(listens: &[&str]) -> State {
         unfinished: None,
         confirmed: Some(until),
         committed: Some(7),
-        verified: Some(Verified::at(7, u64::MAX)),
+        verified: Some(Verified::new(7, u64::MAX)),
     }
 }
 
@@ -400,7 +400,7 @@ proptest! {
         }
         desired.normalize();
         let representatives = vec![desired.bindings[desired.bindings.len() / 2].clone()];
-        let all = State { desired: desired.into(), representatives, verified: Some(Verified::at(1, 1)), ..State::default() };
+        let all = State { desired: desired.into(), representatives, verified: Some(Verified::new(1, 1)), ..State::default() };
         let about: Vec<Binding> = about.into_iter().map(binding).collect();
         let set: SetName = format!("set{replaced}").parse().expect("name");
         let directory = tempfile::tempdir().expect("directory");

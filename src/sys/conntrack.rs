@@ -78,7 +78,7 @@ pub struct Entry {
 impl Entry {
     /// Returns the family of the destination.
     pub fn family(&self) -> Family {
-        Family::of(self.original.destination.ip())
+        Family::of_address(self.original.destination.ip())
     }
 
     /// Reads a connection; the counterpart of [`Entry::identity`]. Returns `None` if the protocol has no ports.

@@ -203,11 +203,11 @@ pub struct Stat {
 
 impl Stat {
     /// Reads the status of a process. Returns `None` if there is no such process.
-    pub fn of(process: u32) -> Option<Self> {
-        Self::read(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+    pub fn read(process: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
     }
 
-    fn read(text: &str) -> Option<Self> {
+    fn parse(text: &str) -> Option<Self> {
         // The process name may contain parentheses.
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
         let over = matches!(fields.next()?, "Z" | "X");
@@ -273,20 +273,20 @@ mod tests {
 
     #[test]
     fn start_times_order_processes() {
-        let stat = Stat::of(std::process::id()).expect("this process");
-        assert!(!stat.over && Stat::of(1).expect("there is a first process").start <= stat.start);
+        let stat = Stat::read(std::process::id()).expect("this process");
+        assert!(!stat.over && Stat::read(1).expect("there is a first process").start <= stat.start);
         assert_eq!(stat.parent, std::os::unix::process::parent_id());
-        assert!(Stat::of(stat.parent).is_none_or(|parent| parent.start <= stat.start));
-        assert_eq!(Stat::of(u32::MAX), None);
+        assert!(Stat::read(stat.parent).is_none_or(|parent| parent.start <= stat.start));
+        assert_eq!(Stat::read(u32::MAX), None);
         assert!(numbers().expect("readable").any(|number| number == std::process::id()));
     }
 
     #[test]
     fn a_process_name_may_contain_parentheses() {
         let text = "7 (a) Z 1 (b c) Z 3 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 812 0 0";
-        assert_eq!(Stat::read(text), Some(Stat { parent: 3, start: 812, over: true }));
+        assert_eq!(Stat::parse(text), Some(Stat { parent: 3, start: 812, over: true }));
         for end in 0..text.len() - 6 {
-            assert!(Stat::read(&text[..end]).is_none_or(|stat| stat.start != 812), "{end}");
+            assert!(Stat::parse(&text[..end]).is_none_or(|stat| stat.start != 812), "{end}");
         }
     }
 }

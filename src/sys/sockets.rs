@@ -47,7 +47,8 @@ pub struct Socket {
 impl Socket {
     /// Returns true if the socket serves clients of a family.
     pub fn serves(&self, family: Family) -> bool {
-        Family::of(self.address) == family || family == Family::Ipv4 && self.address.is_unspecified() && !self.only_ipv6
+        Family::of_address(self.address) == family
+            || family == Family::Ipv4 && self.address.is_unspecified() && !self.only_ipv6
     }
 }
 
@@ -144,7 +145,7 @@ pub fn owners(inodes: &HashSet<u32>) -> HashMap<u32, Owner> {
     let mut found = HashMap::new();
     let Ok(numbers) = process::numbers() else { return found };
     let mut processes: Vec<u32> = numbers.collect();
-    processes.sort_by_cached_key(|process| (*process == 1, Stat::of(*process).map(|stat| stat.start), *process));
+    processes.sort_by_cached_key(|process| (*process == 1, Stat::read(*process).map(|stat| stat.start), *process));
     for process in processes {
         if found.len() == inodes.len() {
             break;

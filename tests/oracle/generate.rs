@@ -278,7 +278,7 @@ pub fn sendable(packet: &Packet, topology: &Topology) -> bool {
         let first = |own: &IpNetwork| own.network() == address && own.ip() != address;
         host.interfaces.iter().any(|here| here.addresses.iter().any(|own| last(own) || first(own)))
     };
-    if Family::of(source) != Family::of(destination)
+    if Family::of_address(source) != Family::of_address(destination)
         || edge(source)
         || edge(destination)
         || topology.sender(packet).is_none()
@@ -352,16 +352,16 @@ fn destination(
         .interfaces
         .iter()
         .flat_map(|here| here.addresses.iter().map(IpNetwork::ip))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
     let others: Vec<IpAddr> = (topology.targets.keys().copied())
         .chain(topology.uplinks.iter().flat_map(|uplink| uplink.address))
         .chain(topology.subnets.iter().filter_map(|subnet| subnet.neighbour))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
     let mapped: Vec<IpAddr> = (desired.netmaps.iter())
         .flat_map(|owned| others.iter().map(|inside| netmap::translate(*inside, owned.rule.listen)))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
     let loopback = if family == Family::Ipv4 { ["127.0.0.1", "127.0.0.5"] } else { ["::1", "::1"] };
     match rng.u8(..12) {
@@ -382,7 +382,7 @@ fn source(
     from_host: bool,
     destination: IpAddr,
 ) -> Option<IpAddr> {
-    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+    let of_family = |ip: &IpAddr| Family::of_address(*ip) == family;
     if from_host {
         let own = topology.plan.interfaces.iter().flat_map(|here| here.addresses.iter().map(IpNetwork::ip));
         let own: Vec<IpAddr> = own.filter(of_family).collect();

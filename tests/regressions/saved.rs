@@ -37,7 +37,7 @@ fn round_trips(text: &str, family: Family, names: &LabelNames) {
 
 fn lift_and_restore(half: FamilyRules, family: Family) {
     let mut program = Program::default();
-    *program.of_mut(family) = half;
+    *program.family_mut(family) = half;
     let lifted = lift(&program);
     assert_eq!(lifted.desired.bindings.len(), lifted.counters.len());
     // Diffs the program against its own desired state, and against an empty program.
@@ -47,7 +47,7 @@ fn lift_and_restore(half: FamilyRules, family: Family) {
         wanted.extend(compile(&lifted.desired, &Host { shifts: true, ..Host::default() }));
     }
     for wanted in wanted {
-        let changes = diff(program.of(family), wanted.of(family));
+        let changes = diff(program.family(family), wanted.family(family));
         for variant in Variant::ALL {
             let text = restore::text(&changes, family, variant);
             assert_eq!(text.is_empty(), changes.is_empty());

@@ -72,7 +72,7 @@ pub(super) fn compile_unchecked(desired: &DesiredState, host: &Host, by_target: 
 
 fn family_rules(desired: &DesiredState, family: Family, host: &Host, by_target: &ChainsByTarget) -> FamilyRules {
     let mut half = FamilyRules::default();
-    let sources = Sources::of(desired);
+    let sources = Sources::of_state(desired);
     let masqueraded = MasqueradeNeeds::new(desired, |other| other == family);
     let (hairpin, isolated) = (masqueraded.hairpin, passing::isolates(desired, family));
     let forwards = forward::chains(desired, family, &sources, host.shifts, by_target, &mut half.nat);

@@ -73,7 +73,7 @@ fn pid_namespace() -> io::Result<u64> {
 fn open_process(pid: u32, start: u64) -> io::Result<Option<Handle>> {
     let process = Handle::open(pid)?;
     // The PID cannot be reused while the handle is open.
-    let same = Stat::of(pid).is_some_and(|stat| stat.start == start && !stat.over);
+    let same = Stat::read(pid).is_some_and(|stat| stat.start == start && !stat.over);
     Ok(process.filter(|_| same))
 }
 
@@ -81,7 +81,7 @@ impl ProcessIdentity {
     /// Returns the identity of a child process.
     pub(super) fn from_child(child: &Child, token: String) -> io::Result<Self> {
         let pid = child.id();
-        let stat = Stat::of(pid).ok_or(io::ErrorKind::NotFound)?;
+        let stat = Stat::read(pid).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self { pid, start: stat.start, token, pid_namespace: pid_namespace()? })
     }
 
@@ -175,7 +175,7 @@ pub(super) fn kill_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::R
 
 /// Returns all living descendants of a process, each with its start time.
 fn descendants(ancestor: u32) -> io::Result<Vec<(u32, u64)>> {
-    let all: BTreeMap<u32, Stat> = numbers()?.filter_map(|pid| Some((pid, Stat::of(pid)?))).collect();
+    let all: BTreeMap<u32, Stat> = numbers()?.filter_map(|pid| Some((pid, Stat::read(pid)?))).collect();
     let is_below = |pid: u32| {
         let mut above = all.get(&pid).map(|stat| stat.parent);
         // The process tree changes while it is read, so it may contain cycles.

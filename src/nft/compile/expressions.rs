@@ -6,7 +6,7 @@ use crate::nft::expr::{
     Bitwise, Cmp, Ct, CtKey, CtSetLabel, Expr, Header, Immediate, Meta, MetaKey, Payload, Register,
 };
 
-pub(super) const FIRST: Register = Register::word(0);
+pub(super) const FIRST: Register = Register::word32(0);
 
 /// `meta nfproto ipv4`: matches packets of the family.
 pub(super) fn family_is(family: Family) -> [Expr; 2] {

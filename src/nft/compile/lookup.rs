@@ -86,7 +86,7 @@ fn rewrite(id: &MapId) -> Expr {
 }
 
 /// The registers for labels. The data of a map use at most the first five words.
-const LABEL_SCRATCH: Register = Register::word(8);
+const LABEL_SCRATCH: Register = Register::word32(8);
 
 pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {
     let family = id.class.family;

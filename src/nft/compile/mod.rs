@@ -89,7 +89,7 @@ pub fn compile(desired: &DesiredState) -> Result<Program, CompileError> {
     }
     program.table = true;
     let priority = desired.priority().map_err(|(one, other)| CompileError::Priorities(one, other))?;
-    let sources = Sources::of(desired);
+    let sources = Sources::of_state(desired);
     let jumps = forward::maps_and_chains(desired, &sources, &mut program);
     let mut add = |name: &str, chain_type, hook, priority, rules: Vec<Rule>| {
         if !rules.is_empty() {

@@ -176,9 +176,9 @@ mod tests {
 
     /// Returns an example of each expression and each variant with its own encoding.
     pub(in crate::nft) fn one_of_each() -> Vec<Expr> {
-        let a = Register::word(0);
-        let b = Register::word(1);
-        let label = Register::word(8);
+        let a = Register::word32(0);
+        let b = Register::word32(1);
+        let label = Register::word32(8);
         let a_to_b = RegisterRange { first: a, last: Some(b) };
         let nat = |source, family, address, port, flag| Expr::Nat(Nat { source, family, address, port, flag });
         vec![
@@ -223,10 +223,10 @@ mod tests {
 
     #[test]
     fn register_numbers_match_the_kernel() {
-        let wire: Vec<u32> = (0..16).map(|word| Register::word(word).to_wire()).collect();
+        let wire: Vec<u32> = (0..16).map(|word| Register::word32(word).to_wire()).collect();
         assert_eq!(wire, [1, 9, 10, 11, 2, 13, 14, 15, 3, 17, 18, 19, 4, 21, 22, 23]);
         for word in 0..16 {
-            assert_eq!(Register::from_wire(Register::word(word).to_wire()), Some(Register::word(word)));
+            assert_eq!(Register::from_wire(Register::word32(word).to_wire()), Some(Register::word32(word)));
         }
         assert_eq!(Register::from_wire(0), None);
         assert_eq!(Register::from_wire(24), None);

@@ -8,13 +8,13 @@ pub struct Register(u8);
 
 impl Register {
     /// Returns the word with this number, 0 to 15.
-    pub const fn word(number: u8) -> Self {
+    pub const fn word32(number: u8) -> Self {
         Self(number & 15)
     }
 
     /// Returns the word that is `words` after this word.
     pub fn after(self, words: u8) -> Self {
-        Self::word(self.0 + words)
+        Self::word32(self.0 + words)
     }
 
     /// Returns the register's number in netlink messages. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.

@@ -78,7 +78,7 @@ impl Rtnetlink {
 fn message(index: u32, address: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
-    message.header.family = number_of(Family::of(address.ip()));
+    message.header.family = number_of(Family::of_address(address.ip()));
     message.header.prefix_len = address.prefix();
     message.attributes = vec![AddressAttribute::Address(address.ip()), AddressAttribute::Local(address.ip())];
     message.attributes.extend(broadcast(address).map(AddressAttribute::Broadcast));

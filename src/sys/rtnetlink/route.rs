@@ -148,7 +148,7 @@ impl NewRoute {
 
 fn destination(to: IpNetwork) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = number_of(Family::of(to.ip()));
+    message.header.address_family = number_of(Family::of_address(to.ip()));
     message.header.destination_prefix_length = to.prefix();
     message.attributes.push(RouteAttribute::Destination(to.ip().into()));
     message

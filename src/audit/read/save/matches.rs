@@ -213,7 +213,7 @@ impl Reading {
         let (address, mask) = text.split_once('/').ok_or("an address is not one")?;
         let number = |text: &str| {
             let address: IpAddr = text.parse().ok()?;
-            (Family::of(address) == self.family).then(|| number_of(address))
+            (Family::of_address(address) == self.family).then(|| number_of(address))
         };
         let (value, mask) = number(address).zip(number(mask)).ok_or("an address is not one of its family")?;
         self.region.ask(Condition::Bits { field, mask, value: value & mask, not: self.not });

@@ -155,7 +155,7 @@ impl Open {
 
     fn rule(&self, split: &[String]) -> Result<Rule, &'static str> {
         let mut reading = matches::Reading::new(self.family);
-        let mut words = Words::of(split);
+        let mut words = Words::new(split);
         let mut rule = Rule::default();
         let mut actions = Vec::new();
         while let Some(word) = words.next() {

@@ -115,7 +115,8 @@ fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
             Some(address(first).zip(address(last))?)
         }
     };
-    if addresses.is_some_and(|(first, last)| Family::of(first) != family || Family::of(last) != family) {
+    if addresses.is_some_and(|(first, last)| Family::of_address(first) != family || Family::of_address(last) != family)
+    {
         return None;
     }
     let (ports, base) =

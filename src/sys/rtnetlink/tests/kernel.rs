@@ -108,7 +108,7 @@ fn routes_are_made_and_read_back_and_deleted() {
         for (to, via) in [("198.51.100.0/24", "192.0.2.254"), ("::/0", "2001:db8::fe")] {
             let (to, via) = (network(to), address(via));
             let found = || {
-                let all = rtnetlink.routes(Family::of(via)).expect("routes").complete().expect("complete");
+                let all = rtnetlink.routes(Family::of_address(via)).expect("routes").complete().expect("complete");
                 all.into_iter().filter(|route| route.protocol == 112).collect::<Vec<_>>()
             };
             for output in [None, Some(bridge)] {
