@@ -7,7 +7,7 @@ use portfwd::audit::host::Host;
 use portfwd::audit::read::nft;
 use portfwd::audit::ruleset::Ruleset;
 use portfwd::audit::{findings, listing};
-use portfwd::nft::decode::{decode, elements_by_key, has_chain, structure};
+use portfwd::nft::decode::{decode, decode_structure, elements_by_key, has_chain};
 use portfwd::nft::diff::{Changes, diff};
 use portfwd::nft::encode::encode;
 use portfwd::nft::lift::lift;
@@ -32,7 +32,7 @@ pub fn ask(question: u8, mut kernel: Connection) {
             drop(elements_by_key(&mut kernel, "DOCKER-ip-ports", [&key]));
         }
         b'b' => drop(kernel.commit(&encode(&Changes::default(), 1))),
-        b's' => drop(structure(&mut kernel)),
+        b's' => drop(decode_structure(&mut kernel)),
         b'a' => drop(nft::read(&mut kernel).map(|rules| run_audit(&rules))),
         _ => drop(decode(&mut kernel).map(|(program, _)| print_lift_and_remove(&program))),
     }
