@@ -6,7 +6,7 @@ use crate::machine;
 use crate::table::phases;
 use crate::table::{Report, markdown};
 
-/// Writes `docs/benchmarks.md`.
+/// Writes the page with the tables, the machine and the explanations.
 pub fn write(report: &Report, quick: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
     std::fs::write(path, page(report, quick)).expect("docs/benchmarks.md");

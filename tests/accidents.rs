@@ -137,7 +137,7 @@ fn waiting_for_the_xtables_lock_has_a_limit() {
         ["-c", &script, "sh", PORTFWD, "--state-dir", &state, "--backend", "iptables", "add", "81", "172.17.0.3"];
     let said = net.with(Variant::Legacy, "", "sh", &arguments);
     assert_eq!(said.code, 75, "{said:?}");
-    assert!(said.stderr.contains("another program has been changing the rules"), "{said:?}");
+    assert!(said.stderr.contains("another program has held the xtables lock"), "{said:?}");
     assert!(start.elapsed() > Duration::from_secs(4) && start.elapsed() < Duration::from_secs(30));
     assert_eq!(split_policies(&net.saved(Variant::Legacy)).0, split_policies(&before).0);
     let list = net.chains(Variant::Legacy, &["list"]).stdout;

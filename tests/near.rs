@@ -350,7 +350,7 @@ fn what_was_done_unheard_is_mended_by_the_next_change() {
         let output = net.in_host(run).expect("strace is installed");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!said.contains("panicked"), "{when}: {said}");
-        unheard += usize::from(said.contains("was not heard"));
+        unheard += usize::from(said.contains("did not report whether it committed the batch"));
         net.ok(&["add", &(40_000 + when).to_string(), "172.17.0.3:80"]);
         assert_eq!(differences(&net), [""; 0], "{when}: {said}");
     }

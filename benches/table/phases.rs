@@ -1,4 +1,4 @@
-//! The table of the phases of commands.
+//! The table of phases, with a column for each command.
 
 use std::collections::BTreeMap;
 

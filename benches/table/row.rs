@@ -25,13 +25,13 @@ pub struct Row {
     pub what: String,
     /// The number of forwards or rules.
     pub count: u32,
-    /// The operation that portfwd's is compared with.
+    /// The name of the peer's operation.
     pub peer: String,
     /// The median of portfwd's times, in seconds.
     pub seconds: f64,
-    /// portfwd's time over the peer's.
+    /// The ratio of portfwd's times to the peer's.
     pub time: Ratio,
-    /// portfwd's memory peak over the peer's.
+    /// The ratio of portfwd's memory peak to the peer's; `None` if one is not measured.
     pub memory: Option<f64>,
     /// The limits of the ratios.
     pub target: Target,

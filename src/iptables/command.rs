@@ -31,7 +31,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// All variants.
+    /// All variants, the current one first.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
     /// Returns the variant of a version such as `iptables v1.8.9 (nf_tables)`. Programs before 1.8 print no variant and are
@@ -91,7 +91,7 @@ pub enum CommandError {
     Unreadable(#[from] SaveError),
 }
 
-/// The programs of one family.
+/// The installed programs of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
     /// The address family of the rules.

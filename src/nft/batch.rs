@@ -12,7 +12,7 @@ use crate::sys::netlink::{Attributes, Message, flag};
 /// The subject of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// The begin or the end of the batch.
+    /// The message that begins or ends the batch.
     Batch,
     /// portfwd's table, `inet portfwd`.
     Table,

@@ -99,7 +99,7 @@ impl<'a> Message<'a> {
         self.0.attributes(HEADER)
     }
 
-    /// Reads a chain.
+    /// Reads a chain, with type, hook and priority if it is a base chain.
     pub(super) fn chain(self) -> Option<ChainRecord> {
         let chain = self.attributes();
         let base = |kind| {
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_number_of_another_length_is_no_number() {
-        // libnftnl 1.2.4 ends the process if it reads this: `nftnl_set_parse_attr_cb`, and `nftnl_expr_parse_attr_cb` of any kind.
+        // libnftnl 1.2.4 ends the process if it reads this: `nftnl_set_parse_attr_cb` and `nftnl_expr_parse_attr_cb`.
         let set = message(&[(key::SET_NAME, b"m\0"), (key::SET_FLAGS, &[0, 0])]);
         assert_eq!(read(&set).set(), Some(("m".into(), Some(Shape { key: vec![], data: vec![] }))));
         let expr = attributes(&[(key::EXPRESSION_NAME, b"meta\0"), (key::EXPRESSION_DATA, &attributes(&[(2, &[1])]))]);

@@ -40,7 +40,7 @@ pub struct State {
     pub committed: Option<u32>,
     /// The last generation at which portfwd's table contained exactly the desired rules.
     pub verified: Option<Verified>,
-    /// One binding for each group of bindings that compile to the same rules and maps; empty if unknown.
+    /// Examples: one binding for each group of bindings that compile to the same rules and maps; empty if unknown.
     pub representatives: Vec<SetRule<Binding>>,
 }
 

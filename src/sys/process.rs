@@ -114,8 +114,8 @@ fn wait_until<'a>(deadline: Instant, files: impl IntoIterator<Item = BorrowedFd<
     }
 }
 
-/// Starts this program again, even if its file was replaced, in the namespaces of the calling thread, with pipes as its input
-/// and output.
+/// Starts this program again in the namespaces of the calling thread, even if the program's file was replaced. The input and
+/// output are pipes.
 ///
 /// # Errors
 /// Fails if the system call fails.
@@ -125,8 +125,8 @@ pub fn respawn_self(arguments: impl IntoIterator<Item = OsString>) -> io::Result
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
 }
 
-/// Starts a program of the user in the namespaces of the calling thread, found by a `PATH` of the usual directories, without
-/// input and output.
+/// Starts a program of the user in the namespaces of the calling thread, without input and output. `PATH` is
+/// /usr/local/bin and the directories of tools.
 ///
 /// # Errors
 /// Fails if there is no such program, or if it cannot be started.

@@ -38,7 +38,7 @@ impl<'a> Attributes<'a> {
         self.spans().map(|(_, kind, value)| (kind, value))
     }
 
-    /// Iterates over end positions without padding, kinds and values.
+    /// Iterates over the end (without padding), the kind and the value of each attribute.
     pub fn spans(self) -> impl Iterator<Item = (usize, u16, &'a [u8])> {
         let mut at = 0;
         std::iter::from_fn(move || {

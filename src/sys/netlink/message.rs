@@ -124,8 +124,8 @@ impl<'a> Message<'a> {
         HEADER + self.body.len()
     }
 
-    /// Reads the error of an `NLMSG_ERROR` or an `NLMSG_DONE`. Returns `None` if the message reports success, and if the
-    /// message is another one.
+    /// Reads the error of an `NLMSG_ERROR` or an `NLMSG_DONE`. Returns `None` if the message reports success or
+    /// has another kind.
     ///
     /// Source: `struct nlmsgerr`, `enum nlmsgerr_attrs`; `netlink_dump_done` in net/netlink/af_netlink.c.
     pub fn refusal(self) -> Option<Refusal> {

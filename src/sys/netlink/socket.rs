@@ -37,7 +37,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// How consistent the objects of a dump are.
+/// The consistency of the objects of a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an interrupted dump may lack objects or contain objects twice"]
 pub enum Dump {

@@ -22,11 +22,11 @@ const HEADER: usize = 8;
 pub struct Address {
     /// The index of the link.
     pub index: u32,
-    /// The address of this host, with the length of the network.
+    /// The address of this host, with the prefix length.
     pub own: IpNetwork,
-    /// The address of the other end of a point-to-point link, which the network belongs to.
+    /// The address of the other end of a point-to-point link. The prefix length of `own` belongs to this address.
     pub peer: Option<IpAddr>,
-    /// Another host has the same address, so the kernel does not use it (`IFA_F_DADFAILED`).
+    /// True if another host has the same address, so the kernel does not use the address (`IFA_F_DADFAILED`).
     pub duplicate: bool,
 }
 

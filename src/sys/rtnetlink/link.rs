@@ -38,15 +38,15 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// The largest packet, in bytes.
     pub mtu: Option<u32>,
-    /// The link is administratively up.
+    /// True if the link is administratively up.
     pub up: bool,
-    /// The link has a carrier.
+    /// True if the link has a carrier.
     pub carrier: bool,
-    /// The link is a loopback interface.
+    /// True if the link is a loopback interface.
     pub loopback: bool,
     /// The index of the bridge, or other device, that the link is a port of.
     pub master: Option<u32>,
-    /// The link is a port of a Linux bridge.
+    /// True if the link is a port of a Linux bridge.
     pub is_bridge_port: bool,
     /// The hairpin mode of a bridge port.
     pub hairpin: Option<bool>,
@@ -54,7 +54,7 @@ pub struct Link {
     pub peer: Option<u32>,
     /// The namespace of the other end of a pair, by its number here. `None` means this namespace.
     pub peer_namespace: Option<i32>,
-    /// An XDP program is attached.
+    /// True if an XDP program is attached.
     pub has_xdp: bool,
 }
 
@@ -116,7 +116,7 @@ impl Rtnetlink {
         self.dump(&RouteNetlinkMessage::GetLink(message), AddressFamily::Unspec, Link::read)
     }
 
-    /// Returns the link of a name, or `None` if there is none.
+    /// Returns the link with a name, or `None` if there is none.
     ///
     /// # Errors
     /// Fails if the kernel refuses the request.
@@ -124,7 +124,7 @@ impl Rtnetlink {
         self.get_link(NewLink { name, mac: None }.message())
     }
 
-    /// Returns the link of an index, or `None` if there is none.
+    /// Returns the link with an index, or `None` if there is none.
     pub(super) fn link_of_index(&self, index: u32) -> io::Result<Option<Link>> {
         self.get_link(of_index(index))
     }
@@ -136,7 +136,7 @@ impl Rtnetlink {
         }
     }
 
-    /// Creates a bridge, which stays down. A bridge with a given hardware address does not take that of a port.
+    /// Creates a bridge, which stays down. A bridge without a given hardware address takes the address of a port.
     ///
     /// # Errors
     /// Fails if the kernel refuses the request.
@@ -188,8 +188,8 @@ impl Rtnetlink {
         self.request(&RouteNetlinkMessage::SetLink(message), 0)
     }
 
-    /// Returns the number that this namespace has for another one. Returns `None` if there is none, and so no pair between
-    /// the two.
+    /// Returns the number (nsid) that this namespace has for another namespace. Returns `None` if there is no number, and so
+    /// no veth pair between the two.
     ///
     /// Source: ip-netns(8), `list-id`; `rtnl_net_getid` in net/core/net_namespace.c.
     ///
@@ -213,8 +213,8 @@ fn of_index(index: u32) -> LinkMessage {
     message
 }
 
-/// Returns the interfaces that the kernel routes packets by: all but the loopback interface and bridge ports, whose packets
-/// arrive at the bridge.
+/// Returns the interfaces that the kernel routes packets by: all except the loopback interface and bridge ports. The packets
+/// of bridge ports arrive at the bridge.
 ///
 /// # Errors
 /// Fails if the kernel does not answer to the end.

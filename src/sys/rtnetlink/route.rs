@@ -30,7 +30,7 @@ const NEXTHOP_OBJECT: u16 = 30;
 pub struct Route {
     /// The destinations of the route.
     pub to: IpNetwork,
-    /// The length of the source network. A length above 0 means that the route is for some sources only.
+    /// The prefix length of the source network. A length above 0 limits the route to some sources.
     pub source_length: u8,
     /// The type of service. 0 means any.
     pub service: u8,
@@ -40,7 +40,7 @@ pub struct Route {
     pub protocol: u8,
     /// The kind of the route.
     pub kind: RouteType,
-    /// The route is a cached destination of the kernel and not a configured route (`RTM_F_CLONED`).
+    /// True if the route is a cached destination of the kernel and not a configured route (`RTM_F_CLONED`).
     pub cloned: bool,
     /// The priority among routes to the same network; the lowest wins.
     pub metric: u32,
@@ -59,7 +59,7 @@ pub struct Hop {
     pub output: Option<u32>,
     /// The router. `None` means that the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// The kernel does not use the hop, because its link is down (`RTNH_F_DEAD`).
+    /// True if the kernel does not use the hop, because the link is down (`RTNH_F_DEAD`).
     pub dead: bool,
 }
 

@@ -29,7 +29,7 @@ pub struct Rule {
     pub priority: u32,
     /// The number of the table.
     pub table: u32,
-    /// The rule looks every packet up in its table and does nothing else.
+    /// True if the rule looks up every packet in `table` and has no other action.
     pub unconditional: bool,
 }
 

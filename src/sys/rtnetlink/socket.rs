@@ -26,7 +26,7 @@ pub struct Dump<T> {
     pub objects: Vec<T>,
     /// The number of messages with an unknown format.
     pub unread: usize,
-    /// Objects changed during every attempt, so an object may be missing or occur twice.
+    /// True if objects changed during every attempt, so an object may be missing or occur twice.
     pub interrupted: bool,
 }
 
@@ -44,7 +44,7 @@ impl<T> Dump<T> {
     }
 }
 
-/// What a request does if the object exists.
+/// The behaviour of a request if the object exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfPresent {
     /// The request fails with EEXIST.
