@@ -261,7 +261,7 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         EngineError::Limit(ChainError::Limit(_, limit)) => (MISSING, limit.help.clone()),
         EngineError::Iptables(error) => of_iptables(error),
         EngineError::NoIpv6(_) => (MISSING, "install the package `iptables`, or remove the IPv6 rules".into()),
-        EngineError::FamilyRules { .. } | EngineError::Left { .. } => {
+        EngineError::NotRolledBack { .. } | EngineError::Left { .. } => {
             (FAILED, "see `portfwd plan`, and apply again".into())
         }
         EngineError::Differs(_) | EngineError::Unchecked(_) => (FAILED, "see `portfwd plan`".into()),

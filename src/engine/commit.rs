@@ -69,7 +69,7 @@ impl Engine {
     /// # Errors
     /// After most errors kernel and state are as before. [`EngineError::Differs`], [`EngineError::Unchecked`],
     /// [`EngineError::Closed`] and [`EngineError::Left`] are found after the kernel has committed the rules.
-    /// [`EngineError::Half`] names what could not be rolled back.
+    /// [`EngineError::NotRolledBack`] names what could not be rolled back.
     pub fn commit(&mut self, after: State, options: Options) -> Result<Outcome, EngineError> {
         let mut change = Transaction::load(self, after, options)?;
         change.plan()?;

@@ -63,7 +63,7 @@ pub enum EngineError {
     NoIpv6(String),
     /// One family was changed, the other one refused the change, and the first could not be rolled back.
     #[error("{family} could not be rolled back after the other family was refused")]
-    FamilyRules {
+    NotRolledBack {
         /// The family whose rules are neither the old nor the new ones.
         family: Family,
         /// The cause.

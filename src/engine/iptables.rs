@@ -149,7 +149,7 @@ impl Iptables {
     /// Restores the rules of some families, counters included. Waits longer than usual for the xtables lock.
     fn roll_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
-            let half = |error| EngineError::FamilyRules { family, error: Box::new(error) };
+            let half = |error| EngineError::NotRolledBack { family, error: Box::new(error) };
             let changes = diff(&self.programs.read_family(family).map_err(half)?, before.family(family));
             if changes.is_empty() {
                 continue;

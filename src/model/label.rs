@@ -163,7 +163,7 @@ fn next_id(id: u32) -> u32 {
     id % 0xff_ffff + 1
 }
 
-/// Returns the FNV-1a hash of the address, folded to 24 bits. Collisions are allowed, see [`Sources::of`].
+/// Returns the FNV-1a hash of the address, folded to 24 bits. Collisions are allowed, see [`Sources::of_state`].
 fn hash(address: IpAddr) -> u32 {
     let octets = match address {
         IpAddr::V4(address) => address.octets().to_vec(),

@@ -87,7 +87,7 @@ fn read_while_watching(connection: &mut Connection, elements: &ReadElements<'_>)
     Ok(connection.still()?.map(|generation| (program, generation)))
 }
 
-/// The timeout of [`structure`]. The commit is already complete and the dump is short.
+/// The timeout of [`decode_structure`]. The commit is already complete and the dump is short.
 const STRUCTURE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads portfwd's table without the elements of its maps. Returns the program and its generation.
@@ -124,7 +124,7 @@ pub fn decode_partial(
     decode_with(connection, &elements, PATIENCE)
 }
 
-/// Reads the existing elements among at most [`KEYS_PER_QUESTION`] keys. If one key is missing, the kernel fails the whole
+/// Reads the existing elements among at most [`KEYS_PER_REQUEST`] keys. If one key is missing, the kernel fails the whole
 /// request, so portfwd then requests each key separately.
 fn existing_elements(
     connection: &mut Connection,
@@ -157,7 +157,7 @@ pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, Kern
 /// size would lose further messages.
 pub const KEYS_PER_REQUEST: usize = 16;
 
-/// Reads at most [`KEYS_PER_QUESTION`] elements of a map by their keys, at constant cost for each element. Returns `None`
+/// Reads at most [`KEYS_PER_REQUEST`] elements of a map by their keys, at constant cost for each element. Returns `None`
 /// if one of the elements does not exist.
 ///
 /// # Errors
