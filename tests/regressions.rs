@@ -90,10 +90,6 @@ impl Wire for Recorded {
     fn reserve(&mut self, size: usize) -> std::io::Result<()> {
         self.0.reserve(size)
     }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        self.0.namespace_cookie()
-    }
 }
 
 /// Records the corpus of the fuzz target `messages`. Run it again on kernels with other answers.

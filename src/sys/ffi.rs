@@ -29,17 +29,22 @@ pub(super) fn enable(socket: &mnl::Socket, option: libc::c_int) -> io::Result<()
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Returns the cookie of the network namespace that a socket belongs to (`SO_NETNS_COOKIE`, Linux 5.14).
-pub(super) fn namespace_cookie(socket: &impl AsFd) -> Option<u64> {
+/// Returns the cookie of the network namespace that a socket belongs to (`SO_NETNS_COOKIE`). Returns `None` before Linux
+/// 5.14.
+pub(super) fn namespace_cookie(socket: &impl AsFd) -> io::Result<Option<u64>> {
     let mut cookie: u64 = 0;
-    let mut size = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
+    let mut size = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
     // SAFETY: the socket is open; the kernel writes at most `size` bytes into `cookie`.
     let result = unsafe {
         let value = (&raw mut cookie).cast();
         let socket = socket.as_fd().as_raw_fd();
         libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, value, &raw mut size)
     };
-    (result == 0).then_some(cookie)
+    if result == 0 {
+        return Ok(Some(cookie));
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(None) } else { Err(error) }
 }
 
 /// Opens a process by its number (`pidfd_open`, Linux 5.3).

@@ -3,12 +3,12 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::boot;
-use super::netlink::{Bus, Socket};
+use super::{boot, ffi};
 
 /// The directory of ip-netns(8), with a file for each namespace.
 pub const DIRECTORY: &str = "/run/netns";
@@ -33,8 +33,12 @@ pub enum NamespaceError {
 }
 
 /// Returns the cookie of the calling thread's namespace, which is unique since boot. Returns `None` before Linux 5.14.
-pub fn cookie() -> Option<u64> {
-    Socket::open(Bus::Route).ok()?.namespace_cookie()
+///
+/// # Errors
+/// If no socket can be opened. Without the cookie, the namespace would be taken for another one.
+pub fn cookie() -> io::Result<Option<u64>> {
+    // Any socket belongs to the namespace.
+    ffi::namespace_cookie(&UnixDatagram::unbound()?)
 }
 
 /// Moves the calling thread into a namespace by its name.
@@ -68,13 +72,13 @@ pub enum Identity {
 /// Returns the identity of the calling thread's network namespace.
 ///
 /// # Errors
-/// If `/proc` cannot be read.
+/// If `/proc` cannot be read, or as [`cookie`].
 pub fn identity() -> io::Result<Identity> {
     let current = std::fs::metadata(CURRENT)?;
     if is_of_first_process(&current) {
         return Ok(Identity::Host);
     }
-    let incarnation = incarnation(cookie(), current.ino())?;
+    let incarnation = incarnation(cookie()?, current.ino())?;
     let Ok(names) = std::fs::read_dir(DIRECTORY) else { return Ok(Identity::Anonymous(incarnation)) };
     for entry in names.flatten() {
         let Ok(namespace) = std::fs::metadata(entry.path()) else { continue };

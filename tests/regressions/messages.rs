@@ -104,8 +104,4 @@ impl Wire for Answers {
     fn reserve(&mut self, _: usize) -> io::Result<()> {
         Ok(())
     }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        None
-    }
 }

@@ -58,7 +58,7 @@ impl NamespaceIdentity {
 /// Returns the inode and the cookie of a namespace.
 fn inode_and_cookie(namespace: &Netns) -> io::Result<(u64, Option<u64>)> {
     let metadata = File::from(namespace.as_fd().try_clone_to_owned()?).metadata()?;
-    let cookie = namespace.run(namespace::cookie).map_err(into_io)?;
+    let cookie = namespace.run(namespace::cookie).map_err(into_io)??;
     Ok((metadata.ino(), cookie))
 }
 

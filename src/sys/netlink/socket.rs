@@ -74,11 +74,6 @@ impl Socket {
         self.traffic
     }
 
-    /// Returns the cookie of the socket's network namespace, which is unique since boot. Returns `None` before Linux 5.14.
-    pub fn namespace_cookie(&self) -> Option<u64> {
-        self.wire.namespace_cookie()
-    }
-
     /// Enables the strict verification of rtnetlink requests, which also lets the kernel filter dumps.
     ///
     /// # Errors
@@ -243,10 +238,6 @@ mod tests {
         fn reserve(&mut self, _: usize) -> io::Result<()> {
             Ok(())
         }
-
-        fn namespace_cookie(&self) -> Option<u64> {
-            None
-        }
     }
 
     fn socket(answers: impl IntoIterator<Item = Vec<u8>>) -> Socket {
@@ -364,6 +355,5 @@ mod tests {
         body[4..8].copy_from_slice(&i32::MAX.to_ne_bytes());
         let missing = socket.request(&Request::new(18, body)).expect_err("no such link");
         assert_eq!(errno(missing), Some(nix::libc::ENODEV));
-        assert!(socket.namespace_cookie().is_some());
     }
 }

@@ -44,9 +44,6 @@ pub trait Wire {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Returns the cookie of the network namespace, which is unique since boot. Returns `None` before Linux 5.14.
-    fn namespace_cookie(&self) -> Option<u64>;
-
     /// Opens a second socket in the same network namespace that receives the notifications of multicast `groups`, with
     /// `space` bytes for notifications that were not received yet.
     ///
@@ -137,13 +134,10 @@ impl Wire for Kernel {
         ffi::enable(&self.socket, libc::NETLINK_GET_STRICT_CHK)
     }
 
-    fn namespace_cookie(&self) -> Option<u64> {
-        ffi::namespace_cookie(&ffi::descriptor(&self.socket))
-    }
-
     fn subscribe(&self, groups: u32, space: usize) -> io::Result<Box<dyn Notifications>> {
         let kernel = Self::unbound(self.bus)?;
-        if kernel.namespace_cookie() != self.namespace_cookie() {
+        let [own, new] = [self, &kernel].map(|kernel| ffi::namespace_cookie(&ffi::descriptor(&kernel.socket)));
+        if own? != new? {
             return Err(io::Error::other("the thread has left the network namespace"));
         }
         let socket = ffi::descriptor(&kernel.socket);

@@ -47,10 +47,6 @@ impl Wire for Recorded {
     fn reserve(&mut self, _: usize) -> io::Result<()> {
         Ok(())
     }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        None
-    }
 }
 
 fn recorded(answers: impl IntoIterator<Item = Vec<u8>>) -> Rtnetlink {
