@@ -1,15 +1,16 @@
-//! The tables of a store, in SQLite; `value` and `binding` are JSON:
+//! The tables of a store, in SQLite; `value` and `bindings` are JSON:
 //!
 //! ```sql
 //! meta(name, value, checksum)             -- single values: version, namespace, commit, forwards, sysctls, unfinished, …
 //! rules(kind, rule_set, value, checksum)  -- networks, masquerades, snats, netmaps; settings and origin of a set
-//! forwards(rule_set, place, first_port, binding, checksum)
+//! forwards(rule_set, place, block, bindings, checksum)
 //! ```
 //! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
-//! `forwards` is the number of rows in that table, `commit` the number of the last commit, which the kernel file has, too.
+//! `forwards` is the number of bindings, `commit` the number of the last commit, which the kernel file has, too.
 //!
-//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients.
-//! So a change of one forward among N reads its neighbours in O(log N).
+//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients. A
+//! row of `forwards` holds the bindings of one set at one place whose first ports are in the same block of 16. So a change
+//! of one forward among N reads its neighbours in O(log N) and writes one small row. MEASURED
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{
-    Connection, Error, ErrorCode, OpenFlags, Params, Row, Statement, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Params, Statement, Transaction, TransactionBehavior, params};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file;
@@ -35,9 +34,15 @@ const SCHEMA: &str = "
         kind TEXT, rule_set TEXT, value TEXT, checksum INTEGER NOT NULL, PRIMARY KEY (kind, rule_set, value)
     ) WITHOUT ROWID, STRICT;
     CREATE TABLE forwards (
-        rule_set TEXT, place TEXT, first_port INTEGER, binding TEXT, checksum INTEGER NOT NULL,
-        PRIMARY KEY (rule_set, place, first_port, binding)
-    ) WITHOUT ROWID, STRICT";
+        rule_set TEXT, place TEXT, block INTEGER, bindings TEXT NOT NULL, checksum INTEGER NOT NULL,
+        PRIMARY KEY (rule_set, place, block)
+    ) STRICT";
+
+/// How many first ports share a row of `forwards`.
+const BLOCK: u16 = 16;
+
+/// The state before a change is not what the tables hold, so the change would leave a row for ever.
+const MISSING: &str = "a rule that the change removes is missing";
 
 /// The size from which the log is truncated after a commit. Unit: bytes.
 ///
@@ -50,6 +55,9 @@ const SHORT_READ: i32 = 522;
 
 /// The codes of a failed fsync: `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
 const FAILED_SYNC: [i32; 2] = [1034, 1290];
+
+/// A row of the table `rules`: kind, rule set, JSON.
+pub(super) type RuleRow = (String, String, String);
 
 /// An open database.
 #[derive(Debug)]
@@ -74,8 +82,8 @@ pub(super) struct Changes<'a> {
     pub(super) create: bool,
     /// Rows of `meta`, which replace the rows of the same name.
     pub(super) meta: Vec<(&'static str, String)>,
-    pub(super) removed_rules: Vec<(String, String, String)>,
-    pub(super) added_rules: Vec<(String, String, String)>,
+    pub(super) removed_rules: Vec<RuleRow>,
+    pub(super) added_rules: Vec<RuleRow>,
     pub(super) removed_forwards: Vec<&'a Owned<Binding>>,
     pub(super) added_forwards: Vec<&'a Owned<Binding>>,
 }
@@ -108,7 +116,7 @@ impl Database {
             let tables: u32 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
             Ok((connection, tables > 0))
         })();
-        let (connection, has_tables) = opened.map_err(|error| failed(path, &error))?;
+        let (connection, has_tables) = opened.map_err(|error| explain(path, &error))?;
         let mut database = Self { path: path.to_owned(), connection, commit: 0, forwards: 0, undecided: false };
         if has_tables {
             let meta = database.meta()?;
@@ -123,7 +131,7 @@ impl Database {
     /// Looks through the whole file for damage that SQLite can find.
     pub(super) fn check(&self) -> Result<(), StateError> {
         let answer = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
-        match answer.map_err(|error| failed(&self.path, &error))? {
+        match self.explained(answer)? {
             answer if answer == "ok" => Ok(()),
             answer => Err(StateError::Damaged(self.path.clone(), answer)),
         }
@@ -131,55 +139,57 @@ impl Database {
 
     /// Reads the table `meta`.
     pub(super) fn meta(&self) -> Result<BTreeMap<String, String>, StateError> {
-        let rows = self.texts::<2>("meta", "SELECT name, value, checksum FROM meta")?;
-        Ok(rows.into_iter().map(|[name, value]| (name, value)).collect())
+        let rows = self.texts::<2>("meta", "SELECT name, value, checksum FROM meta");
+        Ok(self.explained(rows)?.into_iter().map(|[name, value]| (name, value)).collect())
     }
 
     /// Reads the table `rules`.
-    pub(super) fn rules(&self) -> Result<Vec<(String, String, String)>, StateError> {
-        let rows = self.texts::<3>("rules", "SELECT kind, rule_set, value, checksum FROM rules")?;
-        Ok(rows.into_iter().map(|[kind, set, value]| (kind, set, value)).collect())
+    pub(super) fn rules(&self) -> Result<Vec<RuleRow>, StateError> {
+        let rows = self.texts::<3>("rules", "SELECT kind, rule_set, value, checksum FROM rules");
+        Ok(self.explained(rows)?.into_iter().map(|[kind, set, value]| (kind, set, value)).collect())
     }
 
-    /// Reads rows of text columns, without the checksum.
-    fn texts<const N: usize>(&self, table: &str, select: &str) -> Result<Vec<[String; N]>, StateError> {
-        let read = || {
-            let mut query = self.connection.prepare(select)?;
-            let row = |row: &Row<'_>| {
-                let columns: Vec<String> = (0..N).map(|column| row.get(column)).collect::<Result<_, Error>>()?;
-                Ok((columns, row.get(N)?))
-            };
-            query.query_map([], row)?.collect::<Result<Vec<(Vec<String>, i64)>, Error>>()
-        };
-        let rows = read().map_err(|error| failed(&self.path, &error))?.into_iter().map(|(columns, sum)| {
-            let right = sum == checksum(table, columns.iter().map(String::as_bytes));
-            columns.try_into().ok().filter(|_| right).ok_or_else(|| self.wrong_checksum(table))
-        });
+    /// Reads rows of `N` text columns and a checksum.
+    fn texts<const N: usize>(&self, table: &str, select: &str) -> Result<Vec<[String; N]>, Error> {
+        let mut select = self.connection.prepare(select)?;
+        let rows = select.query_map([], |row| {
+            let columns: Vec<String> = (0..N).map(|column| row.get(column)).collect::<Result<_, Error>>()?;
+            check_sum(table, columns.iter().map(String::as_bytes), row.get(N)?)?;
+            columns.try_into().map_err(|_| damage("it has another number of columns"))
+        })?;
         rows.collect()
     }
 
-    /// Reads the forwards of all sets.
+    /// Reads all forwards.
     pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
         let mut all = Vec::new();
-        self.each_forward(&mut self.select_forwards("")?, [], |owned| {
-            all.push(owned);
-            true
-        })?;
+        let read = self.select_blocks("").and_then(|mut select| {
+            each_block(&mut select, [], |set, bindings| {
+                all.extend(bindings.into_iter().map(|rule| Owned { set: set.clone(), rule }));
+                true
+            })
+        });
+        self.explained(read)?;
         let complete = u64::try_from(all.len()) == Ok(self.forwards);
         let wrong = || StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into());
         complete.then_some(all).ok_or_else(wrong)
     }
 
-    /// Reads the forwards of some sets, at most `limit` of each.
+    /// Reads the forwards of some sets, about `limit` of each at most.
     pub(super) fn forwards_of(&self, sets: &[SetName], limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
-        let mut select = self.select_forwards("WHERE rule_set = ? LIMIT ?")?;
         let mut found = Vec::new();
-        for set in sets {
-            self.each_forward(&mut select, params![set.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |owned| {
-                found.push(owned);
-                true
-            })?;
-        }
+        let mut read = || {
+            let mut select = self.select_blocks("WHERE rule_set = ?")?;
+            for set in sets {
+                let before = found.len();
+                each_block(&mut select, [set.as_str()], |set, bindings| {
+                    found.extend(bindings.into_iter().map(|rule| Owned { set: set.clone(), rule }));
+                    found.len() - before < limit
+                })?;
+            }
+            Ok(())
+        };
+        self.explained(read())?;
         Ok(found)
     }
 
@@ -187,49 +197,34 @@ impl Database {
     /// port in common with it.
     ///
     /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
-    /// the binding, the first range that does not meet it is the end.
+    /// the binding, the range that begins at or before its first port is the last one that can meet it.
     pub(super) fn forwards_at<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
     ) -> Result<Vec<Owned<Binding>>, StateError> {
-        let clause = "WHERE rule_set = ? AND place = ? AND first_port <= ? ORDER BY first_port DESC";
-        let mut select = self.select_forwards(clause)?;
         let mut found = Vec::new();
-        for (set, binding) in pairs {
-            let last = binding.ports.last();
-            self.each_forward(&mut select, params![set.as_str(), place(binding), last], |owned| {
-                let meets = owned.rule.ports.overlaps(binding.ports);
-                found.extend(Some(owned).filter(|_| meets));
-                meets
-            })?;
-        }
+        let read = || {
+            let clause = "WHERE rule_set = ? AND place = ? AND block BETWEEN ? AND ? ORDER BY block DESC";
+            let mut select = self.select_blocks(clause)?;
+            for (set, binding) in pairs {
+                let (first, last) = (binding.ports.first(), binding.ports.last());
+                let lowest = if binding.is_exact() { first / BLOCK } else { 0 };
+                let parameters = params![set.as_str(), place(binding), lowest, last / BLOCK];
+                each_block(&mut select, parameters, |set, bindings| {
+                    let reaches = bindings.iter().any(|other| other.ports.first() <= first);
+                    let meeting = bindings.into_iter().filter(|other| other.ports.overlaps(binding.ports));
+                    found.extend(meeting.map(|rule| Owned { set: set.clone(), rule }));
+                    !reaches
+                })?;
+            }
+            Ok(())
+        };
+        self.explained(read())?;
         Ok(found)
     }
 
-    fn select_forwards(&self, clause: &str) -> Result<Statement<'_>, StateError> {
-        let select = format!("SELECT rule_set, place, first_port, binding, checksum FROM forwards {clause}");
-        self.connection.prepare(&select).map_err(|error| failed(&self.path, &error))
-    }
-
-    /// Calls `each` with the forwards of a query until `each` returns false.
-    fn each_forward(
-        &self,
-        select: &mut Statement<'_>,
-        parameters: impl Params,
-        mut each: impl FnMut(Owned<Binding>) -> bool,
-    ) -> Result<(), StateError> {
-        let failed = |error| failed(&self.path, &error);
-        let damaged = |error: &dyn ToString| StateError::Damaged(self.path.clone(), error.to_string());
-        let mut rows = select.query(parameters).map_err(failed)?;
-        while let Some(row) = rows.next().map_err(failed)? {
-            let (set, binding) = forward_texts(row).map_err(failed)?.ok_or_else(|| self.wrong_checksum("forwards"))?;
-            let set = SetName::try_from(set.to_owned()).map_err(|error| damaged(&error))?;
-            let rule = serde_json::from_str(binding).map_err(|error| damaged(&error))?;
-            if !each(Owned { set, rule }) {
-                break;
-            }
-        }
-        Ok(())
+    fn select_blocks(&self, clause: &str) -> Result<Statement<'_>, Error> {
+        self.connection.prepare(&format!("SELECT rule_set, place, block, bindings, checksum FROM forwards {clause}"))
     }
 
     /// Commits all changes or none, with one fsync.
@@ -239,7 +234,7 @@ impl Database {
             // transaction overwrites its first page.
             let logged = error.sqlite_error().is_some_and(|error| FAILED_SYNC.contains(&error.extended_code));
             self.undecided = logged && self.transaction(&Changes::default()).is_err();
-            return Err(failed(&self.path, &error));
+            return self.explained(Err(error));
         }
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
@@ -252,16 +247,16 @@ impl Database {
 
     fn transaction(&mut self, changes: &Changes<'_>) -> Result<(), Error> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (commit, mut forwards) = (self.commit + 1, self.forwards);
         if changes.create {
             transaction.execute_batch(SCHEMA)?;
-            forwards = 0;
         }
-        forwards -= delete_forwards(&transaction, &changes.removed_forwards)?;
-        forwards += insert_forwards(&transaction, &changes.added_forwards)?;
+        let before = if changes.create { 0 } else { self.forwards };
+        let (commit, forwards) = (self.commit + 1, change_forwards(&transaction, changes, before)?);
         for (kind, set, value) in &changes.removed_rules {
             let delete = "DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?";
-            changed(transaction.execute(delete, [kind, set, value])?)?;
+            if transaction.execute(delete, [kind, set, value])? != 1 {
+                return Err(damage(MISSING));
+            }
         }
         for (kind, set, value) in &changes.added_rules {
             let sum = checksum("rules", [kind, set, value].map(|text| text.as_bytes()));
@@ -277,48 +272,91 @@ impl Database {
         Ok(())
     }
 
-    fn wrong_checksum(&self, table: &str) -> StateError {
-        StateError::Damaged(self.path.clone(), format!("the checksum of a row of its table `{table}` differs"))
+    fn explained<T>(&self, result: Result<T, Error>) -> Result<T, StateError> {
+        result.map_err(|error| explain(&self.path, &error))
     }
 }
 
-/// Refuses to delete a row that is not there: the commit would leave another row in the table for ever.
-fn changed(rows: usize) -> Result<u64, Error> {
-    if rows == 1 { Ok(1) } else { Err(Error::StatementChangedRows(rows)) }
+/// Which row of `forwards` a binding is in.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct BlockKey<'a> {
+    set: &'a SetName,
+    place: String,
+    block: u16,
 }
 
-/// Deletes forwards and returns how many.
-fn delete_forwards(transaction: &Transaction<'_>, removed: &[&Owned<Binding>]) -> Result<u64, Error> {
-    let mut delete = transaction
-        .prepare("DELETE FROM forwards WHERE rule_set = ? AND place = ? AND first_port = ? AND binding = ?")?;
-    let mut deleted = 0;
-    for Owned { set, rule } in removed {
-        deleted += changed(delete.execute(params![set.as_str(), place(rule), rule.ports.first(), json(rule)?])?)?;
+/// Returns true if two forwards are in one row. Cheaper than [`place`].
+fn share_block(one: &Owned<Binding>, other: &Owned<Binding>) -> bool {
+    one.set == other.set
+        && one.rule.is_exact() == other.rule.is_exact()
+        && one.rule.ports.first() / BLOCK == other.rule.ports.first() / BLOCK
+        && one.rule.listens_like(&other.rule)
+}
+
+/// Removes and adds forwards; returns how many there are, if there were `count`. The state may be partial, so every row is
+/// read before it is written.
+fn change_forwards(transaction: &Transaction<'_>, changes: &Changes<'_>, mut count: u64) -> Result<u64, Error> {
+    let mut blocks: BTreeMap<BlockKey<'_>, (Vec<&Binding>, Vec<&Binding>)> = BTreeMap::new();
+    for (forwards, removes) in [(&changes.removed_forwards, true), (&changes.added_forwards, false)] {
+        for run in forwards.chunk_by(|one, next| share_block(one, next)) {
+            let Some(Owned { set, rule }) = run.first() else { continue };
+            let key = BlockKey { set, place: place(rule), block: rule.ports.first() / BLOCK };
+            let (removed, added) = blocks.entry(key).or_default();
+            (if removes { removed } else { added }).extend(run.iter().map(|owned| &owned.rule));
+        }
     }
-    Ok(deleted)
-}
-
-/// Inserts forwards and returns how many. The same binding twice in one set is one row.
-fn insert_forwards(transaction: &Transaction<'_>, added: &[&Owned<Binding>]) -> Result<u64, Error> {
-    let mut insert = transaction.prepare("INSERT OR IGNORE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
-    let mut inserted = 0;
-    for Owned { set, rule } in added {
-        let (place, port, binding) = (place(rule), rule.ports.first(), json(rule)?);
-        let sum = forward_checksum(set.as_str(), &place, port.into(), &binding);
-        inserted += u64::from(insert.execute(params![set.as_str(), place, port, binding, sum])? > 0);
+    let key = "rule_set = ? AND place = ? AND block = ?";
+    let select = format!("SELECT rule_set, place, block, bindings, checksum FROM forwards WHERE {key}");
+    let mut select = transaction.prepare(&select)?;
+    let mut delete = transaction.prepare(&format!("DELETE FROM forwards WHERE {key}"))?;
+    let mut insert = transaction.prepare("REPLACE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
+    for (BlockKey { set, place, block }, (removed, added)) in &blocks {
+        let mut bindings = Vec::new();
+        each_block(&mut select, params![set.as_str(), place, block], |_, row| {
+            bindings = row;
+            true
+        })?;
+        let before = bindings.len();
+        bindings.retain(|rule| !removed.contains(&rule));
+        if before - bindings.len() != removed.len() {
+            return Err(damage(MISSING));
+        }
+        bindings.extend(added.iter().map(|rule| Binding::clone(rule)));
+        count = (count + number(bindings.len())).saturating_sub(number(before));
+        if bindings.is_empty() {
+            delete.execute(params![set.as_str(), place, block])?;
+        } else {
+            let json = serde_json::to_string(&bindings).map_err(damage)?;
+            let sum = block_checksum(set.as_str(), place, (*block).into(), &json);
+            insert.execute(params![set.as_str(), place, block, json, sum])?;
+        }
     }
-    Ok(inserted)
+    Ok(count)
 }
 
-fn json(rule: &Binding) -> Result<String, Error> {
-    serde_json::to_string(rule).map_err(|error| Error::ToSqlConversionFailure(error.into()))
+fn number(length: usize) -> u64 {
+    length.try_into().unwrap_or(u64::MAX)
 }
 
-/// Returns the set and the binding of a row, or `None` if the checksum is wrong.
-fn forward_texts<'a>(row: &'a Row<'_>) -> Result<Option<(&'a str, &'a str)>, Error> {
-    let (set, place) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
-    let (port, binding) = (row.get(2)?, row.get_ref(3)?.as_str()?);
-    Ok((row.get::<_, i64>(4)? == forward_checksum(set, place, port, binding)).then_some((set, binding)))
+/// Calls `each` with the set and the bindings of each row of a query until `each` returns false.
+fn each_block(
+    select: &mut Statement<'_>,
+    parameters: impl Params,
+    mut each: impl FnMut(&SetName, Vec<Binding>) -> bool,
+) -> Result<(), Error> {
+    let mut rows = select.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        let (set, place) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+        let (block, json) = (row.get(2)?, row.get_ref(3)?.as_str()?);
+        if row.get::<_, i64>(4)? != block_checksum(set, place, block, json) {
+            return Err(wrong_checksum("forwards"));
+        }
+        let set = SetName::try_from(set.to_owned()).map_err(damage)?;
+        if !each(&set, serde_json::from_str(json).map_err(damage)?) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Returns the text for the column `place`: `IPv4 tcp port`, `IPv6 udp range at 2001:db8::1 on eth0 from 2001:db8::/32`.
@@ -336,8 +374,8 @@ fn place(rule: &Binding) -> String {
     text
 }
 
-fn forward_checksum(set: &str, place: &str, first_port: i64, binding: &str) -> i64 {
-    checksum("forwards", [set.as_bytes(), place.as_bytes(), &first_port.to_le_bytes(), binding.as_bytes()])
+fn block_checksum(set: &str, place: &str, block: i64, bindings: &str) -> i64 {
+    checksum("forwards", [set.as_bytes(), place.as_bytes(), &block.to_le_bytes(), bindings.as_bytes()])
 }
 
 /// Returns the checksum of a row. The table is a part of it, so that no page passes for one of another table.
@@ -352,8 +390,21 @@ fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64
     hasher.digest().cast_signed()
 }
 
+fn check_sum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>, sum: i64) -> Result<(), Error> {
+    if sum == checksum(table, columns) { Ok(()) } else { Err(wrong_checksum(table)) }
+}
+
+fn wrong_checksum(table: &str) -> Error {
+    damage(format!("the checksum of a row of its table `{table}` differs"))
+}
+
+/// Returns an error for damage that portfwd found, not SQLite; see [`explain`].
+fn damage(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::ToSqlConversionFailure(what.into())
+}
+
 /// Turns an error of SQLite into what it means for the user.
-fn failed(path: &Path, error: &Error) -> StateError {
+fn explain(path: &Path, error: &Error) -> StateError {
     let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
     // The other errors mean that a column has another type or that a row is missing: the file is not what portfwd wrote.
