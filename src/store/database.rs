@@ -7,22 +7,17 @@
 //! ```
 //! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
 //! `forwards` is the number of bindings, `commit` the number of the last commit, which the kernel file has, too.
-//!
-//! `place` is what two bindings share if they can conflict: family, protocol, port or range, address, interface, clients. A
-//! row of `forwards` holds the bindings of one set at one place whose first ports are in the same block of 16. So a change
-//! of one forward among N reads its neighbours in O(log N) and writes one small row. MEASURED
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags, Params, Statement, Transaction, TransactionBehavior, params};
-use xxhash_rust::xxh3::Xxh3;
+use rusqlite::{Connection, Error, OpenFlags, TransactionBehavior, params};
 
-use super::file;
+use super::row::{check, checksum, damage, explain};
 use super::state::StateError;
+use super::{file, forwards};
 use crate::model::{Binding, Owned, SetName};
 
 const SCHEMA: &str = "
@@ -38,20 +33,11 @@ const SCHEMA: &str = "
         PRIMARY KEY (rule_set, place, block)
     ) STRICT";
 
-/// How many first ports share a row of `forwards`.
-const BLOCK: u16 = 16;
-
-/// The state before a change is not what the tables hold, so the change would leave a row for ever.
-const MISSING: &str = "a rule that the change removes is missing";
-
 /// The size from which the log is truncated after a commit. Unit: bytes.
 ///
 /// SQLite's automatic checkpoint (1,000 pages) starts the log again only if one process writes twice after it, and most
 /// portfwds write once: the log would grow for ever. Every portfwd reads the log when it opens the database.
 const LOG_SIZE: u64 = 256 * 1024;
-
-/// `SQLITE_IOERR_SHORT_READ`: the file is shorter than its header says.
-const SHORT_READ: i32 = 522;
 
 /// The codes of a failed fsync: `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_DIR_FSYNC`.
 const FAILED_SYNC: [i32; 2] = [1034, 1290];
@@ -70,7 +56,7 @@ pub(super) struct Database {
     /// the last commit is lost.
     pub(super) commit: u64,
     /// The number of forwards.
-    pub(super) forwards: u64,
+    pub(super) forwards: usize,
     /// True if both a commit and its invalidation failed.
     pub(super) undecided: bool,
 }
@@ -120,10 +106,10 @@ impl Database {
         let mut database = Self { path: path.to_owned(), connection, commit: 0, forwards: 0, undecided: false };
         if has_tables {
             let meta = database.meta()?;
-            let number = |name| meta.get(name).and_then(|value| value.parse().ok());
+            let number = |name| meta.get(name).and_then(|value| value.parse::<u64>().ok());
             let missing = || StateError::Damaged(path.to_owned(), "its numbers are missing".into());
             database.commit = number("commit").ok_or_else(missing)?;
-            database.forwards = number("forwards").ok_or_else(missing)?;
+            database.forwards = number("forwards").and_then(|count| count.try_into().ok()).ok_or_else(missing)?;
         }
         Ok(database)
     }
@@ -154,7 +140,7 @@ impl Database {
         let mut select = self.connection.prepare(select)?;
         let rows = select.query_map([], |row| {
             let columns: Vec<String> = (0..N).map(|column| row.get(column)).collect::<Result<_, Error>>()?;
-            check_sum(table, columns.iter().map(String::as_bytes), row.get(N)?)?;
+            check(table, &columns.iter().map(String::as_str).collect::<Vec<_>>(), row.get(N)?)?;
             columns.try_into().map_err(|_| damage("it has another number of columns"))
         })?;
         rows.collect()
@@ -162,69 +148,22 @@ impl Database {
 
     /// Reads all forwards.
     pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
-        let mut all = Vec::new();
-        let read = self.select_blocks("").and_then(|mut select| {
-            each_block(&mut select, [], |set, bindings| {
-                all.extend(bindings.into_iter().map(|rule| Owned { set: set.clone(), rule }));
-                true
-            })
-        });
-        self.explained(read)?;
-        let complete = u64::try_from(all.len()) == Ok(self.forwards);
+        let all = self.explained(forwards::all(&self.connection))?;
         let wrong = || StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into());
-        complete.then_some(all).ok_or_else(wrong)
+        (all.len() == self.forwards).then_some(all).ok_or_else(wrong)
     }
 
     /// Reads the forwards of some sets, about `limit` of each at most.
     pub(super) fn forwards_of(&self, sets: &[SetName], limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
-        let mut found = Vec::new();
-        let mut read = || {
-            let mut select = self.select_blocks("WHERE rule_set = ?")?;
-            for set in sets {
-                let before = found.len();
-                each_block(&mut select, [set.as_str()], |set, bindings| {
-                    found.extend(bindings.into_iter().map(|rule| Owned { set: set.clone(), rule }));
-                    found.len() - before < limit
-                })?;
-            }
-            Ok(())
-        };
-        self.explained(read())?;
-        Ok(found)
+        self.explained(forwards::of_sets(&self.connection, sets, limit))
     }
 
-    /// Reads, for pairs of a set and a binding, the forwards of the set that are at the same place as the binding and have a
-    /// port in common with it.
-    ///
-    /// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of
-    /// the binding, the range that begins at or before its first port is the last one that can meet it.
-    pub(super) fn forwards_at<'a>(
+    /// Reads, for pairs of a set and a binding, the forwards of the set that the binding would conflict with or replace.
+    pub(super) fn forwards_meeting<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
     ) -> Result<Vec<Owned<Binding>>, StateError> {
-        let mut found = Vec::new();
-        let read = || {
-            let clause = "WHERE rule_set = ? AND place = ? AND block BETWEEN ? AND ? ORDER BY block DESC";
-            let mut select = self.select_blocks(clause)?;
-            for (set, binding) in pairs {
-                let (first, last) = (binding.ports.first(), binding.ports.last());
-                let lowest = if binding.is_exact() { first / BLOCK } else { 0 };
-                let parameters = params![set.as_str(), place(binding), lowest, last / BLOCK];
-                each_block(&mut select, parameters, |set, bindings| {
-                    let reaches = bindings.iter().any(|other| other.ports.first() <= first);
-                    let meeting = bindings.into_iter().filter(|other| other.ports.overlaps(binding.ports));
-                    found.extend(meeting.map(|rule| Owned { set: set.clone(), rule }));
-                    !reaches
-                })?;
-            }
-            Ok(())
-        };
-        self.explained(read())?;
-        Ok(found)
-    }
-
-    fn select_blocks(&self, clause: &str) -> Result<Statement<'_>, Error> {
-        self.connection.prepare(&format!("SELECT rule_set, place, block, bindings, checksum FROM forwards {clause}"))
+        self.explained(forwards::meeting(&self.connection, pairs))
     }
 
     /// Commits all changes or none, with one fsync.
@@ -251,20 +190,21 @@ impl Database {
             transaction.execute_batch(SCHEMA)?;
         }
         let before = if changes.create { 0 } else { self.forwards };
-        let (commit, forwards) = (self.commit + 1, change_forwards(&transaction, changes, before)?);
+        let forwards = forwards::change(&transaction, &changes.removed_forwards, &changes.added_forwards, before)?;
+        let commit = self.commit + 1;
         for (kind, set, value) in &changes.removed_rules {
             let delete = "DELETE FROM rules WHERE kind = ? AND rule_set = ? AND value = ?";
             if transaction.execute(delete, [kind, set, value])? != 1 {
-                return Err(damage(MISSING));
+                return Err(damage("a rule that the change removes is missing"));
             }
         }
         for (kind, set, value) in &changes.added_rules {
-            let sum = checksum("rules", [kind, set, value].map(|text| text.as_bytes()));
+            let sum = checksum("rules", &[kind, set, value]);
             transaction.execute("REPLACE INTO rules VALUES (?, ?, ?, ?)", params![kind, set, value, sum])?;
         }
         let numbers = [("commit", commit.to_string()), ("forwards", forwards.to_string())];
         for (name, value) in changes.meta.iter().chain(&numbers) {
-            let sum = checksum("meta", [name.as_bytes(), value.as_bytes()]);
+            let sum = checksum("meta", &[name, value]);
             transaction.execute("REPLACE INTO meta VALUES (?, ?, ?)", params![name, value, sum])?;
         }
         transaction.commit()?;
@@ -274,148 +214,5 @@ impl Database {
 
     fn explained<T>(&self, result: Result<T, Error>) -> Result<T, StateError> {
         result.map_err(|error| explain(&self.path, &error))
-    }
-}
-
-/// Which row of `forwards` a binding is in.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct BlockKey<'a> {
-    set: &'a SetName,
-    place: String,
-    block: u16,
-}
-
-/// Returns true if two forwards are in one row. Cheaper than [`place`].
-fn share_block(one: &Owned<Binding>, other: &Owned<Binding>) -> bool {
-    one.set == other.set
-        && one.rule.is_exact() == other.rule.is_exact()
-        && one.rule.ports.first() / BLOCK == other.rule.ports.first() / BLOCK
-        && one.rule.listens_like(&other.rule)
-}
-
-/// Removes and adds forwards; returns how many there are, if there were `count`. The state may be partial, so every row is
-/// read before it is written.
-fn change_forwards(transaction: &Transaction<'_>, changes: &Changes<'_>, mut count: u64) -> Result<u64, Error> {
-    let mut blocks: BTreeMap<BlockKey<'_>, (Vec<&Binding>, Vec<&Binding>)> = BTreeMap::new();
-    for (forwards, removes) in [(&changes.removed_forwards, true), (&changes.added_forwards, false)] {
-        for run in forwards.chunk_by(|one, next| share_block(one, next)) {
-            let Some(Owned { set, rule }) = run.first() else { continue };
-            let key = BlockKey { set, place: place(rule), block: rule.ports.first() / BLOCK };
-            let (removed, added) = blocks.entry(key).or_default();
-            (if removes { removed } else { added }).extend(run.iter().map(|owned| &owned.rule));
-        }
-    }
-    let key = "rule_set = ? AND place = ? AND block = ?";
-    let select = format!("SELECT rule_set, place, block, bindings, checksum FROM forwards WHERE {key}");
-    let mut select = transaction.prepare(&select)?;
-    let mut delete = transaction.prepare(&format!("DELETE FROM forwards WHERE {key}"))?;
-    let mut insert = transaction.prepare("REPLACE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
-    for (BlockKey { set, place, block }, (removed, added)) in &blocks {
-        let mut bindings = Vec::new();
-        each_block(&mut select, params![set.as_str(), place, block], |_, row| {
-            bindings = row;
-            true
-        })?;
-        let before = bindings.len();
-        bindings.retain(|rule| !removed.contains(&rule));
-        if before - bindings.len() != removed.len() {
-            return Err(damage(MISSING));
-        }
-        bindings.extend(added.iter().map(|rule| Binding::clone(rule)));
-        count = (count + number(bindings.len())).saturating_sub(number(before));
-        if bindings.is_empty() {
-            delete.execute(params![set.as_str(), place, block])?;
-        } else {
-            let json = serde_json::to_string(&bindings).map_err(damage)?;
-            let sum = block_checksum(set.as_str(), place, (*block).into(), &json);
-            insert.execute(params![set.as_str(), place, block, json, sum])?;
-        }
-    }
-    Ok(count)
-}
-
-fn number(length: usize) -> u64 {
-    length.try_into().unwrap_or(u64::MAX)
-}
-
-/// Calls `each` with the set and the bindings of each row of a query until `each` returns false.
-fn each_block(
-    select: &mut Statement<'_>,
-    parameters: impl Params,
-    mut each: impl FnMut(&SetName, Vec<Binding>) -> bool,
-) -> Result<(), Error> {
-    let mut rows = select.query(parameters)?;
-    while let Some(row) = rows.next()? {
-        let (set, place) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
-        let (block, json) = (row.get(2)?, row.get_ref(3)?.as_str()?);
-        if row.get::<_, i64>(4)? != block_checksum(set, place, block, json) {
-            return Err(wrong_checksum("forwards"));
-        }
-        let set = SetName::try_from(set.to_owned()).map_err(damage)?;
-        if !each(&set, serde_json::from_str(json).map_err(damage)?) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Returns the text for the column `place`: `IPv4 tcp port`, `IPv6 udp range at 2001:db8::1 on eth0 from 2001:db8::/32`.
-fn place(rule: &Binding) -> String {
-    let mut text = format!("{} {} {}", rule.family, rule.protocol, if rule.is_exact() { "port" } else { "range" });
-    if let Some(address) = rule.address {
-        text += &format!(" at {address}");
-    }
-    if let Some(interface) = &rule.interface {
-        text += &format!(" on {interface}");
-    }
-    if let Some(from) = rule.from {
-        text += &format!(" from {from}");
-    }
-    text
-}
-
-fn block_checksum(set: &str, place: &str, block: i64, bindings: &str) -> i64 {
-    checksum("forwards", [set.as_bytes(), place.as_bytes(), &block.to_le_bytes(), bindings.as_bytes()])
-}
-
-/// Returns the checksum of a row. The table is a part of it, so that no page passes for one of another table.
-fn checksum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>) -> i64 {
-    let mut hasher = Xxh3::new();
-    hasher.update(table.as_bytes());
-    for column in columns {
-        // With its length, so that a byte cannot move from one column to the next.
-        hasher.update(&column.len().to_le_bytes());
-        hasher.update(column);
-    }
-    hasher.digest().cast_signed()
-}
-
-fn check_sum<'a>(table: &str, columns: impl IntoIterator<Item = &'a [u8]>, sum: i64) -> Result<(), Error> {
-    if sum == checksum(table, columns) { Ok(()) } else { Err(wrong_checksum(table)) }
-}
-
-fn wrong_checksum(table: &str) -> Error {
-    damage(format!("the checksum of a row of its table `{table}` differs"))
-}
-
-/// Returns an error for damage that portfwd found, not SQLite; see [`explain`].
-fn damage(what: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::ToSqlConversionFailure(what.into())
-}
-
-/// Turns an error of SQLite into what it means for the user.
-fn explain(path: &Path, error: &Error) -> StateError {
-    let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
-    let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
-    // The other errors mean that a column has another type or that a row is missing: the file is not what portfwd wrote.
-    let Error::SqliteFailure(code, what) = error else { return damaged() };
-    match code.code {
-        // `Unknown` is a table or column that is missing.
-        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown => damaged(),
-        ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(),
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StateError::Busy(path.to_owned()),
-        ErrorCode::DiskFull => system(nix::libc::ENOSPC),
-        ErrorCode::ReadOnly => system(nix::libc::EROFS),
-        _ => StateError::Store(path.to_owned(), Box::new(Error::SqliteFailure(*code, what.clone()))),
     }
 }

@@ -14,9 +14,11 @@
 
 mod database;
 mod file;
+mod forwards;
 mod kernel;
 mod lock;
 mod records;
+mod row;
 pub mod state;
 pub mod unconfirmed;
 
@@ -40,7 +42,7 @@ use kernel::KernelRecord;
 use state::VERSION;
 
 /// With at least this many bindings, reading all of them takes much longer than reading the neighbours of a change.
-const MANY: u64 = 1_000;
+const MANY: usize = 1_000;
 
 /// A partial load reads at most this many bindings; for more, a full load is as good.
 const PARTIAL: usize = 1_024;
@@ -171,7 +173,7 @@ impl Store {
         let samples = state.samples.iter().map(|sample| (&sample.set, &sample.rule));
         let mut found: HashSet<Owned<Binding>> = HashSet::new();
         found.extend(database.forwards_of(sets, PARTIAL)?);
-        found.extend(database.forwards_at(neighbours.chain(samples))?);
+        found.extend(database.forwards_meeting(neighbours.chain(samples))?);
         if found.len() >= PARTIAL || !state.samples.iter().all(|sample| found.contains(sample)) {
             return Ok(None);
         }
