@@ -25,7 +25,14 @@ struct Key<'a> {
     block: u16,
 }
 
-/// Reads all forwards.
+/// The change of a row.
+#[derive(Default)]
+struct RowChange<'a> {
+    removed: Vec<&'a Owned<Binding>>,
+    added: Vec<&'a Owned<Binding>>,
+}
+
+/// Reads the forwards of every set.
 pub(super) fn all(connection: &Connection) -> Result<Vec<Owned<Binding>>, Error> {
     let mut found = Vec::new();
     each_row(&mut connection.prepare(SELECT)?, [], |row| {
@@ -82,19 +89,19 @@ pub(super) fn change(
     added: &[&Owned<Binding>],
     mut count: usize,
 ) -> Result<usize, Error> {
-    let mut rows: BTreeMap<Key<'_>, (Vec<&Owned<Binding>>, Vec<&Owned<Binding>>)> = BTreeMap::new();
+    let mut rows: BTreeMap<Key<'_>, RowChange<'_>> = BTreeMap::new();
     // Forwards of one row mostly follow each other.
     for run in removed.chunk_by(|one, next| share_row(one, next)) {
-        rows.entry(key(run)).or_default().0.extend(run);
+        rows.entry(key(run)).or_default().removed.extend(run);
     }
     for run in added.chunk_by(|one, next| share_row(one, next)) {
-        rows.entry(key(run)).or_default().1.extend(run);
+        rows.entry(key(run)).or_default().added.extend(run);
     }
     let by_key = "WHERE rule_set = ? AND place = ? AND block = ?";
     let mut select = transaction.prepare(&format!("{SELECT} {by_key}"))?;
     let mut delete = transaction.prepare(&format!("DELETE FROM forwards {by_key}"))?;
     let mut replace = transaction.prepare("REPLACE INTO forwards VALUES (?, ?, ?, ?, ?)")?;
-    for (Key { set, place, block }, (removed, added)) in rows {
+    for (Key { set, place, block }, RowChange { removed, added }) in rows {
         let mut forwards = Vec::new();
         each_row(&mut select, params![set.as_str(), place, block], |row| {
             forwards = row;

@@ -38,7 +38,7 @@ pub(super) fn damage(what: impl Into<String>) -> Error {
 pub(super) fn explain(path: &Path, error: &Error) -> StateError {
     let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
-    // The other errors mean that a column has another type or that a row is missing: the file is not what portfwd wrote.
+    // All other errors mean that a column has another type or that a row is missing: portfwd did not write the file.
     let Error::SqliteFailure(code, what) = error else { return damaged() };
     match code.code {
         // `Unknown` is a table or column that is missing.
