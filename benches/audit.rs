@@ -1,4 +1,4 @@
-//! The audit of many foreign rules, compared with `iptables-save`, which only prints them.
+//! The audit of N foreign rules in Docker's layout, compared with `iptables-nft-save`, which only prints them.
 
 use portfwd::iptables::command::Variant;
 
@@ -8,29 +8,18 @@ use crate::peer;
 use crate::race::Race;
 use crate::table::{Report, Row, Target};
 
-const OURS: &str = "portfwd audit --json";
-const TENTH: &str = "portfwd audit, N / 10";
+const AUDIT: &str = "portfwd audit --json";
+const SAVE: &str = "iptables-nft-save";
 
-/// Measures.
+/// Compares `portfwd audit --json` with `iptables-nft-save`.
 pub fn bench(effort: Effort, report: &mut Report) {
-    let count = effort.most();
-    for variant in Variant::ALL {
-        let [many, few] = [count, count / 10].map(|count| {
-            let host = Host::new();
-            let rules = host.file("rules", &peer::iptables::docker(count));
-            host.run(&iptables(variant, "-restore"), &["--wait=60", &rules]);
-            host
-        });
-        let mut race = Race::default();
-        race.enter(OURS, || many.portfwd(&["audit", "--json"]));
-        race.enter(TENTH, || few.portfwd(&["audit", "--json"]));
-        let save = format!("iptables-{}-save", variant.name());
-        race.enter(&save, || many.run(&iptables(variant, "-save"), &[]));
-        let results = race.run(&format!("audit/{}/{count}", variant.name()), effort.loads(count));
-        let ours = results.of(OURS);
-        let most = Target { seconds: Some(1.0), ..Target::default() };
-        report.rows.push(Row::new("audit of foreign rules", count, ours, &save, results.of(&save)).target(most));
-        let what = format!("growth of audit, iptables-{}", variant.name());
-        report.rows.push(Row::new(what, count, ours, TENTH, results.of(TENTH)));
-    }
+    let (count, host) = (effort.most(), Host::new());
+    let rules = host.file("rules", &peer::iptables::docker(count));
+    host.run(&iptables(Variant::Nft, "-restore"), &["--wait=60", &rules]);
+    let mut race = Race::default();
+    race.enter(AUDIT, || host.portfwd(&["audit", "--json"]));
+    race.enter(SAVE, || host.run(&iptables(Variant::Nft, "-save"), &[]));
+    let results = race.run(&format!("audit/{count}"), effort.loads(count));
+    let row = Row::new("audit of foreign rules", count, results.of(AUDIT), SAVE, results.of(SAVE));
+    report.rows.push(row.target(Target::time(1.5)));
 }

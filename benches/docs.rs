@@ -1,53 +1,43 @@
-//! The page of a run: `docs/benchmarks.md` with the table, and `docs/bench.svg` with the charts.
+//! Writes the results of a run to `docs/benchmarks.md`.
 
 use std::path::Path;
 
+use crate::machine;
+use crate::table::phases;
 use crate::table::{Report, markdown};
-use crate::{chart, machine, phases};
 
-/// Where a run leaves its charts when it is not asked to write documents.
-pub fn scratch() -> std::path::PathBuf {
-    std::env::temp_dir().join("portfwd-bench.svg")
-}
-
-/// Writes both into the sources' documents.
+/// Writes the page with the tables, the machine and the explanations.
 pub fn write(report: &Report, quick: bool) {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    std::fs::write(docs.join("bench.svg"), chart::svg(&report.panels)).expect("docs/bench.svg");
-    std::fs::write(docs.join("benchmarks.md"), page(report, quick)).expect("docs/benchmarks.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
+    std::fs::write(path, page(report, quick)).expect("docs/benchmarks.md");
 }
 
-/// What stands above the table.
+/// The text above the tables.
 const HEAD: &str = "\
-Everything happens side by side in one run, in turns, in network namespaces. A ratio is the median of those of all rounds,
-with their quartiles in brackets; only ratios mean anything elsewhere.
+All programs take turns in one run, in network namespaces. A ratio is the median of the ratios of all rounds, with their quartiles
+in brackets. Times depend on the machine; ratios depend on it less.
 
-N is the number of forwards, or of foreign rules, that are there. The time ratio is portfwd's time over the peer's, the memory
-ratio that of the peaks of resident memory: of whole processes where the row is about a command, and of what one process needs
-where a peer needs several. The floor is what the kernel alone needs for the same messages, encoded beforehand and sent at once.
-What has no target is there to compare.
+N is the number of forwards, or of foreign rules for the audit. The time ratio is portfwd's time divided by the time of the other
+program. The memory ratio compares the peaks of resident memory of whole processes. `the floor: one send` is the kernel alone: it
+takes the same messages, encoded beforehand, in one send. Rows without a limit are for comparison only.
 
-portfwd keeps what it does on disk and waits for that; the others do not. `nft -j -f` has a rule for each forward, because nft 1.0.6
-reads no map from JSON with an address and a port as its data. The CNI plugin portmap runs iptables some twenty times for one
-port, and each time everything is read, so it has fewer forwards than the others. What Docker's nftables backend does for 206
-ports is measured for one of them: it writes the chain with all ports again for each.
+portfwd waits until its state is on disk; the other programs keep no state. Every forward has a counter in all programs. The crate
+`iptables` starts one process for each rule, and each process reads and writes the whole table.
+The second table counts system calls, which do not depend on the machine: an nf_tables request is one send to the kernel.
 ";
 
-/// What stands above the table of phases.
+/// The text above the phases.
 const PHASES: &str = "\
-## Where the time goes
+## The phases of a command
 
-As `-v` tells it, medians in milliseconds of the time that the command was in a phase, or waited for it; what another thread did
-meanwhile is not in it. `kernel` is from the sending of the one batch to its acknowledgement, `store` waits for the disk.
+The output of `-v`: medians in milliseconds of the time that the main thread works in a phase or waits for it. `kernel` is the
+time from the send of the batch to its acknowledgement. `store` includes the wait for the disk.
 ";
 
 fn page(report: &Report, quick: bool) -> String {
     let machine = machine::words();
     let command = if quick { "cargo bench -- --quick --write-docs" } else { "cargo bench -- --write-docs" };
-    let note = if quick { " It was a quick run: fewer forwards, and fewer rounds than exact ratios need." } else { "" };
-    let (table, phases) = (markdown(&report.rows), phases::table(&report.phases));
-    format!(
-        "# Benchmarks\n\nWritten by `{command}`\non {machine}.{note}\n\n{HEAD}\n{table}\n\n{PHASES}\n{phases}\n\
-         ![Cost against the number of forwards](bench.svg)\n"
-    )
+    let note = if quick { " This was a quick run, with fewer forwards and fewer rounds." } else { "" };
+    let (table, phases) = (markdown(report), phases::table(&report.phases));
+    format!("# Benchmarks\n\nWritten by `{command}`\non {machine}.{note}\n\n{HEAD}\n{table}\n\n{PHASES}\n{phases}")
 }

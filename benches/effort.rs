@@ -1,24 +1,24 @@
-//! How much is done: all of it, or what fits in two minutes.
+//! The numbers of forwards and of rounds, for full and quick runs.
 
-/// How much is done.
+/// The size of a run: full or quick.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Whether it is to be over soon.
+    /// True for a quick run.
     pub quick: bool,
 }
 
 impl Effort {
-    /// The largest number of forwards.
+    /// Returns the largest number of forwards.
     pub fn most(self) -> u32 {
         if self.quick { 6_000 } else { 60_000 }
     }
 
-    /// The numbers of forwards that the charts are made of; one of them is a tenth of [`Effort::most`].
-    pub fn numbers(self) -> &'static [u32] {
-        if self.quick { &[1, 10, 100, 600, 6_000] } else { &[1, 10, 100, 1_000, 6_000, 10_000, 60_000] }
+    /// Returns the numbers of forwards for operations whose cost must not depend on that number.
+    pub fn numbers(self) -> [u32; 3] {
+        [1, 1_000, self.most()]
     }
 
-    /// How often everybody's whole set is loaded.
+    /// Returns the number of rounds for an operation on all forwards.
     pub fn loads(self, count: u32) -> usize {
         match (self.quick, count) {
             (true, _) => 3,
@@ -27,7 +27,7 @@ impl Effort {
         }
     }
 
-    /// How often something small is done.
+    /// Returns the number of rounds for an operation on one forward.
     pub fn small(self) -> usize {
         if self.quick { 5 } else { 101 }
     }

@@ -1,8 +1,8 @@
-//! Our program as it is installed, on a host of its own; and a host whose iptables is of one variant or the other.
+//! A host in a network namespace, and a function that selects its variant of iptables.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use portfwd::iptables::command::Variant;
@@ -11,67 +11,61 @@ use portfwd::lab::Netns;
 use crate::race::Cost;
 use crate::race::process::run;
 
-/// Where the copy of our program is, once there is one.
-static COPY: OnceLock<tempfile::TempDir> = OnceLock::new();
+/// The program under test.
+pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
 
-/// The program as it is installed: a copy, which the kernel has in its memory in larger pieces than what the linker wrote
-/// through a mapping; that is a tenth of what a small command takes.
-pub fn ours() -> PathBuf {
-    let copy = || {
-        let directory = tempfile::tempdir().expect("directory");
-        std::fs::copy(env!("CARGO_BIN_EXE_portfwd"), directory.path().join("portfwd")).expect("copied");
-        directory
-    };
-    COPY.get_or_init(copy).path().join("portfwd")
-}
-
-/// Removes the copy, which nobody else does: nothing is dropped at the end of a program that everything in it can use.
-pub fn remove_copy() {
-    if let Some(directory) = COPY.get() {
-        std::fs::remove_dir_all(directory.path()).expect("removed");
-    }
-}
-
-/// A network namespace, and a directory for files and for our state.
+/// A network namespace, and a directory for files and for portfwd's state.
 pub struct Host {
-    /// The namespace.
+    /// The network namespace of the host.
     pub namespace: Netns,
     directory: tempfile::TempDir,
 }
 
 impl Host {
-    /// Makes one without any rules.
+    /// Makes a host without rules.
     pub fn new() -> Self {
         let namespace = Netns::new().expect("run as root");
         Self { namespace, directory: tempfile::tempdir().expect("directory") }
     }
 
-    /// Makes one whose directory is in memory, so that nothing waits for a disk; none where the system has no such place.
-    pub fn in_memory() -> Option<Self> {
-        let directory = tempfile::tempdir_in("/dev/shm").ok()?;
-        Some(Self { namespace: Netns::new().expect("run as root"), directory })
-    }
-
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.path().join(name);
         std::fs::write(&path, text).expect("written");
         path.to_string_lossy().into_owned()
     }
 
-    /// Runs a program.
+    /// Runs a program in the host's namespace. The program must succeed.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Cost {
         run(&self.namespace, program, arguments)
     }
 
-    /// Runs ours, which keeps its state in the host's directory.
+    /// Runs portfwd with its state in the host's directory.
     pub fn portfwd(&self, arguments: &[&str]) -> Cost {
-        self.run(&ours().to_string_lossy(), &[&["--state-dir", &self.state()], arguments].concat())
+        self.run(PORTFWD, &[&["--state-dir", &self.state()], arguments].concat())
     }
 
-    /// Where it keeps its state.
+    /// Returns the directory of portfwd's state.
     pub fn state(&self) -> String {
         self.path().join("state").to_string_lossy().into_owned()
+    }
+
+    /// Creates conntrack entries of TCP connections that match no forward.
+    pub fn track(&self, entries: u32) {
+        let mut text = String::new();
+        for n in 0..entries {
+            let [_, a, b, c] = n.to_be_bytes();
+            let written = writeln!(
+                text,
+                "-I -s 198.18.{b}.{c} -d 198.19.0.{a} -p tcp --sport 1024 --dport 9 --state ESTABLISHED -u SEEN_REPLY,ASSURED -t 3600"
+            );
+            written.expect("text grows");
+        }
+        self.run("conntrack", &["-R", &self.file("entries", &text)]);
+        let count = || Command::new("conntrack").arg("-C").output().expect("conntrack is installed").stdout;
+        let count = self.namespace.run(count).expect("the namespace");
+        let needs = "net.netfilter.nf_conntrack_max is large enough";
+        assert_eq!(String::from_utf8_lossy(&count).trim(), entries.to_string(), "{needs}");
     }
 
     fn path(&self) -> &Path {
@@ -79,12 +73,12 @@ impl Host {
     }
 }
 
-/// A program of a variant of iptables; `""` is the one that changes rules one by one, others are `-restore` and `-save`.
+/// Returns the path of a program of a variant of iptables. The suffix is `""`, `-restore` or `-save`.
 pub fn iptables(variant: Variant, suffix: &str) -> String {
     format!("/usr/sbin/iptables-{}{suffix}", variant.name())
 }
 
-/// Does something where `iptables` is of this variant, as update-alternatives(1) makes it one; nobody else sees it.
+/// Runs a function with `iptables` set to a variant, as update-alternatives(1) does, in a new mount namespace.
 pub fn with<T: Send>(variant: Variant, job: impl FnOnce() -> T + Send) -> T {
     let there = || {
         unshare(CloneFlags::CLONE_NEWNS).expect("run as root");

@@ -1,14 +1,14 @@
-//! The machine in the words that matter for what was measured. No names of hosts, no paths.
+//! The processor, the kernel and the versions of other programs, without host names and paths.
 
 use std::process::Command;
 
-/// Processor, cores, kernel, and the versions of the peers.
+/// Returns the processor, its cores, the kernel, and the versions of nft and iptables.
 pub fn words() -> String {
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     let model = model.trim_start_matches(['\t', ' ', ':']).trim();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // What comes behind the version is the distribution's, or the builder's.
+    // The distribution's suffix follows the version.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = release.split('-').next().unwrap_or_default().trim().to_owned();
     let kind = match processors.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor")) {

@@ -1,57 +1,56 @@
-//! Where the time of a command goes, as `-v` tells it: what a phase takes by itself, and what is done beside it.
+//! The phases of commands, read from the output of `-v`.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use portfwd::engine::timing::Phase;
-
 use crate::effort::Effort;
-use crate::host::{self, Host};
+use crate::host::{Host, PORTFWD};
 use crate::peer;
 use crate::race::quantile;
 use crate::table::Report;
+use crate::table::phases::Phases;
 
-/// How often each command runs.
+/// The rounds of each command.
 const ROUNDS: usize = 7;
 
-/// What one command took: medians in milliseconds by phase, of the time that the command waited for it.
-#[derive(Debug, Clone)]
-pub struct Phases {
-    /// The command.
-    pub command: String,
-    /// By the name of the phase; the whole is `time`, what is in none of them `rest`.
-    pub milliseconds: BTreeMap<String, f64>,
-}
-
-/// Measures.
+/// Measures the phases of `apply`, `add`, `rm` and `list`.
 pub fn bench(effort: Effort, report: &mut Report) {
     let count = effort.most();
     let (bulk, busy) = (Host::new(), Host::new());
     let set = bulk.file("bench.toml", &peer::rule_set(count));
-    let apply = told(&format!("apply of {count}"), || {
-        let said = verbose(&bulk, &["apply", &set]);
+    let apply = measure(&format!("apply of {count}"), || {
+        let output = verbose(&bulk, &["apply", &set]);
         bulk.portfwd(&["flush"]);
-        said
+        output
     });
     busy.portfwd(&["apply", &busy.file("bench.toml", &peer::rule_set(count))]);
     let mut ports = 61_000..;
-    let add = told("add of one more", || {
+    let add = measure("add of one more", || {
         verbose(&busy, &["add", &ports.next().unwrap_or(61_000).to_string(), "10.9.9.9:80"])
     });
-    let list = told("list --json", || verbose(&busy, &["list", "--json"]));
-    report.phases.extend([apply, add, list]);
+    let range = measure("add of a range of 206", || {
+        let output = verbose(&busy, &["add", "62001-62206", "10.9.9.9:80"]);
+        busy.portfwd(&["rm", "62001-62206"]);
+        output
+    });
+    let remove = measure("rm of one", || {
+        busy.portfwd(&["add", "63000", "10.9.9.9:80"]);
+        verbose(&busy, &["rm", "63000"])
+    });
+    let list = measure("list --json", || verbose(&busy, &["list", "--json"]));
+    report.phases.extend([apply, add, range, remove, list]);
 }
 
-/// What a command says of itself on stderr.
+/// Runs portfwd with `-v` and returns stderr.
 fn verbose(host: &Host, arguments: &[&str]) -> String {
     let state = host.state();
-    let run = || Command::new(host::ours()).args(["--state-dir", &state, "-v"]).args(arguments).output();
+    let run = || Command::new(PORTFWD).args(["--state-dir", &state, "-v"]).args(arguments).output();
     let output = host.namespace.run(run).expect("the namespace").expect("the program starts");
     assert!(output.status.success(), "{arguments:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn told(command: &str, mut run: impl FnMut() -> String) -> Phases {
+fn measure(command: &str, mut run: impl FnMut() -> String) -> Phases {
     let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..ROUNDS {
         for (name, value) in run().lines().filter_map(line) {
@@ -62,31 +61,9 @@ fn told(command: &str, mut run: impl FnMut() -> String) -> Phases {
     Phases { command: command.to_owned(), milliseconds }
 }
 
-/// `  kernel      61.905 ms  sent …`.
+/// Parses a line such as `  kernel      61.905 ms  sent …` into name and milliseconds.
 fn line(text: &str) -> Option<(String, f64)> {
     let mut words = text.split_whitespace();
     let (name, value, unit) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
     unit.starts_with("ms").then(|| (name.to_owned(), value))
-}
-
-/// A table, a column a command, in Markdown; nothing where nothing was measured.
-pub fn table(all: &[Phases]) -> String {
-    if all.is_empty() {
-        return String::new();
-    }
-    let commands: Vec<&str> = all.iter().map(|phases| phases.command.as_str()).collect();
-    let mut text = format!("| ms | {} |\n|---|{}\n", commands.join(" | "), "---:|".repeat(all.len()));
-    let names = Phase::ALL.map(Phase::name);
-    for name in names.iter().chain(&["rest", "time"]) {
-        if all.iter().all(|phases| !phases.milliseconds.contains_key(*name)) {
-            continue;
-        }
-        let cells = all.iter().map(|phases| phases.milliseconds.get(*name).map_or("-".into(), |ms| format!("{ms:.2}")));
-        text += &format!(
-            "| {} | {} |\n",
-            if *name == "time" { "all" } else { name },
-            cells.collect::<Vec<_>>().join(" | ")
-        );
-    }
-    text
 }

@@ -5,25 +5,25 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, Net, PORTFWD, Said, file, ours, privileged};
 
-/// The rules of one family and table that are ours, in order.
-fn part<'a>(saved: &'a str, family: usize, table: &str) -> Vec<&'a str> {
+/// Returns portfwd's rules of one family (0 or 1) and table, in order.
+fn table_rules<'a>(saved: &'a str, family: usize, table: &str) -> Vec<&'a str> {
     let mut tables = saved.split_inclusive("COMMIT\n").filter(|text| text.starts_with(&format!("*{table}\n")));
     tables.nth(family).map(ours).unwrap_or_default()
 }
 
 #[test]
-fn killed_anywhere_each_family_has_the_old_or_the_new_rules() {
+fn after_a_kill_each_family_has_the_old_or_the_new_rules() {
     if !privileged() {
         return;
     }
     std::thread::scope(|scope| {
-        let running = BOTH.map(|variant| scope.spawn(move || kill_anywhere(variant)));
+        let running = BOTH.map(|variant| scope.spawn(move || kill_applies(variant)));
         running.into_iter().for_each(|running| running.join().expect("no panic"));
     });
 }
 
-/// Kills applies of one rule set after another at many of their system calls.
-fn kill_anywhere(variant: Variant) {
+/// Kills `apply` at many of its system calls, with changing rule sets.
+fn kill_applies(variant: Variant) {
     let net = Net::new();
     let path = net.state.path().join("set.toml");
     let write = |ports: &str| {
@@ -40,8 +40,8 @@ fn kill_anywhere(variant: Variant) {
         net.saved(variant)
     });
     let mut kills = 0;
-    // The state is written by a thread of its own, which is followed too. What portfwd starts makes none of these calls and so
-    // is not killed with it; of the others only its own are counted.
+    // A second thread writes the state, so strace follows threads for fdatasync and pwrite64. Programs that portfwd
+    // starts make neither call and stay alive. For the other calls, strace follows the first thread only.
     for (follow, call) in [
         ("-ff", "fsync"),
         ("-ff", "pwrite64"),
@@ -66,10 +66,10 @@ fn kill_anywhere(variant: Variant) {
             kills += 1;
             let now = net.saved(variant);
             for family in 0..2 {
-                let [now, old, new] = [&now, &of_old, &of_new].map(|saved| part(saved, family, "nat"));
+                let [now, old, new] = [&now, &of_old, &of_new].map(|saved| table_rules(saved, family, "nat"));
                 assert!(now == old || now == new, "{variant:?} {call} {when}: {now:#?}");
             }
-            // Whoever comes next waits for what is still at work, and mends the rest.
+            // The next command waits for processes that still run, and repairs the rules.
             apply(new);
             assert_eq!(ours(&net.saved(variant)), ours(&of_new), "{variant:?} {call} {when}");
         }
@@ -77,15 +77,15 @@ fn kill_anywhere(variant: Variant) {
     assert!(kills > 20, "{variant:?}: {kills}");
 }
 
-/// What iptables-save printed without what built-in chains let pass, and the packets of that.
-fn split(saved: &str) -> (Vec<&str>, Vec<u64>) {
+/// Splits an iptables-save dump into lines without chain policies, and the packet counters of the policies.
+fn split_policies(saved: &str) -> (Vec<&str>, Vec<u64>) {
     let policies = saved.lines().filter_map(|line| line.strip_prefix(':')?.split_once(" ACCEPT ["));
     let packets = |(_, counts): (&str, &str)| counts.split(':').next()?.parse().ok();
     (saved.lines().filter(|line| !line.contains(" ACCEPT [")).collect(), policies.filter_map(packets).collect())
 }
 
 #[test]
-fn where_the_second_family_is_refused_the_first_is_put_back() {
+fn first_family_is_rolled_back_if_the_second_is_refused() {
     if !privileged() {
         return;
     }
@@ -101,7 +101,7 @@ fn where_the_second_family_is_refused_the_first_is_put_back() {
         std::fs::write(&path, set("ONE")).expect("written");
         net.chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
-        // Somebody asks our chain from his own, so it cannot go.
+        // A foreign chain jumps to portfwd's chain, so the kernel refuses to delete that chain.
         net.others(variant, "ip6tables", "*nat\n:THEIRS - [0:0]\n-A THEIRS -j PORTFWD-ONE\nCOMMIT\n");
         let counted = |net: &Net| net.chains(variant, &["list", "--json"]).stdout;
         let (before, list) = (net.saved(variant), counted(&net));
@@ -109,17 +109,17 @@ fn where_the_second_family_is_refused_the_first_is_put_back() {
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
         assert!(said.stderr.contains("PORTFWD-ONE") && said.stderr.contains("refused"), "{said:?}");
-        assert_eq!(counted(&net), list, "what was counted");
+        assert_eq!(counted(&net), list, "the counters are restored");
         let after = net.saved(variant);
-        let (before, after) = (split(&before), split(&after));
+        let (before, after) = (split_policies(&before), split_policies(&after));
         assert_eq!(after.0, before.0, "{variant:?}");
-        // Others' packets go on being counted.
+        // The policy counters keep counting.
         assert!(before.1.iter().zip(&after.1).all(|(before, after)| before <= after), "{variant:?}");
     }
 }
 
 #[test]
-fn a_lock_of_others_is_waited_for_with_a_limit() {
+fn waiting_for_the_xtables_lock_has_a_limit() {
     if !privileged() {
         return;
     }
@@ -128,7 +128,7 @@ fn a_lock_of_others_is_waited_for_with_a_limit() {
     let before = net.saved(Variant::Legacy);
     let state = net.state.path().to_string_lossy().into_owned();
     let start = Instant::now();
-    // The lock file of this host is left alone.
+    // A tmpfs on /run keeps the lock file of the real host out of the test.
     let hold = "mount -t tmpfs none /run
         (exec 9>/run/xtables.lock; flock 9; exec sleep 60) >/dev/null 2>&1 & holder=$!
         until ! flock -n /run/xtables.lock true; do sleep 0.01; done";
@@ -137,15 +137,15 @@ fn a_lock_of_others_is_waited_for_with_a_limit() {
         ["-c", &script, "sh", PORTFWD, "--state-dir", &state, "--backend", "iptables", "add", "81", "172.17.0.3"];
     let said = net.with(Variant::Legacy, "", "sh", &arguments);
     assert_eq!(said.code, 75, "{said:?}");
-    assert!(said.stderr.contains("another program has been changing the rules"), "{said:?}");
+    assert!(said.stderr.contains("another program has held the xtables lock"), "{said:?}");
     assert!(start.elapsed() > Duration::from_secs(4) && start.elapsed() < Duration::from_secs(30));
-    assert_eq!(split(&net.saved(Variant::Legacy)).0, split(&before).0);
+    assert_eq!(split_policies(&net.saved(Variant::Legacy)).0, split_policies(&before).0);
     let list = net.chains(Variant::Legacy, &["list"]).stdout;
     assert!(!list.contains("81/tcp"), "{list}");
 }
 
 #[test]
-fn nothing_of_the_callers_decides_what_runs() {
+fn the_callers_environment_does_not_choose_programs() {
     if !privileged() {
         return;
     }
@@ -169,13 +169,13 @@ fn nothing_of_the_callers_decides_what_runs() {
 }
 
 #[test]
-fn a_place_that_only_might_hold_rules_of_ours_does_not_stop_a_flush() {
+fn an_unreadable_iptables_table_does_not_stop_a_flush() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.ok(&["--backend", "nft", "add", "8080", "172.17.0.3:80"]);
-    // A rule that iptables-nft cannot show, in the table it would use.
+    // A rule that iptables-nft cannot show, in its own table `nat`.
     net.nft(&["add table ip nat; add chain ip nat PREROUTING { type nat hook prerouting priority -100; }"]);
     net.nft(&["add rule ip nat PREROUTING fib daddr type local accept"]);
     net.ok(&["--backend", "nft", "flush"]);
@@ -184,7 +184,7 @@ fn a_place_that_only_might_hold_rules_of_ours_does_not_stop_a_flush() {
 }
 
 #[test]
-fn where_iptables_is_gone_and_its_rules_too_nobody_misses_it() {
+fn missing_iptables_is_no_error_if_its_rules_are_gone() {
     if !privileged() {
         return;
     }
@@ -193,7 +193,7 @@ fn where_iptables_is_gone_and_its_rules_too_nobody_misses_it() {
     let without = "for p in nft legacy; do mount --bind /dev/null /usr/sbin/xtables-$p-multi; done";
     let state = net.state.path().to_string_lossy().into_owned();
     let list = || net.with(Variant::Nft, without, PORTFWD, &["--state-dir", &state, "list"]);
-    // As long as its rules are there, somebody must say so.
+    // While the rules exist, `list` reports that it cannot read them.
     let said = list();
     assert!(said.stderr.contains("iptables-nft"), "{said:?}");
     net.nft(&["flush", "ruleset"]);
@@ -204,14 +204,14 @@ fn where_iptables_is_gone_and_its_rules_too_nobody_misses_it() {
 }
 
 #[test]
-fn who_may_administer_networks_and_nothing_else_can_use_nftables_in_full() {
+fn cap_net_admin_alone_suffices_for_nftables() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    // Forwarding is root's to switch, and on here.
+    // Only root can turn forwarding on, so the test does it first.
     net.in_host(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("written"));
-    let state = net.state.path().join("theirs");
+    let state = net.state.path().join("unprivileged");
     std::fs::create_dir(&state).expect("made");
     std::os::unix::fs::chown(&state, Some(65534), Some(65534)).expect("root");
     let directory = net.state.path();
@@ -232,7 +232,7 @@ fn who_may_administer_networks_and_nothing_else_can_use_nftables_in_full() {
 }
 
 #[test]
-fn comments_of_others_may_be_anything() {
+fn foreign_comments_may_contain_any_bytes() {
     if !privileged() {
         return;
     }
@@ -254,8 +254,8 @@ fn comments_of_others_may_be_anything() {
     }
 }
 
-/// Replaces a program of /usr/sbin where it runs, by a shell script in which `$real` is the program itself.
-fn instead_of(program: &str, script: &str) -> String {
+/// Returns shell commands that replace a program in /usr/sbin with a script. In the script, `$real` is the program.
+fn replace_program(program: &str, script: &str) -> String {
     format!(
         "o=$(mktemp -d); s=$(mktemp -d); mount --bind /usr/sbin $o; ln -s $o/* $s; rm $s/{program}
          printf '#!/bin/sh\\nreal=%s/{program}\\n%s\\n' $o '{script}' > $s/{program}; chmod +x $s/{program}
@@ -264,7 +264,7 @@ fn instead_of(program: &str, script: &str) -> String {
 }
 
 #[test]
-fn what_outlives_us_is_waited_for_whatever_comes_next() {
+fn the_next_command_waits_for_a_restore_that_outlives_portfwd() {
     if !privileged() {
         return;
     }
@@ -272,29 +272,29 @@ fn what_outlives_us_is_waited_for_whatever_comes_next() {
         let net = Net::new();
         let marker = net.state.path().join("at-work");
         let slow = format!("touch {}; sleep 1; exec $real \"$@\"", marker.display());
-        let before = instead_of("iptables-legacy-restore", &slow);
+        let before = replace_program("iptables-legacy-restore", &slow);
         let kill = format!(
             "\"$@\" & p=$!; until [ -e {} ]; do sleep 0.01; done; kill -9 $p; wait $p; exit 0",
             marker.display()
         );
         let state = net.state.path().to_string_lossy().into_owned();
-        let ours = ["--state-dir", &state, "--backend", "iptables", "add", "80", "172.17.0.3"];
+        let add_args = ["--state-dir", &state, "--backend", "iptables", "add", "80", "172.17.0.3"];
         let said = net.with(
             Variant::Legacy,
             &before,
             "setsid",
-            &[&["-w", "sh", "-c", &kill, "sh", PORTFWD], &ours[..]].concat(),
+            &[&["-w", "sh", "-c", &kill, "sh", PORTFWD], &add_args[..]].concat(),
         );
         assert_eq!(said.code, 0, "{said:?}");
         net.ok(next);
-        // Longer than it sleeps.
+        // Longer than the `sleep 1` of the slow restore.
         std::thread::sleep(Duration::from_millis(1500));
         assert!(!net.saved(Variant::Legacy).contains("PORTFWD"), "{next:?}");
     }
 }
 
 #[test]
-fn where_the_second_look_fails_the_first_family_is_put_back() {
+fn first_family_is_rolled_back_if_the_second_cannot_be_read_again() {
     if !privileged() {
         return;
     }
@@ -312,17 +312,17 @@ fn where_the_second_look_fails_the_first_family_is_put_back() {
     );
     let marker = net.state.path().join("read-once");
     let once = format!("[ -e {0} ] && {{ echo broken >&2; exit 1; }}; touch {0}; exec $real \"$@\"", marker.display());
-    let before = instead_of("ip6tables-legacy-save", &once);
+    let before = replace_program("ip6tables-legacy-save", &once);
     let (state, set) = (net.state.path().to_string_lossy(), set.to_string_lossy());
-    let ours = ["--state-dir", &state, "--backend", "iptables", "apply", &set];
-    let said = net.with(Variant::Legacy, &before, PORTFWD, &ours);
+    let apply_args = ["--state-dir", &state, "--backend", "iptables", "apply", &set];
+    let said = net.with(Variant::Legacy, &before, PORTFWD, &apply_args);
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("broken"), "{said:?}");
-    assert_eq!(split(&net.saved(Variant::Legacy)).0, split(&saved).0);
+    assert_eq!(split_policies(&net.saved(Variant::Legacy)).0, split_policies(&saved).0);
 }
 
 #[test]
-fn nothing_of_others_breaks_out_of_its_line_when_rules_are_put_back() {
+fn foreign_comments_cannot_inject_lines_during_rollback() {
     if !privileged() {
         return;
     }
@@ -351,13 +351,13 @@ fn nothing_of_others_breaks_out_of_its_line_when_rules_are_put_back() {
         write("OTHER");
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
-        assert!(said.stderr.contains("could not be put back"), "{said:?}");
+        assert!(said.stderr.contains("could not be rolled back"), "{said:?}");
         assert!(!net.saved(variant).lines().any(|line| line == "-A FORWARD -j DROP"), "{variant:?}");
     }
 }
 
 #[test]
-fn a_quote_in_the_name_of_an_interface_hides_nothing() {
+fn a_quote_in_an_interface_name_hides_no_rule() {
     if !privileged() {
         return;
     }

@@ -8,7 +8,9 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, PORTFWD, Said, root};
 
-/// Brings an interface up as a network manager does, and keeps what was there before.
+/// A unit that brings an interface up as a network manager does.
+///
+/// The unit first saves the rules and `ip_forward` in /run/before.
 const NETWORK: &str = "[Unit]
 DefaultDependencies=no
 After=network-pre.target
@@ -20,31 +22,32 @@ ExecStart=/bin/sh -c 'nft list tables >/run/before; iptables-save >>/run/before;
 ExecStart=/bin/sh -ec 'ip link add docker0 type bridge; ip address add 172.17.0.1/16 dev docker0; ip link set docker0 up'
 ";
 
-/// A systemd of its own. It ends with this.
+/// A systemd in namespaces. Dropping the value ends it.
 struct Machine {
     work: tempfile::TempDir,
     cgroup: PathBuf,
     unshare: Child,
-    first: String,
+    /// The pid of this systemd on the outer machine.
+    init_pid: String,
 }
 
 impl Machine {
     fn boot(variant: Option<Variant>) -> Self {
         let work = tempfile::tempdir().expect("directory");
         let (units, state) = (work.path().join("units"), work.path().join("state"));
-        let wanted = |by: &str, unit: &str| {
+        let enable = |by: &str, unit: &str| {
             let directory = units.join(format!("{by}.wants"));
             fs::create_dir_all(&directory).expect("made");
             symlink(format!("../{unit}"), directory.join(unit)).expect("linked");
         };
         for (by, unit) in [
-            // As `systemctl enable` does.
+            // The links that `systemctl enable` creates.
             ("multi-user.target", "portfwd.service"),
             ("nftables.service", "portfwd.service"),
             ("multi-user.target", "portfwd-online.service"),
             ("network-online.target", "network.service"),
         ] {
-            wanted(by, unit);
+            enable(by, unit);
         }
         fs::create_dir_all(units.join("sysinit.target.wants")).expect("made");
         symlink("/usr/lib/systemd/system/nftables.service", units.join("sysinit.target.wants/nftables.service"))
@@ -56,7 +59,7 @@ impl Machine {
             let unit = unit.replace("portfwd restore", &format!("portfwd --backend {backend} restore"));
             fs::write(units.join(name), unit).expect("written");
         }
-        // What was added before it was switched off.
+        // Forwards that were added before the reboot.
         let add = format!(
             "ip link set lo up; for port in 8080 8081; do
                  {PORTFWD} --backend nft --state-dir {} add $port 172.17.0.3:80 --loopback
@@ -75,20 +78,20 @@ impl Machine {
         command.args(["sh", "-c", &script, "sh"]).arg(root().join("tests/boot.sh")).arg(work.path()).arg(PORTFWD);
         command.arg(variant.unwrap_or(Variant::Nft).name());
         let unshare = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("setsid is installed");
-        let mut machine = Self { work, cgroup, unshare, first: String::new() };
-        machine.wait("boots", |machine| {
+        let mut machine = Self { work, cgroup, unshare, init_pid: String::new() };
+        machine.wait_until("boots", |machine| {
             let id = machine.unshare.id();
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-            machine.first = children.split_whitespace().next().unwrap_or_default().to_owned();
+            machine.init_pid = children.split_whitespace().next().unwrap_or_default().to_owned();
             let state = machine.run("systemctl is-system-running").stdout;
             ["running\n", "degraded\n"].contains(&state.as_str())
         });
         machine
     }
 
-    fn wait(&mut self, what: &str, mut until: impl FnMut(&mut Self) -> bool) {
+    fn wait_until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         for _ in 0..300 {
-            if until(self) {
+            if holds(self) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -98,19 +101,19 @@ impl Machine {
 
     fn run(&self, script: &str) -> Said {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.first, "--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup"]);
+        command.args(["--target", &self.init_pid, "--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup"]);
         command.args(["sh", "-c", script]).output().expect("nsenter is installed").into()
     }
 
-    /// Runs systemctl, and waits until nothing is to be done any more.
+    /// Runs systemctl and waits until systemd has no jobs left.
     fn systemctl(&mut self, words: &str) {
         let said = self.run(&format!("systemctl {words}"));
         assert_eq!(said.code, 0, "{words}: {said:?}");
-        self.wait("comes to rest", |machine| machine.run("systemctl list-jobs").stdout.contains("No jobs"));
+        self.wait_until("no jobs are left", |machine| machine.run("systemctl list-jobs").stdout.contains("No jobs"));
     }
 
-    /// The rules that are ours, and what says that the unit did its work.
-    fn held(&self) -> usize {
+    /// Counts portfwd's tables and rules.
+    fn rule_count(&self) -> usize {
         let said = self.run("nft list tables | grep 'inet portfwd'; iptables-save | grep -- 'dport 808.*172.17.0.3'");
         said.stdout.lines().count()
     }
@@ -127,37 +130,37 @@ impl Drop for Machine {
 }
 
 #[test]
-#[ignore = "boots a systemd of its own; the README says how"]
-fn booted_the_rules_are_there_before_the_network_and_after_whatever_flushes_them() {
+#[ignore = "boots the machine's systemd in namespaces; see the README for the command"]
+fn booted_rules_exist_before_the_network_and_after_each_flush() {
     for variant in [None].into_iter().chain(BOTH.map(Some)) {
         let mut machine = Machine::boot(variant);
         let journal = machine.run("journalctl --no-pager -u portfwd -u portfwd-online").stdout;
         let before = machine.run("cat /run/before").stdout;
-        let ours = if variant.is_some() { "172.17.0.3:80" } else { "table inet portfwd" };
-        assert!(before.contains(ours) && before.ends_with("\n1\n"), "{variant:?} {before}: {journal}");
+        let marker = if variant.is_some() { "172.17.0.3:80" } else { "table inet portfwd" };
+        assert!(before.contains(marker) && before.ends_with("\n1\n"), "{variant:?} {before}: {journal}");
         let switch = machine.run("cat /proc/sys/net/ipv4/conf/docker0/route_localnet").stdout;
         assert_eq!(switch, "1\n", "{variant:?}: {journal}");
-        let whole = machine.held();
-        assert!(whole > 0, "{variant:?}: {journal}");
+        let expected = machine.rule_count();
+        assert!(expected > 0, "{variant:?}: {journal}");
         if variant == Some(Variant::Legacy) {
-            // That is nothing that nftables.service flushes.
+            // nftables.service does not flush iptables-legacy rules.
             continue;
         }
         for words in ["reload nftables", "restart nftables", "try-reload-or-restart nftables"] {
             machine.systemctl(words);
-            assert_eq!(machine.held(), whole, "{variant:?}: {words}");
+            assert_eq!(machine.rule_count(), expected, "{variant:?}: {words}");
         }
         machine.systemctl("stop nftables");
-        assert_eq!(machine.held(), 0, "{variant:?}");
+        assert_eq!(machine.rule_count(), 0, "{variant:?}");
         machine.systemctl("start nftables");
-        assert_eq!(machine.held(), whole, "{variant:?}");
+        assert_eq!(machine.rule_count(), expected, "{variant:?}");
         machine.systemctl("stop portfwd");
-        assert_eq!(machine.held(), whole, "{variant:?}: stopping changes nothing");
+        assert_eq!(machine.rule_count(), expected, "{variant:?}: stopping changes nothing");
         machine.run("nft flush ruleset");
         machine.systemctl("start portfwd");
-        assert_eq!(machine.held(), whole, "{variant:?}");
+        assert_eq!(machine.rule_count(), expected, "{variant:?}");
         machine.run("nft flush ruleset");
         machine.systemctl("reload portfwd");
-        assert_eq!(machine.held(), whole, "{variant:?}");
+        assert_eq!(machine.rule_count(), expected, "{variant:?}");
     }
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Boots the machine's own systemd in namespaces of its own: boot.sh WORK PORTFWD VARIANT. WORK/units goes to
-# /etc/systemd/system, WORK/state to /var/lib/portfwd. The root is in memory, the machine's /usr read-only in it.
+# Boots the machine's systemd in new namespaces: boot.sh WORK PORTFWD VARIANT. Copies WORK/units to
+# /etc/systemd/system and WORK/state to /var/lib/portfwd. The root is a tmpfs with the machine's /usr, read-only.
 set -eu
 exec unshare --mount --net --uts --ipc --pid --cgroup --fork --kill-child bash -c '
 set -eu
@@ -19,7 +19,7 @@ for program in iptables ip6tables; do for end in "" -save -restore; do
 done; done
 : > etc/machine-id
 cp -a $work/units/. etc/systemd/system; cp -a $work/state/. var/lib/portfwd
-# What is about hardware, users and time.
+# Masks the units for hardware, users and time.
 for unit in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udev-trigger.service \
     systemd-logind.service dbus.service dbus.socket getty.target systemd-timesyncd.service dev-hugepages.mount \
     dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
@@ -29,7 +29,7 @@ for unit in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-ker
     if [ ! -e etc/systemd/system/$unit ]; then ln -s /dev/null etc/systemd/system/$unit; fi
 done
 mount -t proc proc proc
-# All but the switches of the network are the machine'"'"'s.
+# Only the sysctls below net belong to the new namespaces. The others belong to the machine: mount them read-only.
 for path in proc/sys/*; do if [ $path != proc/sys/net ]; then mount --bind $path $path; mount -o remount,bind,ro $path; fi; done
 mount -t sysfs -o ro sys sys; mount -t cgroup2 cgroup sys/fs/cgroup
 for device in null zero full random urandom tty; do touch dev/$device; mount --bind /dev/$device dev/$device; done

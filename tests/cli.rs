@@ -1,7 +1,7 @@
 use crate::support::{examples, file, portfwd};
 
-/// Ten mistakes, one of each kind.
-const TEN: &str = r#"
+/// A rule set with a mistake of each kind.
+const MISTAKES: &str = r#"
 [settings]
 priority = 5000
 
@@ -30,9 +30,9 @@ to = "[fd00::1]:80"
 "#;
 
 #[test]
-fn every_mistake_has_its_place() {
+fn every_mistake_is_reported_with_its_position() {
     let directory = tempfile::tempdir().expect("directory");
-    let path = file(&directory, TEN);
+    let path = file(&directory, MISTAKES);
     let said = portfwd(&["check", &path.to_string_lossy()]);
     assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{said:?}");
     let places: Vec<&str> = (said.stderr.lines())
@@ -47,7 +47,7 @@ fn every_mistake_has_its_place() {
 }
 
 #[test]
-fn syntax_errors_and_others_are_reported_together() {
+fn syntax_errors_and_other_mistakes_are_reported_together() {
     let directory = tempfile::tempdir().expect("directory");
     let path = file(&directory, "[[forward]]\nlisten = 80\nto = \n\n[[forward]]\nlisten = \"1\"\nto = \"224.0.0.1\"\n");
     let said = portfwd(&["check", &path.to_string_lossy()]);
@@ -69,7 +69,7 @@ fn conflicts_are_reported_together_with_other_mistakes() {
 }
 
 #[test]
-fn a_conflict_names_both_places() {
+fn a_conflict_is_reported_with_both_positions() {
     let directory = tempfile::tempdir().expect("directory");
     let one = file(&directory, "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.1:80\"\n");
     let two = file(&directory, "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.2:80\"\n");
@@ -88,12 +88,12 @@ fn every_example_is_valid() {
         assert_eq!(said.code, 0, "{said:?}");
         assert!(said.stdout.contains(" is valid, "), "{said:?}");
     }
-    // They are examples of different hosts: together they contradict each other.
+    // The examples are for different hosts, so the folder as a whole has conflicts.
     assert_eq!(portfwd(&["check", "rules"]).code, 6);
 }
 
 #[test]
-fn what_is_no_rule_set_is_refused() {
+fn files_that_are_no_rule_sets_are_refused() {
     let directory = tempfile::tempdir().expect("directory");
     let binary = directory.path().join("binary.toml");
     std::fs::write(&binary, b"# good\n\xff\n").expect("written");
@@ -108,7 +108,7 @@ fn what_is_no_rule_set_is_refused() {
 }
 
 #[test]
-fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
+fn rules_that_cannot_work_are_refused_with_the_reason() {
     let directory = tempfile::tempdir().expect("directory");
     let forward =
         |listen: &str, to: &str, more: &str| format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n{more}\n");
@@ -116,37 +116,37 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
         format!("[[network]]\nname = \"{name}\"\nsubnet = [\"{subnet}\"]\n{more}\n")
     };
     for (text, code, what) in [
-        (forward("80", "fd00::1", "loopback = true"), 2, "the kernel does not let answers for ::1 in from outside"),
-        (forward("127.0.0.1:80", "10.0.0.1", ""), 2, "`127.0.0.1` serves this host only"),
-        (forward("80", ":81", "source = \"masquerade\""), 2, "it never leaves this host"),
+        (forward("80", "fd00::1", "loopback = true"), 2, "the kernel drops answers to ::1 from other hosts"),
+        (forward("127.0.0.1:80", "10.0.0.1", ""), 2, "`127.0.0.1` is a loopback address, so"),
+        (forward("80", ":81", "source = \"masquerade\""), 2, "its packets do not leave this host"),
         (forward("80", "10.0.0.1", "source = \"fd00::1\""), 2, "is IPv6 but the target"),
         (forward("80", "10.0.0.1", "source = \"127.0.0.1\""), 2, "is a loopback address"),
-        (forward("80", "10.0.0.1", "interface = \"lo\""), 2, "nothing arrives at `lo`"),
+        (forward("80", "10.0.0.1", "interface = \"lo\""), 2, "no packet of a client arrives at `lo`"),
         (forward("80/dccp", "10.0.0.1", ""), 5, "this kernel does not track dccp connections"),
         ("[[snat]]\nto = \"203.0.113.5\"\n".into(), 2, "[[snat]] has neither `from` nor `out`"),
-        ("[[snat]]\nout = \"lo\"\nto = \"203.0.113.5\"\n".into(), 2, "nothing leaves by `lo`"),
+        ("[[snat]]\nout = \"lo\"\nto = \"203.0.113.5\"\n".into(), 2, "`lo` cannot be the egress interface"),
         ("[[snat]]\nfrom = \"fd00::/64\"\nto = \"203.0.113.5\"\n".into(), 2, "is IPv6 but"),
-        ("[[snat]]\nout = \"e\"\nto = \"203.0.113.5\"\nmode = \"odd\"\n".into(), 2, "`odd` is no mode"),
-        ("[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/25\"\n".into(), 2, "not of the same size"),
+        ("[[snat]]\nout = \"e\"\nto = \"203.0.113.5\"\nmode = \"odd\"\n".into(), 2, "`odd` is not a mode"),
+        ("[[netmap]]\nlisten = \"192.0.2.0/24\"\nto = \"10.0.0.0/25\"\n".into(), 2, "have different sizes"),
         ("[[netmap]]\nlisten = \"192.0.2.0/24\"\n".into(), 2, "[[netmap]] has no `to`"),
-        ("[[netmap]]\nlisten = \"64.0.0.0/2\"\nto = \"128.0.0.0/2\"\n".into(), 2, "holds loopback addresses"),
-        ("[[snat]]\nout = \"e\"\nto = \"126.0.0.1-128.0.0.1\"\n".into(), 2, "holds loopback addresses"),
+        ("[[netmap]]\nlisten = \"64.0.0.0/2\"\nto = \"128.0.0.0/2\"\n".into(), 2, "contains loopback addresses"),
+        ("[[snat]]\nout = \"e\"\nto = \"126.0.0.1-128.0.0.1\"\n".into(), 2, "contains loopback addresses"),
         (forward("80", "0.0.0.5", ""), 2, "is in 0.0.0.0/8"),
         (forward("0.0.0.5:80", "10.0.0.1", ""), 2, "is in 0.0.0.0/8"),
         (forward("80", "fd00::1", "source = \"fe80::1\""), 2, "is link-local"),
-        (forward("80", "10.0.0.1", "interface = \"all\""), 2, "the kernel keeps that name"),
-        (forward("80", "10.0.0.1", "comment = \"a\\u202eb\""), 2, "holds the character \\u{202e}"),
-        (network("lo", "172.17.0.0/16", ""), 2, "`lo` is no network"),
-        (network("br0", "127.0.0.0/16", ""), 2, "holds loopback addresses"),
-        (network("br0", "239.1.0.0/16", ""), 2, "holds multicast addresses"),
-        (network("br0", "172.17.0.0/16", "chain = \"X-17\""), 2, "ends like the names of our own"),
-        (network("br0", "172.17.0.0/16", "chain = \"X-loopback\""), 2, "ends like the names of our own"),
-        (network("br0", "172.17.0.0/16", "chain = \"X-clients-a\""), 2, "ends like the names of our own"),
+        (forward("80", "10.0.0.1", "interface = \"all\""), 2, "the kernel uses this name"),
+        (forward("80", "10.0.0.1", "comment = \"a\\u202eb\""), 2, "contains the character \\u{202e}"),
+        (network("lo", "172.17.0.0/16", ""), 2, "`lo` is not a bridge network"),
+        (network("br0", "127.0.0.0/16", ""), 2, "contains loopback addresses"),
+        (network("br0", "239.1.0.0/16", ""), 2, "contains multicast addresses"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-17\""), 2, "ends like the names of portfwd's own"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-loopback\""), 2, "ends like the names of portfwd's own"),
+        (network("br0", "172.17.0.0/16", "chain = \"X-clients-a\""), 2, "ends like the names of portfwd's own"),
         (network("br0", "172.17.0.0/16", "chain = \"X-1\""), 0, ""),
         ("[settings]\nip_forward = true\n".into(), 2, "not `\"enable\"` or `\"keep\"`"),
     ] {
         let said = portfwd(&["check", &file(&directory, &text).to_string_lossy()]);
-        // A kernel that still has DCCP may take it.
+        // Kernels with DCCP accept the rule set.
         if said.code == 0 && code == 5 {
             continue;
         }
@@ -156,7 +156,7 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
 }
 
 #[test]
-fn parts_that_do_not_fit_are_shown_where_they_are_written() {
+fn contradicting_keys_are_reported_with_their_position() {
     let directory = tempfile::tempdir().expect("directory");
     for (listen, to, more, place) in [
         ("80", "10.0.0.1", "interface = \"lo\"", "4:13"),
@@ -167,7 +167,7 @@ fn parts_that_do_not_fit_are_shown_where_they_are_written() {
         ("80/tcp", "10.0.0.1", "protocol = \"udp\"", "4:12"),
         ("80", "fd00::1", "loopback = true", "4:12"),
         ("127.0.0.1:80", "10.0.0.1", "loopback = false", "4:12"),
-        // What is missing has no place: the one that it is missing for.
+        // A missing key has no position, so the error points at the key that needs it.
         ("127.0.0.1:80", "10.0.0.1", "", "2:10"),
         ("192.0.2.1:80", "fd00::1", "", "3:6"),
         ("80-90", "10.0.0.1:80-89", "", "3:6"),
@@ -192,7 +192,7 @@ fn a_file_that_is_given_twice_is_read_once() {
 }
 
 #[test]
-fn names_of_files_cannot_speak_to_the_terminal() {
+fn file_names_cannot_send_terminal_escapes() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("a\u{1b}[31m\u{202e}b.toml");
     for (text, code) in [("[settings]\nname = \"x\"\n", 0), ("[settings]\nname = \"x\"\nodd = 1\n", 2), ("", 2)] {
@@ -207,7 +207,7 @@ fn names_of_files_cannot_speak_to_the_terminal() {
     assert!(said.code == 2 && !said.stderr.contains(['\u{1b}', '\u{202e}']), "{said:?}");
 }
 
-/// Every key of every table in one file, as the documentation of the format lists them.
+/// A rule set with every key of every table, in the order of the format's documentation.
 const EVERY_KEY: &str = r#"
 [[network]]
 name       = "docker0"
@@ -259,7 +259,7 @@ fn every_key_of_every_table_can_be_in_one_file() {
 }
 
 #[test]
-fn rules_about_what_leaves_conflict_with_both_places() {
+fn conflicting_source_rules_are_reported_with_both_positions() {
     let directory = tempfile::tempdir().expect("directory");
     for (one, other, code) in [
         ("[[snat]]\nout = \"e\"\nto = \"203.0.113.4\"\n", "[[snat]]\nout = \"e\"\nto = \"203.0.113.5\"\n", 6),
@@ -286,7 +286,7 @@ fn rules_about_what_leaves_conflict_with_both_places() {
 }
 
 #[test]
-fn usage_mistakes_exit_with_2_before_anything_is_touched() {
+fn usage_mistakes_exit_with_2() {
     for arguments in [
         &["add", "0", "10.0.0.1"][..],
         &["add", "80", "10.0.0.1", "-p", "icmp"],

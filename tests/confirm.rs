@@ -13,37 +13,37 @@ use nix::unistd::Pid;
 use portfwd::iptables::command::Variant;
 
 use crate::durable::words;
-use crate::support::{Named, Net, PORTFWD, Said, file, ours, privileged, root};
+use crate::support::{NamedNetns, Net, PORTFWD, Said, file, ours, privileged, root};
 
-/// The question at a terminal, and what becomes of it without one.
+/// Confirmation at a terminal.
 mod terminal;
 
-/// What is on trial everywhere here, and what was before.
+/// The rule set that these tests apply with `--confirm`.
 const NEW: &str = "[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n";
-/// The last words of the question.
-const ASKED: &str = "` over one of them.";
-/// More than any machine takes; where the time may run out it is a short one.
+/// The end of the prompt of `apply --confirm`.
+const PROMPT_END: &str = "` from the new connection.";
+/// Seconds to confirm: a time that never runs out in a test.
 const LONG: &str = "600";
 
-/// `apply --confirm` without a terminal, from when it asks.
-struct Asking {
+/// A running `apply --confirm` without a terminal, after it has printed its prompt.
+struct PendingApply {
     child: Child,
     stderr: BufReader<std::process::ChildStderr>,
 }
 
-impl Asking {
+impl PendingApply {
     fn start(net: &Net, mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self::asked(net.in_host(move || command.spawn().expect("the program starts")))
+        Self::after_prompt(net.in_host(move || command.spawn().expect("the program starts")))
     }
 
-    fn asked(mut child: Child) -> Self {
+    fn after_prompt(mut child: Child) -> Self {
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (mut line, mut all) = (String::new(), String::new());
-        while !line.contains(ASKED) {
+        while !line.contains(PROMPT_END) {
             line.clear();
             let length = stderr.read_line(&mut line).expect("text");
-            assert!(length > 0, "it asks: {all}");
+            assert!(length > 0, "no prompt: {all}");
             all.push_str(&line);
         }
         Self { child, stderr }
@@ -53,22 +53,22 @@ impl Asking {
         Pid::from_raw(self.child.id().try_into().expect("a number"))
     }
 
-    fn end(mut self) -> Said {
+    fn wait(mut self) -> Said {
         let (mut stdout, mut stderr) = (String::new(), String::new());
-        // That this ends shows that the watcher holds nothing of ours.
+        // Reading to the end proves that the watcher holds no standard file of the command.
         self.stderr.read_to_string(&mut stderr).expect("text");
         self.child.stdout.take().expect("piped").read_to_string(&mut stdout).expect("text");
         let code = self.child.wait().expect("ends").code().unwrap_or(-1);
         Said { code, stdout, stderr }
     }
 
-    fn killed(mut self) {
+    fn kill(mut self) {
         kill(self.pid(), Signal::SIGKILL).expect("killed");
         self.child.wait().expect("ends");
     }
 }
 
-/// The program in the host's namespace, to be run there.
+/// Returns a portfwd command with the net's state directory, for the caller to start in the host's namespace.
 fn command(net: &Net, arguments: &[&str]) -> Command {
     let mut command = Command::new(PORTFWD);
     command.arg("--state-dir").arg(net.state.path()).args(arguments).current_dir(root());
@@ -76,24 +76,24 @@ fn command(net: &Net, arguments: &[&str]) -> Command {
     command
 }
 
-/// Applies a rule set, to be confirmed in so many seconds.
-fn apply(net: &Net, seconds: &str, text: &str) -> Asking {
+/// Starts `apply --confirm` and waits for its prompt.
+fn apply(net: &Net, seconds: &str, text: &str) -> PendingApply {
     let path = file(&net.state, text);
-    Asking::start(net, command(net, &["apply", "--confirm", seconds, &path.to_string_lossy()]))
+    PendingApply::start(net, command(net, &["apply", "--confirm", seconds, &path.to_string_lossy()]))
 }
 
-/// The processes that would put back what is not confirmed.
+/// Returns the watcher processes that roll an unconfirmed change back.
 fn watchers(net: &Net) -> Vec<Pid> {
-    let ours = net.state.path().to_string_lossy().into_owned();
+    let state = net.state.path().to_string_lossy().into_owned();
     let all = fs::read_dir("/proc").expect("readable").flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let of_ours = |number: &i32| {
+    let is_watcher = |number: &i32| {
         let line = fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
-        line.contains(&ours) && line.contains("\0--watch\0")
+        line.contains(&state) && line.contains("\0--watch\0")
     };
-    let found: Vec<i32> = numbers.filter(of_ours).collect();
-    // A child that is to become another program has the words of its parent until then.
+    let found: Vec<i32> = numbers.filter(is_watcher).collect();
+    // Between fork and exec, a child has the command line of its parent.
     let is_child = |number: &i32| {
         let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
@@ -111,7 +111,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn confirmed_by_a_second_command_it_stays() {
+fn a_second_command_confirms_a_change() {
     if !privileged() {
         return;
     }
@@ -125,27 +125,27 @@ fn confirmed_by_a_second_command_it_stays() {
         let (path, state) = (file(&net.state, NEW), net.state.path().to_string_lossy().into_owned());
         let path = path.to_string_lossy().into_owned();
         let arguments = ["--state-dir", &state, "--backend", "iptables", "apply", "--confirm", LONG, &path];
-        let asking = match variant {
-            None => Asking::start(&net, command(&net, &arguments[4..])),
-            Some(variant) => Asking::start(&net, net.command_with(variant, "", PORTFWD, &arguments)),
+        let pending = match variant {
+            None => PendingApply::start(&net, command(&net, &arguments[4..])),
+            Some(variant) => PendingApply::start(&net, net.command_with(variant, "", PORTFWD, &arguments)),
         };
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2", "{variant:?}");
         assert_eq!(watchers(&net).len(), 1, "{variant:?}");
         let said = run(&["confirm", "--dry-run"]);
-        assert!(said.code == 0 && said.stdout.contains("to be confirmed within"), "{variant:?} {said:?}");
+        assert!(said.code == 0 && said.stdout.contains(" left to confirm"), "{variant:?} {said:?}");
         let said = run(&["list"]);
-        assert!(said.stderr.contains("taken back in") && said.stderr.contains("confirm` keeps them"), "{said:?}");
+        assert!(said.stderr.contains("rolls back") && said.stderr.contains("confirm` keeps it"), "{said:?}");
         let said = run(&["confirm"]);
         assert!(said.code == 0 && said.stdout == "confirmed\n", "{variant:?} {said:?}");
-        let said = asking.end();
+        let said = pending.wait();
         assert!(said.code == 0 && said.stderr.contains("confirmed"), "{variant:?} {said:?}");
-        eventually("the watcher has nothing to wait for", || watchers(&net).is_empty());
+        eventually("the watcher ends after the confirmation", || watchers(&net).is_empty());
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2", "{variant:?}");
         let said = run(&["list"]);
         assert!(said.code == 0 && said.stderr.is_empty(), "{variant:?} {said:?}");
         let said = run(&["confirm"]);
-        assert!(said.code == 1 && said.stderr.contains("no change that waits"), "{variant:?} {said:?}");
-        // What is asked already is nothing to be confirmed.
+        assert!(said.code == 1 && said.stderr.contains("no pending change"), "{variant:?} {said:?}");
+        // Without a change there is nothing to confirm.
         let said = run(&["apply", "--confirm", LONG, &path]);
         assert!(said.code == 0 && said.stdout == "unchanged\n" && said.stderr.contains("nothing"), "{said:?}");
         assert!(watchers(&net).is_empty());
@@ -153,7 +153,7 @@ fn confirmed_by_a_second_command_it_stays() {
 }
 
 #[test]
-fn not_confirmed_all_is_as_before_and_nothing_else_moves() {
+fn an_unconfirmed_change_is_rolled_back_and_nothing_else_changes() {
     if !privileged() {
         return;
     }
@@ -169,31 +169,31 @@ fn not_confirmed_all_is_as_before_and_nothing_else_moves() {
     fs::write(&set, text("172.17.0.3")).expect("written");
     let set = set.to_string_lossy().into_owned();
     net.ok(&["apply", &set]);
-    let talker = net.client.run(|| UdpSocket::bind("0.0.0.0:0").expect("bound")).expect("the client's namespace");
-    talker.connect("192.0.2.1:5000").expect("connected");
-    talker.set_read_timeout(Some(Duration::from_secs(2))).expect("set");
-    let say = || {
+    let udp_client = net.client.run(|| UdpSocket::bind("0.0.0.0:0").expect("bound")).expect("the client's namespace");
+    udp_client.connect("192.0.2.1:5000").expect("connected");
+    udp_client.set_read_timeout(Some(Duration::from_secs(2))).expect("set");
+    let exchange = || {
         let mut answer = [0; 64];
-        talker.send(b"?").expect("sent");
-        let length = talker.recv(&mut answer).expect("answered");
+        udp_client.send(b"?").expect("sent");
+        let length = udp_client.recv(&mut answer).expect("answered");
         String::from_utf8_lossy(&answer[..length]).into_owned()
     };
-    assert!(say().starts_with("172.17.0.3"));
+    assert!(exchange().starts_with("172.17.0.3"));
     let before = words(&net);
     fs::write(&set, text("172.17.0.4") + "[[forward]]\nlisten = \"81\"\nto = \"172.17.0.3\"\nloopback = true\n")
         .expect("written");
     let local = || net.in_host(|| fs::read_to_string("/proc/sys/net/ipv4/conf/docker0/route_localnet"));
-    let asking = Asking::start(&net, command(&net, &["apply", "--json", "--confirm", "6", &set]));
-    assert!(say().starts_with("172.17.0.4"));
+    let pending = PendingApply::start(&net, command(&net, &["apply", "--json", "--confirm", "6", &set]));
+    assert!(exchange().starts_with("172.17.0.4"));
     assert_eq!(local().expect("readable"), "1\n");
-    let said = asking.end();
+    let said = pending.wait();
     assert!(said.code == 1 && said.stderr.contains("not confirmed in 6 seconds"), "{said:?}");
     assert!(said.stdout.contains("\"done\":true") && said.stdout.contains("\"confirm_within\":"), "{said:?}");
     assert_eq!(words(&net), before);
-    assert!(say().starts_with("172.17.0.3"), "a connection follows the rules again");
+    assert!(exchange().starts_with("172.17.0.3"), "the connection follows the previous rules again");
     assert_eq!(local().expect("readable"), "0\n");
     let counted = net.nft(&["list", "chain", "ip", "other", "c"]).stdout;
-    assert!(counted.contains("udp dport 53 counter packets 3"), "what others have goes on: {counted}");
+    assert!(counted.contains("udp dport 53 counter packets 3"), "foreign rules keep counting: {counted}");
     let list = net.ok(&["list"]);
     assert!(list.stderr.is_empty() && !list.stdout.contains("missing") && !list.stdout.contains("foreign"), "{list:?}");
     assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
@@ -201,7 +201,7 @@ fn not_confirmed_all_is_as_before_and_nothing_else_moves() {
 }
 
 #[test]
-fn killed_at_any_moment_of_its_work_the_rules_before_are_there_in_the_end() {
+fn killed_at_any_moment_apply_is_rolled_back() {
     if !privileged() {
         return;
     }
@@ -218,7 +218,7 @@ fn killed_at_any_moment_of_its_work_the_rules_before_are_there_in_the_end() {
                 std::thread::sleep(Duration::from_millis(delay));
                 child.kill().expect("killed");
                 child.wait().expect("ends");
-                eventually("all who waited are gone", || watchers(&net).is_empty());
+                eventually("no watcher is left", || watchers(&net).is_empty());
                 assert_eq!(words(&net), before, "{delay}");
                 let said = net.ok(&["restore"]);
                 assert!(said.stdout == "unchanged\n" && said.stderr.is_empty(), "{delay}: {said:?}");
@@ -228,32 +228,32 @@ fn killed_at_any_moment_of_its_work_the_rules_before_are_there_in_the_end() {
     });
 }
 
-/// Has a change wait that nobody watches any more, until its time is over.
-fn left_alone(net: &Net) {
+/// Leaves a pending change without a watcher until its time is over.
+fn expire_without_watcher(net: &Net) {
     for seconds in [2, 6, 30] {
-        let asking = apply(net, &seconds.to_string(), NEW);
+        let pending = apply(net, &seconds.to_string(), NEW);
         watchers(net).iter().for_each(|watcher| kill(*watcher, Signal::SIGTERM).unwrap_or_default());
-        eventually("a watcher does not stand in the way of a machine that goes down", || watchers(net).is_empty());
-        asking.killed();
+        eventually("SIGTERM ends the watcher, so it does not delay a shutdown", || watchers(net).is_empty());
+        pending.kill();
         let flags = fs::read_dir(net.state.path().join("netns")).expect("readable").flatten();
         if flags.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "unconfirmed")) {
             return std::thread::sleep(Duration::from_millis(seconds * 1000 + 100));
         }
-        // The machine is too slow for it: they have done it already.
+        // The machine is too slow: the watcher has rolled the change back already.
     }
-    panic!("half a minute is not enough");
+    panic!("30 seconds are too short on this machine");
 }
 
 #[test]
-fn with_nobody_left_to_do_it_the_next_command_puts_back_first() {
+fn without_a_watcher_the_next_command_rolls_back_first() {
     if !privileged() {
         return;
     }
     let commands: [(&[&str], i32, &str); 4] = [
-        (&["restore"], 0, "not confirmed in time; the rules before it are back"),
-        (&["add", "9001", "172.17.0.4"], 0, "not confirmed in time; the rules before it are back"),
-        (&["rm", "8080", "--set", "none"], 1, "not confirmed in time; the rules before it are back"),
-        (&["confirm"], 1, "too late to confirm; the rules before are back"),
+        (&["restore"], 0, "rolled back the last change, which was not confirmed in time"),
+        (&["add", "9001", "172.17.0.4"], 0, "rolled back the last change, which was not confirmed in time"),
+        (&["rm", "8080", "--set", "none"], 1, "rolled back the last change, which was not confirmed in time"),
+        (&["confirm"], 1, "too late to confirm; portfwd rolled back the change"),
     ];
     std::thread::scope(|scope| {
         for (arguments, code, note) in commands {
@@ -261,7 +261,7 @@ fn with_nobody_left_to_do_it_the_next_command_puts_back_first() {
                 let net = Net::new();
                 net.ok(&["add", "9000", "172.17.0.4"]);
                 let before = words(&net);
-                left_alone(&net);
+                expire_without_watcher(&net);
                 let list = net.ok(&["list"]);
                 assert!(list.stdout.contains("8080") && list.stderr.contains("not confirmed in time"), "{list:?}");
                 let said = net.portfwd(arguments);
@@ -276,35 +276,35 @@ fn with_nobody_left_to_do_it_the_next_command_puts_back_first() {
 }
 
 #[test]
-fn while_it_waits_nothing_else_is_changed_and_flush_is_the_way_out() {
+fn a_pending_change_blocks_every_change_except_flush() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.ok(&["add", "9000", "172.17.0.4"]);
-    let (asking, during) = (apply(&net, LONG, NEW), words(&net));
+    let (pending, during) = (apply(&net, LONG, NEW), words(&net));
     let other = file(&net.state, "[[forward]]\nlisten = \"82\"\nto = \"172.17.0.3\"\n").to_string_lossy().into_owned();
     for arguments in
         [&["add", "9001", "172.17.0.4"][..], &["rm", "9000"], &["apply", &other], &["apply", "--confirm", "5", &other]]
     {
         let said = net.portfwd(arguments);
-        assert!(said.code == 75 && said.stderr.contains("waits to be confirmed"), "{arguments:?}: {said:?}");
+        assert!(said.code == 75 && said.stderr.contains("waits for its confirmation"), "{arguments:?}: {said:?}");
         assert!(said.stderr.contains("`portfwd confirm` keeps it"), "{said:?}");
         assert_eq!(words(&net), during, "{arguments:?}");
     }
     assert_eq!(watchers(&net).len(), 1);
     for arguments in [&["plan", &other][..], &["list"], &["add", "9001", "172.17.0.4", "--dry-run"], &["restore"]] {
         let said = net.ok(arguments);
-        assert!(said.stderr.contains("taken back in"), "{arguments:?}: {said:?}");
+        assert!(said.stderr.contains("rolls back"), "{arguments:?}: {said:?}");
     }
     let list: serde_json::Value = serde_json::from_str(&net.ok(&["list", "--json"]).stdout).expect("JSON");
     assert!(list["confirm_within"].as_u64().is_some_and(|left| left > 0 && left <= 600), "{list}");
-    // What somebody else flushed comes back, and waits on.
+    // `restore` adds the rules again after a foreign flush, and the change stays pending.
     net.nft(&["flush", "ruleset"]);
     assert!(net.ok(&["restore"]).stdout.contains("added"));
     assert_eq!(words(&net), during);
     net.ok(&["flush"]);
-    let said = asking.end();
+    let said = pending.wait();
     assert!(said.code == 1 && said.stderr.contains("another command removed all rules"), "{said:?}");
     eventually("the watcher is gone", || watchers(&net).is_empty());
     assert_eq!(words(&net), Vec::<String>::new());
@@ -312,14 +312,14 @@ fn while_it_waits_nothing_else_is_changed_and_flush_is_the_way_out() {
 }
 
 #[test]
-fn a_reboot_is_no_confirmation() {
+fn a_reboot_does_not_confirm() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let (state, path) = (net.state.path().to_string_lossy().into_owned(), file(&net.state, NEW));
     let path = path.to_string_lossy().into_owned();
-    // Where the first process is in the same network namespace, it is the host's own, whose state outlives a boot.
+    // If process 1 is in the network namespace, that is the host's namespace, and its state outlives a boot.
     let boot = |id: &str, script: &str| {
         let script = format!(
             "set -e; echo {id} > \"$S/boot\"; mount --bind \"$S/boot\" /proc/sys/kernel/random/boot_id
@@ -335,11 +335,11 @@ fn a_reboot_is_no_confirmation() {
     };
     boot("one", "p add 9000 172.17.0.4");
     let before = words(&net);
-    // At its end this takes all of its processes along, as a power failure does.
+    // The end of the pid namespace kills all of its processes, as a power failure does.
     boot(
         "two",
         &format!(
-            "p apply --confirm {LONG} \"$R\" 2> \"$S/asked\" & until grep -q 'over one' \"$S/asked\"; do sleep 0.1; done"
+            "p apply --confirm {LONG} \"$R\" 2> \"$S/prompt\" & until grep -q 'from the new connection' \"$S/prompt\"; do sleep 0.1; done"
         ),
     );
     let during = words(&net);
@@ -347,44 +347,44 @@ fn a_reboot_is_no_confirmation() {
     assert!(watchers(&net).is_empty());
     net.nft(&["flush", "ruleset"]);
     let said = boot("two", "p restore");
-    assert!(said.stderr.contains("taken back in"), "{said:?}");
-    assert_eq!(words(&net), during, "the same boot, and in time");
+    assert!(said.stderr.contains("rolls back"), "{said:?}");
+    assert_eq!(words(&net), during, "the same boot, before the deadline");
     net.nft(&["flush", "ruleset"]);
     let said = boot("three", "p restore");
-    assert!(said.stderr.contains("not confirmed in time; the rules before it are back"), "{said:?}");
+    assert!(said.stderr.contains("rolled back the last change, which was not confirmed in time"), "{said:?}");
     assert_eq!(words(&net), before);
     assert!(boot("three", "p list").stderr.is_empty());
 }
 
 #[test]
-fn in_a_named_namespace_with_a_relative_state_directory_it_is_the_same() {
+fn confirm_works_with_netns_and_a_relative_state_directory() {
     if !privileged() {
         return;
     }
-    let (net, there) = (Net::new(), Named::new());
+    let (net, named) = (Net::new(), NamedNetns::new());
     let path = file(&net.state, NEW).to_string_lossy().into_owned();
-    let ours = |arguments: &[&str]| {
+    let in_netns = |arguments: &[&str]| {
         let mut command = Command::new(PORTFWD);
-        command.args(["--netns", &there.0, "--state-dir", "rel"]).args(arguments).current_dir(net.state.path());
+        command.args(["--netns", &named.0, "--state-dir", "rel"]).args(arguments).current_dir(net.state.path());
         command
     };
-    let holds = || {
-        let said = Command::new("ip").args(["netns", "exec", &there.0, "nft", "list", "ruleset"]).output();
+    let has_forward = || {
+        let said = Command::new("ip").args(["netns", "exec", &named.0, "nft", "list", "ruleset"]).output();
         String::from_utf8_lossy(&said.expect("ip is installed").stdout).contains("8080")
     };
-    let asking = Asking::start(&net, ours(&["apply", "--confirm", "3", &path]));
-    asking.killed();
-    eventually("the rules before are back in the namespace", || !holds());
+    let pending = PendingApply::start(&net, in_netns(&["apply", "--confirm", "3", &path]));
+    pending.kill();
+    eventually("the previous rules are back in the namespace", || !has_forward());
     eventually("the watcher is gone", || watchers(&net).is_empty());
-    let asking = Asking::start(&net, ours(&["apply", "--confirm", LONG, &path]));
-    let said: Said = net.in_host(|| ours(&["confirm"]).output().expect("the program starts").into());
-    assert_eq!((said.code, asking.end().code), (0, 0), "{said:?}");
-    assert!(holds());
+    let pending = PendingApply::start(&net, in_netns(&["apply", "--confirm", LONG, &path]));
+    let said: Said = net.in_host(|| in_netns(&["confirm"]).output().expect("the program starts").into());
+    assert_eq!((said.code, pending.wait().code), (0, 0), "{said:?}");
+    assert!(has_forward());
     assert!(!net.nft(&["list", "ruleset"]).stdout.contains("8080"));
 }
 
 #[test]
-fn with_iptables_it_is_the_same() {
+fn rollback_works_with_iptables() {
     if !privileged() {
         return;
     }
@@ -396,9 +396,9 @@ fn with_iptables_it_is_the_same() {
         let (path, state) = (file(&net.state, NEW), net.state.path().to_string_lossy().into_owned());
         let path = path.to_string_lossy().into_owned();
         let arguments = ["--state-dir", &state, "--backend", "iptables", "apply", "--confirm", "4", &path];
-        let asking = Asking::start(&net, net.command_with(variant, "", PORTFWD, &arguments));
-        asking.killed();
-        eventually("the rules before are back", || chains() == before);
+        let pending = PendingApply::start(&net, net.command_with(variant, "", PORTFWD, &arguments));
+        pending.kill();
+        eventually("the previous rules are back", || chains() == before);
         eventually("the watcher is gone", || watchers(&net).is_empty());
         assert_eq!(net.chains(variant, &["restore"]).stdout, "unchanged\n");
     }

@@ -7,11 +7,11 @@ use portfwd::sys::conntrack::{Conntrack, Entry};
 
 use crate::support::{Net, PORTFWD, file, privileged};
 
-/// A client that keeps one socket, and so one connection.
-struct Talker(UdpSocket);
+/// A client that keeps its socket, so that all of its packets belong to one tracked connection.
+struct UdpClient(UdpSocket);
 
-impl Talker {
-    /// From one port of the client to an address.
+impl UdpClient {
+    /// Binds a port of the client and connects it to an address.
     fn new(net: &Net, to: &str) -> Self {
         let to: SocketAddr = to.parse().expect("address");
         let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
@@ -21,9 +21,9 @@ impl Talker {
         Self(socket)
     }
 
-    /// What answers the next packet; nothing where nobody does.
-    fn say(&self) -> Option<String> {
-        // What an earlier packet was refused with comes with a later call.
+    /// Sends a packet and returns the answer, or `None` if there is no answer.
+    fn exchange(&self) -> Option<String> {
+        // Clears the error of an earlier packet: the socket reports it with a later call.
         let _ = self.0.take_error();
         let mut text = [0; 128];
         self.0.send(b"?").or_else(|_| self.0.send(b"?")).expect("sent");
@@ -32,8 +32,8 @@ impl Talker {
     }
 }
 
-/// A TCP server in the target that gives back what it gets.
-fn echo(net: &Net, at: &str) {
+/// Starts a TCP server in the target that echoes each byte.
+fn serve_echo(net: &Net, at: &str) {
     let listener = net.target.run(|| TcpListener::bind(at).expect("bound")).expect("the target's namespace");
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
@@ -51,8 +51,8 @@ fn connect(net: &Net, to: &str) -> TcpStream {
     stream
 }
 
-/// Whether a connection still gives back what it is given.
-fn lives(stream: &mut TcpStream) -> bool {
+/// Returns true if the connection still echoes a byte.
+fn is_alive(stream: &mut TcpStream) -> bool {
     let mut byte = [0; 1];
     stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok() && byte == *b"x"
 }
@@ -88,18 +88,18 @@ fn a_client_that_keeps_sending_reaches_the_new_target_at_once() {
                 net.serve(target, true);
             }
             let from = |target: &str, said: Option<String>| said.is_some_and(|said| said.starts_with(target));
-            let talker = Talker::new(&net, listen);
-            // Nobody is there before the forward is, and that is what the connection remembers.
-            assert_eq!(talker.say(), None);
+            let udp_client = UdpClient::new(&net, listen);
+            // Without a forward nothing answers, and conntrack records the connection without a translation.
+            assert_eq!(udp_client.exchange(), None);
             apply(old);
-            assert!(from(old, talker.say()), "{variant:?} {listen}: on add");
+            assert!(from(old, udp_client.exchange()), "{variant:?} {listen}: on add");
             let said = apply(new);
-            assert!(said.stderr.contains("ended one connection"), "{said:?}");
-            assert!(from(new, talker.say()), "{variant:?} {listen}: on change");
-            // What changes nothing ends nothing.
-            assert!(!apply(new).stderr.contains("ended"));
+            assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
+            assert!(from(new, udp_client.exchange()), "{variant:?} {listen}: on change");
+            // An apply without changes ends no connection.
+            assert!(!apply(new).stderr.contains("dropped"));
             run(&["flush"]);
-            assert_eq!(talker.say(), None, "{variant:?} {listen}: on removal");
+            assert_eq!(udp_client.exchange(), None, "{variant:?} {listen}: on removal");
         }
     }
 }
@@ -112,14 +112,14 @@ fn connections_of_other_forwards_are_not_disturbed() {
     let net = Net::new();
     net.ok(&["add", "8080", "172.17.0.3:80"]);
     net.ok(&["add", "8081", "172.17.0.3:80", "--from", "192.0.2.0/24"]);
-    echo(&net, "172.17.0.3:80");
+    serve_echo(&net, "172.17.0.3:80");
     let mut streams = ["192.0.2.1:8080", "192.0.2.1:8081"].map(|to| connect(&net, to));
-    // To a port that is forwarded, but of another host: it only passes through.
-    echo(&net, "172.17.0.3:9001");
+    // Routed traffic to a forwarded port, but at the target's own address.
+    serve_echo(&net, "172.17.0.3:9001");
     let mut passing = connect(&net, "172.17.0.3:9001");
     let mut alive = |when: &str| {
-        assert!(streams.iter_mut().all(lives), "{when}");
-        assert!(lives(&mut passing), "{when}: what passes through");
+        assert!(streams.iter_mut().all(is_alive), "{when}");
+        assert!(is_alive(&mut passing), "{when}: routed traffic");
     };
     alive("before");
     let before = entries(&net);
@@ -141,7 +141,7 @@ fn connections_of_other_forwards_are_not_disturbed() {
         alive("one by one");
     }
     let after = entries(&net);
-    assert!(before.iter().all(|entry| after.contains(entry)), "the very same: {before:?} {after:?}");
+    assert!(before.iter().all(|entry| after.contains(entry)), "no entry is gone: {before:?} {after:?}");
 }
 
 #[test]
@@ -150,20 +150,20 @@ fn a_removed_forward_ends_its_connections_unless_they_are_kept() {
         return;
     }
     let net = Net::new();
-    echo(&net, "172.17.0.3:80");
+    serve_echo(&net, "172.17.0.3:80");
     for keep in [false, true] {
         net.ok(&["add", "8080", "172.17.0.3:80"]);
         net.ok(&["add", "[2001:db8::1]:8080", "[fd00:17::3]:80"]);
         let mut stream = connect(&net, "192.0.2.1:8080");
-        assert!(lives(&mut stream));
+        assert!(is_alive(&mut stream));
         net.ok(if keep { &["rm", "8080", "--keep-connections"] } else { &["rm", "8080"] });
-        assert_eq!(lives(&mut stream), keep);
+        assert_eq!(is_alive(&mut stream), keep);
         net.ok(&["flush"]);
     }
 }
 
 #[test]
-fn what_wins_decides_and_not_what_changes() {
+fn only_a_forward_that_wins_ends_connections() {
     if !privileged() {
         return;
     }
@@ -171,10 +171,10 @@ fn what_wins_decides_and_not_what_changes() {
     net.serve("172.17.0.3:53", true);
     net.serve("172.17.0.4:53", true);
     net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.3:53"]);
-    let talker = Talker::new(&net, "192.0.2.1:5000");
-    let three = Some("172.17.0.3:53 saw 192.0.2.2".to_owned());
-    assert_eq!(talker.say(), three);
-    // Less exact, from other clients, by another interface, of another protocol: none of them is about it.
+    let udp_client = UdpClient::new(&net, "192.0.2.1:5000");
+    let old_answer = Some("172.17.0.3:53 saw 192.0.2.2".to_owned());
+    assert_eq!(udp_client.exchange(), old_answer);
+    // These forwards do not win for the connection: less specific, other clients, other interface, other protocol.
     for other in [
         &["add", "5000/udp", "172.17.0.4:53"][..],
         &["add", "192.0.2.1:4990-5010/udp", "172.17.0.4:53"],
@@ -183,19 +183,19 @@ fn what_wins_decides_and_not_what_changes() {
         &["add", "192.0.2.1:5000", "172.17.0.4:53"],
     ] {
         let said = net.ok(other);
-        assert!(!said.stderr.contains("ended"), "{other:?}: {said:?}");
-        assert_eq!(talker.say(), three, "{other:?}");
+        assert!(!said.stderr.contains("dropped"), "{other:?}: {said:?}");
+        assert_eq!(udp_client.exchange(), old_answer, "{other:?}");
     }
     let said = net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24"]);
-    assert!(said.stderr.contains("ended one connection"), "{said:?}");
-    assert_eq!(talker.say().as_deref(), Some("172.17.0.4:53 saw 192.0.2.2"));
-    // What its target sees of it changes.
+    assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
+    assert_eq!(udp_client.exchange().as_deref(), Some("172.17.0.4:53 saw 192.0.2.2"));
+    // The source address that the target sees changes.
     net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24", "--source", "masquerade"]);
-    assert_eq!(talker.say().as_deref(), Some("172.17.0.4:53 saw 172.17.0.1"));
+    assert_eq!(udp_client.exchange().as_deref(), Some("172.17.0.4:53 saw 172.17.0.1"));
 }
 
 #[test]
-fn one_to_one_translations_are_followed_too() {
+fn connections_follow_a_changed_netmap() {
     if !privileged() {
         return;
     }
@@ -208,14 +208,14 @@ fn one_to_one_translations_are_followed_too() {
         net.ok(&["apply", &file(&net.state, &text).to_string_lossy()])
     };
     apply("172.17.0.3");
-    let talker = Talker::new(&net, "203.0.113.7:53");
-    assert!(talker.say().is_some_and(|said| said.starts_with("172.17.0.3:53")));
+    let udp_client = UdpClient::new(&net, "203.0.113.7:53");
+    assert!(udp_client.exchange().is_some_and(|said| said.starts_with("172.17.0.3:53")));
     apply("172.17.0.4");
-    assert!(talker.say().is_some_and(|said| said.starts_with("172.17.0.4:53")));
+    assert!(udp_client.exchange().is_some_and(|said| said.starts_with("172.17.0.4:53")));
 }
 
 #[test]
-fn a_change_that_was_killed_is_settled_by_the_next() {
+fn the_next_command_ends_connections_that_a_killed_one_left() {
     if !privileged() {
         return;
     }
@@ -223,27 +223,27 @@ fn a_change_that_was_killed_is_settled_by_the_next() {
     net.serve("172.17.0.3:53", true);
     let state = net.state.path().to_string_lossy().into_owned();
     let live = || net.nft(&["list", "ruleset"]).stdout.contains("5000");
-    let (mut met, mut gone, mut when) = (0, 0, 1);
+    let (mut stale, mut removed, mut when) = (0, 0, 1);
     loop {
         net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.3:53"]);
-        let talker = Talker::new(&net, "192.0.2.1:5000");
-        assert!(talker.say().is_some());
-        // Everything that `rm` sends to the kernel, the last of which ends connections.
+        let udp_client = UdpClient::new(&net, "192.0.2.1:5000");
+        assert!(udp_client.exchange().is_some());
+        // `rm` sends messages to the kernel; the last ones delete conntrack entries.
         let inject = format!("inject=sendto:signal=KILL:when={when}");
-        let ours = [PORTFWD, "--state-dir", &state, "rm", "192.0.2.1:5000"];
-        let strace = [&["-f", "-qq", "-o", "/dev/null", "-e", &inject][..], &ours].concat();
+        let portfwd = [PORTFWD, "--state-dir", &state, "rm", "192.0.2.1:5000"];
+        let strace = [&["-f", "-qq", "-o", "/dev/null", "-e", &inject][..], &portfwd].concat();
         let status = net.in_host(|| std::process::Command::new("strace").args(strace).status());
         if status.expect("strace is installed").success() {
             break;
         }
-        met += usize::from(!live() && talker.say().is_some());
-        // Whatever comes next finishes it.
+        stale += usize::from(!live() && udp_client.exchange().is_some());
+        // The next command finishes the removal.
         net.ok(&["add", "9999", "172.17.0.3:80"]);
-        // Killed before it was kept, nothing happened.
-        assert_eq!(live(), talker.say().is_some(), "killed at {when}");
-        gone += usize::from(!live());
+        // Killed before it saved the new state, `rm` has no effect.
+        assert_eq!(live(), udp_client.exchange().is_some(), "killed at {when}");
+        removed += usize::from(!live());
         when += 1;
     }
-    assert!(gone > met, "most kills come after the wish was kept: {gone} of {when}");
-    assert!(met > 0, "once the connection was still there when its forward was gone");
+    assert!(removed > stale, "most kills come after the state was saved: {removed} of {when}");
+    assert!(stale > 0, "at least one kill removed the forward and left its connection");
 }

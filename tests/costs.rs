@@ -31,20 +31,35 @@ fn said<const N: usize>(net: &Net, phases: [&str; N], arguments: &[&str]) -> [Sa
     })
 }
 
-/// How many system calls a command takes that are not about memory, which depends on the allocator.
-fn calls(net: &Net, arguments: &[&str]) -> usize {
+/// Runs a command under strace(1) and returns the log of the system calls that `trace` selects.
+fn strace(net: &Net, trace: &str, arguments: &[&str]) -> String {
     let log = net.state.path().join("calls");
     let run = || {
         let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-e", "trace=!%memory,futex,sched_yield", "-o"]).arg(&log).arg(PORTFWD);
+        command.args(["-f", "-y", "-qq", "-e", &format!("trace={trace}"), "-o"]).arg(&log).arg(PORTFWD);
         command.arg("--state-dir").arg(net.state.path()).args(arguments).current_dir(root());
         command.env_remove("SSH_CONNECTION").output().expect("strace is installed")
     };
     let done = net.in_host(run);
     assert!(done.status.success(), "{done:?}");
-    // One that waits for a lock of the kernel's may be begun again a thousand times.
-    let log = std::fs::read_to_string(&log).expect("readable");
+    std::fs::read_to_string(&log).expect("readable")
+}
+
+/// Counts the system calls of a command, without those for memory, because these depend on the allocator.
+fn calls(net: &Net, arguments: &[&str]) -> usize {
+    let log = strace(net, "!%memory,futex,sched_yield", arguments);
+    // The kernel may restart a wait for a lock a thousand times.
     log.lines().filter(|line| !line.contains("ERESTART")).count()
+}
+
+/// Counts the waits of a command for the disk, and its sends to nf_tables. One send holds a whole batch. SQLite also syncs the
+/// directory of its log once in every process; the directory has nothing to write, so this does not count.
+fn fsyncs_and_requests(net: &Net, arguments: &[&str]) -> (usize, usize) {
+    let log = strace(net, "fsync,fdatasync,sync,syncfs,sync_file_range,msync,sendto,sendmsg", arguments);
+    let has = |line: &&str, words: &[&str]| words.iter().any(|word| line.contains(word));
+    let syncs = log.lines().filter(|line| has(line, &["sync(", "syncfs(", "sync_file_range("]));
+    let requests = log.lines().filter(|line| has(line, &["NFNL_SUBSYS_NFTABLES", "NFNL_MSG_BATCH_BEGIN"]));
+    (syncs.filter(|line| line.contains(".db") || !line.contains("fsync(")).count(), requests.count())
 }
 
 /// Whether one number is at most so many hundredths of another.
@@ -148,6 +163,24 @@ fn one_change_of_thousands_reads_and_sends_its_own() {
     assert!(kernel.messages_sent == 4 && kernel.bytes_sent < 206 * 70, "{kernel:?}");
     // As many as are read back in a question: 16.
     assert!(read.messages_sent < 5 + 206 / 16 && read.bytes_received < 600 + 206 * 160, "{read:?}");
+}
+
+#[test]
+fn one_more_forward_takes_one_fsync_and_three_requests() {
+    if !privileged() {
+        return;
+    }
+    for count in [1, 3_000] {
+        let net = Net::new();
+        net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
+        net.ok(&["add", "60001", "172.17.0.3:80"]);
+        // Reads the generation, sends the batch, reads the element.
+        assert_eq!(fsyncs_and_requests(&net, &["add", "60002", "172.17.0.3:80"]), (1, 3), "{count}");
+        // After a commit of another program the table is read again.
+        assert_eq!(net.nft(&["add", "table", "inet", "another"]).code, 0);
+        let (fsyncs, _) = fsyncs_and_requests(&net, &["add", "60003", "172.17.0.3:80"]);
+        assert_eq!(fsyncs, 1, "{count}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What the audit reads of a host besides its rules, in namespaces of our own.
+//! The host facts that the audit reads, in test namespaces: links, routes, sockets, sysctls, connections.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,13 +29,13 @@ fn index(facts: &Facts, name: &str) -> u32 {
 }
 
 #[test]
-fn interfaces_are_read_with_their_bridge_and_their_programs() {
+fn interfaces_are_read_with_their_bridge_and_xdp_programs() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let object = net.state.path().join("program.o");
-    fs::write(&object, program()).expect("written");
+    fs::write(&object, xdp_object()).expect("written");
     run(
         &net,
         &format!(
@@ -66,14 +66,15 @@ fn interfaces_are_read_with_their_bridge_and_their_programs() {
     assert!(net.in_host(|| read(None)).programs.is_empty());
 }
 
-/// The object file of a program for XDP that lets everything pass, as `clang -target bpf` makes one of
-/// `__attribute__((section("xdp"))) int pass(void *ctx) { return 2; }`: two instructions, a symbol, the names.
-fn program() -> Vec<u8> {
+/// Returns the object file of an XDP program that passes every packet: two instructions, a symbol and the names.
+///
+/// `clang -target bpf` makes the same from `__attribute__((section("xdp"))) int pass(void *ctx) { return 2; }`.
+fn xdp_object() -> Vec<u8> {
     let code: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
     let names = b"\0.strtab\0xdp\0.symtab\0pass\0\0\0\0\0\0\0";
     let words = |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
     let halves = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-    // No symbol; `pass`, global, a function, of section 2, 16 bytes long.
+    // The null symbol, then `pass`: a global function in section 2, 16 bytes long.
     let symbols = [vec![0; 24], halves(&[21, 0x0002_0012]), words(&[0, 16])].concat();
     let (names_at, code_at) = (64, 64 + names.len() as u64);
     let symbols_at = code_at + 16;
@@ -82,7 +83,7 @@ fn program() -> Vec<u8> {
     };
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0\xf7\0\x01\0\0\0".to_vec();
     file.extend(words(&[0, 0, symbols_at + 48]));
-    // Flags; sizes of the header and of those of programs, none; of those of sections, four; that of the names.
+    // Flags; header size; size and count of program headers (none) and section headers (4); index of the names.
     file.extend([0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 64, 0, 4, 0, 1, 0]);
     file.extend(names);
     file.extend(code);
@@ -95,7 +96,7 @@ fn program() -> Vec<u8> {
 }
 
 #[test]
-fn ways_are_those_that_ip_route_gets() {
+fn routes_agree_with_ip_route_get() {
     if !privileged() {
         return;
     }
@@ -124,7 +125,7 @@ fn ways_are_those_that_ip_route_gets() {
          ip -6 route add local 2001:db8:3::/48 dev lo
          ip -6 route add 2001:db8:3:7::/64 dev eth0";
     run(&net, routes);
-    let asked = [
+    let destinations = [
         "127.0.0.5",
         "192.0.2.1",
         "192.0.2.77",
@@ -157,18 +158,18 @@ fn ways_are_those_that_ip_route_gets() {
         "2001:db8:3:7::5",
         "2001:db8:9::1",
     ];
-    // The kernel uses an address of IPv6 once it knows that its link is up.
+    // The kernel uses an IPv6 address only after its link is up.
     let own = ["2001:db8::1", "fd00:17::1"].map(address);
     let settled = (0..500).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
         let facts = net.in_host(|| read(None));
         own.iter().all(|own| facts.is_local(*own))
     });
-    assert!(settled, "the host's addresses cannot be used after five seconds");
-    let compare = |asked: &[&str]| {
+    assert!(settled, "the host's addresses are not usable after five seconds");
+    let compare = |destinations: &[&str]| {
         let facts = net.in_host(|| read(None));
         assert_eq!(facts.gaps, []);
-        for to in asked {
+        for to in destinations {
             let said: Said =
                 net.in_host(|| Command::new("ip").args(["route", "get", to]).output().expect("ip is installed").into());
             let words: Vec<&str> = said.stdout.split_ascii_whitespace().collect();
@@ -191,7 +192,7 @@ fn ways_are_those_that_ip_route_gets() {
         }
         facts
     };
-    let facts = compare(&asked);
+    let facts = compare(&destinations);
     assert!(!facts.policy_routing);
     let ways: Vec<&Route> = facts.routes.iter().filter(|route| route.to.to_string() == "10.34.0.0/16").collect();
     assert_eq!(
@@ -204,15 +205,15 @@ fn ways_are_those_that_ip_route_gets() {
     assert_eq!(facts.link_of(address("10.8.0.2")).map(|link| link.name.as_str()), Some("docker0"));
     assert_eq!(facts.global_addresses(Family::Ipv4), ["192.0.2.1", "172.17.0.1", "10.8.0.1"].map(address));
 
-    // A rule, even one that no packet here is of, parts the local table from the main one.
+    // Any `ip rule`, even one that no packet here matches, splits the local table from the main table.
     run(&net, "ip rule add fwmark 7 table 1000");
-    assert!(compare(&asked).policy_routing);
+    assert!(compare(&destinations).policy_routing);
     run(&net, "ip rule del fwmark 7 table 1000");
     assert!(!net.in_host(|| read(None)).policy_routing);
     run(&net, "ip -6 route add 2001:db8:7::/48 from 2001:db8::/64 via 2001:db8::99");
     assert!(net.in_host(|| read(None)).policy_routing);
 
-    // An object that is not told with its routes is no way, and that is said.
+    // If the kernel reports a route with a nexthop id only, the route has no way, and that is a gap.
     run(&net, "ip -6 route flush 2001:db8:7::/48; sysctl -qw net.ipv4.nexthop_compat_mode=0");
     let facts = net.in_host(|| read(None));
     assert!(!facts.policy_routing);
@@ -240,7 +241,7 @@ fn ten_thousand_routes_are_read_to_the_last() {
 }
 
 #[test]
-fn neighbours_settings_listeners_and_connections_are_those_of_the_namespace() {
+fn neighbours_sysctls_listeners_and_connections_come_from_the_namespace() {
     if !privileged() {
         return;
     }
@@ -286,16 +287,16 @@ fn neighbours_settings_listeners_and_connections_are_those_of_the_namespace() {
     }
     assert!(facts.setting("net/netfilter/nf_conntrack_udp_timeout_stream").is_some());
 
-    let ours = Some(std::process::id());
+    let this_process = Some(std::process::id());
     let owner = |protocol, to, port| {
         let mut listeners = facts.listeners_at(protocol, address(to), port);
         let found = listeners.next().map(|listener| listener.owner.as_ref().map(|(_, process)| *process));
         assert_eq!(listeners.next(), None);
         found
     };
-    assert_eq!(owner(Protocol::Tcp, "192.0.2.1", tcp), Some(ours));
+    assert_eq!(owner(Protocol::Tcp, "192.0.2.1", tcp), Some(this_process));
     assert_eq!(owner(Protocol::Tcp, "172.17.0.1", tcp), None);
-    assert_eq!(owner(Protocol::Udp, "192.0.2.1", udp), Some(ours));
+    assert_eq!(owner(Protocol::Udp, "192.0.2.1", udp), Some(this_process));
     assert_eq!(facts.listeners.len(), 2, "{:?}", facts.listeners);
 
     let (followed, most) = facts.tracked_count.expect("connections are followed");
@@ -310,7 +311,7 @@ fn neighbours_settings_listeners_and_connections_are_those_of_the_namespace() {
     assert_eq!(seen[0].status & 0x30, 0x20, "{seen:?}");
     assert_eq!(facts.legacy, BTreeSet::from([(Family::Ipv4, "raw".to_owned())]));
 
-    // Nothing of it is in another namespace of the same process, and looking made no table.
+    // Another namespace has none of these facts, and reading created no legacy table there.
     let other = net.target.run(|| read(None)).expect("the target's namespace");
     assert_eq!(other.gaps, []);
     assert!(other.legacy.is_empty() && other.named("a.b").is_none() && other.ssh.is_none());
@@ -336,12 +337,12 @@ fn connections_of_ipv6_and_those_without_ports_are_read() {
     );
     net.in_host(|| serve("[2001:db8::1]:7000".parse().expect("address"), true));
     let to = "[2001:db8::1]:7000".parse().expect("address");
-    // A link that was made a moment ago may lose the first packets.
+    // A new link may lose the first packets.
     let mut answers = (0..5).map(|_| net.client.run(|| ask(to, true)).expect("the client's namespace"));
     assert!(answers.any(|said| said.contains("saw 2001:db8::2")));
     let echo = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4));
-        // An echo request of number 1 and sequence 1, with its checksum.
+        // An echo request with id 1, sequence 1 and the checksum.
         let request = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
         let to = std::net::SocketAddr::new(address("192.0.2.1"), 0);
         socket.and_then(|socket| socket.send_to(&request, &to.into())).expect("sent")
@@ -349,18 +350,18 @@ fn connections_of_ipv6_and_those_without_ports_are_read() {
     net.client.run(echo).expect("the client's namespace");
     let facts = net.in_host(|| read(None));
     assert_eq!(facts.gaps, []);
-    let of = |protocol: u8| facts.tracked.iter().filter(|one| one.protocol == protocol).collect::<Vec<_>>();
-    let (udp, icmp) = (of(17), of(1));
+    let tracked = |protocol: u8| facts.tracked.iter().filter(|one| one.protocol == protocol).collect::<Vec<_>>();
+    let (udp, icmp) = (tracked(17), tracked(1));
     let udp = udp.last().unwrap_or_else(|| panic!("{:?}", facts.tracked));
     assert_eq!((udp.client.0, udp.target), (address("2001:db8::2"), (address("2001:db8::1"), 7000)));
     assert_eq!((icmp.len(), icmp[0].listen), (1, (address("192.0.2.1"), 0)), "{:?}", facts.tracked);
 }
 
-/// The same test as another user, told by this variable.
+/// An environment variable. If set, the test below runs its part for an unprivileged user.
 const AS_NOBODY: &str = "PORTFWD_TEST_AS_NOBODY";
 
 #[test]
-fn what_only_root_may_read_is_a_gap_with_its_reason() {
+fn data_that_only_root_may_read_is_a_gap_with_a_reason() {
     if std::env::var_os(AS_NOBODY).is_some() {
         let facts = read(None);
         let mut lines: Vec<String> = facts.gaps.iter().map(|gap| format!("gap: {}: {}", gap.what, gap.why)).collect();
@@ -374,7 +375,7 @@ fn what_only_root_may_read_is_a_gap_with_its_reason() {
         return;
     }
     let net = Net::new();
-    // Its directory may be root's alone, and so what it is in.
+    // The build directory may be readable by root only, so the user runs a copy.
     let copy = net.state.path().join("tests");
     fs::copy(std::env::current_exe().expect("we run"), &copy).expect("copied");
     for path in [net.state.path(), &copy] {
@@ -390,7 +391,7 @@ fn what_only_root_may_read_is_a_gap_with_its_reason() {
     let said: Said = net.in_host(|| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&copy);
-        command.args(["facts::what_only_root_may_read_is_a_gap_with_its_reason", "--exact", "--nocapture"]);
+        command.args(["facts::data_that_only_root_may_read_is_a_gap_with_a_reason", "--exact", "--nocapture"]);
         command.env(AS_NOBODY, "1").current_dir(Path::new("/"));
         command.output().expect("setpriv is installed").into()
     });

@@ -7,7 +7,7 @@ use portfwd::iptables::command::Variant;
 use crate::durable::{EVERYTHING, differs, words};
 use crate::support::{BOTH, Net, PORTFWD, Said, feed, file, ours, privileged, root};
 
-/// A command that something happens to: one that goes wrong at one of its system calls.
+/// A command that strace kills, or lets fail, at one of its system calls.
 struct Trial<'a> {
     net: Net,
     variant: Option<Variant>,
@@ -20,7 +20,7 @@ impl<'a> Trial<'a> {
         Self { net: Net::new(), variant, prepare, command }
     }
 
-    /// What is between our program's name and its command.
+    /// Returns the options between the program's name and its command.
     fn options(&self) -> Vec<String> {
         let state = self.net.state.path().to_string_lossy().into_owned();
         let backend = if self.variant.is_some() { "iptables" } else { "nft" };
@@ -28,11 +28,11 @@ impl<'a> Trial<'a> {
     }
 
     fn portfwd(&self, arguments: &[&str]) -> Said {
-        self.start(PORTFWD, &[], arguments)
+        self.run(PORTFWD, &[], arguments)
     }
 
-    /// Runs our program, or it through another one.
-    fn start(&self, program: &str, before: &[&str], arguments: &[&str]) -> Said {
+    /// Runs `program` with `before`, the options and `arguments`. `program` is portfwd, or strace that runs portfwd.
+    fn run(&self, program: &str, before: &[&str], arguments: &[&str]) -> Said {
         let options = self.options();
         let options = options.iter().map(String::as_str);
         let arguments: Vec<&str> = before.iter().copied().chain(options).chain(arguments.iter().copied()).collect();
@@ -52,14 +52,14 @@ impl<'a> Trial<'a> {
         said
     }
 
-    /// Runs the command, followed by strace.
+    /// Runs the command under strace.
     fn strace(&self, options: &[&str]) -> Said {
         let before = [&["-qq"][..], options, &[PORTFWD]].concat();
-        self.start("strace", &before, self.command)
+        self.run("strace", &before, self.command)
     }
 
-    /// What the kernel holds in each of its tables, whatever else is there, and its switches.
-    fn held(&self) -> Vec<Vec<String>> {
+    /// Returns portfwd's rules, one entry per table, and the sysctls as the last entry.
+    fn live(&self) -> Vec<Vec<String>> {
         let switches = ["ip_forward", "conf/docker0/route_localnet"].map(|name| {
             self.net.in_host(|| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"))).expect("readable")
         });
@@ -68,7 +68,7 @@ impl<'a> Trial<'a> {
             Some(variant) => {
                 let saved = self.net.saved(variant);
                 let tables = saved.split_inclusive("COMMIT\n").map(ours);
-                // A table that nobody has asked for yet is as good as an empty one.
+                // An empty table is equal to a table that was never created.
                 let tables = tables.filter(|table| table.len() > 1);
                 tables.map(|table| table.into_iter().map(str::to_owned).collect()).collect()
             }
@@ -77,8 +77,8 @@ impl<'a> Trial<'a> {
         tables
     }
 
-    /// As after a boot: no rules, and nothing is forwarded.
-    fn forget(&self) {
+    /// Clears rules and sysctls in the kernel, as a reboot does.
+    fn clear_kernel(&self) {
         self.net.nft(&["flush", "ruleset"]);
         if self.variant == Some(Variant::Legacy) {
             for table in ["nat", "mangle"] {
@@ -92,36 +92,36 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Makes what is there before the command, and gives it.
-    fn begin(&self) -> Vec<Vec<String>> {
+    /// Prepares the state before the command and returns the live rules.
+    fn reset(&self) -> Vec<Vec<String>> {
         self.ok(&["flush"]);
         self.prepare.iter().for_each(|arguments| drop(self.ok(arguments)));
         if self.command == ["restore"] {
-            self.forget();
+            self.clear_kernel();
         }
-        self.held()
+        self.live()
     }
 
-    /// The same again, where `now` is there and the state says so too.
-    fn begin_again(&self, now: &[Vec<String>], old: &[Vec<String>]) {
+    /// Prepares the state before the command again, unless the rules `now` are already the `old` ones.
+    fn reset_from(&self, now: &[Vec<String>], old: &[Vec<String>]) {
         if self.command == ["restore"] {
-            self.forget();
+            self.clear_kernel();
         } else if now != old {
-            assert_eq!(self.begin(), old, "{:?} {:?}", self.variant, self.command);
+            assert_eq!(self.reset(), old, "{:?} {:?}", self.variant, self.command);
         }
     }
 
-    /// The system calls of the command by their names, and how often one of its threads and processes makes them.
-    fn calls(&self) -> BTreeMap<String, u32> {
-        self.log().into_iter().fold(BTreeMap::new(), |mut most, (_, name, number, _)| {
-            let before = most.entry(name).or_insert(0);
+    /// Counts the system calls of the command by name: the highest count of any thread or process.
+    fn call_counts(&self) -> BTreeMap<String, u32> {
+        self.trace().into_iter().fold(BTreeMap::new(), |mut highest, (_, name, number, _)| {
+            let before = highest.entry(name).or_insert(0);
             *before = number.max(*before);
-            most
+            highest
         })
     }
 
-    /// The system calls of the command: the thread, the name, the how many-th of that thread it is, and its arguments.
-    fn log(&self) -> Vec<(String, String, u32, String)> {
+    /// Traces the command. Returns thread, name, number and arguments of each call; numbers count per thread and name.
+    fn trace(&self) -> Vec<(String, String, u32, String)> {
         let log = self.net.state.path().join("calls");
         let said = self.strace(&["-f", "-y", "-o", &log.to_string_lossy()]);
         assert_eq!(said.code, 0, "{said:?}");
@@ -138,32 +138,34 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// The step from one point to the next, which a variable makes smaller: all of them take some minutes.
-fn every(variable: &str, usual: usize) -> usize {
-    std::env::var(variable).ok().and_then(|every| every.parse().ok()).unwrap_or(usual)
+/// Reads the step between two tested points from an environment variable. All points take some minutes.
+fn step_from_env(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|step| step.parse().ok()).unwrap_or(usual)
 }
 
-/// What a command makes of the kernel, killed at any of its system calls: the old or the new, and the next one mends. With
-/// iptables that is so for each table, and what it starts is killed too.
+/// Kills a command at its system calls and checks that the rules are the old or the new ones, and that `restore` repairs them.
+///
+/// With iptables, each table on its own has the old or the new rules, and strace kills the programs that portfwd starts too.
+/// Returns the number of kills.
 fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&str]) -> usize {
     let trial = Trial::new(variant, prepare, command);
-    let old = trial.begin();
+    let old = trial.reset();
     trial.ok(command);
-    let new = trial.held();
+    let new = trial.live();
     assert_ne!(old, new, "{command:?}");
-    trial.begin();
-    let mut calls = trial.calls();
-    // strace kills before a call; what ends the process does it anyway.
+    trial.reset();
+    let mut calls = trial.call_counts();
+    // strace kills before the call, and `exit` calls end the process anyway.
     calls.retain(|name, _| !name.starts_with("exit"));
     let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
     let mut kills = 0;
     let mut now = new.clone();
-    for (name, when) in points.step_by(every("KILLS_EVERY", if variant.is_some() { 67 } else { 11 })) {
+    for (name, when) in points.step_by(step_from_env("KILLS_EVERY", if variant.is_some() { 67 } else { 11 })) {
         let place = format!("{variant:?} {command:?} killed at {name} {when}");
-        trial.begin_again(&now, &old);
+        trial.reset_from(&now, &old);
         let said = trial.strace(&["-f", "-o", "/dev/null", "-e", &format!("inject={name}:signal=KILL:when={when}")]);
-        now = trial.held();
-        // Threads count for themselves, so some are not met.
+        now = trial.live();
+        // strace counts calls per thread, so some numbers are never reached.
         if said.code == 0 {
             assert_eq!(now, new, "{place}");
             continue;
@@ -172,7 +174,7 @@ fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
         let known = |table: &Vec<String>| table.is_empty() || old.contains(table) || new.contains(table);
         assert!(now.iter().all(known), "{place}: {now:?}");
         trial.ok(&["restore"]);
-        now = trial.held();
+        now = trial.live();
         let list = trial.ok(&["list"]);
         assert!(!differs(&list), "{place}: {list:?}");
         assert!(now == new || now == old && command != ["restore"], "{place}: {now:?}");
@@ -181,7 +183,7 @@ fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
 }
 
 #[test]
-fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_mends() {
+fn killed_at_any_system_call_leaves_old_or_new_rules_and_restore_repairs() {
     if !privileged() {
         return;
     }
@@ -194,7 +196,7 @@ fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_me
     let many: String =
         (1..=1_100).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3\"\n")).collect();
     let many = file(&directory, &many).to_string_lossy().into_owned();
-    // With so many forwards it is seen alone.
+    // With this many forwards, `add` loads only a part of the state.
     let many: [&[&str]; 1] = [&["apply", &many]];
     let small = directory.path().join("small.toml");
     fs::write(&small, "[[forward]]\nlisten = \"7100-7102\"\nto = \"172.17.0.4\"\n").expect("written");
@@ -217,7 +219,7 @@ fn killed_at_any_system_call_the_old_or_the_new_is_there_and_the_next_command_me
 }
 
 #[test]
-fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
+fn a_failed_command_changes_nothing_and_exits_with_the_right_code() {
     if !privileged() {
         return;
     }
@@ -227,21 +229,21 @@ fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
     let before = words(&net);
     let mut failed = BTreeMap::new();
     for (calls, errors, code) in [
-        (&["sendto", "recvfrom"][..], &["EPERM"][..], 5),
-        (&["sendto", "recvfrom"], &["ENOBUFS", "ENOMEM"], 1),
-        (&["recvfrom"], &["EINTR"], 0),
+        (&["sendto", "recvmsg"][..], &["EPERM"][..], 5),
+        (&["sendto", "recvmsg"], &["ENOBUFS", "ENOMEM"], 1),
+        (&["recvmsg"], &["EINTR"], 0),
         (&["pwrite64", "fdatasync", "fsync", "ftruncate"], &["ENOSPC", "EIO", "EROFS"], 1),
     ] {
         for (call, error) in calls.iter().flat_map(|call| errors.iter().map(move |error| (*call, *error))) {
             for when in 1..=12 {
                 let inject = format!("inject={call}:error={error}:when={when}");
-                let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
-                let run = || Command::new("strace").args(ours).args(["add", "9999", "172.17.0.4:80"]).output();
+                let strace_args = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
+                let run = || Command::new("strace").args(strace_args).args(["add", "9999", "172.17.0.4:80"]).output();
                 let said: Said = net.in_host(run).expect("strace is installed").into();
                 let place = format!("{call} {error} {when}: {said:?}");
                 assert!(!said.stderr.contains("panicked"), "{place}");
                 if said.code == 0 {
-                    // Not met, tried again, or only connections could not be looked at; it is done whole then.
+                    // The call number was not reached, the call was retried, or only conntrack failed: `add` is complete.
                     assert!(!differs(&net.ok(&["list"])), "{place}");
                     net.ok(&["rm", "9999"]);
                 } else {
@@ -258,10 +260,10 @@ fn what_fails_changes_nothing_and_says_so_by_its_exit_code() {
     assert!(failed.len() >= 9, "{failed:?}");
 }
 
-/// Errors, and the system calls that a kernel gives them to.
+/// Groups of system calls and the errors that the kernel can return for them.
 ///
-/// Left out are `getsockopt`, because a kernel has `SO_NETNS_COOKIE` or has not; `poll`, by which Rust's library finds out
-/// before us whether there are a stdin and a stdout; and `close`, which nobody can do anything about.
+/// Left out: `getsockopt`, because a kernel either has `SO_NETNS_COOKIE` or not; `poll`, because Rust's runtime calls it
+/// before main to check the standard files; `close`, because no caller can handle its errors.
 const FAULTS: [(&[&str], &[&str]); 3] = [
     (
         &["socket", "bind", "connect", "getsockname", "setsockopt", "sendto", "sendmsg", "recvfrom", "recvmsg"],
@@ -274,24 +276,24 @@ const FAULTS: [(&[&str], &[&str]); 3] = [
 const CHANGING: &[&str] =
     &["openat", "mkdir", "chmod", "fchmod", "flock", "pwrite64", "write", "fdatasync", "fsync", "ftruncate"];
 
-/// Where a command can fail: at which system call, with which error, the how many-th.
-fn faults(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
-    let log = trial.log();
+/// Returns the points where a command can fail: name of the system call, error, and number of the call.
+fn fault_points(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
+    let log = trial.trace();
     let first = log.first().map(|(thread, ..)| thread.clone());
     let mut numbers: BTreeMap<(&str, u32), bool> = BTreeMap::new();
     for (thread, name, number, arguments) in &log {
-        // The threads of a runtime wake each other by an eventfd, and what iptables prints comes by a pipe: neither can fail.
+        // Runtime threads use an eventfd, and iptables prints into a pipe: neither can fail.
         let possible = !arguments.contains("[eventfd]") && !arguments.contains("<pipe:");
-        // What iptables-restore and the like do is their own business.
-        let business = match (trial.variant, &**name) {
-            // Whether the kernel has nf_tables, and which namespace this is.
+        // Calls of iptables-restore and other programs are not tested.
+        let is_tested = match (trial.variant, &**name) {
+            // The first socket finds out if the kernel has nf_tables and which namespace this is.
             (_, "socket" | "bind" | "getsockname") if *number == 1 => false,
             (None, _) => true,
-            // They are as many as iptables prints pieces.
+            // The number of reads depends on how iptables splits its output.
             (Some(_), "read") => false,
             (Some(_), _) => Some(thread) == first.as_ref(),
         };
-        if business {
+        if is_tested {
             *numbers.entry((name, *number)).or_insert(true) &= possible;
         }
     }
@@ -303,27 +305,27 @@ fn faults(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
     points.collect()
 }
 
-/// What a command makes of kernel and state where one of its system calls fails: both are the old or both the new, its exit
-/// code says which, and the next command works as if nothing had been.
+/// Lets a command fail at its system calls. Checks that kernel and state are both old or both new, that the exit code agrees,
+/// and that the next `restore` succeeds. Returns how often each error caused each exit code.
 fn fail_everywhere(
     variant: Option<Variant>,
     prepare: &[&[&str]],
     command: &[&str],
 ) -> BTreeMap<(&'static str, i32), usize> {
     let trial = Trial::new(variant, prepare, command);
-    let old = trial.begin();
+    let old = trial.reset();
     trial.ok(command);
-    let new = trial.held();
+    let new = trial.live();
     assert_ne!(old, new, "{command:?}");
-    trial.begin();
+    trial.reset();
     let (mut ends, mut wrong, mut now) = (BTreeMap::new(), Vec::new(), new.clone());
     let usual = if variant.is_some() { 97 } else { 41 };
-    for (name, error, when) in faults(&trial).into_iter().step_by(every("FAULTS_EVERY", usual)) {
-        trial.begin_again(&now, &old);
+    for (name, error, when) in fault_points(&trial).into_iter().step_by(step_from_env("FAULTS_EVERY", usual)) {
+        trial.reset_from(&now, &old);
         let inject = format!("inject={name}:error={error}:when={when}");
         let follow: &[&str] = if variant.is_some() { &[] } else { &["-f"] };
         let said = trial.strace(&[follow, &["-o", "/dev/null", "-e", &inject]].concat());
-        now = trial.held();
+        now = trial.live();
         *ends.entry((error, said.code)).or_insert(0) += 1;
         let is = |tables: &[Vec<String>]| match tables {
             tables if tables == old => "the old",
@@ -335,42 +337,42 @@ fn fail_everywhere(
         let mut faults = Vec::new();
         let without_switches = |tables: &[Vec<String>]| tables.split_last().map(|(_, rules)| rules.to_vec());
         if committed && now != new && without_switches(&now) == without_switches(&new) {
-            // A switch that could not be set or given back; the next command sees to that.
+            // A sysctl could not be set or restored; the next command does it.
             trial.ok(&["restore"]);
-            now = trial.held();
+            now = trial.live();
         }
         let codes: &[i32] = match error {
             "EPERM" => &[0, 5],
-            // Of the state's directory it is a failure, of a switch a privilege that is missing.
+            // EROFS in the state directory is a failure (1); EROFS of a sysctl is a missing privilege (5).
             "EROFS" => &[0, 1, 5],
             // SQLite takes a lock that it could not get for one that another process holds.
             "EINTR" => &[0, 1, 75],
             _ => &[0, 1],
         };
-        // 2 is for a rule set that cannot be read, 127 the loader's, where it is no program of ours yet that fails.
+        // 2: the rule set cannot be read. 127: the dynamic loader fails before portfwd starts.
         let expected = codes.contains(&said.code)
             || said.code == 1 && said.stderr.contains("the rules were committed")
-            // Why is lost on the way.
+            // The errno is lost in these messages.
             || said.code == 1 && ["netlink request failed", "could not be heard"].iter().any(|why| said.stderr.contains(why))
-            // A program that cannot be started is as good as none.
-            || said.code == 5 && said.stderr.contains("IPv6 is asked for, but cannot run")
+            // A program that cannot start counts as missing.
+            || said.code == 5 && said.stderr.contains("a rule needs IPv6, but cannot run")
             || said.code == 2 && said.stderr.contains("cannot read `")
             || said.code == 127 && said.stdout.is_empty();
         if !expected || said.stderr.contains("panicked") {
-            faults.push("this end is not promised".to_owned());
+            faults.push("the exit code or the message is not documented".to_owned());
         }
         if is(&now) != promised {
             faults.push(format!("the kernel holds {}", is(&now)));
         }
-        // What the state says the kernel is made to hold.
-        trial.forget();
-        let mended = trial.portfwd(&["restore"]);
-        now = trial.held();
+        // Restores the rules from the state to see what the state contains.
+        trial.clear_kernel();
+        let restored = trial.portfwd(&["restore"]);
+        now = trial.live();
         let wanted = if command == ["restore"] { "the new" } else { promised };
-        // Threads count for themselves, so two may fail.
+        // strace counts calls per thread, so a call can fail in two threads.
         let undecided = said.stderr.contains("nor put back") && is(&now) == "the new";
-        if mended.code != 0 || is(&now) != wanted && !undecided {
-            faults.push(format!("the state holds {}: {mended:?}", is(&now)));
+        if restored.code != 0 || is(&now) != wanted && !undecided {
+            faults.push(format!("the state holds {}: {restored:?}", is(&now)));
         }
         if !faults.is_empty() {
             wrong.push(format!(
@@ -378,7 +380,7 @@ fn fail_everywhere(
                 command[0],
                 faults.join(", ")
             ));
-            trial.begin();
+            trial.reset();
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -386,7 +388,7 @@ fn fail_everywhere(
 }
 
 #[test]
-fn where_any_system_call_fails_kernel_and_state_are_both_the_old_or_both_the_new() {
+fn if_any_system_call_fails_kernel_and_state_are_both_old_or_both_new() {
     if !privileged() {
         return;
     }
@@ -418,7 +420,7 @@ fn where_any_system_call_fails_kernel_and_state_are_both_the_old_or_both_the_new
 }
 
 #[test]
-fn what_was_done_is_done_where_it_cannot_be_printed() {
+fn a_full_stdout_does_not_undo_a_change() {
     if !privileged() {
         return;
     }
@@ -430,8 +432,8 @@ fn what_was_done_is_done_where_it_cannot_be_printed() {
             Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stdout(stdout).output().expect("starts")
         };
         let said: Said = net.in_host(|| run(full()).into());
-        assert!(said.code == 0 && said.stderr.contains("note: done, but"), "{command:?}: {said:?}");
-        // And what is said aside is not even missed.
+        assert!(said.code == 0 && said.stderr.contains("note: the change is done, but"), "{command:?}: {said:?}");
+        // A full stderr is ignored.
         let run = || Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stderr(full()).output();
         assert!(net.in_host(run).expect("starts").status.success(), "{command:?}");
         assert!(!differs(&net.ok(&["list"])), "{command:?}");
@@ -442,13 +444,13 @@ fn what_was_done_is_done_where_it_cannot_be_printed() {
 }
 
 #[test]
-fn a_standard_file_that_is_closed_and_a_reader_that_is_gone_stop_nothing() {
+fn closed_standard_files_and_pipes_stop_no_command() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let state = net.state.path().to_string_lossy().into_owned();
-    // What is printed goes into no file of the state that was opened in the place of a standard one.
+    // A file of the state must not get the number of a closed standard file: output would go into that file.
     for (port, closed) in [("8080", "<&- >&- 2>&-"), ("8081", "<&-"), ("8082", ">&-"), ("8083", "2>&-")] {
         let script = format!("exec \"$@\" {closed}");
         let arguments = ["-c", &script, "sh", PORTFWD, "-v", "--state-dir", &state, "add", port, "172.17.0.3:80"];
@@ -456,7 +458,7 @@ fn a_standard_file_that_is_closed_and_a_reader_that_is_gone_stop_nothing() {
         let said: Said = net.in_host(run).expect("starts").into();
         assert_eq!(said.code, 0, "{closed}: {said:?}");
     }
-    // Nor into one of a program that is started in our place.
+    // Programs that portfwd executes get /dev/null in the place of a closed standard file.
     for (number, closed) in [("0", "<&-"), ("2", "2>&-")] {
         let lab = root().join("rules/lab/red-blue.toml");
         let script = format!("exec \"$@\" {closed}");
@@ -466,7 +468,7 @@ fn a_standard_file_that_is_closed_and_a_reader_that_is_gone_stop_nothing() {
         let said: Said = command.output().expect("starts").into();
         assert!(said.code == 0 && said.stdout == "/dev/null\n", "{closed}: {said:?}");
     }
-    // Nobody reads: no signal ends what is not done.
+    // Stdout is a pipe without a reader: SIGPIPE must not end the command.
     let run = || {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);
@@ -479,7 +481,7 @@ fn a_standard_file_that_is_closed_and_a_reader_that_is_gone_stop_nothing() {
 }
 
 #[test]
-fn no_answer_about_the_way_to_a_target_is_not_taken_for_a_no() {
+fn a_failed_route_lookup_keeps_route_localnet_on() {
     if !privileged() {
         return;
     }
@@ -487,14 +489,14 @@ fn no_answer_about_the_way_to_a_target_is_not_taken_for_a_no() {
     let state = net.state.path().to_string_lossy().into_owned();
     net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
     let mut failed = 0;
-    for when in 1..=8 {
-        let inject = format!("inject=recvfrom:error=EIO:when={when}");
+    for when in 1..=40 {
+        let inject = format!("inject=recvmsg:error=EIO:when={when}");
         let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "--state-dir", &state];
         let run = || Command::new("strace").args(strace).args(["add", "8081", "172.17.0.3:81"]).output();
         let said: Said = net.in_host(run).expect("strace is installed").into();
-        let open = net.in_host(|| fs::read_to_string("/proc/sys/net/ipv4/conf/docker0/route_localnet"));
-        assert_eq!(open.expect("readable"), "1\n", "{when}: {said:?}");
-        failed += usize::from(said.stderr.contains("cannot ask the routing table"));
+        let route_localnet = net.in_host(|| fs::read_to_string("/proc/sys/net/ipv4/conf/docker0/route_localnet"));
+        assert_eq!(route_localnet.expect("readable"), "1\n", "{when}: {said:?}");
+        failed += usize::from(said.stderr.contains("cannot look up the route"));
     }
     assert!(failed > 0);
 }

@@ -8,33 +8,33 @@ use serde_json::Value;
 
 use crate::support::{Net, Said};
 
-/// What services at boot, and our own state, make of the rules.
+/// Findings about services at boot and about portfwd's own state.
 mod boot;
-/// Without root, in dumps, and what the options say.
+/// `audit` without root, with dumps, and its options.
 mod cli;
-/// What filters, sources, neighbours and ways beside a forward make of it.
+/// Findings about filters, sources, neighbours and ways around a forward.
 mod filter;
-/// Interfaces, routes, settings, sockets and connections.
+/// Findings about interfaces, routes, sysctls, sockets and connections.
 mod host;
-/// Which forward wins, and what single rules look like.
+/// Findings about precedence between forwards and about single rules.
 mod order;
-/// Tools beside each other.
+/// Findings about several tools on one host.
 mod tools;
 
-/// A fault, and what a host is like that nearly has it.
+/// A fault, and a near miss without the fault.
 struct Fault {
-    /// What finds it.
+    /// The id of the finding, such as `F13`.
     id: &'static str,
-    /// Makes the fault: a script for sh(1) in the host's namespace, with the words of [`WORDS`].
-    made_by: &'static str,
-    /// The confidence, the severity and how the place of the rule that suffers begins; empty where there is no rule.
+    /// Makes the fault: a script for sh(1) in the host's namespace, with [`SHELL_FUNCTIONS`].
+    fault_script: &'static str,
+    /// The confidence, the severity and the start of the affected rule's place (empty if there is no rule).
     found: [&'static str; 3],
-    /// Makes the host that nearly has it.
-    nearly: &'static str,
+    /// Makes a similar host without the fault.
+    near_miss_script: &'static str,
 }
 
-/// What scripts begin with: chains of nft(8) in a table of their own, and rules of iptables.
-const WORDS: &str = "
+/// Shell functions for the scripts: nft(8) chains in tables of their own, iptables rules and sysctls.
+const SHELL_FUNCTIONS: &str = "
     nat() { nft \"table ip t { chain pre { type nat hook prerouting priority dstnat; $1
  }; }\"; }
     nat6() { nft \"table ip6 t { chain pre { type nat hook prerouting priority dstnat; $1
@@ -50,8 +50,8 @@ const WORDS: &str = "
     sys() { echo \"$2\" > /proc/sys/net/$1; }
 ";
 
-/// What makes the host as it was: no rules, a default route by the client, and packets are passed on.
-const AFRESH: &str = "
+/// Resets the host: no rules, a default route through the client, forwarding on.
+const RESET: &str = "
     nft flush ruleset
     ip link del group 7 2> /dev/null || :
     ip route flush proto boot
@@ -66,23 +66,23 @@ const AFRESH: &str = "
     conntrack -F 2> /dev/null
 ";
 
-/// Runs a script in the host's namespace; it must succeed.
+/// Runs a script in the host's namespace. Panics if it fails.
 #[track_caller]
 fn run(net: &Net, script: &str) -> String {
-    let text = format!("{WORDS}{script}");
+    let text = format!("{SHELL_FUNCTIONS}{script}");
     let said: Said = net.in_host(|| Command::new("sh").args(["-ec", &text]).output().expect("sh").into());
     assert_eq!(said.code, 0, "{script}: {said:?}");
     said.stdout
 }
 
-/// Makes the host anew, as a script says.
+/// Resets the host and runs a script. Panics if the script fails.
 #[track_caller]
-fn make(net: &Net, script: &str) {
-    run(net, &format!("{AFRESH}{script}"));
+fn reset_and_run(net: &Net, script: &str) {
+    run(net, &format!("{RESET}{script}"));
 }
 
-/// What the audit finds of one kind.
-fn finds(net: &Net, id: &str) -> Vec<Value> {
+/// Returns the findings with one id.
+fn findings_of(net: &Net, id: &str) -> Vec<Value> {
     let said = net.ok(&["audit", "--json", "--only", id]);
     let Value::Array(found) = json(&said.stdout)["findings"].clone() else { panic!("{said:?}") };
     assert!(found.iter().all(|finding| finding["id"] == id), "{said:?}");
@@ -93,65 +93,65 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Confidence, severity and the first place of a finding.
-fn shape(finding: &Value) -> [&str; 3] {
+/// Returns confidence, severity and the first place of a finding.
+fn summary(finding: &Value) -> [&str; 3] {
     let text = |value: &'static str| finding[value].as_str().unwrap_or_default();
     [text("confidence"), text("severity"), finding["places"][0]["rule"].as_str().unwrap_or_default()]
 }
 
-/// Makes a host with the fault, where exactly this is found; what it says is returned.
+/// Makes the fault, checks that `audit` reports exactly one such finding, and returns the finding.
 #[track_caller]
-fn found(net: &Net, fault: &Fault) -> Value {
-    make(net, fault.made_by);
-    expect(net, fault.id, fault.found)
+fn expect_fault(net: &Net, fault: &Fault) -> Value {
+    reset_and_run(net, fault.fault_script);
+    expect_finding(net, fault.id, fault.found)
 }
 
-/// Exactly one of this kind is found.
+/// Checks that `audit` reports exactly one finding with this id, and returns the finding.
 #[track_caller]
-fn expect(net: &Net, id: &str, wanted: [&str; 3]) -> Value {
-    let all = finds(net, id);
+fn expect_finding(net: &Net, id: &str, wanted: [&str; 3]) -> Value {
+    let all = findings_of(net, id);
     let [one] = all.as_slice() else { panic!("{id}: {all:#?}") };
-    let [confidence, severity, place] = shape(one);
+    let [confidence, severity, place] = summary(one);
     assert_eq!([confidence, severity], wanted[..2], "{one:#}");
     assert!(place.starts_with(wanted[2]) && place.is_empty() == wanted[2].is_empty(), "{one:#}");
     one.clone()
 }
 
-/// Makes the host that nearly has the fault, where nothing of the kind is found.
+/// Makes the near miss and checks that `audit` reports no such finding.
 #[track_caller]
-fn not_found(net: &Net, fault: &Fault) {
-    make(net, fault.nearly);
-    none(net, fault.id);
+fn expect_no_fault(net: &Net, fault: &Fault) {
+    reset_and_run(net, fault.near_miss_script);
+    expect_none(net, fault.id);
 }
 
-/// Nothing of this kind is found.
+/// Checks that `audit` reports no finding with this id.
 #[track_caller]
-fn none(net: &Net, id: &str) {
-    let all = finds(net, id);
+fn expect_none(net: &Net, id: &str) {
+    let all = findings_of(net, id);
     assert!(all.is_empty(), "{id}: {all:#?}");
 }
 
-/// Both, of each.
-fn all(net: &Net, faults: &[Fault]) {
+/// Checks the fault and the near miss of each.
+fn check_all(net: &Net, faults: &[Fault]) {
     for fault in faults {
-        found(net, fault);
-        not_found(net, fault);
+        expect_fault(net, fault);
+        expect_no_fault(net, fault);
     }
 }
 
-/// Nothing answers here; somebody who did would do it at once.
+/// Checks that a connection attempt times out. A reachable server would answer long before the timeout.
 #[track_caller]
-fn silent(from: &Netns, to: &str) {
+fn expect_timeout(from: &Netns, to: &str) {
     let to = to.parse().expect("address");
     let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(400)).map(drop);
     let kind = from.run(connect).expect("the namespace").map_err(|error| error.kind());
     assert_eq!(kind, Err(ErrorKind::TimedOut));
 }
 
-/// The command that a finding says mends it, which must succeed.
+/// Runs the fix of a finding. Panics if it fails.
 #[track_caller]
-fn mend(net: &Net, finding: &Value) {
+fn apply_fix(net: &Net, finding: &Value) {
     let fix = finding["fix"].as_str().expect("a fix");
-    // What stands behind two spaces is for people.
+    // Text after two spaces is an explanation for people.
     run(net, fix.split("  ").next().unwrap_or(fix));
 }

@@ -1,26 +1,26 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 
-use crate::support::{Named, Net, PORTFWD, Said, file, privileged, root};
+use crate::support::{NamedNetns, Net, PORTFWD, Said, file, privileged, root};
 
-/// A listener in the host's namespace, as long as it is kept.
+/// Binds a TCP listener in the host's namespace.
 fn listen(net: &Net, at: &str) -> TcpListener {
     let at: SocketAddr = at.parse().expect(at);
     net.in_host(|| TcpListener::bind(at).expect("bind"))
 }
 
-fn bound(net: &Net, at: &str) -> UdpSocket {
+fn bind_udp(net: &Net, at: &str) -> UdpSocket {
     let at: SocketAddr = at.parse().expect(at);
     net.in_host(|| UdpSocket::bind(at).expect("bind"))
 }
 
-/// How the program under test must call the owner of a socket of ours.
-fn ourselves() -> String {
+/// Returns the name and pid of this process, as portfwd must print the owner of its sockets.
+fn this_process() -> String {
     let name = std::fs::read_to_string("/proc/self/comm").expect("readable");
     format!("{}, process {}", name.trim_end(), std::process::id())
 }
 
-/// Runs the program in the host's namespace as someone who is on an ssh connection.
+/// Runs portfwd in the host's namespace with `SSH_CONNECTION` set.
 fn over_ssh(net: &Net, connection: &str, arguments: &[&str]) -> Said {
     net.in_host(|| {
         let mut command = Command::new(PORTFWD);
@@ -29,24 +29,24 @@ fn over_ssh(net: &Net, connection: &str, arguments: &[&str]) -> Said {
     })
 }
 
-/// What the kernel holds, and what is kept.
-fn everything(net: &Net) -> (String, String) {
+/// Returns the ruleset in the kernel, and the stored forwards.
+fn snapshot(net: &Net) -> (String, String) {
     (net.nft(&["list", "ruleset"]).stdout, net.ok(&["list", "--json"]).stdout)
 }
 
-/// A refused command names what it should, and changes nothing; with `--force` it is carried out.
-fn refused(net: &Net, arguments: &[&str], named: &[&str]) {
-    let before = everything(net);
+/// Checks that a command is refused with these words and changes nothing, and that `--force` carries it out.
+fn expect_refusal(net: &Net, arguments: &[&str], named: &[&str]) {
+    let before = snapshot(net);
     for dry_run in [&[][..], &["--dry-run"]] {
         let said = net.portfwd(&[arguments, dry_run].concat());
         assert_eq!((said.code, said.stdout.as_str()), (6, ""), "{arguments:?}: {said:?}");
         for words in named {
             assert!(said.stderr.contains(words), "{words:?}: {}", said.stderr);
         }
-        assert_eq!(everything(net), before, "{arguments:?}");
+        assert_eq!(snapshot(net), before, "{arguments:?}");
     }
     net.ok(&[arguments, &["--force"]].concat());
-    assert_ne!(everything(net), before, "{arguments:?}");
+    assert_ne!(snapshot(net), before, "{arguments:?}");
 }
 
 #[test]
@@ -57,61 +57,63 @@ fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
     let net = Net::new();
     let (_any, _own) = (listen(&net, "0.0.0.0:22"), listen(&net, "192.0.2.1:25"));
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    let help = "help: stop it, choose another port, or say `--force`";
-    let owner =
-        format!("error: `22/tcp -> 172.17.0.3:22` would take the port of `0.0.0.0:22/tcp` ({})\n{help}\n", ourselves());
-    refused(&net, &["add", "22", "172.17.0.3"], &[&owner]);
+    let help = "help: stop the service, choose another port, or use `--force`";
+    let owner = format!(
+        "error: `22/tcp -> 172.17.0.3:22` would take the port of `0.0.0.0:22/tcp` ({})\n{help}\n",
+        this_process()
+    );
+    expect_refusal(&net, &["add", "22", "172.17.0.3"], &[&owner]);
     net.ok(&["rm", "22"]);
-    refused(
+    expect_refusal(
         &net,
         &["add", "20-30", "172.17.0.3", "--from", "198.51.100.0/24"],
         &["`0.0.0.0:22/tcp`", "`192.0.2.1:25/tcp`"],
     );
-    refused(&net, &["add", "192.0.2.1:25", "172.17.0.3"], &["`192.0.2.1:25/tcp`"]);
-    // What nobody listens at is as free as ever.
+    expect_refusal(&net, &["add", "192.0.2.1:25", "172.17.0.3"], &["`192.0.2.1:25/tcp`"]);
+    // Addresses and protocols without a listener are free.
     net.ok(&["add", "192.0.2.9:25", "172.17.0.3"]);
     net.ok(&["add", "25/udp", "172.17.0.3"]);
 }
 
 #[test]
-fn a_redirect_to_the_same_port_takes_nothing() {
+fn a_redirect_to_the_same_port_is_allowed() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let _socket = listen(&net, "0.0.0.0:22");
     net.ok(&["add", "22", ":22", "--from", "192.0.2.0/24"]);
-    refused(&net, &["add", "22", ":23"], &["`22/tcp -> :23 (IPv4)` would take the port of `0.0.0.0:22/tcp`"]);
+    expect_refusal(&net, &["add", "22", ":23"], &["`22/tcp -> :23 (IPv4)` would take the port of `0.0.0.0:22/tcp`"]);
 }
 
 #[test]
-fn what_listens_only_at_loopback_is_taken_only_there() {
+fn a_loopback_listener_conflicts_only_with_loopback_forwards() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let _socket = listen(&net, "127.0.0.1:22");
     net.ok(&["add", "22", "172.17.0.3"]);
-    refused(&net, &["add", "22", "172.17.0.3", "--loopback"], &["`127.0.0.1:22/tcp`"]);
+    expect_refusal(&net, &["add", "22", "172.17.0.3", "--loopback"], &["`127.0.0.1:22/tcp`"]);
 }
 
 #[test]
-fn udp_and_ipv6_are_looked_at_as_well() {
+fn udp_and_ipv6_listeners_are_guarded_too() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    let (_udp, _both, _own) = (bound(&net, "0.0.0.0:53"), listen(&net, "[::]:80"), listen(&net, "[::1]:81"));
-    refused(&net, &["add", "53/udp", "172.17.0.3"], &["`0.0.0.0:53/udp`"]);
-    refused(&net, &["add", "80", "fd00:17::3"], &["`[::]:80/tcp`"]);
-    refused(&net, &["add", "80", "172.17.0.3"], &["`[::]:80/tcp`"]);
+    let (_udp, _both, _own) = (bind_udp(&net, "0.0.0.0:53"), listen(&net, "[::]:80"), listen(&net, "[::1]:81"));
+    expect_refusal(&net, &["add", "53/udp", "172.17.0.3"], &["`0.0.0.0:53/udp`"]);
+    expect_refusal(&net, &["add", "80", "fd00:17::3"], &["`[::]:80/tcp`"]);
+    expect_refusal(&net, &["add", "80", "172.17.0.3"], &["`[::]:80/tcp`"]);
     net.ok(&["add", "53/tcp", "172.17.0.3"]);
     net.ok(&["add", "53/udp", "fd00:17::3"]);
     net.ok(&["add", "81", "fd00:17::3"]);
 }
 
 #[test]
-fn a_set_that_was_applied_is_not_refused_again() {
+fn an_applied_set_is_not_refused_again() {
     if !privileged() {
         return;
     }
@@ -126,7 +128,11 @@ fn a_set_that_was_applied_is_not_refused_again() {
     net.ok(&["apply", &set]);
     net.ok(&["flush"]);
     let place = format!("{}:2:10", path.display());
-    refused(&net, &["apply", &set], &["`22/tcp -> 172.17.0.4:22` would take the port of `0.0.0.0:22/tcp`", &place]);
+    expect_refusal(
+        &net,
+        &["apply", &set],
+        &["`22/tcp -> 172.17.0.4:22` would take the port of `0.0.0.0:22/tcp`", &place],
+    );
     net.ok(&["apply", &set]);
 }
 
@@ -144,7 +150,7 @@ fn plan_and_check_refuse_nothing() {
 }
 
 #[test]
-fn every_refused_forward_is_counted_and_a_handful_are_named() {
+fn all_refused_forwards_are_counted_and_five_are_named() {
     if !privileged() {
         return;
     }
@@ -165,44 +171,44 @@ fn every_refused_forward_is_counted_and_a_handful_are_named() {
 }
 
 #[test]
-fn the_ssh_connection_of_the_user_is_not_taken() {
+fn a_forward_that_takes_the_ssh_connection_is_refused() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let connection = "192.0.2.2 50000 192.0.2.1 22";
-    let before = everything(&net);
+    let before = snapshot(&net);
     let add = ["add", "22", "172.17.0.3"];
     let said = over_ssh(&net, connection, &add);
-    let words = "would take the ssh connection that you are on, from 192.0.2.2 to 192.0.2.1:22\n";
+    let words = "would take your SSH connection from 192.0.2.2 to 192.0.2.1:22\n";
     assert!(said.code == 6 && said.stderr.contains(words), "{said:?}");
-    assert!(said.stderr.contains("help: choose another port, or say `--force`"), "{said:?}");
-    assert_eq!(everything(&net), before);
-    // Near misses: another port, other clients, no connection at all, and a wish.
+    assert!(said.stderr.contains("help: choose another port, or use `--force`"), "{said:?}");
+    assert_eq!(snapshot(&net), before);
+    // Near misses: another port, other clients, a malformed variable, and `--force`.
     for arguments in [&["add", "23", "172.17.0.3"][..], &["add", "22", "172.17.0.3", "--from", "198.51.100.0/24"]] {
         let said = over_ssh(&net, connection, arguments);
         assert_eq!(said.code, 0, "{said:?}");
     }
     assert_eq!(over_ssh(&net, "what is this", &["add", "22", "172.17.0.3", "--dry-run"]).code, 0);
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--force"]).code, 0);
-    // Where it goes changes nothing that was not so before.
+    // Changing a forward that already takes the connection is allowed.
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--comment", "x"]).code, 0);
 }
 
 #[test]
-fn in_another_namespace_its_sockets_count_and_the_ssh_connection_does_not() {
+fn with_netns_its_listeners_count_and_the_ssh_connection_does_not() {
     if !privileged() {
         return;
     }
-    let (net, there) = (Net::new(), Named::new());
+    let (net, named) = (Net::new(), NamedNetns::new());
     let _here = listen(&net, "0.0.0.0:80");
     let add =
-        |port: &str| over_ssh(&net, "192.0.2.2 50000 192.0.2.1 22", &["--netns", &there.0, "add", port, "172.17.0.3"]);
+        |port: &str| over_ssh(&net, "192.0.2.2 50000 192.0.2.1 22", &["--netns", &named.0, "add", port, "172.17.0.3"]);
     for port in ["22", "80"] {
         let said = add(port);
         assert_eq!(said.code, 0, "{said:?}");
     }
-    let file = std::fs::File::open(format!("/run/netns/{}", there.0)).expect("it is there");
+    let file = std::fs::File::open(format!("/run/netns/{}", named.0)).expect("the namespace exists");
     let _listener = std::thread::spawn(move || {
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("entered");
         TcpListener::bind("0.0.0.0:81").expect("bind")

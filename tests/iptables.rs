@@ -1,11 +1,37 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use portfwd::engine::{self, Choice, Engine};
+use ::iptables::IPTables;
+use portfwd::engine::{Choice, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
 use portfwd::store::{State, Unusable};
 
 use crate::support::{BOTH, Net, PORTFWD, ask, examples, file, ours, portfwd, privileged};
+
+/// Returns the crate `iptables` with a program of this variant in a fixed directory. Its own constructor searches `PATH`.
+///
+/// The crate runs the program in the namespace of the calling thread. `is_numeric` stays false: `-S` refuses `-n`, and the
+/// crate then returns an empty list.
+pub fn peer(word: &str, variant: Variant) -> IPTables {
+    let cmd = match (word, variant) {
+        ("iptables", Variant::Nft) => "/usr/sbin/iptables-nft",
+        ("iptables", Variant::Legacy) => "/usr/sbin/iptables-legacy",
+        ("ip6tables", Variant::Nft) => "/usr/sbin/ip6tables-nft",
+        ("ip6tables", Variant::Legacy) => "/usr/sbin/ip6tables-legacy",
+        _ => panic!("no program is called {word}"),
+    };
+    IPTables { cmd, has_check: true, has_wait: true, is_numeric: false }
+}
+
+/// Lists the tables that portfwd writes to. The crate returns a list without policies if the program failed.
+pub fn listed(peer: &IPTables) -> Vec<String> {
+    let list = |table| {
+        let lines = peer.list_table(table).expect("the program starts");
+        assert!(lines.contains(&"-P PREROUTING ACCEPT".to_owned()), "{table}: {lines:?}");
+        lines.into_iter().map(move |line| format!("{table} {line}"))
+    };
+    ["nat", "mangle"].into_iter().flat_map(list).collect()
+}
 
 #[test]
 fn examples_are_applied_listed_and_flushed() {
@@ -62,6 +88,51 @@ fn one_forward_from_add_to_rm() {
         net.chains(variant, &["rm", "8080", "8081"]);
         assert_eq!(net.tcp("192.0.2.1:8080"), "ConnectionRefused");
         assert!(!net.saved(variant).contains("PORTFWD"));
+    }
+}
+
+#[test]
+fn the_crate_iptables_finds_the_forward_and_the_foreign_rules() {
+    if !privileged() {
+        return;
+    }
+    for variant in BOTH {
+        let net = Net::new();
+        let other = BOTH.into_iter().find(|other| *other != variant).expect("two");
+        let both = |job: &(dyn Fn(&str) + Sync)| net.in_host(|| ["iptables", "ip6tables"].into_iter().for_each(job));
+        both(&|word| {
+            let peer = peer(word, variant);
+            peer.new_chain("nat", "NEIGHBOUR").expect("made");
+            peer.append("nat", "NEIGHBOUR", "-p tcp -m tcp --dport 22 -j RETURN").expect("appended");
+            peer.insert("nat", "PREROUTING", "-j NEIGHBOUR", 1).expect("inserted");
+            peer.set_policy("mangle", "FORWARD", "DROP").expect("set");
+        });
+        let foreign = |word| net.in_host(|| listed(&peer(word, variant)));
+        let before = ["iptables", "ip6tables"].map(foreign);
+        net.chains(variant, &["add", "8080", "172.17.0.3:80"]);
+        net.chains(variant, &["add", "8080", "[fd00:17::3]:80"]);
+        both(&|word| {
+            let peer = peer(word, variant);
+            let to = if word == "iptables" { "172.17.0.3:80" } else { "[fd00:17::3]:80" };
+            // ip6tables-legacy 1.8.9 compares no ports and no addresses for `exists`, so the chain is listed.
+            let rule = format!("-A PORTFWD-forwards -p tcp -m tcp --dport 8080 -j DNAT --to-destination {to}");
+            let forwards = peer.list("nat", "PORTFWD-forwards").expect("the program starts");
+            assert_eq!(forwards, ["-N PORTFWD-forwards", &rule], "{variant:?} {word}");
+            let exists = |rule| peer.exists("nat", "NEIGHBOUR", rule).expect("the program starts");
+            assert!(exists("-p tcp -m tcp --dport 22 -j RETURN") && !exists("-j RETURN"), "{variant:?} {word}");
+            assert!(peer.chain_exists("nat", "PORTFWD.PREROUTING").expect("the program starts"));
+            let chain = peer.list("nat", "PREROUTING").expect("the program starts");
+            let jumps = ["-P PREROUTING ACCEPT", "-A PREROUTING -j PORTFWD.PREROUTING", "-A PREROUTING -j NEIGHBOUR"];
+            assert_eq!(chain, jumps, "{variant:?} {word}");
+            assert_eq!(peer.get_policy("mangle", "FORWARD").expect("a policy"), "DROP");
+        });
+        both(&|word| {
+            let lines = listed(&peer(word, other));
+            assert!(lines.iter().all(|line| line.contains(" -P ")), "{other:?} {word}: {lines:?}");
+        });
+        net.chains(variant, &["flush"]);
+        assert_eq!(["iptables", "ip6tables"].map(foreign), before, "{variant:?}");
+        both(&|word| assert!(!peer(word, variant).chain_exists("nat", "PORTFWD.PREROUTING").expect("it starts")));
     }
 }
 
@@ -167,7 +238,7 @@ fn from_one_backend_to_another_no_connection_is_lost() {
             for variant in BOTH {
                 let other = BOTH.into_iter().find(|other| *other != variant).expect("two");
                 let said = net.chains(variant, &["apply", &path]);
-                assert!(said.stderr.contains("note: the rules that"), "{said:?}");
+                assert!(said.stderr.contains("note: removed the rules of portfwd from "), "{said:?}");
                 assert!(net.saved(variant).contains("PORTFWD") && !net.saved(other).contains("PORTFWD"));
                 assert!(!table(&net));
             }
@@ -213,7 +284,7 @@ fn without_nf_tables_iptables_does_the_work() {
     };
     let said = run(&["add", "8080", "172.17.0.3:80"]);
     assert_eq!(said.code, 0, "{said:?}");
-    let note = "note: this kernel has no nf_tables; iptables-legacy is used instead";
+    let note = "note: this kernel has no nf_tables; portfwd uses iptables-legacy instead";
     assert!(said.stderr.contains(note), "{said:?}");
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     assert!(run(&["list"]).stdout.contains("live"));
@@ -229,16 +300,20 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
     let net = Net::new();
     let keep = |kernel: String| {
         net.in_host(|| {
-            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let mut engine =
+                Engine::open(Storage::ReadWrite(net.state.path()), Choice::Nft, Scope::Full).expect("opens");
             let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
             let after = State { unusable, ..engine.state().clone() };
-            engine::commit(&mut engine, after).expect("commits");
+            engine.commit(after, Options::default()).expect("commits");
         });
     };
     let now = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
     keep(now.trim().to_owned());
     let said = net.ok(&["add", "80", "172.17.0.3"]);
-    assert!(said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; iptables-"), "{said:?}");
+    assert!(
+        said.stderr.contains("note: the nf_tables of this kernel lacks a part of it; portfwd uses iptables-"),
+        "{said:?}"
+    );
     assert!(net.ok(&["list"]).stdout.contains("live") && !net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
     // Another kernel may have it.
     keep("0.0".into());
@@ -269,7 +344,7 @@ fn what_others_put_into_our_chains_is_named() {
         }
         net.others(variant, "iptables", "*nat\n:PORTFWD-evil - [0:0]\nCOMMIT\n");
         let said = net.chains(variant, &["list"]);
-        assert_eq!(said.stderr.matches("is not ours; `portfwd apply` removes it").count(), foreign.len(), "{said:?}");
+        assert_eq!(said.stderr.matches("is foreign; `portfwd apply` removes it").count(), foreign.len(), "{said:?}");
         assert!(said.stdout.contains("live") && !said.stdout.contains("missing"), "{said:?}");
         let planned = net.try_chains(variant, &["plan", "--detailed-exitcode", "rules/quickstart.toml"]);
         assert_eq!((planned.code, planned.stdout.matches("- ").count()), (3, foreign.len()), "{planned:?}");

@@ -2,13 +2,13 @@ use std::process::Command;
 
 use crate::support::{Net, PORTFWD, Said, file, privileged};
 
-fn many(count: u32) -> String {
+fn forwards_toml(count: u32) -> String {
     (1..=count).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n")).collect()
 }
 
-/// Runs the program under strace and gives the sizes of what it sent in batches.
+/// Runs portfwd under strace and returns the size of each batch that it sends, in bytes.
 fn batches(net: &Net, arguments: &[&str]) -> Vec<usize> {
-    // A file for each thread, so that no line is torn.
+    // One file per thread, so that strace splits no line.
     let directory = tempfile::tempdir().expect("directory");
     let log = directory.path().join("strace");
     let said: Said = net.in_host(|| {
@@ -32,7 +32,7 @@ fn apply_is_one_batch_and_one_more_forward_is_one_element() {
         return;
     }
     let net = Net::new();
-    let set = file(&net.state, &many(60_000));
+    let set = file(&net.state, &forwards_toml(60_000));
     let sent = batches(&net, &["apply", &set.to_string_lossy()]);
     assert_eq!(sent.len(), 1, "{sent:?}");
     let sent = batches(&net, &["add", "60001", "172.17.0.3:80"]);
@@ -44,7 +44,7 @@ fn apply_is_one_batch_and_one_more_forward_is_one_element() {
 }
 
 #[test]
-fn plan_after_apply_is_empty_and_drift_is_mended() {
+fn plan_after_apply_is_empty_and_apply_repairs_drift() {
     if !privileged() {
         return;
     }
@@ -58,13 +58,13 @@ fn plan_after_apply_is_empty_and_drift_is_mended() {
         assert_eq!(planned.stdout, "0 to add, 0 to change, 0 to remove\n", "{name}");
         let list = net.ok(&["list"]);
         assert!(!list.stdout.contains("missing") && !list.stdout.contains("foreign"), "{list:?}");
-        let whole = net.nft(&["-n", "list", "ruleset"]).stdout;
-        // Somebody empties a chain, deletes an element, or adds things of his own.
+        let expected = net.nft(&["-n", "list", "ruleset"]).stdout;
+        // Drift: a flushed chain and a foreign set.
         net.nft(&["flush", "chain", "inet", "portfwd", "nat-prerouting"]);
         net.nft(&["add", "set", "inet", "portfwd", "strange", "{ type ipv4_addr; }"]);
         assert_eq!(net.portfwd(&["plan", "--detailed-exitcode", &path]).code, 3);
         net.ok(&["apply", &path]);
-        assert_eq!(net.nft(&["-n", "list", "ruleset"]).stdout.len(), whole.len(), "{name}");
+        assert_eq!(net.nft(&["-n", "list", "ruleset"]).stdout.len(), expected.len(), "{name}");
         net.nft(&["flush", "ruleset"]);
         assert!(net.ok(&["list"]).stdout.contains("missing"));
         net.ok(&["apply", &path]);
@@ -94,20 +94,20 @@ fn a_dry_run_and_a_plan_change_nothing() {
 }
 
 #[test]
-fn others_tables_stay_as_they_are() {
+fn foreign_tables_stay_unchanged() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.nft(&["add table inet other; add chain inet other c { type nat hook prerouting priority -100; }; add rule inet other c tcp dport 81 counter redirect to :82"]);
-    let others = || net.nft(&["list", "table", "inet", "other"]).stdout;
-    let before = others();
+    let foreign = || net.nft(&["list", "table", "inet", "other"]).stdout;
+    let before = foreign();
     assert!(before.contains("counter"), "{before}");
     net.ok(&["add", "8080", "172.17.0.3:80"]);
     net.ok(&["rm", "8080"]);
     net.ok(&["apply", "rules/docker.toml"]);
     net.ok(&["flush"]);
-    assert_eq!(others(), before);
+    assert_eq!(foreign(), before);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn two_files_in_either_order_give_the_same_rules() {
         }
         let list = net.ok(&["list"]).stdout;
         let text = net.nft(&["-n", "-t", "list", "ruleset"]).stdout;
-        // nft(8) lists objects in the order in which they were made; what is in each must be the same.
+        // nft(8) lists objects in creation order, so the test sorts them.
         let mut objects: Vec<String> = text.split("\n\n").map(|object| object.trim().to_owned()).collect();
         objects.iter_mut().for_each(|object| {
             *object = object.replace("table inet portfwd {\n", "").replace("\n}", "").trim().to_owned()
@@ -134,7 +134,7 @@ fn two_files_in_either_order_give_the_same_rules() {
 }
 
 #[test]
-fn somebody_else_who_commits_all_the_time_does_not_stop_us() {
+fn constant_foreign_commits_do_not_stop_add() {
     if !privileged() {
         return;
     }
@@ -155,24 +155,24 @@ fn somebody_else_who_commits_all_the_time_does_not_stop_us() {
 }
 
 #[test]
-fn an_element_of_another_hand_is_shown_and_removed() {
+fn a_foreign_element_is_reported_and_removed() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    // An element whose comment is none of ours, as another hand could leave it.
+    // A foreign element. Its comment is not a rule-set name.
     let foreign = "add element inet portfwd ip-ports { tcp . 9 comment \"not a set name!\" : 10.0.0.1 . 9 }";
     assert_eq!(net.nft(&[foreign]).code, 0);
     let list = net.ok(&["list"]);
-    assert!(list.stderr.contains("an element of map ip-ports in our table is not ours"), "{list:?}");
+    assert!(list.stderr.contains("an element of map ip-ports in table inet portfwd is foreign"), "{list:?}");
     net.ok(&["add", "8081", "172.17.0.3:80"]);
     assert!(!net.nft(&["list", "ruleset"]).stdout.contains("not a set name"));
 }
 
 #[test]
 fn a_refused_element_is_named() {
-    use portfwd::model::{Asked, Forward, RuleSet, SetName};
+    use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
     use portfwd::nft::transaction::{CommitError, Connection};
     use portfwd::nft::{compile::compile, decode::decode, diff::diff, element, encode::encode};
     if !privileged() {
@@ -183,15 +183,15 @@ fn a_refused_element_is_named() {
         let listen = format!("{port}").parse().expect("listen");
         set.forwards.push(Forward::new(listen, "10.0.0.1".parse().expect("target")));
     }
-    let mut asked = Asked::default();
-    asked.add(&set).expect("valid");
-    let program = compile(&asked).expect("compiles");
+    let mut desired = DesiredState::default();
+    desired.add(&set).expect("valid");
+    let program = compile(&desired).expect("compiles");
     let net = Net::new();
     net.in_host(|| {
         let mut connection = Connection::open().expect("opens");
         let (live, generation) = decode(&mut connection).expect("reads");
         connection.commit(&encode(&diff(&live, &program), generation)).expect("commits");
-        // One element more is asked for than the kernel is believed to hold, but it holds it.
+        // The program `believed` lacks an element that the kernel contains, so adding the element fails with EEXIST.
         let (mut believed, generation) = decode(&mut connection).expect("reads");
         let elements = &mut believed.maps.get_mut("ip-ports").expect("the map").elements;
         let keys: Vec<_> = elements.keys().cloned().collect();
@@ -208,9 +208,9 @@ fn a_refused_element_is_named() {
         };
         assert_eq!(error.raw_os_error(), Some(17), "{error}");
         let (name, key, element) = batch.element_at(seq, offset).expect("an element");
-        let forward = element::read(&name.parse().expect("a map of ours"), key, element).expect("a forward");
+        let forward = element::read(&name.parse().expect("a map of portfwd"), key, element).expect("a forward");
         assert_eq!(forward.rule.to_string(), "300/tcp -> 10.0.0.1:300");
-        // A batch that was decided on an older generation is refused whole.
+        // The kernel refuses a batch with an older generation.
         let stale = connection.commit(&encode(&diff(&program, &believed), generation - 1));
         assert!(matches!(stale, Err(CommitError::Stale)), "{stale:?}");
         assert_eq!(decode(&mut connection).expect("reads").0.element_count(), 300);
@@ -218,7 +218,7 @@ fn a_refused_element_is_named() {
 }
 
 #[test]
-fn a_dormant_table_is_shown_and_mended() {
+fn a_dormant_table_is_reported_and_repaired() {
     if !privileged() {
         return;
     }

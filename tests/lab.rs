@@ -1,4 +1,4 @@
-use crate::machine::{Machine, is_bare, killed_anywhere};
+use crate::machine::{Machine, is_bare, kill_at_system_calls};
 use crate::support::{PORTFWD, privileged, root};
 
 const RED_BLUE: &str = "rules/lab/red-blue.toml";
@@ -14,19 +14,19 @@ fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
     assert!(machine.pings("red", "192.168.15.2") && machine.pings("blue", "192.168.15.1"));
     assert!(!machine.pings("red", "192.168.15.3"));
     let mut names: Vec<_> = machine
-        .says("ip", &["netns", "list"])
+        .stdout_of("ip", &["netns", "list"])
         .lines()
         .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
         .collect();
     names.sort_unstable();
     assert_eq!(names, ["blue", "red"]);
     for (name, address) in [("red", "192.168.15.1/24"), ("blue", "192.168.15.2/24")] {
-        let seen = machine.says("ip", &["-n", name, "-br", "-4", "addr", "show", "dev", &format!("veth-{name}")]);
+        let seen = machine.stdout_of("ip", &["-n", name, "-br", "-4", "addr", "show", "dev", &format!("veth-{name}")]);
         assert!(seen.contains("UP") && seen.contains(address), "{seen}");
         let inside = machine.ok(&["exec", name, "--", "ls", "/sys/class/net"]);
         assert_eq!(inside, format!("lo\nveth-{name}\n"));
     }
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "the host has nothing of it");
+    assert_eq!(machine.stdout_of("ip", &["-br", "link"]).lines().count(), 1, "no new interface on the host");
     assert_eq!(machine.lab(&["exec", "red", "--", "sh", "-c", "exit 7"]).code, 7);
     machine.ok(&["down", RED_BLUE]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
@@ -45,9 +45,9 @@ fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
             assert!(machine.pings(from, &format!("192.168.15.{to}")), "{from} to {to}");
         }
         assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", &format!("192.168.15.{}", index + 1)]).code, 0);
-        let port = machine.says("bridge", &["link", "show", "dev", &format!("veth-{from}-br")]);
+        let port = machine.stdout_of("bridge", &["link", "show", "dev", &format!("veth-{from}-br")]);
         assert!(port.contains("master v-net-0 state forwarding"), "{port}");
-        let route = machine.says("ip", &["-n", from, "route", "show", "default"]);
+        let route = machine.stdout_of("ip", &["-n", from, "route", "show", "default"]);
         assert!(route.starts_with("default via 192.168.15.5"), "{route}");
     }
     machine.ok(&["down", "bridge"]);
@@ -55,19 +55,19 @@ fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
 }
 
 #[test]
-fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
+fn a_second_up_changes_nothing_and_recreates_lost_objects() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
     machine.ok(&["up", BRIDGE]);
-    let look = || machine.says("ip", &["-o", "link"]) + &machine.says("ip", &["-n", "red", "-o", "addr"]);
-    let before = look();
+    let snapshot = || machine.stdout_of("ip", &["-o", "link"]) + &machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
+    let before = snapshot();
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
-    assert_eq!(look(), before);
-    machine.says("ip", &["netns", "del", "blue"]);
-    machine.says("ip", &["-n", "gray", "link", "del", "veth-gray"]);
-    machine.says("ip", &["-n", "orange", "route", "del", "default"]);
+    assert_eq!(snapshot(), before);
+    machine.stdout_of("ip", &["netns", "del", "blue"]);
+    machine.stdout_of("ip", &["-n", "gray", "link", "del", "veth-gray"]);
+    machine.stdout_of("ip", &["-n", "orange", "route", "del", "default"]);
     assert!(machine.ok(&["list"]).contains("partial"));
     let planned = machine.ok(&["up", BRIDGE, "--dry-run"]);
     assert!(planned.contains("+ namespace `blue`") && !planned.contains("`red`"), "{planned}");
@@ -80,7 +80,7 @@ fn a_second_time_changes_nothing_and_what_is_lost_is_made_again() {
 }
 
 #[test]
-fn what_stands_on_an_address_that_goes_is_made_again() {
+fn routes_are_recreated_after_their_address_changes() {
     if !privileged() {
         return;
     }
@@ -95,10 +95,10 @@ fn what_stands_on_an_address_that_goes_is_made_again() {
     for addresses in ["\"10.1.0.2/24\"", "\"10.1.0.3/24\"", "\"10.1.0.4/24\", \"10.1.0.5/24\"", "\"10.1.0.5/24\""] {
         machine.ok(&["up", &lab(addresses)]);
         assert!(machine.ok(&["list", "--json"]).contains(r#""state":"up""#), "{addresses}");
-        assert!(machine.says("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
+        assert!(machine.stdout_of("ip", &["-n", "red", "route"]).contains("default via 10.1.0.1"), "{addresses}");
         for address in addresses.split(", ") {
-            let held = machine.says("ip", &["-n", "red", "-o", "addr"]);
-            assert!(held.contains(address.trim_matches('"')), "{addresses}: {held}");
+            let addresses_now = machine.stdout_of("ip", &["-n", "red", "-o", "addr"]);
+            assert!(addresses_now.contains(address.trim_matches('"')), "{addresses}: {addresses_now}");
         }
     }
     machine.ok(&["down"]);
@@ -121,23 +121,23 @@ fn a_route_of_another_lab_is_refused_and_stays() {
     };
     machine.ok(&["up", &lab("a", 1)]);
     let said = machine.lab(&["up", &lab("b", 2)]);
-    assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 already"), "{said:?}");
-    assert!(machine.says("ip", &["route"]).contains("10.50.0.0/16"));
+    assert!(said.code == 6 && said.stderr.contains("route 10.50.0.0/16 via 10.1.0.2 exists"), "{said:?}");
+    assert!(machine.stdout_of("ip", &["route"]).contains("10.50.0.0/16"));
     machine.ok(&["down"]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
 }
 
 #[test]
-fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
+fn a_failed_last_journal_write_is_only_a_warning() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    // The first is the note before anything is made.
+    // The first rename writes the journal before `up` creates anything.
     let inject = "inject=rename:error=ENOSPC:when=2";
     let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
     assert!(
-        said.code == 0 && said.stderr.contains("could not be noted") && said.stderr.contains("No space"),
+        said.code == 0 && said.stderr.contains("could not be recorded") && said.stderr.contains("No space"),
         "{said:?}"
     );
     assert!(machine.pings("red", "192.168.15.2"));
@@ -147,7 +147,7 @@ fn what_cannot_be_noted_at_the_end_is_done_all_the_same() {
 }
 
 #[test]
-fn a_command_has_its_signals_as_usual() {
+fn exec_restores_the_default_signal_handling() {
     if !privileged() {
         return;
     }
@@ -155,30 +155,30 @@ fn a_command_has_its_signals_as_usual() {
     machine.ok(&["up", RED_BLUE]);
     let said = machine.lab(&["exec", "red", "--", "grep", "SigIgn", "/proc/self/status"]);
     let ignored = said.stdout.trim().rsplit('\t').next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    // SIGPIPE, which Rust's own programs ignore.
+    // SIGPIPE, which the Rust runtime ignores by default.
     assert_eq!(ignored.map(|mask| mask >> 12 & 1), Some(0), "{said:?}");
 }
 
 #[test]
-fn a_host_that_may_not_be_entered_is_none_that_is_gone() {
+fn down_fails_if_it_may_not_enter_the_host() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "h"]);
+    machine.stdout_of("ip", &["netns", "add", "h"]);
     let bridge = machine.file("name = \"b\"\n[[bridge]]\nname = \"br0\"\naddress = [\"10.1.0.1/24\"]\n");
     machine.ok(&["up", "--netns", "h", &bridge]);
     let nobody = ["--bounding-set", "-sys_admin", "--inh-caps", "-all", PORTFWD, "lab", "down", "b"];
     let said = machine.run("setpriv", &nobody);
     assert_eq!(said.code, 5, "{said:?}");
-    assert!(machine.says("ip", &["-n", "h", "link"]).contains("br0"));
+    assert!(machine.stdout_of("ip", &["-n", "h", "link"]).contains("br0"));
     machine.ok(&["down", "b"]);
-    assert!(!machine.says("ip", &["-n", "h", "link"]).contains("br0"));
-    machine.says("ip", &["netns", "del", "h"]);
+    assert!(!machine.stdout_of("ip", &["-n", "h", "link"]).contains("br0"));
+    machine.stdout_of("ip", &["netns", "del", "h"]);
 }
 
 #[test]
-fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
+fn up_removes_undescribed_objects_and_keeps_the_rest() {
     if !privileged() {
         return;
     }
@@ -186,15 +186,15 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     let text = std::fs::read_to_string(root().join(RED_BLUE)).expect("readable");
     let first = machine.file(&format!("name = \"x\"\n{text}"));
     machine.ok(&["up", &first]);
-    let inode = || machine.says("stat", &["-c", "%i", "/run/netns/red"]);
-    let link = || machine.says("ip", &["-n", "red", "-br", "link"]);
+    let inode = || machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]);
+    let link = || machine.stdout_of("ip", &["-n", "red", "-br", "link"]);
     let before = (inode(), link());
     let other =
         text.replace("192.168.15.1/24", "192.168.15.7/24") + "[[namespace]]\nname = \"green\"\nforward = true\n";
     let said = machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{other}"))]);
-    let words: Vec<&str> = said.lines().collect();
+    let lines: Vec<&str> = said.lines().collect();
     assert_eq!(
-        words,
+        lines,
         [
             "- address 192.168.15.1/24 of `veth-red` in `red`",
             "+ namespace `green`",
@@ -206,7 +206,7 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
     assert_eq!((inode(), link()), before);
     assert!(machine.pings("blue", "192.168.15.7") && !machine.pings("blue", "192.168.15.1"));
     assert_eq!(machine.ok(&["exec", "green", "--", "cat", "/proc/sys/net/ipv4/ip_forward"]), "1\n");
-    // The same end, joined to somebody else: the pair is another one, with its address.
+    // The same end with a new peer: `up` makes a new pair and sets the address again.
     let moved = other.replace("\"blue\"", "\"green2\"").replace("\"green\"", "\"blue\"");
     machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{moved}"))]);
     assert!(machine.pings("green2", "192.168.15.7"));
@@ -215,36 +215,36 @@ fn what_a_file_no_longer_describes_goes_and_what_stays_is_not_touched() {
 }
 
 #[test]
-fn what_others_made_is_refused_and_stays() {
+fn foreign_objects_are_refused_and_stay() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "red"]);
-    machine.says("ip", &["link", "add", "v-net-0", "type", "bridge"]);
-    let before = machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]);
+    machine.stdout_of("ip", &["netns", "add", "red"]);
+    machine.stdout_of("ip", &["link", "add", "v-net-0", "type", "bridge"]);
+    let before = machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]);
     let said = machine.lab(&["up", RED_BLUE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is a namespace `red` already"), "{said:?}");
+    assert!(said.stderr.contains("the namespace `red` exists"), "{said:?}");
     let bridge = machine.file("name = \"b\"\n[[namespace]]\nname = \"green\"\n[[bridge]]\nname = \"v-net-0\"\n");
     let said = machine.lab(&["up", &bridge]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("there is an interface `v-net-0` already in the host"), "{said:?}");
-    assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "it is no lab's");
-    assert_eq!(machine.traces() + &machine.says("stat", &["-c", "%i", "/run/netns/red"]), before);
-    // What takes the place of something of ours is no more ours.
-    machine.says("ip", &["netns", "del", "red"]);
+    assert!(said.stderr.contains("the interface `v-net-0` exists in the host"), "{said:?}");
+    assert_eq!(machine.lab(&["exec", "red", "--", "true"]).code, 1, "the namespace belongs to no lab");
+    assert_eq!(machine.traces() + &machine.stdout_of("stat", &["-c", "%i", "/run/netns/red"]), before);
+    // A foreign namespace that replaces the lab's namespace does not belong to the lab.
+    machine.stdout_of("ip", &["netns", "del", "red"]);
     machine.ok(&["up", RED_BLUE]);
-    machine.says("ip", &["netns", "del", "red"]);
-    machine.says("ip", &["netns", "add", "red"]);
+    machine.stdout_of("ip", &["netns", "del", "red"]);
+    machine.stdout_of("ip", &["netns", "add", "red"]);
     let said = machine.lab(&["down"]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.stderr.contains("the namespace `red` is not what the lab made; it stays"), "{said:?}");
-    assert_eq!(machine.says("ip", &["netns", "list"]), "red\n");
+    assert!(said.stderr.contains("kept the namespace `red`: the lab did not make it"), "{said:?}");
+    assert_eq!(machine.stdout_of("ip", &["netns", "list"]), "red\n");
 }
 
 #[test]
-fn what_fails_half_way_is_taken_back() {
+fn a_failed_up_is_rolled_back() {
     if !privileged() {
         return;
     }
@@ -256,17 +256,17 @@ fn what_fails_half_way_is_taken_back() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("cannot make the route 203.0.113.0/24 via 198.51.100.1 in `gray`"), "{said:?}");
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
-    // A lab that is up stays as it was.
+    // After a failed change, a running lab is unchanged.
     machine.ok(&["up", BRIDGE]);
     assert_eq!(machine.lab(&["up", &broken]).code, 1);
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
     machine.ok(&["down"]);
-    // Mounts that the kernel refuses, one after the other.
+    // Lets the first, the second and each further mount fail.
     let mut failed = 0;
     for when in 1..=8 {
         let inject = format!("inject=mount:error=ENOMEM:when={when}");
-        let ours = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab", "up", RED_BLUE];
-        if machine.run("strace", &ours).code == 0 {
+        let strace_args = ["-f", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab", "up", RED_BLUE];
+        if machine.run("strace", &strace_args).code == 0 {
             machine.ok(&["down"]);
         } else {
             failed += 1;
@@ -277,14 +277,14 @@ fn what_fails_half_way_is_taken_back() {
 }
 
 #[test]
-fn killed_at_any_system_call_down_leaves_no_trace() {
+fn killed_at_any_system_call_then_down_leaves_no_trace() {
     if privileged() {
-        killed_anywhere(&Machine::new(), BRIDGE, "blue", 9);
+        kill_at_system_calls(&Machine::new(), BRIDGE, "blue", 9);
     }
 }
 
 #[test]
-fn two_at_once_wait_for_each_other() {
+fn concurrent_ups_wait_for_each_other() {
     if !privileged() {
         return;
     }
@@ -299,15 +299,15 @@ fn two_at_once_wait_for_each_other() {
 }
 
 #[test]
-fn for_one_command_it_needs_no_root_and_leaves_nothing() {
+fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
     let ping = ["busybox", "ping", "-c1", "-W2", "192.168.15.2"];
     let inside = |before: &[&str]| {
-        let ours = [PORTFWD, "lab", "exec", "--file", RED_BLUE, "red", "--"];
-        let all = [before, &ours, &ping].concat();
+        let exec_args = [PORTFWD, "lab", "exec", "--file", RED_BLUE, "red", "--"];
+        let all = [before, &exec_args, &ping].concat();
         machine.run(all[0], &all[1..])
     };
     let said = inside(&[]);
@@ -321,7 +321,7 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
         assert_eq!(said.code, 0, "{said:?}");
     }
     assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
-    // Without it, it says what is missing, and takes what it may not see for nothing else.
+    // `list` and `up` need root. They report the missing privilege, and do not report unreadable objects as missing.
     machine.ok(&["up", RED_BLUE]);
     let list = [&nobody[..], &[PORTFWD, "lab", "list"]].concat();
     let said = machine.run(list[0], &list[1..]);
@@ -333,38 +333,43 @@ fn for_one_command_it_needs_no_root_and_leaves_nothing() {
 }
 
 #[test]
-fn the_host_may_be_a_named_namespace_and_is_found_again() {
+fn the_host_can_be_a_named_namespace() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
     for name in ["host", "other"] {
-        machine.says("ip", &["netns", "add", name]);
+        machine.stdout_of("ip", &["netns", "add", name]);
     }
-    let notes = machine.directory.path().join("state").to_string_lossy().into_owned();
+    let state = machine.directory.path().join("state").to_string_lossy().into_owned();
     let on = |name: &str, arguments: &[&str]| {
-        machine.run(PORTFWD, &[&["--netns", name, "--state-dir", &notes, "lab"], arguments].concat())
+        machine.run(PORTFWD, &[&["--netns", name, "--state-dir", &state, "lab"], arguments].concat())
     };
     let said = on("host", &["up", BRIDGE]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert!(machine.says("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the caller's own");
-    assert_eq!(machine.ok(&["list"]).lines().count(), 1, "it is noted in the other directory");
+    assert!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).contains("v-net-0"));
+    assert_eq!(
+        machine.stdout_of("ip", &["-br", "link"]).lines().count(),
+        1,
+        "no new interface in the caller's namespace"
+    );
+    assert_eq!(machine.ok(&["list"]).lines().count(), 1, "the journal is in the other state directory");
     let said = on("other", &["up", BRIDGE]);
     assert_eq!(said.code, 6, "{said:?}");
-    assert!(said.stderr.contains("help: say `--netns host`"), "{said:?}");
+    assert!(said.stderr.contains("help: use `--netns host`"), "{said:?}");
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
-    // Taken down from anywhere, the host's part goes too.
+    // `down` works from any namespace and removes the host's part too.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);
-    assert_eq!(machine.says("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
-    let mut names: Vec<_> = machine.says("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
+    assert_eq!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
+    let mut names: Vec<_> = machine.stdout_of("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
     names.sort_unstable();
     assert_eq!(names, ["host", "other"]);
-    // A host that is gone took what was in it along.
+    // The deleted host namespace took its interfaces with it, so `down` still succeeds.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
-    machine.says("ip", &["netns", "del", "host"]);
-    assert_eq!(on("other", &["down"]).code, 0);
-    assert_eq!(machine.says("ls", &["-A", "/run/netns"]), "other\n");
+    machine.stdout_of("ip", &["netns", "del", "host"]);
+    let said = on("other", &["down"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(machine.stdout_of("ls", &["-A", "/run/netns"]), "other\n");
 }
 
 #[test]
@@ -415,7 +420,7 @@ fn both_families_and_several_hops_are_routed() {
     machine.ok(&["up", &chain]);
     assert!(machine.pings("a", "10.2.0.2") && machine.pings("a", "fd00:2::2"));
     assert_eq!(machine.ok(&["up", &chain]), "chain: unchanged\n");
-    // The same as its own description, without the routes.
+    // The same lab without its routes.
     let text = std::fs::read_to_string(&chain).expect("readable");
     let without = text.split("[[route]]").next().unwrap_or_default();
     let said = machine.ok(&["up", &machine.file(without)]);
@@ -426,7 +431,7 @@ fn both_families_and_several_hops_are_routed() {
 }
 
 #[test]
-fn every_example_goes_up_and_comes_down_without_a_trace() {
+fn every_example_goes_up_and_down_without_a_trace() {
     if !privileged() {
         return;
     }

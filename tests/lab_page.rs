@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::machine::Machine;
 use crate::support::{PORTFWD, privileged, root};
 
-/// A machine on which commands are run as somebody who learns would, and what is evened out of what they print.
-struct Learner {
+/// A machine that runs the commands of the page, and the normalizer of their output.
+struct PageRunner {
     machine: Machine,
-    known: Known,
+    normalizer: Normalizer,
 }
 
-impl Learner {
+impl PageRunner {
     fn new() -> Self {
         let machine = Machine::new();
         let here = machine.directory.path();
@@ -23,41 +23,41 @@ impl Learner {
         }
         std::fs::create_dir(here.join("bin")).expect("made");
         symlink(PORTFWD, here.join("bin/portfwd")).expect("linked");
-        let busybox = machine.says("sh", &["-c", "command -v busybox"]);
+        let busybox = machine.stdout_of("sh", &["-c", "command -v busybox"]);
         for name in ["ping", "nc", "arp", "sysctl"] {
             symlink(busybox.trim(), here.join("bin").join(name)).expect("linked");
         }
-        // The state of rule sets is as much its own as /run is.
-        machine.says("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
-        Self { machine, known: Known::default() }
+        // A private directory for the state of rule sets, like the private /run.
+        machine.stdout_of("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
+        Self { machine, normalizer: Normalizer::default() }
     }
 
-    /// Starts Open vSwitch on this machine.
+    /// Starts Open vSwitch in the machine. Panics if it is not installed.
     fn start_open_vswitch(&self) {
-        let words = "mkdir -p /run/openvswitch && cd /run/openvswitch && \
+        let script = "mkdir -p /run/openvswitch && cd /run/openvswitch && \
                      ovsdb-tool create conf.db /usr/share/openvswitch/vswitch.ovsschema && \
                      ovsdb-server conf.db --remote=punix:db.sock --pidfile --detach --no-chdir && \
                      ovs-vsctl --no-wait init && ovs-vswitchd --pidfile --detach";
-        self.machine.says("sh", &["-c", words]);
+        self.machine.stdout_of("sh", &["-c", script]);
     }
 
-    /// Runs a command and gives what it prints, evened out.
+    /// Runs a command and returns its normalized output.
     fn run(&mut self, command: &str) -> String {
-        self.settle();
+        self.wait_for_addresses();
         let here = self.machine.directory.path().to_string_lossy().into_owned();
         let script = format!("cd '{here}'; PATH=\"$PWD/bin:$PATH\"; exec 2>&1; {command}");
         let said = self.machine.run("sh", &["-c", &script]);
-        // What a command of the page is to fail at, it says.
+        // Some commands of the page fail on purpose; their output shows it.
         let failed = ["100% packet loss", "unreachable", "refused"].iter().any(|word| said.stdout.contains(word));
         assert!(said.code == 0 || failed, "{command}: {said:?}");
-        self.known.even(&said.stdout)
+        self.normalizer.normalize(&said.stdout)
     }
 
-    /// Waits until each interface that packets go through has an IPv6 address of its own that is not being tried out.
-    fn settle(&self) {
+    /// Waits until each interface with a carrier has a link-local IPv6 address that is not tentative.
+    fn wait_for_addresses(&self) {
         let is_done = |name: Option<&str>| {
             let at = name.map_or_else(Vec::new, |name| vec!["-n", name]);
-            let said = self.machine.says("ip", &[&at[..], &["-j", "addr"]].concat());
+            let said = self.machine.stdout_of("ip", &[&at[..], &["-j", "addr"]].concat());
             let links: Value = serde_json::from_str(&said).expect("JSON");
             links.as_array().expect("a list").iter().all(|link| {
                 let flags = link["flags"].to_string();
@@ -68,47 +68,47 @@ impl Learner {
             })
         };
         for _ in 0..200 {
-            let names = self.machine.says("ip", &["netns", "list"]);
+            let names = self.machine.stdout_of("ip", &["netns", "list"]);
             let mut names = names.lines().filter_map(|line| line.split(' ').next()).map(Some).chain([None]);
             if names.all(is_done) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(25));
         }
-        panic!("some interface has no address of its own");
+        panic!("an interface has no link-local address");
     }
 
-    /// The drawings that were made.
+    /// Returns the SVG files that the commands wrote.
     fn drawings(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.machine.directory.path()).expect("readable").flatten();
         entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "svg")).collect()
     }
 }
 
-impl Drop for Learner {
-    /// Ends what still runs in namespaces, where the page did not come to that.
+impl Drop for PageRunner {
+    /// Ends the processes that still run in namespaces, in case the page did not end them.
     fn drop(&mut self) {
-        let words = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
+        let script = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
                      cat /run/openvswitch/*.pid | xargs -r kill";
-        drop(self.machine.run("sh", &["-c", words]));
+        drop(self.machine.run("sh", &["-c", script]));
     }
 }
 
-/// What was evened out so far: hardware addresses, by their numbers in the page.
+/// Replaces values that differ from run to run: MAC addresses, pids, times. Stores the number of each MAC address.
 #[derive(Default)]
-struct Known(BTreeMap<[u8; 6], u8>);
+struct Normalizer(BTreeMap<[u8; 6], u8>);
 
-impl Known {
-    fn even(&mut self, text: &str) -> String {
+impl Normalizer {
+    fn normalize(&mut self, text: &str) -> String {
         let mut out = String::new();
-        let mut of_processes = false;
+        let mut in_process_table = false;
         for line in text.lines() {
-            if line.starts_with("note: ended ") {
+            if line.starts_with("note: dropped ") {
                 continue;
             }
-            let numbered = process(line).filter(|_| of_processes);
+            let numbered = normalize_process(line).filter(|_| in_process_table);
             let line = numbered.as_deref().unwrap_or(line);
-            of_processes = !line.is_empty() && (of_processes || line.starts_with("  PROCESS "));
+            in_process_table = !line.is_empty() && (in_process_table || line.starts_with("  PROCESS "));
             let line = if line.starts_with("round-trip") { "round-trip min/avg/max = 0.05/0.05/0.05 ms" } else { line };
             let (body, last) = line.trim_end().rsplit_once(' ').unwrap_or(("", line.trim_end()));
             let answered = ["STALE", "DELAY", "PROBE"].contains(&last);
@@ -117,21 +117,21 @@ impl Known {
                 Some((_, rest)) => format!("icmp     1 29 {rest}"),
                 None => line,
             };
-            let words: Vec<String> = line.split(' ').map(|word| self.word(word)).collect();
+            let words: Vec<String> = line.split(' ').map(|word| self.normalize_word(word)).collect();
             out += &words.join(" ");
             out.push('\n');
         }
         out
     }
 
-    fn word(&mut self, word: &str) -> String {
-        if let Some(mac) = mac(word) {
-            let [a, b, c, d, e, f] = self.number(mac);
+    fn normalize_word(&mut self, word: &str) -> String {
+        if let Some(mac) = parse_mac(word) {
+            let [a, b, c, d, e, f] = self.replacement(mac);
             return format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         }
         let (address, length) = word.split_once('/').map_or((word, ""), |(address, length)| (address, length));
-        if let Some(mac) = address.parse().ok().and_then(|address| mac_of(&address)) {
-            let [a, b, c, d, e, f] = self.number(mac).map(u16::from);
+        if let Some(mac) = address.parse().ok().and_then(|address| mac_from_link_local(&address)) {
+            let [a, b, c, d, e, f] = self.replacement(mac).map(u16::from);
             let groups = [a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f];
             let address = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, groups[0] ^ 0x0200, groups[1], groups[2], groups[3]);
             return if length.is_empty() { address.to_string() } else { format!("{address}/{length}") };
@@ -143,8 +143,8 @@ impl Known {
         }
     }
 
-    /// The hardware address that stands for one in the page.
-    fn number(&mut self, mac: [u8; 6]) -> [u8; 6] {
+    /// Returns the MAC address that replaces `mac` in the page.
+    fn replacement(&mut self, mac: [u8; 6]) -> [u8; 6] {
         if mac[0] & 1 == 1 || mac == [0; 6] {
             return mac;
         }
@@ -153,8 +153,8 @@ impl Known {
     }
 }
 
-/// A row of a table of processes, with a number that does not differ from run to run, in a column as wide as it was.
-fn process(line: &str) -> Option<String> {
+/// Replaces the pid in a row of a process table, and keeps the width of the column.
+fn normalize_process(line: &str) -> Option<String> {
     let number = line.trim_start().split(' ').next()?;
     let rest = line.strip_prefix("  ")?.strip_prefix(number)?;
     let behind = rest.trim_start();
@@ -162,26 +162,26 @@ fn process(line: &str) -> Option<String> {
     Some(format!("  {:<width$}{behind}", 4711))
 }
 
-/// `02:00:00:00:00:01`.
-fn mac(word: &str) -> Option<[u8; 6]> {
+/// Parses a MAC address such as `02:00:00:00:00:01`.
+fn parse_mac(word: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> =
         word.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok())?).collect();
     bytes?.try_into().ok()
 }
 
-/// The hardware address that a link-local address was made from (RFC 4291, appendix A).
-fn mac_of(address: &std::net::Ipv6Addr) -> Option<[u8; 6]> {
+/// Returns the MAC address that a link-local address was made from (RFC 4291, appendix A).
+fn mac_from_link_local(address: &std::net::Ipv6Addr) -> Option<[u8; 6]> {
     match address.octets() {
         [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => Some([a ^ 2, b, c, d, e, f]),
         _ => None,
     }
 }
 
-/// A section with what its commands print now, and the drawings that they made.
-fn written(section: &str) -> (String, Vec<(String, String)>) {
-    let mut learner = Learner::new();
+/// Runs the commands of a section. Returns the section with their current output, and the drawings that they wrote.
+fn run_section(section: &str) -> (String, Vec<(String, String)>) {
+    let mut runner = PageRunner::new();
     if section.contains("ovs-vsctl") {
-        learner.start_open_vswitch();
+        runner.start_open_vswitch();
     }
     let mut out = String::new();
     let mut in_block = false;
@@ -192,20 +192,20 @@ fn written(section: &str) -> (String, Vec<(String, String)>) {
             _ => in_block,
         };
         let command = line.strip_prefix("$ ").filter(|_| in_block);
-        // Old output goes.
+        // Drops the old output of commands.
         if !in_block || command.is_some() || line.starts_with("```") {
             out += line;
         }
-        out.extend(command.map(|command| learner.run(command.trim_end())));
+        out.extend(command.map(|command| runner.run(command.trim_end())));
     }
     let name = |path: &PathBuf| path.file_name().expect("named").to_string_lossy().into_owned();
-    let drawings = learner.drawings();
+    let drawings = runner.drawings();
     let read = |path: &PathBuf| (name(path), std::fs::read_to_string(path).expect("readable"));
     (out, drawings.iter().map(read).collect())
 }
 
 #[test]
-fn the_page_about_labs_shows_what_happens() {
+fn the_page_about_labs_shows_real_output() {
     if !privileged() {
         return;
     }
@@ -214,10 +214,10 @@ fn the_page_about_labs_shows_what_happens() {
     let ends = starts.iter().copied().skip(1).chain([page.len()]);
     let sections: Vec<&str> = starts.iter().zip(ends).map(|(start, end)| &page[*start..end]).collect();
     let done: Vec<(String, Vec<(String, String)>)> = std::thread::scope(|scope| {
-        let running: Vec<_> = sections.iter().map(|section| scope.spawn(|| written(section))).collect();
+        let running: Vec<_> = sections.iter().map(|section| scope.spawn(|| run_section(section))).collect();
         running.into_iter().map(|one| one.join().expect("no panic")).collect()
     });
-    // `UPDATE_EXPECT=1 cargo test the_page_about_labs` writes it, and the drawings.
+    // `UPDATE_EXPECT=1 cargo test the_page_about_labs` writes the page and the drawings.
     let text: String = done.iter().map(|(section, _)| section.as_str()).collect();
     expect_test::expect_file!["../docs/lab.md"].assert_eq(&text);
     let folder = root().join("docs/lab");
@@ -229,6 +229,6 @@ fn the_page_about_labs_shows_what_happens() {
     }
     for entry in std::fs::read_dir(&folder).expect("readable").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        assert!(drawn.contains(&name) || text.contains(&format!("docs/lab/{name}")), "{name} is nobody's");
+        assert!(drawn.contains(&name) || text.contains(&format!("docs/lab/{name}")), "no page shows {name}");
     }
 }

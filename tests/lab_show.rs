@@ -12,8 +12,8 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// A picture.
-fn shown(machine: &Machine, arguments: &[&str]) -> Value {
+/// Returns the output of `lab show --json`.
+fn show_json(machine: &Machine, arguments: &[&str]) -> Value {
     let picture = json(&machine.ok(&[&["show", "--json"], arguments].concat()));
     assert_eq!(picture["version"], 1);
     picture
@@ -23,8 +23,8 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// A namespace of a picture; the host's name is null.
-fn space<'a>(picture: &'a Value, name: Option<&str>) -> &'a Value {
+/// Returns a namespace of a picture. `None` is the host.
+fn namespace<'a>(picture: &'a Value, name: Option<&str>) -> &'a Value {
     let found = list(&picture["spaces"]).iter().find(|space| space["name"].as_str() == name);
     found.unwrap_or_else(|| panic!("no {name:?} in {picture}"))
 }
@@ -42,16 +42,16 @@ fn missing(space: &Value) -> Vec<&str> {
     list(&space["missing"]).iter().filter_map(Value::as_str).collect()
 }
 
-/// What `ip -j` says in a namespace.
+/// Returns the output of `ip -j` in a namespace.
 fn ip(machine: &Machine, name: &str, arguments: &[&str]) -> Value {
-    json(&machine.says("ip", &[&["-n", name, "-j"], arguments].concat()))
+    json(&machine.stdout_of("ip", &[&["-n", name, "-j"], arguments].concat()))
 }
 
-/// Whether a namespace of a picture is as ip(8) says: links, their addresses, routes of both families, neighbours.
-fn is_as_ip_says(machine: &Machine, space: &Value) {
+/// Checks that a namespace of a picture agrees with ip(8): links, addresses, routes of both families, neighbours.
+fn expect_same_as_ip(machine: &Machine, space: &Value) {
     let name = space["name"].as_str().expect("not the host");
     let links = ip(machine, name, &["addr"]);
-    let theirs: Vec<(Value, Vec<String>)> = list(&links)
+    let expected: Vec<(Value, Vec<String>)> = list(&links)
         .iter()
         .map(|link| {
             let address =
@@ -59,44 +59,44 @@ fn is_as_ip_says(machine: &Machine, space: &Value) {
             (link["ifname"].clone(), list(&link["addr_info"]).iter().map(address).collect())
         })
         .collect();
-    let ours: Vec<(Value, Vec<String>)> = list(&space["links"])
+    let shown: Vec<(Value, Vec<String>)> = list(&space["links"])
         .iter()
         .map(|link| {
             let addresses = list(&link["addresses"]).iter().filter_map(Value::as_str).map(str::to_owned);
             (link["name"].clone(), addresses.collect())
         })
         .collect();
-    assert_eq!(ours, theirs, "{name}");
+    assert_eq!(shown, expected, "{name}");
     let route = |route: &Value, to: &str, via: &str| {
         let to = route[to].as_str().unwrap_or_default().to_owned();
         (to, route[via].as_str().map(str::to_owned), route["dev"].as_str().map(str::to_owned))
     };
-    let mut theirs: Vec<_> = [["-4", "route"], ["-6", "route"]]
+    let mut expected: Vec<_> = [["-4", "route"], ["-6", "route"]]
         .iter()
         .flat_map(|question| list(&ip(machine, name, question)).to_vec())
-        // Those of ::1 are of the local table in newer kernels.
+        // Newer kernels have the routes of ::1 in the local table.
         .filter(|found| found["dev"] != "lo")
         .map(|found| route(&found, "dst", "gateway"))
         .collect();
-    let mut ours: Vec<_> = list(&space["routes"]).iter().map(|found| route(found, "to", "via")).collect();
-    ours.sort();
-    theirs.sort();
-    assert_eq!(ours, theirs, "{name}");
+    let mut shown: Vec<_> = list(&space["routes"]).iter().map(|found| route(found, "to", "via")).collect();
+    shown.sort();
+    expected.sort();
+    assert_eq!(shown, expected, "{name}");
     let neighbour = |found: &Value, address: &str, mac: &str| {
         [&found[address], &found[mac], &found["dev"]].map(|value| value.as_str().unwrap_or_default().to_owned())
     };
-    let mut theirs: Vec<_> =
+    let mut expected: Vec<_> =
         list(&ip(machine, name, &["neigh"])).iter().map(|found| neighbour(found, "dst", "lladdr")).collect();
-    let mut ours: Vec<_> = list(&space["neighbours"]).iter().map(|found| neighbour(found, "address", "mac")).collect();
-    ours.sort();
-    theirs.sort();
-    assert_eq!(ours, theirs, "{name}");
+    let mut shown: Vec<_> = list(&space["neighbours"]).iter().map(|found| neighbour(found, "address", "mac")).collect();
+    shown.sort();
+    expected.sort();
+    assert_eq!(shown, expected, "{name}");
 }
 
-/// Waits until every link that packets go through has its own IPv6 address: the kernel gives it a moment later.
-fn settle(machine: &Machine) {
+/// Waits until every link that is up has a link-local address. The kernel adds it shortly after the link comes up.
+fn wait_for_addresses(machine: &Machine) {
     for _ in 0..100 {
-        let picture = shown(machine, &[]);
+        let picture = show_json(machine, &[]);
         let mut links = list(&picture["spaces"]).iter().flat_map(|space| list(&space["links"]));
         let is_done =
             |link: &Value| link["state"] != "up" || link["mac"].is_null() || link.to_string().contains("fe80");
@@ -105,11 +105,11 @@ fn settle(machine: &Machine) {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    panic!("some links have no address of their own: {}", shown(machine, &[]));
+    panic!("some links have no link-local address: {}", show_json(machine, &[]));
 }
 
 #[test]
-fn each_side_is_shown_as_ip_says_with_its_own_arp_table() {
+fn each_namespace_is_shown_with_its_own_arp_table() {
     if !privileged() {
         return;
     }
@@ -119,13 +119,13 @@ fn each_side_is_shown_as_ip_says_with_its_own_arp_table() {
     let both = both.replace("192.168.15.2/24\"", "192.168.15.2/24\", \"fd00:15::2/64\"");
     machine.ok(&["up", &machine.file(&format!("name = \"rb\"\n{both}"))]);
     assert!(machine.pings("red", "192.168.15.2") && machine.pings("red", "fd00:15::2"));
-    assert!(!machine.pings("blue", "192.168.15.77"), "there is none");
-    settle(&machine);
-    let picture = shown(&machine, &["rb"]);
+    assert!(!machine.pings("blue", "192.168.15.77"), "no namespace has this address");
+    wait_for_addresses(&machine);
+    let picture = show_json(&machine, &["rb"]);
     assert_eq!((&picture["lab"], list(&picture["spaces"]).len()), (&"rb".into(), 2), "{picture}");
     for (name, other, there) in [("red", "blue", "2"), ("blue", "red", "1")] {
-        let (here, other_side) = (space(&picture, Some(name)), space(&picture, Some(other)));
-        is_as_ip_says(&machine, here);
+        let (here, other_side) = (namespace(&picture, Some(name)), namespace(&picture, Some(other)));
+        expect_same_as_ip(&machine, here);
         let end = link(here, &format!("veth-{name}"));
         assert_eq!(end["peer"]["link"], serde_json::json!({"namespace": other, "name": format!("veth-{other}")}));
         let mac = &link(other_side, &format!("veth-{other}"))["mac"];
@@ -138,28 +138,31 @@ fn each_side_is_shown_as_ip_says_with_its_own_arp_table() {
         }
     }
     let text = machine.ok(&["show"]);
-    let nobody = text.lines().find(|line| line.contains("192.168.15.77")).unwrap_or_default();
-    assert!(nobody.contains(" - ") && (nobody.ends_with("FAILED") || nobody.ends_with("INCOMPLETE")), "{text}");
+    let unresolved = text.lines().find(|line| line.contains("192.168.15.77")).unwrap_or_default();
+    assert!(
+        unresolved.contains(" - ") && (unresolved.ends_with("FAILED") || unresolved.ends_with("INCOMPLETE")),
+        "{text}"
+    );
 }
 
 #[test]
-fn a_bridge_is_shown_with_its_ports_and_nothing_else_of_the_host() {
+fn the_host_is_shown_with_bridge_ports_and_uplink_only() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    let words = "ip link add out type veth peer name beyond && ip addr add 203.0.113.2/24 dev out && ip link set out up && \
+    let script = "ip link add out type veth peer name beyond && ip addr add 203.0.113.2/24 dev out && ip link set out up && \
                  ip link set beyond up && ip route add default via 203.0.113.1 && ip link add other type bridge && \
                  ip netns add elsewhere";
-    machine.says("sh", &["-c", words]);
+    machine.stdout_of("sh", &["-c", script]);
     machine.ok(&["up", BRIDGE]);
-    // What others join is a port like any other, whatever it is called, and whatever is at its other end.
-    let words = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
+    // A foreign port of the bridge is shown too, with any name and any peer.
+    let script = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
                  ip link set \"$(printf 'o\\033<&d')\" master v-net-0 && ip link set far netns elsewhere";
-    machine.says("sh", &["-c", words]);
-    settle(&machine);
-    let picture = shown(&machine, &[]);
-    let host = space(&picture, None);
+    machine.stdout_of("sh", &["-c", script]);
+    wait_for_addresses(&machine);
+    let picture = show_json(&machine, &[]);
+    let host = namespace(&picture, None);
     let odd = "o\u{1b}<&d";
     let ports: Vec<String> = ["red", "blue", "orange", "gray"].map(|name| format!("veth-{name}-br")).to_vec();
     let mut expected: Vec<&str> = ports.iter().map(String::as_str).chain(["out", "v-net-0", odd]).collect();
@@ -169,13 +172,13 @@ fn a_bridge_is_shown_with_its_ports_and_nothing_else_of_the_host() {
     assert_eq!(found, expected);
     assert_eq!(link(host, odd)["peer"], "elsewhere");
     assert_eq!(link(host, "out")["bridge"], Value::Null);
-    // In each namespace the end has the same number, so a number alone does not tell whose the other end is.
+    // The ends have the same interface index in each namespace, so the index alone does not identify the peer.
     for (index, name) in ["red", "blue", "orange", "gray"].into_iter().enumerate() {
         let port = link(host, &format!("veth-{name}-br"));
         assert_eq!((&port["bridge"], &port["state"]), (&"v-net-0".into(), &"up".into()));
         assert_eq!(port["peer"]["link"], serde_json::json!({"namespace": name, "name": format!("veth-{name}")}));
-        let inside = space(&picture, Some(name));
-        is_as_ip_says(&machine, inside);
+        let inside = namespace(&picture, Some(name));
+        expect_same_as_ip(&machine, inside);
         let end = link(inside, &format!("veth-{name}"));
         assert_eq!(end["peer"]["link"], serde_json::json!({"namespace": null, "name": format!("veth-{name}-br")}));
         assert_eq!(end["addresses"][0], format!("192.168.15.{}/24", index + 1));
@@ -190,63 +193,68 @@ fn a_bridge_is_shown_with_its_ports_and_nothing_else_of_the_host() {
 }
 
 #[test]
-fn what_is_missing_is_marked_where_it_was() {
+fn missing_objects_are_shown_in_their_namespace() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
     machine.ok(&["up", BRIDGE]);
-    machine.says("ip", &["netns", "del", "blue"]);
-    machine.says("ip", &["-n", "gray", "link", "del", "veth-gray"]);
-    machine.says("ip", &["-n", "red", "route", "del", "default"]);
-    machine.says("ip", &["-n", "orange", "link", "set", "veth-orange", "down"]);
-    let picture = shown(&machine, &[]);
-    assert_eq!(missing(space(&picture, Some("red"))), ["route default via 192.168.15.5 in `red`"]);
-    let blue = space(&picture, Some("blue"));
+    machine.stdout_of("ip", &["netns", "del", "blue"]);
+    machine.stdout_of("ip", &["-n", "gray", "link", "del", "veth-gray"]);
+    machine.stdout_of("ip", &["-n", "red", "route", "del", "default"]);
+    machine.stdout_of("ip", &["-n", "orange", "link", "set", "veth-orange", "down"]);
+    let picture = show_json(&machine, &[]);
+    assert_eq!(missing(namespace(&picture, Some("red"))), ["route default via 192.168.15.5 in `red`"]);
+    let blue = namespace(&picture, Some("blue"));
     assert_eq!((&blue["here"], names(blue).len()), (&false.into(), 0));
     assert!(missing(blue).contains(&"namespace `blue`"), "{blue}");
-    let gray = space(&picture, Some("gray"));
+    let gray = namespace(&picture, Some("gray"));
     assert_eq!((&gray["here"], names(gray)), (&true.into(), vec!["lo"]));
     assert!(missing(gray).contains(&"veth `veth-gray` in `gray` -- `veth-gray-br` in the host"), "{gray}");
-    let orange = space(&picture, Some("orange"));
+    let orange = namespace(&picture, Some("orange"));
     assert_eq!(link(orange, "veth-orange")["state"], "down");
-    assert_eq!(link(space(&picture, None), "veth-orange-br")["state"], "no-carrier");
+    assert_eq!(link(namespace(&picture, None), "veth-orange-br")["state"], "no-carrier");
     assert!(missing(orange).contains(&"`veth-orange` up in `orange`"), "{orange}");
     let text = machine.ok(&["show"]);
     assert!(text.contains("\nnamespace blue: missing\n  missing: namespace `blue`\n"), "{text}");
-    // The kernel takes a namespace apart a moment after it has lost its name; until then the end in the host is there.
-    let gone = "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
-    machine.says("sh", &["-c", gone]);
-    // Mended, nothing is.
+    // The kernel deletes a namespace some time after its name is gone. Until then, the peer in the host exists.
+    let wait_until_gone =
+        "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
+    machine.stdout_of("sh", &["-c", wait_until_gone]);
+    // After `up`, nothing is missing.
     machine.ok(&["up", BRIDGE]);
     assert!(!machine.ok(&["show"]).contains("missing"));
-    // A bridge that is gone is missing, and so is what stood on it.
-    machine.says("ip", &["link", "del", "v-net-0"]);
-    let picture = shown(&machine, &[]);
-    let host = space(&picture, None);
+    // A deleted bridge is missing, and so are its ports.
+    machine.stdout_of("ip", &["link", "del", "v-net-0"]);
+    let picture = show_json(&machine, &[]);
+    let host = namespace(&picture, None);
     assert!(missing(host).contains(&"bridge `v-net-0` in the host"), "{host}");
     assert!(missing(host).contains(&"port `veth-red-br` of `v-net-0` in the host"), "{host}");
 }
 
 #[test]
-fn a_host_that_is_gone_is_missing_with_all_that_was_in_it() {
+fn a_deleted_host_namespace_is_shown_as_missing() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    machine.says("ip", &["netns", "add", "host"]);
+    machine.stdout_of("ip", &["netns", "add", "host"]);
     let said = machine.run(PORTFWD, &["--netns", "host", "lab", "up", BRIDGE]);
     assert_eq!(said.code, 0, "{said:?}");
-    let picture = shown(&machine, &[]);
+    let picture = show_json(&machine, &[]);
     assert_eq!(picture["host"], "host");
-    assert_eq!(names(space(&picture, None)).len(), 5, "{picture}");
-    assert_eq!(machine.says("ip", &["-br", "link"]).lines().count(), 1, "nothing in the namespace it is shown from");
-    machine.says("ip", &["netns", "del", "host"]);
-    let picture = shown(&machine, &[]);
-    let host = space(&picture, None);
+    assert_eq!(names(namespace(&picture, None)).len(), 5, "{picture}");
+    assert_eq!(
+        machine.stdout_of("ip", &["-br", "link"]).lines().count(),
+        1,
+        "no new interface in the caller's namespace"
+    );
+    machine.stdout_of("ip", &["netns", "del", "host"]);
+    let picture = show_json(&machine, &[]);
+    let host = namespace(&picture, None);
     assert_eq!((&host["here"], names(host).len()), (&false.into(), 0), "{host}");
     assert!(missing(host).contains(&"bridge `v-net-0` in the host"), "{host}");
-    assert_eq!(space(&picture, Some("red"))["here"], true);
+    assert_eq!(namespace(&picture, Some("red"))["here"], true);
     assert!(machine.ok(&["show"]).starts_with("host: missing\n"));
 }
 
@@ -262,10 +270,10 @@ fn containers_are_shown_with_their_networks_and_processes() {
          [[container]]\nname = \"same\"\nnetwork = \"host\"\n",
     );
     machine.ok(&["up", &containers]);
-    // The first process of a process namespace of its own, and who waits for it outside.
-    machine.says("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
-    let picture = shown(&machine, &[&containers]);
-    let (host, web) = (space(&picture, None), space(&picture, Some("web")));
+    // Process 1 of a new pid namespace, and `unshare`, which waits for it outside.
+    machine.stdout_of("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
+    let picture = show_json(&machine, &[&containers]);
+    let (host, web) = (namespace(&picture, None), namespace(&picture, Some("web")));
     assert_eq!((&host["containers"], &host["network"]), (&serde_json::json!(["same"]), &Value::Null));
     assert_eq!((&web["network"], &web["publish"]), (&"bridge".into(), &serde_json::json!([])));
     assert_eq!(link(host, "veth-web")["bridge"], "docker0");
@@ -275,8 +283,8 @@ fn containers_are_shown_with_their_networks_and_processes() {
     );
     let processes: Vec<_> = list(&web["processes"]).iter().map(|one| (&one["name"], one["inside"].as_u64())).collect();
     assert_eq!(processes, [(&"unshare".into(), None), (&"sleep".into(), Some(1))]);
-    machine.says("kill", &["-9", &web["processes"][1]["pid"].to_string()]);
-    let alone = space(&picture, Some("alone"));
+    machine.stdout_of("kill", &["-9", &web["processes"][1]["pid"].to_string()]);
+    let alone = namespace(&picture, Some("alone"));
     assert_eq!((&alone["network"], names(alone), list(&alone["routes"]).len()), (&"none".into(), vec!["lo"], 0));
     let text = machine.ok(&["show"]);
     for line in [
@@ -289,7 +297,7 @@ fn containers_are_shown_with_their_networks_and_processes() {
 }
 
 #[test]
-fn a_drawing_goes_into_a_file_and_is_the_same_each_time() {
+fn a_drawing_goes_into_a_file_and_is_reproducible() {
     if !privileged() {
         return;
     }
@@ -303,10 +311,10 @@ fn a_drawing_goes_into_a_file_and_is_the_same_each_time() {
     for text in ["bridge v-net-0", "192.168.15.5/24", "veth-gray-br", "namespace gray", "192.168.15.4/24"] {
         assert!(drawn.contains(text), "{text} in {drawn}");
     }
-    // Made anew, with other hardware addresses.
+    // A new lab has other MAC addresses, but the drawing is the same.
     machine.ok(&["down"]);
     machine.ok(&["up", BRIDGE]);
-    settle(&machine);
+    wait_for_addresses(&machine);
     assert_eq!(machine.ok(&["show", "--svg", "-"]), drawn);
     let said = machine.lab(&["show", "--svg", &format!("{file}/x")]);
     assert_eq!(said.code, 1, "{said:?}");
@@ -318,12 +326,12 @@ fn a_drawing_goes_into_a_file_and_is_the_same_each_time() {
 }
 
 #[test]
-fn show_says_which_lab_it_cannot_show() {
+fn show_reports_unknown_and_ambiguous_labs() {
     if !privileged() {
         return;
     }
     let machine = Machine::new();
-    assert_eq!(machine.lab(&["show"]).code, 1, "there is none");
+    assert_eq!(machine.lab(&["show"]).code, 1, "there is no lab");
     machine.ok(&["up", RED_BLUE]);
     let said = machine.lab(&["show", "green"]);
     assert_eq!((said.code, said.stdout.as_str()), (1, ""), "{said:?}");
@@ -334,7 +342,7 @@ fn show_says_which_lab_it_cannot_show() {
     assert!(said.stderr.contains("red-blue, second"), "{said:?}");
     assert!(machine.ok(&["show", RED_BLUE]).starts_with("namespace red\n"));
     assert!(machine.ok(&["show", "second"]).starts_with("namespace green\n"));
-    // Who may not look takes nothing for missing.
+    // Without root, `show` reports the missing privilege and no missing objects.
     let nobody =
         ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", PORTFWD, "lab", "show", "second"];
     let said = machine.run("setpriv", &nobody);

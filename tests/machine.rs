@@ -4,12 +4,14 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{PORTFWD, Said, file, root};
 
-/// A machine of its own: a network namespace, a mount namespace with an empty /run and /var/lib, and a process namespace,
-/// held by a process that sleeps. So each test has its own `red`, and whatever it starts ends with it.
+/// An isolated machine: a network namespace, a mount namespace with an empty /run and /var/lib, and a pid namespace.
+///
+/// A sleeping process holds the namespaces. Each test can have its own namespace `red`, and dropping the machine ends
+/// all processes in it.
 pub struct Machine {
     holder: Child,
-    /// The number of its first process.
-    first: String,
+    /// The pid of the first process in the machine, on the outside.
+    init_pid: String,
     pub directory: tempfile::TempDir,
 }
 
@@ -26,12 +28,13 @@ impl Machine {
         BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut ready).expect("readable");
         assert_eq!(ready, "ready\n");
         let children = format!("/proc/{0}/task/{0}/children", holder.id());
-        let first = std::fs::read_to_string(children).expect("readable").trim().to_owned();
-        Self { holder, first, directory: tempfile::tempdir().expect("directory") }
+        let init_pid = std::fs::read_to_string(children).expect("readable").trim().to_owned();
+        Self { holder, init_pid, directory: tempfile::tempdir().expect("directory") }
     }
 
-    /// Starts Open vSwitch there, with its files in the machine's own /run. Where it is not installed, says so and gives
-    /// false; with CI set it fails.
+    /// Starts Open vSwitch in the machine, with its files in the machine's /run.
+    ///
+    /// Prints `SKIPPED` and returns false if Open vSwitch is not installed. Panics instead if `CI` is set.
     pub fn open_vswitch(&self) -> bool {
         if !std::path::Path::new("/usr/sbin/ovs-vswitchd").exists() {
             let message = "SKIPPED: needs Open vSwitch, install the package openvswitch-switch";
@@ -46,14 +49,14 @@ impl Machine {
             ovsdb-server $d/conf.db --remote=punix:$d/db.sock --pidfile=$d/ovsdb-server.pid --unixctl=$d/ovsdb.ctl $quiet
             ovs-vsctl -vsyslog:off --db=unix:$d/db.sock --no-wait init
             ovs-vswitchd unix:$d/db.sock --pidfile=$d/ovs-vswitchd.pid --unixctl=$d/ovs.ctl --disable-system $quiet";
-        self.says("sh", &["-c", script]);
+        self.stdout_of("sh", &["-c", script]);
         true
     }
 
-    /// Runs a program there.
+    /// Runs a program in the machine.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Said {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.first, "--net", "--mount", "--pid"]).env_remove("SSH_CONNECTION");
+        command.args(["--target", &self.init_pid, "--net", "--mount", "--pid"]).env_remove("SSH_CONNECTION");
         command.arg(format!("--wd={}", root().display())).arg(program).args(arguments);
         command.output().expect("nsenter is installed").into()
     }
@@ -68,14 +71,14 @@ impl Machine {
         said.stdout
     }
 
-    /// What a program prints, which must succeed.
-    pub fn says(&self, program: &str, arguments: &[&str]) -> String {
+    /// Runs a program in the machine and returns its stdout. Panics if it fails.
+    pub fn stdout_of(&self, program: &str, arguments: &[&str]) -> String {
         let said = self.run(program, arguments);
         assert_eq!(said.code, 0, "{program} {arguments:?}: {said:?}");
         said.stdout
     }
 
-    /// Whether somebody in a namespace gets an answer from an address.
+    /// Returns true if an address answers a ping from a namespace.
     pub fn pings(&self, from: &str, to: &str) -> bool {
         self.lab(&["exec", from, "--", "busybox", "ping", "-c1", "-W2", to]).code == 0
     }
@@ -84,14 +87,14 @@ impl Machine {
         file(&self.directory, text).to_string_lossy().into_owned()
     }
 
-    /// All that could be left of a lab: names of namespaces, interfaces, notes, routes, rules, switches, processes, bridges.
+    /// Lists everything that a lab could leave: namespaces, links, journals, routes, rules, sysctls, processes, bridges.
     pub fn traces(&self) -> String {
-        let look = "
+        let script = "
             ls -A /run/netns 2>/dev/null; ls -A /run/portfwd/lab | grep -v lab.lock; ip -br link; ip route
             grep netns/ /proc/self/mounts; nft list ruleset; grep -H 1 /proc/sys/net/ipv4/ip_forward
             for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done | grep -E 'lab ini[t]|sleep (inf|1234|4321|5678|8765)'
             [ ! -e /run/openvswitch ] || ovs-vsctl -vsyslog:off --db=unix:/run/openvswitch/db.sock list-br; true";
-        self.says("sh", &["-c", look])
+        self.stdout_of("sh", &["-c", script])
     }
 }
 
@@ -102,14 +105,14 @@ impl Drop for Machine {
     }
 }
 
-/// Whether nothing but a loopback interface is left.
+/// Returns true if the traces contain nothing but the loopback interface.
 pub fn is_bare(traces: &str) -> bool {
     let mut lines = traces.lines();
     lines.next().is_some_and(|line| line.starts_with("lo ")) && lines.next().is_none()
 }
 
-/// The system calls of a command, by their names, and how often one of its threads makes them; those of what it starts not.
-fn calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> {
+/// Counts the system calls of a command by name: the highest count of any thread. Programs that it starts do not count.
+fn system_calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> {
     let log = machine.directory.path().join("calls");
     let log = log.to_string_lossy();
     let said = machine.run("strace", &[&["-f", "-b", "execve", "-qq", "-o", &log, PORTFWD, "lab"], arguments].concat());
@@ -120,23 +123,24 @@ fn calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> {
         let Some((name, _)) = rest.trim_start().split_once('(') else { continue };
         *counts.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
     }
-    counts.into_iter().fold(BTreeMap::new(), |mut most, ((_, name), count)| {
-        let before = most.entry(name).or_insert(0);
+    counts.into_iter().fold(BTreeMap::new(), |mut highest, ((_, name), count)| {
+        let before = highest.entry(name).or_insert(0);
         *before = count.max(*before);
-        most
+        highest
     })
 }
 
-/// Kills `up` and `down` of a lab at every so many of their system calls; `down` then leaves no trace. Every other time only
-/// a part of the lab is there, because `lost` has gone.
-pub fn killed_anywhere(machine: &Machine, path: &str, lost: &str, every: usize) {
+/// Kills `up` and `down` of a lab at each `every`-th system call, then checks that `down` leaves no trace.
+///
+/// In every other run of `up`, the lab exists without its namespace `lost`. `KILLS_EVERY` overrides `every`.
+pub fn kill_at_system_calls(machine: &Machine, path: &str, lost: &str, every: usize) {
     let every = std::env::var("KILLS_EVERY").ok().and_then(|every| every.parse().ok()).unwrap_or(every);
     let mut killed = [0, 0];
     for (index, command) in [["up", path], ["down", path]].into_iter().enumerate() {
         if index == 1 {
             machine.ok(&["up", path]);
         }
-        let mut calls = calls(machine, &command);
+        let mut calls = system_calls(machine, &command);
         calls.retain(|name, _| !name.starts_with("exit"));
         let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
         for (name, when) in points.step_by(every) {
@@ -144,14 +148,14 @@ pub fn killed_anywhere(machine: &Machine, path: &str, lost: &str, every: usize) 
             if index == 1 || when % 2 == 0 {
                 machine.ok(&["up", path]);
                 if index == 0 {
-                    machine.says("ip", &["netns", "del", lost]);
+                    machine.stdout_of("ip", &["netns", "del", lost]);
                 }
             } else {
                 machine.lab(&["down", path]);
             }
             let inject = format!("inject={name}:signal=KILL:when={when}");
-            let ours = ["-f", "-b", "execve", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab"];
-            killed[index] += u32::from(machine.run("strace", &[&ours[..], &command].concat()).code != 0);
+            let strace_args = ["-f", "-b", "execve", "-qq", "-o", "/dev/null", "-e", &inject, PORTFWD, "lab"];
+            killed[index] += u32::from(machine.run("strace", &[&strace_args[..], &command].concat()).code != 0);
             let said = machine.lab(&["down", path]);
             assert!(said.code == 0 || said.stderr.contains("there is no lab"), "{place}: {said:?}");
             assert!(is_bare(&machine.traces()), "{place}: {}", machine.traces());

@@ -1,68 +1,69 @@
 //! The integration tests, one binary.
 
-/// The iptables backend where something goes wrong: kills, refusals, locks, hostile text and surroundings.
+/// Faults of the iptables backend: kills, refusals, locks, hostile text and hostile environments.
 mod accidents;
-/// The units for systemd, booted.
+/// The systemd units, in a booted systemd.
 mod boot;
-/// The command line against rule-set files, without privileges.
+/// The `check` command and usage errors, without privileges.
 mod cli;
-/// Changes that are taken back unless they are confirmed: at a terminal, without one, with nobody left, after a reboot.
+/// Rollback of unconfirmed changes: with a terminal, without one, without a watcher, after a reboot.
 mod confirm;
-/// Connections that follow the rules, and those that are none of their business.
+/// Tracked connections that a change ends, and connections that it must not touch.
 mod connections;
-/// Containers as Docker wires them, what they publish, and their processes.
+/// Containers with Docker's wiring: networks, published ports and processes.
 mod containers;
-/// What must not cost more again: messages, bytes and system calls, counted.
+/// Upper limits for messages, bytes and system calls.
 mod costs;
 /// The examples of the documentation, with real packets.
 mod docs;
-/// State that survives: losses, damage, many writers.
+/// The state file: loss, damage and concurrent writers.
 mod durable;
-/// What the audit reads of a host besides its rules.
+/// The host facts that the audit reads: links, routes, sockets, sysctls, connections.
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.
 mod faults;
-/// What the audit finds on hosts that have the fault, made for real, and on those that nearly have it.
+/// The findings of the audit, on real hosts with the fault and on near misses.
 mod findings;
-/// Forwards that would take the port of a socket or the user's ssh connection.
+/// Forwards that conflict with a listening socket or with the user's ssh connection.
 mod guards;
-/// The iptables backend on hosts of either variant: packets, other writers, accidents.
+/// The iptables backend with both variants: packets, foreign writers, drift.
 mod iptables;
-/// What others see of our table: `nft`, message counts, round trips with the kernel.
+/// Table `inet portfwd` in the kernel: `nft` output, message counts, round trips.
 mod kernel;
-/// Standing networks of namespaces: up, down, twice, killed, beside what others made.
+/// Labs: `up`, `down`, repeated, killed, and beside foreign objects.
 mod lab;
-/// The page that explains labs, every command of it run.
+/// The page `docs/lab.md`: runs each of its commands and compares the output.
 mod lab_page;
-/// Pictures of standing networks, beside what ip-netns(8) and bridge(8) say of them.
+/// `lab show`, compared with the output of ip(8) and bridge(8).
 mod lab_show;
-/// How the code is laid out: arrows between rooms, where unsafe is.
+/// The structure of the code: imports between rooms, and the only file with unsafe code.
 mod layout;
-/// Machines of their own for labs: what is in them, what is left, killed anywhere.
+/// Isolated machines for lab tests: run a command, list leftovers, kill at system calls.
 mod machine;
-/// One more forward among thousands: it costs what changes, and comes out as if all had been looked at.
+/// Random mixtures of rules from several tools: `audit` predicts where each real packet goes.
 mod mixtures;
+/// Adding a forward to thousands: a partial load gives the same result as a full one.
 mod near;
-/// Others who have rules in iptables: theirs stay as they are, and a live Docker Engine goes on.
+/// Foreign iptables rules stay unchanged, and a live Docker Engine keeps working.
 mod neighbours;
-/// Random rule sets and random packets against the model's meaning.
-#[expect(clippy::print_stdout, reason = "says where its dice began, and how far it came")]
+/// Random rule sets and random packets, compared with [`portfwd::model::meaning`].
+#[expect(clippy::print_stdout, reason = "prints the seed and the progress")]
 mod oracle;
-/// Real packets in namespaces of our own.
+/// Real packets through network namespaces.
 mod packet;
-/// The rules of other programs, as they lay them out, in the view of an audit.
+/// Recorded rules of Docker, Podman, Kubernetes and others, as `audit` lists them.
 mod peers;
-/// Rules of others, read from the kernel into the one form of audits.
+/// Foreign rules, read from the kernel into the audit's ruleset.
 mod reading;
-/// What the fuzzers began with and what they found: the same properties, file by file.
+/// The corpus and the regressions of the fuzz targets, with the same properties.
 mod regressions;
-/// Others who commit all the time, in tables of their own and in ours.
+/// Programs that commit without a pause, in a foreign table and in `inet portfwd`.
 mod rivals;
-/// Helpers of the others.
+/// Helpers for the other modules.
 mod support;
-/// Bridges of Open vSwitch.
+/// Open vSwitch bridges of labs.
 mod switch;
-/// Switches of the kernel that forwards need: set, guarded, put back.
+/// Sysctls that forwards need: set, guarded and restored.
 mod switches;
-/// The units for systemd: what they allow is enough.
+/// The systemd units: their sandbox allows everything that `restore` needs.
 mod unit_file;

@@ -1,6 +1,6 @@
-//! Random mixtures of rules of several tools in one namespace: what `audit` says of a packet is what becomes of a real one.
+//! Random mixtures of rules from several tools in one namespace: `audit` predicts where each real packet goes.
 //!
-//! What really became of a packet is read from connection tracking: whom the kernel expects to answer.
+//! The real result is read from connection tracking: the address from which the kernel expects the reply.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,19 +20,19 @@ use portfwd::model::Family;
 
 use crate::support::{Net, feed, privileged};
 
-/// How many mixtures are tried; `MIXTURES=1000` is what the README names.
-const FEW: u64 = 60;
+/// The default number of mixtures. The README runs `MIXTURES=1000`.
+const MIXTURES: u64 = 60;
 
-/// How many packets meet each.
+/// The number of packets for each mixture.
 const PACKETS: usize = 24;
 
-/// The ports that rules and packets are about.
+/// The destination ports of rules and packets.
 const PORTS: std::ops::Range<u16> = 8000..8008;
 
-/// Addresses of clients; the host routes back to both.
+/// Client addresses. The host has a route to both.
 const CLIENTS: [&str; 2] = ["192.0.2.2", "192.0.2.3"];
 
-/// Where packets go: two addresses of the host, and two beyond it.
+/// Destination addresses: two of the host, and two behind it.
 const DESTINATIONS: [&str; 4] = ["192.0.2.1", "192.0.2.9", "172.17.0.3", "203.0.113.9"];
 
 fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
@@ -43,7 +43,7 @@ fn port(rng: &mut Rng) -> u16 {
     rng.u16(PORTS)
 }
 
-/// What an nft rule asks for.
+/// Returns random matches of an nft rule.
 fn nft_matches(rng: &mut Rng, ip: bool) -> String {
     let mut text = String::new();
     let mut add = |words: String| text = format!("{text}{words} ");
@@ -79,8 +79,8 @@ fn target(rng: &mut Rng) -> String {
     format!("172.17.0.{}", rng.u8(3..9))
 }
 
-/// What an nft rule of a chain that translates does.
-fn nft_does(rng: &mut Rng, inet: bool, chains: &[String]) -> String {
+/// Returns the random statement of a rule in an nft NAT chain.
+fn nft_statement(rng: &mut Rng, inet: bool, chains: &[String]) -> String {
     let ip = if inet { " ip" } else { "" };
     match rng.u8(..12) {
         0 => "return".into(),
@@ -96,7 +96,7 @@ fn nft_does(rng: &mut Rng, inet: bool, chains: &[String]) -> String {
     }
 }
 
-/// A map of a table, and the rule that asks it.
+/// Returns a map of a table, and a rule that looks it up.
 fn nft_map(rng: &mut Rng, name: &str) -> (String, String) {
     let mut ports: Vec<u16> = PORTS.collect();
     rng.shuffle(&mut ports);
@@ -132,11 +132,11 @@ fn nft_table(rng: &mut Rng, name: &str, priority: i32) -> String {
     let inet = rng.bool();
     let family = if inet { "inet" } else { "ip" };
     let mut text = format!("table {family} {name} {{\n");
-    let (map, asks) = nft_map(rng, "m");
+    let (map, lookup) = nft_map(rng, "m");
     text += &format!("  {map}\n");
     let rules = |rng: &mut Rng, count, chains: &[String], extra: Option<&str>| {
         let mut lines: Vec<String> =
-            (0..count).map(|_| format!("    {}{}", nft_matches(rng, true), nft_does(rng, inet, chains))).collect();
+            (0..count).map(|_| format!("    {}{}", nft_matches(rng, true), nft_statement(rng, inet, chains))).collect();
         if let Some(extra) = extra {
             lines.insert(rng.usize(..=lines.len()), format!("    {extra}"));
         }
@@ -145,10 +145,10 @@ fn nft_table(rng: &mut Rng, name: &str, priority: i32) -> String {
     text += &format!("  chain last {{\n{}\n  }}\n", rules(rng, 2, &[], None));
     text += &format!("  chain more {{\n{}\n  }}\n", rules(rng, 3, &["last".into()], None));
     let chains = ["last".to_owned(), "more".to_owned()];
-    let asks = rng.bool().then_some(asks.as_str());
+    let lookup = rng.bool().then_some(lookup.as_str());
     text += &format!(
         "  chain pre {{\n    type nat hook prerouting priority {priority}; policy accept;\n{}\n  }}\n",
-        rules(rng, 4, &chains, asks)
+        rules(rng, 4, &chains, lookup)
     );
     if rng.u8(..4) == 0 {
         text += &format!(
@@ -161,8 +161,8 @@ fn nft_table(rng: &mut Rng, name: &str, priority: i32) -> String {
     text + "}\n"
 }
 
-/// A table nat for iptables-restore.
-fn chains(rng: &mut Rng) -> String {
+/// Returns a random table `nat` for iptables-restore.
+fn iptables_nat(rng: &mut Rng) -> String {
     let mut text = String::from(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n:X - [0:0]\n",
     );
@@ -219,7 +219,7 @@ fn chains(rng: &mut Rng) -> String {
     text + "COMMIT\n"
 }
 
-/// What is loaded: by whom, and what.
+/// Returns the programs that load rules, each with its input.
 fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     for name in ["one", "two"] {
@@ -228,24 +228,26 @@ fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
             all.push(("nft", nft_table(rng, name, priority)));
         }
     }
-    // The kernel has both kinds of iptables at one priority; which is asked first is not to be known, and not tried here.
+    // The iptables variants use the same priority, and the order of their chains is not defined. So a mixture has one variant
+    // at most.
     match rng.u8(..3) {
-        0 => all.push(("iptables-nft-restore", chains(rng))),
-        1 => all.push(("iptables-legacy-restore", chains(rng))),
+        0 => all.push(("iptables-nft-restore", iptables_nat(rng))),
+        1 => all.push(("iptables-legacy-restore", iptables_nat(rng))),
         _ => {}
     }
-    // Without anybody who asks for their state no connection is followed.
+    // The kernel tracks connections only if a rule needs their state.
     let track = "table inet track {\n  chain c {\n    type filter hook postrouting priority 0;\n    ct state new counter\n  }\n}\n";
     all.push(("nft", track.to_owned()));
     rng.shuffle(&mut all);
     all
 }
 
-/// A packet: from, to.
+/// The source and the destination of a packet.
 type Sent = (SocketAddr, SocketAddr);
 
-/// Sends packets, and says whom the kernel expects to answer each; none where it was dropped.
-fn send(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<SocketAddr>> {
+/// Sends packets. Returns for each the address from which the kernel expects the reply, or `None` if the packet was
+/// dropped.
+fn send_packets(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<SocketAddr>> {
     let sockets: Vec<(UdpSocket, SocketAddr)> = net
         .client
         .run(|| {
@@ -257,8 +259,8 @@ fn send(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<So
             packets.iter().map(send).collect()
         })
         .expect("the client's namespace");
-    let mut became = BTreeMap::new();
-    // On a busy machine a packet may still be on its way.
+    let mut reply_from = BTreeMap::new();
+    // On a busy machine, a packet may not have arrived yet.
     for _ in 0..4 {
         let facts = net.in_host(|| read::facts::read(None));
         assert!(!facts.gaps.iter().any(|gap| gap.what.contains("connections")), "{:?}", facts.gaps);
@@ -267,22 +269,22 @@ fn send(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<So
             let entry = facts.tracked.iter().find(|one| {
                 one.protocol == 17 && one.client == (from.ip(), from.port()) && one.listen == (to.ip(), to.port())
             });
-            became.insert((from, *to), entry.map(|one| SocketAddr::new(one.target.0, one.target.1)));
+            reply_from.insert((from, *to), entry.map(|one| SocketAddr::new(one.target.0, one.target.1)));
         }
-        if became.values().all(Option::is_some) {
+        if reply_from.values().all(Option::is_some) {
             break;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    became
+    reply_from
 }
 
 #[test]
-fn what_audit_says_of_a_packet_is_what_becomes_of_it() {
+fn audit_predicts_where_each_packet_goes() {
     if !privileged() {
         return;
     }
-    let tries = std::env::var("MIXTURES").map_or(FEW, |count| count.parse().expect("a number"));
+    let tries = std::env::var("MIXTURES").map_or(MIXTURES, |count| count.parse().expect("a number"));
     let seed =
         std::env::var("MIXTURES_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a number"));
     eprintln!("MIXTURES_SEED={seed}");
@@ -297,7 +299,7 @@ fn what_audit_says_of_a_packet_is_what_becomes_of_it() {
                 restore => feed(restore, &[], text),
             });
         }
-        let (rules, facts) = net.in_host(|| read::live(None)).expect("the kernel tells");
+        let (rules, facts) = net.in_host(|| read::live(None)).expect("readable");
         let host = Host::new(rules, Some(facts));
         let packets: Vec<(IpAddr, SocketAddr)> = (0..PACKETS)
             .map(|_| {
@@ -311,7 +313,7 @@ fn what_audit_says_of_a_packet_is_what_becomes_of_it() {
             let texts: Vec<String> = loaded.iter().map(|(program, text)| format!("# {program}\n{text}")).collect();
             format!("MIXTURES_SEED={} MIXTURES=1\n{}", seed.wrapping_add(number), texts.join("\n"))
         };
-        for ((from, to), became) in send(&net, &packets) {
+        for ((from, to), reply_from) in send_packets(&net, &packets) {
             all += 1;
             let packet = first(Some("eth0"), 17, (from.ip(), from.port()), (to.ip(), to.port()));
             let journey = guide.lead(packet);
@@ -319,16 +321,16 @@ fn what_audit_says_of_a_packet_is_what_becomes_of_it() {
                 continue;
             }
             sure += 1;
-            let told = || format!("{from} -> {to}\n{}\n{}", journey.told(&host), shown());
-            // Who is not followed is not seen.
+            let report = || format!("{from} -> {to}\n{}\n{}", journey.told(&host), shown());
+            // Conntrack has no entry for an untracked packet.
             if journey.outcomes().any(|(_, _, outcome)| outcome.untracked.is_some()) {
-                assert_eq!(became, None, "it is followed: {}", told());
+                assert_eq!(reply_from, None, "an untracked packet has an entry: {}", report());
                 continue;
             }
-            assert_eq!(said(&journey), became, "{}", told());
-            rewritten += u64::from(became.is_some_and(|became| became != to));
+            assert_eq!(predicted_reply(&journey), reply_from, "{}", report());
+            rewritten += u64::from(reply_from.is_some_and(|reply_from| reply_from != to));
         }
-        same_in_dumps(&net, &host, &shown);
+        expect_same_in_dumps(&net, &host, &shown);
         net.in_host(|| {
             feed("nft", &["-f", "-"], "flush ruleset\n");
             feed(
@@ -341,12 +343,12 @@ fn what_audit_says_of_a_packet_is_what_becomes_of_it() {
         });
     }
     eprintln!("{tries} mixtures, {all} packets, {sure} sure, {rewritten} rewritten");
-    assert!(sure * 10 >= all * 6, "most packets can be told: {sure} of {all}");
-    assert!(rewritten * 10 >= sure * 2, "many packets are rewritten: {rewritten} of {sure}");
+    assert!(sure * 10 >= all * 6, "too few packets are predicted: {sure} of {all}");
+    assert!(rewritten * 10 >= sure * 2, "too few packets are rewritten: {rewritten} of {sure}");
 }
 
-/// Whom a journey says that the kernel expects to answer; none where the packet is dropped.
-fn said(journey: &Journey<'_>) -> Option<SocketAddr> {
+/// Returns the address from which the kernel must expect the reply, or `None` if the packet is dropped.
+fn predicted_reply(journey: &Journey<'_>) -> Option<SocketAddr> {
     match journey.end {
         End::Dropped(..) | End::Refused(_) => None,
         _ => {
@@ -356,19 +358,19 @@ fn said(journey: &Journey<'_>) -> Option<SocketAddr> {
     }
 }
 
-/// Dumps of the same host give the same view.
-fn same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
+/// Checks that dumps of the host give the same forwards as the kernel.
+fn expect_same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
     let print = |program: &str, arguments: &[&str]| {
         let output = net.in_host(|| Command::new(program).args(arguments).output().expect("installed"));
         assert!(output.status.success(), "{program}");
         String::from_utf8(output.stdout).expect("text")
     };
     let mut dumps = vec![print("nft", &["-j", "list", "ruleset"]), print("iptables-legacy-save", &[])];
-    // Otherwise it says that it cannot show tables of others.
+    // Without rules of its own, iptables-nft-save prints that it cannot show foreign tables.
     if shown().contains("iptables-nft-restore") {
         dumps.push(print("iptables-nft-save", &[]));
     }
-    // Where there are no tables nothing is printed.
+    // Without tables the programs print nothing.
     let dumps = dumps
         .iter()
         .filter(|dump| !dump.is_empty())
@@ -389,9 +391,9 @@ fn same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
         rows.sort();
         rows
     };
-    // Without the host's addresses `local` stays a word.
-    let blind = Host::new(host.rules.clone(), None);
-    assert_eq!(rows(&dumped), rows(&blind), "{}", shown());
+    // A dump has no host addresses, so the view of the kernel must not resolve `local` either.
+    let without_facts = Host::new(host.rules.clone(), None);
+    assert_eq!(rows(&dumped), rows(&without_facts), "{}", shown());
 }
 
 fn network() -> Net {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{Links, Netns};
 
+use crate::iptables::{listed, peer};
 use crate::peers::View;
 use crate::support::{Net, PORTFWD, Said, feed, file, privileged, root};
 
@@ -198,12 +199,33 @@ impl Host {
     }
 
     /// Changes rules as a neighbour does, in a table by its name in [`Saved`].
-    fn neighbour(&self, table: &str, arguments: &[&str]) {
+    fn neighbour(&self, table: &str, command: &str) {
         let (word, table) = table.split_once(' ').expect("a program and a table");
-        let mut command = Command::new(format!("{word}-{}", self.variant.name()));
-        command.args(["-w", "20", "-t", table]).args(arguments);
-        let said: Said = self.inside(|| command.output().expect("iptables is installed").into());
-        assert_eq!(said.code, 0, "{command:?}: {said:?}");
+        let said: Said =
+            self.inside(|| peer(word, self.variant).execute(table, command).expect("iptables is installed").into());
+        assert_eq!(said.code, 0, "{word} -t {table} {command}: {said:?}");
+    }
+
+    /// Reads the rules that are not portfwd's with the crate `iptables`, which runs `iptables -S`.
+    fn listed(&self) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.inside(|| WORDS.into_iter().flat_map(|word| listed(&peer(word, self.variant))).collect());
+        lines.retain(|line| !line.contains("PORTFWD"));
+        lines
+    }
+
+    /// Returns the built-in chains of [`HOOKS`] that jump to portfwd's chain of the same name. The jump and the chain exist
+    /// together or not at all.
+    fn hooked(&self) -> Vec<&'static str> {
+        let hooked = |at: &&str| {
+            let (word, at) = at.split_once(' ').expect("a program");
+            let (table, chain) = at.split_once(' ').expect("a table and a chain");
+            let (peer, target) = (peer(word, self.variant), format!("PORTFWD.{chain}"));
+            let jumps = peer.exists(table, chain, &format!("-j {target}")).expect("the program starts");
+            assert_eq!(peer.chain_exists(table, &target).expect("the program starts"), jumps, "{word} {at}");
+            jumps
+        };
+        self.inside(|| HOOKS.into_iter().filter(hooked).collect())
     }
 
     fn portfwd(&self, arguments: &[&str]) -> Said {
@@ -228,8 +250,8 @@ fn leave_alone(neighbour: &str) {
     }
     for variant in Variant::ALL {
         let host = Host::with(variant, neighbour);
-        WORDS.into_iter().for_each(|word| host.neighbour(&format!("{word} mangle"), &["-P", "FORWARD", "DROP"]));
-        let before = host.theirs();
+        WORDS.into_iter().for_each(|word| host.neighbour(&format!("{word} mangle"), "-P FORWARD DROP"));
+        let (before, listed) = (host.theirs(), host.listed());
         for (table, lines) in &before {
             // Where a rule of theirs counted something, a zero does not go unseen.
             let counts: Vec<u64> =
@@ -243,6 +265,12 @@ fn leave_alone(neighbour: &str) {
             let saved = host.saved();
             assert_eq!(theirs(&saved), before, "{neighbour}, {}, {what}", variant.name());
             assert_eq!(hooks(&saved), hooked, "{neighbour}, {}, {what}", variant.name());
+            assert_eq!(host.listed(), listed, "{neighbour}, {}, {what}", variant.name());
+            assert_eq!(host.hooked(), hooked, "{neighbour}, {}, {what}", variant.name());
+            for word in WORDS {
+                let policy = host.inside(|| peer(word, variant).get_policy("mangle", "FORWARD").expect("a policy"));
+                assert_eq!(policy, "DROP", "{neighbour}, {}, {what}", variant.name());
+            }
             saved
         };
         host.ok(&["add", "8080", "172.17.0.3:80"]);
@@ -303,23 +331,23 @@ fn a_neighbour_who_comes_in_front_of_us_or_throws_us_out_is_seen_and_stays() {
             let planned = host.ok(&["plan", "--detailed-exitcode", &set]);
             assert_eq!(planned.stdout, "0 to add, 0 to change, 0 to remove\n", "{context}");
         };
-        let theirs = |at: &str, verb: &str, rest: &[&str]| {
+        let theirs = |at: &str, verb: &str, rest: &str| {
             let (table, chain) = at.rsplit_once(' ').expect("a chain");
-            host.neighbour(table, &[&[verb, chain], rest].concat());
+            host.neighbour(table, &format!("{verb} {chain} {rest}"));
         };
-        let ours = |at: &str| format!("PORTFWD.{}", at.rsplit(' ').next().unwrap_or_default());
-        TABLES.into_iter().for_each(|table| host.neighbour(table, &["-N", "NEIGHBOUR"]));
-        mend("one in front", &|at| theirs(at, "-I", &["1", "-j", "NEIGHBOUR"]));
-        mend("ours twice", &|at| theirs(at, "-A", &["-j", &ours(at)]));
-        mend("ours gone", &|at| theirs(at, "-D", &["-j", &ours(at)]));
+        let ours = |at: &str| format!("-j PORTFWD.{}", at.rsplit(' ').next().unwrap_or_default());
+        TABLES.into_iter().for_each(|table| host.neighbour(table, "-N NEIGHBOUR"));
+        mend("one in front", &|at| theirs(at, "-I", "1 -j NEIGHBOUR"));
+        mend("ours twice", &|at| theirs(at, "-A", &ours(at)));
+        mend("ours gone", &|at| theirs(at, "-D", &ours(at)));
         mend("ours in the middle, three times", &|at| {
-            theirs(at, "-D", &["-j", &ours(at)]);
-            (0..3).for_each(|_| theirs(at, "-I", &["2", "-j", &ours(at)]));
+            theirs(at, "-D", &ours(at));
+            (0..3).for_each(|_| theirs(at, "-I", &format!("2 {}", ours(at))));
         });
-        // What firewalld does when it is told to load its rules again.
+        // firewalld deletes every rule and every chain when it reloads.
         mend("everything gone", &|at| {
             let (table, _) = at.rsplit_once(' ').expect("a chain");
-            ["-F", "-X"].into_iter().for_each(|verb| host.neighbour(table, &[verb]));
+            ["-F", "-X"].into_iter().for_each(|verb| host.neighbour(table, verb));
         });
         host.ok(&["flush"]);
         assert!(!format!("{:?}", host.saved()).contains("PORTFWD"));

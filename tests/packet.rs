@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::support::{Net, PORTFWD, ask, examples, file, privileged, root};
 
 #[test]
-fn one_forward_from_add_to_rm() {
+fn a_forward_works_from_add_to_rm() {
     if !privileged() {
         return;
     }
@@ -31,7 +31,7 @@ fn one_forward_from_add_to_rm() {
 }
 
 #[test]
-fn ipv6_and_udp_and_addresses_and_ranges() {
+fn ipv6_udp_addresses_and_ranges_are_forwarded() {
     if !privileged() {
         return;
     }
@@ -66,7 +66,7 @@ fn ipv6_and_udp_and_addresses_and_ranges() {
         ("[2001:db8::1]:8080", false, "[fd00:17::3]:80 saw 2001:db8::2"),
         ("[2001:db8::1]:53", true, "[fd00:17::3]:53 saw 2001:db8::2"),
         ("192.0.2.1:53", true, "172.17.0.3:53 saw 192.0.2.2"),
-        // The same port of an address without a forward: nobody is there.
+        // The same port at an address without a forward.
         ("172.17.0.1:53", true, "ConnectionRefused"),
         ("192.0.2.1:8000", false, "172.17.0.3:8000 saw 192.0.2.2"),
         ("192.0.2.1:8010", false, "172.17.0.3:8010 saw 192.0.2.2"),
@@ -80,7 +80,7 @@ fn ipv6_and_udp_and_addresses_and_ranges() {
         ("192.0.2.1:8200", false, "172.17.0.4:80 saw 192.0.2.2"),
         ("192.0.2.1:8300", false, "172.17.0.4:80 saw 192.0.2.2"),
         ("192.0.2.1:8250", false, "172.17.0.3:8000 saw 192.0.2.2"),
-        // Traffic that passes through to the target itself is not touched.
+        // Routed traffic to the target's own address is not rewritten.
         ("172.17.0.4:8250", false, "ConnectionRefused"),
         ("172.17.0.4:80", false, "172.17.0.4:80 saw 192.0.2.2"),
     ] {
@@ -110,7 +110,7 @@ fn an_isolated_network_lets_in_only_what_is_published() {
 }
 
 #[test]
-fn while_sets_are_swapped_no_connection_is_refused_or_led_astray() {
+fn swapping_sets_refuses_and_misroutes_no_connection() {
     if !privileged() {
         return;
     }
@@ -121,9 +121,9 @@ fn while_sets_are_swapped_no_connection_is_refused_or_led_astray() {
     let sets = ["172.17.0.3:80", "172.17.0.4:80"].map(|target| {
         let path = directory.path().join("swap.toml");
         let text = format!("[[forward]]\nlisten = \"8080\"\nto = \"{target}\"\n\n[[forward]]\nlisten = \"9000-9010\"\nto = \"172.17.0.3\"\n");
-        let mine = path.with_file_name(format!("{}.toml", &target[9..10]));
-        std::fs::write(&mine, format!("[settings]\nname = \"swap\"\n\n{text}")).expect("written");
-        mine.to_string_lossy().into_owned()
+        let file = path.with_file_name(format!("{}.toml", &target[9..10]));
+        std::fs::write(&file, format!("[settings]\nname = \"swap\"\n\n{text}")).expect("written");
+        file.to_string_lossy().into_owned()
     });
     net.ok(&["apply", &sets[0]]);
     let (done, answers) = (AtomicBool::new(false), [const { AtomicU32::new(0) }; 2]);
@@ -140,14 +140,14 @@ fn while_sets_are_swapped_no_connection_is_refused_or_led_astray() {
             None
         });
         for round in 1..=500 {
-            // Those that are under way may finish; it is about those that begin.
+            // Established connections may finish: the test is about new connections.
             net.ok(&["apply", "--keep-connections", &sets[round % 2]]);
         }
         done.store(true, Ordering::Relaxed);
         assert_eq!(client.join().expect("the client"), None);
     });
     let counts = answers.map(|count| count.load(Ordering::Relaxed));
-    assert!(counts.iter().all(|count| *count > 50), "both were met often: {counts:?}");
+    assert!(counts.iter().all(|count| *count > 50), "both targets answered often: {counts:?}");
 }
 
 #[test]
@@ -166,14 +166,14 @@ fn every_example_is_tried_with_real_packets() {
 }
 
 #[test]
-fn odd_rule_sets_are_tried_too() {
+fn try_handles_odd_rule_sets() {
     if !privileged() {
         return;
     }
     let directory = tempfile::tempdir().expect("directory");
     for (name, rules, line) in [
         (
-            "udp is answered from the address that was asked",
+            "udp is answered from the address that the client used",
             r#"forward = [{ listen = "81/udp", to = "10.0.0.2", interface = "eth0" }, { listen = "82/udp", to = ":83" }]"#,
             "inside   10.0.0.3 -> 198.18.0.1:81/udp: this host port 81 answered",
         ),
@@ -189,7 +189,7 @@ fn odd_rule_sets_are_tried_too() {
             "192.0.2.3 -> 198.18.1.1:80/tcp: 10.0.0.3 port 80 answered and saw 192.0.2.3",
         ),
         (
-            "no two packets are of one connection",
+            "no two packets belong to one connection",
             r#"forward = [{ listen = "81-82/sctp", to = "10.0.0.2:80" },
                 { listen = "81-83", to = "10.0.0.2:80", hairpin = false }]"#,
             "hairpin  10.0.0.3 -> 198.18.0.1:83/tcp: 10.0.0.2:80 got it from 10.0.0.3",
@@ -200,13 +200,13 @@ fn odd_rule_sets_are_tried_too() {
             "-> 198.18.0.1:81/tcp: this host port 8081 answered",
         ),
         (
-            "nobody is at an address of every router or of everybody",
+            "no packet goes to an anycast or broadcast address",
             r#"netmap = [{ listen = "2001:db8::/128", to = "8000::/128" }]
                 masquerade = [{ from = "10.0.0.255" }, { from = "10.0.0.0/24" }]"#,
             "1 of 1 probes",
         ),
         (
-            "rules without a prefix are met",
+            "rules without a prefix get packets",
             r#"masquerade = [{ out = "wan1" }]
                 snat = [{ out = "wan2", to = "203.0.113.5" }, { from = "0.0.0.0/0", out = "wan3", to = "203.0.113.6" }]"#,
             "answered and saw 203.0.113.6",
@@ -214,7 +214,7 @@ fn odd_rule_sets_are_tried_too() {
         (
             "isolated networks are tried",
             r#"network = [{ name = "docker0", subnet = ["172.17.0.0/16"], isolate = true }]"#,
-            "outside  198.18.0.2 -> 172.17.0.3:9/tcp: seen by nobody",
+            "outside  198.18.0.2 -> 172.17.0.3:9/tcp: not received",
         ),
     ] {
         let path = file(&directory, rules);
@@ -226,7 +226,7 @@ fn odd_rule_sets_are_tried_too() {
 }
 
 #[test]
-fn given_packets_arrive_by_an_interface_that_there_is() {
+fn given_packets_need_an_existing_interface() {
     if !privileged() {
         return;
     }
@@ -246,7 +246,7 @@ fn given_packets_arrive_by_an_interface_that_there_is() {
     let (code, text) = sent("tcp 198.18.0.2 -> 198.18.0.1:1007 -i nope");
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("`nope` is no interface") && text.contains("has `eth0`, `docker0`, `pf-net2`, "), "{text}");
-    // Only whom a packet can concern is there, under the same names.
+    // `try` builds only the namespaces that the packet can reach, with the same names.
     let start = std::time::Instant::now();
     for (packet, arrives) in [
         ("tcp 198.18.0.2 -> 198.18.0.1:1007 -i eth0", "10.0.7.2:80 got it from 198.18.0.2"),
@@ -259,11 +259,11 @@ fn given_packets_arrive_by_an_interface_that_there_is() {
 }
 
 #[test]
-fn try_needs_no_root_and_says_where_it_may_not() {
+fn try_needs_no_root_and_reports_its_limits() {
     if !privileged() {
         return;
     }
-    // Nobody may read the build directory of every machine, so nobody gets a copy.
+    // The build directory may be readable by root only, so the user `nobody` runs a copy.
     let directory = tempfile::tempdir().expect("directory");
     let program = directory.path().join("portfwd");
     std::fs::copy(PORTFWD, &program).expect("copied");

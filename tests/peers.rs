@@ -8,24 +8,25 @@ use portfwd::lab::{Links, Netns};
 
 use crate::support::{BOTH, PORTFWD, Said, bind, feed, privileged, root};
 
-/// A host with addresses 192.0.2.1, 192.0.2.10, 2001:db8::1 and 2001:db8::10 that has the rules of a peer.
+/// A host with the rules of another program and addresses 192.0.2.1, 192.0.2.10, 2001:db8::1 and 2001:db8::10.
 pub struct Peer {
     namespace: Netns,
     state: tempfile::TempDir,
 }
 
-/// A row of the view, but for what its numbers in the kernel are and what it counted.
+/// A row of the audit's list, without handles and counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     pub owner: String,
     pub to: String,
     pub sure: bool,
-    /// All of it in words.
+    /// The whole row as text.
     pub words: String,
-    /// The same where it makes no difference what only the kernel or only a dump tells.
-    told: String,
-    /// Rows that a map leads to are in whatever order the kernel has its elements: what those of one map share, and by what
-    /// they are sorted here.
+    /// The row as text, without the parts that only the kernel or only a dump contains.
+    comparable: String,
+    /// The sort keys of a row from a map: first the map, then the element. Other rows have none.
+    ///
+    /// The test sorts these rows because the kernel's order of map elements is undefined.
     mapped: Option<[String; 2]>,
 }
 
@@ -72,7 +73,7 @@ impl Row {
             _ if table.ends_with("crio-hostports") => {
                 Some([format!("{table} {chain} {}", row["handle"]), words.clone()])
             }
-            // Services come before ports of the node.
+            // Services come before node ports.
             _ if chain.starts_with("endpoint-") => {
                 let of_node = text("ports").starts_with('3');
                 Some([format!("{table} {of_node}"), format!("{packets} {chain}")])
@@ -82,17 +83,17 @@ impl Row {
             }
             _ => None,
         };
-        let told = unread(&words);
-        Self { owner: text("owner"), to: text("to"), sure, words, told, mapped }
+        let comparable = without_unknown(&words);
+        Self { owner: text("owner"), to: text("to"), sure, words, comparable, mapped }
     }
 }
 
-/// A text without what stands in brackets: which words there are for what is not understood depends on who says it.
-fn unread(text: &str) -> String {
+/// Replaces text in brackets with `[…]`. The kernel and a dump name unknown expressions differently.
+fn without_unknown(text: &str) -> String {
     let mut depth = 0_usize;
     let mut out = String::new();
     for (at, letter) in text.char_indices() {
-        // An address of IPv6 stands in brackets as well.
+        // IPv6 addresses are in brackets too.
         let address = text[at..].split(']').next().is_some_and(|inner| inner.contains("::") && !inner.contains(' '));
         match letter {
             '[' if !address => depth += 1,
@@ -104,24 +105,24 @@ fn unread(text: &str) -> String {
             letter => out.push(letter),
         }
     }
-    // Of several things that are not understood the kernel tells fewer apart.
+    // The kernel reports several unknown expressions as one.
     while out.contains("[…] […]") {
         out = out.replace("[…] […]", "[…]");
     }
     out
 }
 
-/// Forwards and sources.
+/// The forwards and the source rules that `audit` lists.
 #[derive(Debug, Clone)]
 pub struct View {
     pub forwards: Vec<Row>,
     pub sources: Vec<Row>,
-    /// What is not known.
+    /// The parts of the ruleset that `audit` could not read.
     unknown: Vec<String>,
 }
 
 impl View {
-    /// What `audit --json` printed.
+    /// Parses the output of `audit --json`. Panics if the command failed.
     pub fn new(said: &Said) -> Self {
         assert_eq!(said.code, 0, "{said:?}");
         let all: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
@@ -143,16 +144,16 @@ impl View {
         format!("{}\n{}", lines(&self.forwards), lines(&self.sources))
     }
 
-    /// The same without what only the kernel or only a dump tells.
-    fn told(&self) -> [Vec<&str>; 2] {
+    /// Returns the rows without the parts that only the kernel or only a dump contains.
+    fn comparable(&self) -> [Vec<&str>; 2] {
         [&self.forwards, &self.sources].map(|rows| {
-            let mut told: Vec<&str> = rows.iter().map(|row| row.told.as_str()).collect();
-            told.dedup();
-            told
+            let mut comparable: Vec<&str> = rows.iter().map(|row| row.comparable.as_str()).collect();
+            comparable.dedup();
+            comparable
         })
     }
 
-    /// Where forwards of an owner lead, each once.
+    /// Returns the targets of an owner's forwards, without duplicates.
     pub fn targets(&self, owner: &str) -> BTreeSet<&str> {
         self.forwards.iter().filter(|row| row.owner == owner).map(|row| row.to.as_str()).collect()
     }
@@ -161,7 +162,7 @@ impl View {
 impl Peer {
     fn new() -> Self {
         let peer = Self { namespace: Netns::new().expect("namespace"), state: tempfile::tempdir().expect("directory") };
-        peer.inside(|| {
+        peer.run_inside(|| {
             let links = Links::open().expect("rtnetlink");
             links.up("lo").expect("up");
             links.bridge("eth0").expect("bridge");
@@ -169,21 +170,21 @@ impl Peer {
             for (address, length) in [("192.0.2.1", 24), ("192.0.2.10", 24), ("2001:db8::1", 64), ("2001:db8::10", 64)]
             {
                 links.address("eth0", address.parse().expect("address"), length).expect("address");
-                // One of IPv6 is tentative for a while, and so not local.
+                // Waits, because a tentative IPv6 address is not local yet.
                 bind(|| std::net::UdpSocket::bind((address, 0)));
             }
         });
         peer
     }
 
-    fn inside<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+    fn run_inside<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
         self.namespace.run(job).expect("the host's namespace")
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Said {
         let mut command = Command::new(program);
         command.args(arguments).env_remove("SSH_CONNECTION");
-        self.inside(|| command.output().expect("the program starts").into())
+        self.run_inside(|| command.output().expect("the program starts").into())
     }
 
     fn view(&self, files: &[&str]) -> View {
@@ -193,8 +194,8 @@ impl Peer {
         view
     }
 
-    /// The view of what a program prints of the rules, each with the name of the file.
-    fn of_dumps(&self, dumps: &[(&str, &str, &[&str])]) -> View {
+    /// Returns the view of dumps: each entry is a file name, and the program and arguments that print the dump.
+    fn dump_view(&self, dumps: &[(&str, &str, &[&str])]) -> View {
         let files: Vec<String> = dumps
             .iter()
             .map(|(name, program, arguments)| {
@@ -217,8 +218,8 @@ fn read(path: &PathBuf) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What the rules of a layout rewrite destinations to, by its text alone.
-fn written(text: &str) -> BTreeSet<String> {
+/// Returns the DNAT targets in the text of a layout.
+fn targets_in_text(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         for word in ["--to-destination ", "dnat to ", "dnat ip to ", "dnat ip6 to "] {
@@ -240,38 +241,38 @@ fn written(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// That a view is the recorded one, that all that the text leads to is in it, and whose it is.
-fn judge(view: &View, name: &str, texts: &[String], owner: &str, of_users: &[&str]) {
+/// Checks that a view equals the recorded rows, contains all targets of the text, and has the right owners.
+fn check_view(view: &View, name: &str, texts: &[String], owner: &str, user_targets: &[&str]) {
     expect_file![path(&format!("{name}.rows"))].assert_eq(&view.words());
-    let users: BTreeSet<&str> = of_users.iter().copied().collect();
+    let users: BTreeSet<&str> = user_targets.iter().copied().collect();
     assert_eq!(view.targets("user"), users, "{name}");
     let mut all: BTreeSet<String> = view.targets(owner).into_iter().map(str::to_owned).collect();
     all.extend(users.into_iter().map(str::to_owned));
-    // A redirect leads to this host.
+    // The target of a redirect is this host.
     all.retain(|target| !target.starts_with(':'));
-    let written: BTreeSet<String> = texts.iter().flat_map(|text| written(text)).collect();
+    let written: BTreeSet<String> = texts.iter().flat_map(|text| targets_in_text(text)).collect();
     assert_eq!(all, written, "{name}: {}", view.words());
     let strange = |row: &&Row| row.owner != owner && row.owner != "user";
     let strangers: Vec<&Row> = view.forwards.iter().chain(&view.sources).filter(strange).collect();
     assert!(strangers.is_empty(), "{name}: {strangers:#?}");
 }
 
-/// A layout of nft(8), live and as `nft -j list ruleset` prints it.
-fn nft(name: &str, owner: &str) {
+/// Tests an nft(8) layout: in the kernel, and as a dump of `nft -j list ruleset`.
+fn test_nft(name: &str, owner: &str) {
     if !privileged() {
         return;
     }
     let file = path(&format!("{name}.nft"));
     let peer = Peer::new();
-    peer.inside(|| feed("nft", &["-f", "-"], &read(&file)));
+    peer.run_inside(|| feed("nft", &["-f", "-"], &read(&file)));
     let live = peer.view(&[]);
-    judge(&live, name, &[read(&file)], owner, &[]);
-    let dumped = peer.of_dumps(&[("rules.json", "nft", &["-j", "list", "ruleset"])]);
-    assert_eq!(dumped.told(), live.told(), "{name}");
+    check_view(&live, name, &[read(&file)], owner, &[]);
+    let dumped = peer.dump_view(&[("rules.json", "nft", &["-j", "list", "ruleset"])]);
+    assert_eq!(dumped.comparable(), live.comparable(), "{name}");
 }
 
-/// A layout of iptables(8), with both variants, live and as iptables-save prints it.
-fn iptables(name: &str, files: &[&str], owner: &str, of_users: &[&str]) {
+/// Tests an iptables(8) layout with both variants: in the kernel, and as a dump of iptables-save.
+fn test_iptables(name: &str, files: &[&str], owner: &str, user_targets: &[&str]) {
     if !privileged() {
         return;
     }
@@ -281,110 +282,110 @@ fn iptables(name: &str, files: &[&str], owner: &str, of_users: &[&str]) {
         let program = |word: &str, rest: &str| format!("{word}-{}-{rest}", variant.name());
         for (file, text) in files.iter().zip(&texts) {
             let word = if file.contains("v6") { "ip6tables" } else { "iptables" };
-            peer.inside(|| feed(&program(word, "restore"), &["-w", "20"], text));
+            peer.run_inside(|| feed(&program(word, "restore"), &["-w", "20"], text));
         }
         let live = peer.view(&[]);
         if variant == Variant::Legacy {
-            judge(&live, name, &texts, owner, of_users);
+            check_view(&live, name, &texts, owner, user_targets);
         }
         let [four, six] = ["iptables", "ip6tables"].map(|word| program(word, "save"));
         let all: [(&str, &str, &[&str]); 2] = [("iptables.save", &four, &[]), ("ip6tables.save", &six, &[])];
         let dumps: Vec<_> =
             all.into_iter().filter(|(_, program, _)| !peer.run(program, &[]).stdout.is_empty()).collect();
-        let dumped = peer.of_dumps(&dumps);
-        assert_eq!(dumped.told(), live.told(), "{name}, {}", variant.name());
+        let dumped = peer.dump_view(&dumps);
+        assert_eq!(dumped.comparable(), live.comparable(), "{name}, {}", variant.name());
     }
 }
 
 #[test]
 fn docker_with_iptables() {
     let files = ["audit/peers/docker-iptables.v4.save", "audit/peers/docker-iptables.v6.save"];
-    iptables("docker-iptables", &files, "docker", &["10.9.9.9:22"]);
+    test_iptables("docker-iptables", &files, "docker", &["10.9.9.9:22"]);
 }
 
 #[test]
 fn docker_20_with_iptables() {
-    iptables("docker-20", &["neighbours/docker.v4", "neighbours/docker.v6"], "docker", &[]);
+    test_iptables("docker-20", &["neighbours/docker.v4", "neighbours/docker.v6"], "docker", &[]);
 }
 
 #[test]
 fn docker_with_nftables() {
-    nft("docker-nftables", "docker");
+    test_nft("docker-nftables", "docker");
 }
 
 #[test]
 fn netavark_with_iptables() {
     let files = ["audit/peers/netavark-iptables.v4.save", "audit/peers/netavark-iptables.v6.save"];
-    iptables("netavark-iptables", &files, "podman", &[]);
+    test_iptables("netavark-iptables", &files, "podman", &[]);
 }
 
 #[test]
 fn netavark_with_nftables() {
-    nft("netavark-nftables", "podman");
+    test_nft("netavark-nftables", "podman");
 }
 
 #[test]
 fn cni_portmap_with_iptables() {
     let files = ["audit/peers/cni-iptables.v4.save", "audit/peers/cni-iptables.v6.save"];
-    iptables("cni-iptables", &files, "cni", &[]);
+    test_iptables("cni-iptables", &files, "cni", &[]);
 }
 
 #[test]
 fn cni_portmap_with_nftables() {
-    nft("cni-nftables", "cni");
+    test_nft("cni-nftables", "cni");
 }
 
 #[test]
 fn crio_hostports_with_iptables() {
-    iptables("crio-iptables", &["audit/peers/crio-iptables.v4.save"], "cri-o", &[]);
+    test_iptables("crio-iptables", &["audit/peers/crio-iptables.v4.save"], "cri-o", &[]);
 }
 
 #[test]
 fn crio_hostports_with_nftables() {
-    nft("crio-nftables", "cri-o");
+    test_nft("crio-nftables", "cri-o");
 }
 
 #[test]
 fn kube_proxy_with_iptables() {
-    iptables("kube-proxy-iptables", &["audit/peers/kube-proxy-iptables.v4.save"], "kube-proxy", &[]);
+    test_iptables("kube-proxy-iptables", &["audit/peers/kube-proxy-iptables.v4.save"], "kube-proxy", &[]);
 }
 
 #[test]
 fn kube_proxy_with_nftables() {
-    nft("kube-proxy-nftables", "kube-proxy");
+    test_nft("kube-proxy-nftables", "kube-proxy");
 }
 
 #[test]
 fn firewalld_with_iptables() {
-    iptables("firewalld-iptables", &["neighbours/firewalld.v4", "neighbours/firewalld.v6"], "firewalld", &[]);
+    test_iptables("firewalld-iptables", &["neighbours/firewalld.v4", "neighbours/firewalld.v6"], "firewalld", &[]);
 }
 
 #[test]
 fn firewalld_with_nftables() {
-    nft("firewalld", "firewalld");
+    test_nft("firewalld", "firewalld");
 }
 
 #[test]
 fn ufw_leaves_nat_to_its_user() {
-    iptables("ufw", &["neighbours/ufw.v4", "neighbours/ufw.v6"], "ufw", &["10.10.10.2:80"]);
+    test_iptables("ufw", &["neighbours/ufw.v4", "neighbours/ufw.v6"], "ufw", &["10.10.10.2:80"]);
 }
 
 #[test]
 fn libvirt_with_iptables() {
-    iptables("libvirt-iptables", &["audit/peers/libvirt-iptables.v4.save"], "libvirt", &["192.168.122.10:22"]);
+    test_iptables("libvirt-iptables", &["audit/peers/libvirt-iptables.v4.save"], "libvirt", &["192.168.122.10:22"]);
 }
 
 #[test]
 fn libvirt_with_nftables() {
-    nft("libvirt-nftables", "libvirt");
+    test_nft("libvirt-nftables", "libvirt");
 }
 
 #[test]
-fn fw4_of_openwrt() {
-    nft("fw4", "fw4");
+fn fw4_with_nftables() {
+    test_nft("fw4", "fw4");
 }
 
 #[test]
-fn incus() {
-    nft("incus", "incus");
+fn incus_with_nftables() {
+    test_nft("incus", "incus");
 }

@@ -12,13 +12,13 @@ use portfwd::nft::transaction::Connection;
 
 use crate::support::feed;
 
-/// Rules of iptables(8), which the kernel holds in tables of nf_tables.
+/// Rules of iptables-nft, as the kernel stores them in nf_tables.
 mod iptables;
 /// Rules of nft(8).
 mod nft;
 
-/// Loads rules in a namespace of their own and reads them.
-fn of(load: impl FnOnce() + Send) -> Ruleset {
+/// Loads rules in a new namespace and reads them.
+fn read_after(load: impl FnOnce() + Send) -> Ruleset {
     let namespace = Netns::new().expect("namespace");
     let job = || {
         load();
@@ -28,11 +28,11 @@ fn of(load: impl FnOnce() + Send) -> Ruleset {
 }
 
 fn load(rules: &str) -> Ruleset {
-    of(|| feed("nft", &["-f", "-"], rules))
+    read_after(|| feed("nft", &["-f", "-"], rules))
 }
 
 fn restore(word: &str, rules: &str) -> Ruleset {
-    of(|| feed(&format!("{word}-{}-restore", Variant::Nft.name()), &[], rules))
+    read_after(|| feed(&format!("{word}-{}-restore", Variant::Nft.name()), &[], rules))
 }
 
 fn table<'a>(rules: &'a Ruleset, name: &str) -> &'a Table {
@@ -43,12 +43,12 @@ fn chain<'a>(table: &'a Table, name: &str) -> &'a Chain {
     table.chains.named(name).unwrap_or_else(|| panic!("{name}: {table:#?}"))
 }
 
-/// The rules of the one chain `c` of table `t`.
+/// Returns the rules of chain `c` in table `t`.
 fn rules(all: &Ruleset) -> &[Rule] {
     &chain(table(all, "t"), "c").rules
 }
 
-/// A table of a family with one chain of NAT, `c`.
+/// Loads a table `t` of a family. The rules must contain a chain `c`.
 fn chain_of(family: &str, rules: &str) -> Ruleset {
     load(&format!("table {family} t {{\n{rules}\n}}\n"))
 }
@@ -65,13 +65,13 @@ fn name(text: &str) -> u128 {
     number_of_name(text.as_bytes(), 0)
 }
 
-fn to(target: &str, port: Option<u16>) -> Rewrite {
+fn rewrite_to(target: &str, port: Option<u16>) -> Rewrite {
     let target = address(target);
     Rewrite { addresses: Some((target, target)), ports: port.map(|port| (port, port)), base: None, prefix: None }
 }
 
 #[track_caller]
-fn one(rule: &Rule) -> &Case {
+fn only_case(rule: &Rule) -> &Case {
     assert_eq!(rule.cases.len(), 1, "{rule:#?}");
     &rule.cases[0]
 }
@@ -80,7 +80,7 @@ fn ipv4() -> Packet {
     Packet::new(Family::Ipv4)
 }
 
-/// What the first case that a packet is in does.
-fn done<'a>(rule: &'a Rule, packet: &Packet) -> Option<&'a [Action]> {
+/// Returns the actions of the first case that matches a packet.
+fn actions_for<'a>(rule: &'a Rule, packet: &Packet) -> Option<&'a [Action]> {
     rule.cases.iter().find(|case| case.region.has(packet) == Truth::Yes).map(|case| &*case.actions)
 }

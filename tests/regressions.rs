@@ -1,7 +1,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use portfwd::nft::transaction::{Connection, Wire};
+use portfwd::nft::transaction::Connection;
+use portfwd::sys::netlink::Bus;
+use portfwd::sys::netlink::wire::{Kernel, Wire};
 
 use crate::support::{Net, root};
 
@@ -11,12 +13,12 @@ mod rules;
 mod saved;
 mod spec;
 
-/// Runs every file of a fuzzer: what it began with, and what once was a fault.
+/// Checks the property of a fuzz target with each file of its corpus and its regressions.
 fn every_file(target: &str, holds: fn(&[u8])) {
     let mut count = 0;
     for folder in ["corpus", "regressions"] {
         let folder = root().join("fuzz").join(folder).join(target);
-        // A target of which no fault was found has no folder of them.
+        // A target without past faults has no folder `regressions`.
         let files = if folder.is_dir() { std::fs::read_dir(&folder).expect("readable") } else { continue };
         for file in files.flatten() {
             eprintln!("{}", file.path().display());
@@ -28,32 +30,32 @@ fn every_file(target: &str, holds: fn(&[u8])) {
 }
 
 #[test]
-fn text_forms_go_both_ways() {
+fn text_forms_round_trip() {
     every_file("spec", spec::holds);
 }
 
 #[test]
-fn rule_set_files_are_read_to_their_end() {
+fn rule_set_files_are_compiled_or_refused() {
     every_file("rules", rules::holds);
 }
 
 #[test]
-fn what_iptables_saved_is_read_or_refused() {
+fn iptables_save_dumps_are_read_or_refused() {
     every_file("saved", saved::holds);
 }
 
 #[test]
-fn dumps_of_any_rules_are_audited_or_refused() {
+fn any_dump_is_audited_or_refused() {
     every_file("dumps", dumps::holds);
 }
 
 #[test]
-fn any_answer_of_the_kernel_has_an_end() {
+fn any_kernel_answer_is_read_or_refused() {
     every_file("messages", messages::holds);
 }
 
 #[test]
-fn every_fuzzer_has_its_files_run() {
+fn every_fuzz_target_has_a_test() {
     let targets = std::fs::read_dir(root().join("fuzz/fuzz_targets")).expect("readable");
     for target in targets.flatten() {
         let name = target.file_name().to_string_lossy().into_owned();
@@ -62,20 +64,20 @@ fn every_fuzzer_has_its_files_run() {
     }
 }
 
-/// A socket that remembers what it was answered.
-struct Recorded(mnl::Socket, Arc<Mutex<Vec<u8>>>);
+/// A socket that records the kernel's answers.
+struct Recorded(Kernel, Arc<Mutex<Vec<u8>>>);
 
 impl Wire for Recorded {
     fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        Wire::send(&mut self.0, bytes)
+        self.0.send(bytes)
     }
 
     fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
-        let received = Wire::receive(&mut self.0, room)?;
+        let received = self.0.receive(room)?;
         let mut answers = self.1.lock().expect("one thread");
         let begin = answers.len();
         answers.extend(&room[..received]);
-        // The number of the question goes, so that the answer is one to whatever is asked.
+        // Clears the sequence number: on replay, a zero number matches any request.
         let mut at = begin;
         while let Some(length) = answers.get(at..at + 4).map(|length| u32::from_ne_bytes(length.try_into().expect("4")))
         {
@@ -85,16 +87,12 @@ impl Wire for Recorded {
         Ok(received)
     }
 
-    fn prepare(&mut self, size: usize) -> std::io::Result<()> {
-        self.0.prepare(size)
-    }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        self.0.namespace_cookie()
+    fn reserve(&mut self, size: usize) -> std::io::Result<()> {
+        self.0.reserve(size)
     }
 }
 
-/// Writes the files that the fuzzer of the kernel's answers begins with; run where the kernel says something new.
+/// Records the corpus of the fuzz target `messages`. Run it again on kernels with other answers.
 #[test]
 #[ignore = "writes into fuzz/corpus/messages"]
 fn the_kernels_answers_are_recorded() {
@@ -106,9 +104,8 @@ fn the_kernels_answers_are_recorded() {
         for question in questions {
             let answers = Arc::new(Mutex::new(vec![*question]));
             net.in_host(|| {
-                let socket = mnl::Socket::new(mnl::Bus::Netfilter).expect("a socket");
-                let mut wire = Recorded(socket, Arc::clone(&answers));
-                wire.prepare(0).expect("set up");
+                let kernel = Kernel::open(Bus::Netfilter).expect("a socket");
+                let wire = Recorded(kernel, Arc::clone(&answers));
                 messages::ask(*question, Connection::over(Box::new(wire)));
             });
             let file = format!("fuzz/corpus/messages/{name}-{}", char::from(*question));

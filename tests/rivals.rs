@@ -7,9 +7,10 @@ use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode}
 
 use crate::support::{Net, file, privileged};
 
-/// Has one `nft` make a commit of each of these lines, again and again without a pause, while something else is done.
-/// Gives how many there were.
-fn beside<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -> (T, u32) {
+/// Runs a job while one nft(8) process commits each of these lines, in a loop without a pause.
+///
+/// Returns the job's result and the number of rounds.
+fn with_concurrent_commits<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -> (T, u32) {
     let (done, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
     let job = std::thread::scope(|scope| {
         let mut child = net.in_host(|| {
@@ -24,10 +25,10 @@ fn beside<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -> (T, u32) {
                 rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // It is told to end before a panic goes on: a scope waits for all its threads.
+        // Catches a panic, so that the writer stops before the panic goes on. Otherwise the scope waits for the writer.
         let job = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
         done.store(true, Ordering::Relaxed);
-        // What waits in the pipe is not worth its time.
+        // Kills nft, because commands may still be in the pipe.
         child.kill().expect("killed");
         child.wait().expect("ended");
         job
@@ -38,26 +39,28 @@ fn beside<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -> (T, u32) {
     }
 }
 
-const FOREIGN: &str = "add chain ip other c\nadd rule ip other c counter accept\ndelete chain ip other c\n";
+/// Commits in a foreign table.
+const FOREIGN_COMMITS: &str = "add chain ip other c\nadd rule ip other c counter accept\ndelete chain ip other c\n";
 
-const IN_OURS: &str = "add element inet portfwd ip-ports { tcp . 9 : 10.0.0.1 . 9 }
+/// Commits in portfwd's table.
+const OWN_TABLE_COMMITS: &str = "add element inet portfwd ip-ports { tcp . 9 : 10.0.0.1 . 9 }
 delete element inet portfwd ip-ports { tcp . 9 }
 ";
 
-fn many(count: u32) -> String {
+fn forwards_toml(count: u32) -> String {
     (1..=count).map(|port| format!("[[forward]]\nlisten = \"{}\"\nto = \"172.17.0.3:80\"\n", 20_000 + port)).collect()
 }
 
 #[test]
-fn a_neighbour_who_never_pauses_stops_nothing() {
+fn constant_foreign_commits_stop_no_command() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.nft(&["add table ip other"]);
-    let set = file(&net.state, &many(5_000)).to_string_lossy().into_owned();
+    let set = file(&net.state, &forwards_toml(5_000)).to_string_lossy().into_owned();
     net.ok(&["apply", &set]);
-    let ((), rounds) = beside(&net, FOREIGN, || {
+    let ((), rounds) = with_concurrent_commits(&net, FOREIGN_COMMITS, || {
         for round in 0..5 {
             let port = format!("{}", 10_000 + round);
             net.ok(&["add", &port, "172.17.0.3:80"]);
@@ -67,31 +70,31 @@ fn a_neighbour_who_never_pauses_stops_nothing() {
             net.ok(&["rm", &port]);
         }
     });
-    assert!(rounds > 100, "the neighbour was at work all the time: {rounds}");
+    assert!(rounds > 100, "too few foreign commits: {rounds}");
     let list = net.ok(&["list"]);
     assert_eq!(list.stdout.matches(" live ").count(), 5_000);
     assert!(!list.stdout.contains("missing") && !list.stdout.contains("foreign"), "{list:?}");
 }
 
 #[test]
-fn a_rival_in_our_own_table_takes_nothing_away() {
+fn constant_commits_in_portfwds_table_lose_no_forward() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.ok(&["add", "8000", "172.17.0.3:80"]);
-    let (added, rounds) = beside(&net, IN_OURS, || {
+    let (added, rounds) = with_concurrent_commits(&net, OWN_TABLE_COMMITS, || {
         let add = |port: &u32| net.portfwd(&["add", &port.to_string(), "172.17.0.3:80"]);
         (8001..8005)
             .filter(|port| match add(port) {
                 said if said.code == 0 => true,
-                // It was kept away all the time, said so, and did nothing.
+                // Exit code 75: every attempt met another commit, and nothing was changed.
                 said if said.code == 75 => false,
                 said => panic!("{said:?}"),
             })
             .count()
     });
-    assert!(rounds > 20, "the rival was at work all the time: {rounds}");
+    assert!(rounds > 20, "too few commits in the table: {rounds}");
     net.ok(&["add", "8005", "172.17.0.3:80"]);
     let list = net.ok(&["list"]);
     assert_eq!(list.stdout.matches(" live ").count(), added + 2, "{list:?}");
@@ -102,7 +105,7 @@ fn a_rival_in_our_own_table_takes_nothing_away() {
 }
 
 #[test]
-fn a_batch_is_sent_again_only_where_nobody_touched_our_table() {
+fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
     if !privileged() {
         return;
     }
@@ -131,7 +134,7 @@ fn a_batch_is_sent_again_only_where_nobody_touched_our_table() {
             ("add table inet portfwd", true),
             ("flush ruleset", true),
         ] {
-            // The first is too late without a watch, and has one begun.
+            // The first stale commit has no monitor yet, and starts it.
             let mut connection = Connection::open().expect("opens");
             let (live, generation) = decode(&mut connection).expect("reads");
             let mut wanted = live.clone();
@@ -139,18 +142,18 @@ fn a_batch_is_sent_again_only_where_nobody_touched_our_table() {
             wanted.maps.remove("ip-ports");
             wanted.chains.clear();
             let changes = diff(&live, &wanted);
-            nft("add table ip someone; delete table ip someone");
+            nft("add table ip foreign; delete table ip foreign");
             let mut batch = encode(&changes, generation);
             assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)), "{command}");
             assert_eq!(connection.moved_from(generation), None, "{command}");
-            // What is read now is watched.
+            // From this read on, the monitor sees all commits.
             let (live, generation) = decode(&mut connection).expect("reads");
             nft(command);
             batch.move_to(generation);
             assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)), "{command}");
             let moved = connection.moved_from(generation);
             assert_eq!(moved.is_none(), ours, "{command}: {moved:?}");
-            // Where nothing of ours changed, what was decided on it is true at that generation.
+            // If portfwd's table is untouched, the earlier decision is valid at the new generation.
             let (now, at) = decode(&mut connection).expect("reads");
             assert!(ours || now == live && moved == Some(at), "{command}: {moved:?} {at}");
         }
@@ -158,36 +161,36 @@ fn a_batch_is_sent_again_only_where_nobody_touched_our_table() {
 }
 
 #[test]
-fn waiting_for_who_is_at_work_changes_nothing() {
-    use portfwd::model::{Asked, Forward, RuleSet, SetName};
+fn starting_the_monitor_changes_nothing() {
+    use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
     if !privileged() {
         return;
     }
     let net = Net::new();
     let mut set = RuleSet::new(SetName::cli());
     set.forwards.push(Forward::new("80".parse().expect("listen"), "10.0.0.1".parse().expect("target")));
-    let mut asked = Asked::default();
-    asked.add(&set).expect("valid");
-    let program = compile(&asked).expect("compiles");
+    let mut desired = DesiredState::default();
+    desired.add(&set).expect("valid");
+    let program = compile(&desired).expect("compiles");
     net.in_host(|| {
         let mut connection = Connection::open().expect("opens");
         let (live, generation) = decode(&mut connection).expect("reads");
         let changes = diff(&live, &program);
         let mut batch = encode(&changes, generation.wrapping_add(1));
         assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)));
-        // A watch begins, with batches that have nothing in them.
+        // Starts the monitor, which sends empty batches.
         assert_eq!(connection.moved_from(generation), None);
         assert_eq!(decode(&mut connection).expect("reads"), (live, generation));
         assert_eq!(connection.generation().expect("tells"), generation);
-        // A generation that moved without a word is not trusted.
+        // Without a notification, the connection does not trust a new generation.
         assert_eq!(connection.moved_from(generation), None);
-        // Somebody in a table of his own; then it is ours at the next generation.
+        // A foreign commit in a foreign table moves the generation by one, and the batch can follow.
         drop(decode(&mut connection).expect("reads"));
         let said = Command::new("nft").arg("add table ip other").output().expect("nft is installed");
         assert!(said.status.success(), "{said:?}");
         batch.move_to(generation);
         assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)));
-        let moved = connection.moved_from(generation).expect("not ours");
+        let moved = connection.moved_from(generation).expect("a foreign table");
         assert_eq!(moved, generation.wrapping_add(1));
         batch.move_to(moved);
         connection.commit(&batch).expect("commits");
@@ -195,9 +198,10 @@ fn waiting_for_who_is_at_work_changes_nothing() {
     });
 }
 
-/// Adds one to the port that the only forward goes to, on what was read, as often as asked.
-/// Gives how often a batch was sent again, and how often all had to be read again.
-fn count_up(times: u32) -> (u32, u32) {
+/// Increments the target port of the only forward `times` times, each time from the port that it has read.
+///
+/// Returns how often a batch was sent again, and how often the table had to be read again.
+fn increment_port(times: u32) -> (u32, u32) {
     let mut connection = Connection::open().expect("opens");
     let (mut sent_again, mut read_again) = (0, 0);
     for _ in 0..times {
@@ -240,21 +244,21 @@ fn count_up(times: u32) -> (u32, u32) {
 }
 
 #[test]
-fn no_update_is_lost_among_rivals_and_neighbours() {
+fn concurrent_writers_lose_no_update() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.nft(&["add table ip other"]);
     net.ok(&["add", "8000", "172.17.0.3:1000"]);
-    let (counts, _) = beside(&net, FOREIGN, || {
+    let (counts, _) = with_concurrent_commits(&net, FOREIGN_COMMITS, || {
         std::thread::scope(|scope| {
-            let rivals = [0; 3].map(|_| scope.spawn(|| net.in_host(|| count_up(200))));
+            let rivals = [0; 3].map(|_| scope.spawn(|| net.in_host(|| increment_port(200))));
             rivals.map(|rival| rival.join().expect("no panic"))
         })
     });
     eprintln!("sent again and read again by three rivals: {counts:?}");
-    assert!(counts.iter().any(|(sent, read)| sent + read > 0), "they were in each other's way: {counts:?}");
+    assert!(counts.iter().any(|(sent, read)| sent + read > 0), "no two writers met: {counts:?}");
     let elements = net.nft(&["list", "map", "inet", "portfwd", "ip-ports"]).stdout;
     assert!(elements.contains("172.17.0.3 . 1600"), "{elements}");
 }

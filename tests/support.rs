@@ -7,15 +7,15 @@ use std::time::Duration;
 use portfwd::iptables::command::Variant;
 use portfwd::lab::{Links, Netns};
 
-/// The program under test.
+/// The path of the portfwd binary under test.
 pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
 
-/// The package's own directory.
+/// Returns the directory of the package.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The examples of rule sets; those of `portfwd lab` are in a folder beside them.
+/// Returns the example rule sets in `rules/`. The examples of `portfwd lab` are in a subfolder and not included.
 pub fn examples() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root().join("rules")).expect("readable").flatten();
     let files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
@@ -23,7 +23,7 @@ pub fn examples() -> Vec<PathBuf> {
     files
 }
 
-/// What a command printed and its exit code, for assertions that show it all when they fail.
+/// The exit code and the output of a command. A failed assertion prints all of it.
 #[derive(Debug)]
 pub struct Said {
     pub code: i32,
@@ -41,13 +41,13 @@ impl From<Output> for Said {
     }
 }
 
-/// Runs the program where the test is, in the package's directory.
+/// Runs portfwd in the test's namespace and in the package's directory.
 pub fn portfwd(arguments: &[&str]) -> Said {
     let output = Command::new(PORTFWD).args(arguments).current_dir(root()).output();
     output.expect("the program starts").into()
 }
 
-/// Whether namespaces can be had. Where not, the test says so and is skipped; with CI set it fails.
+/// Returns true if the test can create network namespaces. Otherwise prints `SKIPPED`, or panics if `CI` is set.
 pub fn privileged() -> bool {
     match Netns::new() {
         Ok(_) => true,
@@ -60,8 +60,8 @@ pub fn privileged() -> bool {
     }
 }
 
-/// A client, the host under test and a target, wired by the lab's own links:
-/// client 192.0.2.2 -- 192.0.2.1 host 172.17.0.1 -- 172.17.0.3 and .4 target, and the same in IPv6.
+/// A client, the host under test and a target, connected through [`Links`]:
+/// client 192.0.2.2 -- 192.0.2.1 host 172.17.0.1 -- 172.17.0.3 and .4 target, with IPv6 addresses too.
 pub struct Net {
     pub client: Netns,
     pub host: Netns,
@@ -115,26 +115,26 @@ impl Net {
         net
     }
 
-    /// Runs the program in the host's namespace.
+    /// Runs portfwd in the host's namespace.
     pub fn portfwd(&self, arguments: &[&str]) -> Said {
         self.in_host(|| {
             let state = self.state.path().to_string_lossy().into_owned();
             let mut command = Command::new(PORTFWD);
             command.args(["--state-dir", &state]).args(arguments).current_dir(root());
-            // Who runs the tests may be on an ssh connection; it is not one of this network.
+            // The user who runs the tests may be on an ssh connection, which does not belong to this network.
             command.env_remove("SSH_CONNECTION");
             command.output().expect("the program starts").into()
         })
     }
 
-    /// Runs a program in the host's namespace, where its `iptables` is of this variant, as update-alternatives(1) makes it
-    /// one. `before` is run by a shell first, with private mounts.
+    /// Runs a program in the host's namespace, with `iptables` linked to this variant as update-alternatives(1) does.
+    /// A shell with private mounts runs `before` first.
     pub fn with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Said {
         let mut command = self.command_with(variant, before, program, arguments);
         self.in_host(move || command.output().expect("unshare is installed").into())
     }
 
-    /// The same, to be run there.
+    /// Returns the command of [`Net::with`], for the caller to start in the host's namespace.
     pub fn command_with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Command {
         let script = format!(
             "set -e; d=$(mktemp -d); cp -a /etc/alternatives/. $d; mount --bind $d /etc/alternatives
@@ -145,31 +145,31 @@ impl Net {
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
-        // What is mounted is gone with the namespace, but not the directory below it.
+        // The mount disappears with the mount namespace, but the directory of `mktemp` stays.
         command.env("TMPDIR", self.state.path()).env_remove("SSH_CONNECTION");
         command
     }
 
-    /// Runs our program with `--backend iptables` on such a host; it must succeed.
+    /// Runs portfwd with `--backend iptables` and this variant. Panics if it fails.
     pub fn chains(&self, variant: Variant, arguments: &[&str]) -> Said {
         let said = self.try_chains(variant, arguments);
         assert_eq!(said.code, 0, "{variant:?} {arguments:?}: {said:?}");
         said
     }
 
-    /// The same, whatever comes of it.
+    /// Runs portfwd with `--backend iptables` and this variant.
     pub fn try_chains(&self, variant: Variant, arguments: &[&str]) -> Said {
         let state = self.state.path().to_string_lossy().into_owned();
-        let ours = [&["--state-dir", &state, "--backend", "iptables"], arguments].concat();
-        self.with(variant, "", PORTFWD, &ours)
+        let with_backend = [&["--state-dir", &state, "--backend", "iptables"], arguments].concat();
+        self.with(variant, "", PORTFWD, &with_backend)
     }
 
-    /// Feeds a table to the host's iptables-restore or ip6tables-restore, as somebody else.
+    /// Loads a foreign table with the host's iptables-restore or ip6tables-restore.
     pub fn others(&self, variant: Variant, word: &str, text: &str) {
         self.in_host(|| feed(&format!("{word}-{}-restore", variant.name()), &["--noflush", "--wait"], text));
     }
 
-    /// What iptables-save prints of both families, without its remarks.
+    /// Returns the output of iptables-save and ip6tables-save, without comment lines.
     pub fn saved(&self, variant: Variant) -> String {
         let save = |word: &str| {
             let program = format!("{word}-{}-save", variant.name());
@@ -184,14 +184,14 @@ impl Net {
         save("iptables") + &save("ip6tables")
     }
 
-    /// The same, and it must succeed.
+    /// Runs portfwd in the host's namespace. Panics if it fails.
     pub fn ok(&self, arguments: &[&str]) -> Said {
         let said = self.portfwd(arguments);
         assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
         said
     }
 
-    /// Runs `nft` in the host's namespace, to look at what we made from outside.
+    /// Runs nft(8) in the host's namespace, as an independent view of the ruleset.
     pub fn nft(&self, arguments: &[&str]) -> Said {
         self.in_host(|| Command::new("nft").args(arguments).output().expect("nft is installed").into())
     }
@@ -200,25 +200,25 @@ impl Net {
         self.host.run(job).expect("the host's namespace")
     }
 
-    /// Starts a server in the target that answers with the address and port that it was asked at and whom it saw.
+    /// Starts a server in the target. Its answer names its own address and the source address that it sees.
     pub fn serve(&self, at: &str, udp: bool) {
         let at: SocketAddr = at.parse().expect("address");
         self.target.run(|| serve(at, udp)).expect("the target's namespace");
     }
 
-    /// What the client gets when it connects; an error's kind as text otherwise.
+    /// Returns the answer that the client receives, or the error kind as text.
     pub fn ask(&self, to: &str, udp: bool) -> String {
         let to: SocketAddr = to.parse().expect("address");
         self.client.run(|| ask(to, udp)).expect("the client's namespace")
     }
 
-    /// What the client gets from a TCP server.
+    /// Returns the answer of a TCP server to the client, or the error kind as text.
     pub fn tcp(&self, to: &str) -> String {
         self.ask(to, false)
     }
 }
 
-/// Binds as soon as the address can be used: one of IPv6 is tentative for a moment, longer where the machine is busy.
+/// Binds as soon as the address is usable. An IPv6 address is tentative at first, longer on a busy machine.
 pub fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
     for _ in 0..500 {
         match bind() {
@@ -228,7 +228,7 @@ pub fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
             other => return other.expect("bind"),
         }
     }
-    panic!("the address cannot be used after five seconds");
+    panic!("the address is not usable after five seconds");
 }
 
 pub fn serve(at: SocketAddr, udp: bool) {
@@ -258,20 +258,20 @@ pub fn serve(at: SocketAddr, udp: bool) {
 
 pub fn ask(to: SocketAddr, udp: bool) -> String {
     use std::io::Read;
-    let patience = Duration::from_secs(2);
+    let timeout = Duration::from_secs(2);
     let answer = || -> std::io::Result<String> {
         if udp {
             let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
             let socket = std::net::UdpSocket::bind(any)?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(patience))?;
+            socket.set_read_timeout(Some(timeout))?;
             socket.send(b"?")?;
             let mut text = [0; 128];
             let length = socket.recv(&mut text)?;
             return Ok(String::from_utf8_lossy(&text[..length]).into_owned());
         }
-        let mut stream = std::net::TcpStream::connect_timeout(&to, patience)?;
-        stream.set_read_timeout(Some(patience))?;
+        let mut stream = std::net::TcpStream::connect_timeout(&to, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
@@ -279,16 +279,16 @@ pub fn ask(to: SocketAddr, udp: bool) -> String {
     answer().unwrap_or_else(|error| format!("{:?}", error.kind()))
 }
 
-static NUMBER: AtomicU32 = AtomicU32::new(0);
+static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// A file in a directory that goes with the test.
+/// Writes a rule-set file into a temporary directory and returns its path.
 pub fn file(directory: &tempfile::TempDir, text: &str) -> PathBuf {
-    let path = directory.path().join(format!("set{}.toml", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let path = directory.path().join(format!("set{}.toml", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)));
     std::fs::write(&path, text).expect("written");
     path
 }
 
-/// Runs a program where the thread is, with a text as its input; it must succeed.
+/// Runs a program in the thread's namespace with `text` as stdin. Panics if the program fails.
 pub fn feed(program: &str, arguments: &[&str], text: &str) {
     use std::io::Write as _;
     let mut command = Command::new(program);
@@ -299,29 +299,29 @@ pub fn feed(program: &str, arguments: &[&str], text: &str) {
     assert!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Both variants of iptables.
+/// iptables-nft and iptables-legacy.
 pub const BOTH: [Variant; 2] = Variant::ALL;
 
-/// The lines of what iptables-save printed that are about us, and between which tables they stand.
+/// Returns portfwd's lines of an iptables-save dump, and the table headers around them.
 pub fn ours(saved: &str) -> Vec<&str> {
     saved.lines().filter(|line| line.contains("PORTFWD") || line.starts_with('*')).collect()
 }
 
-/// A namespace that ip-netns(8) knows, as long as this value lives.
-pub struct Named(pub String);
+/// A namespace with a name for ip-netns(8). Dropping the value deletes the namespace.
+pub struct NamedNetns(pub String);
 
-impl Named {
+impl NamedNetns {
     pub fn new() -> Self {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("portfwd-test-{}-{number}", std::process::id());
         assert!(Command::new("ip").args(["netns", "add", &name]).status().expect("ip is installed").success());
         Self(name)
     }
 }
 
-impl Drop for Named {
+impl Drop for NamedNetns {
     fn drop(&mut self) {
-        let gone = Command::new("ip").args(["netns", "del", &self.0]).status();
-        drop(gone);
+        let deleted = Command::new("ip").args(["netns", "del", &self.0]).status();
+        drop(deleted);
     }
 }

@@ -2,14 +2,14 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::process::Command;
 use std::time::Duration;
 
-use portfwd::lab::wire::{Datagram, Sender, Watch};
+use portfwd::lab::raw_socket::{Datagram, Receiver, Sender};
 use portfwd::lab::{Links, Netns};
 use portfwd::model::Protocol;
 
 use crate::support::{Net, PORTFWD, Said, ask, privileged};
 
-/// A switch of the host, below `/proc/sys/net`.
-fn switch(net: &Net, key: &str) -> String {
+/// Reads a sysctl of the host, below `/proc/sys/net`.
+fn sysctl(net: &Net, key: &str) -> String {
     let text = net.in_host(|| std::fs::read_to_string(format!("/proc/sys/net/{key}")).expect("readable"));
     text.trim().to_owned()
 }
@@ -21,52 +21,54 @@ fn address(text: &str) -> SocketAddr {
 const ROUTE_LOCALNET: &str = "ipv4/conf/docker0/route_localnet";
 
 #[test]
-fn a_loopback_forward_opens_one_interface_to_this_host_alone() {
+fn a_loopback_forward_sets_route_localnet_on_one_interface() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.serve("172.17.0.3:80", false);
-    assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
+    assert_eq!(sysctl(&net, ROUTE_LOCALNET), "0");
     net.ok(&["add", "8080", "172.17.0.3:80"]);
     let from_host = |to: &str| net.in_host(|| ask(address(to), false));
     assert_eq!(from_host("127.0.0.1:8080"), "ConnectionRefused");
     let said = net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
-    assert!(said.stderr.contains("net.ipv4.conf.docker0.route_localnet was 0, is now 1"), "{said:?}");
+    assert!(said.stderr.contains("set net.ipv4.conf.docker0.route_localnet to 1, was 0"), "{said:?}");
     assert!(said.stdout.contains("changed 8080/tcp -> 172.17.0.3:80 loopback"), "{said:?}");
     assert_eq!(from_host("127.0.0.1:8080"), "172.17.0.3:80 saw 172.17.0.1");
     assert_eq!(from_host("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.1");
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
-    assert_eq!(switch(&net, "ipv4/conf/eth0/route_localnet"), "0");
-    // The counter is that of both places together.
+    assert_eq!(sysctl(&net, "ipv4/conf/eth0/route_localnet"), "0");
+    // The counter includes packets from this host and from outside.
     assert!(net.ok(&["list", "--json"]).stdout.contains(r#""packets":3,"#));
     net.ok(&["add", "127.0.0.1:8081", "172.17.0.3:80", "--loopback"]);
     assert_eq!(from_host("127.0.0.1:8081"), "172.17.0.3:80 saw 172.17.0.1");
     assert_eq!(net.tcp("192.0.2.1:8081"), "ConnectionRefused");
     net.ok(&["rm", "127.0.0.1:8081"]);
     assert_eq!(
-        (from_host("127.0.0.1:8081").as_str(), switch(&net, ROUTE_LOCALNET).as_str()),
+        (from_host("127.0.0.1:8081").as_str(), sysctl(&net, ROUTE_LOCALNET).as_str()),
         ("ConnectionRefused", "1")
     );
     let said = net.ok(&["rm", "8080"]);
-    assert!(said.stderr.contains("net.ipv4.conf.docker0.route_localnet is 0 again"), "{said:?}");
-    assert_eq!(switch(&net, ROUTE_LOCALNET), "0");
+    assert!(said.stderr.contains("restored net.ipv4.conf.docker0.route_localnet to 0"), "{said:?}");
+    assert_eq!(sysctl(&net, ROUTE_LOCALNET), "0");
     net.ok(&["flush"]);
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, "");
 }
 
 #[test]
-fn killed_while_a_switch_goes_back_the_next_command_gives_it_back() {
+fn the_next_command_restores_a_sysctl_after_a_kill() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    let open = format!("/proc/sys/net/{ROUTE_LOCALNET}");
+    let localnet = format!("/proc/sys/net/{ROUTE_LOCALNET}");
     let forward = "/proc/sys/net/ipv4/ip_forward";
-    let cases =
-        [(open.as_str(), &["rm", "8080"][..], &["add", "9090", "172.17.0.3"][..]), (forward, &["flush"], &["flush"])];
+    let cases = [
+        (localnet.as_str(), &["rm", "8080"][..], &["add", "9090", "172.17.0.3"][..]),
+        (forward, &["flush"], &["flush"]),
+    ];
     for (path, command, next) in cases {
-        // Killed when it opens the switch for the first time, the second time and so on, until it is not killed any more.
+        // strace kills portfwd at the first `openat` of the sysctl, then at the second and so on, until no kill happens.
         let kills = (1..20).take_while(|when| {
             net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
             let said: Said = net.in_host(|| {
@@ -80,7 +82,7 @@ fn killed_while_a_switch_goes_back_the_next_command_gives_it_back() {
             let now = net.in_host(|| std::fs::read_to_string(path).expect("readable"));
             assert_eq!(now.trim(), "0", "{path} {when}");
             net.ok(&["flush"]);
-            assert_eq!((switch(&net, ROUTE_LOCALNET), switch(&net, "ipv4/ip_forward")), ("0".into(), "0".into()));
+            assert_eq!((sysctl(&net, ROUTE_LOCALNET), sysctl(&net, "ipv4/ip_forward")), ("0".into(), "0".into()));
             said.code != 0
         });
         assert!(kills.count() > 0, "{path}");
@@ -107,15 +109,15 @@ fn intruder(net: &Net) -> Netns {
 }
 
 #[test]
-fn loopback_addresses_from_a_wire_stay_outside() {
+fn packets_with_loopback_addresses_from_outside_are_dropped() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let intruder = intruder(&net);
     net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
-    assert_eq!(switch(&net, ROUTE_LOCALNET), "1");
-    let (sender, here) = (Sender::open(&intruder).expect("sender"), Watch::delivered(&net.host).expect("watch"));
+    assert_eq!(sysctl(&net, ROUTE_LOCALNET), "1");
+    let (sender, here) = (Sender::open(&intruder).expect("sender"), Receiver::delivered(&net.host).expect("watch"));
     let send = |first: u64| {
         let ends = [
             ("172.17.0.9:1000", "127.0.0.1:631"),
@@ -131,20 +133,20 @@ fn loopback_addresses_from_a_wire_stay_outside() {
         seen.sort_unstable();
         seen
     };
-    // The link's first packets may be lost.
+    // A new link may lose the first packets.
     for warm_up in 1..50 {
         if !send(warm_up * 100).is_empty() {
             break;
         }
     }
-    assert_eq!(send(10_000), [2], "only what has no loopback address in it");
-    // Without our rules the open switch lets them in, loopback sources where `accept_local` does not matter: the guard is
-    // what keeps them out.
+    assert_eq!(send(10_000), [2], "only the packet without a loopback address");
+    // Without portfwd's rules, `route_localnet` lets in the packet to 127.0.0.1, so the guard is what drops it. The packet
+    // from 127.0.0.1 is dropped for another reason: `accept_local` is off.
     net.nft(&["flush", "ruleset"]);
     assert_eq!(send(20_000), [0, 2]);
 }
 
-/// Sends a router advertisement for a prefix of /64 from the client to everybody on its link.
+/// Sends a router advertisement for a /64 prefix from the client to all nodes on the link.
 fn advertise(net: &Net, prefix: Ipv6Addr) {
     let mut message = vec![134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
     message.extend([3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0]);
@@ -154,9 +156,9 @@ fn advertise(net: &Net, prefix: Ipv6Addr) {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::RAW, Some(socket2::Protocol::ICMPV6));
         let socket = socket.expect("raw socket");
         socket.set_multicast_hops_v6(255).expect("hops");
-        let everybody = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
-        // The link's own address may not be usable yet; then there is one more to come.
-        let sent = socket.send_to(&message, &everybody.into());
+        let all_nodes = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
+        // The link-local address may be tentative still; the caller sends again.
+        let sent = socket.send_to(&message, &all_nodes.into());
         assert!(!sent.is_err_and(|error| error.kind() != std::io::ErrorKind::AddrNotAvailable));
     };
     net.client.run(send).expect("the client's namespace");
@@ -164,7 +166,7 @@ fn advertise(net: &Net, prefix: Ipv6Addr) {
 }
 
 #[test]
-fn router_advertisements_are_listened_to_as_before() {
+fn router_advertisements_are_still_accepted() {
     if !privileged() {
         return;
     }
@@ -187,25 +189,25 @@ fn router_advertisements_are_listened_to_as_before() {
     }
     assert!(own("20010db800770000") && default_route());
     let said = net.ok(&["add", "8080", "[fd00:17::3]:80"]);
-    assert!(said.stderr.contains("net.ipv6.conf.all.forwarding was 0, is now 1"), "{said:?}");
-    assert!(said.stderr.contains("net.ipv6.conf.eth0.accept_ra was 1, is now 2"), "{said:?}");
-    assert!(own("20010db800770000") && default_route(), "what was learned before stays");
+    assert!(said.stderr.contains("set net.ipv6.conf.all.forwarding to 1, was 0"), "{said:?}");
+    assert!(said.stderr.contains("set net.ipv6.conf.eth0.accept_ra to 2, was 1"), "{said:?}");
+    assert!(own("20010db800770000") && default_route(), "the earlier prefix and route stay");
     advertise(&net, prefix(0x78));
-    assert!(own("20010db800780000") && default_route(), "and what is said now is heard");
+    assert!(own("20010db800780000") && default_route(), "a new advertisement is accepted");
     net.ok(&["flush"]);
-    assert_eq!(switch(&net, "ipv6/conf/all/forwarding"), "0");
-    assert_eq!(switch(&net, "ipv6/conf/eth0/accept_ra"), "1");
+    assert_eq!(sysctl(&net, "ipv6/conf/all/forwarding"), "0");
+    assert_eq!(sysctl(&net, "ipv6/conf/eth0/accept_ra"), "1");
 }
 
 #[test]
-fn a_plan_shows_switches_and_a_bridge_that_is_not_there_yet_opens_no_other() {
+fn a_plan_shows_sysctls_and_a_missing_bridge_opens_no_other_interface() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let set = "[[network]]\nname = \"br-later\"\nsubnet = [\"10.5.0.0/24\"]\n\n[[forward]]\nlisten = \"8080\"\nto = \"10.5.0.2:80\"\nloopback = true\n";
     let path = crate::support::file(&net.state, set).to_string_lossy().into_owned();
-    // Everything that has no route of its own leaves by eth0, which must not be opened for it.
+    // The default route through eth0 covers the target, but eth0 must not get `route_localnet`.
     net.in_host(|| {
         let links = Links::open().expect("rtnetlink");
         let ip = |text: &str| text.parse().expect("address");
@@ -214,16 +216,16 @@ fn a_plan_shows_switches_and_a_bridge_that_is_not_there_yet_opens_no_other() {
     let plan = net.ok(&["plan", &path]).stdout;
     assert!(plan.contains("~ net.ipv4.ip_forward = 0  =>  net.ipv4.ip_forward = 1"), "{plan}");
     let said = net.ok(&["apply", &path]);
-    assert!(said.stderr.contains("note: nothing leads to 10.5.0.2 yet"), "{said:?}");
-    assert_eq!(switch(&net, "ipv4/conf/eth0/route_localnet"), "0");
+    assert!(said.stderr.contains("note: there is no interface to 10.5.0.2 yet"), "{said:?}");
+    assert_eq!(sysctl(&net, "ipv4/conf/eth0/route_localnet"), "0");
     net.in_host(|| Links::open().expect("rtnetlink").bridge("br-later").expect("bridge"));
     let planned = net.portfwd(&["plan", "--detailed-exitcode", &path]);
     assert_eq!(planned.code, 3, "{planned:?}");
     assert!(planned.stdout.contains("net.ipv4.conf.br-later.route_localnet = 1"), "{planned:?}");
     net.ok(&["apply", &path]);
-    assert_eq!(switch(&net, "ipv4/conf/br-later/route_localnet"), "1");
+    assert_eq!(sysctl(&net, "ipv4/conf/br-later/route_localnet"), "1");
     assert_eq!(net.ok(&["plan", "--detailed-exitcode", &path]).stdout, "0 to add, 0 to change, 0 to remove\n");
-    // A route that forbids is no reason to refuse everything else.
+    // A prohibit route to one target must not block other changes.
     net.ok(&["add", "8086", "10.6.0.2:80", "--loopback"]);
     let forbid = || Command::new("ip").args(["route", "add", "prohibit", "10.6.0.0/24"]).status();
     assert!(net.in_host(forbid).expect("ip is installed").success());

@@ -7,7 +7,7 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, Net, PORTFWD, Said, file, ours, privileged, root};
 
-/// Forwarding in both families, a loopback forward that needs `route_localnet`, and a range that iptables is tried for.
+/// Forwards of both families, a loopback forward that needs `route_localnet`, and a range that makes portfwd probe iptables.
 const SET: &str = r#"
 [[network]]
 name = "docker0"
@@ -31,17 +31,17 @@ fn unit(name: &str) -> String {
     fs::read_to_string(root().join("systemd").join(name)).expect("text")
 }
 
-/// The values of a setting, a line each.
-fn setting<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
+/// Returns the values of a setting in a unit file, one for each line.
+fn settings<'a>(unit: &'a str, name: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('=')).collect()
 }
 
 #[test]
-fn systemd_understands_the_units() {
+fn systemd_analyze_accepts_the_units() {
     let directory = tempfile::tempdir().expect("directory");
     let paths = ["portfwd.service", "portfwd-online.service"].map(|name| {
         let path = directory.path().join(name);
-        // It looks for the programs, and portfwd is not installed where it is built.
+        // systemd-analyze checks that the program exists, so the path becomes that of the test build.
         fs::write(&path, unit(name).replace("/usr/local/sbin/portfwd", PORTFWD)).expect("written");
         path
     });
@@ -54,19 +54,21 @@ fn systemd_understands_the_units() {
             return;
         }
     };
-    // The machine's own units are judged too.
-    let about_ours = said.stderr.lines().any(|line| line.contains("portfwd"));
-    assert!(said.code == 0 && !about_ours, "{said:?}");
+    // The output may contain warnings about units of the machine.
+    let mentions_portfwd = said.stderr.lines().any(|line| line.contains("portfwd"));
+    assert!(said.code == 0 && !mentions_portfwd, "{said:?}");
 }
 
-/// Runs our program as the unit does, as far as that goes without systemd: as root with the unit's capabilities and no others,
-/// no way to get more, and nothing to write but what the unit names. It is not the first process, and that has them all.
-fn as_the_unit_does(net: &Net, variant: Option<Variant>, options: &[&str], command: &str) -> Said {
+/// Runs portfwd with the unit's sandbox, as far as this works without systemd.
+///
+/// portfwd runs as root with the unit's capabilities only, cannot gain privileges, and can write only the unit's paths.
+/// portfwd is not process 1, because process 1 has all capabilities.
+fn run_as_unit(net: &Net, variant: Option<Variant>, options: &[&str], command: &str) -> Said {
     let unit = unit("portfwd.service");
     let bounds =
-        setting(&unit, "CapabilityBoundingSet").join(" ").to_lowercase().replace("cap_", "+").replace(' ', ",");
+        settings(&unit, "CapabilityBoundingSet").join(" ").to_lowercase().replace("cap_", "+").replace(' ', ",");
     let state = net.state.path().to_string_lossy().into_owned();
-    // The host's own lock file is left alone; this is what the unit's ExecStartPre= makes.
+    // The tmpfs hides the host's lock file. The unit's ExecStartPre= makes the same file.
     let script = format!(
         "set -e; mount -t tmpfs none /run; (umask 077; touch /run/xtables.lock)
          for path in {state} /run/xtables.lock /proc/sys/net; do mount --bind $path $path; done
@@ -91,8 +93,8 @@ fn as_the_unit_does(net: &Net, variant: Option<Variant>, options: &[&str], comma
     net.with(variant.unwrap_or(Variant::Nft), "", "unshare", &arguments)
 }
 
-/// What the kernel holds, without what was counted.
-fn held(net: &Net, variant: Option<Variant>) -> Vec<String> {
+/// Returns the sorted words of the live rules, without counters.
+fn live_rules(net: &Net, variant: Option<Variant>) -> Vec<String> {
     let text = match variant {
         None => net.nft(&["-s", "list", "ruleset"]).stdout,
         Some(variant) => ours(&net.saved(variant)).join("\n"),
@@ -102,7 +104,8 @@ fn held(net: &Net, variant: Option<Variant>) -> Vec<String> {
     words
 }
 
-fn forget(net: &Net, variant: Option<Variant>) {
+/// Clears rules and sysctls in the kernel, as a reboot does.
+fn clear_kernel(net: &Net, variant: Option<Variant>) {
     net.nft(&["flush", "ruleset"]);
     if variant == Some(Variant::Legacy) {
         for (word, table) in ["iptables", "ip6tables"].iter().flat_map(|word| [(word, "nat"), (word, "mangle")]) {
@@ -118,36 +121,36 @@ fn forget(net: &Net, variant: Option<Variant>) {
 }
 
 #[test]
-fn restore_needs_no_more_than_the_unit_allows_it() {
+fn restore_works_in_the_units_sandbox() {
     if !privileged() {
         return;
     }
     for variant in [None].into_iter().chain(BOTH.map(Some)) {
         let net = Net::new();
         let set = file(&net.state, SET);
-        let said = as_the_unit_does(&net, variant, &[], &format!("apply {}", set.display()));
+        let said = run_as_unit(&net, variant, &[], &format!("apply {}", set.display()));
         assert_eq!(said.code, 0, "{variant:?}: {said:?}");
-        // The first process is in this namespace, so it is the host's, also to who may not look at that process.
+        // Process 1 is in this namespace, so it counts as the host's, even if portfwd may not inspect process 1.
         assert!(net.state.path().join("state.db").exists(), "{variant:?}: {said:?}");
-        let before = held(&net, variant);
-        forget(&net, variant);
-        assert_ne!(held(&net, variant), before);
-        let said = as_the_unit_does(&net, variant, &[], "restore");
+        let before = live_rules(&net, variant);
+        clear_kernel(&net, variant);
+        assert_ne!(live_rules(&net, variant), before);
+        let said = run_as_unit(&net, variant, &[], "restore");
         assert_eq!((said.code, said.stdout.as_str()), (0, "4 added, 0 changed, 0 removed\n"), "{variant:?}: {said:?}");
-        assert_eq!(held(&net, variant), before, "{variant:?}");
+        assert_eq!(live_rules(&net, variant), before, "{variant:?}");
         for path in [FORWARD, LOCALNET] {
             assert_eq!(net.in_host(|| fs::read_to_string(path)).expect("readable"), "1\n", "{variant:?} {path}");
         }
     }
 }
 
-/// The names of system calls in a group of systemd's, those of groups in it included.
-fn group(name: &str) -> BTreeSet<String> {
+/// Returns the system calls of a systemd group such as `@system-service`, including nested groups.
+fn group_calls(name: &str) -> BTreeSet<String> {
     let output = Command::new("systemd-analyze").args(["syscall-filter", name]).output().expect("it started before");
     let mut calls = BTreeSet::new();
     for line in String::from_utf8_lossy(&output.stdout).lines().map(str::trim) {
         if line.starts_with('@') && line != name {
-            calls.extend(group(line));
+            calls.extend(group_calls(line));
         } else if !line.starts_with(['#', '@']) && !line.is_empty() {
             calls.insert(line.to_owned());
         }
@@ -156,16 +159,17 @@ fn group(name: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn restore_makes_no_system_call_and_no_socket_that_the_unit_refuses() {
+fn restore_uses_only_allowed_system_calls_and_sockets() {
     if !privileged() || Command::new("systemd-analyze").arg("--version").output().is_err() {
-        // The test above says so.
+        // The test above prints the reason.
         return;
     }
     let unit = unit("portfwd.service");
     let mut allowed = BTreeSet::new();
-    for line in setting(&unit, "SystemCallFilter") {
-        let of_word = |word: &str| if word.starts_with('@') { group(word) } else { BTreeSet::from([word.to_owned()]) };
-        let calls = line.trim_start_matches('~').split(' ').flat_map(of_word);
+    for line in settings(&unit, "SystemCallFilter") {
+        let word_calls =
+            |word: &str| if word.starts_with('@') { group_calls(word) } else { BTreeSet::from([word.to_owned()]) };
+        let calls = line.trim_start_matches('~').split(' ').flat_map(word_calls);
         if line.starts_with('~') {
             let refused: BTreeSet<String> = calls.collect();
             allowed.retain(|call| !refused.contains(call));
@@ -174,27 +178,28 @@ fn restore_makes_no_system_call_and_no_socket_that_the_unit_refuses() {
         }
     }
     assert!(allowed.len() > 200 && !allowed.contains("mount"), "{allowed:?}");
-    let families = setting(&unit, "RestrictAddressFamilies").join(" ");
+    let families = settings(&unit, "RestrictAddressFamilies").join(" ");
     for variant in [None].into_iter().chain(BOTH.map(Some)) {
         let net = Net::new();
         let set = file(&net.state, SET);
-        assert_eq!(as_the_unit_does(&net, variant, &[], &format!("apply {}", set.display())).code, 0);
-        forget(&net, variant);
+        assert_eq!(run_as_unit(&net, variant, &[], &format!("apply {}", set.display())).code, 0);
+        clear_kernel(&net, variant);
         let trace = net.state.path().join("trace");
         let strace = ["strace", "-f", "-qq", "-o", &trace.to_string_lossy()];
-        let said = as_the_unit_does(&net, variant, &strace, "restore");
+        let said = run_as_unit(&net, variant, &strace, "restore");
         assert_eq!(said.code, 0, "{said:?}");
-        check(&trace, &allowed, &families);
+        check_trace(&trace, &allowed, &families);
     }
 }
 
-fn check(trace: &Path, allowed: &BTreeSet<String>, families: &str) {
+/// Checks that a trace contains only allowed system calls and socket families.
+fn check_trace(trace: &Path, allowed: &BTreeSet<String>, families: &str) {
     for line in fs::read_to_string(trace).expect("text").lines() {
         let Some((call, arguments)) = line.split_whitespace().nth(1).and_then(|word| word.split_once('(')) else {
             continue;
         };
         assert!(allowed.contains(call), "{line}");
-        // What iptables asks nscd (AF_UNIX) the files of /etc say too.
+        // iptables looks names up in nscd (AF_UNIX) first, and falls back to the files in /etc.
         if call == "socket" && !arguments.starts_with("AF_UNIX") {
             assert!(families.split(' ').any(|family| arguments.starts_with(&format!("{family},"))), "{line}");
         }

@@ -1,28 +1,48 @@
-//! In the words of iptables-save(8): a rule for each forward.
+//! Rules of iptables(8): one for each forward.
 
 use std::fmt::Write as _;
+use std::time::Instant;
+
+use ::iptables::IPTables;
+use portfwd::iptables::command::Variant;
 
 use super::target;
+use crate::host::Host;
+use crate::race::Cost;
 
-/// One rule a forward in one chain of table nat, as others write them.
+/// The chain of table nat that holds the forwards.
+const CHAIN: &str = "RIVAL";
+
+fn rule(n: u32) -> String {
+    format!("-p tcp --dport {n} -j DNAT --to-destination {}:80", target(n))
+}
+
+/// Returns `count` forwards in the format of iptables-save(8).
 pub fn rules(count: u32) -> String {
-    let mut text = "*nat\n:RIVAL - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j RIVAL\n".to_owned();
+    let mut text = format!("*nat\n:{CHAIN} - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j {CHAIN}\n");
     for n in 1..=count {
-        let written = writeln!(text, "-A RIVAL -p tcp --dport {n} -j DNAT --to-destination {}:80", target(n));
-        written.expect("text grows");
+        writeln!(text, "-A {CHAIN} {}", rule(n)).expect("text grows");
     }
     text + "COMMIT\n"
 }
 
-/// The arguments of iptables for one more of them, or, with `-D`, for one less.
-pub fn rule(job: &str, n: u32) -> Vec<String> {
-    let to = format!("{}:80", target(n));
-    let port = n.to_string();
-    let words = ["-w", "-t", "nat", job, "RIVAL", "-p", "tcp", "--dport", &port, "-j", "DNAT", "--to-destination", &to];
-    words.map(str::to_owned).into()
+/// Appends forward `n` with the crate `iptables`, which starts one process for the rule.
+pub fn append(host: &Host, variant: Variant, n: u32) -> Cost {
+    let cmd = match variant {
+        Variant::Nft => "/usr/sbin/iptables-nft",
+        Variant::Legacy => "/usr/sbin/iptables-legacy",
+    };
+    let append = || {
+        let start = Instant::now();
+        let iptables = IPTables { cmd, has_check: true, has_wait: true, is_numeric: false };
+        iptables.append("nat", CHAIN, &rule(n)).expect("appended");
+        start.elapsed().as_secs_f64()
+    };
+    Cost::seconds(host.namespace.run(append).expect("the namespace"))
 }
 
-/// Docker's layout on one bridge with one container: a rule for each port in table nat, and the bridge's in table filter.
+/// Returns Docker's layout for one bridge and one container: a rule for each port in table nat, and the bridge's rules in
+/// table filter.
 pub fn docker(count: u32) -> String {
     let mut text = String::from(
         "*filter\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n\

@@ -1,33 +1,44 @@
-//! The table as text, for a terminal and for a document.
+//! The tables as text, for a terminal and for Markdown.
 
 use tabled::builder::Builder;
 use tabled::settings::Style;
 
-use super::{Row, Target};
+use super::{Report, Row, Target};
 
-const HEADS: [&str; 9] = ["what", "N", "portfwd", "peer", "time ratio", "memory ratio", "× floor", "target", "reached"];
+const HEADS: [&str; 8] = ["what", "N", "portfwd", "compared with", "time ratio", "memory ratio", "limit", "reached"];
+const COUNT_HEADS: [&str; 5] = ["what", "N", "count", "limit", "reached"];
 
-/// For a terminal.
-pub fn plain(rows: &[Row]) -> String {
-    build(rows).with(Style::psql()).to_string()
+/// Returns both tables for a terminal.
+pub fn plain(report: &Report) -> String {
+    format!("{}\n\n{}", rows(report).with(Style::psql()), counts(report).with(Style::psql()))
 }
 
-/// For a document.
-pub fn markdown(rows: &[Row]) -> String {
-    build(rows).with(Style::markdown()).to_string()
+/// Returns both tables for Markdown.
+pub fn markdown(report: &Report) -> String {
+    format!("{}\n\n{}", rows(report).with(Style::markdown()), counts(report).with(Style::markdown()))
 }
 
-fn build(rows: &[Row]) -> tabled::Table {
+fn rows(report: &Report) -> tabled::Table {
     let mut builder = Builder::new();
     builder.push_record(HEADS);
-    for row in rows {
+    for row in &report.rows {
         builder.push_record(cells(row));
     }
     builder.build()
 }
 
-fn cells(row: &Row) -> [String; 9] {
-    let or_none = |number: Option<f64>| number.map_or_else(|| "-".to_owned(), short);
+fn counts(report: &Report) -> tabled::Table {
+    let mut builder = Builder::new();
+    builder.push_record(COUNT_HEADS);
+    for (what, forwards, count, limit) in &report.counts {
+        let reached = if count <= limit { "yes" } else { "no" };
+        let numbers = [forwards.to_string(), count.to_string(), format!("≤ {limit}")];
+        builder.push_record([what.clone()].into_iter().chain(numbers).chain([reached.to_owned()]));
+    }
+    builder.build()
+}
+
+fn cells(row: &Row) -> [String; 8] {
     let reached = match row.missed() {
         None => "-".to_owned(),
         Some(missed) if missed.is_empty() => "yes".to_owned(),
@@ -39,27 +50,20 @@ fn cells(row: &Row) -> [String; 9] {
         time(row.seconds),
         row.peer.clone(),
         format!("{} ({} to {})", short(row.time.middle), short(row.time.low), short(row.time.high)),
-        or_none(row.memory),
-        or_none(row.floor),
+        row.memory.map_or_else(|| "-".to_owned(), short),
         words(row.target),
         reached,
     ]
 }
 
-/// What must be reached, in words.
+/// Returns limits as text.
 fn words(target: Target) -> String {
-    let Target { time, memory, seconds, towards } = target;
-    let parts = [
-        time.map(|most| format!("≤ {most}")),
-        memory.map(|most| format!("memory ≤ {most}")),
-        seconds.map(|most| format!("≤ {most} s")),
-        towards.map(|near| format!("towards {near} × floor")),
-    ];
+    let parts = [target.time.map(|limit| format!("≤ {limit}")), target.memory.map(|limit| format!("memory ≤ {limit}"))];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
-/// A ratio with three digits that say something.
+/// Returns a ratio with two or three significant digits.
 fn short(ratio: f64) -> String {
     match ratio {
         small if small < 0.01 => format!("{small:.4}"),
@@ -69,7 +73,7 @@ fn short(ratio: f64) -> String {
     }
 }
 
-/// A time with its unit.
+/// Returns a time with its unit.
 fn time(seconds: f64) -> String {
     match seconds {
         long if long >= 1.0 => format!("{long:.2} s"),

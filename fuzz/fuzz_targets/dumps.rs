@@ -1,4 +1,4 @@
-//! Any text as a dump of somebody's rules.
+//! Fuzzes the readers of dumps and the audit with any text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

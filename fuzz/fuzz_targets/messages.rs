@@ -1,4 +1,4 @@
-//! Any bytes as the kernel's answers.
+//! Fuzzes the netlink readers with any bytes as the kernel's answers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text as rule-set files.
+//! Fuzzes the rule-set loader and both compilers with any text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any text as what iptables-save prints.
+//! Fuzzes the reader of iptables-save dumps with any text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

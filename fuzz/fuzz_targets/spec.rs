@@ -1,4 +1,4 @@
-//! Any text against the grammar of everything that is written in one word.
+//! Fuzzes the text forms of the model (addresses, ports, targets, names) with any text.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

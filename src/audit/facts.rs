@@ -83,7 +83,7 @@ impl Listener {
     /// Whether it serves clients at an address. One at all addresses of IPv6 serves IPv4 as well, unless it does not want to.
     pub fn serves(&self, address: IpAddr) -> bool {
         let all = self.address.is_unspecified();
-        let same = Family::of(self.address) == Family::of(address);
+        let same = Family::of_address(self.address) == Family::of_address(address);
         self.address == address || all && (same || address.is_ipv4() && !self.only_ipv6)
     }
 }
@@ -203,7 +203,7 @@ impl Facts {
                 IpAddr::V4(address) => address.is_link_local(),
                 IpAddr::V6(address) => address.is_unicast_link_local(),
             };
-            Family::of(*address) == family && !address.is_loopback() && !link_local
+            Family::of_address(*address) == family && !address.is_loopback() && !link_local
         };
         let mut global: Vec<IpAddr> = addresses.filter(global).collect();
         // One may be given to several links.

@@ -100,7 +100,7 @@ impl Index {
     }
 
     fn best(&self, routes: &[Route], address: IpAddr) -> Option<usize> {
-        let (family, number) = (Family::of(address), number_of(address));
+        let (family, number) = (Family::of_address(address), number_of(address));
         for table in &self.tables {
             let lengths = table.get(at(family)).into_iter().flatten();
             let mut found = lengths.filter_map(|(length, routes)| routes.get(&prefix(number, family, *length)));

@@ -1,63 +1,64 @@
-//! `portfwd add`: one more forward, live and durable.
+//! `portfwd add`: adds a forward, live and durable.
 
 use std::sync::Arc;
 
 use super::{Failure, Global, Output, change, guard, sets};
-use crate::config::union::{apart, taken};
-use crate::config::{Kind, Problem};
+use crate::config::merge::{conflict_help, conflict_message};
+use crate::config::{Problem, ProblemKind};
+use crate::engine::{Options, Part, Scope};
 use crate::model::{
-    Asked, Binding, Comment, Forward, IfName, Listen, Owned, ParseError, Protocol, SetName, Source, Target, prefix,
+    Binding, Comment, DesiredState, Forward, IfName, Listen, ParseError, Protocol, SetName, SetRule, Source, Target,
+    prefix,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
     #[arg(
         value_name = "LISTEN",
-        help = "Where it listens: [ADDR:]PORTS[/PROTO[,PROTO]], for example 8080, 192.0.2.1:53/udp, [2001:db8::1]:8000-8010"
+        help = "Ports to forward: [ADDR:]PORTS[/PROTO[,PROTO]], for example 8080, 192.0.2.1:53/udp, [2001:db8::1]:8000-8010"
     )]
     listen: String,
-    /// Where it leads: ADDR, ADDR:PORT, ADDR:PORT-PORT, or :PORT on this host
+    /// Target of the packets: ADDR, ADDR:PORT, ADDR:PORT-PORT, or :PORT on this host
     #[arg(value_name = "TARGET")]
     target: String,
-    /// tcp (the default), udp, sctp, dccp or udplite; may be given several times
+    /// Protocol: tcp (the default), udp, sctp, dccp or udplite; can be repeated
     #[arg(short, long = "protocol", value_name = "PROTO")]
     protocols: Vec<String>,
-    /// Only what arrives at this interface
+    /// Forward only packets that arrive at this interface
     #[arg(short, long, value_name = "IF")]
     interface: Option<String>,
-    /// Only these clients; may be given several times
+    /// Forward only clients in this network; can be repeated
     #[arg(long, value_name = "CIDR")]
     from: Vec<String>,
-    /// What the target sees: keep (the default), masquerade, or an address of this host
+    /// Client address that the target sees: keep (the default), masquerade, or an address of this host
     #[arg(long, value_name = "SOURCE", default_value = "keep", hide_default_value = true)]
     source: String,
     /// Do not masquerade clients in the target's own network
     #[arg(long)]
     no_hairpin: bool,
-    /// Also at 127.0.0.1 on this host
+    /// Also forward connections of this host to its loopback addresses
     #[arg(long)]
     loopback: bool,
-    /// A remark, shown by `list`
+    /// Add a comment, which `list` shows
     #[arg(long, value_name = "TEXT")]
     comment: Option<String>,
-    /// The rule set that it is added to
+    /// Add the forward to this rule set
     #[arg(long, value_name = "NAME", default_value = "cli")]
     set: String,
-    /// Let the connections that it makes wrong finish, instead of ending them
+    /// Do not drop the connections that this change invalidates
     #[arg(long)]
     keep_connections: bool,
-    /// Also where it takes the port of a listening socket, or the ssh connection
-    /// that you are on
+    /// Add it even if it takes the port of a local service or of your SSH connection
     #[arg(long)]
     force: bool,
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Turns what was typed into a model type, or into an error that says where it was typed.
-pub fn parse<T>(what: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, ParseError>) -> Result<T, Failure> {
-    parse(text).map_err(|error| Failure::Usage { what: format!("{what}: {error}"), help: error.help().to_owned() })
+/// Parses the text of an argument. `name` is the argument's name in error messages.
+pub fn parse<T>(name: &str, text: &str, parse: impl FnOnce(&str) -> Result<T, ParseError>) -> Result<T, Failure> {
+    parse(text).map_err(|error| Failure::Usage { what: format!("{name}: {error}"), help: error.help().to_owned() })
 }
 
 fn forward(args: &AddArgs) -> Result<Forward, Failure> {
@@ -92,27 +93,27 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     let usage = |error: ParseError| Failure::Usage { what: error.to_string(), help: error.help().to_owned() };
     let bindings = forward.bindings().map_err(usage)?;
     if let Some(why) = sets::cannot_track(&forward) {
-        let (what, help) = sets::in_words(&forward, &why);
+        let (what, help) = sets::describe_untracked(&forward, &why);
         return Err(Failure::Unsupported { what, help }.into());
     }
-    let mut engine = match args.dry_run {
-        true => global.to_change(true, output)?,
-        false => global.to_change_near(&bindings, &[], output)?,
-    };
-    if args.keep_connections {
-        engine.keep_connections();
-    }
+    let scope = Scope::Partial(Part { bindings: bindings.clone(), sets: Vec::new() });
+    let mut engine = global.change(args.dry_run, scope, output)?;
     let mut after = engine.state().clone();
-    let asked = Arc::make_mut(&mut after.asked);
+    let desired = Arc::make_mut(&mut after.desired);
     for binding in &bindings {
-        put(asked, &set, binding.clone())?;
+        insert(desired, &set, binding.clone())?;
     }
-    asked.settings.entry(set.clone()).or_default();
-    asked.normalize();
+    desired.settings.entry(set.clone()).or_default();
+    desired.normalize();
     if !args.force {
         guard::check(&mut engine, &mut after, &[], global, output)?;
     }
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    let outcome = engine.commit(after, Options { keep_connections: args.keep_connections })?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         if outcome.plan.is_empty() {
             for binding in &bindings {
                 writeln!(output.stdout, "unchanged {binding}")?;
@@ -123,28 +124,28 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     Ok(0)
 }
 
-/// Puts a binding among what is asked: in the place of itself with other options, or as a new one.
-fn put(asked: &mut Asked, set: &SetName, binding: Binding) -> Result<(), Failure> {
-    let itself = |owned: &Owned<Binding>| {
-        let met = &owned.rule;
-        owned.set == *set && met.listens_like(&binding) && met.ports == binding.ports && met.to == binding.to
+/// Inserts a binding into the desired state. Replaces the binding of the same set, ports and target that has other options.
+///
+/// # Errors
+/// If the binding conflicts with another one.
+fn insert(desired: &mut DesiredState, set: &SetName, binding: Binding) -> Result<(), Failure> {
+    let is_same = |owned: &SetRule<Binding>| {
+        let rule = &owned.rule;
+        owned.set == *set && rule.listens_like(&binding) && rule.ports == binding.ports && rule.to == binding.to
     };
-    let other = asked.bindings.iter().find(|owned| owned.rule.conflicts(&binding) && !itself(owned));
-    if let Some(met) = other {
+    let other = desired.bindings.iter().find(|owned| owned.rule.conflicts_with(&binding) && !is_same(owned));
+    if let Some(other) = other {
         return Err(Failure::Problems(vec![Problem {
-            kind: Kind::Conflict,
-            what: taken(&met.rule, &binding),
-            place: None,
-            other: Some((
-                format!("it is in the rule set `{}`, and `{binding}` was to be added to `{set}`", met.set),
-                None,
-            )),
-            help: format!("remove the first, or {}", apart(&met.rule, &binding)),
+            kind: ProblemKind::Conflict,
+            what: conflict_message(&other.rule, &binding),
+            location: None,
+            related: Some((format!("it is in the rule set `{}`; `{binding}` would be in `{set}`", other.set), None)),
+            help: format!("remove the first, or {}", conflict_help(&other.rule, &binding)),
         }]));
     }
-    match asked.bindings.iter_mut().find(|owned| itself(owned)) {
-        Some(met) => met.rule = binding,
-        None => asked.bindings.push(Owned { set: set.clone(), rule: binding }),
+    match desired.bindings.iter_mut().find(|owned| is_same(owned)) {
+        Some(owned) => owned.rule = binding,
+        None => desired.bindings.push(SetRule { set: set.clone(), rule: binding }),
     }
     Ok(())
 }

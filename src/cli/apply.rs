@@ -1,59 +1,57 @@
-//! `portfwd apply`: makes the kernel hold what rule sets ask.
+//! `portfwd apply`: makes rule sets live and durable.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Failure, Global, Output, change, guard, sets, waiting};
+use super::{Failure, Global, Output, change, guard, rollback_watcher, sets};
 use crate::config::{self, Loaded};
 use crate::engine::timing::Phase;
-use crate::engine::{Engine, FEW};
+use crate::engine::{Engine, Options, PARTIAL_LIMIT, Part, Scope};
 use crate::model::{Binding, SetName};
 
 #[derive(Debug, clap::Args)]
 pub struct ApplyArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Let the connections that it makes wrong finish, instead of ending them
+    /// Do not drop the connections that this change invalidates
     #[arg(long)]
     keep_connections: bool,
-    /// Also where a forward takes the port of a listening socket, or the ssh
-    /// connection that you are on
+    /// Apply even if a forward takes the port of a local service or of your SSH
+    /// connection
     #[arg(long)]
     force: bool,
-    /// Put the rules before back, unless this is confirmed in so many seconds: by
-    /// Enter, or `portfwd confirm`, best over a new connection
+    /// Roll back the change unless you confirm it within SECONDS (1 to 3600): press
+    /// Enter, or run `portfwd confirm`, best from a new connection
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     #[arg(conflicts_with = "dry_run")]
     confirm: Option<u64>,
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Opens kernel and state; where the sets are small, of them only what these are about.
+/// Opens the engine. Loads a partial state if the rule sets are small.
 fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Output<'_>) -> anyhow::Result<Engine> {
     let forwards = || loaded.iter().flat_map(|loaded| &loaded.set.forwards);
-    if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > FEW {
-        return global.to_change(args.dry_run, output);
+    if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > PARTIAL_LIMIT {
+        return global.change(args.dry_run, Scope::Full, output);
     }
-    // Those that do not fit together are refused when the sets are brought together.
-    let about: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
+    // `config::merge` reports invalid forwards later.
+    let bindings: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
     let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
-    global.to_change_near(&about, &sets, output)
+    global.change(false, Scope::Partial(Part { bindings, sets }), output)
 }
 
 pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
+    let loaded = output.timing.measure(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
     let mut engine = open(args, &loaded, global, output)?;
-    if args.keep_connections {
-        engine.keep_connections();
-    }
+    let options = Options { keep_connections: args.keep_connections };
     let mut after = engine.state().clone();
-    let asked = Arc::unwrap_or_clone(after.asked);
-    let union = output.timing.of(Phase::Parse, || config::union(asked, &loaded));
-    after.asked = union.map_err(Failure::Problems)?.into();
+    let desired = Arc::unwrap_or_clone(after.desired);
+    let union = output.timing.measure(Phase::Parse, || config::merge(desired, &loaded));
+    after.desired = union.map_err(Failure::Problems)?.into();
     if !args.force {
         guard::check(&mut engine, &mut after, &loaded, global, output)?;
     }
@@ -64,9 +62,14 @@ pub fn run(args: &ApplyArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     drop(loaded);
     if let Some(seconds) = args.confirm {
         let time = Duration::from_secs(seconds);
-        return waiting::commit(engine, after, time, global, output);
+        return rollback_watcher::commit(engine, after, options, time, global, output);
     }
-    if let Some(outcome) = change::carry_out(&mut engine, after, args.dry_run, global, output)? {
+    if args.dry_run {
+        return change::preview(&mut engine, &after, global, output);
+    }
+    let outcome = engine.commit(after, options)?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         change::summary(&outcome, output)?;
     }
     Ok(0)

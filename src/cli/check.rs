@@ -1,17 +1,19 @@
-//! `portfwd check`: validates rule sets; needs no privileges. Looks at nothing but the files and, because a forward whose
-//! ports the kernel cannot rewrite is a mistake too, at which protocols the running kernel tracks.
+//! `portfwd check`: validates rule sets without privileges.
+//!
+//! A forward is also a mistake if the running kernel cannot rewrite its ports. So `check` reads from the kernel which
+//! protocols its connection tracking supports, and nothing else.
 
 use std::path::PathBuf;
 
 use super::{Failure, Global, Output, sets};
 use crate::config;
-use crate::model::Asked;
+use crate::model::DesiredState;
 use crate::model::error::printable;
 use crate::nft::compile::compile;
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 }
@@ -31,8 +33,8 @@ struct CheckedSet<'a> {
 
 pub fn run(args: &CheckArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let loaded = sets::load(&args.paths, global.choice())?;
-    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
-    compile(&asked).map_err(crate::engine::EngineError::from)?;
+    let desired = config::merge(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
+    compile(&desired).map_err(crate::engine::EngineError::from)?;
     let path = |set: &config::Loaded| set.source.path.display().to_string();
     if global.json {
         let sets = loaded.iter().map(|set| CheckedSet {

@@ -1,4 +1,4 @@
-//! `portfwd explain`: one packet's way through all rules of this host, whoever made them.
+//! `portfwd explain`: traces one packet through the live rules of all programs.
 
 use std::net::SocketAddr;
 
@@ -9,59 +9,59 @@ use crate::audit::region::Field;
 use crate::audit::set::address_of;
 use crate::model::Packet;
 
-/// Walk one packet through every hook of the live rules, whoever made them
+/// Trace one packet through all live rules, without sending it
 ///
-/// Says what each hook does with the first packet of such a connection, by
-/// which rule, and where it ends. Nothing is sent: the rules, routes and
-/// addresses of this host are read. What is not sure is said.
+/// Reads the rules, routes and addresses of this host. Shows what each hook does
+/// with the first packet of a connection, which rule decides, and where the packet
+/// ends. Marks uncertain steps.
 ///
-/// As several words, `tcp 198.51.100.7 to 192.0.2.1:8080 -i eth0`, or as one in
-/// quotes, `"tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0"`.
+/// Give the packet as several words, `tcp 198.51.100.7 to 192.0.2.1:8080 -i eth0`,
+/// or as one word in quotes, `"tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0"`.
 #[derive(Debug, clap::Args)]
 pub struct ExplainArgs {
-    /// The protocol, or the whole packet as one word
+    /// Protocol, or the whole packet as one word
     #[arg(value_name = "PROTO")]
     protocol: String,
-    /// Who sends it
+    /// Source address and port
     #[arg(value_name = "SRC[:PORT]")]
     source: Option<String>,
-    /// An arrow, which a shell must not see (`'->'`), or `to`
+    /// The word `to`, or a quoted `->`
     #[arg(value_name = "->", allow_hyphen_values = true)]
     arrow: Option<String>,
-    /// Where it is sent
+    /// Destination address and port
     #[arg(value_name = "DST:PORT")]
     destination: Option<String>,
-    /// The interface that it arrives by; without it this host sends it
+    /// Ingress interface; without it, this host sends the packet
     #[arg(short, long, value_name = "IF")]
     interface: Option<String>,
 }
 
-/// The shape of `explain --json`.
+/// The JSON output of `explain`.
 #[derive(serde::Serialize)]
 struct Explained {
     version: u32,
     packet: String,
-    /// What each hook and the routing did, in order, in words.
+    /// A text for each hook and routing decision, in order.
     stages: Vec<String>,
-    /// Where it ends, in words.
+    /// A text for the end of the packet: delivered, dropped or unknown.
     end: String,
-    /// Where it is sent in the end; null where it goes nowhere, or that is not known.
+    /// The destination after all rewrites; null if the packet is not delivered, or its destination is unknown.
     to: Option<SocketAddr>,
-    /// Whom the receiver sees.
+    /// The source that the receiver sees; null like `to`.
     from: Option<SocketAddr>,
-    /// The rule that rewrote its destination.
+    /// The rule that rewrote the destination.
     forwarded_by: Option<String>,
-    /// The rule that rewrote its source.
+    /// The rule that rewrote the source.
     masqueraded_by: Option<String>,
     /// `proved`, `likely` or `unknown`.
     confidence: &'static str,
-    /// What is not known, in words.
+    /// A text for each fact that is uncertain.
     doubts: Vec<String>,
 }
 
 pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let packet = packet(args)?;
-    // Whether our own rules are as they were asked for makes no difference to a packet.
+    let packet = parse_packet(args)?;
+    // Drift does not matter to a packet, so the state of portfwd is not read.
     let (rules, facts) = audit::live(global, output)?;
     let host = Host::new(rules, Some(facts));
     let input = packet.interface.as_ref().map(crate::model::IfName::as_str);
@@ -70,7 +70,7 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
         && facts.named(name).is_none()
     {
         let what = format!("there is no interface `{name}` here");
-        return Err(Failure::Usage { what, help: "see `ip link`".into() }.into());
+        return Err(Failure::Usage { what, help: "`ip link` lists the interfaces".into() }.into());
     }
     let (from, to) = (packet.source, packet.destination);
     let start = first(input, packet.protocol.number(), (from.ip(), from.port()), (to.ip(), to.port()));
@@ -103,8 +103,8 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
     Ok(0)
 }
 
-/// The packet that is meant, given as one word or as several.
-fn packet(args: &ExplainArgs) -> Result<Packet, Failure> {
+/// Parses the packet of the command line, which is one word or several.
+fn parse_packet(args: &ExplainArgs) -> Result<Packet, Failure> {
     let mut words = vec![args.protocol.as_str()];
     words.extend([&args.source, &args.arrow, &args.destination].into_iter().flatten().map(String::as_str));
     let text = words.join(" ").replace(" to ", " -> ");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_one_word_or_several() {
+    fn packet_is_one_word_or_several() {
         for words in [
             &["tcp 198.51.100.7:1 -> 192.0.2.1:80 -i eth0"][..],
             &["tcp 198.51.100.7:1 -> 192.0.2.1:80", "-i", "eth0"],
@@ -135,10 +135,10 @@ mod tests {
             &["-i", "eth0", "tcp", "198.51.100.7:1", "to", "192.0.2.1:80"],
         ] {
             let line = Line::try_parse_from([&["explain"], words].concat()).expect("a line");
-            let packet = packet(&line.args).expect("a packet").to_string();
+            let packet = parse_packet(&line.args).expect("a packet").to_string();
             assert_eq!(packet, "tcp 198.51.100.7:1 -> 192.0.2.1:80 -i eth0", "{words:?}");
         }
         let line = Line::try_parse_from(["explain", "tcp", "198.51.100.7"]).expect("a line");
-        assert!(packet(&line.args).is_err());
+        assert!(parse_packet(&line.args).is_err());
     }
 }

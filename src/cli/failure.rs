@@ -1,11 +1,11 @@
-//! From a kind of error to its words and its exit code; the only place that knows both.
+//! Prints errors with a help text, and maps them to exit codes. No other file does either.
 
 use std::io;
 use std::time::Duration;
 
-use super::Output;
+use super::output::Output;
 use crate::config::source::ReadError;
-use crate::config::{Kind, Problem};
+use crate::config::{Problem, ProblemKind};
 use crate::engine::EngineError;
 use crate::iptables::command::CommandError;
 use crate::iptables::compile::CompileError as ChainError;
@@ -16,96 +16,97 @@ use crate::model::error::printable;
 use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 use crate::sys::namespace::NamespaceError;
+use crate::sys::process::ProcessError;
 use crate::sys::sysctl::{self, SysctlError};
 
 /// Failed; nothing changed.
 pub const FAILED: u8 = 1;
 /// Usage, or an invalid rule set.
 pub const USAGE: u8 = 2;
-/// `plan --detailed-exitcode` has changes.
+/// `plan --detailed-exitcode` found changes.
 pub const CHANGES: u8 = 3;
-/// `audit --fail-on` found something.
+/// `audit --fail-on` found a finding of that severity or a higher one.
 pub const FOUND: u8 = 4;
 /// Permission or kernel feature missing.
 pub const MISSING: u8 = 5;
-/// Conflict refused.
+/// A conflict was refused.
 pub const CONFLICT: u8 = 6;
 /// Busy; try again.
 pub const BUSY: u8 = 75;
 
-/// What a command itself finds wrong.
+/// An error that a command itself finds.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Mistakes in rule sets.
     #[error("{} mistakes in the rule sets", .0.len())]
     Problems(Vec<Problem>),
-    /// Forwards that would take what reaches somebody else: some of them, and how many they are.
-    #[error("{all} forwards would take what reaches somebody else")]
+    /// Forwards that would take the port of a local service or of the user's SSH connection.
+    #[error("{all} forwards would take a port that is in use")]
     Taken {
-        /// Those that are named.
+        /// The first few of them.
         problems: Vec<Problem>,
-        /// How many there are.
+        /// The number of all.
         all: usize,
     },
-    /// Something on the command line that is not what it should be.
+    /// An invalid command line.
     #[error("{what}")]
     Usage {
-        /// What.
+        /// The message: what failed, on which object, and why.
         what: String,
-        /// What to write instead.
+        /// The help text: what to type instead.
         help: String,
     },
-    /// Something that this program cannot do yet.
+    /// A forward that this kernel does not support.
     #[error("{what}")]
     Unsupported {
-        /// What.
+        /// The message: what failed, on which object, and why.
         what: String,
-        /// What to do instead.
+        /// The help text: what to do instead.
         help: String,
     },
-    /// Something that is not there.
+    /// An argument or a command that refers to nothing.
     #[error("{what}")]
     NotFound {
-        /// What.
+        /// The message: what failed, on which object, and why.
         what: String,
-        /// Where to look.
+        /// The help text: commands that show what exists.
         help: String,
     },
-    /// A change that was not confirmed, and is taken back.
+    /// A change that was rolled back because it was not confirmed.
     #[error("{what}")]
     Unconfirmed {
-        /// Why not.
+        /// The message: what failed, on which object, and why.
         what: String,
     },
-    /// Probes that did not get the answer they should.
-    #[error("{0} of {1} probes did not get the answer they should")]
+    /// Probes with an unexpected result: their number, and the number of all.
+    #[error("{0} of {1} probes got an unexpected result")]
     Probes(usize, usize),
 }
 
-/// Prints an error and gives its exit code.
+/// Prints an error. Returns its exit code.
 pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            // Whoever reads us has seen enough.
+            // A reader such as `head` closed the pipe.
             return 0;
         }
         if output.done {
-            // What failed is only to say so, and 1 would mean that nothing was changed.
-            let written = writeln!(output.stderr, "note: done, but what was done could not be printed: {error}");
+            // Exit code 1 would mean that nothing was changed.
+            let written = writeln!(output.stderr, "note: the change is done, but could not be printed: {error}");
             drop(written);
             return 0;
         }
     }
-    let (code, help) = judge(error);
+    let (code, help) = code_and_help(error);
     match error.downcast_ref() {
         Some(Failure::Problems(problems)) => {
-            several(problems, &format!("{} mistakes; nothing was changed", problems.len()), output);
+            print_problems(problems, &format!("found {} mistakes; nothing was applied", problems.len()), output);
             return code;
         }
         Some(Failure::Taken { problems, all }) => {
             let more = all.saturating_sub(problems.len());
             let more = if more > 0 { format!("and {more} more; ") } else { String::new() };
-            several(problems, &format!("{more}{all} forwards refused; nothing was changed"), output);
+            print_problems(problems, &format!("{more}{all} forwards refused; nothing was changed"), output);
             return code;
         }
         _ => {}
@@ -113,35 +114,35 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        // A cause that says nothing new is not repeated.
+        // Skips a cause that the text already ends with.
         if !text.ends_with(&cause) {
             text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&cause);
         }
     }
-    // File names and other words of others are in it.
+    // The text may contain file names and other untrusted text.
     let text = printable(&text);
-    let problem = Problem { kind: Kind::Invalid, what: text, place: None, other: None, help };
+    let problem = Problem { kind: ProblemKind::Invalid, what: text, location: None, related: None, help };
     let written = write!(output.stderr, "{}", problem.render(output.color));
     drop(written);
     code
 }
 
-/// Prints mistakes, and where there are several a last line about all of them.
-fn several(problems: &[Problem], last: &str, output: &mut Output<'_>) {
+/// Prints mistakes and, if there are several, the line `summary`.
+fn print_problems(problems: &[Problem], summary: &str, output: &mut Output<'_>) {
     for (index, problem) in problems.iter().enumerate() {
         let gap = if index > 0 { "\n" } else { "" };
         let written = write!(output.stderr, "{gap}{}", problem.render(output.color));
         drop(written);
     }
     if problems.len() > 1 {
-        let written = writeln!(output.stderr, "\n{last}");
+        let written = writeln!(output.stderr, "\n{summary}");
         drop(written);
     }
 }
 
-/// The exit code of an error, and what to do about it.
-fn judge(error: &anyhow::Error) -> (u8, String) {
+/// Returns the exit code of an error, and its help text.
+fn code_and_help(error: &anyhow::Error) -> (u8, String) {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return of_failure(failure);
     }
@@ -150,7 +151,7 @@ fn judge(error: &anyhow::Error) -> (u8, String) {
     }
     if let Some(error) = error.downcast_ref::<ReadError>() {
         let help = match error {
-            ReadError::Io(..) => "give the path of a rule-set file or of a folder of them",
+            ReadError::Io(..) => "give the path of a rule-set file, or of a folder of rule-set files",
             ReadError::NotAFile(_) | ReadError::EmptyFolder(_) => {
                 "give a file, or a folder with files that end in `.toml`"
             }
@@ -161,8 +162,8 @@ fn judge(error: &anyhow::Error) -> (u8, String) {
     }
     if let Some(error) = error.downcast_ref::<NamespaceError>() {
         return match error {
-            NamespaceError::Name(_) => (USAGE, "give a name as `ip netns list` shows it".into()),
-            NamespaceError::Missing(_) => (USAGE, "make it with `ip netns add`".into()),
+            NamespaceError::Name(_) => (USAGE, "give a name from `ip netns list`".into()),
+            NamespaceError::Missing(_) => (USAGE, "create it with `ip netns add`".into()),
             NamespaceError::NotPermitted(..) => (MISSING, "run as root, or with CAP_SYS_ADMIN".into()),
             NamespaceError::Io(..) => (FAILED, "see `ip netns list`".into()),
         };
@@ -180,7 +181,7 @@ fn of_failure(failure: &Failure) -> (u8, String) {
     match failure {
         Failure::Problems(problems) => {
             let any = |kind| problems.iter().any(|problem| problem.kind == kind);
-            let code = match (any(Kind::Invalid), any(Kind::Conflict)) {
+            let code = match (any(ProblemKind::Invalid), any(ProblemKind::Conflict)) {
                 (true, _) => USAGE,
                 (false, true) => CONFLICT,
                 (false, false) => MISSING,
@@ -191,8 +192,10 @@ fn of_failure(failure: &Failure) -> (u8, String) {
         Failure::Usage { help, .. } => (USAGE, help.clone()),
         Failure::Unsupported { help, .. } => (MISSING, help.clone()),
         Failure::NotFound { help, .. } => (FAILED, help.clone()),
-        Failure::Unconfirmed { .. } => (FAILED, "see `portfwd list`; change the rule sets, or confirm in time".into()),
-        Failure::Probes(..) => (FAILED, "each is shown above with what it should have got".into()),
+        Failure::Unconfirmed { .. } => {
+            (FAILED, "check `portfwd list`; correct the rule sets, or confirm in time".into())
+        }
+        Failure::Probes(..) => (FAILED, "each of them is shown above with the expected result".into()),
     }
 }
 
@@ -200,66 +203,67 @@ fn of_engine(error: &EngineError) -> (u8, String) {
     match error {
         EngineError::Kernel(error) | EngineError::Commit(CommitError::Kernel(error)) => of_kernel(error),
         EngineError::Commit(CommitError::TooLarge(_)) => {
-            (MISSING, "run as root; an unprivileged socket sends about 200 KB at once".into())
+            (MISSING, "run as root; an unprivileged socket can send about 200 KB at once".into())
         }
         EngineError::Commit(CommitError::Unheard(_)) => {
-            (FAILED, "`portfwd list` shows whether it was done; the next change mends what differs".into())
+            (FAILED, "`portfwd list` shows the live rules; the next change repairs drift".into())
         }
         EngineError::Commit(CommitError::Stale) | EngineError::Busy => (BUSY, "try again".into()),
         EngineError::Unconfirmed(left) => {
-            let left = in_words(*left);
-            (
-                BUSY,
-                format!("`portfwd confirm` keeps it; wait {left} for the rules before to be back; nothing was changed"),
-            )
+            let left = seconds_text(*left);
+            (BUSY, format!("`portfwd confirm` keeps it, or wait {left} for its rollback; nothing was changed"))
         }
         EngineError::Refused { error, .. } => match error.raw_os_error() {
-            // An expression that the kernel was built without, or whose module it cannot load.
+            // The kernel was built without an expression, or cannot load its module.
             Some(libc_errno::ENOENT | libc_errno::EOPNOTSUPP) => {
-                (MISSING, "this kernel lacks a part of nf_tables that this needs; `-v` shows what was sent".into())
+                (MISSING, "this kernel lacks a part of nf_tables that the rules need; `-v` shows the messages".into())
             }
             _ => (FAILED, "nothing was changed".into()),
         },
-        EngineError::State(StateError::Busy(_)) => (BUSY, "try again when it has ended".into()),
+        EngineError::State(StateError::Busy(_)) => (BUSY, "try again when that process has ended".into()),
         EngineError::State(StateError::Io(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-            (MISSING, "run as root, or choose a directory of yours with `--state-dir`".into())
+            (MISSING, "run as root, or choose your own directory with `--state-dir`".into())
         }
         EngineError::Undecided(_) => {
-            (FAILED, "the kernel's rules are as they were; the next change may make this one too".into())
+            (FAILED, "the live rules did not change; the next change may apply this one too".into())
         }
-        EngineError::State(StateError::Version(..)) => (FAILED, "use the newer program".into()),
+        EngineError::State(StateError::Version(..)) => {
+            (FAILED, "use the version of portfwd that wrote the state".into())
+        }
         EngineError::State(StateError::Damaged(..)) => {
-            let help = "the kernel's rules are untouched; `portfwd restore --from-kernel` makes a new state of them";
+            let help = "the live rules did not change; `portfwd restore --from-kernel` rebuilds the state from them";
             (FAILED, help.into())
         }
         EngineError::Unknown(..) => {
-            let help = "nothing was changed; `portfwd restore --from-kernel` makes a state of them, `portfwd flush` removes them";
+            let help = "nothing was changed; `portfwd restore --from-kernel` rebuilds the state, `portfwd flush` removes the rules";
             (FAILED, help.into())
         }
         EngineError::Nothing(_) => (FAILED, "nothing was changed; apply the rule sets".into()),
-        EngineError::Closed(_) => (FAILED, "see the switch that is named, and apply again".into()),
+        EngineError::Closed(_) => (FAILED, "check the sysctl, and apply again".into()),
         EngineError::Sysctl(SysctlError { name, error, .. }) => {
             let code = match error.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => MISSING,
                 _ => FAILED,
             };
             let help = if sysctl::is_route_localnet(name) {
-                "leave `loopback` out, or run where this switch can be written".into()
+                "leave `loopback` out, or run where this sysctl can be written".into()
             } else {
-                format!("set `{name}` yourself and write `ip_forward = \"keep\"` under `[settings]`")
+                format!("set `{name}` yourself, and write `ip_forward = \"keep\"` under `[settings]`")
             };
             (code, help)
         }
         EngineError::Route(_, error) | EngineError::Interfaces(error)
             if error.kind() == io::ErrorKind::PermissionDenied =>
         {
-            (MISSING, "run where rtnetlink may be asked".into())
+            (MISSING, "run where rtnetlink requests are permitted".into())
         }
-        EngineError::Compile(_) => (CONFLICT, "give all sets the same priority, or leave it out".into()),
+        EngineError::Compile(_) => (CONFLICT, "give all rule sets the same `priority`, or leave it out".into()),
         EngineError::Limit(ChainError::Limit(_, limit)) => (MISSING, limit.help.clone()),
         EngineError::Iptables(error) => of_iptables(error),
-        EngineError::NoIpv6(_) => (MISSING, "install the package `iptables`, or leave IPv6 out".into()),
-        EngineError::Half { .. } | EngineError::Left { .. } => (FAILED, "see `portfwd plan`, and apply again".into()),
+        EngineError::NoIpv6(_) => (MISSING, "install the package `iptables`, or remove the IPv6 rules".into()),
+        EngineError::NotRolledBack { .. } | EngineError::Left { .. } => {
+            (FAILED, "see `portfwd plan`, and apply again".into())
+        }
         EngineError::Differs(_) | EngineError::Unchecked(_) => (FAILED, "see `portfwd plan`".into()),
         EngineError::Commit(CommitError::Refused { .. })
         | EngineError::State(_)
@@ -270,20 +274,20 @@ fn of_engine(error: &EngineError) -> (u8, String) {
     }
 }
 
-/// A time for people.
-pub fn in_words(time: Duration) -> String {
-    match whole_seconds(time) {
-        1 => "one second".into(),
+/// Returns a time as text, rounded up: `1 second`, `60 seconds`.
+pub fn seconds_text(time: Duration) -> String {
+    match seconds_rounded_up(time) {
+        1 => "1 second".into(),
         seconds => format!("{seconds} seconds"),
     }
 }
 
-/// A time in seconds, none only where it is none.
-pub fn whole_seconds(time: Duration) -> u64 {
+/// Returns a time in seconds, rounded up so that only a zero time is 0.
+pub fn seconds_rounded_up(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// Error numbers by name.
+/// Error numbers as constants, for patterns.
 mod libc_errno {
     pub const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
     pub const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
@@ -303,21 +307,21 @@ fn of_kernel(error: &KernelError) -> (u8, String) {
 
 fn of_iptables(error: &CommandError) -> (u8, String) {
     match error {
-        CommandError::Missing(_) => (MISSING, "install the package `iptables`".into()),
-        CommandError::Busy => (BUSY, "try again when it has ended".into()),
+        CommandError::Process(ProcessError::Missing(_)) => (MISSING, "install the package `iptables`".into()),
+        CommandError::Busy => (BUSY, "try again when that program has ended".into()),
         CommandError::NotPermitted(_) => {
             (MISSING, "run as root; iptables-legacy needs that, iptables-nft only CAP_NET_ADMIN".into())
         }
         CommandError::NoKernel(_) => (MISSING, "load the modules `ip_tables` and `ip6_tables`, or use nftables".into()),
         CommandError::Unreadable(SaveError::Incompatible(table)) => {
-            (FAILED, format!("see `nft list table ip {table}`; what it holds was not made with iptables"))
+            (FAILED, format!("see `nft list table ip {table}`: not all of its rules were made with iptables"))
         }
         CommandError::Refused { line, .. } if line.starts_with("`-X ") => (
             FAILED,
-            "a chain of somebody else's jumps to it: see who, with `iptables-save`; nothing was changed".into(),
+            "another program's rule jumps to this chain: find it with `iptables-save`; nothing was changed".into(),
         ),
-        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Run(..) => {
-            (FAILED, "nothing was changed; `-v` shows which iptables this is".into())
+        CommandError::Unreadable(_) | CommandError::Refused { .. } | CommandError::Process(ProcessError::Run(..)) => {
+            (FAILED, "nothing was changed; `-v` shows the version of iptables".into())
         }
     }
 }
@@ -328,73 +332,72 @@ fn of_lab(error: &LabError) -> (u8, String) {
             (MISSING, "run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)".into())
         }
         LabError::Engine(error) => of_engine(error),
-        LabError::Topology(_) => (USAGE, "see `portfwd try --help` for what is made of a rule set".into()),
-        LabError::Link(..) | LabError::Io(..) => (FAILED, "the throw-away network is gone".into()),
+        LabError::Topology(_) => (USAGE, "`portfwd try --help` describes the network".into()),
+        LabError::Link(..) | LabError::Io(..) => (FAILED, "the throw-away network was removed".into()),
     }
 }
 
-/// What rules and Open vSwitch have to say of their errors besides.
-fn of_part(error: &io::Error) -> Option<(u8, String)> {
+/// Returns code and help for an error of the rules or of Open vSwitch inside of a step's error.
+fn of_step(error: &io::Error) -> Option<(u8, String)> {
     let error = error.get_ref()?;
     if let Some(error) = error.downcast_ref::<EngineError>() {
         return Some(of_engine(error));
     }
     Some(match error.downcast_ref::<OvsError>()? {
-        OvsError::Command(CommandError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
+        OvsError::Command(ProcessError::Missing(_)) => (MISSING, "install the package `openvswitch-switch`".into()),
         OvsError::NoDatabase(_) | OvsError::NoDaemon(_) => {
-            let help = "start it, `systemctl start openvswitch-switch`, or say where it runs with OVS_RUNDIR";
+            let help = "start it with `systemctl start openvswitch-switch`, or set OVS_RUNDIR to its directory";
             (MISSING, help.into())
         }
-        OvsError::Elsewhere(_) => (MISSING, "run where its daemon does".into()),
+        OvsError::Elsewhere(_) => (MISSING, "run in the network namespace of ovs-vswitchd".into()),
         OvsError::Command(_) | OvsError::Refused(_) => return None,
     })
 }
 
 fn of_net(error: &NetError) -> (u8, String) {
-    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Look(error) = error
-        && let Some(said) = of_part(error)
+    if let NetError::Step { error, .. } | NetError::Undo(_, error) | NetError::Inspect(error) = error
+        && let Some(result) = of_step(error)
     {
-        return said;
+        return result;
     }
     match error {
-        NetError::Step { left: None, .. } => (FAILED, "what was made before it was taken back".into()),
+        NetError::Step { left: None, .. } => (FAILED, "the earlier steps were undone".into()),
         NetError::Step { .. } | NetError::Undo(..) => {
             (FAILED, "see `portfwd lab list`; `portfwd lab down` tries again".into())
         }
-        NetError::Taken(_) => {
-            (CONFLICT, "give one of them another name; nothing was changed, and what is there stays".into())
-        }
+        NetError::Taken(_) => (CONFLICT, "give one of them another name; nothing was changed".into()),
         NetError::OtherHost(_, host) => match host.name() {
-            Some(name) => (CONFLICT, format!("say `--netns {name}`, or take it down first; nothing was changed")),
-            None if host.is_own() => {
-                (CONFLICT, "run in this machine's own namespace, or take it down first; nothing was changed".into())
-            }
-            None => (CONFLICT, "run in that namespace, or take it down first; nothing was changed".into()),
+            Some(name) => (CONFLICT, format!("use `--netns {name}`, or take the lab down first; nothing was changed")),
+            None if host.is_root_namespace() => (
+                CONFLICT,
+                "run in this machine's own namespace, or take the lab down first; nothing was changed".into(),
+            ),
+            None => (CONFLICT, "run in that namespace, or take the lab down first; nothing was changed".into()),
         },
-        NetError::Unknown(_) => (FAILED, "`portfwd lab list` shows those that are".into()),
+        NetError::Unknown(_) => (FAILED, "`portfwd lab list` shows all labs".into()),
         NetError::NoNamespace(_) => {
-            (FAILED, "`portfwd lab list` shows those that are; `ip netns exec` enters those of others".into())
+            (FAILED, "`portfwd lab list` shows the namespaces of labs; `ip netns exec` enters all others".into())
         }
         NetError::Conflict(_) => (CONFLICT, "publish other ports; nothing was changed".into()),
         NetError::Rules(error) => of_engine(error),
         NetError::OvsAlone(_) => {
-            (MISSING, "make it with `portfwd lab up`, as root, or write `kind = \"linux\"`".into())
+            (MISSING, "build the lab with `portfwd lab up`, as root, or write `kind = \"linux\"`".into())
         }
-        NetError::NoProcess(_) => (FAILED, "`portfwd lab up` starts it again".into()),
-        NetError::Busy => (BUSY, "try again when it has ended".into()),
+        NetError::NoProcess(_) => (FAILED, "`portfwd lab up` starts the process again".into()),
+        NetError::Busy => (BUSY, "try again when that process has ended".into()),
         NetError::NotPermitted(_) => {
-            let help = "run as root; `portfwd lab exec --file FILE NAME -- COMMAND` needs none";
+            let help = "run as root, or use `portfwd lab exec --file FILE NAME -- COMMAND`";
             (MISSING, help.into())
         }
         NetError::Journal(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let help = "run as root; `portfwd lab exec --file FILE NAME -- COMMAND` needs none";
+            let help = "run as root, or use `portfwd lab exec --file FILE NAME -- COMMAND`";
             (MISSING, help.into())
         }
         NetError::Command(_, error) if error.kind() == io::ErrorKind::NotFound => {
             (FAILED, "there is no such program in PATH".into())
         }
         NetError::Lab(error) => of_lab(error),
-        NetError::Journal(..) | NetError::Look(_) | NetError::Enter(..) | NetError::Command(..) => {
+        NetError::Journal(..) | NetError::Inspect(_) | NetError::Enter(..) | NetError::Command(..) => {
             (FAILED, "nothing was changed".into())
         }
     }

@@ -1,24 +1,31 @@
-//! `portfwd flush`: removes all that is ours.
+//! `portfwd flush`: removes all rules of portfwd.
 
 use super::{Global, Output, change};
+use crate::engine::{Options, Scope, Storage};
 use crate::store::State;
 
 #[derive(Debug, clap::Args)]
 pub struct FlushArgs {
-    /// Show what would be done, and do nothing
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.open(!args.dry_run, output)?;
+    let directory = &global.state_dir;
+    let storage = if args.dry_run { Storage::ReadOnly(directory) } else { Storage::ReadWrite(directory) };
+    let mut engine = global.open(storage, Scope::Full, output)?;
     if !args.dry_run {
-        // What waits to be confirmed, in time or not, goes with all the rest: this is the way out.
+        // `flush` removes a pending change too, so it needs no rollback first.
         global.finish(&mut engine, output)?;
     }
-    // Where nothing of ours is to be left, what the state knows is not enough.
-    engine.suspect_everywhere();
-    if let Some(outcome) = change::carry_out(&mut engine, State::default(), args.dry_run, global, output)? {
+    engine.remove_from_all_backends();
+    if args.dry_run {
+        return change::preview(&mut engine, &State::default(), global, output);
+    }
+    let outcome = engine.commit(State::default(), Options::default())?;
+    change::report(&engine, &outcome, global, output)?;
+    if !global.json {
         change::summary(&outcome, output)?;
     }
     Ok(0)

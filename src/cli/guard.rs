@@ -1,22 +1,26 @@
-//! Refusing new forwards that would take what reaches a socket of this host today, or the ssh connection that the user is
-//! on, unless that is wanted (`--force`). Looks at state, sockets and environment; nothing is changed.
+//! Refuses new forwards that take the port of a local service or of the user's SSH connection, unless the user gives `--force`.
+//!
+//! Reads the state, the listening sockets and the environment, and changes nothing.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Failure, Global, Output};
-use crate::config::{Kind, Loaded, Place, Problem};
+use crate::config::{Loaded, Location, Problem, ProblemKind};
 use crate::engine::Engine;
 use crate::engine::guard::{self, Ssh, Taking};
 use crate::model::error::printable;
-use crate::model::{Asked, Binding};
+use crate::model::{Binding, DesiredState};
 use crate::store::State;
 use crate::sys::sockets::{self, Owner};
 
-/// How many forwards, and of each how many sockets, are named at most.
-const NAMED: usize = 5;
+/// The most forwards that an error names, and the most sockets of each.
+const MAX_NAMED: usize = 5;
 
-/// Refuses `after` where a forward in it takes something that those of the engine's state do not. `sets` are the files at
-/// hand, to show where it is written.
+/// Checks that no forward of `after` takes a port that the forwards of the current state do not take. `sets` are the files to
+/// show in errors.
+///
+/// # Errors
+/// [`Failure::Taken`] with these forwards.
 pub fn check(
     engine: &mut Engine,
     after: &mut State,
@@ -24,19 +28,19 @@ pub fn check(
     global: &Global,
     output: &mut Output<'_>,
 ) -> anyhow::Result<()> {
-    let refused = seen(engine, &after.asked, sets, global, output);
-    if refused.is_err() && engine.is_near() {
-        // Another forward, which was not seen, may take it already.
-        engine.see_all(after)?;
-        return seen(engine, &after.asked, sets, global, output);
+    let refused = check_loaded(engine, &after.desired, sets, global, output);
+    if refused.is_err() && engine.is_partial() {
+        // A forward outside of the partial state may take the port already.
+        engine.load_full(after)?;
+        return check_loaded(engine, &after.desired, sets, global, output);
     }
     refused
 }
 
-/// The same, as far as the engine sees.
-fn seen(
+/// Does the check of [`check`] on the loaded part of the state.
+fn check_loaded(
     engine: &Engine,
-    after: &Asked,
+    after: &DesiredState,
     sets: &[Loaded],
     global: &Global,
     output: &mut Output<'_>,
@@ -44,18 +48,18 @@ fn seen(
     let sockets = match sockets::waiting(&guard::protocols(after)) {
         Ok(sockets) => sockets,
         Err(error) => {
-            writeln!(output.stderr, "note: the kernel does not say which ports are in use: {error}")?;
+            writeln!(output.stderr, "note: cannot read which ports are in use: {error}")?;
             Vec::new()
         }
     };
-    // The connection was made to the namespace that the program was started in.
+    // The SSH connection is in the namespace that portfwd was started in, not in that of `--netns`.
     let ssh = if global.netns.is_none() { std::env::var("SSH_CONNECTION").ok() } else { None };
     let ssh = ssh.and_then(|text| Ssh::parse(&text));
-    let takings = guard::takings(&engine.state().asked, after, &sockets, ssh);
+    let takings = guard::takings(&engine.state().desired, after, &sockets, ssh);
     if takings.is_empty() {
         return Ok(());
     }
-    let shown = takings.get(..NAMED).unwrap_or(&takings);
+    let shown = takings.get(..MAX_NAMED).unwrap_or(&takings);
     let inodes: HashSet<u32> = shown.iter().flat_map(|taking| &taking.sockets).map(|socket| socket.inode).collect();
     let owners = sockets::owners(&inodes);
     let problems = shown.iter().map(|taking| problem(taking, &owners, sets)).collect();
@@ -69,35 +73,35 @@ fn problem(taking: &Taking<'_>, owners: &HashMap<u32, Owner>, sets: &[Loaded]) -
     };
     let mut texts: Vec<String> =
         taking.sockets.iter().map(|socket| format!("`{socket}` ({})", owner(socket.inode))).collect();
-    // Several sockets may share a port, for their process to have several queues.
+    // A process may have several sockets at one port (SO_REUSEPORT).
     texts.dedup();
-    let mut what = texts.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if texts.len() > NAMED {
-        what += &format!(" and {} more", texts.len() - NAMED);
+    let mut what = texts.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if texts.len() > MAX_NAMED {
+        what += &format!(" and {} more", texts.len() - MAX_NAMED);
     }
     if !what.is_empty() {
         what.insert_str(0, "the port of ");
     }
     if let Some(Ssh { client, server }) = taking.ssh {
         let and = if what.is_empty() { "" } else { ", and " };
-        what += &format!("{and}the ssh connection that you are on, from {client} to {server}");
+        what += &format!("{and}your SSH connection from {client} to {server}");
     }
     let help = match taking.ssh {
-        Some(_) => "choose another port, or say `--force`",
-        None => "stop it, choose another port, or say `--force`",
+        Some(_) => "choose another port, or use `--force`",
+        None => "stop the service, choose another port, or use `--force`",
     };
     Problem {
-        kind: Kind::Conflict,
+        kind: ProblemKind::Conflict,
         what: format!("`{}` would take {what}", taking.binding),
-        place: place(taking.binding, sets),
-        other: None,
+        location: place(taking.binding, sets),
+        related: None,
         help: help.into(),
     }
 }
 
-/// Where a forward is written.
-fn place(binding: &Binding, sets: &[Loaded]) -> Option<Place> {
+/// Returns the place of a binding in the rule-set files.
+fn place(binding: &Binding, sets: &[Loaded]) -> Option<Location> {
     let mut forwards = sets.iter().flat_map(|loaded| loaded.set.forwards.iter().zip(&loaded.forwards));
-    let of = |bindings: Vec<Binding>| bindings.contains(binding);
-    forwards.find(|(forward, _)| forward.bindings().is_ok_and(of)).map(|(_, place)| place.clone())
+    let has_binding = |bindings: Vec<Binding>| bindings.contains(binding);
+    forwards.find(|(forward, _)| forward.bindings().is_ok_and(has_binding)).map(|(_, place)| place.clone())
 }

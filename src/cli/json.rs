@@ -1,5 +1,4 @@
-//! The shapes of `--json`, one for each command that prints data. Every one carries `version`; a shape that changes in
-//! a way that breaks readers gets the next number.
+//! The JSON output of commands. Each has a `version`, which increases with every incompatible change.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
@@ -10,40 +9,40 @@ use serde_json::ser::Formatter;
 use crate::engine::{Plan, Sign, Step, Words};
 use crate::model::binding::TargetText;
 use crate::model::error::is_invisible;
-use crate::model::{Binding, Counter, Family, Owned, PortRange, SetName, Source};
+use crate::model::{Binding, Counter, Family, PortRange, SetName, SetRule, Source};
 
-/// The number of all shapes here.
+/// The version of the JSON output of all commands.
 pub const VERSION: u32 = 1;
 
-/// What `list` prints.
+/// The JSON output of `list`.
 #[derive(Debug, Serialize)]
 pub struct List<'a> {
     /// [`VERSION`].
     pub version: u32,
-    /// The generation of the rules that was read; null of iptables, which has none.
+    /// The nftables generation of the live rules; null with iptables, which has none.
     pub generation: Option<u32>,
-    /// In how many seconds all of it is taken back unless it is confirmed, 0 where that is over; null where nothing waits.
+    /// Seconds until the rollback of the pending change, 0 if they are over; null if no change is pending.
     pub confirm_within: Option<u64>,
-    /// The forwards.
+    /// Live forwards, followed by the missing ones.
     pub forwards: &'a [Listed<'a>],
-    /// The networks.
+    /// Rules of `[[network]]`.
     pub networks: Vec<Other>,
-    /// The masquerades.
+    /// Rules of `[[masquerade]]`.
     pub masquerades: Vec<Other>,
-    /// The source NAT.
+    /// Rules of `[[snat]]`.
     pub snats: Vec<Other>,
-    /// The 1:1 translations.
+    /// Rules of `[[netmap]]`.
     pub netmaps: Vec<Other>,
 }
 
-/// A forward that is listed, described when it is printed: where there are thousands, one at a time is in memory.
+/// A forward in a list. Its JSON form exists only while it is printed, which saves memory with thousands of forwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
-    /// The forward, and the rule set that it belongs to.
-    pub owned: &'a Owned<Binding>,
+    /// The forward and its rule set.
+    pub owned: &'a SetRule<Binding>,
     /// `live`, `missing` or `foreign`.
     pub state: &'static str,
-    /// What it counted.
+    /// Packets and bytes; zero if it is missing.
     pub counter: Counter,
 }
 
@@ -56,43 +55,38 @@ impl Serialize for Listed<'_> {
 /// One forward of `list`.
 #[derive(Serialize)]
 struct Forward<'a> {
-    /// The rule set that it belongs to.
     set: &'a str,
     /// `live`, `missing` or `foreign`.
     state: &'static str,
-    /// The family of its packets.
     family: Family,
-    /// The protocol.
     protocol: &'static str,
-    /// The address it listens at; null: every address of this host.
+    /// The destination address; null matches every address of this host.
     address: Option<std::net::IpAddr>,
-    /// The ports it listens at, `80` or `8000-8010`.
+    /// The destination ports, such as `80` or `8000-8010`.
     #[serde(serialize_with = "text")]
     ports: PortRange,
-    /// Only what arrives here.
+    /// The ingress interface; null matches all.
     interface: Option<&'a str>,
-    /// Only these clients.
+    /// The client prefix; null matches all.
     from: Option<ipnetwork::IpNetwork>,
-    /// Where it leads, `172.17.0.3:80`.
+    /// The target, such as `172.17.0.3:80`.
     #[serde(serialize_with = "text")]
     to: TargetText<'a>,
-    /// What the target sees as the client: `keep`, `masquerade` or an address.
+    /// The source that the target sees: `keep`, `masquerade` or an address.
     #[serde(serialize_with = "text")]
     source: Source,
-    /// Whether clients in the target's own network are masqueraded.
+    /// True if clients in the target's own network are masqueraded.
     hairpin: bool,
-    /// Whether it also serves this host at its loopback addresses.
+    /// True if it also serves this host at its loopback addresses.
     loopback: bool,
-    /// The remark.
     comment: Option<&'a str>,
-    /// New connections that met it.
+    /// The number of new connections.
     packets: u64,
-    /// Bytes of their first packets.
+    /// The size of their first packets.
     bytes: u64,
 }
 
 impl<'a> Forward<'a> {
-    /// Describes one.
     fn new(listed: &Listed<'a>) -> Self {
         let Listed { owned, state, counter } = *listed;
         let binding = &owned.rule;
@@ -116,56 +110,56 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// Writes the text form of something without a copy of it.
+/// Serializes the `Display` text of a value without a copy.
 fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
-/// A network, masquerade, source NAT or 1:1 translation of `list`.
+/// A network, masquerade, snat or netmap of `list`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Other {
-    /// The rule set that it belongs to.
+    /// The name of the rule set.
     pub set: String,
     /// `live`, `missing` or `foreign`.
     pub state: &'static str,
-    /// The rule.
+    /// The rule as text.
     pub rule: String,
 }
 
-/// What `plan`, and every command that changes, prints.
+/// The JSON output of `plan` and of all commands that change rules.
 #[derive(Debug, Serialize)]
 pub struct Changes<'a> {
     /// [`VERSION`].
     pub version: u32,
-    /// Whether it was only planned, or done.
+    /// True if the changes were made, false if they were only planned.
     pub done: bool,
-    /// What becomes of each rule.
+    /// The change of each rule.
     pub changes: Vec<Change<'a>>,
-    /// In how many seconds it is taken back unless it is confirmed; left out where it is not.
+    /// Seconds until the rollback of the pending change; left out if none is pending.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_within: Option<u64>,
 }
 
-/// What becomes of one rule.
+/// The change of one rule.
 #[derive(Debug, Serialize)]
 pub struct Change<'a> {
     /// `add`, `change` or `remove`.
     pub action: &'static str,
-    /// The rule set.
+    /// The name of the rule set; null if the change belongs to none.
     pub set: Option<&'a str>,
-    /// The rule as it was.
+    /// The old rule; null for `add`.
     pub before: Option<String>,
-    /// The rule as it will be.
+    /// The new rule; null for `remove`.
     pub after: Option<String>,
 }
 
 impl<'a> Changes<'a> {
-    /// No change of a rule, but of whether those that are there stay.
+    /// Returns the output of `confirm`, which changes no rule.
     pub fn confirmed(confirm_within: Option<u64>) -> Self {
         Self { version: VERSION, done: confirm_within.is_none(), changes: Vec::new(), confirm_within }
     }
 
-    /// Describes a plan.
+    /// Converts a plan. `done` is true after its commit.
     pub fn new(plan: &'a Plan, done: bool) -> Self {
         Self { version: VERSION, done, changes: plan.steps.iter().map(Change::new).collect(), confirm_within: None }
     }
@@ -184,26 +178,26 @@ impl<'a> Change<'a> {
     }
 }
 
-/// Prints a shape on a line of its own.
+/// Prints a value as one line of JSON.
 pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
-    let mut to = pieces(to);
+    let mut to = buffered(to);
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut to, Visible))?;
     writeln!(to)?;
     to.flush()
 }
 
-/// Has what is printed written in large pieces. Of stdout alone a piece is a kibibyte at most, or a line.
-pub fn pieces(to: &mut dyn Write) -> BufWriter<&mut dyn Write> {
+/// Wraps a writer in a buffer of 64 KiB, because stdout itself writes at most one KiB or one line at once.
+pub fn buffered(to: &mut dyn Write) -> BufWriter<&mut dyn Write> {
     BufWriter::with_capacity(64 * 1024, to)
 }
 
-/// JSON on one line in which characters that nobody sees are escaped: it may end on a terminal, and names and comments are of
-/// anybody. serde_json escapes those below U+0020 by itself.
+/// A compact JSON format that escapes invisible characters, because names and comments may come from untrusted sources and JSON
+/// may be printed to a terminal. serde_json itself escapes only characters below U+0020.
 struct Visible;
 
 impl Formatter for Visible {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, fragment: &str) -> io::Result<()> {
-        // Most text is of characters that everybody sees, and that is soon told.
+        // Fast path: most text is printable ASCII.
         if fragment.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return to.write_all(fragment.as_bytes());
         }
@@ -225,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_sees_is_escaped_and_read_back_as_it_was() {
+    fn invisible_characters_are_escaped_and_survive_a_round_trip() {
         let text = "ü\"\\\n\u{7f}\u{9b}31m\u{202e}\u{200d}\u{e0041}\u{1f600}";
         let mut out = Vec::new();
         print(&text, &mut out).expect("printed");

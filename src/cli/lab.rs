@@ -1,4 +1,4 @@
-//! `portfwd lab`: standing networks of namespaces from a file.
+//! `portfwd lab`: networks of namespaces that a file describes.
 
 mod show;
 
@@ -8,21 +8,22 @@ use std::sync::Arc;
 
 use clap::Subcommand;
 
-use super::{Failure, Global, Output, STATE_DIR, add, json};
+use super::global::STATE_DIR;
+use super::{Failure, Global, Output, add, json};
 use crate::config::source;
-use crate::lab::net::{self, Change, Journals, Lab, LabName, NetError, NetnsName, Standing, Step};
+use crate::lab::net::{self, Change, Journals, Lab, LabName, LabStatus, NetError, NetnsName, Step};
 
-/// Where labs are noted where nobody says so.
-const DIRECTORY: &str = "/run/portfwd/lab";
+/// The directory of lab journals, unless the user gives `--state-dir`.
+const DEFAULT_JOURNALS: &str = "/run/portfwd/lab";
 
-/// Build networks of namespaces, veth pairs, bridges and containers from a file
+/// Build networks of namespaces, bridges and containers from a file
 ///
-/// `ip netns`, `ip -n NAME addr`, `bridge link` and `ovs-vsctl show` see them like
-/// ones that were made by hand. The host of a lab is the namespace of who makes
-/// it, or that of --netns. Containers are wired the way Docker does it, and what
-/// they publish is a rule set, `lab-` with the lab's name, as of `apply`. Bridges
-/// of Open vSwitch need its daemon in the host, at OVS_RUNDIR where that is set.
-/// Needs root; only `exec --file` does not. Examples are in rules/lab.
+/// Makes ordinary namespaces, veth pairs and bridges: `ip netns`, `ip -n NAME addr`,
+/// `bridge link` and `ovs-vsctl show` list them. The host of a lab is your network
+/// namespace, or the one given with --netns. Containers are connected as Docker does
+/// it. Their published ports are the rule set `lab-NAME`, as if applied with `apply`.
+/// Open vSwitch bridges need a running daemon in the host; OVS_RUNDIR names its
+/// directory. Needs root, except `exec --file`. Examples are in rules/lab.
 #[derive(Debug, clap::Args)]
 pub struct LabArgs {
     #[command(subcommand)]
@@ -31,86 +32,86 @@ pub struct LabArgs {
 
 #[derive(Debug, Subcommand)]
 enum LabCommand {
-    /// Make a network as a file describes it
+    /// Build the network that a file describes
     ///
-    /// What is missing is made, and what the file no longer describes is taken
-    /// back; everything else stays. So a second time changes nothing, and what was
-    /// left half made, or lost, is mended. Where a step fails, what was made is
-    /// taken back. A namespace, an interface or a rule set of the same name that the
-    /// lab did not make is never touched, and a port that another rule set or a
-    /// socket of the host has is not published: exit code 6.
+    /// Makes the missing parts, removes the parts that the file no longer describes,
+    /// and keeps all others. So a second `up` changes nothing, and an interrupted or
+    /// damaged lab is repaired. If a step fails, undoes the earlier ones. Never
+    /// touches a namespace, interface or rule set of the same name that the lab did
+    /// not make. Does not publish a port of another rule set or of a local service.
+    /// Both are refused with exit code 6.
     ///
-    /// What a lab makes is noted in /run/portfwd/lab before it is made, or in
-    /// DIR/lab with --state-dir; it lasts until the next boot, like the network.
+    /// Records each part in /run/portfwd/lab, or in DIR/lab with --state-dir, before
+    /// it is made. Records and network last until the next boot.
     Up(UpArgs),
-    /// Remove what `up` made, and nothing else
+    /// Remove a lab, and nothing that the lab did not make
     ///
-    /// Also after `up` was killed. What runs in containers ends. What others have
-    /// put in the place of something stays, and is named.
+    /// Also removes the parts of a killed `up`. Ends the processes in containers.
+    /// Keeps a part that another program has replaced, and prints a note.
     Down(DownArgs),
-    /// List the labs, and what is missing of them
+    /// List the labs, with their missing parts
     List,
-    /// Show a lab as the kernel has it
+    /// Show the links, addresses and routes of a lab
     ///
-    /// For each namespace: its links with the bridge and the other end of each,
-    /// their addresses, the routes, the ARP table with the states of ip-neighbour(8)
-    /// and its counterpart for IPv6, the processes, and what is missing of what `up`
-    /// made. Of the host only what the lab touches is shown, and by which link its
-    /// default route leads out.
+    /// Reads the kernel. Shows for each namespace the links with their bridges and
+    /// peers, the addresses, routes, neighbours (IPv4: the ARP table) with their
+    /// states in ip-neighbour(8), the processes, and the missing parts. In the host,
+    /// shows only links of the lab, and the link of the default route.
     Show(show::ShowArgs),
     /// Run a command in a namespace of a lab, as `ip netns exec` does
     ///
-    /// In a container with processes of its own it is one of them. The exit code is
-    /// the command's. With --file the lab is made for the time of this command, with
-    /// a host and a /run of its own: that needs no root where user namespaces are
-    /// allowed, and leaves nothing behind. Open vSwitch is not in there.
+    /// In a container with its own PID namespace, the command joins that. The exit
+    /// code is that of the command. With --file, builds the lab only for this
+    /// command, with its own host and /run: this needs no root if unprivileged user
+    /// namespaces are allowed, and leaves nothing behind. Such a lab cannot have Open
+    /// vSwitch bridges.
     Exec(ExecArgs),
-    /// Be the process of a container
+    /// Run as the first process of a container
     #[command(hide = true)]
     Init(InitArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct UpArgs {
-    /// The description
+    /// File that describes the lab
     file: PathBuf,
-    /// Only show what would be made and removed
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
 struct DownArgs {
-    /// The lab, or its file; none: the only one there is
+    /// Lab, or its file; can be left out if there is only one lab
     #[arg(value_name = "NAME|FILE")]
     name: Option<String>,
-    /// Only show what would be removed
+    /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 #[derive(Debug, clap::Args)]
 struct ExecArgs {
-    /// Make the lab of this file for the time of the command
+    /// Build the lab of this file only for the command
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The namespace or container
+    /// Namespace or container
     name: String,
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
 
 #[derive(Debug, clap::Args)]
 struct InitArgs {
-    /// What it is known by; only to be among the arguments
+    /// A random word that identifies the process by its arguments
     word: String,
-    /// The container
+    /// The name of the container
     name: String,
-    /// It is on the host's network
+    /// True if it is in the host's network namespace
     #[arg(long)]
     host: bool,
-    /// It has a process namespace of its own
+    /// True if it has its own PID namespace
     #[arg(long)]
     own: bool,
     /// The command and its arguments
@@ -119,7 +120,7 @@ struct InitArgs {
 }
 
 #[derive(serde::Serialize)]
-struct Changed<'a> {
+struct LabChange<'a> {
     version: u32,
     lab: &'a str,
     done: bool,
@@ -131,11 +132,11 @@ struct Changed<'a> {
 #[derive(serde::Serialize)]
 struct Labs {
     version: u32,
-    labs: Vec<OneLab>,
+    labs: Vec<ListedLab>,
 }
 
 #[derive(serde::Serialize)]
-struct OneLab {
+struct ListedLab {
     name: String,
     state: &'static str,
     host: Option<String>,
@@ -148,29 +149,31 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     match &args.command {
         LabCommand::Up(args) => {
             let lab = load(&args.file)?;
-            let change = net::up(&lab, &journals, args.dry_run).map_err(refused)?;
-            show(&lab.name, &change, args.dry_run, global, output)
+            let change = net::up(&lab, &journals, args.dry_run).map_err(with_places)?;
+            print_change(&lab.name, &change, args.dry_run, global, output)
         }
         LabCommand::Down(args) => {
-            let name = chosen(args.name.as_deref(), &journals)?;
+            let name = find_lab(args.name.as_deref(), &journals)?;
             let change = net::down(&name, &journals, args.dry_run)?;
-            show(&name, &change, args.dry_run, global, output)
+            print_change(&name, &change, args.dry_run, global, output)
         }
         LabCommand::Show(args) => {
             args.check(global)?;
-            let picture = net::picture::picture(&chosen(args.name.as_deref(), &journals)?, &journals)?;
+            let picture = net::picture::read_picture(&find_lab(args.name.as_deref(), &journals)?, &journals)?;
             args.show(&picture, global, output)
         }
-        LabCommand::List => list(&net::list(&journals)?, global, output),
+        LabCommand::List => print_list(&net::list(&journals)?, global, output),
         LabCommand::Exec(args) => exec(args, journals, global, output),
         LabCommand::Init(args) => init(args),
     }
 }
 
+/// Returns the journals of labs in the directory that the user chose.
 fn journals(global: &Global) -> Journals {
-    let elsewhere = global.state_dir != Path::new(STATE_DIR);
-    let journals = Journals::in_directory(if elsewhere { global.state_dir.join("lab") } else { DIRECTORY.into() });
-    journals.with_rules(&global.state_dir, global.choice())
+    let has_own_directory = global.state_dir != Path::new(STATE_DIR);
+    let journals =
+        Journals::in_directory(if has_own_directory { global.state_dir.join("lab") } else { DEFAULT_JOURNALS.into() });
+    journals.with_rule_store(&global.state_dir, global.choice())
 }
 
 fn load(file: &Path) -> anyhow::Result<Lab> {
@@ -178,56 +181,66 @@ fn load(file: &Path) -> anyhow::Result<Lab> {
     Ok(net::read(&source).map_err(Failure::Problems)?)
 }
 
-/// The lab that is meant; the only one there is where nobody says which.
-fn chosen(name: Option<&str>, journals: &Journals) -> anyhow::Result<LabName> {
-    name.map_or_else(|| only(journals), named)
+/// Returns the name of the lab from an argument, or of the only lab if there is no argument.
+fn find_lab(name: Option<&str>, journals: &Journals) -> anyhow::Result<LabName> {
+    name.map_or_else(|| only_lab(journals), parse_lab)
 }
 
-/// Contradictions are shown like those of rule-set files.
-fn refused(error: NetError) -> anyhow::Error {
+/// Converts conflicts of rules to mistakes with places, like those of rule-set files.
+fn with_places(error: NetError) -> anyhow::Error {
     match error {
         NetError::Conflict(problems) => Failure::Problems(problems).into(),
         other => other.into(),
     }
 }
 
-/// The lab that is meant by its name or by its file.
-fn named(text: &str) -> anyhow::Result<LabName> {
+/// Returns the name of a lab from its name or its file.
+fn parse_lab(text: &str) -> anyhow::Result<LabName> {
     if text.contains('/') || Path::new(text).extension().is_some_and(|extension| extension == "toml") {
         return Ok(load(Path::new(text))?.name);
     }
     Ok(add::parse("NAME", text, str::parse)?)
 }
 
-/// The only lab there is.
-fn only(journals: &Journals) -> anyhow::Result<LabName> {
+/// Returns the name of the only lab.
+///
+/// # Errors
+/// If there is no lab, or more than one.
+fn only_lab(journals: &Journals) -> anyhow::Result<LabName> {
     let labs: Vec<LabName> = net::list(journals)?.into_iter().map(|lab| lab.name).collect();
     match labs.as_slice() {
         [name] => Ok(name.clone()),
         [] => Err(Failure::NotFound { what: "there is no lab".into(), help: "nothing was changed".into() }.into()),
         several => {
             let names: Vec<&str> = several.iter().map(LabName::as_str).collect();
-            let help = format!("say which: {}", names.join(", "));
+            let help = format!("name one of them: {}", names.join(", "));
             Err(Failure::Usage { what: format!("there are {} labs", several.len()), help }.into())
         }
     }
 }
 
-fn texts(steps: &[Step]) -> Vec<String> {
+fn step_texts(steps: &[Step]) -> Vec<String> {
     steps.iter().map(ToString::to_string).collect()
 }
 
-fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    output.done = !dry;
+fn print_change(
+    name: &LabName,
+    change: &Change,
+    dry_run: bool,
+    global: &Global,
+    output: &mut Output<'_>,
+) -> anyhow::Result<u8> {
+    output.done = !dry_run;
     for step in &change.foreign {
-        writeln!(output.stderr, "note: the {step} is not what the lab made; it stays")?;
+        writeln!(output.stderr, "note: kept the {step}: the lab did not make it")?;
     }
-    if let Some(why) = &change.unnoted {
-        writeln!(output.stderr, "note: it is done, but that could not be noted: {why}")?;
+    if let Some(why) = &change.journal_error {
+        writeln!(output.stderr, "note: the change is done, but could not be recorded: {why}")?;
     }
     if global.json {
-        let (made, removed, foreign) = (texts(&change.made), texts(&change.removed), texts(&change.foreign));
-        let changed = Changed { version: json::VERSION, lab: name.as_str(), done: !dry, made, removed, foreign };
+        let (made, removed, foreign) =
+            (step_texts(&change.made), step_texts(&change.removed), step_texts(&change.foreign));
+        let changed = LabChange { version: json::VERSION, lab: name.as_str(), done: !dry_run, made, removed, foreign };
         json::print(&changed, output.stdout)?;
         return Ok(0);
     }
@@ -238,7 +251,7 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
         writeln!(output.stdout, "+ {step}")?;
     }
     let (made, removed) = (change.made.len(), change.removed.len());
-    match (change.is_none(), dry) {
+    match (change.is_empty(), dry_run) {
         (true, _) => writeln!(output.stdout, "{name}: unchanged")?,
         (false, true) => writeln!(output.stdout, "{name}: {made} to make, {removed} to remove")?,
         (false, false) => writeln!(output.stdout, "{name}: {made} made, {removed} removed")?,
@@ -246,15 +259,15 @@ fn show(name: &LabName, change: &Change, dry: bool, global: &Global, output: &mu
     Ok(0)
 }
 
-fn list(labs: &[Standing], global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let one = |lab: &Standing| OneLab {
+fn print_list(labs: &[LabStatus], global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
+    let listed = |lab: &LabStatus| ListedLab {
         name: lab.name.to_string(),
         state: state(lab),
         host: lab.host.name().map(str::to_owned),
         namespaces: lab.namespaces.iter().map(ToString::to_string).collect(),
-        missing: texts(&lab.missing),
+        missing: step_texts(&lab.missing),
     };
-    let labs: Vec<OneLab> = labs.iter().map(one).collect();
+    let labs: Vec<ListedLab> = labs.iter().map(listed).collect();
     if global.json {
         json::print(&Labs { version: json::VERSION, labs }, output.stdout)?;
         return Ok(0);
@@ -278,15 +291,15 @@ fn list(labs: &[Standing], global: &Global, output: &mut Output<'_>) -> anyhow::
     Ok(0)
 }
 
-/// `up` where all of it is there, `partial` where something is missing.
-fn state(lab: &Standing) -> &'static str {
+/// Returns `up` if all parts exist, and `partial` if some are missing.
+fn state(lab: &LabStatus) -> &'static str {
     if lab.missing.is_empty() { "up" } else { "partial" }
 }
 
 fn exec(args: &ExecArgs, journals: Journals, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let name: NetnsName = add::parse("NAME", &args.name, str::parse)?;
     let journals = match &args.file {
-        Some(file) => net::make_for_one_command(&load(file)?, global.choice()).map_err(refused)?,
+        Some(file) => net::make_temporary(&load(file)?, global.choice()).map_err(with_places)?,
         None => journals,
     };
     output.stdout.flush()?;
@@ -295,7 +308,8 @@ fn exec(args: &ExecArgs, journals: Journals, global: &Global, output: &mut Outpu
 
 fn init(args: &InitArgs) -> anyhow::Result<u8> {
     let name = add::parse("NAME", &args.name, str::parse)?;
-    let container = net::Inside { name, host: args.host, own: args.own, command: args.command.clone() };
+    let container =
+        net::ContainerInit { name, host: args.host, pid_namespace: args.own, command: args.command.clone() };
     net::init(&container)?;
     Ok(0)
 }

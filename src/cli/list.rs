@@ -1,86 +1,90 @@
-//! `portfwd list`: what the kernel really holds, and where that is not what was asked.
+//! `portfwd list`: the live rules with counters, and the drift from the desired state.
 
 use std::fmt::Display;
 use std::io::Write;
 
 use super::json::{self, List, Listed, Other};
 use super::{Global, Output, failure};
-use crate::engine::Home;
+use crate::engine::BackendId;
 use crate::engine::timing::Phase;
 use crate::model::error::printable;
-use crate::model::{Asked, Binding, Comment, Counter, Held, Owned};
+use crate::model::{Binding, Comment, Counter, DesiredState, Observed, SetRule};
 
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {}
 
 pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let mut engine = global.engine(false, output)?;
+    let mut engine = global.read(output)?;
     let live = engine.live()?;
     output.timing.add(engine.timing());
-    let lifted = output.timing.of(Phase::Plan, || live.lift());
+    let lifted = output.timing.measure(Phase::Plan, || live.lift());
     let generation = live.generation();
     drop(live);
-    let asked = &engine.state().asked;
-    let forwards = output.timing.of(Phase::Plan, || forwards(&lifted, asked));
-    let mut networks = others(&lifted.asked.networks, &asked.networks);
-    // A network that neither masquerades nor isolates leaves nothing in a kernel that could be missed.
-    let silent =
-        |rule: &str| asked.networks.iter().any(|n| !n.rule.masquerade && !n.rule.isolate && n.rule.to_string() == rule);
-    networks.retain(|network| network.state != "missing" || !silent(&network.rule));
-    let masquerades = others(&lifted.asked.masquerades, &asked.masquerades);
-    let snats = others(&lifted.asked.snats, &asked.snats);
-    let netmaps = others(&lifted.asked.netmaps, &asked.netmaps);
-    // Of iptables a name says its table itself.
-    let place = if engine.home() == Home::Nft { " in our table" } else { "" };
+    let desired = &engine.state().desired;
+    let forwards = output.timing.measure(Phase::Plan, || forwards(&lifted, desired));
+    let mut networks = other_rules(&lifted.desired.networks, &desired.networks);
+    // A network that neither masquerades nor isolates has no rules in the kernel, so it cannot be missing.
+    let has_no_rules = |rule: &str| {
+        desired.networks.iter().any(|n| !n.rule.masquerade && !n.rule.isolate && n.rule.to_string() == rule)
+    };
+    networks.retain(|network| network.state != "missing" || !has_no_rules(&network.rule));
+    let masquerades = other_rules(&lifted.desired.masquerades, &desired.masquerades);
+    let snats = other_rules(&lifted.desired.snats, &desired.snats);
+    let netmaps = other_rules(&lifted.desired.netmaps, &desired.netmaps);
+    // With iptables the name itself contains the table.
+    let place = if engine.id() == BackendId::Nft { " in table inet portfwd" } else { "" };
     for name in &lifted.foreign {
-        writeln!(output.stderr, "warning: {name}{place} is not ours; `portfwd apply` removes it")?;
+        writeln!(output.stderr, "warning: {name}{place} is foreign; `portfwd apply` removes it")?;
     }
-    for home in engine.elsewhere() {
-        let backend = if home == Home::Nft { "nft" } else { "iptables" };
+    for stale in engine.stale_backends() {
+        let backend = if stale == BackendId::Nft { "nft" } else { "iptables" };
         writeln!(
             output.stderr,
-            "warning: {home} holds rules of ours too; `--backend {backend}` lists them, the next change moves them here"
+            "warning: {stale} also has rules of portfwd; `--backend {backend}` lists them, the next change moves them to {}",
+            engine.id()
         )?;
     }
     let differs = forwards.iter().any(|forward| forward.state != "live")
         || [&networks, &masquerades, &snats, &netmaps].into_iter().flatten().any(|other| other.state != "live");
-    if let Some(note) = since(engine.state().committed, generation).filter(|_| differs) {
+    if let Some(note) = changes_since(engine.state().committed, generation).filter(|_| differs) {
         writeln!(output.stderr, "note: {note}")?;
     }
     if global.json {
         let version = json::VERSION;
         let waiting = engine.state().unconfirmed.as_ref();
-        let confirm_within = waiting.map(|waiting| failure::whole_seconds(waiting.until.left().unwrap_or_default()));
+        let confirm_within =
+            waiting.map(|waiting| failure::seconds_rounded_up(waiting.until.left().unwrap_or_default()));
         let forwards = forwards.as_slice();
         let list = List { version, generation, confirm_within, forwards, networks, masquerades, snats, netmaps };
-        output.timing.of(Phase::Print, || json::print(&list, output.stdout))?;
+        output.timing.measure(Phase::Print, || json::print(&list, output.stdout))?;
         return Ok(0);
     }
     let others = [networks, masquerades, snats, netmaps].concat();
-    output.timing.of(Phase::Print, || print(&forwards, &others, output.stdout))?;
+    output.timing.measure(Phase::Print, || print(&forwards, &others, output.stdout))?;
     Ok(0)
 }
 
-/// What became of the kernel's rules since our last commit. Who did it the kernel tells only those who listen then.
-fn since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
-    let (ours, now) = (committed?, now?);
-    match now.checked_sub(ours) {
-        None => {
-            Some(format!("our last commit was generation {ours} of the rules, which are at {now}: they began anew"))
-        }
+/// Returns how often other programs changed nftables since generation `committed`, which is that of portfwd's last change.
+///
+/// The kernel names a program only in the notification of its commit, so the text names none.
+fn changes_since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
+    let (committed, now) = (committed?, now?);
+    match now.checked_sub(committed) {
+        None => Some(format!(
+            "nftables was reset since portfwd's last change: its generation was {committed}, and is {now}"
+        )),
         Some(0) => None,
-        Some(1) => Some("others committed once since we did".into()),
-        Some(times) => Some(format!("others committed {times} times since we did")),
+        Some(1) => Some("another program changed nftables once since portfwd's last change".into()),
+        Some(times) => Some(format!("other programs changed nftables {times} times since portfwd's last change")),
     }
 }
 
-/// What the kernel holds, and behind it what was asked and is not there. Both are in normal form, so they are compared in
-/// one walk.
-fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Listed<'a>> {
-    let mut foreign = lifted.asked.less(asked).into_iter().peekable();
-    let missing = asked.less(&lifted.asked);
-    let mut forwards = Vec::with_capacity(lifted.asked.bindings.len() + missing.len());
-    for (owned, counter) in lifted.asked.bindings.iter().zip(&lifted.counters) {
+/// Returns the live forwards, followed by the missing ones. Both arguments are normalized, so one pass compares them.
+fn forwards<'a>(lifted: &'a Observed, desired: &'a DesiredState) -> Vec<Listed<'a>> {
+    let mut foreign = lifted.desired.less(desired).into_iter().peekable();
+    let missing = desired.less(&lifted.desired);
+    let mut forwards = Vec::with_capacity(lifted.desired.bindings.len() + missing.len());
+    for (owned, counter) in lifted.desired.bindings.iter().zip(&lifted.counters) {
         let is_foreign = foreign.next_if(|foreign| std::ptr::eq(*foreign, owned)).is_some();
         let state = if is_foreign { "foreign" } else { "live" };
         forwards.push(Listed { owned, state, counter: *counter });
@@ -89,12 +93,13 @@ fn forwards<'a>(lifted: &'a Held, asked: &'a Asked) -> Vec<Listed<'a>> {
     forwards
 }
 
-fn others<T: Display + PartialEq>(live: &[Owned<T>], asked: &[Owned<T>]) -> Vec<Other> {
-    let other = |owned: &Owned<T>, state| Other { set: owned.set.to_string(), state, rule: owned.rule.to_string() };
-    let mut others: Vec<Other> =
-        live.iter().map(|owned| other(owned, if asked.contains(owned) { "live" } else { "foreign" })).collect();
-    others.extend(asked.iter().filter(|owned| !live.contains(owned)).map(|owned| other(owned, "missing")));
-    others
+/// Returns the live rules of one kind, followed by the missing ones.
+fn other_rules<T: Display + PartialEq>(live: &[SetRule<T>], desired: &[SetRule<T>]) -> Vec<Other> {
+    let other = |owned: &SetRule<T>, state| Other { set: owned.set.to_string(), state, rule: owned.rule.to_string() };
+    let mut rules: Vec<Other> =
+        live.iter().map(|owned| other(owned, if desired.contains(owned) { "live" } else { "foreign" })).collect();
+    rules.extend(desired.iter().filter(|owned| !live.contains(owned)).map(|owned| other(owned, "missing")));
+    rules
 }
 
 fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> anyhow::Result<()> {
@@ -116,7 +121,7 @@ fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> a
     }
     let mut table = table.build();
     table.with(Style::blank()).modify(Columns::new(4..6), Alignment::right());
-    let mut stdout = json::pieces(stdout);
+    let mut stdout = json::buffered(stdout);
     for line in table.to_string().lines() {
         writeln!(stdout, "{}", line.trim())?;
     }
@@ -127,9 +132,10 @@ fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> a
     Ok(())
 }
 
-/// The target, and what is unusual about the forward; a redirect of all addresses is one forward a family, and says which.
+/// Returns the target and the options of a forward. Adds the family if two forwards would look the same: a redirect without an
+/// address is one binding for each family.
 fn target(rule: &Binding) -> String {
     let (to, options) = (rule.target(), rule.options());
-    let both = rule.address.is_none() && rule.from.is_none() && rule.to.address.is_none();
-    if both { format!("{to} ({}){options}", rule.family) } else { format!("{to}{options}") }
+    let needs_family = rule.address.is_none() && rule.from.is_none() && rule.to.address.is_none();
+    if needs_family { format!("{to} ({}){options}", rule.family) } else { format!("{to}{options}") }
 }

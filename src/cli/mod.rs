@@ -1,6 +1,6 @@
-//! The command line: one file a command, each of which parses, calls the library once and prints.
+//! The command line. Each command has one file, which parses arguments, calls the library and prints the result.
 //!
-//! stdout is the answer, stderr is everything else. Exit codes are in `failure.rs`.
+//! Results go to stdout; notes, warnings and errors go to stderr. `failure.rs` maps errors to exit codes.
 
 mod add;
 mod apply;
@@ -11,32 +11,33 @@ mod confirm;
 mod explain;
 mod failure;
 mod flush;
+mod global;
 mod guard;
 mod json;
 mod lab;
 mod list;
+mod output;
 mod plan;
 mod restore;
 mod rm;
+mod rollback_watcher;
 mod sets;
 mod r#try;
 mod view;
-mod waiting;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
-use crate::engine::{self, Choice, Engine, Timing};
-use crate::model::error::printable;
-use crate::model::{Binding, SetName};
+use crate::engine::Timing;
 use crate::sys::namespace;
-pub use failure::Failure;
+use global::Color;
+use output::BestEffort;
 
-/// Where the state is kept where nobody says so.
-const STATE_DIR: &str = "/var/lib/portfwd";
+pub use failure::Failure;
+pub use global::Global;
+pub use output::Output;
 
 /// NAT and port forwards on Linux as data
 #[derive(Debug, Parser)]
@@ -45,60 +46,16 @@ const STATE_DIR: &str = "/var/lib/portfwd";
     version,
     max_term_width = 80,
     after_help = "\
-Exit codes: 0 done, also when nothing was to do; 1 failed, nothing changed; \
-2 usage or invalid rule set; 3 plan --detailed-exitcode has changes; \
-5 permission or kernel feature missing; 6 conflict refused; 75 busy, try again"
+Exit codes: 0 done, or nothing to do; 1 failed, nothing changed; \
+2 usage or invalid rule set; 3 plan --detailed-exitcode found changes; \
+4 audit --fail-on found that severity; 5 permission or kernel feature missing; \
+6 conflict refused; 75 busy, try again"
 )]
 struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     command: Command,
-}
-
-/// What every command understands.
-#[derive(Debug, Clone, Args)]
-pub struct Global {
-    /// Which part of the kernel does the work
-    #[arg(long, global = true, value_enum, default_value_t = Backend::Auto)]
-    backend: Backend,
-    /// Work in this network namespace, as `ip netns` knows it
-    #[arg(long, global = true, value_name = "NAME")]
-    netns: Option<String>,
-    /// Where the state is kept
-    #[arg(long, global = true, value_name = "DIR", default_value = STATE_DIR)]
-    state_dir: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    /// Show which backend works, what is sent to the kernel, and where the time went
-    #[arg(short, long, global = true)]
-    verbose: bool,
-    /// When to color messages
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
-    color: Color,
-}
-
-/// Which part of the kernel does the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Backend {
-    /// nftables where the kernel has it, iptables otherwise
-    Auto,
-    /// nftables
-    Nft,
-    /// iptables, of the variant that the host's own is
-    Iptables,
-}
-
-/// When to color messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Color {
-    /// On a terminal
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,85 +65,61 @@ enum Command {
     /// Remove forwards
     #[command(visible_alias = "del")]
     Rm(rm::RmArgs),
-    /// List what the kernel really holds
+    /// List the live rules, with counters and drift
     ///
-    /// Packets count new connections. The state is `live`; `missing` where it was
-    /// asked for and the kernel does not have it, `foreign` where the kernel has it
-    /// and it was not asked for.
+    /// PACKETS is the number of new connections; BYTES is the size of their first
+    /// packets. STATE is `live`, `missing` or `foreign`. A `missing` rule is in the
+    /// desired state and not in the kernel. A `foreign` rule is in portfwd's table or
+    /// chains and not in the desired state.
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
-    /// Validate rule sets; every mistake is reported, not only the first
+    /// Validate rule sets, and report every mistake
     ///
-    /// Needs no privileges. Looks at nothing but the files, and at which protocols
-    /// the running kernel tracks: the ports of others cannot be forwarded.
+    /// Reads the files, and checks which protocols the connection tracking of this
+    /// kernel supports: only their ports can be forwarded. Needs no privileges.
     Check(check::CheckArgs),
-    /// Show what `apply` would change in the kernel, and change nothing
+    /// Show what `apply` would change, and change nothing
     Plan(plan::PlanArgs),
     /// Make rule sets live and durable, in one transaction
     ///
-    /// Each file is a named set; applying it again replaces that set only.
+    /// Each file is one rule set with a name. Applying a file again replaces that
+    /// rule set and no other.
     Apply(apply::ApplyArgs),
-    /// Keep what `apply --confirm` did
+    /// Keep the change that `apply --confirm` made
     ///
-    /// Best run over a new connection: that one can be made is what there is to be
-    /// confirmed.
+    /// Run it from a new connection, which proves that you can still get in.
     Confirm(confirm::ConfirmArgs),
-    /// Remove all that is ours from the kernel and the state
+    /// Remove all rules of portfwd from the kernel and the state
     ///
-    /// Switches that were set for forwarding get back the values they had.
+    /// Also restores the previous values of the sysctls that portfwd changed.
     Flush(flush::FlushArgs),
-    /// Put back what the state holds: at boot, or after somebody flushed it
+    /// Load the desired state into the kernel: at boot, or to repair drift
     ///
-    /// Switches included. Where the kernel holds all of it already, nothing is sent.
+    /// Also sets the sysctls that the rules need. Sends nothing if the live rules are
+    /// the desired state already.
     Restore(restore::RestoreArgs),
     /// Try rule sets with real packets in a throw-away network
     ///
-    /// From the rule sets alone a network is made: a host under test, the bridge
-    /// of each network, a namespace for every target, a client outside. The rules
-    /// are applied there, and every forward is asked for from outside, from the
-    /// host itself and from inside the target's network. Every rule about what
-    /// leaves and every 1:1 translation is met by a packet too, unless nobody can
-    /// be in its prefix; and a packet from outside tries to get into every isolated
-    /// network. What arrives is compared with what the documentation says.
-    /// Needs no root where user namespaces are allowed. Leaves nothing behind.
+    /// Builds a network from the rule sets: a host under test, the bridge of each
+    /// network, a namespace for each target, and a client outside. Applies the rules
+    /// there, and connects to every forward from outside, from the host and from the
+    /// target's network. Also tests each snat, masquerade and netmap, if its prefix
+    /// has a usable address, and sends a packet from outside to each isolated
+    /// network. Compares each result with the documented meaning of the rules.
+    /// Needs no root if unprivileged user namespaces are allowed. Leaves nothing
+    /// behind.
     Try(r#try::TryArgs),
     Audit(audit::AuditArgs),
     Explain(explain::ExplainArgs),
-    /// Build networks of namespaces, veth pairs, bridges and containers from a file
+    /// Build networks of namespaces, bridges and containers from a file
     Lab(lab::LabArgs),
 }
 
 impl Command {
-    /// Whether it is told where its time went: it changes rules that last, or reads those of the kernel.
-    fn tells_time(&self) -> bool {
+    /// Returns true if `-v` prints the time of each phase: for commands that read or change the live rules.
+    fn reports_timing(&self) -> bool {
         use Command::{Add, Apply, Flush, List, Plan, Restore, Rm};
         matches!(self, Add(_) | Rm(_) | List(_) | Plan(_) | Apply(_) | Flush(_) | Restore(_))
-    }
-}
-
-/// Where a command prints, and how.
-pub struct Output<'a> {
-    stdout: &'a mut dyn Write,
-    stderr: &'a mut dyn Write,
-    color: bool,
-    /// Whether what is to be printed has been done.
-    done: bool,
-    /// Where the time of the process went.
-    timing: Timing,
-}
-
-/// What is said aside. A disk that is full, or a reader that is gone, is no reason to leave undone what was asked.
-struct Aside<'a>(&'a mut dyn Write);
-
-impl Write for Aside<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _: io::Result<()> = self.0.write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let _: io::Result<()> = self.0.flush();
-        Ok(())
     }
 }
 
@@ -206,12 +139,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, stdout: &mut dyn Writ
         Color::Never => false,
         Color::Auto => io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
-    let mut aside = Aside(stderr);
+    let mut stderr = BestEffort(stderr);
     let timing = if cli.global.verbose { Timing::of_process() } else { Timing::default() };
-    let mut output = Output { stdout, stderr: &mut aside, color, done: false, timing };
+    let mut output = Output { stdout, stderr: &mut stderr, color, done: false, timing };
     let result = run(&cli, &mut output).and_then(|code| {
         output.stdout.flush()?;
-        if cli.global.verbose && cli.command.tells_time() {
+        if cli.global.verbose && cli.command.reports_timing() {
             writeln!(output.stderr, "{}", output.timing)?;
         }
         Ok(code)
@@ -244,105 +177,6 @@ fn run(cli: &Cli, output: &mut Output<'_>) -> anyhow::Result<u8> {
     }
 }
 
-impl Global {
-    /// Opens kernel and state, and with `write` first does what is left to be done of changes before.
-    fn engine(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = if write { self.mended(output)? } else { self.open(false, output)? };
-        if let Some(waiting) = &engine.state().unconfirmed {
-            let (left, again) = (waiting.until.left(), self.as_typed());
-            match left.map(failure::in_words) {
-                Some(left) => writeln!(
-                    output.stderr,
-                    "note: these rules are taken back in {left}, unless `{again} confirm` keeps them"
-                ),
-                None => writeln!(
-                    output.stderr,
-                    "note: these rules were not confirmed in time; `{again} restore`, and every change, takes them back first"
-                ),
-            }?;
-        }
-        Ok(engine)
-    }
-
-    /// Opens kernel and state for a change, or for the show of one, which is refused while another waits to be confirmed.
-    fn to_change(&self, dry_run: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        if dry_run {
-            return self.engine(false, output);
-        }
-        let engine = self.mended(output)?;
-        engine::confirm::settled(&engine)?;
-        Ok(engine)
-    }
-
-    /// The same, for a change of some atoms, which replace `sets`; see [`Engine::open_near`].
-    fn to_change_near(&self, about: &[Binding], sets: &[SetName], output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = Engine::open_near(&self.state_dir, self.choice(), about, sets)?;
-        let engine = self.introduced(engine, output)?;
-        let engine = self.mend(engine, output)?;
-        engine::confirm::settled(&engine)?;
-        Ok(engine)
-    }
-
-    /// Opens kernel and state to be written, and does what is left to be done of changes before.
-    fn mended(&self, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let engine = self.open(true, output)?;
-        self.mend(engine, output)
-    }
-
-    fn mend(&self, mut engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        if engine::confirm::put_back_in_time(&mut engine)?.is_some() {
-            writeln!(output.stderr, "note: the last change was not confirmed in time; the rules before it are back")?;
-        }
-        self.finish(&mut engine, output)?;
-        Ok(engine)
-    }
-
-    /// The program, with what on the command line says whose rules and which state are meant.
-    fn as_typed(&self) -> String {
-        let mut words = vec!["portfwd".to_owned()];
-        words.extend(self.netns.iter().map(|name| format!("--netns {name}")));
-        if self.state_dir != Path::new(STATE_DIR) {
-            words.push(format!("--state-dir {}", printable(&self.state_dir.to_string_lossy())));
-        }
-        words.join(" ")
-    }
-
-    fn finish(&self, engine: &mut Engine, output: &mut Output<'_>) -> std::io::Result<()> {
-        // Where it cannot be done, what this command does may be what it takes; and if not, that says so.
-        if matches!(engine::finish(engine), Ok(true)) {
-            writeln!(output.stderr, "note: a change that had been interrupted is done now")?;
-        }
-        Ok(())
-    }
-
-    fn open(&self, write: bool, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        self.introduced(Engine::open(&self.state_dir, write, self.choice())?, output)
-    }
-
-    /// Says which backend it is, where that is worth a word.
-    fn introduced(&self, engine: Engine, output: &mut Output<'_>) -> anyhow::Result<Engine> {
-        let by = || match engine.versions() {
-            none if none.is_empty() => engine.home().to_string(),
-            versions => versions.join(", "),
-        };
-        if let Some(why) = engine.instead() {
-            writeln!(output.stderr, "note: {why}; {} is used instead", engine.home())?;
-        }
-        if self.verbose {
-            writeln!(output.stderr, "note: the backend is {}", by())?;
-        }
-        Ok(engine)
-    }
-
-    fn choice(&self) -> Choice {
-        match self.backend {
-            Backend::Auto => Choice::Auto,
-            Backend::Nft => Choice::Nft,
-            Backend::Iptables => Choice::Iptables,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -350,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tree_is_sound_and_help_fits_80_columns() {
+    fn command_tree_is_valid_and_help_fits_80_columns() {
         Cli::command().debug_assert();
         let mut tree = Cli::command();
         let mut all: Vec<String> = vec![tree.render_long_help().to_string()];
@@ -365,7 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_changes_has_a_dry_run() {
+    fn help_lists_every_exit_code() {
+        use failure::{BUSY, CHANGES, CONFLICT, FAILED, FOUND, MISSING, USAGE};
+        let help = Cli::command().get_after_help().expect("there").to_string();
+        for code in [0, FAILED, USAGE, CHANGES, FOUND, MISSING, CONFLICT, BUSY] {
+            assert!(help.contains(&format!(" {code} ")), "{code}: {help}");
+        }
+    }
+
+    #[test]
+    fn every_changing_command_has_a_dry_run() {
         let mut tree = Cli::command();
         tree.build();
         for command in tree.get_subcommands() {

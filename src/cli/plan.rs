@@ -1,4 +1,4 @@
-//! `portfwd plan`: shows what `apply` would do.
+//! `portfwd plan`: shows the changes that `apply` would make.
 
 use std::path::PathBuf;
 
@@ -9,20 +9,20 @@ use crate::store::State;
 
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Exit with 3 if there is something to do
+    /// Exit with 3 if there are changes
     #[arg(long)]
     detailed_exitcode: bool,
 }
 
 pub fn run(args: &PlanArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    let loaded = output.timing.of(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
-    let mut engine = global.engine(false, output)?;
-    let asked = (*engine.state().asked).clone();
-    let asked = output.timing.of(Phase::Parse, || config::union(asked, &loaded)).map_err(Failure::Problems)?;
-    let plan = engine.plan_all(&State { asked: asked.into(), ..engine.state().clone() })?;
+    let loaded = output.timing.measure(Phase::Parse, || sets::load(&args.paths, global.choice()))?;
+    let mut engine = global.read(output)?;
+    let desired = (*engine.state().desired).clone();
+    let desired = output.timing.measure(Phase::Parse, || config::merge(desired, &loaded)).map_err(Failure::Problems)?;
+    let plan = engine.plan(&State { desired: desired.into(), ..engine.state().clone() })?;
     output.timing.add(engine.timing());
     if global.json {
         json::print(&json::Changes::new(&plan, false), output.stdout)?;

@@ -1,23 +1,23 @@
-//! `portfwd try`: rule sets with real packets, in a network that exists only for that.
+//! `portfwd try`: tests rule sets with real packets in a temporary network.
 
 use std::path::PathBuf;
 
 use super::{Failure, Global, Output, add, failure, json, sets, view};
 use crate::config;
-use crate::lab::{self, Choice, Trial};
-use crate::model::{Asked, Packet, RuleSet};
+use crate::lab::{self, Selection, Trial};
+use crate::model::{DesiredState, Packet, RuleSet};
 use crate::sys::tracking::Untracked;
 
 #[derive(Debug, clap::Args)]
 pub struct TryArgs {
-    /// Files, or folders of `.toml` files; none: /etc/portfwd
+    /// Files, or folders of `.toml` files [default: /etc/portfwd]
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Probe at most so many forwards, spread over all of them
+    /// Test at most N forwards, spread over all of them
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// Send only this packet and show where it arrives: "tcp 198.18.0.2 -> 198.18.0.1:8080 -i eth0"; without -i the host
-    /// sends it; may be given several times
+    /// Send only this packet and show where it arrives, for example "tcp 198.18.0.2 -> 198.18.0.1:8080 -i eth0"; without -i,
+    /// the host sends it; can be repeated
     #[arg(long = "packet", value_name = "PACKET", conflicts_with = "limit")]
     packets: Vec<String>,
 }
@@ -44,18 +44,18 @@ struct Probed<'a> {
 }
 
 pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    // What a switch of this host forbids is not forbidden there.
+    // The sysctls of this host do not apply to the temporary network, so only missing kernel parts limit it.
     let loaded = sets::load_for(&args.paths, global.choice(), |why| matches!(why, Untracked::Absent(_)))?;
-    let asked = config::union(Asked::default(), &loaded).map_err(Failure::Problems)?;
+    let desired = config::merge(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
     let mut packets: Vec<Packet> = Vec::with_capacity(args.packets.len());
     for text in &args.packets {
         packets.push(add::parse("--packet", text, str::parse)?);
     }
-    let choice = if packets.is_empty() { Choice::Forwards(args.limit) } else { Choice::Packets(packets) };
+    let choice = if packets.is_empty() { Selection::Forwards(args.limit) } else { Selection::Packets(packets) };
     let written: Vec<RuleSet> = loaded.into_iter().map(|loaded| loaded.set).collect();
-    let trial = lab::try_out(&asked, &written, &choice, global.choice())?;
+    let trial = lab::try_out(&desired, &written, &choice, global.choice())?;
     if global.verbose {
-        view::aside(&trial.outcome, true, output)?;
+        view::notes(&trial.outcome, true, output)?;
     }
     if global.json {
         json::print(&tried(&trial), output.stdout)?;
@@ -66,7 +66,7 @@ pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     if failed > 0 {
         return Err(Failure::Probes(failed, trial.reports.len()).into());
     }
-    Ok(if trial.reports.is_empty() && !asked.bindings.is_empty() { failure::FAILED } else { 0 })
+    Ok(if trial.reports.is_empty() && !desired.bindings.is_empty() { failure::FAILED } else { 0 })
 }
 
 fn tried(trial: &Trial) -> Tried<'_> {
@@ -98,15 +98,15 @@ fn print(trial: &Trial, limited: bool, output: &mut Output<'_>) -> anyhow::Resul
         let answer = &report.outcome;
         writeln!(output.stdout, "{mark}  {vantage:<7}  {source} -> {to}/{protocol}: {answer}")?;
         if !good {
-            writeln!(output.stdout, "      should be: {}", report.expected())?;
+            writeln!(output.stdout, "      expected: {}", report.expected())?;
         }
     }
     let (forwards, probed) = trial.forwards;
     if limited && probed < forwards {
-        writeln!(output.stdout, "{probed} of {forwards} forwards were probed; --limit sets how many")?;
+        writeln!(output.stdout, "tested {probed} of {forwards} forwards; `--limit` sets the number")?;
     }
     let good = trial.reports.iter().filter(|report| report.is_as_expected()).count();
     let all = trial.reports.len();
-    writeln!(output.stdout, "{good} of {all} probes got the answer they should")?;
+    writeln!(output.stdout, "{good} of {all} probes got the expected result")?;
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! What people see: steps of a plan, tables.
+//! Text output of plans and commits.
 
 use super::Output;
 use crate::engine::{Outcome, Plan, Sign, Step};
 use crate::model::error::printable;
 
-/// Prints the steps of a plan, one a line.
+/// Prints one line for each step of a plan.
 pub fn steps(steps: &[Step], output: &mut Output<'_>) -> std::io::Result<()> {
     steps.iter().filter_map(step).try_for_each(|line| writeln!(output.stdout, "{line}"))
 }
 
-/// A step of a plan, `+ 8080/tcp -> 172.17.0.3:80  [cli]`.
+/// Returns the text of a step, such as `+ 8080/tcp -> 172.17.0.3:80  [cli]`.
 pub fn step(step: &Step) -> Option<String> {
     let set = step.set.as_ref().map(|set| format!("  [{set}]")).unwrap_or_default();
     let text = match (&step.before, &step.after) {
@@ -20,40 +20,45 @@ pub fn step(step: &Step) -> Option<String> {
     Some(printable(&format!("{} {text}{set}", step.sign)))
 }
 
-/// "N to add, N to change, N to remove".
+/// Returns the summary of a plan: "N to add, N to change, N to remove".
 pub fn to_do(plan: &Plan) -> String {
     let (add, change, remove) = plan.counts();
     format!("{add} to add, {change} to change, {remove} to remove")
 }
 
-/// Prints what was sent, and the switches that were set or given back, to stderr.
-pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
-    for home in &outcome.moved_from {
-        writeln!(output.stderr, "note: the rules that {home} held are gone")?;
+/// Prints the side effects of a commit to stderr and, if `verbose`, the messages to the kernel.
+pub fn notes(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::io::Result<()> {
+    for backend in &outcome.moved_from {
+        writeln!(output.stderr, "note: removed the rules of portfwd from {backend}")?;
     }
-    for change in outcome.switches.to_set() {
-        writeln!(output.stderr, "note: {} was {}, is now {}", change.name(), change.before, change.after)?;
+    for change in outcome.sysctls.to_set() {
+        writeln!(output.stderr, "note: set {} to {}, was {}", change.name(), change.after, change.before)?;
     }
-    for target in &outcome.switches.unreachable {
+    for target in &outcome.sysctls.unreachable {
         writeln!(
             output.stderr,
-            "note: nothing leads to {target} yet; apply again when it does, for loopback to reach it"
+            "note: there is no interface to {target} yet, so `loopback` does not work; apply again when there is one"
         )?;
     }
-    for change in &outcome.given_back {
-        writeln!(output.stderr, "note: {} is {} again", change.name(), change.before)?;
+    for change in &outcome.restored {
+        writeln!(output.stderr, "note: restored {} to {}", change.name(), change.before)?;
     }
     match &outcome.ended {
         Ok(0) => {}
-        Ok(1) => writeln!(output.stderr, "note: ended one connection that followed other rules")?,
-        Ok(count) => writeln!(output.stderr, "note: ended {count} connections that followed other rules")?,
+        Ok(1) => writeln!(output.stderr, "note: dropped 1 tracked connection that the new rules invalidate")?,
+        Ok(count) => {
+            writeln!(output.stderr, "note: dropped {count} tracked connections that the new rules invalidate")?
+        }
         Err(why) => writeln!(
             output.stderr,
-            "note: connections that follow other rules could not be ended, the next change tries again: {why}"
+            "note: cannot drop the connections that the new rules invalidate, the next change tries again: {why}"
         )?,
     }
     if let Some(why) = &outcome.unkept {
-        writeln!(output.stderr, "note: done, but the state does not say so yet, the next change looks again: {why}")?;
+        writeln!(
+            output.stderr,
+            "note: the change is live, but the state could not record that, the next change checks it: {why}"
+        )?;
     }
     if verbose {
         for text in &outcome.messages {
@@ -63,7 +68,7 @@ pub fn aside(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
     Ok(())
 }
 
-/// The word for what a step did.
+/// Returns the past participle for a step.
 pub fn verb(sign: Sign) -> &'static str {
     match sign {
         Sign::Add => "added",

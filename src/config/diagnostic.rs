@@ -1,49 +1,49 @@
-//! A mistake in a rule set: what is wrong, where, and what to write instead.
+//! An error in a rule set: the message, the location and the help.
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
-use super::source::Place;
+use super::source::Location;
 use crate::model::error::printable;
 
-/// What kind of mistake, which decides the exit code.
+/// The kind of an error. The kind determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Something that is not a rule.
+pub enum ProblemKind {
+    /// The text is not a valid rule.
     Invalid,
-    /// Two rules of which nothing says which wins.
+    /// Two rules match the same packets with the same precedence.
     Conflict,
-    /// Something that this kernel cannot do.
-    Missing,
+    /// The kernel does not support the rule.
+    Unsupported,
 }
 
-/// A mistake.
+/// An error in a rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind.
-    pub kind: Kind,
-    /// What is wrong.
+    /// The kind, which determines the exit code.
+    pub kind: ProblemKind,
+    /// The message: lower case, no final period.
     pub what: String,
-    /// Where, if it is in a file.
-    pub place: Option<Place>,
-    /// What else belongs to it: a sentence and, if it is in a file, where.
-    pub other: Option<(String, Option<Place>)>,
-    /// What to write instead.
+    /// The location, if the rule is in a file.
+    pub location: Option<Location>,
+    /// A second message about a related rule, and its location if the rule is in a file.
+    pub related: Option<(String, Option<Location>)>,
+    /// The text that a user can write instead.
     pub help: String,
 }
 
 impl Problem {
-    /// Draws the mistake as text that ends with a newline.
+    /// Returns the error as text for a terminal. The text ends with a newline.
     pub fn render(&self, color: bool) -> String {
         let mut first = Group::with_title(Level::ERROR.primary_title(&self.what));
-        if let Some(place) = &self.place {
-            first = first.element(snippet(place, AnnotationKind::Primary));
+        if let Some(location) = &self.location {
+            first = first.element(snippet(location, AnnotationKind::Primary));
         }
         let mut groups = Vec::with_capacity(3);
-        match &self.other {
-            Some((sentence, Some(place))) => {
+        match &self.related {
+            Some((sentence, Some(location))) => {
                 groups.push(first);
                 let other = Group::with_title(Level::NOTE.secondary_title(sentence));
-                groups.push(other.element(snippet(place, AnnotationKind::Primary)));
+                groups.push(other.element(snippet(location, AnnotationKind::Primary)));
             }
             Some((sentence, None)) => {
                 groups.push(first);
@@ -55,18 +55,18 @@ impl Problem {
             groups.push(Group::with_title(Level::HELP.secondary_title(&self.help)));
         }
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-        if self.place.is_some() {
+        if self.location.is_some() {
             return renderer.render(&groups) + "\n";
         }
-        // Without a place there is no picture to hold the parts together.
+        // The parts are separate lines if there is no location.
         groups.iter().map(|group| renderer.render(std::slice::from_ref(group)) + "\n").collect()
     }
 }
 
-fn snippet(place: &Place, kind: AnnotationKind) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
-    let (lines, span) = place.lines();
-    let (line, _) = place.line_and_column();
-    let path = printable(&place.source.path.to_string_lossy());
+fn snippet(location: &Location, kind: AnnotationKind) -> Snippet<'_, annotate_snippets::Annotation<'_>> {
+    let (lines, span) = location.lines();
+    let (line, _) = location.line_and_column();
+    let path = printable(&location.source.path.to_string_lossy());
     Snippet::source(lines).line_start(line).path(path).annotation(kind.span(span))
 }
 
@@ -78,15 +78,15 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn a_conflict_shows_both_places() {
+    fn a_conflict_shows_both_locations() {
         let text =
             "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.1\"\n\n[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.2\"\n";
         let source = Arc::new(Source { path: "rules/web.toml".into(), text: text.into() });
         let problem = Problem {
-            kind: Kind::Conflict,
+            kind: ProblemKind::Conflict,
             what: "`8080/tcp` already goes to 10.0.0.1:8080".into(),
-            place: Some(Place { source: Arc::clone(&source), span: 66..72 }),
-            other: Some(("first given here".into(), Some(Place { source, span: 21..27 }))),
+            location: Some(Location { source: Arc::clone(&source), span: 66..72 }),
+            related: Some(("first defined here".into(), Some(Location { source, span: 21..27 }))),
             help: "remove one, or give one of them an address or an interface".into(),
         };
         expect![[r#"
@@ -96,7 +96,7 @@ mod tests {
             6 | listen = "8080"
               |          ^^^^^^
               |
-            note: first given here
+            note: first defined here
              --> rules/web.toml:2:10
               |
             2 | listen = "8080"

@@ -1,18 +1,18 @@
-//! Rule-set files: TOML to model, with a place for every mistake.
+//! Rule-set files: converts TOML into the model, and reports every error with its location.
 //!
-//! Comes in: paths of files and folders. Goes out: [`Loaded`] sets, or every [`Problem`] of every file in one run.
-//! The TOML itself is read by the crate `toml`, which keeps the place of every value; pictures are drawn by
-//! `annotate-snippets`.
+//! The input is the paths of files and directories. The output is [`Loaded`] sets, or every [`Problem`] of every file
+//! in one run. The crate `toml` parses the text and keeps the location of every value. The crate `annotate-snippets`
+//! formats the errors.
 
 pub mod diagnostic;
 mod forward;
 pub mod load;
+pub mod merge;
 pub(crate) mod reader;
 pub mod source;
 mod tables;
-pub mod union;
 
-pub use diagnostic::{Kind, Problem};
+pub use diagnostic::{Problem, ProblemKind};
 pub use load::{Loaded, load};
-pub use source::{Place, Source};
-pub use union::union;
+pub use merge::merge;
+pub use source::{Location, Source};

@@ -1,4 +1,4 @@
-//! Reads TOML tables key by key and remembers every mistake on the way.
+//! Reads TOML tables key by key and collects every error.
 
 use std::ops::Range;
 use std::str::FromStr;
@@ -7,30 +7,30 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostic::{Kind, Problem};
-use super::source::{Place, Source};
+use super::diagnostic::{Problem, ProblemKind};
+use super::source::{Location, Source};
 use crate::model::ParseError;
 use crate::model::error::printable;
 
-/// A value with its place.
+/// A TOML value with its location.
 pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 
-/// The mistakes of one file so far.
-pub(crate) struct Reader {
+/// A reader of TOML tables. Collects the errors of one file.
+pub(crate) struct TableReader {
     source: Arc<Source>,
     pub(crate) problems: Vec<Problem>,
 }
 
-/// A table that is being read: its keys, and its place for what is missing.
+/// A TOML table. Errors about missing keys use the location of the table.
 #[derive(Clone)]
 pub(crate) struct Table<'a> {
     pub(crate) values: &'a DeTable<'a>,
     pub(crate) span: Range<usize>,
-    /// What it is, for messages: `[[forward]]`.
+    /// The name for messages: `[[forward]]`.
     pub(crate) name: &'static str,
 }
 
-impl Reader {
+impl TableReader {
     pub(crate) fn new(source: &Arc<Source>) -> Self {
         Self { source: Arc::clone(source), problems: Vec::new() }
     }
@@ -39,42 +39,42 @@ impl Reader {
         &self.source
     }
 
-    /// Returns the place of some bytes of the file.
-    pub(crate) fn place(&self, span: Range<usize>) -> Place {
-        Place { source: Arc::clone(&self.source), span }
+    /// Returns the location of a range of bytes in the file.
+    pub(crate) fn location(&self, span: Range<usize>) -> Location {
+        Location { source: Arc::clone(&self.source), span }
     }
 
-    pub(crate) fn problem(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
-        let place = Some(self.place(span));
+    pub(crate) fn report(&mut self, span: Range<usize>, what: impl AsRef<str>, help: impl Into<String>) {
+        let location = Some(self.location(span));
         let what = printable(what.as_ref());
-        self.problems.push(Problem { kind: Kind::Invalid, what, place, other: None, help: help.into() });
+        self.problems.push(Problem { kind: ProblemKind::Invalid, what, location, related: None, help: help.into() });
     }
 
-    pub(crate) fn wrong(&mut self, span: Range<usize>, error: &ParseError) {
-        self.problem(span, error.to_string(), error.help());
+    pub(crate) fn report_error(&mut self, span: Range<usize>, error: &ParseError) {
+        self.report(span, error.to_string(), error.help());
     }
 
     /// Reports every key that is not one of `known`.
-    pub(crate) fn only(&mut self, table: &Table<'_>, known: &[&str]) {
+    pub(crate) fn reject_unknown_keys(&mut self, table: &Table<'_>, known: &[&str]) {
         for key in table.values.keys() {
             let name = key.get_ref();
             if known.contains(&name.as_ref()) {
                 continue;
             }
-            let near = known.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-            let help = match near {
-                Some(near) if strsim::jaro(near, name) > 0.75 => format!("did you mean `{near}`?"),
-                _ => format!("{} has {}", table.name, list(known)),
+            let similar = known.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+            let help = match similar {
+                Some(similar) if strsim::jaro(similar, name) > 0.75 => format!("did you mean `{similar}`?"),
+                _ => format!("{} has {}", table.name, join(known)),
             };
-            self.problem(key.span(), format!("unknown key `{name}` in {}", table.name), help);
+            self.report(key.span(), format!("unknown key `{name}` in {}", table.name), help);
         }
     }
 
-    /// The value of a key that must be there.
+    /// Returns the value of a required key. Reports an error if the key is missing.
     pub(crate) fn required<'a>(&mut self, table: &Table<'a>, key: &str, example: &str) -> Option<&'a Value<'a>> {
         let value = table.values.get(key);
         if value.is_none() {
-            self.problem(
+            self.report(
                 table.span.clone(),
                 format!("{} has no `{key}`", table.name),
                 format!("add `{key} = {example}`"),
@@ -83,13 +83,13 @@ impl Reader {
         value
     }
 
-    /// Text.
+    /// Returns the text of a value. Reports an error if the value is not text.
     pub(crate) fn text<'a>(&mut self, value: &'a Value<'a>, key: &str) -> Option<&'a str> {
         match value.get_ref() {
             DeValue::String(text) => Some(text),
             DeValue::Integer(number) => {
                 let help = format!("put it in quotes: `{key} = \"{number}\"`");
-                self.problem(value.span(), format!("`{key}` is a number, not text"), help);
+                self.report(value.span(), format!("`{key}` is a number, not text"), help);
                 None
             }
             other => {
@@ -99,25 +99,25 @@ impl Reader {
         }
     }
 
-    /// Text in a form that the model knows.
-    pub(crate) fn parsed<T: FromStr<Err = ParseError>>(&mut self, value: &Value<'_>, key: &str) -> Option<T> {
+    /// Parses the text of a value. Reports an error if the text is invalid.
+    pub(crate) fn parse<T: FromStr<Err = ParseError>>(&mut self, value: &Value<'_>, key: &str) -> Option<T> {
         let text = self.text(value, key)?;
         match text.parse() {
             Ok(parsed) => Some(parsed),
             Err(error) => {
-                self.wrong(value.span(), &error);
+                self.report_error(value.span(), &error);
                 None
             }
         }
     }
 
-    /// The same, where the key need not be there.
+    /// Parses the text of an optional key. Returns `None` if the key is missing or invalid.
     pub(crate) fn optional<T: FromStr<Err = ParseError>>(&mut self, table: &Table<'_>, key: &str) -> Option<T> {
         let value = table.values.get(key)?;
-        self.parsed(value, key)
+        self.parse(value, key)
     }
 
-    /// One text, or a list of texts, each in a form of its own. `None` where the key is not there.
+    /// Parses a text or a list of texts. Returns `None` if the key is missing. Reports and skips every invalid text.
     pub(crate) fn list<T>(
         &mut self,
         table: &Table<'_>,
@@ -135,13 +135,13 @@ impl Reader {
             let Some(text) = self.text(value, key) else { continue };
             match parse(text) {
                 Ok(item) => parsed.push((item, value.span())),
-                Err(error) => self.wrong(value.span(), &error),
+                Err(error) => self.report_error(value.span(), &error),
             }
         }
         Some(parsed)
     }
 
-    /// `true` or `false`.
+    /// Returns the value of a boolean key, or `default` if the key is missing or invalid.
     pub(crate) fn boolean(&mut self, table: &Table<'_>, key: &str, default: bool) -> bool {
         let Some(value) = table.values.get(key) else { return default };
         match value.get_ref() {
@@ -153,12 +153,12 @@ impl Reader {
         }
     }
 
-    pub(crate) fn wrong_type(&mut self, value: &Value<'_>, key: &str, is: &DeValue<'_>, wanted: &str) {
-        let help = format!("write {wanted}");
-        self.problem(value.span(), format!("`{key}` is {}, not {wanted}", type_name(is)), help);
+    pub(crate) fn wrong_type(&mut self, value: &Value<'_>, key: &str, actual: &DeValue<'_>, expected: &str) {
+        let help = format!("write {expected}");
+        self.report(value.span(), format!("`{key}` is {}, not {expected}", type_name(actual)), help);
     }
 
-    /// The tables of `[[name]]`.
+    /// Returns the tables of the array `key`. `name` is the name for messages: `[[forward]]`.
     pub(crate) fn tables<'a>(
         &mut self,
         root: &'a DeTable<'a>,
@@ -169,7 +169,7 @@ impl Reader {
         let items: Vec<&Value<'a>> = match value.get_ref() {
             DeValue::Array(items) => items.iter().collect(),
             DeValue::Table(_) => {
-                self.problem(
+                self.report(
                     value.span(),
                     format!("`{key}` is a table, not a list of tables"),
                     format!("write `{name}`"),
@@ -203,6 +203,6 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn list(names: &[&str]) -> String {
+fn join(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! Files as they are on disk, and places in them.
+//! The text of rule-set files, and locations in it.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -9,29 +9,29 @@ use std::sync::Arc;
 
 use nix::fcntl::OFlag;
 
-/// The largest rule-set file that is read: more than a million forwards.
+/// The maximum size of a rule-set file in bytes. Such a file can contain more than a million forwards.
 pub const MAX_BYTES: u64 = 64 << 20;
 
-/// A file and its text.
+/// The text of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Its path, as it was given.
+    /// The path, as the user wrote it.
     pub path: PathBuf,
-    /// Its text.
+    /// The content of the file, at most [`MAX_BYTES`] long.
     pub text: String,
 }
 
-/// A place in a file.
+/// A location in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
+pub struct Location {
+    /// The file that contains the location.
     pub source: Arc<Source>,
-    /// The bytes of its text.
+    /// The range of bytes in the text of the file.
     pub span: Range<usize>,
 }
 
-impl Place {
-    /// Line and column, both from 1, of the first character.
+impl Location {
+    /// Returns the line and the column of the first character. Both count from 1.
     pub fn line_and_column(&self) -> (usize, usize) {
         let before = self.source.text.get(..self.span.start).unwrap_or(&self.source.text);
         let line = before.matches('\n').count() + 1;
@@ -39,7 +39,7 @@ impl Place {
         (line, column)
     }
 
-    /// The lines that hold the place, and where in them it is.
+    /// Returns the lines that contain the location, and the range of the location in these lines.
     pub fn lines(&self) -> (&str, Range<usize>) {
         let text = &self.source.text;
         let (start, end) = (self.span.start.min(text.len()), self.span.end.min(text.len()));
@@ -49,37 +49,37 @@ impl Place {
     }
 }
 
-/// Why a file cannot be read at all.
+/// The reason why a file or directory cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The operating system said no.
+    /// An error of the operating system.
     #[error("cannot read `{}`", .0.display())]
     Io(PathBuf, #[source] io::Error),
-    /// It is something else than a file.
+    /// The path is a pipe, a device or another special file.
     #[error("`{}` is not a regular file", .0.display())]
     NotAFile(PathBuf),
-    /// It is larger than [`MAX_BYTES`].
+    /// The file is larger than [`MAX_BYTES`].
     #[error("`{}` is larger than 64 MiB", .0.display())]
     TooLarge(PathBuf),
-    /// It is no text; the line and the byte in it are given.
+    /// The file is not UTF-8.
     #[error("`{}`:{line}:{column} is not UTF-8 text", .path.display())]
     NotText {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// From 1.
+        /// The line of the first invalid byte, from 1.
         line: usize,
-        /// In bytes, from 1.
+        /// The column of the first invalid byte, in bytes from 1.
         column: usize,
     },
-    /// A folder without rule sets.
-    #[error("there is no rule set, no file that ends in `.toml`, in `{}`", .0.display())]
+    /// The directory contains no rule set.
+    #[error("the directory `{}` contains no rule set (`*.toml`)", .0.display())]
     EmptyFolder(PathBuf),
 }
 
-/// The files that a path names: itself, or the `.toml` files of a folder in the order of their names.
+/// Returns the rule-set files of a path: the path itself, or the `.toml` files of a directory sorted by name.
 ///
 /// # Errors
-/// Where the path cannot be looked at, or the folder has no rule set.
+/// If the path cannot be read, or the directory contains no rule set.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
     let io = |error| ReadError::Io(path.to_owned(), error);
     if !path.metadata().map_err(io)?.is_dir() {
@@ -96,10 +96,10 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
     if files.is_empty() { Err(ReadError::EmptyFolder(path.to_owned())) } else { Ok(files) }
 }
 
-/// Reads a file.
+/// Reads a file. Never waits for a pipe or device.
 ///
 /// # Errors
-/// Where it is no regular file, too large, or no text. A pipe or device is not waited for.
+/// If the file cannot be read, is not a regular file, is larger than [`MAX_BYTES`] or is not UTF-8.
 pub fn read(path: &Path) -> Result<Source, ReadError> {
     let io = |error| ReadError::Io(path.to_owned(), error);
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(io)?;
@@ -108,7 +108,7 @@ pub fn read(path: &Path) -> Result<Source, ReadError> {
         return Err(ReadError::NotAFile(path.to_owned()));
     }
     let mut bytes = Vec::new();
-    // Counted while reading, because a file may grow, and those of /proc have no size.
+    // The limit applies to the bytes that are read: a file can grow, and files in /proc have size 0.
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_BYTES {
         return Err(ReadError::TooLarge(path.to_owned()));
@@ -130,11 +130,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_counted_from_one_in_characters() {
+    fn lines_and_columns_count_from_1_in_characters() {
         let source = Arc::new(Source { path: "x".into(), text: "a\nü = \"b\"\nc".into() });
-        let place = Place { source: Arc::clone(&source), span: 7..10 };
+        let place = Location { source: Arc::clone(&source), span: 7..10 };
         assert_eq!(place.line_and_column(), (2, 5));
         assert_eq!(place.lines(), ("ü = \"b\"", 5..8));
-        assert_eq!(Place { source, span: 99..120 }.line_and_column().0, 3);
+        assert_eq!(Location { source, span: 99..120 }.line_and_column().0, 3);
     }
 }

@@ -1,93 +1,53 @@
-//! Which part of the kernel holds the rules, and one way to speak to either.
+//! What the engine needs of a backend: reading the live rules, planning, sending and verifying a change.
+//!
+//! `nft.rs` and `iptables.rs` implement [`Backend`] with functions of the same names, so that they can be read side by side.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use super::iptables::Iptables;
-use super::timing::{Phase, Timing};
-use super::{EngineError, Live, nft};
-use crate::iptables::command::Variant;
+use super::EngineError;
+use super::choice::BackendId;
+use super::live::Live;
+use super::timing::Timing;
 use crate::iptables::diff::Changes as ChainChanges;
 use crate::iptables::program::Program as Chains;
-use crate::model::{Asked, Family};
-use crate::nft::compile::compile;
-use crate::nft::decode::decode;
-use crate::nft::diff::{Changes, diff};
+use crate::model::{DesiredState, Family};
+use crate::nft::diff::Changes;
 use crate::nft::program::Program;
-use crate::nft::transaction::{Connection, KernelError};
+use crate::store::Verified;
 
-/// Which backend is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    /// nftables where the kernel has it, iptables otherwise.
-    Auto,
-    /// nftables.
-    Nft,
-    /// iptables, of the host's own variant.
-    Iptables,
-    /// iptables of this variant.
-    Variant(Variant),
-}
-
-/// Where rules are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Home {
-    /// Our table of nf_tables.
-    Nft,
-    /// Chains of ours in iptables.
-    Iptables(Variant),
-}
-
-impl std::fmt::Display for Home {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Nft => f.write_str("nftables"),
-            Self::Iptables(variant) => write!(f, "iptables-{}", variant.name()),
-        }
-    }
-}
-
-/// A backend that is ready to work.
-pub(super) enum Backend {
-    Nft(Connection),
-    Iptables(Iptables),
-}
-
-/// What would have to be sent for the kernel to hold what is asked.
+/// A change that is ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Work {
-    /// One netlink batch.
+    /// A netlink batch for nf_tables.
     Nft {
-        /// What would be sent.
+        /// The difference between live and desired rules.
         changes: Box<Changes>,
-        /// What the kernel will hold.
+        /// The rules after the change.
         program: Program,
-        /// The generation it was decided on, or moved to before it was sent.
+        /// The generation that the batch carries: the kernel refuses the batch in any other.
         generation: u32,
     },
     /// The input of one iptables-restore for each family.
     Iptables {
-        /// What would be written, by family.
+        /// The difference between live and desired rules, by family.
         changes: Vec<(Family, ChainChanges)>,
-        /// What the kernel will hold.
+        /// The rules after the change.
         program: Arc<Chains>,
-        /// What it held when that was decided.
+        /// The rules on which the change was decided.
         before: Arc<Chains>,
     },
 }
 
 impl Work {
-    /// Whether there is nothing to do.
+    /// Returns true if the live rules are the desired ones already.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Nft { changes, .. } => changes.is_empty(),
             Self::Iptables { changes, .. } => changes.is_empty(),
         }
     }
-}
 
-impl Work {
-    /// The generation that the rules have once it is carried out; iptables has none.
+    /// Returns the generation of the rules after the change. iptables has no generations.
     pub fn generation_after(&self) -> Option<u32> {
         match self {
             Self::Nft { generation, .. } => Some(generation.wrapping_add(1)),
@@ -96,84 +56,51 @@ impl Work {
     }
 }
 
-impl Backend {
-    /// Opens nftables.
-    pub(super) fn nft() -> Result<Self, KernelError> {
-        let mut connection = Connection::open()?;
-        // Asked first, so that who may not do anything at all leaves no trace on disk.
-        connection.generation()?;
-        Ok(Self::Nft(connection))
-    }
+/// A planned change, with the live rules on which it was decided.
+pub(super) struct Decision {
+    pub(super) live: Live,
+    pub(super) work: Work,
+    /// The desired rules that were compared with the live ones: all of them, or those of a partial plan.
+    pub(super) compared: Arc<DesiredState>,
+}
 
-    /// Opens iptables. `input` is the file that what is to be restored is written to; none: one without a name.
-    pub(super) fn iptables(variant: Option<Variant>, input: Option<&Path>) -> Result<Self, EngineError> {
-        Ok(Self::Iptables(Iptables::open(variant, input)?))
-    }
+/// A change of a few forwards, planned without the rest of the desired state.
+pub(super) struct PartialChange<'a> {
+    /// The changed forwards before the change, and one representative of each rule shape that stays.
+    pub(super) before: DesiredState,
+    /// The same forwards after the change, with the same representatives.
+    pub(super) after: DesiredState,
+    /// When the live rules were last known to be the desired ones.
+    pub(super) last_verified: Option<&'a Verified>,
+    /// Whether rules, chains and the elements of these forwards may be read, if another program committed since then.
+    pub(super) may_read: bool,
+}
 
-    pub(super) fn home(&self) -> Home {
-        match self {
-            Self::Nft(_) => Home::Nft,
-            Self::Iptables(iptables) => Home::Iptables(iptables.variant()),
-        }
-    }
+/// The kernel interface that holds the rules of one network namespace.
+pub(super) trait Backend {
+    /// Returns which backend this is.
+    fn id(&self) -> BackendId;
 
-    /// Reads what is there.
-    pub(super) fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError> {
-        match self {
-            Self::Nft(connection) => {
-                let (program, generation) = timing.talk(Phase::Read, connection, decode)?;
-                Ok(Live::Nft { program, generation })
-            }
-            Self::Iptables(iptables) => Ok(Live::Iptables(timing.of(Phase::Read, || iptables.read())?)),
-        }
-    }
+    /// Returns the version lines of the external programs, if the backend has any.
+    fn versions(&self) -> Vec<String>;
 
-    /// Reads what is there, and compares it with what is asked.
-    pub(super) fn decide(&mut self, asked: &Asked, timing: &mut Timing) -> Result<(Live, Work), EngineError> {
-        match self {
-            Self::Nft(connection) => {
-                let (now, generation) = timing.talk(Phase::Read, connection, decode)?;
-                let program = timing.of(Phase::Compile, || compile(asked))?;
-                let changes = Box::new(timing.of(Phase::Plan, || diff(&now, &program)));
-                Ok((Live::Nft { program: now, generation }, Work::Nft { changes, program, generation }))
-            }
-            Self::Iptables(iptables) => {
-                let (before, work) = iptables.decide(asked, timing)?;
-                Ok((Live::Iptables(before), work))
-            }
-        }
-    }
+    /// Reads the live rules of portfwd.
+    fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError>;
 
-    /// Does it, all or nothing, and gives what was sent, as text; `None` where somebody else changed the rules in
-    /// between, and the work must be planned anew.
-    pub(super) fn carry_out(
+    /// Reads the live rules and compares them with the desired ones.
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError>;
+
+    /// Plans a change of a few forwards. Returns `None` if all rules must be compared.
+    fn plan_partial(
         &mut self,
-        work: &mut Work,
+        change: &PartialChange<'_>,
         timing: &mut Timing,
-    ) -> Result<Option<Vec<String>>, EngineError> {
-        match (self, work) {
-            (Self::Nft(connection), Work::Nft { changes, program, generation }) => {
-                nft::carry_out(connection, changes, program, generation, timing)
-            }
-            (Self::Iptables(iptables), Work::Iptables { changes, before, program }) => {
-                iptables.carry_out(changes, before, program, timing)
-            }
-            // It was planned for another backend.
-            _ => Ok(None),
-        }
-    }
+    ) -> Result<Option<Decision>, EngineError>;
 
-    /// Reads back what was done, as far as that is worth it.
-    pub(super) fn check(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
-        match (self, work) {
-            (Self::Nft(connection), Work::Nft { changes, program, generation }) => {
-                let check = |connection: &mut Connection| nft::check(connection, changes, program, *generation);
-                timing.talk(Phase::Read, connection, check)
-            }
-            (Self::Iptables(iptables), Work::Iptables { changes, program, .. }) => {
-                timing.of(Phase::Read, || iptables.check(changes, program))
-            }
-            _ => Ok(()),
-        }
-    }
+    /// Sends a change, all of it or nothing. Returns the sent messages as text, or `None` if the live rules are no longer
+    /// those on which the change was decided.
+    fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError>;
+
+    /// Reads the changed rules again, and compares them with the planned ones.
+    fn verify(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError>;
 }

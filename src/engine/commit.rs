@@ -1,321 +1,395 @@
-//! Making the kernel hold what is asked, and the state say so.
+//! Commits a desired state to the kernel and to disk.
+//!
+//! | phase | what it does | how a failure is undone |
+//! | --- | --- | --- |
+//! | load | refuses a change on top of one that waits for its confirmation | nothing was changed |
+//! | plan | reads the live rules, compiles, compares | nothing was changed |
+//! | persist the intent | writes the desired state to disk, marked as unfinished | the store writes all or nothing |
+//! | sysctls | switches forwarding on | restores the sysctls, then the state on disk |
+//! | send | one netlink batch, or iptables-restore; plans again if another program committed in between | the same |
+//! | verify | reads the changed rules again | the rules stay; the error names the difference |
+//! | open loopback | sets route_localnet, gives sysctls back, removes the rules of other backends | the next command tries again |
+//! | connections | deletes the conntrack entries that the change invalidates | the next command tries again |
+//! | persist the end | marks the change as finished | the next command finishes the change |
+//!
+//! [`Transaction`] holds the data of the phases; [`Transaction::roll_back`] undoes those before the kernel's commit. After
+//! the kernel's commit there is no way back, so the later phases go on after an error, and the outcome reports it.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::backend::Work;
+use super::backend::{Decision, PartialChange};
+use super::choice::{BackendId, Choice};
 use super::connections::{self, Changed};
-use super::timing::{Phase, Timing};
-use super::{Choice, Engine, EngineError, Home, Live, Plan, Step, Switches, Work, confirm, kernel, near, plan, unkept};
-use crate::model::{Asked, Binding, Owned};
-use crate::nft::compile::samples;
+use super::error::EngineError;
+use super::live::Live;
+use super::open::{Engine, kernel};
+use super::plan::{self, Plan, Step};
+use super::scope::{Scope, changed_parts, differ_in_forwards_only, rebase};
+use super::sysctls::Sysctls;
+use super::timing::Phase;
+use crate::model::DesiredState;
+use crate::nft::compile::representatives;
 use crate::nft::transaction::{CommitError, PATIENCE};
-use crate::store::{State, Unfinished, Unusable, Whole};
+use crate::store::{State, Unfinished, Unusable, Verified};
 use crate::sys::sysctl;
 
-/// What a commit did.
+/// How a change is committed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Keep the connections that the change invalidates.
+    pub keep_connections: bool,
+}
+
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// What became of each rule; empty where the kernel held all of it already.
+    /// The change of each rule; empty if the live rules were the desired ones already.
     pub plan: Plan,
-    /// What was sent, as text of a line a message or more; empty where nothing was.
+    /// The sent messages as text of one or more lines each.
     pub messages: Vec<String>,
-    /// The switches that had to be set, or should have been.
-    pub switches: Switches,
-    /// The switches that got back the values that they had.
-    pub given_back: Vec<sysctl::Change>,
-    /// Where rules of ours were besides, and were removed.
-    pub moved_from: Vec<Home>,
-    /// How many connections were ended because the change made them wrong, or why that is not known.
+    /// The sysctls that the rules need.
+    pub sysctls: Sysctls,
+    /// The sysctls that have their old values again.
+    pub restored: Vec<sysctl::Change>,
+    /// Backends from which older rules of portfwd were removed.
+    pub moved_from: Vec<BackendId>,
+    /// The number of deleted conntrack entries, or why they could not be deleted.
     pub ended: Result<usize, String>,
-    /// Why the state could not say that it is done, where it could not; it is kept as a wish, and the next change looks
-    /// again.
+    /// Why the end of the change could not be written to disk. The next change looks at everything again.
     pub unkept: Option<String>,
 }
 
-/// Makes the kernel hold what `after` asks, and keeps `after` as the state. Switches that `after` no longer remembers get
-/// back the values that they had. Rules of ours that another backend holds go when those of this one are there.
-///
-/// # Errors
-/// [`EngineError`]; kernel and state are then as they were, but for [`EngineError::Differs`], [`EngineError::Unchecked`],
-/// [`EngineError::Closed`] and [`EngineError::Left`], which come after the rules were committed, and for
-/// [`EngineError::Half`], which says what is not as it was.
-pub fn commit(engine: &mut Engine, mut after: State) -> Result<Outcome, EngineError> {
-    confirm::may_change(&engine.state, &after)?;
-    engine.know_what_is_there()?;
-    let decided = engine.decide_near(&mut after)?;
-    let before = engine.state.clone();
-    let switches = Switches::of(&mut after, &before)?;
-    let mut during = switches.during(&after);
-    during.iptables.extend(before.iptables.iter().chain(engine.variant().as_ref()));
-    after.unfinished = None;
-    during.unfinished = unfinished(engine, &after);
-    let first = keep_and_plan(engine, &during, &after.asked, decided)?;
-    let mut given_back = match switches.before_commit() {
-        Ok(given_back) => given_back,
-        Err(error) => {
-            engine.keep(&before)?;
-            return Err(error);
-        }
-    };
-    match to_kernel(engine, &mut after, Some(first)).or_else(|error| fall_back(engine, &mut during, &mut after, error))
-    {
-        Ok(Sent { mut plan, messages, was, samples }) => {
-            // From here on it is done, and an error can only say what does not look so.
-            given_back.extend(switches.after_commit(&mut after)?);
-            let left = engine.leave_others();
-            after.iptables = match left {
-                Ok(_) => engine.variant().into_iter().filter(|_| !after.asked.is_empty()).collect(),
-                Err(_) => engine.state.iptables.clone(),
-            };
-            if engine.home() == Home::Nft && !plan.is_empty() {
-                // What it was found to lack it has by now.
-                after.unusable = None;
-            }
-            after.samples = samples;
-            if !plan.is_empty() {
-                after.committed = plan.work.generation_after();
-            }
-            after.whole = whole(engine, &plan.work);
-            let begun = Instant::now();
-            let ended = settle(engine, &during, &after.asked, &plan, was.as_deref());
-            engine.timing.took(Phase::Connections, begun.elapsed());
-            if ended.is_err() {
-                after.unfinished.clone_from(&during.unfinished);
-            }
-            // What is asked is kept already, and that it may not have come to its end; all else is found out again.
-            let unkept = engine.keep(&after).err().map(|error| error.to_string());
-            let checked = match plan.is_empty() {
-                true => Ok(()),
-                false => engine.backend.check(&plan.work, &mut engine.timing),
-            };
-            if let Err(error) = checked {
-                after.whole = None;
-                drop(engine.keep(&after));
-                return Err(error);
-            }
-            let moved_from = left?;
-            plan.steps.extend(moved_from.iter().map(|home| Step::leave(*home)));
-            Ok(Outcome {
-                plan,
-                messages,
-                switches,
-                given_back,
-                moved_from,
-                ended: ended.map_err(|error| error.to_string()),
-                unkept,
-            })
-        }
-        Err(error) => {
-            switches.commit_failed(&given_back);
-            let mut back = near::carried(&engine.state, &during, &before);
-            if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
-                // It may be done: the next change looks at everything.
-                back.unfinished = during.unfinished;
-                back.whole = None;
-            }
-            engine.keep(&back)?;
-            Err(error)
-        }
+impl Engine {
+    /// Commits `after`: the kernel gets its rules, and the disk the state. Sysctls that `after` no longer lists get their old
+    /// values back. portfwd's rules in other backends are removed once those of this one are live.
+    ///
+    /// # Errors
+    /// After most errors kernel and state are as before. [`EngineError::Differs`], [`EngineError::Unchecked`],
+    /// [`EngineError::Closed`] and [`EngineError::Left`] are found after the kernel has committed the rules.
+    /// [`EngineError::NotRolledBack`] names what could not be rolled back.
+    pub fn commit(&mut self, after: State, options: Options) -> Result<Outcome, EngineError> {
+        let mut change = Transaction::load(self, after, options)?;
+        change.plan()?;
+        change.persist_intent()?;
+        let sent = match change.set_sysctls().and_then(|()| change.send()) {
+            Ok(sent) => sent,
+            Err(error) => return Err(change.roll_back(error)),
+        };
+        let verified = change.verify(&sent);
+        let moved_from = change.remove_leftovers()?;
+        let ended = change.delete_connections(&sent);
+        let unkept = change.persist_end(&sent, &verified, &moved_from, &ended);
+        verified?;
+        change.outcome(sent, moved_from?, ended, unkept)
     }
 }
 
-/// When the kernel was last known to hold all that is asked and nothing else, now that this was carried out. Where only a part
-/// was looked at, that is so where it was so before, and nobody was in between.
-fn whole(engine: &Engine, work: &Work) -> Option<Whole> {
-    let Work::Nft { program, generation, .. } = work else { return None };
-    match (engine.near, work.is_empty()) {
-        (true, true) => engine.state.whole.clone(),
-        (true, false) => engine.state.whole.as_ref()?.then(*generation, program.layout()),
-        (false, true) => Some(Whole::at(*generation, program.layout())),
-        (false, false) => Some(Whole::at(generation.wrapping_add(1), program.layout())),
-    }
+/// A change that is being committed.
+struct Transaction<'e> {
+    engine: &'e mut Engine,
+    options: Options,
+    /// The state to which a rollback returns.
+    before: State,
+    /// The state while the change runs.
+    during: State,
+    /// The state to commit.
+    after: State,
+    /// Whether an earlier change may have left connections that it invalidated.
+    interrupted: bool,
+    decision: Option<Decision>,
+    sysctls: Sysctls,
+    restored: Vec<sysctl::Change>,
+    /// The phases to undo, in order.
+    undo: Vec<Undo>,
 }
 
-/// Brings a change before this command that came to no end, because its process was killed, to its end. Gives whether there
-/// was one.
-///
-/// # Errors
-/// As [`commit()`].
-pub fn finish(engine: &mut Engine) -> Result<bool, EngineError> {
-    if engine.state.unfinished.is_none() {
-        return Ok(false);
-    }
-    let state = engine.state.clone();
-    commit(engine, state)?;
-    engine.interrupted = false;
-    Ok(true)
+/// A phase that [`Transaction::roll_back`] undoes.
+enum Undo {
+    Intent,
+    Sysctls,
 }
 
-/// Keeps a state, and meanwhile decides what must be sent, where that is not `decided` already.
-fn keep_and_plan(
-    engine: &mut Engine,
-    during: &State,
-    asked: &Asked,
-    decided: Option<Decided>,
-) -> Result<Decided, EngineError> {
-    let before = engine.state.clone();
-    if let Some(decided) = decided {
-        engine.keep(during)?;
-        return Ok(decided);
-    }
-    let (store, backend) = (&mut engine.store, &mut engine.backend);
-    let keep = || if *during == before { Ok(()) } else { store.save(&before, during) };
-    let (kept, decided) = engine.timing.beside(Phase::Store, keep, |timing| backend.decide(asked, timing));
-    kept.map_err(|error| unkept(&engine.store, error))?;
-    engine.state = during.clone();
-    match decided {
-        Ok((live, work)) => Ok(Decided { live, work, about: None }),
-        Err(error) => {
-            engine.keep(&before)?;
-            Err(error)
-        }
-    }
-}
-
-/// What is to be kept of a change, and of one before it that came to no end, until it is done; nothing where what is asked
-/// stays as it is.
-fn unfinished(engine: &Engine, after: &State) -> Option<Unfinished> {
-    let (before, last) = (&engine.state.asked, &engine.state.unfinished);
-    if *before == after.asked && last.is_none() {
-        return None;
-    }
-    let left = last.iter().filter(|last| !last.keep_connections).flat_map(|last| last.gone.iter());
-    let gone = before.less(&after.asked).into_iter().map(|owned| &owned.rule).chain(left).cloned().collect();
-    Some(Unfinished { keep_connections: engine.keep_connections, gone })
-}
-
-/// Ends the connections that a change made wrong: this one, and one before it that came to no end.
-fn settle(
-    engine: &Engine,
-    during: &State,
-    asked: &Arc<Asked>,
-    plan: &Plan,
-    was: Option<&Asked>,
-) -> std::io::Result<usize> {
-    if engine.keep_connections {
-        return Ok(0);
-    }
-    let netmaps = was.map_or(&asked.netmaps, |was| &was.netmaps);
-    let mut changed = Changed::of(&plan.steps, netmaps, &asked.netmaps);
-    if engine.interrupted {
-        // What had come until then is not known.
-        changed.extend(asked.bindings.iter().map(|owned| &owned.rule));
-        changed.extend(during.unfinished.iter().flat_map(|change| change.gone.iter()));
-    }
-    let all = || if engine.near { engine.store.load().map(|all| all.asked) } else { Ok(Arc::clone(asked)) };
-    connections::settle(&changed, || all().map_err(std::io::Error::other))
-}
-
-/// What was decided to do.
-pub(super) struct Decided {
-    /// What is there.
-    pub(super) live: Live,
-    pub(super) work: Work,
-    /// The part of what is asked that both are about; none where that is all of it.
-    pub(super) about: Option<Arc<Asked>>,
-}
-
-/// What was done to the kernel.
+/// The part of the outcome that the phase "send" knows.
 struct Sent {
     plan: Plan,
     messages: Vec<String>,
-    /// What it held before; not known where nothing had to be done.
-    was: Option<Arc<Asked>>,
-    /// An atom of each sort that is asked for now.
-    samples: Vec<Owned<Binding>>,
+    /// The live rules before the change, as desired state; `None` if nothing was sent.
+    replaced: Option<Arc<DesiredState>>,
 }
 
-/// Has the kernel hold what is asked. `first` is what was decided already.
-fn to_kernel(engine: &mut Engine, after: &mut State, mut first: Option<Decided>) -> Result<Sent, EngineError> {
-    let until = Instant::now() + PATIENCE;
-    let home = engine.home();
-    loop {
-        let Decided { live, mut work, about } = match first.take() {
-            Some(decided) => decided,
-            None => {
-                // Somebody else was at our table.
-                engine.see_all(after)?;
-                let (live, work) = engine.backend.decide(&after.asked, &mut engine.timing)?;
-                Decided { live, work, about: None }
+impl<'e> Transaction<'e> {
+    fn load(engine: &'e mut Engine, after: State, options: Options) -> Result<Self, EngineError> {
+        may_change(&engine.state, &after)?;
+        let interrupted = engine.state.unfinished.as_ref().is_some_and(|change| !change.keep_connections);
+        let before = engine.state.clone();
+        Ok(Self {
+            engine,
+            options,
+            during: before.clone(),
+            before,
+            after: State { unfinished: None, ..after },
+            interrupted,
+            decision: None,
+            sysctls: Sysctls::default(),
+            restored: Vec::new(),
+            undo: Vec::new(),
+        })
+    }
+
+    fn plan(&mut self) -> Result<(), EngineError> {
+        let decision = match self.plan_partial()? {
+            Some(decision) => decision,
+            None => self.plan_full()?,
+        };
+        self.refuse_unknown_rules(&decision.live)?;
+        self.decision = Some(decision);
+        self.before = self.engine.state.clone();
+        self.sysctls = Sysctls::needed(&mut self.after, &self.before)?;
+        self.during = self.sysctls.during(&self.after);
+        self.during.iptables.extend(self.before.iptables.iter().copied().chain(self.engine.id().variant()));
+        self.during.unfinished = self.unfinished();
+        Ok(())
+    }
+
+    /// Plans the change from the loaded part of the state; `None` if the whole state is loaded or needed.
+    fn plan_partial(&mut self) -> Result<Option<Decision>, EngineError> {
+        let Scope::Partial(part) = &self.engine.scope else { return Ok(None) };
+        let (before, after) = (&self.engine.state, &mut self.after);
+        // In a set that the change replaces, other forwards of the same rule shape can stand in for a removed representative.
+        after.representatives.retain(|owned| !part.sets.contains(&owned.set) || after.desired.bindings.contains(owned));
+        let represented = after.representatives.iter().all(|owned| after.desired.bindings.contains(owned));
+        if !represented || !differ_in_forwards_only(&before.desired, &after.desired) {
+            return Ok(None);
+        }
+        let [old, new] = changed_parts(&before.desired, &after.desired, &before.representatives);
+        let may_read = part.sets.is_empty() && self.engine.store.has_many();
+        let change =
+            PartialChange { before: old, after: new, last_verified: self.engine.state.verified.as_ref(), may_read };
+        let decision = self.engine.backend.plan_partial(&change, &mut self.engine.timing)?;
+        if decision.is_some() {
+            after.representatives = representatives(&after.desired, &after.representatives);
+        }
+        Ok(decision)
+    }
+
+    fn plan_full(&mut self) -> Result<Decision, EngineError> {
+        self.engine.load_full(&mut self.after)?;
+        self.after.representatives = match self.engine.id() {
+            BackendId::Nft => representatives(&self.after.desired, &[]),
+            // Only a table of nf_tables can be read in part.
+            BackendId::Iptables(_) => Vec::new(),
+        };
+        self.engine.backend.plan(&self.after.desired, &mut self.engine.timing)
+    }
+
+    /// Fails if the kernel has portfwd's rules but the state is empty: the state was lost, and the change would delete them.
+    fn refuse_unknown_rules(&self, live: &Live) -> Result<(), EngineError> {
+        let State { desired, unfinished, unconfirmed, .. } = &self.engine.state;
+        let blank = desired.is_empty() && unfinished.is_none() && unconfirmed.is_none();
+        if self.engine.replaces_unknown || !blank {
+            return Ok(());
+        }
+        let live = live.lift().desired;
+        if live.is_empty() { Ok(()) } else { Err(EngineError::Unknown(self.engine.id(), live.bindings.len())) }
+    }
+
+    /// Returns the record of this change, and of an earlier one that was interrupted; `None` if the desired state stays the
+    /// same.
+    fn unfinished(&self) -> Option<Unfinished> {
+        let (before, last) = (&self.before.desired, &self.before.unfinished);
+        if *before == self.after.desired && last.is_none() {
+            return None;
+        }
+        let left = last.iter().filter(|last| !last.keep_connections).flat_map(|last| last.gone.iter());
+        let gone = before.less(&self.after.desired).into_iter().map(|owned| &owned.rule).chain(left).cloned().collect();
+        Some(Unfinished { keep_connections: self.options.keep_connections, gone })
+    }
+
+    fn persist_intent(&mut self) -> Result<(), EngineError> {
+        self.engine.persist(&self.during)?;
+        self.undo.push(Undo::Intent);
+        Ok(())
+    }
+
+    fn set_sysctls(&mut self) -> Result<(), EngineError> {
+        self.restored = self.sysctls.before_commit()?;
+        self.undo.push(Undo::Sysctls);
+        Ok(())
+    }
+
+    /// Sends the planned change. With [`Choice::Auto`], sends it to iptables if nf_tables lacks a feature.
+    fn send(&mut self) -> Result<Sent, EngineError> {
+        let error = match self.send_to_backend() {
+            Ok(sent) => return Ok(sent),
+            Err(error) => error,
+        };
+        let Some(why) = missing_feature(&error).filter(|_| self.engine.choice == Choice::Auto) else {
+            return Err(error);
+        };
+        if self.engine.use_iptables(&why).is_err() {
+            return Err(error);
+        }
+        self.decision = Some(self.plan_full()?);
+        self.during.desired = Arc::clone(&self.after.desired);
+        self.during.iptables.extend(self.engine.id().variant());
+        self.after.unusable = Some(Unusable { kernel: kernel(), why });
+        self.during.unusable.clone_from(&self.after.unusable);
+        self.engine.persist(&self.during)?;
+        self.send_to_backend()
+    }
+
+    /// Sends the planned change. Plans again as long as other programs change portfwd's rules in between.
+    fn send_to_backend(&mut self) -> Result<Sent, EngineError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let Decision { live, mut work, compared } = match self.decision.take() {
+                Some(decision) => decision,
+                None => self.plan_full()?,
+            };
+            if work.is_empty() {
+                return Ok(Sent { plan: Plan::new(&live, &compared, work), messages: Vec::new(), replaced: None });
             }
+            let engine = &mut *self.engine;
+            if let Some(messages) = engine.backend.send(&mut work, &mut engine.timing)? {
+                let (steps, replaced) = engine.timing.measure(Phase::Plan, || plan::steps_from(&live, &compared));
+                return Ok(Sent { plan: Plan { steps, work }, messages, replaced: Some(replaced) });
+            }
+            if Instant::now() > until {
+                return Err(EngineError::Busy);
+            }
+        }
+    }
+
+    /// Undoes the phases so far, and returns the error that the caller reports.
+    fn roll_back(mut self, error: EngineError) -> EngineError {
+        while let Some(undo) = self.undo.pop() {
+            match undo {
+                Undo::Sysctls => self.sysctls.commit_failed(&self.restored),
+                Undo::Intent => {
+                    let mut back = rebase(&self.engine.state, &self.during, &self.before);
+                    if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
+                        // The kernel may have committed the change: the next command compares everything.
+                        back.unfinished.clone_from(&self.during.unfinished);
+                        back.verified = None;
+                    }
+                    if let Err(error) = self.engine.persist(&back) {
+                        return error;
+                    }
+                }
+            }
+        }
+        error
+    }
+
+    fn verify(&mut self, sent: &Sent) -> Result<(), EngineError> {
+        if sent.plan.is_empty() {
+            return Ok(());
+        }
+        self.engine.backend.verify(&sent.plan.work, &mut self.engine.timing)
+    }
+
+    /// Sets route_localnet, restores the sysctls that no rule needs, and removes portfwd's rules from other backends. The inner
+    /// result is that of the removal.
+    fn remove_leftovers(&mut self) -> Result<Result<Vec<BackendId>, EngineError>, EngineError> {
+        self.restored.extend(self.sysctls.after_commit(&mut self.after)?);
+        Ok(self.engine.remove_stale_backends())
+    }
+
+    /// Deletes the conntrack entries that this change invalidates, and those of an earlier one that was interrupted.
+    fn delete_connections(&mut self, sent: &Sent) -> io::Result<usize> {
+        if self.options.keep_connections {
+            return Ok(0);
+        }
+        let (engine, desired) = (&mut *self.engine, &self.after.desired);
+        let netmaps = sent.replaced.as_ref().map_or(&desired.netmaps, |replaced| &replaced.netmaps);
+        let mut changed = Changed::from_steps(&sent.plan.steps, netmaps, &desired.netmaps);
+        if self.interrupted {
+            // The earlier change may have added any forward before it was interrupted.
+            changed.extend(desired.bindings.iter().map(|owned| &owned.rule));
+            changed.extend(self.during.unfinished.iter().flat_map(|change| change.gone.iter()));
+        }
+        let (store, partial) = (&engine.store, engine.scope != Scope::Full);
+        let all = || if partial { store.load().map(|full| full.desired) } else { Ok(Arc::clone(desired)) };
+        engine
+            .timing
+            .measure(Phase::Connections, || connections::delete_stale(&changed, || all().map_err(io::Error::other)))
+    }
+
+    /// Writes that the change is finished, and which generation has the desired rules. Returns why that failed, if it did.
+    fn persist_end(
+        &mut self,
+        sent: &Sent,
+        verified: &Result<(), EngineError>,
+        moved_from: &Result<Vec<BackendId>, EngineError>,
+        ended: &io::Result<usize>,
+    ) -> Option<String> {
+        let here = self.engine.id();
+        self.after.iptables = match moved_from {
+            Ok(_) => here.variant().into_iter().filter(|_| !self.after.desired.is_empty()).collect(),
+            Err(_) => self.engine.state.iptables.clone(),
         };
-        let about = about.as_ref().unwrap_or(&after.asked);
-        let known: &[Owned<Binding>] = if engine.near { &after.samples } else { &[] };
-        // Of a table of nf_tables alone a part can be read.
-        let samples = || if home == Home::Nft { samples(&after.asked, known) } else { Vec::new() };
-        if work.is_empty() {
-            let samples = samples();
-            return Ok(Sent { plan: Plan::new(&live, about, work), messages: Vec::new(), was: None, samples });
+        if !sent.plan.is_empty() {
+            self.after.committed = sent.plan.work.generation_after();
+            if here == BackendId::Nft {
+                // nf_tables accepted the rules, so it has all features.
+                self.after.unusable = None;
+            }
         }
-        // The plan is put into words while the kernel is at work.
-        let (backend, timing) = (&mut engine.backend, &mut engine.timing);
-        let words = || (plan::steps_from(&live, about), samples());
-        let mut send = |timing: &mut Timing| backend.carry_out(&mut work, timing);
-        let (((steps, was), samples), sent) = if engine.near {
-            // Of a few there is not enough to say for a thread.
-            let sent = send(timing);
-            (timing.of(Phase::Plan, words), sent)
-        } else {
-            timing.beside(Phase::Plan, words, send)
-        };
-        if let Some(messages) = sent? {
-            return Ok(Sent { plan: Plan { steps, work }, messages, was: Some(was), samples });
+        self.after.verified = if verified.is_ok() { self.verified_generation(&sent.plan.work) } else { None };
+        if ended.is_err() {
+            self.after.unfinished.clone_from(&self.during.unfinished);
         }
-        if Instant::now() > until {
-            return Err(EngineError::Busy);
+        self.engine.persist(&self.after).err().map(|error| error.to_string())
+    }
+
+    /// Returns the generation in which the live rules are the desired ones and nothing else. A partial change keeps what was
+    /// known before it, if no other program committed in between.
+    fn verified_generation(&self, work: &Work) -> Option<Verified> {
+        let Work::Nft { program, generation, .. } = work else { return None };
+        let before = self.engine.state.verified.as_ref();
+        match (&self.engine.scope, work.is_empty()) {
+            (Scope::Partial(_), true) => before.cloned(),
+            (Scope::Partial(_), false) => before?.then(*generation, program.layout()),
+            (Scope::Full, true) => Some(Verified::new(*generation, program.layout())),
+            (Scope::Full, false) => Some(Verified::new(generation.wrapping_add(1), program.layout())),
         }
+    }
+
+    fn outcome(
+        self,
+        sent: Sent,
+        moved_from: Vec<BackendId>,
+        ended: io::Result<usize>,
+        unkept: Option<String>,
+    ) -> Result<Outcome, EngineError> {
+        let Sent { mut plan, messages, .. } = sent;
+        plan.steps.extend(moved_from.iter().map(|backend| Step::remove_backend(*backend)));
+        let ended = ended.map_err(|error| error.to_string());
+        let Self { sysctls, restored, .. } = self;
+        Ok(Outcome { plan, messages, sysctls, restored, moved_from, ended, unkept })
     }
 }
 
-/// Commits to iptables instead, where the choice is ours and the kernel's nf_tables lacks what it takes.
-fn fall_back(
-    engine: &mut Engine,
-    during: &mut State,
-    after: &mut State,
-    error: EngineError,
-) -> Result<Sent, EngineError> {
-    let Some(why) = lacking(&error).filter(|_| engine.choice == Choice::Auto) else { return Err(error) };
-    if engine.use_iptables(&why).is_err() {
-        return Err(error);
+/// Fails if the change is neither the end of a pending change nor a repair of it. A commit of the same desired state is a
+/// repair, for example after a flush; a commit whose state no longer has the pending change ends it.
+pub(super) fn may_change(before: &State, after: &State) -> Result<(), EngineError> {
+    let (Some(waiting), Some(_)) = (&before.unconfirmed, &after.unconfirmed) else { return Ok(()) };
+    if before.desired == after.desired {
+        return Ok(());
     }
-    engine.see_all(after)?;
-    if during.asked != after.asked {
-        during.asked = Arc::clone(&after.asked);
-    }
-    during.iptables.extend(engine.variant());
-    let unusable = Some(Unusable { kernel: kernel(), why });
-    (during.unusable, after.unusable) = (unusable.clone(), unusable);
-    engine.keep(during)?;
-    to_kernel(engine, after, None)
+    Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default()))
 }
 
-/// What the kernel's nf_tables lacks, where that is why it refused something: an expression that it was built without, or
+/// Returns what nf_tables lacks if that is why it refused a message: an expression that the kernel was built without, or
 /// whose module it cannot load.
-fn lacking(error: &EngineError) -> Option<String> {
+fn missing_feature(error: &EngineError) -> Option<String> {
     let EngineError::Refused { subject, error, .. } = error else { return None };
-    let kinds = [std::io::ErrorKind::NotFound, std::io::ErrorKind::Unsupported];
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::Unsupported];
     kinds.contains(&error.kind()).then(|| format!("the nf_tables of this kernel lacks a part of {subject}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io;
-
-    #[test]
-    fn only_what_a_kernel_was_built_without_makes_it_unusable() {
-        let refused = |code: i32| EngineError::Refused {
-            subject: "a rule of the chain `nat-prerouting`".into(),
-            reason: None,
-            error: io::Error::from_raw_os_error(code),
-        };
-        for code in [nix::libc::ENOENT, nix::libc::EOPNOTSUPP] {
-            let why = lacking(&refused(code)).expect("lacks it");
-            assert_eq!(why, "the nf_tables of this kernel lacks a part of a rule of the chain `nat-prerouting`");
-        }
-        for code in [nix::libc::EPERM, nix::libc::EBUSY, nix::libc::ENOMEM, nix::libc::EINVAL] {
-            assert_eq!(lacking(&refused(code)), None, "{code}");
-        }
-        assert_eq!(lacking(&EngineError::Busy), None);
-    }
-}
+mod tests;

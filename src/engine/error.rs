@@ -1,9 +1,9 @@
-//! Why something could not be done.
+//! Errors of the engine.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::Home;
+use super::choice::BackendId;
 use crate::iptables::command::CommandError;
 use crate::model::Family;
 use crate::nft::compile::CompileError;
@@ -11,96 +11,96 @@ use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 use crate::sys::sysctl::SysctlError;
 
-/// Why nothing was done.
+/// An error of the engine. Unless its documentation says otherwise, kernel and state are as before.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The kernel could not be asked.
+    /// The kernel did not answer a request.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The batch was not carried out.
+    /// The kernel did not commit the batch.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// The kernel refused one thing of the batch.
+    /// The kernel refused a message of the batch.
     #[error("the kernel refused {subject}{}", reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Refused {
-        /// What, in the words of the rule set.
+        /// The refused object, as the rule set names it.
         subject: String,
-        /// The kernel's words, where it gave any.
+        /// The extended acknowledgement of the kernel, if there is one.
         reason: Option<String>,
-        /// Its error.
+        /// The error number of the kernel.
         #[source]
         error: std::io::Error,
     },
-    /// Another change waits to be confirmed, for so long yet.
-    #[error("a change before this one waits to be confirmed")]
+    /// Another change is pending: it waits for its confirmation, for this long.
+    #[error("an earlier change is pending: it waits for its confirmation")]
     Unconfirmed(Duration),
-    /// Others committed again and again in between.
-    #[error("somebody else keeps changing the rules of this network namespace")]
+    /// Other programs changed the rules each time before the batch was sent.
+    #[error("another program keeps changing the rules of this network namespace")]
     Busy,
-    /// What the kernel holds after the commit is not what was asked.
-    #[error("{0} is not as it was committed a moment ago")]
+    /// The live rules differ from the committed ones.
+    #[error("{0} differs from what portfwd committed a moment ago")]
     Differs(String),
-    /// It was committed, but the kernel could not be asked whether it holds it.
+    /// The rules were committed, but could not be read again.
     #[error("the rules were committed, but could not be read back")]
     Unchecked(#[source] Box<EngineError>),
-    /// The state could not be read or kept.
+    /// The state could not be read or written.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The kernel is as it was; what the state is cannot be told, because writing it failed, and putting it back too.
-    #[error("the state could not be kept, nor put back to what it was")]
+    /// The kernel is as before. The state on disk is unknown, because writing it failed, and so did writing the old one again.
+    #[error("the state could not be written, and its old content could not be written again")]
     Undecided(#[source] StateError),
     /// The rule sets cannot be one table.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The rule sets ask what iptables cannot do.
+    /// The rule sets need a feature that iptables lacks.
     #[error(transparent)]
     Limit(#[from] crate::iptables::compile::CompileError),
-    /// iptables could not be asked, or did not do what it was told.
+    /// A command of iptables failed.
     #[error(transparent)]
     Iptables(#[from] CommandError),
-    /// There is no ip6tables, and it is needed.
-    #[error("IPv6 is asked for, but {0}")]
+    /// A rule needs ip6tables, which is missing.
+    #[error("a rule needs IPv6, but {0}")]
     NoIpv6(String),
-    /// One family is changed, the other is not, and the first could not be put back.
-    #[error("{family} could not be put back to what it was when the other family was refused")]
-    Half {
-        /// The family that is neither as before nor as asked.
+    /// One family was changed, the other one refused the change, and the first could not be rolled back.
+    #[error("{family} could not be rolled back after the other family was refused")]
+    NotRolledBack {
+        /// The family whose rules are neither the old nor the new ones.
         family: Family,
-        /// Why not.
+        /// The cause.
         #[source]
         error: Box<EngineError>,
     },
-    /// The rules are there, but older ones of another backend could not be removed.
-    #[error("the rules were committed, but those that {home} holds could not be removed")]
+    /// The rules were committed, but portfwd's older rules in another backend could not be removed.
+    #[error("the rules were committed, but portfwd's rules in {backend} could not be removed")]
     Left {
-        /// Where they are.
-        home: Home,
-        /// Why not.
+        /// The backend that has them.
+        backend: BackendId,
+        /// The cause.
         #[source]
         error: Box<EngineError>,
     },
-    /// What iptables-restore reads could not be written.
+    /// The input file of iptables-restore could not be written.
     #[error("cannot prepare the input of iptables-restore")]
     Input(#[source] std::io::Error),
     /// The interfaces could not be listed.
     #[error("cannot list the interfaces of this network namespace")]
     Interfaces(#[source] std::io::Error),
-    /// A switch could not be set.
+    /// A sysctl could not be set.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// The way to a target could not be told.
-    #[error("cannot ask the routing table for the way to the target {0}")]
+    /// The route to a target could not be read.
+    #[error("cannot look up the route to the target {0}")]
     Route(IpAddr, #[source] std::io::Error),
-    /// The kernel holds rules of ours that the state knows nothing of.
-    #[error("{0} holds {1} forwards of ours, and the state knows of none: it was lost")]
-    Unknown(Home, usize),
-    /// The kernel holds nothing of ours.
-    #[error("{0} holds no rules of ours to be taken over")]
-    Nothing(Home),
-    /// The rules are there, but loopback forwards do not reach their targets.
+    /// The kernel has rules of portfwd, but the state is empty.
+    #[error("{0} has {1} forwards of portfwd, but the state is empty: it was lost")]
+    Unknown(BackendId, usize),
+    /// The kernel has no rules of portfwd.
+    #[error("{0} has no rules of portfwd to take over")]
+    Nothing(BackendId),
+    /// The rules were committed, but route_localnet could not be set for loopback forwards.
     #[error("the rules were committed, but loopback forwards cannot reach their targets")]
     Closed(#[source] SysctlError),
-    /// The namespace could not be told.
-    #[error("cannot tell which network namespace this is")]
+    /// The network namespace could not be identified.
+    #[error("cannot identify the network namespace")]
     Namespace(#[source] std::io::Error),
 }

@@ -1,7 +1,7 @@
-//! Which new forwards would take what reaches a socket of this host today, or the ssh connection that its user is on.
+//! Finds new forwards that would take the clients of a listening socket of this host, or the user's own ssh connection.
 //!
-//! Pure: what is asked before and after, and the sockets, come in; what should be refused goes out. A forward that took
-//! a socket's clients before already takes nothing from it now, so what is applied once is never refused later.
+//! The functions are pure: they compare the old and the new desired state with the sockets. A forward that already took a
+//! socket's clients in the old state is no finding, so a rule set that was applied once is never refused later.
 //!
 //! Be aware: a forward that takes only some clients, or those of one interface, counts as taking the socket. Sockets that
 //! are bound to an interface count as being everywhere.
@@ -11,55 +11,60 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{Asked, Binding, Family, IfName, Protocol};
+use crate::model::{Binding, DesiredState, Family, IfName, Protocol};
 use crate::sys::sockets::Socket;
 
 /// An ssh connection, by its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ssh {
-    /// Who is at the other end.
+    /// The address of the client.
     pub client: IpAddr,
-    /// Where it was made to.
+    /// The address and port of the server.
     pub server: SocketAddr,
 }
 
 impl Ssh {
-    /// Reads the value of `SSH_CONNECTION`: the client's address and port, the server's address and port. Anything else is
-    /// none.
+    /// Parses the value of `SSH_CONNECTION`: the client's address and port, the server's address and port. Returns `None`
+    /// for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split(' ').collect();
         let [client, client_port, server, server_port] = words.as_slice() else { return None };
         client_port.parse::<u16>().ok()?;
         let (client, server) = (address(client)?, address(server)?);
         let server = SocketAddr::new(server, server_port.parse().ok()?);
-        (Family::of(client) == Family::of(server.ip())).then_some(Self { client, server })
+        (Family::of_address(client) == Family::of_address(server.ip())).then_some(Self { client, server })
     }
 }
 
-/// Reads an address without the interface that a link-local one of IPv6 is given with.
+/// Parses an address without the zone of a link-local IPv6 address.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.split_once('%').map_or(text, |(address, _)| address);
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// A new forward, and what it would take.
+/// A new forward, and the sockets that would lose clients to it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taking<'a> {
-    /// The forward.
+    /// The new forward.
     pub binding: &'a Binding,
     /// The sockets, in the order of their ports.
     pub sockets: Vec<&'a Socket>,
-    /// The ssh connection.
+    /// The user's ssh connection, if the forward would take it.
     pub ssh: Option<Ssh>,
 }
 
-/// The protocols whose sockets must be known.
-pub fn protocols(after: &Asked) -> BTreeSet<Protocol> {
+/// Returns the protocols whose sockets matter.
+pub fn protocols(after: &DesiredState) -> BTreeSet<Protocol> {
     after.bindings.iter().map(|owned| owned.rule.protocol).collect()
 }
 
-/// What new forwards take: those of `after` that are not in `before`, or did not take it there.
-pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], ssh: Option<Ssh>) -> Vec<Taking<'a>> {
+/// Returns the sockets that forwards of `after` take, unless a forward of `before` took them already.
+pub fn takings<'a>(
+    before: &'a DesiredState,
+    after: &'a DesiredState,
+    sockets: &'a [Socket],
+    ssh: Option<Ssh>,
+) -> Vec<Taking<'a>> {
     let sockets = Sockets::new(sockets);
     let found: Vec<Taking<'_>> = all(after, &sockets, ssh).collect();
     if found.is_empty() {
@@ -68,11 +73,11 @@ pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], s
     let mut taken = HashSet::new();
     let mut taken_ssh = HashSet::new();
     for taking in all(before, &sockets, ssh) {
-        taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::of(taking.binding))));
-        taken_ssh.extend(taking.ssh.map(|_| Place::of(taking.binding)));
+        taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::for_binding(taking.binding))));
+        taken_ssh.extend(taking.ssh.map(|_| Place::for_binding(taking.binding)));
     }
     let new = |mut taking: Taking<'a>| {
-        let places = Place::of(taking.binding).and_wider();
+        let places = Place::for_binding(taking.binding).and_wider();
         taking.sockets.retain(|socket| !places.iter().any(|place| taken.contains(&(*socket, *place))));
         taking.ssh = taking.ssh.filter(|_| !places.iter().any(|place| taken_ssh.contains(place)));
         (!taking.sockets.is_empty() || taking.ssh.is_some()).then_some(taking)
@@ -80,9 +85,9 @@ pub fn takings<'a>(before: &'a Asked, after: &'a Asked, sockets: &'a [Socket], s
     found.into_iter().filter_map(new).collect()
 }
 
-/// Everything that forwards take, whether they are new or not.
-fn all<'a>(asked: &'a Asked, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
-    asked.bindings.iter().filter_map(move |owned| {
+/// Returns the sockets that forwards take, whether or not the forwards are new.
+fn all<'a>(desired: &'a DesiredState, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
+    desired.bindings.iter().filter_map(move |owned| {
         let binding = &owned.rule;
         let sockets: Vec<&Socket> = sockets.at_ports_of(binding).filter(|socket| takes(binding, socket)).collect();
         let ssh = ssh.filter(|ssh| takes_ssh(binding, *ssh));
@@ -90,7 +95,7 @@ fn all<'a>(asked: &'a Asked, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl It
     })
 }
 
-/// Sockets by protocol and port, so that as many forwards as one likes can be looked at.
+/// Sockets sorted by protocol and port, for the lookup of many forwards.
 struct Sockets<'a>(Vec<&'a Socket>);
 
 impl<'a> Sockets<'a> {
@@ -108,7 +113,7 @@ impl<'a> Sockets<'a> {
     }
 }
 
-/// Where a forward listens, ports aside.
+/// The match of a forward without its ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Place<'a> {
     family: Family,
@@ -119,7 +124,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn of(binding: &'a Binding) -> Self {
+    fn for_binding(binding: &'a Binding) -> Self {
         Self {
             family: binding.family,
             address: binding.address,
@@ -129,37 +134,37 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// It, and the same with the loopback addresses.
+    /// Returns this match, and the same one with loopback addresses.
     fn and_wider(self) -> [Self; 2] {
         [self, Self { loopback: true, ..self }]
     }
 }
 
-/// Whether a forward takes clients of a socket, one of its protocol and ports, away from it.
+/// Returns true if a forward takes clients from a socket of its protocol and ports.
 fn takes(binding: &Binding, socket: &Socket) -> bool {
     let own = !socket.address.is_unspecified();
     let stays_there = binding.target_port(socket.port) == socket.port
         && binding.to.address.is_none_or(|target| own && target == socket.address);
     let there = if own { is_about(binding, socket.address) } else { true };
-    // What is sent to a group is nobody's to forward.
+    // Packets to a multicast group are never forwarded.
     let to_group = socket.address.is_multicast();
     socket.serves(binding.family) && there && !to_group && !stays_there
 }
 
-/// Whether a forward takes the next connection like this one.
+/// Returns true if a forward would take the next connection between the same hosts.
 fn takes_ssh(binding: &Binding, ssh: Ssh) -> bool {
     let port = ssh.server.port();
     let stays_there =
         binding.target_port(port) == port && binding.to.address.is_none_or(|target| target == ssh.server.ip());
     binding.protocol == Protocol::Tcp
-        && binding.family == Family::of(ssh.server.ip())
+        && binding.family == Family::of_address(ssh.server.ip())
         && (binding.ports.first()..=binding.ports.last()).contains(&port)
         && binding.from.is_none_or(|from| from.contains(ssh.client))
         && is_about(binding, ssh.server.ip())
         && !stays_there
 }
 
-/// Whether what is sent to an address of this host is a forward's; see `listens_at` in `model/meaning.rs`.
+/// Returns true if a forward matches packets to an address of this host; see `listens_at` in `model/meaning.rs`.
 fn is_about(binding: &Binding, address: IpAddr) -> bool {
     match binding.address {
         Some(own) if own == address => true,
@@ -171,10 +176,10 @@ fn is_about(binding: &Binding, address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Forward, Owned, SetName};
+    use crate::model::{Forward, SetName, SetRule};
 
-    fn asked(forwards: &[&str]) -> Asked {
-        let mut asked = Asked::default();
+    fn desired(forwards: &[&str]) -> DesiredState {
+        let mut desired = DesiredState::default();
         for text in forwards {
             let words: Vec<&str> = text.split_whitespace().collect();
             let [listen, to, options @ ..] = words.as_slice() else { panic!("{text}") };
@@ -186,10 +191,10 @@ mod tests {
                     _ => forward.loopback = true,
                 }
             }
-            let own = |rule| Owned { set: SetName::cli(), rule };
-            asked.bindings.extend(forward.bindings().expect(text).into_iter().map(own));
+            let own = |rule| SetRule { set: SetName::cli(), rule };
+            desired.bindings.extend(forward.bindings().expect(text).into_iter().map(own));
         }
-        asked
+        desired
     }
 
     /// `0.0.0.0:22/tcp`, and `[::]:22/tcp only` for IPv6 only.
@@ -203,7 +208,7 @@ mod tests {
 
     fn taken(before: &[&str], after: &[&str], sockets: &[&str]) -> Vec<String> {
         let sockets: Vec<Socket> = sockets.iter().map(|text| socket(text)).collect();
-        let (before, after) = (asked(before), asked(after));
+        let (before, after) = (desired(before), desired(after));
         let takings = takings(&before, &after, &sockets, None);
         takings.iter().flat_map(|taking| &taking.sockets).map(ToString::to_string).collect()
     }
@@ -258,7 +263,7 @@ mod tests {
             (&["22 10.0.0.1 from=198.51.100.0/24"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &["192.0.2.1:22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &["22 10.0.0.1 interface=eth0"], &["0.0.0.0:22/tcp"]),
-            // It listened there before, but what arrived stayed at the socket.
+            // The old forward redirected the port to the socket itself.
             (&["22 :22"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &[], &[]),
         ] {
@@ -287,7 +292,7 @@ mod tests {
             ("fe80::1%eth0 50000 fe80::2%eth0 22", "22 fd00::1", true),
         ] {
             let ssh = Ssh::parse(connection).expect(connection);
-            let (before, after) = (asked(&[]), asked(&[forward]));
+            let (before, after) = (desired(&[]), desired(&[forward]));
             let found = takings(&before, &after, &[], Some(ssh));
             assert_eq!(found.iter().any(|taking| taking.ssh == Some(ssh)), is_taken, "{connection}: {forward}");
             assert_eq!(takings(&after, &after, &[], Some(ssh)), [], "{connection}: {forward}");

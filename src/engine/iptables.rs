@@ -1,4 +1,4 @@
-//! Committing to iptables: one iptables-restore for each family.
+//! The iptables backend of the engine: plan, send and verify one iptables-restore for each family.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -14,46 +13,39 @@ use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::backend::Work;
+use super::EngineError;
+use super::backend::{Backend, Decision, PartialChange, Work};
+use super::choice::{BackendId, LOCK_WAIT};
+use super::live::Live;
 use super::timing::{Phase, Timing};
-use super::{EngineError, LOCK_WAIT, together};
 use crate::iptables::command::{CommandError, Tools, Variant, label_names};
 use crate::iptables::compile::{HAIRPIN, Host, compile};
 use crate::iptables::diff::{Changes, diff};
-use crate::iptables::program::{Contents, Half, PREFIX, Program, Table};
+use crate::iptables::program::{Contents, FamilyRules, PREFIX, Program, Table};
 use crate::iptables::rule::LabelNames;
 use crate::iptables::{restore, save};
-use crate::model::{Asked, Family, IfName, PortMap};
-use crate::nft::traffic::{Amount, Traffic};
+use crate::model::{DesiredState, Family, IfName, PortMap};
 use crate::store::Lock;
-use crate::sys::link;
+use crate::sys::netlink::traffic::{Amount, Traffic};
+use crate::sys::rtnetlink;
 
-/// From how many rules on what was written is not read back: that takes a fifth of the time of writing it, and
-/// iptables-restore says itself whether the kernel took it.
-const CHECKED: usize = 2_000;
+/// Changes of at least this many rules are not read back: that takes a fifth of the time of writing them, and
+/// iptables-restore reports itself whether the kernel took them.
+const VERIFY_LIMIT: usize = 2_000;
 
-/// How many times the lock of others is waited for where giving up would leave the families apart.
-const PATIENCE: u32 = 12;
+/// How many times portfwd waits for the xtables lock while it rolls one family back.
+const ROLLBACK_ATTEMPTS: u32 = 12;
 
-/// The programs of both families, and the file they are fed from.
+/// The iptables of one network namespace.
 pub(super) struct Iptables {
-    programs: Arc<Programs>,
+    programs: Programs,
+    /// The locked file from which iptables-restore reads.
     input: Lock,
-    /// Whether ranges can be shifted; not known before it was needed.
+    /// Whether DNAT shifts port ranges; `None` before the first use.
     shifts: Option<bool>,
-    /// What the next one who reads is given.
-    reading: Option<Reading>,
 }
 
-/// What need not be read again, once.
-enum Reading {
-    /// It is being read since they were opened.
-    Begun(JoinHandle<Result<Program, EngineError>>),
-    /// It was read a moment ago.
-    Done(Arc<Program>),
-}
-
-/// The programs of both families.
+/// The iptables commands of both families.
 struct Programs {
     ipv4: Tools,
     ipv6: Result<Tools, CommandError>,
@@ -69,21 +61,20 @@ impl Programs {
         }
     }
 
-    /// Reads what is ours.
+    /// Reads portfwd's live rules of both families.
     fn read(&self) -> Result<Program, EngineError> {
-        let (ipv4, ipv6) = together(|| self.read_family(Family::Ipv4), || self.read_family(Family::Ipv6));
-        Ok(Program { ipv4: ipv4?, ipv6: ipv6? })
+        Ok(Program { ipv4: self.read_family(Family::Ipv4)?, ipv6: self.read_family(Family::Ipv6)? })
     }
 
-    fn read_family(&self, family: Family) -> Result<Half, EngineError> {
+    fn read_family(&self, family: Family) -> Result<FamilyRules, EngineError> {
         let saved = self.tools(family).and_then(|tools| Ok(tools.save()?));
         match saved {
             Ok(text) => Ok(save::parse(&text, family, &self.names).map_err(CommandError::from)?),
-            // A host without IPv6 holds nothing of it.
+            // A host without IPv6 has no IPv6 rules.
             Err(EngineError::NoIpv6(_) | EngineError::Iptables(CommandError::NoKernel(_)))
                 if family == Family::Ipv6 =>
             {
-                Ok(Half::default())
+                Ok(FamilyRules::default())
             }
             Err(error) => Err(error),
         }
@@ -91,78 +82,28 @@ impl Programs {
 }
 
 impl Iptables {
-    /// Finds the programs of a variant, or those that the host's own are of. Without IPv6 there may be none for it.
+    /// Finds the commands of a variant, or those of the host's own variant. A host without IPv6 may have none for it.
     ///
-    /// `path` is the file that an iptables-restore reads its input from. It is locked as long as one of them runs, also one
-    /// that outlived the portfwd which started it; so this waits for that to end.
+    /// `input` is the file from which iptables-restore reads; `None` stands for a file without a name. It stays locked as
+    /// long as an iptables-restore runs, even if the portfwd that started it was killed; this function waits for that.
     pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
         let ipv4 = match variant {
             Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
             None => Tools::of_host()?,
         };
-        // One variant for both families, whatever `ip6tables` is: so it is clear where all rules of ours are.
+        // `ip6tables` may be of the other variant. portfwd uses one variant for both families.
         let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
-        let (programs, input) = (Arc::new(Programs { ipv4, ipv6, names: label_names() }), input(path)?);
-        // Every command reads first; meanwhile it can find out what is asked.
-        let reader = Arc::clone(&programs);
-        let reading = Some(Reading::Begun(std::thread::spawn(move || reader.read())));
-        Ok(Self { programs, input, shifts: None, reading })
+        let programs = Programs { ipv4, ipv6, names: label_names() };
+        Ok(Self { programs, input: input(path)?, shifts: None })
     }
 
-    pub(super) fn variant(&self) -> Variant {
+    fn variant(&self) -> Variant {
         self.programs.ipv4.variant
     }
 
-    /// What the programs say of their versions.
-    pub(super) fn versions(&self) -> impl Iterator<Item = String> {
-        let Programs { ipv4, ipv6, .. } = &*self.programs;
-        [Some(ipv4), ipv6.as_ref().ok()].into_iter().flatten().filter_map(|tools| tools.version().ok())
-    }
-
-    /// Reads what is ours.
-    pub(super) fn read(&mut self) -> Result<Arc<Program>, EngineError> {
-        match self.reading.take() {
-            Some(Reading::Begun(reading)) => {
-                reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(Arc::new)
-            }
-            Some(Reading::Done(program)) => Ok(program),
-            None => self.programs.read().map(Arc::new),
-        }
-    }
-
-    /// Gives what was read a moment ago to the next one who reads, who decides on it.
-    pub(super) fn has_read(&mut self, program: Arc<Program>) {
-        self.reading = Some(Reading::Done(program));
-    }
-
-    /// What is there, and what would have to change.
-    pub(super) fn decide(&mut self, asked: &Asked, timing: &mut Timing) -> Result<(Arc<Program>, Work), EngineError> {
-        let shifts = self.shifts(asked)?;
-        let interfaces = link::interfaces().map_err(EngineError::Interfaces)?;
-        let compiled = |interfaces: &BTreeSet<IfName>| compile(asked, &Host { interfaces: interfaces.clone(), shifts });
-        let program = timing.of(Phase::Compile, || compiled(&interfaces));
-        let before = timing.of(Phase::Read, || self.read())?;
-        let work = |program: Program| {
-            let of = |family| (family, diff(before.of(family), program.of(family)));
-            let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
-            Work::Iptables { changes, program: program.into(), before: Arc::clone(&before) }
-        };
-        // A rule for an interface that is gone does no harm; for that alone nothing is changed.
-        let gone: BTreeSet<IfName> = met_interfaces(&before).difference(&interfaces).cloned().collect();
-        if !gone.is_empty() {
-            let lenient = work(compiled(&interfaces.union(&gone).cloned().collect())?);
-            if lenient.is_empty() {
-                return Ok((before, lenient));
-            }
-        }
-        let program = program?;
-        let work = timing.of(Phase::Plan, || work(program));
-        Ok((before, work))
-    }
-
-    /// Whether these programs and this kernel shift ranges of ports, found out by use where something asks for it.
-    fn shifts(&mut self, asked: &Asked) -> Result<bool, EngineError> {
-        let shifted = asked.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
+    /// Returns true if iptables and the kernel can shift port ranges. The first forward that needs it tries it out.
+    fn shifts(&mut self, desired: &DesiredState) -> Result<bool, EngineError> {
+        let shifted = desired.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
         if let Some(known) = if shifted { self.shifts } else { Some(true) } {
             return Ok(known);
         }
@@ -171,7 +112,7 @@ impl Iptables {
         );
         let (tools, input) = (&self.programs.ipv4, &mut self.input);
         let trial = || -> Result<bool, EngineError> {
-            // In a namespace that is gone afterwards, so that no table is made in this one. Where none may be made, here.
+            // In a network namespace of its own, so that the trial makes no table here. Without permission for one, here.
             let _: Result<(), Errno> = unshare(CloneFlags::CLONE_NEWNET);
             Ok(tools.accepts(&trial, input)?)
         };
@@ -181,52 +122,14 @@ impl Iptables {
         Ok(known)
     }
 
-    /// Has the changes made. Where one family's fail, both are as before; gives nothing where that was because somebody
-    /// else changed the rules since they were read.
-    pub(super) fn carry_out(
-        &mut self,
-        changes: &mut [(Family, Changes)],
-        before: &Program,
-        after: &Program,
-        timing: &mut Timing,
-    ) -> Result<Option<Vec<String>>, EngineError> {
-        let mut sent = Vec::new();
-        let mut touched = Vec::new();
-        for (family, changes) in changes {
-            // What is changed by its place must be in that place; and iptables-legacy writes policies with whole tables.
-            if self.variant() == Variant::Legacy || changes.has_edits() {
-                let still = self.still(changes, *family, before);
-                if !matches!(still, Ok(true)) {
-                    self.put_back(&touched, before)?;
-                    return still.map(|_| None);
-                }
-            }
-            touched.push(*family);
-            let text = timing.of(Phase::Encode, || restore::text(changes, *family, self.variant()));
-            timing
-                .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
-            if let Err(error) = timing.of(Phase::Kernel, || self.restore(*family, &text)) {
-                let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
-                let stale =
-                    refused && self.changed_since(before.of(*family), after.of(*family), *family).unwrap_or_default();
-                self.put_back(&touched, before)?;
-                return if stale { Ok(None) } else { Err(error) };
-            }
-            sent.push(text);
-        }
-        // Nobody needs to read our rules there.
-        let _: io::Result<()> = self.input.set_len(0);
-        Ok(Some(sent))
-    }
-
-    /// Reads a family once more, takes over what its policies are and counted by now, and says whether our rules are still
-    /// those that the changes were decided on.
-    fn still(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
+    /// Reads a family again, and takes over the policies and their counters. Returns true if portfwd's rules are still those
+    /// on which the changes were decided.
+    fn refresh(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
         for (table, changes) in &mut changes.0 {
-            changes.policies.clone_from(&now.of(*table).policies);
+            changes.policies.clone_from(&now.table(*table).policies);
         }
-        Ok(Table::ALL.into_iter().all(|table| now.of(table).says_the_same(before.of(family).of(table))))
+        Ok(Table::ALL.into_iter().all(|table| now.table(table).same_content(before.family(family).table(table))))
     }
 
     fn restore(&mut self, family: Family, text: &str) -> Result<(), EngineError> {
@@ -234,31 +137,31 @@ impl Iptables {
         Ok(tools.restore(text, &mut self.input)?)
     }
 
-    /// Whether some table of a family is neither as it was read nor as it was to be, or all are as they were to be although
-    /// they were refused: then somebody else changed them in between.
-    fn changed_since(&self, before: &Half, after: &Half, family: Family) -> Result<bool, EngineError> {
+    /// Returns true if another program changed the rules of a refused change: if a table is neither the old nor the new one,
+    /// or if all tables are the new ones although they were refused.
+    fn changed_since(&self, before: &FamilyRules, after: &FamilyRules, family: Family) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
-        let is = |of: &Half, table: Table| now.of(table).says_the_same(of.of(table));
+        let is = |of: &FamilyRules, table: Table| now.table(table).same_content(of.table(table));
         let known = |table| is(before, table) || is(after, table);
         Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
     }
 
-    /// Makes the rules of some families what they were, counters included. A lock of others is waited for longer than usual
-    /// then.
-    fn put_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
+    /// Restores the rules of some families, counters included. Waits longer than usual for the xtables lock.
+    fn roll_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
-            let half = |error| EngineError::Half { family, error: Box::new(error) };
-            let changes = diff(&self.programs.read_family(family).map_err(half)?, before.of(family));
+            let half = |error| EngineError::NotRolledBack { family, error: Box::new(error) };
+            let changes = diff(&self.programs.read_family(family).map_err(half)?, before.family(family));
             if changes.is_empty() {
                 continue;
             }
             let text = restore::text(&changes, family, self.variant());
             if !restore::is_sound(&changes) {
-                let what = "somebody else's rule in our chains holds a line end, and is not written".to_owned();
+                let what = "another program's rule in portfwd's chains contains a line end, so it cannot be restored"
+                    .to_owned();
                 return Err(half(EngineError::Differs(what)));
             }
             let mut put = self.restore(family, &text);
-            for _ in 1..PATIENCE {
+            for _ in 1..ROLLBACK_ATTEMPTS {
                 if !matches!(put, Err(EngineError::Iptables(CommandError::Busy))) {
                     break;
                 }
@@ -269,17 +172,16 @@ impl Iptables {
         Ok(())
     }
 
-    /// Reads what was written, where it is little, and compares.
-    pub(super) fn check(&self, changes: &[(Family, Changes)], program: &Program) -> Result<(), EngineError> {
+    fn compare(&self, changes: &[(Family, Changes)], program: &Program) -> Result<(), EngineError> {
         for (family, changes) in changes {
-            if changes.rules() >= CHECKED {
+            if changes.rules() >= VERIFY_LIMIT {
                 continue;
             }
             let now = self.programs.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
             for table in Table::ALL {
-                let (now, planned) = (now.of(table), program.of(*family).of(table));
-                // Who came in front of us meanwhile is for the next plan to show.
-                if now.says_the_same(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
+                let (now, planned) = (now.table(table), program.family(*family).table(table));
+                // Another program may have inserted a rule before the jump. The next plan shows that.
+                if now.same_content(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
                     && now.hooks.keys().eq(planned.hooks.keys())
                 {
                     continue;
@@ -291,16 +193,100 @@ impl Iptables {
     }
 }
 
-/// The interfaces that rules about neighbours of a target name.
-fn met_interfaces(program: &Program) -> BTreeSet<IfName> {
-    let chains = Family::ALL.into_iter().filter_map(|family| program.of(family).mangle.chains.get(HAIRPIN));
+impl Backend for Iptables {
+    fn id(&self) -> BackendId {
+        BackendId::Iptables(self.variant())
+    }
+
+    fn versions(&self) -> Vec<String> {
+        let Programs { ipv4, ipv6, .. } = &self.programs;
+        [Some(ipv4), ipv6.as_ref().ok()].into_iter().flatten().filter_map(|tools| tools.version().ok()).collect()
+    }
+
+    fn live(&mut self, timing: &mut Timing) -> Result<Live, EngineError> {
+        Ok(Live::Iptables(timing.measure(Phase::Read, || self.programs.read())?.into()))
+    }
+
+    fn plan(&mut self, desired: &Arc<DesiredState>, timing: &mut Timing) -> Result<Decision, EngineError> {
+        let shifts = self.shifts(desired)?;
+        let interfaces = rtnetlink::interfaces().map_err(EngineError::Interfaces)?;
+        let compiled =
+            |interfaces: &BTreeSet<IfName>| compile(desired, &Host { interfaces: interfaces.clone(), shifts });
+        let program = timing.measure(Phase::Compile, || compiled(&interfaces));
+        let before = Arc::new(timing.measure(Phase::Read, || self.programs.read())?);
+        let work = |program: Program| {
+            let of = |family| (family, diff(before.family(family), program.family(family)));
+            let changes = Family::ALL.map(of).into_iter().filter(|(_, changes)| !changes.is_empty()).collect();
+            Work::Iptables { changes, program: program.into(), before: Arc::clone(&before) }
+        };
+        let decision =
+            |work| Decision { live: Live::Iptables(Arc::clone(&before)), work, compared: Arc::clone(desired) };
+        // A rule for an interface that is gone does no harm. It alone is no reason for a change.
+        let gone: BTreeSet<IfName> = hairpin_interfaces(&before).difference(&interfaces).cloned().collect();
+        if !gone.is_empty() {
+            let lenient = work(compiled(&interfaces.union(&gone).cloned().collect())?);
+            if lenient.is_empty() {
+                return Ok(decision(lenient));
+            }
+        }
+        let program = program?;
+        let work = timing.measure(Phase::Plan, || work(program));
+        Ok(decision(work))
+    }
+
+    /// Returns `None`: iptables-restore rewrites whole chains, so all rules are compared.
+    fn plan_partial(&mut self, _: &PartialChange<'_>, _: &mut Timing) -> Result<Option<Decision>, EngineError> {
+        Ok(None)
+    }
+
+    /// Rolls both families back if one fails.
+    fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError> {
+        let Work::Iptables { changes, before, program: after } = work else { return Ok(None) };
+        let mut sent = Vec::new();
+        let mut touched = Vec::new();
+        for (family, changes) in changes {
+            // Edits by rule number need the rule at that number, and iptables-legacy writes the policies of whole tables.
+            if self.variant() == Variant::Legacy || changes.has_edits() {
+                let unchanged = self.refresh(changes, *family, before);
+                if !matches!(unchanged, Ok(true)) {
+                    self.roll_back(&touched, before)?;
+                    return unchanged.map(|_| None);
+                }
+            }
+            touched.push(*family);
+            let text = timing.measure(Phase::Encode, || restore::text(changes, *family, self.variant()));
+            timing
+                .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
+            if let Err(error) = timing.measure(Phase::Kernel, || self.restore(*family, &text)) {
+                let refused = matches!(error, EngineError::Iptables(CommandError::Refused { .. }));
+                let stale = refused
+                    && self.changed_since(before.family(*family), after.family(*family), *family).unwrap_or_default();
+                self.roll_back(&touched, before)?;
+                return if stale { Ok(None) } else { Err(error) };
+            }
+            sent.push(text);
+        }
+        // The rules in it may be confidential.
+        let _: io::Result<()> = self.input.set_len(0);
+        Ok(Some(sent))
+    }
+
+    /// Reads small changes again and compares them.
+    fn verify(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
+        let Work::Iptables { changes, program, .. } = work else { return Ok(()) };
+        timing.measure(Phase::Read, || self.compare(changes, program))
+    }
+}
+
+/// Returns the interfaces that the hairpin rules name.
+fn hairpin_interfaces(program: &Program) -> BTreeSet<IfName> {
+    let chains = Family::ALL.into_iter().filter_map(|family| program.family(family).mangle.chains.get(HAIRPIN));
     let rules = chains.flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| rule.input.as_ref()).map(|input| input.name.clone()).collect()
 }
 
-/// Waits for an iptables-restore that outlived the portfwd which started it: what it does must not come after what others
-/// do.
-pub(super) fn wait_for_the_last(path: &Path) -> Result<(), EngineError> {
+/// Waits for an iptables-restore whose portfwd was killed, so that its change does not follow a later one.
+pub(super) fn wait_for_last_restore(path: &Path) -> Result<(), EngineError> {
     input(Some(path)).map(drop)
 }
 

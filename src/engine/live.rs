@@ -1,36 +1,36 @@
-//! What the kernel holds, wherever it is kept.
+//! The live rules of portfwd, of either backend.
 
 use std::sync::Arc;
 
 use crate::iptables::lift::lift as lift_chains;
 use crate::iptables::program::Program as Chains;
-use crate::model::{Held, Priority};
+use crate::model::{Observed, Priority};
 use crate::nft::lift::lift;
 use crate::nft::program::{Base, ChainType, Hook, Program};
 
-/// What the kernel holds.
+/// The live rules of portfwd.
 pub enum Live {
-    /// In nftables.
+    /// Table `inet portfwd` of nf_tables.
     Nft {
-        /// As a program.
+        /// The decoded table.
         program: Program,
-        /// The generation of which it is the truth.
+        /// The generation in which the table was read.
         generation: u32,
     },
-    /// In iptables.
+    /// The chains whose names begin with `PORTFWD`.
     Iptables(Arc<Chains>),
 }
 
 impl Live {
-    /// What it means.
-    pub fn lift(&self) -> Held {
+    /// Returns the rules in the terms of rule sets.
+    pub fn lift(&self) -> Observed {
         match self {
             Self::Nft { program, .. } => lift(program),
             Self::Iptables(program) => lift_chains(program),
         }
     }
 
-    /// The priority of the DNAT chains, where it is another than the usual one.
+    /// Returns the priority of the DNAT chains, if it is not the default.
     pub(super) fn priority(&self) -> Option<Priority> {
         let Self::Nft { program, .. } = self else { return None };
         let bases = program.chains.values().filter_map(|chain| chain.base.as_ref());
@@ -39,7 +39,7 @@ impl Live {
         priority.filter(|priority| *priority != Priority::DEFAULT)
     }
 
-    /// The generation of which it is the truth; iptables has none.
+    /// Returns the generation in which the rules were read. iptables has no generations.
     pub fn generation(&self) -> Option<u32> {
         match self {
             Self::Nft { generation, .. } => Some(*generation),

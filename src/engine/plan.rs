@@ -1,4 +1,4 @@
-//! The difference between what is asked and what the kernel holds, in the words of the rule sets.
+//! The difference between the desired and the live rules, in the terms of rule sets.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,17 +6,20 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Home, Live, Work};
-use crate::model::{Asked, Binding, Family, Held, IfName, Owned, PortRange, Protocol, SetName};
+use super::backend::Decision;
+use super::timing::Phase;
+use super::{BackendId, Engine, EngineError, Live, Sysctls, Work};
+use crate::model::{Binding, DesiredState, Family, IfName, Observed, PortRange, Protocol, SetName, SetRule};
+use crate::store::State;
 
-/// What becomes of a rule.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It comes.
+    /// The rule is added.
     Add,
-    /// It changes.
+    /// The rule changes.
     Change,
-    /// It goes.
+    /// The rule is removed.
     Remove,
 }
 
@@ -30,19 +33,19 @@ impl fmt::Display for Sign {
     }
 }
 
-/// A rule in words. A forward is put into words when it is printed: where there are thousands, mostly they are counted.
+/// A rule as text. The text of a forward is made when it is printed, because most changes of thousands are only counted.
 #[derive(Debug, Clone)]
 pub enum Words {
-    /// An atom of what is asked, by its place.
-    Forward(Arc<Asked>, usize),
-    /// Anything else.
+    /// A forward of a desired state, by its index.
+    Forward(Arc<DesiredState>, usize),
+    /// The text of any other rule.
     Text(String),
 }
 
 impl fmt::Display for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Forward(asked, at) => match asked.bindings.get(*at).map(|owned| &owned.rule) {
+            Self::Forward(desired, at) => match desired.bindings.get(*at).map(|owned| &owned.rule) {
                 Some(rule) => match &rule.comment {
                     Some(comment) => write!(f, "{rule} # {comment}"),
                     None => rule.fmt(f),
@@ -60,7 +63,7 @@ impl From<String> for Words {
     }
 }
 
-/// Equal where they read the same.
+/// Compares the texts.
 impl PartialEq for Words {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
@@ -69,75 +72,105 @@ impl PartialEq for Words {
 
 impl Eq for Words {}
 
-/// What becomes of one rule of a rule set.
+/// The change of one rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What.
+    /// The kind of change.
     pub sign: Sign,
-    /// The set that it belongs to; none for what belongs to no set.
+    /// The set of the rule, if it belongs to one.
     pub set: Option<SetName>,
-    /// The rule as it is now.
+    /// The live rule.
     pub before: Option<Words>,
-    /// The rule as it will be.
+    /// The desired rule.
     pub after: Option<Words>,
 }
 
 impl Step {
-    /// Rules of ours go from a place where they are no more.
-    pub(super) fn leave(home: Home) -> Self {
-        let before = Some(format!("what {home} holds of ours").into());
+    /// Returns the step that removes portfwd's rules from another backend.
+    pub(super) fn remove_backend(backend: BackendId) -> Self {
+        let before = Some(format!("what {backend} holds of ours").into());
         Self { sign: Sign::Remove, set: None, before, after: None }
     }
 }
 
-/// What would have to change.
+/// A planned change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What becomes of each rule.
+    /// The change of each rule.
     pub steps: Vec<Step>,
-    /// What would be sent.
+    /// The data to send.
     pub work: Work,
 }
 
 impl Plan {
-    /// Puts the difference between what is asked and what the kernel holds into words.
-    pub fn new(live: &Live, asked: &Arc<Asked>, work: Work) -> Self {
-        let steps = if work.is_empty() { Vec::new() } else { steps(live, asked) };
+    /// Describes the difference between live and desired rules, rule by rule.
+    pub fn new(live: &Live, desired: &Arc<DesiredState>, work: Work) -> Self {
+        let steps = if work.is_empty() { Vec::new() } else { steps(live, desired) };
         Self { steps, work }
     }
 
-    /// Whether there is nothing to do.
+    /// Returns true if the live rules are the desired ones.
     pub fn is_empty(&self) -> bool {
         self.work.is_empty()
     }
 
-    /// How many rules come, change and go.
+    /// Returns the number of added, changed and removed rules.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |sign| self.steps.iter().filter(|step| step.sign == sign).count();
         (count(Sign::Add), count(Sign::Change), count(Sign::Remove))
     }
 }
 
-/// What becomes of each rule, where something must change.
-pub(super) fn steps(live: &Live, asked: &Arc<Asked>) -> Vec<Step> {
-    steps_from(live, asked).0
+impl Engine {
+    /// Plans the change to the desired rules. Changes nothing.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read, or the sets cannot be one table.
+    pub fn plan_rules(&mut self, desired: &Arc<DesiredState>) -> Result<Plan, EngineError> {
+        let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
+        Ok(self.timing.measure(Phase::Plan, || Plan::new(&live, &compared, work)))
+    }
+
+    /// Plans the change to a state: its rules, sysctls and other backends. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::plan_rules`]; if a sysctl or the routing table cannot be read.
+    pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
+        let mut plan = self.plan_rules(&after.desired)?;
+        let sysctls = Sysctls::needed(&mut after.clone(), &self.state)?;
+        let step = |name: String, before: &str, after: &str| Step {
+            sign: Sign::Change,
+            set: None,
+            before: Some(format!("{name} = {before}").into()),
+            after: Some(format!("{name} = {after}").into()),
+        };
+        plan.steps.extend(self.stale_backends().into_iter().map(Step::remove_backend));
+        plan.steps.extend(sysctls.to_set().map(|change| step(change.name(), &change.before, &change.after)));
+        plan.steps.extend(sysctls.to_restore().map(|change| step(change.name(), &change.after, &change.before)));
+        Ok(plan)
+    }
 }
 
-/// The same, with what was there, as far as it is in the words of rule sets.
-pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Asked>) {
-    let Held { asked: lifted, foreign, .. } = live.lift();
+/// Returns the change of each rule, if there is one.
+pub(super) fn steps(live: &Live, desired: &Arc<DesiredState>) -> Vec<Step> {
+    steps_from(live, desired).0
+}
+
+/// Returns the change of each rule, and the live rules in the terms of rule sets.
+pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>, Arc<DesiredState>) {
+    let Observed { desired: lifted, foreign, .. } = live.lift();
     let lifted = Arc::new(lifted);
-    let mut steps = forwards(&lifted, asked);
-    let networks = |asked: &Asked| shown(asked.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
-    steps.extend(others(networks(&lifted), networks(asked)));
-    steps.extend(others(shown(&lifted.masquerades), shown(&asked.masquerades)));
-    steps.extend(others(shown(&lifted.snats), shown(&asked.snats)));
-    steps.extend(others(shown(&lifted.netmaps), shown(&asked.netmaps)));
+    let mut steps = forwards(&lifted, desired);
+    let networks = |desired: &DesiredState| shown(desired.networks.iter().filter(|owned| leaves_a_trace(&owned.rule)));
+    steps.extend(others(networks(&lifted), networks(desired)));
+    steps.extend(others(shown(&lifted.masquerades), shown(&desired.masquerades)));
+    steps.extend(others(shown(&lifted.snats), shown(&desired.snats)));
+    steps.extend(others(shown(&lifted.netmaps), shown(&desired.netmaps)));
     for name in foreign {
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name.into()), after: None });
     }
     if steps.is_empty() {
-        // The rules of all sets are there, but what is around them is not as we make it.
+        // The rules of all sets are live, but the chains around them differ.
         let after = Some(Words::Text(match live {
             Live::Nft { .. } => format!("table inet {}", crate::nft::program::TABLE),
             Live::Iptables(_) => format!("chains {}…", crate::iptables::program::PREFIX),
@@ -147,36 +180,36 @@ pub(super) fn steps_from(live: &Live, asked: &Arc<Asked>) -> (Vec<Step>, Arc<Ask
     (steps, lifted)
 }
 
-/// A network that neither masquerades nor isolates is nothing that a kernel could hold.
+/// Returns true if a network needs rules: if it masquerades or isolates.
 fn leaves_a_trace(network: &crate::model::Network) -> bool {
     network.masquerade || network.isolate
 }
 
-/// What makes a forward the same one: whose it is and what it listens at.
+/// The key of a forward: its set, and the packets that it matches.
 type Identity<'a> = (&'a SetName, Family, Protocol, PortRange, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
-fn identity(owned: &Owned<Binding>) -> Identity<'_> {
+fn identity(owned: &SetRule<Binding>) -> Identity<'_> {
     let rule = &owned.rule;
     (&owned.set, rule.family, rule.protocol, rule.ports, rule.address, rule.interface.as_ref(), rule.from)
 }
 
-fn forwards(live: &Arc<Asked>, asked: &Arc<Asked>) -> Vec<Step> {
-    type Placed<'a> = Vec<(usize, &'a Owned<Binding>)>;
-    fn sorted(asked: &Asked) -> Placed<'_> {
-        let mut bindings: Placed<'_> = asked.bindings.iter().enumerate().collect();
+fn forwards(live: &Arc<DesiredState>, desired: &Arc<DesiredState>) -> Vec<Step> {
+    type Placed<'a> = Vec<(usize, &'a SetRule<Binding>)>;
+    fn sorted(desired: &DesiredState) -> Placed<'_> {
+        let mut bindings: Placed<'_> = desired.bindings.iter().enumerate().collect();
         bindings.sort_by(|(_, a), (_, b)| identity(a).cmp(&identity(b)));
         bindings
     }
-    fn find<'a>(bindings: &Placed<'a>, owned: &Owned<Binding>) -> Option<(usize, &'a Owned<Binding>)> {
+    fn find<'a>(bindings: &Placed<'a>, owned: &SetRule<Binding>) -> Option<(usize, &'a SetRule<Binding>)> {
         let at = bindings.binary_search_by(|(_, known)| identity(known).cmp(&identity(owned))).ok()?;
         bindings.get(at).copied()
     }
-    let (before, after) = (sorted(live), sorted(asked));
+    let (before, after) = (sorted(live), sorted(desired));
     let step = |sign, set: &SetName, before: Option<usize>, after: Option<usize>| Step {
         sign,
         set: Some(set.clone()),
         before: before.map(|at| Words::Forward(Arc::clone(live), at)),
-        after: after.map(|at| Words::Forward(Arc::clone(asked), at)),
+        after: after.map(|at| Words::Forward(Arc::clone(desired), at)),
     };
     let mut steps = Vec::new();
     for (at, owned) in &after {
@@ -196,7 +229,7 @@ fn forwards(live: &Arc<Asked>, asked: &Arc<Asked>) -> Vec<Step> {
 
 type Shown = Vec<(SetName, String)>;
 
-fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a Owned<T>>) -> Shown {
+fn shown<'a, T: fmt::Display + 'a>(rules: impl IntoIterator<Item = &'a SetRule<T>>) -> Shown {
     let mut shown: Shown = rules.into_iter().map(|owned| (owned.set.clone(), owned.rule.to_string())).collect();
     shown.sort_unstable();
     shown.dedup();

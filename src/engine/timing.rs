@@ -1,17 +1,15 @@
-//! Where the time of a command goes, and what it said to the kernel.
+//! Measures the phases of a command: their time, and the netlink traffic in them.
 //!
 //! ```text
 //! time     96.214 ms
 //!   start    1.310 ms
 //!   parse   14.020 ms
 //!   kernel  61.905 ms  sent 346 messages, 2106204 bytes; received 1 message, 36 bytes
-//!   store    2.113 ms, and 30.876 ms beside the rest
+//!   store   30.876 ms
 //! ```
-//! A phase counts as long as the thread that does the work was in it, so all phases and what is left add up to the whole.
-//! What another thread did meanwhile, and was not waited for, is told beside.
+//! The phases and the rest add up to the total time.
 //!
-//! Be aware: it is always kept, because to look at the clock costs some ten nanoseconds: clock_gettime(2) is no system call
-//! where the kernel's vDSO has it. No phase is measured within another.
+//! Be aware: no phase is measured within another.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,33 +17,31 @@ use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::together;
-use crate::nft::traffic::{Amount, Traffic};
 use crate::nft::transaction::Connection;
+use crate::sys::netlink::traffic::{Amount, Traffic};
 
-/// What a command does at a time, in the order in which it mostly does so.
+/// A phase of a command, in the usual order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The process starts, and reads its arguments.
+    /// Start of the process, until the arguments are parsed.
     Start,
-    /// Rule-set files are read, checked, and put together with all else that is asked.
+    /// Reading and checking of rule-set files, and the merge with the desired state.
     Parse,
-    /// The state is opened, with the wait for other processes that have it open; read; written.
+    /// Opening of the state, with the wait for its lock; reading and writing.
     Store,
-    /// The kernel's rules are read: before a change, and to check what became of it.
+    /// Reading of the live rules, before a change and to verify it.
     Read,
-    /// What is asked becomes a program.
+    /// Compilation of the desired state to a program.
     Compile,
-    /// Two programs are compared, and what differs is put into words.
+    /// Comparison of two programs, and the description of the difference.
     Plan,
-    /// What differs becomes messages.
+    /// Encoding of the difference.
     Encode,
-    /// The kernel carries a batch out: from its sending to its last acknowledgement. With iptables the run of
-    /// iptables-restore.
+    /// The commit: from the sending of the batch to its last acknowledgement. With iptables the run of iptables-restore.
     Kernel,
-    /// Connections that follow other rules are looked for and ended.
+    /// Search for stale conntrack entries, and their deletion.
     Connections,
-    /// The answer is written.
+    /// Printing of the answer.
     Print,
 }
 
@@ -64,7 +60,7 @@ impl Phase {
         Self::Print,
     ];
 
-    /// Its name.
+    /// Returns the name that `-v` prints.
     pub fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -81,18 +77,16 @@ impl Phase {
     }
 }
 
-/// What a phase took.
+/// The cost of a phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Part {
-    /// How long the thread that does the work was in it, or waited for it.
+    /// The elapsed time.
     pub time: Duration,
-    /// How long another thread was in it that was not waited for.
-    pub beside: Duration,
-    /// What was said to nf_tables and by it; of the text for iptables-restore the bytes.
+    /// The traffic with nf_tables, or the bytes for iptables-restore.
     pub traffic: Traffic,
 }
 
-/// Where time went since it was made.
+/// The cost of all phases since a point in time.
 #[derive(Debug, Clone)]
 pub struct Timing {
     begun: Instant,
@@ -106,10 +100,10 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// One that has run since the process started; what went until now is [`Phase::Start`].
+    /// Starts at the start of the process. The time until now is [`Phase::Start`].
     ///
-    /// How long that was is not kept anywhere more exactly than to a hundredth of a second; the processor's time is, and
-    /// there was nothing else to wait for than the program's own pages.
+    /// The kernel reports the start of a process only in hundredths of a second, so this uses the processor time, which is
+    /// exact.
     pub fn of_process() -> Self {
         let taken = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default();
         let now = Instant::now();
@@ -118,20 +112,20 @@ impl Timing {
         timing
     }
 
-    /// Does something that belongs to a phase.
-    pub fn of<T>(&mut self, phase: Phase, job: impl FnOnce() -> T) -> T {
+    /// Runs `job` and adds its time to a phase.
+    pub fn measure<T>(&mut self, phase: Phase, job: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = job();
         self.took(phase, begun.elapsed());
         done
     }
 
-    /// Counts time that went in a phase.
+    /// Adds time to a phase.
     pub fn took(&mut self, phase: Phase, time: Duration) {
         self.part_mut(phase).time += time;
     }
 
-    /// Does something that belongs to a phase and talks to the kernel.
+    /// Runs `job` and adds its time and its traffic to a phase.
     pub(super) fn talk<T>(
         &mut self,
         phase: Phase,
@@ -139,58 +133,37 @@ impl Timing {
         job: impl FnOnce(&mut Connection) -> T,
     ) -> T {
         let before = connection.traffic();
-        let done = self.of(phase, || job(connection));
+        let done = self.measure(phase, || job(connection));
         self.said(phase, connection.traffic().since(before));
         done
     }
 
-    /// Counts what was said in a phase.
+    /// Adds traffic to a phase.
     pub(super) fn said(&mut self, phase: Phase, traffic: Traffic) {
         self.part_mut(phase).traffic.add(traffic);
     }
 
-    /// Does two things at once: one that belongs to a phase, in a thread of its own, and another.
-    pub(super) fn beside<A: Send, B>(
-        &mut self,
-        phase: Phase,
-        one: impl FnOnce() -> A + Send,
-        other: impl FnOnce(&mut Self) -> B,
-    ) -> (A, B) {
-        let timed = || {
-            let begun = Instant::now();
-            (one(), begun.elapsed())
-        };
-        let rest = || (other(self), Instant::now());
-        let ((one, taken), (other, since)) = together(timed, rest);
-        let waited = since.elapsed();
-        let part = self.part_mut(phase);
-        part.time += waited;
-        part.beside += taken.saturating_sub(waited);
-        (one, other)
-    }
-
-    /// Adds the parts of another one, which ran within this one's time.
+    /// Adds the phases of another measurement, which ran within the time of this one.
     pub fn add(&mut self, other: &Self) {
         for (phase, more) in &other.parts {
             let part = self.part_mut(*phase);
             part.time += more.time;
-            part.beside += more.beside;
             part.traffic.add(more.traffic);
         }
     }
 
-    /// What a phase took until now.
+    /// Returns the cost of a phase until now.
     pub fn part(&self, phase: Phase) -> Part {
         self.parts.get(&phase).copied().unwrap_or_default()
     }
 
-    /// Every phase that there was, with what it took until now.
+    /// Returns the phases that ran, with their costs until now.
     pub fn parts(&self) -> impl Iterator<Item = (Phase, Part)> {
         self.parts.iter().map(|(phase, part)| (*phase, *part))
     }
 
-    /// How long it is since it was made.
-    pub fn whole(&self) -> Duration {
+    /// Returns the time since the start.
+    pub fn total(&self) -> Duration {
         self.begun.elapsed()
     }
 
@@ -199,17 +172,14 @@ impl Timing {
     }
 }
 
-/// The whole, each phase that there was, and what is left, a line each.
+/// Prints the total, each phase that ran, and the rest, a line each.
 impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = self.whole();
+        let whole = self.total();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         writeln!(f, "{:<13} {:>10.3} ms", "time", milliseconds(whole))?;
         for (phase, part) in self.parts() {
             write!(f, "  {:<11} {:>10.3} ms", phase.name(), milliseconds(part.time))?;
-            if !part.beside.is_zero() {
-                write!(f, ", and {:.3} ms beside the rest", milliseconds(part.beside))?;
-            }
             let Traffic { sent, received } = part.traffic;
             let said = [("sent", sent), ("received", received)].map(|(verb, amount)| in_words(verb, amount));
             let said: Vec<String> = said.into_iter().flatten().collect();
@@ -245,23 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_beside_is_only_what_was_not_waited_for() {
-        let mut timing = Timing::default();
-        let both = timing.beside(Phase::Store, || sleep(WHILE * 3), |timing| timing.of(Phase::Read, || sleep(WHILE)));
-        assert_eq!(both, ((), ()));
-        let (read, store) = (timing.part(Phase::Read), timing.part(Phase::Store));
-        assert!(read.time >= WHILE && read.beside.is_zero(), "{read:?}");
-        assert!(store.time + store.beside >= WHILE * 3, "{store:?}");
-        assert!(store.time > Duration::ZERO && store.beside > Duration::ZERO, "{store:?}");
-        assert!(timing.whole() >= read.time + store.time);
-    }
-
-    #[test]
     fn the_parts_and_the_rest_are_the_whole() {
         let mut timing = Timing::of_process();
-        timing.of(Phase::Plan, || sleep(WHILE));
+        timing.measure(Phase::Plan, || sleep(WHILE));
         let mut within = Timing::default();
-        within.of(Phase::Plan, || sleep(WHILE));
+        within.measure(Phase::Plan, || sleep(WHILE));
         within.said(Phase::Read, Traffic { sent: Amount { messages: 1, bytes: 20 }, ..Traffic::default() });
         timing.add(&within);
         assert!(timing.part(Phase::Plan).time >= WHILE * 2);

@@ -1,54 +1,47 @@
-//! The programs of iptables(8): the only place where a process is started, which may also be this program once more, or what
-//! a lab needs.
+//! Finds and runs the programs of iptables(8): `iptables`, `iptables-save` and `iptables-restore`.
 //!
-//! They are found in fixed directories, never by `PATH`, run without a shell, and with an environment of our own: what
-//! `XTABLES_LIBDIR` and the like would have them load is the caller's word, and they run as root.
-//!
-//! The crate `iptables` is not used: it starts what `PATH` names, one process a rule.
+//! The crate `iptables` is not used: it starts one process for each rule, and finds the program by `PATH`.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 use super::rule::LabelNames;
 use super::save::SaveError;
 use crate::model::Family;
+use crate::sys::process::{self, ProcessError};
 
-/// Where the programs may be.
-const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"];
-
-/// How long, in seconds, the lock of another program is waited for.
+/// The time to wait for the xtables lock, in seconds.
 pub const LOCK_WAIT: u32 = 5;
 
-/// Names for labels. Source: connlabel.conf of libnetfilter_conntrack.
+/// The names of connection labels. Source: connlabel.conf of libnetfilter_conntrack.
 const LABEL_NAMES: &str = "/etc/xtables/connlabel.conf";
 
-/// Which part of the kernel iptables speaks to.
+/// The kernel interface that a program of iptables uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// nf_tables, in its own tables.
+    /// nf_tables, with tables of iptables' own.
     Nft,
-    /// x_tables.
+    /// x_tables, the kernel's older interface.
     Legacy,
 }
 
 impl Variant {
-    /// Both.
+    /// All variants, the current one first.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    /// What a program is that says `iptables v1.8.9 (nf_tables)` of itself; before 1.8 none said it, and there was only one.
+    /// Returns the variant of a version such as `iptables v1.8.9 (nf_tables)`. Programs before 1.8 print no variant and are
+    /// legacy.
     fn of_version(version: &str) -> Self {
         if version.contains("(nf_tables)") { Self::Nft } else { Self::Legacy }
     }
 
-    /// What a program is. The file that it is in the end has the variant in its name, `xtables-nft-multi`, where both are
-    /// installed; otherwise it is asked.
+    /// Returns the variant of a program. If both variants are installed, the path is a link to a file with the variant in its
+    /// name, such as `xtables-nft-multi`. Otherwise `--version` decides.
     fn of_program(program: &Path) -> Result<Self, CommandError> {
         let file = std::fs::canonicalize(program).unwrap_or_default();
         let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -59,7 +52,7 @@ impl Variant {
         }
     }
 
-    /// Its word in the names of programs.
+    /// Returns the variant as in the names of programs: `nft` or `legacy`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nft => "nft",
@@ -68,77 +61,74 @@ impl Variant {
     }
 }
 
-/// Why iptables did not do what it was told.
+/// An error of a program of iptables.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It is not installed.
-    #[error("there is no `{0}` in /usr/sbin, /sbin, /usr/bin, /bin or /usr/local/sbin")]
-    Missing(String),
-    /// It could not be started, or not be spoken to.
-    #[error("cannot run `{}`", .0.display())]
-    Run(PathBuf, #[source] io::Error),
-    /// Another program held its lock for too long.
-    #[error("another program has been changing the rules of iptables for {LOCK_WAIT} seconds")]
+    /// A program is missing or could not be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Another program held the xtables lock for longer than [`LOCK_WAIT`].
+    #[error("another program has held the xtables lock for more than {LOCK_WAIT} seconds")]
     Busy,
     /// The process may not administer this network namespace.
     #[error("not permitted to read or change the firewall of this network namespace: {0}")]
     NotPermitted(String),
-    /// The kernel lacks something.
+    /// The kernel lacks a table, a match or a target.
     #[error("the kernel lacks a part that iptables needs: {0}")]
     NoKernel(String),
-    /// It refused something.
+    /// A program, or the kernel, refused the input.
     #[error("{program} refused {line}: {message}")]
     Refused {
-        /// The program.
+        /// The file name of the program.
         program: String,
-        /// What it refused: a line of its input, or all of it.
+        /// The refused line of the input in backquotes, or `its input`.
         line: String,
-        /// Its words.
+        /// The program's error message.
         message: String,
     },
-    /// What it printed cannot be read.
-    #[error("the rules of iptables cannot be read")]
+    /// The output of iptables-save(8) cannot be parsed.
+    #[error("cannot parse the output of iptables-save")]
     Unreadable(#[from] SaveError),
 }
 
-/// The programs of one family.
+/// The installed programs of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
-    /// The family.
+    /// The address family of the rules.
     pub family: Family,
-    /// Which part of the kernel they speak to.
+    /// The kernel interface of the programs.
     pub variant: Variant,
-    /// What changes one rule; it is only asked what it is.
+    /// The path of `iptables`, which is used only for `--version`.
     plain: PathBuf,
     restore: PathBuf,
     save: PathBuf,
 }
 
 impl Tools {
-    /// Those of IPv4 that the host's own `iptables` is one of.
+    /// Returns the IPv4 programs of the same variant as the host's `iptables`.
     ///
     /// # Errors
-    /// Where there is none, or it does not say what it is.
+    /// If a program is missing, or if `iptables --version` fails.
     pub fn of_host() -> Result<Self, CommandError> {
-        let word = word(Family::Ipv4);
+        let word = command_name(Family::Ipv4);
         let plain = find(&[word.to_owned()])?;
         let variant = Variant::of_program(&plain)?;
         Self::with(Family::Ipv4, variant, plain, &[format!("{word}-{}", variant.name()), word.to_owned()])
     }
 
-    /// Those of a variant.
+    /// Returns the programs of a variant.
     ///
     /// # Errors
-    /// Where it is not installed.
+    /// If the variant is not installed.
     pub fn of_variant(family: Family, variant: Variant) -> Result<Self, CommandError> {
-        let (plain, word) = (word(family), format!("{}-{}", word(family), variant.name()));
+        let (plain, word) = (command_name(family), format!("{}-{}", command_name(family), variant.name()));
         if let Ok(path) = find(std::slice::from_ref(&word)) {
             return Self::with(family, variant, path, &[word, plain.to_owned()]);
         }
-        // Before 1.8 there was only one, and programs had no longer names.
+        // Before 1.8 there was only one variant, and the names of programs had no suffix.
         let path = find(&[plain.to_owned()])?;
         if Variant::of_program(&path)? != variant {
-            return Err(CommandError::Missing(word));
+            return Err(ProcessError::Missing(word).into());
         }
         Self::with(family, variant, path, &[plain.to_owned()])
     }
@@ -148,38 +138,38 @@ impl Tools {
         Ok(Self { family, variant, plain, restore: program("restore")?, save: program("save")? })
     }
 
-    /// What they say of their version, `iptables v1.8.9 (nf_tables)`.
+    /// Returns the output of `--version`, such as `iptables v1.8.9 (nf_tables)`.
     ///
     /// # Errors
-    /// Where they do not.
+    /// If the program fails.
     pub fn version(&self) -> Result<String, CommandError> {
         version(&self.plain)
     }
 
-    /// What it prints of all rules, with what they counted.
+    /// Returns the output of iptables-save(8): all rules, with counters.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If the program fails.
     pub fn save(&self) -> Result<String, CommandError> {
-        let output = run(&self.save, command(&self.save).arg("-c").stdin(Stdio::null()))?;
-        // Comments of others may be in any encoding; ours are not.
+        let output = run(&self.save, &["-c"], Stdio::null())?;
+        // Comments of other programs may have any encoding; those of portfwd are UTF-8.
         Ok(String::from_utf8(output.stdout)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// Has the changes in `text` made, all of a table at once. They are written to `input`, which the program holds open
-    /// until it has ended: whatever becomes of us meanwhile, it has all of its text.
+    /// Applies the changes in `text` with iptables-restore(8), one commit per table. Writes the text to the file `input`, so
+    /// that the program can read all of it even if this process dies.
     ///
     /// # Errors
-    /// Where they were not made; those of earlier tables in the text may have been.
+    /// If a table is refused. Earlier tables in the text are then changed already.
     pub fn restore(&self, text: &str, input: &mut File) -> Result<(), CommandError> {
         self.restore_with(&["--noflush", "--counters", "--wait", &LOCK_WAIT.to_string()], text, input)
     }
 
-    /// Whether it would take a text; changes nothing, but may have the kernel load the tables of the text.
+    /// Returns true if iptables-restore(8) accepts a text. Changes no rule, but the kernel may load the tables of the text.
     ///
     /// # Errors
-    /// Where that cannot be told.
+    /// If the program fails for another reason than the text.
     pub fn accepts(&self, text: &str, input: &mut File) -> Result<bool, CommandError> {
         let wait = LOCK_WAIT.to_string();
         match self.restore_with(&["--noflush", "--test", "--wait", &wait], text, input) {
@@ -190,7 +180,6 @@ impl Tools {
     }
 
     fn restore_with(&self, arguments: &[&str], text: &str, input: &mut File) -> Result<(), CommandError> {
-        let failed = |error| CommandError::Run(self.restore.clone(), error);
         let stdin = (|| {
             input.set_len(0)?;
             input.rewind()?;
@@ -198,115 +187,44 @@ impl Tools {
             input.rewind()?;
             input.try_clone()
         })();
-        let stdin = stdin.map_err(failed)?;
-        let mut command = command(&self.restore);
-        if text.len() > LARGE {
-            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
-        }
-        match run(&self.restore, command.args(arguments).stdin(stdin)) {
+        let stdin: File = stdin.map_err(|error: io::Error| ProcessError::Run(self.restore.clone(), error))?;
+        match run(&self.restore, arguments, stdin) {
             Err(CommandError::Refused { program, message, .. }) => {
                 let line = line_of(&message).and_then(|at| text.lines().nth(at - 1)).map(|text| format!("`{text}`"));
-                Err(CommandError::Refused { program, line: line.unwrap_or_else(|| "it".into()), message })
+                Err(CommandError::Refused { program, line: line.unwrap_or_else(|| "its input".into()), message })
             }
             other => other.map(drop),
         }
     }
 }
 
-/// From how many bytes on what is restored is worth large pages: a program that works on whole tables has hundreds of its
-/// pages made one by one otherwise, where the kernel gives large ones to those who ask (`madvise`, Debian's kernel to all). 60,000
-/// rules: 4 to 7 % of its time, Linux 6.18, glibc 2.36, mallopt(3) and the GNU C Library's manual on tunables.
-const LARGE: usize = 1 << 20;
-
-fn run(program: &Path, command: &mut Command) -> Result<Output, CommandError> {
-    let output = command.output().map_err(|error| CommandError::Run(program.to_owned(), error))?;
-    if output.status.success() { Ok(output) } else { Err(judge(program, &output)) }
+fn run(program: &Path, arguments: &[&str], stdin: impl Into<Stdio>) -> Result<Output, CommandError> {
+    let output = process::run(program, arguments, stdin)?;
+    if output.status.success() { Ok(output) } else { Err(classify(program, &output)) }
 }
 
-/// The names of labels on this host, which iptables-save prints in the place of their numbers.
+/// Returns the label names of this host, which iptables-save(8) prints instead of label numbers.
 pub fn label_names() -> LabelNames {
     std::fs::read(LABEL_NAMES)
         .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Starts this very program once more, whatever has become of its file, in the namespaces of this thread, with pipes as its
-/// input and output.
-///
-/// # Errors
-/// Where it cannot be started.
-pub fn ourselves(arguments: impl IntoIterator<Item = OsString>) -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("portfwd").args(arguments).env_clear().current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
-}
-
-/// Runs a program of the host's, found like those of iptables, and gives what it printed and how it ended. It holds `held`
-/// open until it has ended, whatever becomes of us meanwhile.
-///
-/// # Errors
-/// Where it is not installed, or cannot be run.
-pub fn ask(name: &str, arguments: &[&str], held: Stdio) -> Result<Output, CommandError> {
-    let program = find(&[name.to_owned()])?;
-    let output = command(&program).args(arguments).stdin(held).output();
-    output.map_err(|error| CommandError::Run(program, error))
-}
-
-/// Starts a user's program in the namespaces of this thread, found by a `PATH` of the usual directories, with nothing to read
-/// and nobody who reads it.
-///
-/// # Errors
-/// Where there is no such program, or it cannot be started.
-pub fn start(program: &OsString, arguments: &[OsString]) -> io::Result<Child> {
-    let mut command = Command::new(program);
-    command.args(arguments).env_clear().current_dir("/");
-    command.env("PATH", format!("/usr/local/bin:{}", DIRECTORIES.join(":")));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
-}
-
-/// Runs a user's program in the namespaces of this thread in our own place, as far as its input, output and environment go,
-/// and gives how it ended.
-///
-/// # Errors
-/// Where there is no such program, or it cannot be started.
-pub fn in_our_place(program: &OsString, arguments: &[OsString]) -> io::Result<ExitStatus> {
-    Command::new(program).args(arguments).status()
-}
-
-/// Becomes a user's program, with our input, output and environment, and its signals as they are usually; comes back only
-/// where it cannot.
-pub fn become_program(program: &OsString, arguments: &[OsString]) -> io::Error {
-    Command::new(program).args(arguments).exec()
-}
-
-fn word(family: Family) -> &'static str {
+fn command_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "iptables",
         Family::Ipv6 => "ip6tables",
     }
 }
 
-/// The first of some names that there is a program of.
-fn find(names: &[String]) -> Result<PathBuf, CommandError> {
-    let mut paths = names.iter().flat_map(|name| DIRECTORIES.map(|directory| Path::new(directory).join(name)));
-    let wanted = || names.first().cloned().unwrap_or_default();
-    paths.find(|path| path.is_file()).ok_or_else(|| CommandError::Missing(wanted()))
+/// Returns the path of the first installed program of `names`.
+fn find(names: &[String]) -> Result<PathBuf, ProcessError> {
+    let missing = || ProcessError::Missing(names.first().cloned().unwrap_or_default());
+    names.iter().find_map(|name| process::find(name).ok()).ok_or_else(missing)
 }
 
-fn command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    // In a group of its own, so that what ends us by a signal to ours lets it come to its end.
-    command.process_group(0);
-    command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C").current_dir("/");
-    command
-}
-
-/// `iptables v1.8.9 (nf_tables)`.
+/// Returns the output of `--version`, such as `iptables v1.8.9 (nf_tables)`.
 fn version(program: &Path) -> Result<String, CommandError> {
-    let output = command(program).arg("--version").stdin(Stdio::null()).output();
-    let output = output.map_err(|error| CommandError::Run(program.to_owned(), error))?;
-    if !output.status.success() {
-        return Err(judge(program, &output));
-    }
+    let output = run(program, &["--version"], Stdio::null())?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
@@ -314,13 +232,15 @@ fn name(program: &Path) -> String {
     program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// What a failure means. Exit codes do not say: 4 is a lock that is held, missing privileges, and a kernel that refused.
+/// Classifies a failure by its message. The exit code is ambiguous: 4 means a held lock, missing privileges, or a refusal of
+/// the kernel.
+///
 /// Source: iptables(8) and xshared.c; measured with 1.8.9.
-fn judge(program: &Path, output: &Output) -> CommandError {
+fn classify(program: &Path, output: &Output) -> CommandError {
     let text = String::from_utf8_lossy(&output.stderr);
-    // The hint at the end, and what every rule with a label says where there is no file of their names, say nothing.
-    let says = |line: &&str| !line.starts_with("Try `") && !line.contains("connlabel.conf") && !line.is_empty();
-    let mut message = text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ");
+    // Skips the hint at the end, and the warning for each rule with a label if connlabel.conf is missing.
+    let is_message = |line: &&str| !line.starts_with("Try `") && !line.contains("connlabel.conf") && !line.is_empty();
+    let mut message = text.lines().map(str::trim).filter(is_message).collect::<Vec<_>>().join("; ");
     if message.is_empty() {
         message = output.status.to_string();
     }
@@ -334,11 +254,11 @@ fn judge(program: &Path, output: &Output) -> CommandError {
     {
         CommandError::NoKernel(message)
     } else {
-        CommandError::Refused { program: name(program), line: "it".into(), message }
+        CommandError::Refused { program: name(program), line: "its input".into(), message }
     }
 }
 
-/// The number of the line that `Error occurred at line: 10` or `line 10 failed` names; the first is 1.
+/// Returns the line number in `Error occurred at line: 10` or `line 10 failed`. Line numbers start at 1.
 fn line_of(message: &str) -> Option<usize> {
     let at = message.find("line: ").map(|at| at + 6).or_else(|| message.find("line ").map(|at| at + 5))?;
     let digits: String = message.get(at..)?.chars().take_while(char::is_ascii_digit).collect();

@@ -1,21 +1,23 @@
-//! What rule sets may ask that iptables cannot do exactly. It is refused, not approximated.
+//! The features of rule sets that iptables does not support. portfwd refuses these rule sets and does not approximate
+//! them.
 //!
-//! | what | why |
+//! | feature | reason |
 //! | --- | --- |
-//! | `priority` other than the usual one | the tables of iptables run at fixed places |
+//! | `priority` other than the default | the tables of iptables have fixed priorities |
 //! | another port for UDP-Lite | DNAT and REDIRECT rewrite ports of TCP, UDP, SCTP and DCCP only |
-//! | interface names with quotes, a backslash, `+` at the end, `!` or `-` at the beginning, or outside of ASCII | `+` matches every name that begins so; others iptables-restore(8) cannot read back from iptables-save(8) |
+//! | interface names with `+` at the end | `+` matches every name with this prefix |
+//! | interface names with `!` or `-` at the beginning, quotes, backslashes or characters outside of ASCII | iptables-restore(8) cannot read these names from the output of iptables-save(8) |
 
 use std::fmt;
 
-use crate::model::{Asked, Binding, IfName, Priority, Protocol, SetName};
+use crate::model::{Binding, DesiredState, IfName, Priority, Protocol, SetName};
 
-/// Something that iptables cannot do.
+/// An unsupported feature in a rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
-    /// What, and why.
+    /// The message: the feature and the reason.
     pub what: String,
-    /// What to write instead.
+    /// The help text: the change that makes the rule set work.
     pub help: String,
 }
 
@@ -27,7 +29,7 @@ impl fmt::Display for Limit {
 
 const OTHERWISE: &str = "or use the nftables backend";
 
-/// What of a binding iptables cannot do.
+/// Returns the first unsupported feature of a binding.
 pub fn of_binding(binding: &Binding) -> Option<Limit> {
     let moved = binding.target_port(binding.ports.first()) != binding.ports.first()
         || binding.target_port(binding.ports.last()) != binding.ports.last();
@@ -40,15 +42,15 @@ pub fn of_binding(binding: &Binding) -> Option<Limit> {
     binding.interface.as_ref().and_then(of_interface)
 }
 
-/// What of the name of an interface iptables cannot do.
+/// Returns a limit if iptables cannot match an interface with this name.
 pub fn of_interface(name: &IfName) -> Option<Limit> {
     let text = name.as_str();
     let why = if text.ends_with('+') {
-        "it takes a `+` at the end for every name that begins so"
+        "a `+` at the end matches every name with this prefix"
     } else if text.starts_with(['!', '-']) {
-        "it takes what begins so for something else"
+        "it reads a `!` or `-` at the beginning as an option"
     } else if !text.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\'' | '\\')) {
-        "iptables-save prints it so that iptables-restore cannot read it"
+        "iptables-restore cannot read the name as iptables-save prints it"
     } else {
         return None;
     };
@@ -58,33 +60,33 @@ pub fn of_interface(name: &IfName) -> Option<Limit> {
     })
 }
 
-/// What of a priority iptables cannot do.
+/// Returns a limit if the priority is not the default.
 pub fn of_priority(priority: Option<Priority>) -> Option<Limit> {
     let priority = priority.filter(|priority| *priority != Priority::DEFAULT)?;
     Some(Limit {
-        what: format!("iptables cannot run at priority {}: its tables have fixed places", priority.value()),
+        what: format!("iptables cannot run at priority {}: its tables have fixed priorities", priority.value()),
         help: format!("leave `priority` out, {OTHERWISE}"),
     })
 }
 
-/// Everything that iptables cannot do, with the set that asks it.
-pub fn find(asked: &Asked) -> Vec<(SetName, Limit)> {
+/// Returns all unsupported features of the desired state, with their rule sets.
+pub fn find(desired: &DesiredState) -> Vec<(SetName, Limit)> {
     let mut found = Vec::new();
-    let mut put = |set: &SetName, limit: Option<Limit>| found.extend(limit.map(|limit| (set.clone(), limit)));
-    for (set, settings) in &asked.settings {
-        put(set, of_priority(settings.priority));
+    let mut add = |set: &SetName, limit: Option<Limit>| found.extend(limit.map(|limit| (set.clone(), limit)));
+    for (set, settings) in &desired.settings {
+        add(set, of_priority(settings.priority));
     }
-    for owned in &asked.networks {
-        put(&owned.set, of_interface(&owned.rule.name));
+    for owned in &desired.networks {
+        add(&owned.set, of_interface(&owned.rule.name));
     }
-    for owned in &asked.bindings {
-        put(&owned.set, of_binding(&owned.rule));
+    for owned in &desired.bindings {
+        add(&owned.set, of_binding(&owned.rule));
     }
-    for owned in &asked.masquerades {
-        put(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
+    for owned in &desired.masquerades {
+        add(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
     }
-    for owned in &asked.snats {
-        put(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
+    for owned in &desired.snats {
+        add(&owned.set, owned.rule.out.as_ref().and_then(of_interface));
     }
     found
 }
@@ -94,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_that_iptables_would_take_for_others_are_refused() {
+    fn ambiguous_interface_names_are_refused() {
         for good in ["eth0", "br-4f2a", "wg.1", "a+b", "a!b", "veth@x", "e*"] {
             assert_eq!(of_interface(&good.parse().expect(good)), None, "{good}");
         }

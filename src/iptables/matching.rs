@@ -1,68 +1,67 @@
-//! What a rule asks besides addresses, interfaces and ports: matches of extensions, in the words of iptables-extensions(8)
-//! and back.
+//! The matches of extensions, written and read in the syntax of iptables-extensions(8).
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::words::{self, Words};
+use super::quoting::{self, Words};
 use crate::model::Family;
 
-/// States of connection tracking, as `--ctstate` names them.
+/// The conntrack states in a `--ctstate` match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum States {
-    /// The first packet of a connection, and those before an answer.
+    /// Packets of a connection before its first reply.
     New,
-    /// What does not belong to a connection that was let through before.
-    Unknown,
+    /// Packets that belong to no established connection.
+    NotEstablished,
 }
 
 impl States {
     fn text(self) -> &'static str {
         match self {
             Self::New => "NEW",
-            Self::Unknown => "INVALID,NEW,UNTRACKED",
+            Self::NotEstablished => "INVALID,NEW,UNTRACKED",
         }
     }
 }
 
-/// What a rule asks besides addresses, interfaces and ports; in the order of its text.
+/// A match of an extension. The variants are in the order of the text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
     /// The destination is one of this host's addresses.
     LocalDestination,
-    /// The source is any of the family's. iptables leaves `-s 0.0.0.0/0` out; this it keeps.
-    Everyone,
-    /// An address is in this range.
+    /// The source is any address of the family, written as a range. iptables omits `-s 0.0.0.0/0`, but keeps the range.
+    AnySource,
+    /// The source or destination address is in a range.
     Range {
-        /// Whether the source's; otherwise the destination's.
+        /// True for the source, false for the destination.
         source: bool,
         /// The lowest address.
         first: IpAddr,
-        /// The highest.
+        /// The highest address.
         last: IpAddr,
     },
     /// The connection is in one of these states.
     State(States),
-    /// The connection has this label, or has not.
+    /// The connection has a label.
     Label {
-        /// The label's bit.
+        /// The number of the label.
         bit: u8,
-        /// Whether it must not be there.
+        /// True if the match is negated with `!`.
         not: bool,
     },
-    /// Always matches, and gives the connection this label.
+    /// Always matches, and sets a label of the connection.
     SetLabel(u8),
-    /// Always matches; whose the rule is.
+    /// Always matches. Contains the name of the rule set and the remark.
     Comment(Arc<str>),
 }
 
 impl Match {
-    /// Adds its text, with a blank before each word.
+    /// Appends the match as text, with a space before each word.
     pub(super) fn write(&self, family: Family, out: &mut String) -> fmt::Result {
         match self {
             Self::LocalDestination => out.write_str(" -m addrtype --dst-type LOCAL"),
-            Self::Everyone => write!(out, " -m iprange --src-range {}", everyone(family)),
+            Self::AnySource => write!(out, " -m iprange --src-range {}", all_addresses(family)),
             Self::Range { source, first, last } => {
                 write!(out, " -m iprange --{}-range {first}-{last}", if *source { "src" } else { "dst" })
             }
@@ -73,33 +72,33 @@ impl Match {
             Self::SetLabel(bit) => write!(out, " -m connlabel --label {bit} --set"),
             Self::Comment(text) => {
                 out.push_str(" -m comment --comment ");
-                words::put(text, out);
+                quoting::push_quoted(text, out);
                 Ok(())
             }
         }
     }
 
-    /// Reads the words behind `-m NAME`; the other direction of [`Match::write`]. `None` where they are not written as we
-    /// write them.
+    /// Reads the words after `-m NAME`. The inverse of [`Match::write`]. Returns `None` if portfwd does not write such a
+    /// match.
     pub(super) fn read(name: &str, words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
         match name {
-            "addrtype" if words.takes("--dst-type") => (words.next()? == "LOCAL").then_some(Self::LocalDestination),
-            "iprange" if words.takes("--src-range") => Self::range(words.next()?, true, family),
-            "iprange" if words.takes("--dst-range") => Self::range(words.next()?, false, family),
-            "conntrack" if words.takes("--ctstate") => {
+            "addrtype" if words.take_if("--dst-type") => (words.next()? == "LOCAL").then_some(Self::LocalDestination),
+            "iprange" if words.take_if("--src-range") => Self::range(words.next()?, true, family),
+            "iprange" if words.take_if("--dst-range") => Self::range(words.next()?, false, family),
+            "conntrack" if words.take_if("--ctstate") => {
                 let text = words.next()?;
-                [States::New, States::Unknown].into_iter().find(|states| states.text() == text).map(Self::State)
+                [States::New, States::NotEstablished].into_iter().find(|states| states.text() == text).map(Self::State)
             }
             "connlabel" => {
-                let not = words.takes("!");
-                let bit = if words.takes("--label") { names.bit(words.next()?)? } else { return None };
-                match (not, words.takes("--set")) {
+                let not = words.take_if("!");
+                let bit = if words.take_if("--label") { names.bit(words.next()?)? } else { return None };
+                match (not, words.take_if("--set")) {
                     (false, true) => Some(Self::SetLabel(bit)),
                     (not, false) => Some(Self::Label { bit, not }),
                     (true, true) => None,
                 }
             }
-            "comment" if words.takes("--comment") => Some(Self::Comment(words.next()?.into())),
+            "comment" if words.take_if("--comment") => Some(Self::Comment(words.next()?.into())),
             _ => None,
         }
     }
@@ -107,29 +106,29 @@ impl Match {
     fn range(text: &str, source: bool, family: Family) -> Option<Self> {
         let (first, last) = text.split_once('-')?;
         let (first, last): (IpAddr, IpAddr) = (first.parse().ok()?, last.parse().ok()?);
-        if Family::of(first) != family || Family::of(last) != family {
+        if Family::of_address(first) != family || Family::of_address(last) != family {
             return None;
         }
-        // However its ends are written.
-        let all = source && format!("{first}-{last}") == everyone(family);
-        Some(if all { Self::Everyone } else { Self::Range { source, first, last } })
+        // The addresses are printed again, so any spelling in `text` matches.
+        let all = source && format!("{first}-{last}") == all_addresses(family);
+        Some(if all { Self::AnySource } else { Self::Range { source, first, last } })
     }
 }
 
-/// All addresses of a family as a range.
-fn everyone(family: Family) -> &'static str {
+/// Returns the range of all addresses of a family.
+fn all_addresses(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "0.0.0.0-255.255.255.255",
         Family::Ipv6 => "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
     }
 }
 
-/// The names of labels' bits on this host, from connlabel.conf: iptables-save prints them in the place of numbers.
+/// The label names of this host, from connlabel.conf. iptables-save prints these names instead of the numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelNames(Vec<(String, u8)>);
 
 impl LabelNames {
-    /// Reads `BIT NAME` lines. What is none is a comment.
+    /// Reads lines of the form `BIT NAME` and ignores all other lines.
     pub fn read(text: &str) -> Self {
         let line = |line: &str| {
             let mut words = line.split_whitespace();

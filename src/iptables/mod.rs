@@ -1,14 +1,15 @@
-//! The iptables backend, for hosts without nf_tables or where policy demands it: the model compiled to a [`program`] of
-//! chains and rules, programs compared, written as the input of iptables-restore(8), and read back from iptables-save(8).
+//! The iptables backend, for hosts without nf_tables or with a policy that requires iptables. It compiles the model to a
+//! [`program`], compares programs, writes the changes for iptables-restore(8), and reads the rules from iptables-save(8).
 //!
 //! ```text
 //! model ──compile──▶ program ──diff──▶ changes ──restore──▶ text ──command──▶ iptables-restore ──▶ kernel
 //! model ◀───lift──── program ◀──────────────────save─────── text ◀──command── iptables-save ◀─────┘
 //! ```
-//! Everything but `command` is pure. Both variants, iptables-nft and iptables-legacy, are spoken to in the same words.
+//! Only `command` performs I/O. The text for iptables-nft and iptables-legacy is the same, except for the policies
+//! of built-in chains.
 //!
-//! Be aware: ours are the chains whose names begin with `PORTFWD`, and one jump from each built-in chain that needs one. Nothing
-//! else is ever flushed, moved or counted to zero.
+//! Be aware: portfwd owns the chains whose names start with `PORTFWD`, and one jump from each built-in chain that needs
+//! one. portfwd does not flush or move other rules and does not reset their counters.
 
 pub mod command;
 pub mod compile;
@@ -17,8 +18,8 @@ pub mod lift;
 pub mod limits;
 mod matching;
 pub mod program;
+pub(crate) mod quoting;
 pub mod restore;
 pub mod rule;
 pub mod save;
 mod target;
-pub(crate) mod words;

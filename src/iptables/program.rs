@@ -1,4 +1,4 @@
-//! What the kernel is to hold, as plain data: for each family the chains that are ours, and where they are jumped to.
+//! A ruleset as plain data: portfwd's chains of each family, and the jumps to them from built-in chains.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,23 +7,22 @@ use std::sync::Arc;
 use super::rule::Rule;
 use crate::model::{Counter, Family};
 
-/// What the names of all our chains begin with.
-pub const PREFIX: &str = "PORTFWD";
+pub use super::target::PREFIX;
 
-/// A table of iptables(8) that we have chains in.
+/// A table of iptables(8) that portfwd uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// Looks at every packet, before any filter. What it drops is dropped whatever others accept.
+    /// Sees every packet, before the table `filter`. Rules in `filter` cannot accept a packet that was dropped here.
     Mangle,
-    /// Translates addresses; sees the first packet of every connection.
+    /// Translates addresses. The table sees only the first packet of each connection.
     Nat,
 }
 
 impl Table {
-    /// All that we use, in the order in which they are committed.
+    /// All tables that portfwd uses, in the order of the commits.
     pub const ALL: [Self; 2] = [Self::Mangle, Self::Nat];
 
-    /// Its name.
+    /// Returns the table's name in iptables(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Mangle => "mangle",
@@ -35,21 +34,21 @@ impl Table {
 /// A built-in chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
-    /// All that arrives, before it is routed.
+    /// Incoming packets, before the routing decision.
     Prerouting,
-    /// What passes through.
+    /// Packets that this host forwards.
     Forward,
-    /// What this host sends.
+    /// Packets that this host sends.
     Output,
-    /// All that leaves, after it was routed.
+    /// Outgoing packets, after the routing decision.
     Postrouting,
 }
 
 impl Hook {
-    /// All built-in chains that we jump from.
+    /// All built-in chains in which portfwd adds jumps.
     pub const ALL: [Self; 4] = [Self::Prerouting, Self::Forward, Self::Output, Self::Postrouting];
 
-    /// Its name.
+    /// Returns the chain's name in iptables(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Prerouting => "PREROUTING",
@@ -59,32 +58,32 @@ impl Hook {
         }
     }
 
-    /// The chain of ours that it jumps to. The dot keeps it apart from chains that rule sets name.
-    pub fn entry(self) -> String {
+    /// Returns the name of portfwd's chain for this built-in chain. Chain names in rule sets cannot contain the dot.
+    pub fn portfwd_chain(self) -> String {
         format!("{PREFIX}.{}", self.name())
     }
 }
 
-/// How a built-in chain jumps to ours.
+/// The jumps from a built-in chain to portfwd's chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attached {
-    /// Whether that is its first rule: before anybody else's, as our base chains of nftables are.
+pub struct HookJump {
+    /// True if the jump is the first rule of the built-in chain. portfwd's nftables chains run before others, too.
     pub first: bool,
-    /// How many of its rules are such a jump.
+    /// The number of such jumps in the built-in chain.
     pub times: usize,
 }
 
-impl Attached {
-    /// As it should be.
+impl HookJump {
+    /// The desired state: one jump, as the first rule.
     pub const ONCE: Self = Self { first: true, times: 1 };
 }
 
-/// A chain of ours.
+/// One of portfwd's chains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// Its rules in order; shared, because what changes of a chain is a part of it.
+    /// The rules in order. Programs share the rules that stay when the rest of a chain changes.
     pub rules: Vec<Arc<Rule>>,
-    /// What they counted, in the same order, as far as it was read from a kernel.
+    /// The counters of the rules in the same order; empty if they were not read from the kernel.
     pub counters: Vec<Counter>,
 }
 
@@ -95,109 +94,111 @@ impl<T: Into<Arc<Rule>>> From<Vec<T>> for Chain {
 }
 
 impl Chain {
-    /// What a rule of it counted.
-    pub fn counter(&self, at: usize) -> Counter {
-        self.counters.get(at).copied().unwrap_or_default()
+    /// Returns the counter of the rule with this index.
+    pub fn counter(&self, index: usize) -> Counter {
+        self.counters.get(index).copied().unwrap_or_default()
     }
 }
 
-/// What becomes of what a built-in chain lets pass, and how much that was; not ours, but iptables-legacy sets the count to
-/// zero with every change to the table unless it is said again.
+/// The policy of a built-in chain and its counter.
+///
+/// portfwd does not change policies, but must write them: iptables-legacy resets the counter with every change to the
+/// table unless the input contains the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The built-in chain.
+    /// The name of the built-in chain.
     pub chain: String,
     /// `ACCEPT` or `DROP`.
     pub policy: String,
-    /// What it counted.
+    /// The counter of packets to which the policy applied.
     pub counter: Counter,
 }
 
-/// What is ours of one table.
+/// portfwd's part of one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Our chains by name.
+    /// portfwd's chains by name.
     pub chains: BTreeMap<Arc<str>, Chain>,
-    /// Where built-in chains jump to them.
-    pub hooks: BTreeMap<Hook, Attached>,
-    /// The policies of the built-in chains, as far as they were read from a kernel.
+    /// The jumps from built-in chains.
+    pub hooks: BTreeMap<Hook, HookJump>,
+    /// The policies of the built-in chains; empty if they were not read from the kernel.
     pub policies: Vec<Policy>,
 }
 
 impl Contents {
-    /// Whether both hold the same rules and jumps of ours; what was counted does not matter.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Returns true if both contain the same rules and jumps. Ignores the counters.
+    pub fn same_content(&self, other: &Self) -> bool {
         fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Arc<Rule>>)> {
             contents.chains.iter().map(|(name, chain)| (name, &chain.rules))
         }
         self.hooks == other.hooks && rules(self).eq(rules(other))
     }
 
-    /// Whether nothing of ours is there.
+    /// Returns true if there is neither a chain nor a jump.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()
     }
 }
 
-/// What is ours of one family.
+/// portfwd's rules of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Half {
-    /// In the table `mangle`.
+pub struct FamilyRules {
+    /// The part of the table `mangle`.
     pub mangle: Contents,
-    /// In the table `nat`.
+    /// The part of the table `nat`.
     pub nat: Contents,
 }
 
-impl Half {
-    /// What is in a table.
-    pub fn of(&self, table: Table) -> &Contents {
+impl FamilyRules {
+    /// Returns the part of a table.
+    pub fn table(&self, table: Table) -> &Contents {
         match table {
             Table::Mangle => &self.mangle,
             Table::Nat => &self.nat,
         }
     }
 
-    /// The same, to be changed.
-    pub fn of_mut(&mut self, table: Table) -> &mut Contents {
+    /// Returns the part of a table for changes.
+    pub fn table_mut(&mut self, table: Table) -> &mut Contents {
         match table {
             Table::Mangle => &mut self.mangle,
             Table::Nat => &mut self.nat,
         }
     }
 
-    /// Whether nothing is there.
+    /// Returns true if both tables are empty.
     pub fn is_empty(&self) -> bool {
         self.mangle.is_empty() && self.nat.is_empty()
     }
 }
 
-/// All that is ours.
+/// portfwd's rules of both families.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
-    /// For IPv4.
-    pub ipv4: Half,
-    /// For IPv6.
-    pub ipv6: Half,
+    /// The rules of iptables(8).
+    pub ipv4: FamilyRules,
+    /// The rules of ip6tables(8).
+    pub ipv6: FamilyRules,
 }
 
 impl Program {
-    /// What is ours of a family.
-    pub fn of(&self, family: Family) -> &Half {
+    /// Returns the rules of a family.
+    pub fn family(&self, family: Family) -> &FamilyRules {
         match family {
             Family::Ipv4 => &self.ipv4,
             Family::Ipv6 => &self.ipv6,
         }
     }
 
-    /// The same, to be changed.
-    pub fn of_mut(&mut self, family: Family) -> &mut Half {
+    /// Returns the rules of a family for changes.
+    pub fn family_mut(&mut self, family: Family) -> &mut FamilyRules {
         match family {
             Family::Ipv4 => &mut self.ipv4,
             Family::Ipv6 => &mut self.ipv6,
         }
     }
 
-    /// Whether nothing is there.
+    /// Returns true if both families are empty.
     pub fn is_empty(&self) -> bool {
         self.ipv4.is_empty() && self.ipv6.is_empty()
     }
@@ -207,19 +208,19 @@ impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for family in Family::ALL {
             for table in Table::ALL {
-                let contents = self.of(family).of(table);
+                let contents = self.family(family).table(table);
                 if contents.is_empty() {
                     continue;
                 }
                 writeln!(f, "{family} {}", table.name())?;
                 for hook in contents.hooks.keys() {
-                    writeln!(f, "  {} -> {}", hook.name(), hook.entry())?;
+                    writeln!(f, "  {} -> {}", hook.name(), hook.portfwd_chain())?;
                 }
                 for (name, chain) in &contents.chains {
                     writeln!(f, "  {name}")?;
                     for rule in &chain.rules {
                         let mut text = String::new();
-                        rule.put(family, &mut text);
+                        rule.write_to(family, &mut text);
                         writeln!(f, "   {text}")?;
                     }
                 }

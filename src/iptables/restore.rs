@@ -1,4 +1,4 @@
-//! Changes as the input of `iptables-restore --noflush --counters`.
+//! Writes changes as the input of `iptables-restore --noflush --counters`.
 //!
 //! ```text
 //! *nat
@@ -11,12 +11,12 @@
 //! -X PORTFWD-OLD
 //! COMMIT
 //! ```
-//! A chain that is declared is made, or emptied where it is there. Built-in chains are declared for iptables-legacy alone, with
-//! the policies and counts that they have: that empties none, and without it every change to a table would set these counts
-//! to zero (measured, 1.8.9). The kernel takes each table as a whole at its `COMMIT`.
+//! A chain declaration creates the chain, or flushes an existing chain. For iptables-legacy, portfwd also declares the
+//! built-in chains, with their current policies and counters. These declarations flush nothing; without them, every change
+//! to a table resets the counters of the policies (measured, 1.8.9). The kernel applies each table atomically at its
+//! `COMMIT`.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use super::command::Variant;
 use super::diff::{Changes, TableChanges};
@@ -24,22 +24,22 @@ use super::program::{Chain, Policy, Table};
 use super::rule::Rule;
 use crate::model::Family;
 
-/// Bytes of a usual line.
-const LINE: usize = 80;
+/// The estimated length of a line in bytes.
+const LINE_LENGTH: usize = 80;
 
 /// Writes the changes of a family for a variant.
 pub fn text(changes: &Changes, family: Family, variant: Variant) -> String {
-    let mut out = String::with_capacity(changes.rules() * LINE);
+    let mut out = String::with_capacity(changes.rules() * LINE_LENGTH);
     for (table, changes) in &changes.0 {
         // Writing to a `String` cannot fail.
-        let written = put(*table, changes, family, variant, &mut out);
+        let written = write_table(*table, changes, family, variant, &mut out);
         debug_assert!(written.is_ok());
     }
     out
 }
 
-/// Whether a text is nothing but the changes it was written for: no word of it, such as a comment of somebody else's in our
-/// chains, holds a line end and so begins a line of its own.
+/// Returns true if no chain name, comment or foreign rule in the changes contains a control character. A line end, for
+/// example in the comment of another program's rule, would start an unintended line.
 pub fn is_sound(changes: &Changes) -> bool {
     let control = |text: &str| text.chars().any(char::is_control);
     let broken = |rule: &Rule| {
@@ -49,41 +49,27 @@ pub fn is_sound(changes: &Changes) -> bool {
     !written.any(|(name, chain)| control(name) || chain.rules.iter().any(|rule| broken(rule)))
 }
 
-/// From how many chains on the second half is written at the same time as the first.
-const MANY: usize = 128;
-
-fn put_chains(chains: &[(Arc<str>, Chain)], family: Family, out: &mut String) -> std::fmt::Result {
-    if chains.len() >= MANY {
-        let (first, second) = chains.split_at(chains.len() / 2);
-        return std::thread::scope(|scope| {
-            let second = scope.spawn(move || {
-                let mut text = String::with_capacity(second.iter().map(|(_, chain)| chain.rules.len() * LINE).sum());
-                second.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, &mut text))?;
-                Ok(text)
-            });
-            first.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, out))?;
-            out.push_str(&second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-            Ok(())
-        });
-    }
-    chains.iter().try_for_each(|(name, chain)| put_chain(name, chain, family, out))
-}
-
-fn put_chain(name: &str, chain: &Chain, family: Family, out: &mut String) -> std::fmt::Result {
-    for (at, rule) in chain.rules.iter().enumerate() {
+fn write_chain(name: &str, chain: &Chain, family: Family, out: &mut String) -> std::fmt::Result {
+    for (index, rule) in chain.rules.iter().enumerate() {
         if !chain.counters.is_empty() {
-            let counter = chain.counter(at);
+            let counter = chain.counter(index);
             write!(out, "[{}:{}] ", counter.packets, counter.bytes)?;
         }
         out.push_str("-A ");
         out.push_str(name);
-        rule.put(family, out);
+        rule.write_to(family, out);
         out.push('\n');
     }
     Ok(())
 }
 
-fn put(table: Table, changes: &TableChanges, family: Family, variant: Variant, out: &mut String) -> std::fmt::Result {
+fn write_table(
+    table: Table,
+    changes: &TableChanges,
+    family: Family,
+    variant: Variant,
+    out: &mut String,
+) -> std::fmt::Result {
     writeln!(out, "*{}", table.name())?;
     for Policy { chain, policy, counter } in changes.policies.iter().filter(|_| variant == Variant::Legacy) {
         writeln!(out, ":{chain} {policy} [{}:{}]", counter.packets, counter.bytes)?;
@@ -94,22 +80,22 @@ fn put(table: Table, changes: &TableChanges, family: Family, variant: Variant, o
     }
     for (hook, times) in &changes.unhook {
         for _ in 0..*times {
-            writeln!(out, "-D {} -j {}", hook.name(), hook.entry())?;
+            writeln!(out, "-D {} -j {}", hook.name(), hook.portfwd_chain())?;
         }
     }
-    put_chains(&changes.write, family, out)?;
+    changes.write.iter().try_for_each(|(name, chain)| write_chain(name, chain, family, out))?;
     for edit in &changes.edit {
         for _ in 0..edit.remove {
             writeln!(out, "-D {} {}", edit.chain, edit.at + 1)?;
         }
         for (number, rule) in edit.insert.iter().enumerate() {
             write!(out, "-I {} {}", edit.chain, edit.at + number + 1)?;
-            rule.put(family, out);
+            rule.write_to(family, out);
             out.push('\n');
         }
     }
     for hook in &changes.hook {
-        writeln!(out, "-I {} 1 -j {}", hook.name(), hook.entry())?;
+        writeln!(out, "-I {} 1 -j {}", hook.name(), hook.portfwd_chain())?;
     }
     for name in &changes.remove {
         writeln!(out, "-X {name}")?;

@@ -1,14 +1,14 @@
-//! A rule: what it matches and what it does, in the words of iptables(8).
+//! A rule of iptables(8): its matches and its target.
 //!
-//! Prints as iptables-restore reads it; [`Rule::parse`] reads what iptables-save prints.
+//! [`Rule::write_to`] writes a rule for iptables-restore. [`Rule::parse`] reads the output of iptables-save.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::words::{self, Words};
-use crate::model::rule_comment::comment;
+use super::quoting::{self, Words};
+use crate::model::rule_comment::format_comment;
 use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
 
 pub use super::matching::{LabelNames, Match, States};
@@ -17,9 +17,9 @@ pub use super::target::{Destination, DestinationPort, Target};
 /// The interface that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Interface {
-    /// Whether it is any other one.
+    /// True if the match is negated with `!`.
     pub not: bool,
-    /// Its name.
+    /// The name of the interface.
     pub name: IfName,
 }
 
@@ -32,56 +32,56 @@ impl Interface {
 /// The protocol that a rule matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// One with ports.
+    /// A protocol with ports.
     Ports(Protocol),
-    /// The ICMP of IPv4.
+    /// ICMP for IPv4.
     Icmp,
 }
 
-/// A rule.
+/// A rule. Fields that are `None` match every packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The source is in this network.
+    /// `-s`: the network of the source address.
     pub source: Option<IpNetwork>,
-    /// The destination is.
+    /// `-d`: the network of the destination address.
     pub destination: Option<IpNetwork>,
-    /// It arrived here.
+    /// `-i`: the ingress interface.
     pub input: Option<Interface>,
-    /// It leaves here.
+    /// `-o`: the egress interface.
     pub output: Option<Interface>,
-    /// The protocol.
+    /// `-p`: the protocol.
     pub protocol: Option<Transport>,
-    /// The destination's port.
+    /// `--dport`: the destination ports.
     pub ports: Option<PortRange>,
-    /// The whole range of ports that the rule is only a part of.
+    /// `-m multiport --dports`: the range of the forward, if the rule serves a part of that range only.
     pub part_of: Option<PortRange>,
-    /// What else it asks.
+    /// The matches of extensions, in the order of the text.
     pub matches: Vec<Match>,
-    /// What it does; none: it only sets labels.
+    /// `-j`: the target. `None` if the rule only sets labels.
     pub target: Option<Target>,
-    /// The words of a rule that is none of ours; all else is empty then.
+    /// The text of a rule that portfwd does not write. All other fields are empty then.
     pub foreign: Option<String>,
 }
 
 impl Rule {
-    /// A rule that jumps to a chain.
+    /// Returns a rule that jumps to a chain with every packet.
     pub fn jump(chain: &str) -> Self {
-        Self::to(Target::Jump(chain.into()))
+        Self::with_target(Target::Jump(chain.into()))
     }
 
-    /// A rule that does this with everything.
-    pub fn to(target: Target) -> Self {
+    /// Returns a rule with this target for every packet.
+    pub fn with_target(target: Target) -> Self {
         Self { target: Some(target), ..Self::default() }
     }
 
-    /// The same rule with one more thing to ask, last.
+    /// Appends a match.
     #[must_use]
-    pub fn with(mut self, more: Match) -> Self {
+    pub fn with_match(mut self, more: Match) -> Self {
         self.matches.push(more);
         self
     }
 
-    /// Its comment, if it has one.
+    /// Returns the comment, if the rule has one.
     pub fn comment(&self) -> Option<&Arc<str>> {
         self.matches.iter().find_map(|found| match found {
             Match::Comment(text) => Some(text),
@@ -89,7 +89,7 @@ impl Rule {
         })
     }
 
-    /// The labels that it sets.
+    /// Returns the labels that the rule sets.
     pub fn labels(&self) -> impl Iterator<Item = u8> {
         self.matches.iter().filter_map(|found| match found {
             Match::SetLabel(bit) => Some(*bit),
@@ -97,16 +97,16 @@ impl Rule {
         })
     }
 
-    /// The chain that it asks, if it asks one.
-    pub fn asks(&self) -> Option<&Arc<str>> {
+    /// Returns the chain that the rule jumps to, if the target is a jump.
+    pub fn jump_target(&self) -> Option<&Arc<str>> {
         match &self.target {
             Some(Target::Jump(chain)) => Some(chain),
             _ => None,
         }
     }
 
-    /// Adds its text, with a blank before each word.
-    pub fn put(&self, family: Family, out: &mut String) {
+    /// Appends the rule as text, with a space before each word.
+    pub fn write_to(&self, family: Family, out: &mut String) {
         // Writing to a `String` cannot fail.
         let written = self.write(family, out);
         debug_assert!(written.is_ok());
@@ -126,7 +126,7 @@ impl Rule {
             if let Some(Interface { not, name }) = interface {
                 out.push_str(if *not { " !" } else { "" });
                 out.push_str(flag);
-                words::put(name.as_str(), out);
+                quoting::push_quoted(name.as_str(), out);
             }
         }
         match self.protocol {
@@ -135,14 +135,14 @@ impl Rule {
             None => {}
         }
         if let Some(ports) = self.ports {
-            // Only UDP-Lite has no match of its own.
+            // UDP-Lite is the only protocol without its own match extension.
             let lite = self.protocol == Some(Transport::Ports(Protocol::Udplite));
             out.push_str(if lite { " -m multiport --dports " } else { " --dport " });
-            put_ports(ports, out)?;
+            write_ports(ports, out)?;
         }
-        if let Some(whole) = self.part_of {
+        if let Some(range) = self.part_of {
             out.push_str(" -m multiport --dports ");
-            put_ports(whole, out)?;
+            write_ports(range, out)?;
         }
         for found in &self.matches {
             found.write(family, out)?;
@@ -153,9 +153,9 @@ impl Rule {
         }
     }
 
-    /// Reads a rule; the other direction of [`Rule::put`]. What is not written as we write it is kept as foreign words.
+    /// Reads a rule. The inverse of [`Rule::write_to`]. A rule that portfwd would not write is kept as foreign text.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
-        let read = words::split(text).and_then(|words| Self::read(&mut Words::of(&words), family, names));
+        let read = quoting::split(text).and_then(|words| Self::read(&mut Words::new(&words), family, names));
         read.unwrap_or_else(|| Self { foreign: Some(text.trim_matches(' ').to_owned()), ..Self::default() })
     }
 
@@ -167,14 +167,14 @@ impl Rule {
                 "-d" => rule.destination = Some(network(words, family)?),
                 "-i" => rule.input = Some(Interface::read(words, false)?),
                 "-o" => rule.output = Some(Interface::read(words, false)?),
-                "!" if words.takes("-i") => rule.input = Some(Interface::read(words, true)?),
-                "!" if words.takes("-o") => rule.output = Some(Interface::read(words, true)?),
+                "!" if words.take_if("-i") => rule.input = Some(Interface::read(words, true)?),
+                "!" if words.take_if("-o") => rule.output = Some(Interface::read(words, true)?),
                 "-p" => rule.protocol = Some(transport(words.next()?)?),
                 "--dport" => rule.ports = Some(ports(words.next()?)?),
                 "-m" => match words.next()? {
-                    // The match of the protocol's own, which `--dport` belongs to.
+                    // The match extension of the protocol, for `--dport`.
                     "tcp" | "udp" | "sctp" | "dccp" => {}
-                    "multiport" if words.takes("--dports") => {
+                    "multiport" if words.take_if("--dports") => {
                         let slot = if rule.ports.is_none() { &mut rule.ports } else { &mut rule.part_of };
                         if slot.replace(ports(words.next()?)?).is_some() {
                             return None;
@@ -190,7 +190,7 @@ impl Rule {
     }
 }
 
-fn put_ports(ports: PortRange, out: &mut String) -> fmt::Result {
+fn write_ports(ports: PortRange, out: &mut String) -> fmt::Result {
     if ports.is_single() { write!(out, "{}", ports.first()) } else { write!(out, "{}:{}", ports.first(), ports.last()) }
 }
 
@@ -199,7 +199,7 @@ fn network(words: &mut Words<'_>, family: Family) -> Option<IpNetwork> {
     (Family::of_network(network) == family).then_some(network)
 }
 
-/// iptables prints the names that it knows, and the numbers of all others.
+/// Reads a protocol. iptables-save prints the name if iptables knows it, and otherwise the number.
 fn transport(text: &str) -> Option<Transport> {
     let number = text.parse().ok();
     if text == "icmp" || number == Some(1) {
@@ -214,9 +214,9 @@ fn ports(text: &str) -> Option<PortRange> {
     PortRange::new(first.parse().ok()?, last.parse().ok()?)
 }
 
-/// The comment of a binding, shared by all rules that carry it.
+/// Returns the comment of a binding, to be shared by all rules with the same comment.
 pub fn shared_comment(set: &SetName, remark: Option<&Comment>) -> Arc<str> {
-    comment(set, remark.map(Comment::as_str)).into()
+    format_comment(set, remark.map(Comment::as_str)).into()
 }
 
 #[cfg(test)]
@@ -227,7 +227,7 @@ mod tests {
         Rule::parse(text, family, &LabelNames::default())
     }
 
-    /// What iptables-save 1.8.9 prints of rules like ours, both variants alike.
+    /// The output of iptables-save 1.8.9 for portfwd's rules. The output of both variants is the same.
     const SAVED: [&str; 22] = [
         "-m iprange --dst-range 10.0.0.1-10.0.0.9 -j PORTFWD.0a-0123456789ab",
         "-j PORTFWD.PREROUTING",
@@ -254,12 +254,12 @@ mod tests {
     ];
 
     #[test]
-    fn what_iptables_save_prints_is_read_and_written_back() {
+    fn iptables_save_output_round_trips() {
         for text in SAVED {
             let rule = read(text, Family::Ipv4);
             assert_eq!(rule.foreign, None, "{text}");
             let mut again = String::new();
-            rule.put(Family::Ipv4, &mut again);
+            rule.write_to(Family::Ipv4, &mut again);
             assert_eq!(read(&again, Family::Ipv4), rule, "{text}: {again}");
         }
         for text in [
@@ -272,13 +272,13 @@ mod tests {
             let rule = read(text, Family::Ipv6);
             assert_eq!(rule.foreign, None, "{text}");
             let mut again = String::new();
-            rule.put(Family::Ipv6, &mut again);
+            rule.write_to(Family::Ipv6, &mut again);
             assert_eq!(read(&again, Family::Ipv6), rule, "{text}: {again}");
         }
     }
 
     #[test]
-    fn what_is_not_written_like_ours_is_kept_in_its_words() {
+    fn foreign_rules_keep_their_text() {
         for text in [
             "-p tcp -m tcp --dport 80 -j DOCKER",
             "-p tcp -m tcp --sport 80 -j DROP",
@@ -294,39 +294,39 @@ mod tests {
             let rule = read(text, Family::Ipv4);
             assert_eq!(rule.foreign.as_deref(), Some(text));
             let mut again = String::new();
-            rule.put(Family::Ipv4, &mut again);
+            rule.write_to(Family::Ipv4, &mut again);
             assert_eq!(again.trim(), text);
         }
     }
 
     #[test]
-    fn all_addresses_are_everyone_however_they_are_written() {
+    fn every_spelling_of_all_addresses_is_any_source() {
         for (text, family) in [
             ("-m iprange --src-range 0.0.0.0-255.255.255.255", Family::Ipv4),
             ("-m iprange --src-range ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", Family::Ipv6),
             ("-m iprange --src-range 0::0-FFFF:ffff:ffff:ffff:ffff:ffff:255.255.255.255", Family::Ipv6),
         ] {
-            assert_eq!(read(text, family), Rule::default().with(Match::Everyone), "{text}");
+            assert_eq!(read(text, family), Rule::default().with_match(Match::AnySource), "{text}");
         }
-        assert_ne!(read("-m iprange --dst-range 0.0.0.0-255.255.255.255", Family::Ipv4).matches, [Match::Everyone]);
+        assert_ne!(read("-m iprange --dst-range 0.0.0.0-255.255.255.255", Family::Ipv4).matches, [Match::AnySource]);
     }
 
     #[test]
-    fn only_blanks_separate_words() {
+    fn only_spaces_separate_words() {
         for text in ["-j RETURN\t", "\u{2003}-j RETURN", "-o eth0\u{2003}"] {
             let rule = read(&format!(" {text} "), Family::Ipv4);
             let mut again = String::new();
-            rule.put(Family::Ipv4, &mut again);
+            rule.write_to(Family::Ipv4, &mut again);
             assert_eq!(read(&again, Family::Ipv4), rule, "{text:?}: {again:?}");
-            assert_ne!(rule, Rule::to(Target::Return));
+            assert_ne!(rule, Rule::with_target(Target::Return));
         }
     }
 
     #[test]
-    fn labels_may_have_names() {
+    fn label_names_are_resolved() {
         let names = LabelNames::read("# bits\n117\tasked\n5 eth-in\nnot a line\n");
         let rule = Rule::parse("-m connlabel --label \"asked\" --set", Family::Ipv4, &names);
-        assert_eq!(rule, Rule::default().with(Match::SetLabel(117)));
+        assert_eq!(rule, Rule::default().with_match(Match::SetLabel(117)));
         assert!(Rule::parse("-m connlabel --label \"other\"", Family::Ipv4, &names).foreign.is_some());
     }
 }

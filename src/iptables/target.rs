@@ -1,4 +1,4 @@
-//! What a rule does: its target, in the words of iptables(8) and back.
+//! The targets of rules, written and read in the syntax of iptables(8).
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -6,63 +6,65 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::program::PREFIX;
-use super::words::{self, Words};
+use super::quoting::{self, Words};
 use crate::model::{Family, Mode, Pool, PortRange};
 
-/// Where a rule sends the destination.
+/// The prefix of all chain names that belong to portfwd.
+pub const PREFIX: &str = "PORTFWD";
+
+/// The new destination of a `DNAT` target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Destination {
-    /// The address.
+    /// The new address.
     pub address: IpAddr,
-    /// What becomes of the port.
+    /// The new port or ports.
     pub port: DestinationPort,
 }
 
-/// What becomes of a destination's port.
+/// The new destination port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DestinationPort {
-    /// It stays.
+    /// The port stays.
     Keep,
-    /// It becomes this one.
+    /// Every port becomes this port.
     One(u16),
-    /// `LO-HI/BASE`: ports from `base` on become those of the range, one to one.
+    /// `LO-HI/BASE`: the ports from `base` upwards are mapped to the range, one to one.
     Shift {
-        /// The range that they become.
+        /// The range of new ports.
         to: PortRange,
-        /// The first port that is shifted.
+        /// The port that becomes the first port of the range.
         base: u16,
     },
 }
 
-/// What a rule does with what it matches.
+/// The target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// Asks another chain, and comes back if that decides nothing.
+    /// Jumps to another chain. The packet returns if no rule there gives a verdict.
     Jump(Arc<str>),
-    /// Goes back to the chain that asked.
+    /// `RETURN`: returns to the calling chain.
     Return,
-    /// Drops the packet.
+    /// `DROP`: drops the packet.
     Drop,
-    /// Rewrites the destination.
+    /// `DNAT`: rewrites the destination.
     Dnat(Destination),
-    /// Sends it to this host, and to another port if one is given.
+    /// `REDIRECT`: rewrites the destination to this host, and to the port unless it is `None`.
     Redirect(Option<u16>),
-    /// Rewrites the source to one of a pool.
+    /// `SNAT`: rewrites the source to an address from a pool.
     Snat(Pool, Option<Mode>),
-    /// Rewrites the source to the address of the interface it leaves by.
+    /// `MASQUERADE`: rewrites the source to the address of the egress interface.
     Masquerade,
-    /// Rewrites the network of an address.
+    /// `NETMAP`: rewrites the network part of an address.
     Netmap(IpNetwork),
 }
 
 impl Target {
-    /// Adds its text, with a blank before each word.
+    /// Appends the target as text, with a space before each word.
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
         match self {
             Self::Jump(chain) => {
                 out.push_str(" -j ");
-                words::put(chain, out);
+                quoting::push_quoted(chain, out);
                 Ok(())
             }
             Self::Return => out.write_str(" -j RETURN"),
@@ -79,22 +81,22 @@ impl Target {
         }
     }
 
-    /// Reads the words behind `-j`; the other direction of [`Target::write`]. `None` where they are not written as we write them.
+    /// Reads the words after `-j`. The inverse of [`Target::write`]. Returns `None` if portfwd does not write such a target.
     pub(super) fn read(words: &mut Words<'_>, family: Family) -> Option<Self> {
         let target = match words.next()? {
             "RETURN" => Self::Return,
             "DROP" => Self::Drop,
             "MASQUERADE" => Self::Masquerade,
-            "DNAT" if words.takes("--to-destination") => Self::Dnat(destination(words.next()?, family)?),
-            "REDIRECT" if words.takes("--to-ports") => Self::Redirect(Some(words.next()?.parse().ok()?)),
+            "DNAT" if words.take_if("--to-destination") => Self::Dnat(destination(words.next()?, family)?),
+            "REDIRECT" if words.take_if("--to-ports") => Self::Redirect(Some(words.next()?.parse().ok()?)),
             "REDIRECT" => Self::Redirect(None),
-            "SNAT" if words.takes("--to-source") => {
+            "SNAT" if words.take_if("--to-source") => {
                 let pool = Pool::try_from(words.next()?.to_owned()).ok()?;
                 let modes = [Mode::Random, Mode::FullyRandom, Mode::Persistent];
-                let mode = modes.into_iter().find(|mode| words.takes(flag(*mode)));
+                let mode = modes.into_iter().find(|mode| words.take_if(flag(*mode)));
                 (pool.family() == family).then_some(Self::Snat(pool, mode))?
             }
-            "NETMAP" if words.takes("--to") => {
+            "NETMAP" if words.take_if("--to") => {
                 let network: IpNetwork = words.next()?.parse().ok()?;
                 (Family::of_network(network) == family).then_some(Self::Netmap(network))?
             }
@@ -105,7 +107,7 @@ impl Target {
     }
 }
 
-/// How SNAT chooses, as a flag.
+/// Returns the option of the `SNAT` target for a mode.
 fn flag(mode: Mode) -> &'static str {
     match mode {
         Mode::Random => "--random",
@@ -144,5 +146,5 @@ fn destination(text: &str, family: Family) -> Option<Destination> {
             Some((to, base)) => DestinationPort::Shift { to: to.parse().ok()?, base: base.parse().ok()? },
         },
     };
-    (Family::of(address) == family).then_some(Destination { address, port })
+    (Family::of_address(address) == family).then_some(Destination { address, port })
 }

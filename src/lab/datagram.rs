@@ -1,58 +1,59 @@
-//! Numbered packets: what each is made of, byte by byte, and back.
+//! Numbered packets: encodes them to bytes, and decodes them again.
 //!
-//! A packet has its number in its payload, which no NAT touches:
+//! The payload carries the packet's number. No NAT changes it.
 //!
 //! ```text
 //! tcp      a SYN with a payload                        magic, number
 //! udp      a datagram                                  magic, number
-//! sctp     an INIT with one parameter to be skipped    magic, number     (padding: RFC 4820, section 4)
+//! sctp     an INIT with a padding parameter             magic, number     (RFC 4820, section 4)
 //! dccp     a Request with a payload                    magic, number
-//! udplite  a datagram, its checksum covers all of it   magic, number
+//! udplite  a datagram with full checksum coverage      magic, number
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::model::Protocol;
 
-/// What a payload of ours starts with.
+/// The first bytes of each payload.
 const MAGIC: &[u8] = b"portfwd#";
 
-/// The length of a payload: the magic and the number.
-const PAYLOAD: usize = 16;
+/// The payload length in bytes: the magic and the number.
+const PAYLOAD_LENGTH: usize = 16;
 
-/// What an INIT chunk of ours is told by: its fixed part is 20 bytes long, then comes a parameter of type 0x8005
-/// (padding) that is as long as its own head and a payload.
+/// The head of the parameter that carries the payload in an INIT chunk. The parameter follows 20 bytes of fixed fields.
+/// Its type is 0x8005 (padding). Its length covers this head and the payload.
 const PADDING: &[u8] = &[0x80, 0x05, 0, 20];
 
 /// A numbered packet of a transport protocol.
 ///
-/// Both addresses are of the same family. Zone and flow label of an IPv6 address are not part of a packet: one that was
-/// decoded has none.
+/// Source and destination have the same family. A packet has no zone and no flow label, so a decoded IPv6 address has
+/// neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Datagram {
-    /// The protocol.
+    /// The transport protocol in the IP header.
     pub protocol: Protocol,
-    /// Whom it comes from.
+    /// The source address and port.
     pub source: SocketAddr,
-    /// Whom it is for.
+    /// The destination address and port.
     pub destination: SocketAddr,
-    /// Its number, which survives every NAT.
+    /// The packet's number. NAT does not change it.
     pub number: u64,
 }
 
 impl Datagram {
-    /// The packet from its IP header on, with all checksums.
+    /// Encodes the packet from its IP header on, with all checksums.
     ///
-    /// Addresses of two families give an IPv6 packet in which the IPv4 one is mapped (`::ffff:192.0.2.1`).
+    /// If the families differ, this returns an IPv6 packet that contains the IPv4 address in mapped form
+    /// (`::ffff:192.0.2.1`).
     pub fn encode(&self) -> Vec<u8> {
         let (source, destination) = (self.source.ip(), self.destination.ip());
         let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) else {
-            return self.encode_v6(mapped(source), mapped(destination));
+            return self.encode_v6(to_ipv6(source), to_ipv6(destination));
         };
         let protocol = self.protocol.number();
         let segment = self.segment(&source.octets(), &destination.octets());
-        let total = length(20 + segment.len());
-        // Version and header length, type of service; no identification, may not be fragmented; hops.
+        let total = length_field(20 + segment.len());
+        // Version and header length, type of service, length; identification 0, don't fragment; TTL 64.
         let start: &[u8] = &[0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, protocol];
         let end = [source.octets(), destination.octets()].concat();
         let checksum = internet_checksum(&[start, &end]).to_be_bytes();
@@ -61,23 +62,24 @@ impl Datagram {
 
     fn encode_v6(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
         let segment = self.segment(&source.octets(), &destination.octets());
-        let payload = length(segment.len());
-        // Version, class and flow label; hops.
+        let payload = length_field(segment.len());
+        // Version 6, traffic class and flow label 0; payload length, next header, hop limit 64.
         let start: &[u8] = &[0x60, 0, 0, 0, payload[0], payload[1], self.protocol.number(), 64];
         [start, &source.octets(), &destination.octets(), &segment].concat()
     }
 
-    /// What comes behind the IP header.
+    /// Encodes the transport header and payload, with a checksum.
     fn segment(&self, source: &[u8], destination: &[u8]) -> Vec<u8> {
         if self.protocol == Protocol::Sctp {
-            // The only checksum that knows nothing of the addresses, and that goes out with its lowest byte first
-            // (RFC 9260, appendix A).
+            // SCTP's checksum does not cover the addresses, and is sent with its lowest byte first (RFC 9260, appendix
+            // A).
             return self.segment_with(&crc32c(&self.segment_with(&[0; 4])).to_le_bytes());
         }
         let bare = self.segment_with(&[0; 2]);
         let pseudo = [0, self.protocol.number()];
-        let sum = internet_checksum(&[source, destination, &pseudo, &length(bare.len()), &bare]);
-        // For UDP and its sister zero means that there is none (RFC 768); for the others both forms of zero are right.
+        let sum = internet_checksum(&[source, destination, &pseudo, &length_field(bare.len()), &bare]);
+        // For UDP and UDP-Lite zero means "no checksum" (RFC 768). For the other protocols both forms of zero are
+        // valid.
         let sum = if sum == 0 { u16::MAX } else { sum };
         self.segment_with(&sum.to_be_bytes())
     }
@@ -86,21 +88,21 @@ impl Datagram {
         let ports = [self.source.port().to_be_bytes(), self.destination.port().to_be_bytes()].concat();
         let payload = [MAGIC, &self.number.to_be_bytes()].concat();
         match self.protocol {
-            // Sequence number, nothing acknowledged, 5 words of header, SYN, window; nothing urgent. The sequence
-            // number is always the same, so a second packet of a connection is a repetition and not an intruder.
+            // Sequence number 1, acknowledgement 0, header of 5 words, SYN, window; urgent pointer 0. The sequence
+            // number is constant, so connection tracking takes a second packet for a retransmission.
             Protocol::Tcp => {
                 let fields: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff];
                 [&ports, fields, checksum, &[0, 0], &payload].concat()
             }
-            Protocol::Udp => [&ports, &length(8 + PAYLOAD)[..], checksum, &payload].concat(),
-            // A coverage of 0 is all of it.
+            Protocol::Udp => [&ports, &length_field(8 + PAYLOAD_LENGTH)[..], checksum, &payload].concat(),
+            // A checksum coverage of 0 covers the whole packet.
             Protocol::Udplite => [&ports, &[0, 0][..], checksum, &payload].concat(),
-            // 5 words of header, all is covered; a Request with a long sequence number; the service code.
+            // Header of 5 words, full checksum coverage; Request with a long sequence number; service code.
             Protocol::Dccp => {
                 let fields: &[u8] = &[0x01, 0, 0, 0, 0, 0, 0, 1, b'p', b'f', b'w', b'd'];
                 [&ports, &[5, 0][..], checksum, fields, &payload].concat()
             }
-            // No tag yet; INIT with a length of 40: own tag, window, streams out and in, first sequence number.
+            // Verification tag 0; INIT of 40 bytes: own tag, window, streams out and in, initial sequence number.
             Protocol::Sctp => {
                 let init: &[u8] = &[1, 0, 0, 40, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
                 [&ports, &[0; 4][..], checksum, init, PADDING, &payload].concat()
@@ -108,10 +110,10 @@ impl Datagram {
         }
     }
 
-    /// Reads a packet from its IP header on; what follows its end is ignored, checksums are not looked at.
+    /// Decodes a packet from its IP header on. Ignores bytes after the packet's end, and does not verify checksums.
     ///
-    /// None for whatever is no whole packet of ours: of another protocol, without magic and number, a fragment, cut
-    /// short, with IPv6 extension headers.
+    /// Returns `None` for packets that [`Datagram::encode`] does not make: another protocol, no magic or number, a
+    /// fragment, a truncated packet, IPv6 extension headers.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => Self::decode_v4(bytes),
@@ -124,7 +126,7 @@ impl Datagram {
         let (fixed, _) = bytes.split_first_chunk::<20>()?;
         let [start, _, total @ .., _, _, fragment, offset, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = *fixed;
         let header = usize::from(start & 0x0f) * 4;
-        // Neither may more fragments follow nor any come before.
+        // The more-fragments flag and the fragment offset must be zero.
         if header < fixed.len() || fragment & 0x3f != 0 || offset != 0 {
             return None;
         }
@@ -143,7 +145,7 @@ impl Datagram {
         Self::from_segment(Protocol::from_number(protocol)?, source.into(), destination.into(), segment)
     }
 
-    /// Reads what comes behind an IP header.
+    /// Decodes the transport header and payload.
     pub(super) fn from_segment(
         protocol: Protocol,
         source: IpAddr,
@@ -168,19 +170,19 @@ impl Datagram {
     }
 }
 
-fn mapped(address: IpAddr) -> Ipv6Addr {
+fn to_ipv6(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     }
 }
 
-/// A length as a header has it.
-fn length(bytes: usize) -> [u8; 2] {
-    u16::try_from(bytes).expect("our packets are short").to_be_bytes()
+/// Returns a length in network byte order.
+fn length_field(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).expect("a packet is short").to_be_bytes()
 }
 
-/// The sum of RFC 1071 over parts of an even length each.
+/// Returns the checksum of RFC 1071. Each part must have an even length.
 fn internet_checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks_exact(2));
     let sum = words.fold(0u32, |sum, word| match *word {
@@ -192,7 +194,7 @@ fn internet_checksum(parts: &[&[u8]]) -> u16 {
     !u16::try_from(folded).expect("two folds leave 16 bits")
 }
 
-/// The checksum of RFC 9260, appendix A, bit by bit: our packets are short.
+/// Returns the CRC32c of RFC 9260, appendix A. It works bit by bit because the packets are short.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 0 { sum >> 1 } else { sum >> 1 ^ 0x82f6_3b78 })
@@ -207,8 +209,8 @@ pub(super) mod tests {
     pub(in crate::lab) const V4: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
     pub(in crate::lab) const V6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
 
-    /// One packet of each protocol and family.
-    pub(in crate::lab) fn all([v4, v6]: [[&str; 2]; 2]) -> Vec<Datagram> {
+    /// Returns one packet of each protocol and family.
+    pub(in crate::lab) fn all_protocols([v4, v6]: [[&str; 2]; 2]) -> Vec<Datagram> {
         let at = |address: &str, port| SocketAddr::new(address.parse().expect("address"), port);
         let mut all = Vec::new();
         for [source, destination] in [v4, v6] {
@@ -221,20 +223,20 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
-        for datagram in all([V4, V6]) {
+    fn an_encoded_packet_decodes_to_itself() {
+        for datagram in all_protocols([V4, V6]) {
             assert_eq!(Datagram::decode(&datagram.encode()), Some(datagram));
         }
     }
 
     #[test]
-    fn what_follows_a_packet_is_ignored_and_options_are_skipped() {
-        for datagram in all([V4, V6]) {
+    fn trailing_bytes_are_ignored_and_options_are_skipped() {
+        for datagram in all_protocols([V4, V6]) {
             let mut bytes = datagram.encode();
             bytes.extend([0; 7]);
             assert_eq!(Datagram::decode(&bytes), Some(datagram));
         }
-        for datagram in all([V4, V4]) {
+        for datagram in all_protocols([V4, V4]) {
             let mut bytes = datagram.encode();
             bytes[0] = 0x46;
             bytes[3] += 4;
@@ -244,13 +246,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_none_of_ours() {
-        for datagram in all([V4, V6]) {
+    fn a_truncated_packet_is_rejected() {
+        for datagram in all_protocols([V4, V6]) {
             let bytes = datagram.encode();
             for end in 0..bytes.len() {
                 assert_eq!(Datagram::decode(&bytes[..end]), None, "{datagram:?} cut at {end}");
             }
-            // The same where the IP header owns up to it.
+            // The length field of the IP header says the same.
             let (header, at) = if datagram.source.is_ipv4() { (20, 3) } else { (40, 5) };
             for end in header..bytes.len() {
                 let mut bytes = bytes.clone();
@@ -261,10 +263,10 @@ pub(super) mod tests {
         }
     }
 
-    /// Every byte takes every value: nothing panics, and what is still ours differs in nothing but what was changed.
+    /// Sets every byte to every value. Decoding must not panic, and at most one field may differ.
     #[test]
-    fn what_is_damaged_is_none_of_ours_or_says_what_it_is() {
-        for datagram in all([V4, V6]) {
+    fn a_damaged_packet_is_rejected_or_differs_in_one_field() {
+        for datagram in all_protocols([V4, V6]) {
             let whole = datagram.encode();
             for (at, value) in (0..whole.len()).flat_map(|at| (0..=u8::MAX).map(move |value| (at, value))) {
                 let mut bytes = whole.clone();
@@ -282,14 +284,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn fragments_and_other_packets_are_none_of_ours() {
-        let datagram = all([V4, V6])[1];
+    fn fragments_and_other_packets_are_rejected() {
+        let datagram = all_protocols([V4, V6])[1];
         for (at, value) in [(6, 0x20), (6, 0x01), (7, 1), (9, 1), (0, 0x44), (0, 0x55), (28, b'P')] {
             let mut bytes = datagram.encode();
             bytes[at] = value;
             assert_eq!(Datagram::decode(&bytes), None, "byte {at} is {value}");
         }
-        let extended = all([V6, V6])[1];
+        let extended = all_protocols([V6, V6])[1];
         for next in [0, 43, 44, 60, 59, 58] {
             let mut bytes = extended.encode();
             bytes[6] = next;
@@ -298,11 +300,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn checksums_are_right() {
+    fn checksums_are_correct() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         // RFC 1071, section 3.
         assert_eq!(internet_checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
-        for datagram in all([V4, V6]) {
+        for datagram in all_protocols([V4, V6]) {
             let bytes = datagram.encode();
             let (addresses, segment) =
                 if datagram.source.is_ipv4() { (&bytes[12..20], &bytes[20..]) } else { (&bytes[8..40], &bytes[40..]) };
@@ -311,7 +313,7 @@ pub(super) mod tests {
             }
             if datagram.protocol != Protocol::Sctp {
                 let pseudo = [0, datagram.protocol.number()];
-                let sum = internet_checksum(&[addresses, &pseudo, &length(segment.len()), segment]);
+                let sum = internet_checksum(&[addresses, &pseudo, &length_field(segment.len()), segment]);
                 assert_eq!(sum, 0, "{datagram:?}");
             }
         }

@@ -1,5 +1,5 @@
-//! What a throw-away network is to be: who is where, and under which address. Derived from the rules alone; nothing is made
-//! here.
+//! The plan of a throw-away network: its hosts and addresses, derived from the rules alone. This file creates nothing
+//! in the kernel.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,61 +8,73 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::LabError;
-use super::topology::{Subnet, of};
 use crate::model::meaning::{Host, Interface, Route};
-use crate::model::{Asked, Binding, Family, IfName, Packet, egress, netmap};
+use crate::model::{Binding, DesiredState, Family, IfName, Packet, netmap, precedence};
 
-/// How many uplinks there are at most.
-const MOST_UPLINKS: u8 = 16;
+/// The maximum number of uplinks.
+const MAX_UPLINKS: u8 = 16;
 
-/// The end of an uplink that is this host's, as the last part of its addresses, and the one that is the client's.
-const HOST: u8 = 1;
-const CLIENT: u8 = 2;
+/// The last part of the host's address on an uplink, and of the client's address.
+const HOST_END: u8 = 1;
+const CLIENT_END: u8 = 2;
 
-/// How many names an error lists at most.
-const MOST_NAMES: usize = 20;
+/// The maximum number of interface names in an error.
+const MAX_LISTED_NAMES: usize = 20;
 
-/// A network that has not been made yet.
+/// A subnet behind a bridge of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subnet {
+    /// The bridge's interface name.
+    pub bridge: String,
+    /// The subnet as a prefix.
+    pub network: IpNetwork,
+    /// The host's address in the subnet.
+    pub gateway: IpAddr,
+    /// The neighbour's address, or `None` if the subnet has no address left.
+    pub neighbour: Option<IpAddr>,
+}
+
+/// The plan of a network that does not exist yet.
 #[derive(Debug)]
 pub(super) struct Layout {
-    /// The host's interfaces and routes; what it forwards is its own to say.
+    /// The host's interfaces and routes, without the forwarding sysctls.
     pub host: Host,
-    /// The names of its uplinks, at least one.
+    /// The names of the host's uplinks, at least one.
     pub uplinks: Vec<String>,
-    /// The subnets behind its bridges.
+    /// The subnets behind the host's bridges.
     pub subnets: Vec<Subnet>,
-    /// Who is in them besides a neighbour.
+    /// The addresses of the hosts in the subnets, except neighbours.
     pub targets: BTreeSet<IpAddr>,
-    /// Who is in a network that a rule other than a forward is about.
+    /// A host address in each network that a rule other than a forward names.
     pub residents: BTreeMap<IpNetwork, IpAddr>,
-    /// A client for every prefix that a forward lets in, by uplink.
+    /// A client address in each `from` prefix of a forward, by uplink and prefix.
     pub clients: BTreeMap<(String, IpNetwork), IpAddr>,
 }
 
 impl Layout {
-    /// Lays out a network for the chosen forwards, for what `packets` name, and for everything else that is asked.
+    /// Plans a network for the chosen forwards, for the hosts of `packets`, and for all other rules.
     ///
-    /// Names and addresses do not depend on what was chosen.
-    pub fn new(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
-        let all = || asked.bindings.iter().map(|owned| &owned.rule);
-        // These are this host's, whatever else leads to them.
+    /// Names and addresses do not depend on the choice of forwards.
+    pub fn new(desired: &DesiredState, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
+        let all = || desired.bindings.iter().map(|owned| &owned.rule);
+        // Listen addresses belong to the host, even if a forward also targets them.
         let listened: BTreeSet<IpAddr> =
             all().filter_map(|binding| binding.address).filter(|address| !address.is_loopback()).collect();
         let target = |binding: &Binding| binding.to.address.filter(|address| !listened.contains(address));
-        let mentioned = mentioned(asked, packets);
-        let declared = declared(asked);
-        let residents = residents(asked, &declared, &listened);
-        let everybody: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
+        let mentioned = packet_addresses(desired, packets);
+        let declared = declared(desired);
+        let residents = residents(desired, &declared, &listened);
+        let all_targets: BTreeSet<IpAddr> = all().filter_map(target).chain(residents.values().copied()).collect();
         let mut targets: BTreeSet<IpAddr> = chosen.iter().filter_map(|binding| target(binding)).collect();
-        if let Some((address, home)) = targets.iter().find_map(|address| shared(*address, &declared)) {
+        if let Some((address, home)) = targets.iter().find_map(|address| reserved_address(*address, &declared)) {
             return Err(LabError::Topology(format!(
-                "`{address}` cannot be tried: no single host of `{home}` can have it; declare the network that it is in"
+                "`{address}` cannot be tried: no host of `{home}` can have it; declare the network of the address"
             )));
         }
         targets.extend(residents.values());
-        targets.extend(everybody.intersection(&mentioned));
-        let networks = networks(declared, &everybody);
-        let uplinks = uplink_names(asked, chosen, &networks);
+        targets.extend(all_targets.intersection(&mentioned));
+        let networks = networks(declared, &all_targets);
+        let uplinks = uplink_names(desired, chosen, &networks);
         let names = || uplinks.iter().chain(networks.iter().map(|(bridge, _)| bridge)).map(String::as_str);
         for interface in packets.iter().filter_map(|packet| packet.interface.as_ref()) {
             if !names().any(|name| name == interface.as_str()) {
@@ -70,23 +82,23 @@ impl Layout {
             }
         }
         let wanted = |(bridge, network): &&(String, IpNetwork)| {
-            asked.networks.iter().any(|owned| owned.rule.name.as_str() == bridge)
+            desired.networks.iter().any(|owned| owned.rule.name.as_str() == bridge)
                 || targets.iter().chain(&mentioned).any(|address| network.contains(*address))
                 || packets.iter().filter_map(|packet| packet.interface.as_ref()).any(|name| name.as_str() == bridge)
         };
-        let subnets = subnets(networks.iter().filter(wanted), &everybody, &listened)?;
+        let subnets = subnets(networks.iter().filter(wanted), &all_targets, &listened)?;
         let (host, clients) = (Host::default(), BTreeMap::new());
         let mut layout = Self { host, uplinks, subnets, targets, residents, clients };
-        layout.clients = layout.clients_of(chosen, &listened);
+        layout.clients = layout.assign_clients(chosen, &listened);
         let mut own: BTreeSet<IpAddr> =
             chosen.iter().flat_map(|binding| [binding.address, binding.to.address]).flatten().collect();
         own.extend(mentioned);
         layout.host =
-            layout.host_of(all().filter(|binding| binding.address.is_some_and(|address| own.contains(&address))));
+            layout.plan_host(all().filter(|binding| binding.address.is_some_and(|address| own.contains(&address))));
         Ok(layout)
     }
 
-    /// The number of the uplink that a forward's clients come from.
+    /// Returns the number of the uplink that a forward's clients use.
     fn uplink_of(&self, binding: &Binding) -> u8 {
         let named =
             binding.interface.as_ref().and_then(|name| self.uplinks.iter().position(|here| here == name.as_str()));
@@ -94,22 +106,26 @@ impl Layout {
     }
 
     fn numbered_uplinks(&self) -> impl Iterator<Item = (u8, &String)> {
-        (0..MOST_UPLINKS).zip(&self.uplinks)
+        (0..MAX_UPLINKS).zip(&self.uplinks)
     }
 
-    /// Clients that only some addresses of are let in: each has an address that nobody else has. The ordinary client is
-    /// none of them.
-    fn clients_of(&self, chosen: &[&Binding], listened: &BTreeSet<IpAddr>) -> BTreeMap<(String, IpNetwork), IpAddr> {
+    /// Assigns a client address inside each `from` prefix. It differs from all other addresses, including that of the
+    /// ordinary client.
+    fn assign_clients(
+        &self,
+        chosen: &[&Binding],
+        listened: &BTreeSet<IpAddr>,
+    ) -> BTreeMap<(String, IpNetwork), IpAddr> {
         let wanted: BTreeSet<_> = chosen
             .iter()
-            // Where a prefix holds everybody the ordinary client is one of them.
+            // A shorter prefix is treated as one that contains the ordinary client.
             .filter_map(|binding| Some((self.uplink_of(binding), binding.from.filter(|from| from.prefix() >= 8)?)))
             .collect();
         let mut wanted: Vec<_> = wanted.into_iter().collect();
-        // A long prefix leaves no choice.
+        // Long prefixes come first because they leave the fewest addresses.
         wanted.sort_by_key(|(_, from)| Reverse(from.prefix()));
-        let mut taken: BTreeSet<IpAddr> = (0..MOST_UPLINKS)
-            .flat_map(|number| [HOST, CLIENT].map(|end| uplink_address(number, end)))
+        let mut used: BTreeSet<IpAddr> = (0..MAX_UPLINKS)
+            .flat_map(|number| [HOST_END, CLIENT_END].map(|end| uplink_address(number, end)))
             .flatten()
             .collect();
         let mut clients = BTreeMap::new();
@@ -117,21 +133,21 @@ impl Layout {
             let Some(name) = self.uplinks.get(usize::from(number)) else { continue };
             let free = |address: &IpAddr| {
                 let inside = self.subnets.iter().any(|subnet| subnet.network.contains(*address));
-                !inside && !address.is_loopback() && !listened.contains(address) && !taken.contains(address)
+                !inside && !address.is_loopback() && !listened.contains(address) && !used.contains(address)
             };
-            if let Some(address) = hosts(from).find(free) {
-                taken.insert(address);
+            if let Some(address) = host_addresses(from).find(free) {
+                used.insert(address);
                 clients.insert((name.clone(), from), address);
             }
         }
         clients
     }
 
-    /// The host's addresses, those that `listening` forwards listen at included, and its routes.
-    fn host_of<'a>(&self, listening: impl Iterator<Item = &'a Binding>) -> Host {
+    /// Returns the host's addresses, including the listen addresses of `listening`, and its routes.
+    fn plan_host<'a>(&self, listening: impl Iterator<Item = &'a Binding>) -> Host {
         let mut interfaces: Vec<(&String, Vec<IpNetwork>)> = Vec::new();
         for (number, name) in self.numbered_uplinks() {
-            let own = uplink_address(number, HOST).into_iter();
+            let own = uplink_address(number, HOST_END).into_iter();
             let own = own.filter_map(|address| IpNetwork::new(address, uplink_prefix(address)).ok());
             interfaces.push((name, own.collect()));
         }
@@ -142,24 +158,24 @@ impl Layout {
                 None => interfaces.push((&subnet.bridge, vec![gateway])),
             }
         }
-        let mut taken: BTreeSet<IpAddr> =
+        let mut used: BTreeSet<IpAddr> =
             interfaces.iter().flat_map(|(_, addresses)| addresses.iter().map(IpNetwork::ip)).collect();
         for binding in listening {
-            // The uplinks come first.
+            // Uplinks are the first interfaces of the list.
             if let Some(address) = binding.address.filter(|address| !address.is_loopback())
                 && let Some((_, addresses)) = interfaces.get_mut(usize::from(self.uplink_of(binding)))
-                && taken.insert(address)
+                && used.insert(address)
             {
-                addresses.extend(IpNetwork::new(address, full(address)));
+                addresses.extend(IpNetwork::new(address, host_prefix(address)));
             }
         }
         let mut routes = Vec::new();
         for (number, name) in self.numbered_uplinks() {
-            // They live behind the ordinary client.
+            // The host routes these addresses through the ordinary client.
             for ((_, from), address) in self.clients.iter().filter(|((uplink, _), _)| uplink == name) {
-                let gateway = uplink_address(number, CLIENT).get(of(Family::of_network(*from))).copied();
-                if let (Ok(to), Ok(by)) = (IpNetwork::new(*address, full(*address)), name.parse()) {
-                    routes.push(Route { to, by, gateway });
+                let gateway = uplink_address(number, CLIENT_END).get(family_index(Family::of_network(*from))).copied();
+                if let (Ok(to), Ok(interface)) = (IpNetwork::new(*address, host_prefix(*address)), name.parse()) {
+                    routes.push(Route { to, interface, gateway });
                 }
             }
         }
@@ -169,20 +185,28 @@ impl Layout {
         for interface in &interfaces {
             for own in &interface.addresses {
                 let Ok(to) = IpNetwork::new(own.network(), own.prefix()) else { continue };
-                routes.push(Route { to, by: interface.name.clone(), gateway: None });
+                routes.push(Route { to, interface: interface.name.clone(), gateway: None });
             }
         }
         Host { interfaces, routes, forwarding: Vec::new() }
     }
 }
 
-/// The addresses that packets come from and are for, and those that 1:1 translations lead them to.
-fn mentioned(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
+/// Returns the index of a family in an array of an IPv4 and an IPv6 address.
+pub(super) fn family_index(family: Family) -> usize {
+    match family {
+        Family::Ipv4 => 0,
+        Family::Ipv6 => 1,
+    }
+}
+
+/// Returns the sources and destinations of packets, and the destinations after 1:1 translation.
+fn packet_addresses(desired: &DesiredState, packets: &[Packet]) -> BTreeSet<IpAddr> {
     let mut mentioned = BTreeSet::new();
     for packet in packets {
         let (source, destination) = (packet.source.ip(), packet.destination.ip());
         let netmaps =
-            asked.netmaps.iter().map(|owned| &owned.rule).filter(|netmap| netmap.listen.contains(destination));
+            desired.netmaps.iter().map(|owned| &owned.rule).filter(|netmap| netmap.listen.contains(destination));
         mentioned.extend(netmaps.map(|found| netmap::translate(destination, found.to)));
         mentioned.extend([source, destination]);
     }
@@ -191,45 +215,45 @@ fn mentioned(asked: &Asked, packets: &[Packet]) -> BTreeSet<IpAddr> {
 
 fn unknown_interface<'a>(interface: &IfName, names: impl Iterator<Item = &'a str>) -> LabError {
     let mut names: Vec<&str> = names.collect();
-    // The subnets of a bridge are neighbours.
+    // Subnets of the same bridge are adjacent, so this removes all repeated names.
     names.dedup();
-    let more = if names.len() > MOST_NAMES { ", …" } else { "" };
-    names.truncate(MOST_NAMES);
+    let more = if names.len() > MAX_LISTED_NAMES { ", …" } else { "" };
+    names.truncate(MAX_LISTED_NAMES);
     let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     LabError::Topology(format!("`{interface}` is no interface of the throw-away network, which has {listed}{more}"))
 }
 
-/// The declared networks, by bridge.
-fn declared(asked: &Asked) -> Vec<(String, IpNetwork)> {
-    let networks = asked.networks.iter().map(|owned| &owned.rule);
+/// Returns the declared networks, each with the name of its bridge.
+fn declared(desired: &DesiredState) -> Vec<(String, IpNetwork)> {
+    let networks = desired.networks.iter().map(|owned| &owned.rule);
     networks.flat_map(|network| network.subnets.iter().map(|subnet| (network.name.to_string(), *subnet))).collect()
 }
 
-/// An address in every network that a rule other than a forward is about, so that somebody is there: its second host,
-/// because the first is the gateway.
+/// Returns a host address in each network that a rule other than a forward names. It is the second address, because the
+/// first one is the gateway's.
 fn residents(
-    asked: &Asked,
+    desired: &DesiredState,
     declared: &[(String, IpNetwork)],
     listened: &BTreeSet<IpAddr>,
 ) -> BTreeMap<IpNetwork, IpAddr> {
-    let egress = egress::ordered(asked).into_iter().filter_map(|(egress, _)| egress.from);
-    let inside = asked.netmaps.iter().map(|owned| owned.rule.to);
+    let egress = precedence::by_precedence(desired).into_iter().filter_map(|(egress, _)| egress.from);
+    let inside = desired.netmaps.iter().map(|owned| owned.rule.to);
     let clients = client_networks();
     let outside = |network: &IpNetwork| clients.iter().any(|clients| clients.contains(network.network()));
     let resident = |network: IpNetwork| {
-        let free = |address: &IpAddr| !listened.contains(address) && shared(*address, declared).is_none();
-        let mut hosts = hosts(network).filter(free);
+        let free = |address: &IpAddr| !listened.contains(address) && reserved_address(*address, declared).is_none();
+        let mut hosts = host_addresses(network).filter(free);
         let first = hosts.next()?;
         Some((network, hosts.next().unwrap_or(first)))
     };
     egress.chain(inside).filter(|network| network.prefix() >= 8 && !outside(network)).filter_map(resident).collect()
 }
 
-/// The network around an address that is no single host's in it, if that is so: the first of an IPv6 network is every
-/// router's (RFC 4291, section 2.6.1), the last of an IPv4 network everybody's.
-fn shared(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, IpNetwork)> {
+/// Returns the address with its network if no single host can use it. The first address of an IPv6 network belongs to
+/// all routers (RFC 4291, section 2.6.1), the last of an IPv4 network is broadcast.
+fn reserved_address(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, IpNetwork)> {
     let home = declared.iter().map(|(_, network)| *network).find(|network| network.contains(address));
-    let home = home.or_else(|| around(address))?;
+    let home = home.or_else(|| implied_network(address))?;
     let shared = match home {
         IpNetwork::V4(home) => home.prefix() < 31 && address == IpAddr::V4(home.broadcast()),
         IpNetwork::V6(home) => home.prefix() < 127 && address == IpAddr::V6(home.network()),
@@ -237,17 +261,18 @@ fn shared(address: IpAddr, declared: &[(String, IpNetwork)]) -> Option<(IpAddr, 
     shared.then_some((address, home))
 }
 
-/// The network that an address is in where none is declared.
-fn around(address: IpAddr) -> Option<IpNetwork> {
+/// Returns the /24 or /64 network around an address that is in no declared network.
+fn implied_network(address: IpAddr) -> Option<IpNetwork> {
     let length = uplink_prefix(address);
     let around = IpNetwork::new(address, length).ok()?;
     IpNetwork::new(around.network(), length).ok()
 }
 
-/// Declared networks, and one for every /24 or /64 of targets that are in none, with their bridges.
-fn networks(declared: Vec<(String, IpNetwork)>, everybody: &BTreeSet<IpAddr>) -> Vec<(String, IpNetwork)> {
-    let homeless = |address: &&IpAddr| !declared.iter().any(|(_, network)| network.contains(**address));
-    let made: BTreeSet<IpNetwork> = everybody.iter().filter(homeless).filter_map(|address| around(*address)).collect();
+/// Returns the declared networks and a /24 or /64 network for each other target, with the names of their bridges.
+fn networks(declared: Vec<(String, IpNetwork)>, all_targets: &BTreeSet<IpAddr>) -> Vec<(String, IpNetwork)> {
+    let undeclared = |address: &&IpAddr| !declared.iter().any(|(_, network)| network.contains(**address));
+    let made: BTreeSet<IpNetwork> =
+        all_targets.iter().filter(undeclared).filter_map(|address| implied_network(*address)).collect();
     let first = declared.len();
     let made = (first..).zip(made).map(|(number, network)| (format!("pf-net{number}"), network));
     declared.iter().cloned().chain(made).collect()
@@ -255,7 +280,7 @@ fn networks(declared: Vec<(String, IpNetwork)>, everybody: &BTreeSet<IpAddr>) ->
 
 fn subnets<'a>(
     networks: impl Iterator<Item = &'a (String, IpNetwork)>,
-    everybody: &BTreeSet<IpAddr>,
+    all_targets: &BTreeSet<IpAddr>,
     listened: &BTreeSet<IpAddr>,
 ) -> Result<Vec<Subnet>, LabError> {
     let uplinks = client_networks();
@@ -267,19 +292,20 @@ fn subnets<'a>(
                 "`{network}` cannot be tried: the throw-away network uses 198.18.0.0/15 and 2001:2::/48 for its clients"
             )));
         }
-        let free = |address: &IpAddr| !everybody.contains(address);
-        let Some(gateway) = hosts(network).find(free) else {
+        let free = |address: &IpAddr| !all_targets.contains(address);
+        let Some(gateway) = host_addresses(network).find(free) else {
             return Err(LabError::Topology(format!("`{network}` has no address left for the host itself")));
         };
-        let neighbour = hosts(network).find(|other| free(other) && *other != gateway && !listened.contains(other));
+        let neighbour =
+            host_addresses(network).find(|other| free(other) && *other != gateway && !listened.contains(other));
         subnets.push(Subnet { bridge, network, gateway, neighbour });
     }
     Ok(subnets)
 }
 
-/// The addresses that hosts of a network can have, the first 4,000 of them.
-fn hosts(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
-    let narrow = network.prefix() + 1 >= full(network.ip());
+/// Returns the usable host addresses of a network, at most the first 4,000.
+fn host_addresses(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
+    let narrow = network.prefix() + 1 >= host_prefix(network.ip());
     match network {
         IpNetwork::V4(network) => {
             let (first, last) = (u32::from(network.network()), u32::from(network.broadcast()));
@@ -294,17 +320,17 @@ fn hosts(network: IpNetwork) -> Box<dyn Iterator<Item = IpAddr>> {
     }
 }
 
-/// The interfaces that the rules name and that are no bridge; `eth0` where that is none.
-fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwork)]) -> Vec<String> {
-    let all = asked.bindings.iter().map(|owned| &owned.rule).chain(chosen.iter().copied());
+/// Returns the interfaces in the rules that are no bridges, or `eth0` if there are none.
+fn uplink_names(desired: &DesiredState, chosen: &[&Binding], networks: &[(String, IpNetwork)]) -> Vec<String> {
+    let all = desired.bindings.iter().map(|owned| &owned.rule).chain(chosen.iter().copied());
     let interfaces = all.filter_map(|binding| binding.interface.as_ref());
-    let masquerades = asked.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
-    let leaving = masquerades.chain(asked.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
+    let masquerades = desired.masquerades.iter().filter_map(|owned| owned.rule.out.as_ref());
+    let leaving = masquerades.chain(desired.snats.iter().filter_map(|owned| owned.rule.out.as_ref()));
     let is_bridge = |name: &str| networks.iter().any(|(bridge, _)| bridge == name);
     let mut names: Vec<String> = Vec::new();
     for name in interfaces.chain(leaving).map(IfName::as_str) {
         let known = names.iter().any(|known| known == name);
-        if !known && names.len() < usize::from(MOST_UPLINKS) && name != "lo" && !is_bridge(name) {
+        if !known && names.len() < usize::from(MAX_UPLINKS) && name != "lo" && !is_bridge(name) {
             names.push(name.to_owned());
         }
     }
@@ -314,29 +340,29 @@ fn uplink_names(asked: &Asked, chosen: &[&Binding], networks: &[(String, IpNetwo
     names
 }
 
-/// The host's addresses at an uplink, IPv4 and IPv6.
+/// Returns the host's addresses on an uplink, IPv4 and IPv6.
 pub(super) fn uplink_host(number: u8) -> [IpAddr; 2] {
-    uplink_address(number, HOST)
+    uplink_address(number, HOST_END)
 }
 
-/// The client's addresses at an uplink, IPv4 and IPv6.
+/// Returns the client's addresses on an uplink, IPv4 and IPv6.
 pub(super) fn uplink_client(number: u8) -> [IpAddr; 2] {
-    uplink_address(number, CLIENT)
+    uplink_address(number, CLIENT_END)
 }
 
-/// Addresses for measuring, which nobody has: RFC 2544 and RFC 5180.
+/// Returns addresses of the ranges for benchmarks, which no real host has: RFC 2544 and RFC 5180.
 fn uplink_address(number: u8, end: u8) -> [IpAddr; 2] {
     let end6 = u16::from(end);
     [Ipv4Addr::new(198, 18, number, end).into(), Ipv6Addr::new(0x2001, 2, 0, number.into(), 0, 0, 0, end6).into()]
 }
 
-/// The networks that all uplinks are in.
+/// Returns the networks that contain all uplinks.
 fn client_networks() -> Vec<IpNetwork> {
     let [v4, v6] = uplink_address(0, 0);
     [IpNetwork::new(v4, 15), IpNetwork::new(v6, 48)].into_iter().flatten().collect()
 }
 
-/// The length of the prefix that an address is in where nothing says otherwise.
+/// Returns the prefix length for a network that is not declared.
 pub(super) fn uplink_prefix(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => 24,
@@ -344,8 +370,8 @@ pub(super) fn uplink_prefix(address: IpAddr) -> u8 {
     }
 }
 
-/// The length of the prefix that holds an address alone.
-pub(super) fn full(address: IpAddr) -> u8 {
+/// Returns the prefix length for a single address.
+pub(super) fn host_prefix(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,

@@ -1,125 +1,112 @@
-//! Throw-away networks, and probes with real packets in them; standing networks from a file are in [`net`].
+//! Throw-away networks, and probes that send real packets through them. Standing networks from a file are in [`net`].
 //!
-//! Comes in: the rule sets to try. Goes out: what each probe got, and what it should have got.
+//! Input: rule sets and the packets to try. Output: for each probe, the result and the expected result.
 //!
-//! Namespaces of a throw-away network have no names: they are held by open files of this process, so whatever ends it, Ctrl-C and SIGKILL
-//! included, ends them and everything in them. The state of the host under test is kept in memory. Nothing is left
-//! behind because nothing is put anywhere.
+//! The namespaces of a throw-away network have no names. Only open files of this process keep them, so they end with
+//! the process, even after Ctrl-C or SIGKILL. The state of the host under test is kept in memory. Nothing is written to
+//! disk, so there is nothing to clean up.
 
-mod ask;
+pub mod capture;
+mod client;
 mod datagram;
+mod error;
 mod layout;
 mod link;
 pub mod net;
 pub mod netns;
 mod probe;
+pub mod raw_socket;
 mod responder;
-pub mod sight;
 mod topology;
-pub mod wire;
 
-use std::io;
-
-use crate::engine::{self, Choice as Backend, Engine, EngineError, Outcome};
+use crate::engine::{Choice as Backend, Engine, EngineError, Options, Outcome, Scope, Storage};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Packet, Protocol, RuleSet};
+use crate::model::{DesiredState, Packet, Protocol, RuleSet};
 use crate::store::State;
 use crate::sys::{sysctl, tracking};
 
-pub use ask::Answer;
+pub use capture::{Capture, Observation};
+pub use client::Answer;
+pub use error::LabError;
 pub use link::Links;
 pub use netns::Netns;
 pub use probe::{Probe, Report, Vantage};
-pub use sight::{Sight, Sighting};
-pub use topology::{Topology, bridges_ask_netfilter};
+pub use topology::{Topology, set_bridge_netfilter};
 
-/// Why a throw-away network cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum LabError {
-    /// Neither as root nor in a user namespace.
-    #[error("may not make network namespaces: not root, and unprivileged user namespaces are not allowed here")]
-    NotAllowed(#[source] io::Error),
-    /// The rule sets cannot be laid out as a network.
-    #[error("{0}")]
-    Topology(String),
-    /// A link, address or route could not be made.
-    #[error("cannot make {0} in the throw-away network")]
-    Link(String, #[source] io::Error),
-    /// Something else failed.
-    #[error("{0} failed in the throw-away network")]
-    Io(&'static str, #[source] io::Error),
-    /// The rules could not be applied.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
-
-/// What was tried.
+/// The result of [`try_out`].
 #[derive(Debug)]
 pub struct Trial {
-    /// What applying the rules did.
+    /// The result of the commit in the host under test.
     pub outcome: Outcome,
-    /// How many forwards there are, and how many of them were probed; of given packets, how many one of them could meet.
+    /// The number of forwards in the rule sets, and the number of forwards that were probed. If the packets were given,
+    /// the second number counts the forwards that match the protocol and port of a packet.
     pub forwards: (usize, usize),
-    /// The probes, in order.
+    /// The reports, one per probe, in the order of sending.
     pub reports: Vec<Report>,
 }
 
-/// What to send.
+/// The packets that [`try_out`] sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
-    /// Packets for at most so many forwards, spread over all of them, and for every other rule.
+pub enum Selection {
+    /// Packets for at most this number of forwards, sampled evenly, and for every other rule.
     Forwards(usize),
-    /// These packets.
+    /// The packets that the user gave.
     Packets(Vec<Packet>),
 }
 
-/// Builds the network that the rule sets are about, applies them there, and sends packets from everywhere. `asked` is
-/// what the rule sets, `written`, ask together; what must become of packets is told from these.
+/// Builds a network for the rule sets, applies the rule sets in its host, and sends packets from every side.
+///
+/// `asked` is the union of the rule sets `written`. The expected results are computed from `written`.
 ///
 /// # Errors
-/// [`LabError::NotAllowed`] where no namespace may be made; others where the network cannot be built or the rules not
-/// be applied.
-pub fn try_out(asked: &Asked, written: &[RuleSet], choice: &Choice, backend: Backend) -> Result<Trial, LabError> {
+/// [`LabError::NotAllowed`] if the process may not create namespaces. Other variants if the network cannot be built or
+/// the rules cannot be applied.
+pub fn try_out(
+    desired: &DesiredState,
+    written: &[RuleSet],
+    selection: &Selection,
+    backend: Backend,
+) -> Result<Trial, LabError> {
     netns::gain_privileges()?;
-    let (chosen, named) = match choice {
-        Choice::Forwards(limit) => (probe::choose(asked, *limit), &[][..]),
-        Choice::Packets(packets) => (probe::meetable(asked, packets), packets.as_slice()),
+    let (chosen, named) = match selection {
+        Selection::Forwards(limit) => (probe::sample_forwards(desired, *limit), &[][..]),
+        Selection::Packets(packets) => (probe::forwards_for(desired, packets), packets.as_slice()),
     };
-    let topology = Topology::build_for(asked, &chosen, named)?;
-    let packets = match choice {
-        Choice::Forwards(_) => probe::packets(asked, &chosen, &topology),
-        Choice::Packets(packets) => packets.clone(),
+    let topology = Topology::build_with_packets(desired, &chosen, named)?;
+    let packets = match selection {
+        Selection::Forwards(_) => probe::plan_packets(desired, &chosen, &topology),
+        Selection::Packets(packets) => packets.clone(),
     };
-    let sight = Sight::open(&topology)?;
-    let (outcome, host) = apply(&topology, asked, backend)?;
-    let probes = probe::expect(packets, written, &host);
-    let _responders = match choice {
-        Choice::Forwards(_) => Some(responder::start(&topology, &probes)?),
-        Choice::Packets(_) => None,
+    let capture = Capture::open(&topology)?;
+    let (outcome, host) = apply(&topology, desired, backend)?;
+    let probes = probe::predict(packets, written, &host);
+    let _responders = match selection {
+        Selection::Forwards(_) => Some(responder::start(&topology, &probes)?),
+        Selection::Packets(_) => None,
     };
     let mut reports = Vec::with_capacity(probes.len());
     for probe in probes {
-        reports.push(match choice {
-            Choice::Forwards(_) => probe::send(probe, &topology, &sight)?,
-            Choice::Packets(_) => probe::watch(probe, &topology, &sight)?,
+        reports.push(match selection {
+            Selection::Forwards(_) => probe::send(probe, &topology, &capture)?,
+            Selection::Packets(_) => probe::observe(probe, &topology, &capture)?,
         });
     }
-    Ok(Trial { outcome, forwards: (asked.bindings.len(), chosen.len()), reports })
+    Ok(Trial { outcome, forwards: (desired.bindings.len(), chosen.len()), reports })
 }
 
-/// Applies rule sets in the host of a network, with a state that nobody keeps; gives what that did, and the host as it is
-/// then.
+/// Applies rule sets in the host of a network, with a state in memory. Returns the outcome and the host with its
+/// forwarding sysctls.
 ///
 /// # Errors
-/// Where they cannot be applied.
-pub fn apply(topology: &Topology, asked: &Asked, backend: Backend) -> Result<(Outcome, Host), LabError> {
-    if asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
+/// If the engine cannot apply the rule sets.
+pub fn apply(topology: &Topology, desired: &DesiredState, backend: Backend) -> Result<(Outcome, Host), LabError> {
+    if desired.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite) {
         let set = topology.host.run(tracking::ignore_checksums)?;
         set.map_err(|error| LabError::Io("switching checksums off for UDP-Lite", error))?;
     }
     let outcome = topology.host.run(|| -> Result<Outcome, EngineError> {
-        let mut engine = Engine::in_memory(backend)?;
-        engine::commit(&mut engine, State { asked: asked.clone().into(), ..State::default() })
+        let mut engine = Engine::open(Storage::Memory, backend, Scope::Full)?;
+        engine.commit(State { desired: desired.clone().into(), ..State::default() }, Options::default())
     })??;
     let forwarding = topology.host.run(sysctl::forwarded)?.map_err(EngineError::from)?;
     Ok((outcome, Host { forwarding, ..topology.plan.clone() }))

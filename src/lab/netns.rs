@@ -1,4 +1,4 @@
-//! A network namespace that is held by an open file, whether it has a name or not.
+//! Network namespaces that an open file keeps alive, with or without a name.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,22 +12,22 @@ use nix::unistd::{getegid, geteuid};
 
 use super::LabError;
 
-/// A network namespace that lives as long as this value, or as anything that was started in it.
+/// A network namespace. The kernel keeps it as long as this value or a process in the namespace exists.
 #[derive(Debug)]
 pub struct Netns(File);
 
 impl Netns {
-    /// Makes one. Its loopback interface is down; IPv6 addresses in it are usable at once.
+    /// Creates a namespace. Its loopback interface is down. IPv6 addresses in it are usable at once.
     ///
     /// # Errors
-    /// Where namespaces may not be made.
+    /// If the process may not create namespaces.
     pub fn new() -> Result<Self, LabError> {
         let made = thread::spawn(|| -> io::Result<File> {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            // A fresh address is otherwise probed for duplicates for a second before it can be used.
+            // By default the kernel probes a new IPv6 address for duplicates for a second before it can be used.
             for place in ["default", "all"] {
                 let switch = fs::write(format!("/proc/sys/net/ipv6/conf/{place}/accept_dad"), "0");
-                // A kernel without IPv6 has no such switch.
+                // A kernel without IPv6 has no such sysctl.
                 drop(switch);
             }
             File::open("/proc/thread-self/ns/net")
@@ -39,31 +39,32 @@ impl Netns {
         }
     }
 
-    /// The one that the calling thread is in.
+    /// Opens the namespace of the calling thread.
     ///
     /// # Errors
-    /// Where `/proc` does not show it.
+    /// If `/proc` does not show the namespace.
     pub fn current() -> io::Result<Self> {
         File::open("/proc/thread-self/ns/net").map(Self)
     }
 
-    /// One that a file of `/proc`, or a mount of one, stands for. Whether it does is only seen when it is entered.
-    pub fn held(file: File) -> Self {
+    /// Wraps a namespace file of `/proc`, or a bind mount of one. The kind of the file is checked only by
+    /// [`Netns::enter`] and [`Netns::run`].
+    pub fn from_file(file: File) -> Self {
         Self(file)
     }
 
-    /// Moves the calling thread into it.
+    /// Moves the calling thread into the namespace.
     ///
     /// # Errors
-    /// Where it cannot be entered.
+    /// If the kernel refuses to enter the namespace.
     pub fn enter(&self) -> io::Result<()> {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Does something in it, in a thread of its own.
+    /// Runs `job` in the namespace, in a thread of its own.
     ///
     /// # Errors
-    /// Where it cannot be entered.
+    /// If the thread cannot enter the namespace.
     pub fn run<T: Send>(&self, job: impl FnOnce() -> T + Send) -> Result<T, LabError> {
         let result = thread::scope(|scope| {
             let inside = scope.spawn(|| -> io::Result<T> {
@@ -87,8 +88,8 @@ impl AsFd for Netns {
 
 /// Enters a new user namespace.
 ///
-/// The kernel refuses that (EINVAL) to a process of several threads, and a thread that was joined a moment ago may still be
-/// one of them: it wakes who waits for it shortly before it is gone.
+/// The kernel refuses this (EINVAL) to a process with several threads. A thread that has just been joined may still
+/// count: it wakes the joining thread shortly before it disappears. So EINVAL is retried.
 fn unshare_user() -> io::Result<()> {
     for _ in 0..100 {
         match unshare(CloneFlags::CLONE_NEWUSER) {
@@ -99,13 +100,13 @@ fn unshare_user() -> io::Result<()> {
     Err(Errno::EINVAL.into())
 }
 
-/// Makes sure that namespaces can be made: as root they can; otherwise a user namespace is entered in which we are.
+/// Ensures that the process can create namespaces. If it is not root, it enters a new user namespace in which it is.
 ///
-/// Must be called before any thread is started, because a process of several threads may not change its user namespace
+/// Call this before any thread is started: a process with several threads may not change its user namespace
 /// (unshare(2)).
 ///
 /// # Errors
-/// [`LabError::NotAllowed`] where user namespaces are not allowed.
+/// [`LabError::NotAllowed`] if user namespaces are not allowed.
 pub fn gain_privileges() -> Result<(), LabError> {
     if Netns::new().is_ok() {
         return Ok(());
@@ -113,7 +114,7 @@ pub fn gain_privileges() -> Result<(), LabError> {
     let (uid, gid) = (geteuid(), getegid());
     let enter = || -> io::Result<()> {
         unshare_user()?;
-        // Who cannot set groups back may map its own group (user_namespaces(7)).
+        // A process without CAP_SETGID may map its own group only after it denies setgroups (user_namespaces(7)).
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {gid} 1"))

@@ -1,4 +1,4 @@
-//! Servers at the targets that say whom they see.
+//! Servers at the targets. Each answers with its own name and the client's address.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -16,10 +16,10 @@ use super::probe::Probe;
 use super::topology::Topology;
 use crate::model::Protocol;
 
-/// Servers; they end with the process.
+/// The running servers. They end with the process.
 pub(super) struct Responders;
 
-/// Starts a server for everything that a probe should reach.
+/// Starts a server at each address and port that a probe should reach.
 pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders, LabError> {
     let mut started: BTreeSet<(String, Protocol, u16, bool)> = BTreeSet::new();
     for probe in probes {
@@ -35,11 +35,11 @@ pub(super) fn start(topology: &Topology, probes: &[Probe]) -> Result<Responders,
     Ok(Responders)
 }
 
-/// Binds in the namespace of the calling thread, and serves from then on.
+/// Binds a socket in the namespace of the calling thread and serves it in a new thread.
 fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Result<()> {
     let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let at = SocketAddr::new(any, port);
-    let say = {
+    let reply = {
         let name = name.to_owned();
         move |peer: SocketAddr| format!("{name} {port} {peer}")
     };
@@ -47,9 +47,9 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
         Protocol::Udp => {
             let socket = bind_udp(at)?;
             thread::spawn(move || {
-                let mut question = [0; 64];
-                while let Ok((peer, asked)) = receive(&socket, &mut question) {
-                    let sent = answer(&socket, say(peer).as_bytes(), peer, asked);
+                let mut request = [0; 64];
+                while let Ok((peer, local)) = receive(&socket, &mut request) {
+                    let sent = send_answer(&socket, reply(peer).as_bytes(), peer, local);
                     drop(sent);
                 }
             });
@@ -58,7 +58,7 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
             let listener = bind_tcp(at)?;
             thread::spawn(move || {
                 while let Ok((mut stream, peer)) = listener.accept() {
-                    let sent = stream.write_all(say(peer).as_bytes());
+                    let sent = stream.write_all(reply(peer).as_bytes());
                     drop(sent);
                 }
             });
@@ -67,7 +67,7 @@ fn serve(name: &str, protocol: Protocol, port: u16, ipv6: bool) -> std::io::Resu
     Ok(())
 }
 
-/// One family only, so that a server for each can have the same port.
+/// Binds to one family only, so that an IPv4 and an IPv6 server can share a port.
 fn bind_tcp(at: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
     if at.is_ipv6() {
@@ -91,18 +91,18 @@ fn bind_udp(at: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Receives a question: who asks, and at which address of ours.
-fn receive(socket: &UdpSocket, question: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
-    let (mut parts, mut control) = ([IoSliceMut::new(question)], cmsg_space!(in6_pktinfo, in_pktinfo));
+/// Receives a request. Returns the client's address and the local address that the request was sent to.
+fn receive(socket: &UdpSocket, request: &mut [u8]) -> std::io::Result<(SocketAddr, Option<IpAddr>)> {
+    let (mut parts, mut control) = ([IoSliceMut::new(request)], cmsg_space!(in6_pktinfo, in_pktinfo));
     let flags = MsgFlags::empty();
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let mut asked = None;
+    let mut local = None;
     for extra in message.cmsgs()? {
         match extra {
             ControlMessageOwned::Ipv4PacketInfo(info) => {
-                asked = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                local = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
             }
-            ControlMessageOwned::Ipv6PacketInfo(info) => asked = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
+            ControlMessageOwned::Ipv6PacketInfo(info) => local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
             _ => {}
         }
     }
@@ -110,15 +110,16 @@ fn receive(socket: &UdpSocket, question: &mut [u8]) -> std::io::Result<(SocketAd
         let v4 = peer.as_sockaddr_in().map(|peer| SocketAddr::new(peer.ip().into(), peer.port()));
         v4.or_else(|| peer.as_sockaddr_in6().map(|peer| SocketAddr::new(peer.ip().into(), peer.port())))
     });
-    Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, asked))
+    Ok((peer.ok_or(std::io::ErrorKind::InvalidData)?, local))
 }
 
-/// Answers from the address that was asked at: left to itself the kernel takes the one that leads to the peer, and NAT
-/// does not know the answer then.
-fn answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, asked: Option<IpAddr>) -> std::io::Result<usize> {
+/// Sends an answer from the address that received the request.
+///
+/// Without a source address the kernel chooses the one on the route to the peer, and NAT does not recognise the answer.
+fn send_answer(socket: &UdpSocket, text: &[u8], peer: SocketAddr, local: Option<IpAddr>) -> std::io::Result<usize> {
     let parts = [IoSlice::new(text)];
     let (v4, v6);
-    let from = match asked {
+    let from = match local {
         Some(IpAddr::V4(address)) => {
             let ipi_spec_dst = in_addr { s_addr: u32::from(address).to_be() };
             v4 = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: in_addr { s_addr: 0 } };

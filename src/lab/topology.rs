@@ -1,83 +1,70 @@
-//! The network that a rule set is about, derived from the set alone.
+//! The network for a rule set, derived from the rule set alone.
 //!
 //! ```text
 //!  client ── uplink ──[ host ]── bridge of a network ──┬── target
 //!  198.18.0.2  198.18.0.1                              ├── target
-//!                                                      └── neighbour, who tries the hairpin
+//!                                                      └── neighbour, for hairpin packets
 //! ```
-//! There is an uplink with a client for every interface that the rules name and that is no network, `eth0` where they
-//! name none. Targets outside of any declared network get one of their own: their /24 or /64. What is listened at is the
-//! host's, also where something leads to it.
+//! An interface that the rules name is an uplink with a client, unless it is the bridge of a network. If the rules name
+//! none, the uplink is `eth0`. Targets outside of the declared networks get a /24 or /64 network of their own. Listen
+//! addresses belong to the host, even if a forward also targets them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use super::layout::{self, Layout, full, uplink_prefix};
+use super::layout::{self, Layout, Subnet, host_prefix, uplink_prefix};
 use super::{LabError, Links, Netns};
 use crate::model::meaning::Host;
-use crate::model::{Asked, Binding, Family, Packet};
+use crate::model::{Binding, DesiredState, Packet};
 
 /// An interface of the host, and the client behind it.
 #[derive(Debug)]
 pub struct Uplink {
-    /// The interface's name.
+    /// The interface name, such as `eth0`.
     pub name: String,
-    /// The client's namespace.
+    /// The network namespace of the client.
     pub client: Netns,
-    /// The host's addresses there, IPv4 and IPv6.
+    /// The host's addresses on this link, IPv4 and IPv6.
     pub host: [IpAddr; 2],
     /// The client's addresses, IPv4 and IPv6.
     pub address: [IpAddr; 2],
 }
 
-/// A subnet behind a bridge of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subnet {
-    /// The bridge's name.
-    pub bridge: String,
-    /// The subnet.
-    pub network: IpNetwork,
-    /// The host's address in it.
-    pub gateway: IpAddr,
-    /// The neighbour's address in it, where there is room for one.
-    pub neighbour: Option<IpAddr>,
-}
-
 /// A throw-away network.
 #[derive(Debug)]
 pub struct Topology {
-    /// The host under test.
+    /// The namespace of the host under test.
     pub host: Netns,
-    /// Its interfaces and routes; what it forwards is its own to say.
+    /// The host's interfaces and routes. The forwarding sysctls are read later, from the host itself.
     pub plan: Host,
-    /// Its uplinks, at least one.
+    /// The host's uplinks, at least one.
     pub uplinks: Vec<Uplink>,
-    /// The subnets behind its bridges.
+    /// The subnets behind the host's bridges.
     pub subnets: Vec<Subnet>,
-    /// The targets by address.
+    /// The namespace of each target, by its address.
     pub targets: BTreeMap<IpAddr, Netns>,
-    /// A neighbour for each bridge.
+    /// The namespace of a neighbour for each bridge, by the bridge's name.
     pub neighbours: BTreeMap<String, Netns>,
-    /// The target that is in a network which a rule other than a forward is about.
+    /// A host in each network that a rule other than a forward names.
     pub residents: BTreeMap<IpNetwork, IpAddr>,
-    /// The clients that forwards let in by their prefix, by uplink; more addresses of its client.
+    /// Extra addresses of the clients, one for each `from` prefix of a forward, by uplink and prefix.
     pub clients: BTreeMap<(String, IpNetwork), IpAddr>,
 }
 
-/// A port that no forward is about: that of the discard protocol, RFC 863.
+/// A port that no forward uses: the discard protocol, RFC 863.
 pub(super) const DISCARD: u16 = 9;
 
-/// Sets whether bridges of the namespace of the calling thread ask netfilter about what they switch (`br_netfilter`).
+/// Sets whether bridges in the namespace of the calling thread pass packets to netfilter (`br_netfilter`).
 ///
-/// With it a bridge translates and switches on its own what would otherwise go through this host's routing: a packet that
-/// goes back to the port it came from is lost unless that port is in hairpin mode, and whether packets are forwarded does
-/// not matter (seen on Linux 6.18).
+/// If this is on, bridges pass the packets that they switch through netfilter. A packet that DNAT sends to a host on
+/// the same bridge is then switched and not routed. If it must leave by its ingress port, it is lost unless the port is
+/// in hairpin mode. The forwarding sysctls have no effect on it (seen on Linux 6.18).
 ///
 /// # Errors
-/// Where the switches are there and cannot be set.
-pub fn bridges_ask_netfilter(on: bool) -> std::io::Result<()> {
+/// If the sysctls exist and cannot be written.
+pub fn set_bridge_netfilter(on: bool) -> std::io::Result<()> {
     for table in ["iptables", "ip6tables"] {
         let path = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
         if std::path::Path::new(&path).exists() {
@@ -87,29 +74,25 @@ pub fn bridges_ask_netfilter(on: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The index of a family's address in a pair.
-pub fn of(family: Family) -> usize {
-    match family {
-        Family::Ipv4 => 0,
-        Family::Ipv6 => 1,
-    }
-}
-
 impl Topology {
-    /// Builds the network for the chosen forwards and for everything else that is asked.
+    /// Builds the network for the chosen forwards and for all other rules.
     ///
     /// # Errors
-    /// Where it cannot be built.
-    pub fn build(asked: &Asked, chosen: &[&Binding]) -> Result<Self, LabError> {
-        Self::build_for(asked, chosen, &[])
+    /// If a namespace or a link cannot be created, or no network can be planned for the rules.
+    pub fn build(desired: &DesiredState, chosen: &[&Binding]) -> Result<Self, LabError> {
+        Self::build_with_packets(desired, chosen, &[])
     }
 
-    /// The same, with everybody whom `packets` name, as far as the rules know of them.
+    /// Builds the network as [`Topology::build`] does, with the hosts of `packets` that are in networks of the rules.
     ///
     /// # Errors
-    /// Where it cannot be built, or a packet arrives by an interface that it does not have.
-    pub fn build_for(asked: &Asked, chosen: &[&Binding], packets: &[Packet]) -> Result<Self, LabError> {
-        let layout = Layout::new(asked, chosen, packets)?;
+    /// If the network cannot be built, or a packet names an ingress interface that the network does not have.
+    pub fn build_with_packets(
+        desired: &DesiredState,
+        chosen: &[&Binding],
+        packets: &[Packet],
+    ) -> Result<Self, LabError> {
+        let layout = Layout::new(desired, chosen, packets)?;
         let mut topology = Self {
             host: Netns::new()?,
             plan: layout.host,
@@ -132,25 +115,25 @@ impl Topology {
                 topology.neighbours.insert(subnet.bridge.clone(), Netns::new()?);
             }
         }
-        topology.host.run(|| topology.wire_host())??;
+        topology.host.run(|| topology.configure_host())??;
         for uplink in &topology.uplinks {
-            uplink.client.run(|| topology.wire_client(uplink))??;
+            uplink.client.run(|| topology.configure_client(uplink))??;
         }
         for (address, target) in &topology.targets {
-            target.run(|| topology.wire_target(*address))??;
+            target.run(|| topology.configure_target(*address))??;
         }
         for (bridge, neighbour) in &topology.neighbours {
-            neighbour.run(|| topology.wire_neighbour(bridge))??;
+            neighbour.run(|| topology.configure_neighbour(bridge))??;
         }
         Ok(topology)
     }
 
-    /// The subnet that an address is in.
+    /// Returns the subnet that contains an address.
     pub fn subnet_of(&self, address: IpAddr) -> Option<&Subnet> {
         self.subnets.iter().find(|subnet| subnet.network.contains(address))
     }
 
-    /// The uplink of an interface; the first where none is named.
+    /// Returns the uplink of an interface, or the first uplink for `None`.
     pub fn uplink(&self, interface: Option<&str>) -> Option<&Uplink> {
         match interface {
             Some(name) => self.uplinks.iter().find(|uplink| uplink.name == name),
@@ -158,7 +141,8 @@ impl Topology {
         }
     }
 
-    /// Who sends a packet: whoever is behind the interface that it arrives by, the one whose address it has if possible.
+    /// Returns the namespace that sends a packet: one behind the packet's ingress interface. A namespace with the
+    /// source address is preferred.
     pub fn sender(&self, packet: &Packet) -> Option<&Netns> {
         let Some(interface) = &packet.interface else { return Some(&self.host) };
         if let Some(uplink) = self.uplinks.iter().find(|uplink| uplink.name == interface.as_str()) {
@@ -169,8 +153,8 @@ impl Topology {
         target.or_else(|| self.neighbours.get(interface.as_str()))
     }
 
-    /// Who has an address, this host excepted.
-    pub fn owner(&self, address: IpAddr) -> Option<&Netns> {
+    /// Returns the namespace that has an address, except the host.
+    pub fn namespace_of(&self, address: IpAddr) -> Option<&Netns> {
         let client = self.uplinks.iter().find(|uplink| uplink.address.contains(&address));
         let neighbour = || {
             let subnet = self.subnets.iter().find(|subnet| subnet.neighbour == Some(address))?;
@@ -179,16 +163,16 @@ impl Topology {
         self.targets.get(&address).or(client.map(|uplink| &uplink.client)).or_else(neighbour)
     }
 
-    /// Everybody but the host, with the interface of the host that they are behind.
-    pub fn others(&self) -> impl Iterator<Item = (&str, &Netns)> {
+    /// Returns every namespace but the host, with the host's interface to it.
+    pub fn peers(&self) -> impl Iterator<Item = (&str, &Netns)> {
         let clients = self.uplinks.iter().map(|uplink| (uplink.name.as_str(), &uplink.client));
         let targets = self.targets.iter().map(|(address, target)| (self.bridge_of(*address), target));
         let neighbours = self.neighbours.iter().map(|(bridge, neighbour)| (bridge.as_str(), neighbour));
         clients.chain(targets).chain(neighbours)
     }
 
-    /// A packet each way between the host and every address of everybody else.
-    pub fn neighbourly(&self) -> Vec<Packet> {
+    /// Returns one packet in each direction between the host and every address of the other namespaces.
+    pub fn reachability_packets(&self) -> Vec<Packet> {
         let mut pairs: Vec<(&str, IpAddr, IpAddr)> = Vec::new();
         for uplink in &self.uplinks {
             pairs.extend(uplink.address.iter().zip(&uplink.host).map(|(a, b)| (uplink.name.as_str(), *a, *b)));
@@ -212,15 +196,15 @@ impl Topology {
         pairs.into_iter().flat_map(each).collect()
     }
 
-    fn wire_host(&self) -> Result<(), LabError> {
+    fn configure_host(&self) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
-        // Clients send from addresses that no route leads back to.
+        // Clients send from addresses that the host has no route back to.
         for place in ["all", "default"] {
             let strict = format!("/proc/sys/net/ipv4/conf/{place}/rp_filter");
             std::fs::write(strict, "0").map_err(|error| LabError::Io("switching rp_filter off", error))?;
         }
-        bridges_ask_netfilter(false).map_err(|error| LabError::Io("switching bridge netfilter off", error))?;
+        set_bridge_netfilter(false).map_err(|error| LabError::Io("switching bridge netfilter off", error))?;
         for uplink in &self.uplinks {
             links.veth(&uplink.name, "eth0", &uplink.client)?;
             links.up(&uplink.name)?;
@@ -229,7 +213,7 @@ impl Topology {
         for bridge in bridges {
             links.bridge(bridge)?;
         }
-        let inside = self.others().filter(|(name, _)| self.uplink(Some(name)).is_none());
+        let inside = self.peers().filter(|(name, _)| self.uplink(Some(name)).is_none());
         for (number, (bridge, namespace)) in inside.enumerate() {
             let name = format!("pf-port{number}");
             links.veth(&name, "eth0", namespace)?;
@@ -248,12 +232,12 @@ impl Topology {
         Ok(())
     }
 
-    /// The uplink that a forward's clients come from.
+    /// Returns the uplink that a forward's clients use.
     pub fn uplink_of(&self, binding: &Binding) -> Option<&Uplink> {
         self.uplink(binding.interface.as_ref().map(crate::model::IfName::as_str)).or_else(|| self.uplinks.first())
     }
 
-    /// The client that a forward lets in by its prefix.
+    /// Returns the client address inside the `from` prefix of a forward.
     pub fn client_of(&self, binding: &Binding) -> Option<IpAddr> {
         self.clients.get(&(self.uplink_of(binding)?.name.clone(), binding.from?)).copied()
     }
@@ -262,7 +246,7 @@ impl Topology {
         self.subnet_of(address).map_or("", |subnet| &subnet.bridge)
     }
 
-    fn wire_client(&self, uplink: &Uplink) -> Result<(), LabError> {
+    fn configure_client(&self, uplink: &Uplink) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
         links.up("eth0")?;
@@ -271,12 +255,12 @@ impl Topology {
             links.route(unspecified(address), 0, gateway)?;
         }
         for (_, from) in self.clients.iter().filter(|((name, _), _)| *name == uplink.name) {
-            links.address("eth0", *from, full(*from))?;
+            links.address("eth0", *from, host_prefix(*from))?;
         }
         Ok(())
     }
 
-    fn wire_target(&self, address: IpAddr) -> Result<(), LabError> {
+    fn configure_target(&self, address: IpAddr) -> Result<(), LabError> {
         let Some(subnet) = self.subnet_of(address) else { return Ok(()) };
         let links = Links::open()?;
         links.up("lo")?;
@@ -285,7 +269,7 @@ impl Topology {
         links.route(unspecified(address), 0, subnet.gateway)
     }
 
-    fn wire_neighbour(&self, bridge: &str) -> Result<(), LabError> {
+    fn configure_neighbour(&self, bridge: &str) -> Result<(), LabError> {
         let links = Links::open()?;
         links.up("lo")?;
         links.up("eth0")?;

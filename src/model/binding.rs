@@ -1,4 +1,4 @@
-//! The normal form of a forward: one family, one client prefix, one protocol, one contiguous span of ports.
+//! The normal form of a forward: one family, at most one client prefix, one protocol, one contiguous range of ports.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,91 +9,95 @@ use serde::{Deserialize, Serialize};
 
 use super::{Comment, Family, IfName, PortRange, Protocol, Source};
 
-/// What becomes of the port that was asked for.
+/// The rule that maps a listen port to a target port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PortMap {
-    /// It stays as it is.
+    /// The target port equals the listen port.
     Keep,
-    /// The range begins here instead; one to one.
+    /// Ports map one to one to a range that begins at this port.
     Shift(u16),
-    /// All go to this one.
+    /// Every listen port maps to this port.
     One(u16),
 }
 
 impl PortMap {
-    /// The map that keeps every port of `range`. For a single port that is [`PortMap::One`], the only form it has.
-    pub fn kept(range: PortRange) -> Self {
+    /// Returns the map that keeps every port of `range`. For a single port this is [`PortMap::One`], its canonical
+    /// form.
+    pub fn identity(range: PortRange) -> Self {
         if range.is_single() { Self::One(range.first()) } else { Self::Keep }
     }
 }
 
-/// Where a binding leads.
+/// The target of a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Destination {
-    /// The target's address; none: this host.
+    /// The target's address, or `None` for this host (a redirect).
     pub address: Option<IpAddr>,
-    /// The target's port.
+    /// The map to the target's ports.
     pub port: PortMap,
 }
 
-/// One element of what is asked: the atom that is compiled, stored, listed and compared.
+/// An entry of the desired state: the unit that portfwd compiles, stores, lists and compares.
 ///
-/// The JSON form is a part of the store's format; a field that JSON leaves out has its usual value.
+/// The JSON form is a part of the store's format. JSON leaves a field out if it has its default.
 ///
-/// Canonical: a single port is always [`PortMap::One`], a range that is not moved is always [`PortMap::Keep`], so two
-/// bindings mean the same exactly when they are equal.
+/// The form is canonical: a single port is always [`PortMap::One`], and a range that keeps its ports is always
+/// [`PortMap::Keep`]. Two bindings have the same meaning only if they are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Binding {
-    /// The family of the packets it is about.
+    /// The family of the packets that the binding matches.
     pub family: Family,
-    /// The address it listens at; none: every address of this host.
+    /// The listen address, or `None` for every address of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Only what arrives here.
+    /// The ingress interface, or `None` for every interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<IfName>,
-    /// Only these clients.
+    /// The client prefix, or `None` for every client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpNetwork>,
-    /// The transport protocol.
+    /// The transport protocol that the binding matches.
     pub protocol: Protocol,
-    /// The ports it listens at.
+    /// The listen ports, at least one.
     pub ports: PortRange,
-    /// Where it leads.
+    /// The target's address and ports.
     pub to: Destination,
-    /// What the target sees as the client.
+    /// The source address that the target sees.
     #[serde(default, skip_serializing_if = "Source::is_keep")]
     pub source: Source,
-    /// Whether clients in the target's own network are masqueraded. True where it makes no difference: of a redirect, with
-    /// another source than the client, at a loopback address.
-    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    /// Masquerade clients in the target's network (hairpin).
+    ///
+    /// Always true if the value has no effect: for a redirect, a source other than [`Source::Keep`] or a loopback
+    /// listen address.
+    #[serde(default = "default_hairpin", skip_serializing_if = "Clone::clone")]
     pub hairpin: bool,
-    /// Whether it serves this host at its loopback addresses; where [`Binding::address`] is one of them, only there.
+    /// Forward connections of this host to its loopback addresses. If [`Binding::address`] is a loopback address, the
+    /// binding matches no other packets.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub loopback: bool,
-    /// The forward's remark.
+    /// The comment of the forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<Comment>,
 }
 
-fn yes() -> bool {
+fn default_hairpin() -> bool {
     true
 }
 
-/// What decides, before any port is looked at, which of two bindings wins.
+/// The precedence class of a binding. If two bindings of different classes match a packet, the lesser class wins.
 ///
-/// Ordered by precedence: the class that is asked first is the least. An address wins over none, then an interface
-/// over none, then the longer client prefix over the shorter and any over none.
+/// An address wins over none, then an interface over none, then the longer client prefix over the shorter one, and a
+/// prefix over none. Ports have no influence on the class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Class {
-    /// The family.
+    /// The family of the binding.
     pub family: Family,
-    /// Whether an address is given.
+    /// True if the binding has a listen address.
     pub address: bool,
-    /// Whether an interface is given.
+    /// True if the binding has an ingress interface.
     pub interface: bool,
-    /// The length of the client prefix in bits, if one is given.
+    /// The length of the client prefix in bits, or `None` if the binding has no client prefix.
     pub from: Option<u8>,
 }
 
@@ -112,11 +116,11 @@ impl PartialOrd for Class {
     }
 }
 
-/// The order in which bindings are listed.
+/// The key that sorts bindings for `list` and the store, see [`Binding::sort_key`].
 pub type SortKey<'a> = (Family, bool, Protocol, u16, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
 impl Binding {
-    /// The class that decides its precedence.
+    /// Returns the precedence class.
     pub fn class(&self) -> Class {
         Class {
             family: self.family,
@@ -126,12 +130,12 @@ impl Binding {
         }
     }
 
-    /// Whether it is about one port only; such a binding wins over a range of its class.
+    /// Returns true if the binding listens at a single port. It then wins over a port range of the same class.
     pub fn is_exact(&self) -> bool {
         self.ports.is_single()
     }
 
-    /// The port that `port`, one of [`Binding::ports`], is sent to.
+    /// Returns the target port for the listen port `port`, which must be one of [`Binding::ports`].
     pub fn target_port(&self, port: u16) -> u16 {
         match self.to.port {
             PortMap::Keep => port,
@@ -140,60 +144,62 @@ impl Binding {
         }
     }
 
-    /// Whether it serves packets to other than the loopback addresses.
-    pub fn serves_others(&self) -> bool {
+    /// Returns true if the binding matches packets to addresses other than loopback addresses.
+    pub fn serves_non_loopback(&self) -> bool {
         !self.address.is_some_and(|address| address.is_loopback())
     }
 
-    /// The one loopback address that it serves, if it serves only one.
+    /// Returns the listen address if it is a loopback address.
     pub fn loopback_address(&self) -> Option<IpAddr> {
         self.address.filter(IpAddr::is_loopback)
     }
 
-    /// Whether both are about the same packets with the same precedence, so that nothing says which of them wins.
-    pub fn conflicts(&self, other: &Self) -> bool {
+    /// Returns true if a packet can match both bindings and both have the same precedence, so that neither wins.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
         self.family == other.family
             && self.is_exact() == other.is_exact()
             && self.protocol == other.protocol
             && self.from == other.from
             && self.ports.overlaps(other.ports)
-            && (self.same_place(other) || self.same_loopback(other))
+            && (self.same_address_and_interface(other) || self.overlaps_at_loopback(other))
     }
 
-    /// Whether both listen at the same place, to the same clients, with the same protocol; at whichever ports.
+    /// Returns true if both bindings have the same family, address, interface, client prefix and protocol.
     pub fn listens_like(&self, other: &Self) -> bool {
         let same_clients = self.protocol == other.protocol && self.from == other.from;
-        self.family == other.family && same_clients && self.same_place(other)
+        self.family == other.family && same_clients && self.same_address_and_interface(other)
     }
 
-    fn same_place(&self, other: &Self) -> bool {
+    fn same_address_and_interface(&self, other: &Self) -> bool {
         self.address == other.address && self.interface == other.interface
     }
 
-    /// At a loopback address it does not matter which other address or interface they name, only that they do.
-    fn same_loopback(&self, other: &Self) -> bool {
-        let apart = matches!((self.loopback_address(), other.loopback_address()), (Some(a), Some(b)) if a != b);
-        self.loopback && other.loopback && self.class() == other.class() && !apart
+    /// Returns true if a packet to a loopback address can match both bindings with the same precedence.
+    ///
+    /// A binding with `loopback` matches these packets whatever its listen address and interface are. Only their
+    /// presence counts, because it determines the class.
+    fn overlaps_at_loopback(&self, other: &Self) -> bool {
+        let different = matches!((self.loopback_address(), other.loopback_address()), (Some(a), Some(b)) if a != b);
+        self.loopback && other.loopback && self.class() == other.class() && !different
     }
 
-    /// The listening half: `192.0.2.1:8080/tcp on eth0 from 10.0.0.0/8`.
+    /// Returns the text of the listening side: `192.0.2.1:8080/tcp on eth0 from 10.0.0.0/8`.
     pub fn listen(&self) -> ListenText<'_> {
         ListenText(self)
     }
 
-    /// What it asks besides its two ends: ` source masquerade`, ` no-hairpin`, ` loopback`; nothing where that is as
-    /// usual.
+    /// Returns the text of the options that differ from their defaults, for example ` source masquerade loopback`.
     pub fn options(&self) -> OptionsText<'_> {
         OptionsText(self)
     }
 
-    /// The target half: `172.17.0.3:80`.
+    /// Returns the text of the target: `172.17.0.3:80`.
     pub fn target(&self) -> TargetText<'_> {
         TargetText(self)
     }
 }
 
-/// Prints the listening half of a [`Binding`].
+/// The [`Display`](fmt::Display) form of the listening side of a [`Binding`].
 pub struct ListenText<'a>(&'a Binding);
 
 impl fmt::Display for ListenText<'_> {
@@ -215,7 +221,7 @@ impl fmt::Display for ListenText<'_> {
     }
 }
 
-/// Prints the target half of a [`Binding`].
+/// The [`Display`](fmt::Display) form of the target of a [`Binding`].
 pub struct TargetText<'a>(&'a Binding);
 
 impl fmt::Display for TargetText<'_> {
@@ -235,7 +241,7 @@ impl fmt::Display for TargetText<'_> {
     }
 }
 
-/// Prints what a [`Binding`] asks besides its two ends, each word behind a space: ` source masquerade loopback`.
+/// The [`Display`](fmt::Display) form of the options of a [`Binding`]. Each option begins with a space.
 pub struct OptionsText<'a>(&'a Binding);
 
 impl fmt::Display for OptionsText<'_> {
@@ -247,7 +253,7 @@ impl fmt::Display for OptionsText<'_> {
         if !binding.hairpin {
             f.write_str(" no-hairpin")?;
         }
-        if binding.loopback && binding.serves_others() { f.write_str(" loopback") } else { Ok(()) }
+        if binding.loopback && binding.serves_non_loopback() { f.write_str(" loopback") } else { Ok(()) }
     }
 }
 
@@ -262,7 +268,7 @@ impl fmt::Display for Binding {
 }
 
 impl Binding {
-    /// The key to sort by: single ports before ranges, and the ports of a protocol rise.
+    /// Returns the sort key: single ports before ranges, then by protocol and ascending port.
     pub fn sort_key(&self) -> SortKey<'_> {
         (
             self.family,

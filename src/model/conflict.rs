@@ -1,4 +1,6 @@
-//! Bindings that nothing sets apart: equal in address, interface, clients and exactness, with a port in common.
+//! Conflicts between bindings: two bindings that match the same packets with the same precedence.
+//!
+//! Such bindings have a port in common and are equal in address, interface, client prefix and "single port or range".
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -7,35 +9,36 @@ use ipnetwork::IpNetwork;
 
 use super::{Binding, Family, IfName, Protocol};
 
-/// All that must be equal for two bindings to conflict, but for their ports.
-type Place<'a> = (Family, bool, Protocol, Spot<'a>, Option<IpNetwork>);
+/// The properties that are equal in two bindings that conflict. The boolean is true for a single port.
+type ConflictKey<'a> = (Family, bool, Protocol, Listener<'a>, Option<IpNetwork>);
 
-/// Where a binding listens.
+/// A listener of a binding. Two bindings can conflict only if they have a listener in common.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Spot<'a> {
-    /// At an address or all of them, on an interface or all of them.
-    Outside(Option<IpAddr>, Option<&'a IfName>),
-    /// At a loopback address or all of them; and whether the forward names an address and an interface.
+enum Listener<'a> {
+    /// A listener for packets to other than loopback addresses: the address and the interface, or `None` for all.
+    Network(Option<IpAddr>, Option<&'a IfName>),
+    /// A listener for packets to a loopback address. `at` is `None` for all loopback addresses; `address` and
+    /// `interface` are true if the forward has one.
     Loopback { at: Option<IpAddr>, address: bool, interface: bool },
 }
 
 /// Finds every binding that conflicts with an earlier one, as pairs of indexes (earlier, later) in rising order of the
-/// later one. Each later binding is reported once, against the first that it meets.
+/// later one. Each later binding occurs in one pair.
 ///
-/// Costs n log n for n bindings.
-pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
+/// Takes O(n log n) time for n bindings.
+pub fn find_conflicts<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, usize)> {
     let bindings: Vec<&Binding> = bindings.into_iter().collect();
     let named: BTreeSet<IpAddr> = bindings.iter().filter_map(|binding| binding.loopback_address()).collect();
     let mut order: Vec<usize> = (0..bindings.len()).collect();
     order.sort_by_key(|index| bindings.get(*index).map(|binding| (binding.ports.first(), *index)));
-    // For each place, the binding that reaches furthest among those that begin no later.
-    let mut reach: HashMap<Place<'a>, usize> = HashMap::new();
+    // For each key, the binding with the highest last port among the bindings before this one.
+    let mut reach: HashMap<ConflictKey<'a>, usize> = HashMap::new();
     let mut pairs = Vec::new();
     for index in order {
         let Some(binding) = bindings.get(index) else { continue };
-        for spot in spots(binding, &named) {
-            let place = (binding.family, binding.is_exact(), binding.protocol, spot, binding.from);
-            let furthest = reach.entry(place).or_insert(index);
+        for listener in listeners(binding, &named) {
+            let key = (binding.family, binding.is_exact(), binding.protocol, listener, binding.from);
+            let furthest = reach.entry(key).or_insert(index);
             if *furthest != index
                 && let Some(before) = bindings.get(*furthest)
             {
@@ -53,21 +56,23 @@ pub fn find<'a>(bindings: impl IntoIterator<Item = &'a Binding>) -> Vec<(usize, 
     pairs
 }
 
-/// Everywhere that a binding listens. `named` are the loopback addresses that some binding names: one that serves all of
-/// them meets each.
-fn spots<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Spot<'a>> {
+/// Returns the listeners of a binding.
+///
+/// `named` contains every loopback address that a binding listens at. A binding for all loopback addresses has a
+/// listener for each of them.
+fn listeners<'a>(binding: &'a Binding, named: &BTreeSet<IpAddr>) -> Vec<Listener<'a>> {
     let (address, interface) = (binding.address.is_some(), binding.interface.is_some());
-    let loopback = |at| Spot::Loopback { at, address, interface };
+    let loopback = |at| Listener::Loopback { at, address, interface };
     if let Some(only) = binding.loopback_address() {
         return vec![loopback(Some(only))];
     }
-    let mut spots = vec![Spot::Outside(binding.address, binding.interface.as_ref())];
+    let mut listeners = vec![Listener::Network(binding.address, binding.interface.as_ref())];
     if binding.loopback {
-        spots.push(loopback(None));
-        // Who names no address is of another class than who names one.
-        spots.extend(named.iter().filter(|_| address).map(|named| loopback(Some(*named))));
+        listeners.push(loopback(None));
+        // A binding with an address and a binding without one have different classes and cannot conflict.
+        listeners.extend(named.iter().filter(|_| address).map(|named| loopback(Some(*named))));
     }
-    spots
+    listeners
 }
 
 #[cfg(test)]
@@ -91,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nothing_sets_apart_conflicts() {
+    fn bindings_conflict_only_if_nothing_but_the_target_differs() {
         let base = binding("8005", None, None);
         for (name, other, conflict) in [
             ("the same port", binding("8005", None, None), true),
@@ -102,24 +107,24 @@ mod tests {
             ("an interface", binding("8005", Some("eth0"), None), false),
             ("clients", binding("8005", None, Some("10.0.0.0/8")), false),
         ] {
-            assert_eq!(!find([&base, &other]).is_empty(), conflict, "{name}");
+            assert_eq!(!find_conflicts([&base, &other]).is_empty(), conflict, "{name}");
         }
-        assert_eq!(find([&binding("8000-8010", None, None), &binding("8010-8020", None, None)]), [(0, 1)]);
+        assert_eq!(find_conflicts([&binding("8000-8010", None, None), &binding("8010-8020", None, None)]), [(0, 1)]);
     }
 
     #[test]
-    fn a_long_range_is_seen_behind_a_short_one() {
+    fn a_long_range_conflicts_across_a_shorter_one() {
         let all = [
             binding("100-900", None, None),
             binding("950-960", None, None),
             binding("200-210", None, None),
             binding("300-310", None, None),
         ];
-        assert_eq!(find(&all), [(0, 2), (0, 3)]);
+        assert_eq!(find_conflicts(&all), [(0, 2), (0, 3)]);
     }
 
     #[test]
-    fn at_loopback_addresses_it_matters_only_that_an_address_is_named() {
+    fn at_loopback_addresses_only_the_presence_of_an_address_counts() {
         let at = |listen: &str, interface| Binding { loopback: true, ..binding_at(listen, interface) };
         let only = at("127.0.0.1:80", None);
         for (name, one, other, conflict) in [
@@ -132,26 +137,26 @@ mod tests {
             ("two loopback addresses", only.clone(), at("127.0.0.2:80", None), false),
             ("one without loopback", binding("192.0.2.1:80", None, None), at("192.0.2.2:80", None), false),
         ] {
-            assert_eq!(!find([&one, &other]).is_empty(), conflict, "{name}");
-            assert_eq!(one.conflicts(&other), conflict, "{name}");
+            assert_eq!(!find_conflicts([&one, &other]).is_empty(), conflict, "{name}");
+            assert_eq!(one.conflicts_with(&other), conflict, "{name}");
         }
     }
 
     proptest! {
         #[test]
-        fn finds_something_exactly_when_a_pair_conflicts(ports in prop::collection::vec((1u16..60, 0u16..8), 0..12)) {
+        fn conflicts_are_found_exactly_if_a_pair_conflicts(ports in prop::collection::vec((1u16..60, 0u16..8), 0..12)) {
             let all: Vec<Binding> = ports
                 .iter()
                 .map(|(first, more)| binding(&format!("{first}-{}", first + more), None, None))
                 .collect();
             let mut any = false;
             for (index, a) in all.iter().enumerate() {
-                any |= all.iter().skip(index + 1).any(|b| a.conflicts(b));
+                any |= all.iter().skip(index + 1).any(|b| a.conflicts_with(b));
             }
-            let found = find(&all);
+            let found = find_conflicts(&all);
             prop_assert_eq!(!found.is_empty(), any);
             for (a, b) in found {
-                prop_assert!(all[a].conflicts(&all[b]));
+                prop_assert!(all[a].conflicts_with(&all[b]));
             }
         }
     }

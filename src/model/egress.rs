@@ -1,77 +1,81 @@
-//! Rules about what leaves this host, in one form: which of two wins, and which two contradict each other.
+//! The common form of all source NAT rules, and the precedence of these rules.
 //!
-//! Networks that masquerade, `[[masquerade]]` and `[[snat]]` all say: what comes from here and leaves there takes such an
-//! address. The one with `out` wins over the one without; then the one with the longer `from` prefix; then the one that
-//! names its addresses over a masquerade. Two that are equal in all of that and name different ones are a conflict.
+//! A network with `masquerade`, a `[[masquerade]]` and a `[[snat]]` all rewrite the source address of packets from a
+//! prefix that leave by an interface. A rule with `out` wins over a rule without; then the longer `from` prefix wins;
+//! then `snat` wins over `masquerade`. Two rules that are equal in all of these and have different addresses are a
+//! conflict ([`snat_conflicts`](super::precedence::snat_conflicts)).
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use ipnetwork::IpNetwork;
 
-use super::{Asked, Family, IfName, Masquerade, Mode, Network, Owned, Pool, Snat};
+use super::{Family, IfName, Masquerade, Mode, Network, Pool, Snat};
 
-/// The address that something takes when it leaves.
+/// The new source address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rewrite {
-    /// The one of the interface that it leaves by.
+    /// The address of the egress interface.
     Masquerade,
-    /// One of a pool.
+    /// An address of a pool.
     Snat(Pool, Option<Mode>),
 }
 
-/// Where something must leave for a rule to be about it.
+/// The egress interfaces that a rule matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
-    /// Anywhere.
+pub enum OutInterface {
+    /// All egress interfaces.
     Any,
-    /// By this interface.
-    By(IfName),
-    /// By any interface but this one.
-    NotBy(IfName),
+    /// Only the interface with this name.
+    Is(IfName),
+    /// All egress interfaces except the one with this name.
+    Not(IfName),
 }
 
-/// One rule about what leaves.
+/// A source NAT rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
-    /// Only what comes from here.
+    /// The source prefix, or `None` for every source.
     pub from: Option<IpNetwork>,
-    /// Where it leaves.
-    pub way: Way,
-    /// What it takes.
+    /// The egress interfaces that the rule matches.
+    pub out: OutInterface,
+    /// The new source address.
     pub rewrite: Rewrite,
 }
 
 impl Egress {
-    /// What a masquerade asks.
-    pub fn of_masquerade(rule: &Masquerade) -> Self {
-        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Masquerade }
+    /// Returns the rule of a `[[masquerade]]`.
+    pub fn from_masquerade(rule: &Masquerade) -> Self {
+        Self { from: rule.from, out: out_interface(rule.out.as_ref()), rewrite: Rewrite::Masquerade }
     }
 
-    /// What source NAT asks.
-    pub fn of_snat(rule: &Snat) -> Self {
-        Self { from: rule.from, way: way(rule.out.as_ref()), rewrite: Rewrite::Snat(rule.to, rule.mode) }
+    /// Returns the rule of a `[[snat]]`.
+    pub fn from_snat(rule: &Snat) -> Self {
+        Self { from: rule.from, out: out_interface(rule.out.as_ref()), rewrite: Rewrite::Snat(rule.to, rule.mode) }
     }
 
-    /// What a network asks, one for each subnet; nothing where it does not masquerade.
-    pub fn of_network(network: &Network) -> Vec<Self> {
-        let way = || Way::NotBy(network.name.clone());
-        let of = |subnet: &IpNetwork| Self { from: Some(*subnet), way: way(), rewrite: Rewrite::Masquerade };
-        if network.masquerade { network.subnets.iter().map(of).collect() } else { Vec::new() }
+    /// Returns the rules of a network: one for each subnet, or none if the network does not masquerade.
+    pub fn from_network(network: &Network) -> Vec<Self> {
+        let out = || OutInterface::Not(network.name.clone());
+        let rule = |subnet: &IpNetwork| Self { from: Some(*subnet), out: out(), rewrite: Rewrite::Masquerade };
+        if network.masquerade { network.subnets.iter().map(rule).collect() } else { Vec::new() }
     }
 
-    /// The key to sort by: who wins comes first.
+    /// Returns the sort key of the precedence. The rule with the lesser key wins.
     pub fn precedence(&self) -> (bool, Reverse<Option<u8>>, bool) {
         let masquerade = self.rewrite == Rewrite::Masquerade;
-        (!matches!(self.way, Way::By(_)), Reverse(self.narrowed().map(|from| from.prefix())), masquerade)
+        (
+            !matches!(self.out, OutInterface::Is(_)),
+            Reverse(self.specific_source().map(|from| from.prefix())),
+            masquerade,
+        )
     }
 
-    /// The prefix, where it says more than none would: that of everybody does not.
-    fn narrowed(&self) -> Option<IpNetwork> {
+    /// Returns the source prefix, or `None` if the rule matches every source. `0.0.0.0/0` and `::/0` count as `None`.
+    pub(super) fn specific_source(&self) -> Option<IpNetwork> {
         self.from.filter(|from| from.prefix() > 0)
     }
 
-    /// The families whose packets it is about.
+    /// Returns the families of the packets that the rule matches.
     pub fn families(&self) -> Vec<Family> {
         match (self.from, self.rewrite) {
             (Some(from), _) => vec![Family::of_network(from)],
@@ -81,112 +85,6 @@ impl Egress {
     }
 }
 
-fn way(out: Option<&IfName>) -> Way {
-    out.map_or(Way::Any, |out| Way::By(out.clone()))
-}
-
-/// A rule about what leaves, as it was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Written {
-    /// A network, by its place in [`Asked::networks`].
-    Network(usize),
-    /// A masquerade, by its place in [`Asked::masquerades`].
-    Masquerade(usize),
-    /// Source NAT, by its place in [`Asked::snats`].
-    Snat(usize),
-}
-
-/// Every rule about what leaves, in the order of precedence, with the rule that it comes from. Among equals the order is
-/// that of [`Asked`], which is sorted.
-pub fn ordered(asked: &Asked) -> Vec<(Egress, Written)> {
-    let mut all = in_order_of_writing(asked);
-    all.sort_by_key(|(egress, _)| egress.precedence());
-    all
-}
-
-fn in_order_of_writing(asked: &Asked) -> Vec<(Egress, Written)> {
-    fn numbered<T>(rules: &[Owned<T>]) -> impl Iterator<Item = (usize, &T)> {
-        rules.iter().map(|owned| &owned.rule).enumerate()
-    }
-    let networks = numbered(&asked.networks)
-        .flat_map(|(at, rule)| Egress::of_network(rule).into_iter().map(move |egress| (egress, Written::Network(at))));
-    let masquerades =
-        numbered(&asked.masquerades).map(|(at, rule)| (Egress::of_masquerade(rule), Written::Masquerade(at)));
-    let snats = numbered(&asked.snats).map(|(at, rule)| (Egress::of_snat(rule), Written::Snat(at)));
-    networks.chain(masquerades).chain(snats).collect()
-}
-
-/// Finds every two source NATs that are about the same packets with the same precedence and name different addresses, by
-/// their places in [`Asked::snats`]: (earlier, later).
-pub fn conflicts(asked: &Asked) -> Vec<(usize, usize)> {
-    type Key = (Family, Option<IfName>, Option<IpNetwork>);
-    let mut met: HashMap<Key, (Rewrite, usize)> = HashMap::new();
-    let mut pairs = Vec::new();
-    for (at, owned) in asked.snats.iter().enumerate() {
-        let egress = Egress::of_snat(&owned.rule);
-        let key = (owned.rule.to.family(), owned.rule.out.clone(), egress.narrowed());
-        let (first, before) = *met.entry(key).or_insert((egress.rewrite, at));
-        if first != egress.rewrite {
-            pairs.push((before, at));
-        }
-    }
-    pairs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::SetName;
-
-    fn asked(masquerades: &[(Option<&str>, Option<&str>)], snats: &[(Option<&str>, Option<&str>, &str)]) -> Asked {
-        fn own<T>(rule: T) -> Owned<T> {
-            Owned { set: SetName::cli(), rule }
-        }
-        let from = |text: Option<&str>| text.map(|text| text.parse().expect(text));
-        let out = |text: Option<&str>| text.map(|text| text.parse().expect(text));
-        let masquerade = |(prefix, name): &(_, _)| own(Masquerade { from: from(*prefix), out: out(*name) });
-        let snat = |(prefix, name, to): &(_, _, &str)| {
-            own(Snat { from: from(*prefix), out: out(*name), to: to.parse().expect(to), mode: None })
-        };
-        Asked {
-            masquerades: masquerades.iter().map(masquerade).collect(),
-            snats: snats.iter().map(snat).collect(),
-            ..Asked::default()
-        }
-    }
-
-    #[test]
-    fn out_wins_then_the_longer_prefix_then_who_names_addresses() {
-        let asked = asked(
-            &[(Some("10.0.0.0/24"), None), (None, Some("eth0")), (Some("10.0.0.7/32"), Some("eth0"))],
-            &[(Some("10.0.0.7/32"), None, "192.0.2.7"), (Some("10.0.0.7/32"), Some("eth0"), "192.0.2.8")],
-        );
-        let order: Vec<Written> = ordered(&asked).into_iter().map(|(_, written)| written).collect();
-        let expected = [
-            Written::Snat(1),
-            Written::Masquerade(2),
-            Written::Masquerade(1),
-            Written::Snat(0),
-            Written::Masquerade(0),
-        ];
-        assert_eq!(order, expected);
-    }
-
-    #[test]
-    fn equals_that_name_different_addresses_conflict() {
-        let first = (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.1");
-        for (name, other, expected) in [
-            ("other out", (Some("10.0.0.0/24"), Some("eth1"), "192.0.2.7"), 0),
-            ("other from", (Some("10.0.0.0/25"), Some("eth0"), "192.0.2.7"), 0),
-            ("other address", (Some("10.0.0.0/24"), Some("eth0"), "192.0.2.7"), 1),
-            ("the same", first, 0),
-        ] {
-            assert_eq!(conflicts(&asked(&[], &[first, other])).len(), expected, "{name}");
-        }
-        let both = [(None, Some("e"), "fd00::1"), (Some("0.0.0.0/0"), Some("e"), "192.0.2.1")];
-        assert_eq!(conflicts(&asked(&[], &both)), []);
-        let everybody = [(Some("0.0.0.0/0"), Some("e"), "192.0.2.1"), (None, Some("e"), "192.0.2.2")];
-        assert_eq!(conflicts(&asked(&[], &everybody)), [(0, 1)]);
-        assert_eq!(conflicts(&asked(&[(Some("10.0.0.0/24"), Some("eth0"))], &[first])), []);
-    }
+fn out_interface(out: Option<&IfName>) -> OutInterface {
+    out.map_or(OutInterface::Any, |out| OutInterface::Is(out.clone()))
 }

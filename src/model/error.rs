@@ -1,37 +1,37 @@
-//! What is wrong with a piece of text, and what to write instead.
+//! The error of the text forms, and functions that make foreign text safe to print.
 
 use std::fmt;
 
-/// A piece of text that is not what it should be.
+/// An error in the text of a rule.
 ///
-/// Prints as the sentence of what is wrong; [`ParseError::help`] says what to write instead.
+/// [`Display`](fmt::Display) prints the message. [`ParseError::help`] returns the text that a user can write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError {
     what: String,
     help: String,
-    about: Option<&'static str>,
+    key: Option<&'static str>,
 }
 
 impl ParseError {
-    /// Makes an error from what is wrong (lower case, no final period) and what to write instead.
+    /// Returns an error with a message (lower case, no final period) and a help text.
     ///
-    /// Control characters that came in with foreign text are made printable here, once.
+    /// Escapes the invisible characters of foreign text in both.
     pub fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { what: printable(&what.into()), help: printable(&help.into()), about: None }
+        Self { what: printable(&what.into()), help: printable(&help.into()), key: None }
     }
 
-    /// Says which key of a rule it is about, for who knows where that is written.
+    /// Adds the key of the rule that the error belongs to. The loader of files uses the key to find the location.
     #[must_use]
-    pub fn about(self, key: &'static str) -> Self {
-        Self { about: Some(key), ..self }
+    pub fn with_key(self, key: &'static str) -> Self {
+        Self { key: Some(key), ..self }
     }
 
-    /// The key of a rule that it is about, where it is about one of several.
+    /// Returns the key of the rule that the error belongs to, if there is one.
     pub fn key(&self) -> Option<&'static str> {
-        self.about
+        self.key
     }
 
-    /// What to write instead.
+    /// Returns the text that a user can write instead.
     pub fn help(&self) -> &str {
         &self.help
     }
@@ -45,26 +45,28 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
-/// Whether a character shows nothing itself but changes how its surroundings are shown: control characters, line
-/// separators, and those that reverse the direction of writing.
+/// Returns true if a character is invisible and changes how the text around it is shown: control characters, line
+/// separators and characters that reverse the direction of text.
 ///
-/// Source: Unicode TR 36, 3.1, and CVE-2021-42574, where text reads otherwise than it is.
+/// Source: Unicode TR 36, 3.1, and CVE-2021-42574, in which such characters hide the real order of the text.
 pub fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether a character shows nothing itself: [`is_hidden`], and all others that only say how text is to be laid out. Scripts
-/// and emoji need some of these, so that who writes them may; but in foreign text nobody sees them.
+/// Returns true if a character is invisible: the characters of [`is_hidden`] and all other format characters.
 ///
-/// Source: the general category Cf of Unicode 16.0, without the marks of single scripts that do show something.
+/// Some scripts and emoji need format characters, so comments can contain them. portfwd escapes them when it prints
+/// foreign text.
+///
+/// Source: the general category Cf of Unicode 16.0, without the visible marks of single scripts.
 pub fn is_invisible(c: char) -> bool {
     is_hidden(c)
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}'..='\u{206f}')
         || matches!(c, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Replaces characters that nobody sees by their escapes, so that foreign text can neither move a terminal's cursor nor read
-/// otherwise than it is.
+/// Replaces invisible characters by their escapes. Foreign text then cannot move the cursor of a terminal and cannot
+/// hide a part of itself.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_become_visible() {
+    fn invisible_characters_are_escaped() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
         assert_eq!(printable("a\u{9b}31m\u{200e}\u{feff}\u{e0041}"), "a\\u{9b}31m\\u{200e}\\u{feff}\\u{e0041}");
         assert_eq!(printable("ü\u{202e}\u{2066}\u{2028}"), "ü\\u{202e}\\u{2066}\\u{2028}");

@@ -1,4 +1,4 @@
-//! Address families.
+//! The address families of the Internet Protocol.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,20 +17,20 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both families, in the order in which everything lists them.
+    /// IPv4 and IPv6, in the order of all lists and output.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    /// The family of an address.
-    pub fn of(address: IpAddr) -> Self {
+    /// Returns the family of an address.
+    pub fn of_address(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
         }
     }
 
-    /// The family of a prefix.
+    /// Returns the family of a prefix.
     pub fn of_network(network: IpNetwork) -> Self {
-        Self::of(network.network())
+        Self::of_address(network.network())
     }
 }
 

@@ -1,35 +1,35 @@
-//! A forward as its owner writes it.
+//! A forward as a user writes it, and its conversion into the normal form.
 
 use ipnetwork::IpNetwork;
 
 use super::binding::{Binding, Destination, PortMap};
 use super::{Comment, Family, IfName, Listen, ParseError, PortRange, Protocol, Source, Target};
 
-/// One forward: what arrives at `listen` is sent on to `to`.
+/// One forward: packets to `listen` go to the target `to`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
-    /// Where it listens.
+    /// The listen address, ports and protocols.
     pub listen: Listen,
-    /// Where it leads.
+    /// The target address and ports.
     pub to: Target,
-    /// The protocols, when `listen` names none; empty means tcp.
+    /// The protocols if `listen` has none. Empty means tcp.
     pub protocols: Vec<Protocol>,
-    /// Only what arrives here.
+    /// The ingress interface, or `None` for every interface.
     pub interface: Option<IfName>,
-    /// Only these clients; empty means all.
+    /// The client prefixes. Empty means every client.
     pub from: Vec<IpNetwork>,
-    /// What the target sees as the client.
+    /// The source address that the target sees.
     pub source: Source,
-    /// Whether clients in the target's own network reach it by `listen`, which takes masquerading them.
+    /// Masquerade clients in the target's network, so that they can use the listen address (hairpin).
     pub hairpin: bool,
-    /// Whether it also serves this host at its loopback addresses.
+    /// Also forward connections of this host to its loopback addresses.
     pub loopback: bool,
-    /// A remark, shown by `list` and kept with the map element.
+    /// A comment, which `list` shows. The kernel stores the comment in the map element.
     pub comment: Option<Comment>,
 }
 
 impl Forward {
-    /// A forward with nothing but its two ends.
+    /// Returns a forward with default options.
     pub fn new(listen: Listen, to: Target) -> Self {
         Self {
             listen,
@@ -44,25 +44,24 @@ impl Forward {
         }
     }
 
-    /// Brings the forward into the normal form: one [`Binding`] for each family, client prefix, protocol and span of
-    /// ports, in no particular order.
+    /// Returns the normal form of the forward: one [`Binding`] for each family, client prefix, protocol and port range.
     ///
     /// # Errors
-    /// Where its parts do not fit together: families differ, widths differ, protocols are named twice; or where the
-    /// kernel cannot do it. [`ParseError::key`] is the key that is wrong or, where it has none, missing.
+    /// If families or widths differ, if two keys contain the protocol, or if the kernel does not support the forward.
+    /// [`ParseError::key`] is the key that is invalid or missing.
     pub fn bindings(&self) -> Result<Vec<Binding>, ParseError> {
         let families = self.families()?;
-        let protocols = self.all_protocols()?;
+        let protocols = self.effective_protocols()?;
         self.check_ports()?;
         self.check_interface()?;
         self.check_source()?;
         self.check_loopback(families)?;
         let only_loopback = self.listen.address.is_some_and(|address| address.is_loopback());
-        let no_neighbours = self.to.address.is_none() || !self.source.is_keep() || only_loopback;
+        let no_hairpin = self.to.address.is_none() || !self.source.is_keep() || only_loopback;
         let ranges = self.listen.ports.ranges();
         let mut bindings = Vec::with_capacity(families.len() * protocols.len() * ranges.len());
         for family in families {
-            for from in self.clients(*family) {
+            for from in self.client_prefixes(*family) {
                 for protocol in protocols {
                     bindings.extend(ranges.iter().map(|ports| Binding {
                         family: *family,
@@ -73,7 +72,7 @@ impl Forward {
                         ports: *ports,
                         to: Destination { address: self.to.address, port: self.port_map(*ports) },
                         source: self.source,
-                        hairpin: self.hairpin || no_neighbours,
+                        hairpin: self.hairpin || no_hairpin,
                         loopback: self.loopback,
                         comment: self.comment.clone(),
                     }));
@@ -83,8 +82,8 @@ impl Forward {
         Ok(bindings)
     }
 
-    /// The client prefixes of a family, each once; the one of all clients where none is named.
-    fn clients(&self, family: Family) -> impl Iterator<Item = Option<IpNetwork>> {
+    /// Returns the client prefixes of a family without duplicates, or one `None` if the family has no prefix.
+    fn client_prefixes(&self, family: Family) -> impl Iterator<Item = Option<IpNetwork>> {
         let mut clients: Vec<IpNetwork> =
             self.from.iter().copied().filter(|from| Family::of_network(*from) == family).collect();
         clients.sort_unstable();
@@ -93,10 +92,10 @@ impl Forward {
         clients.into_iter().map(Some).chain(all)
     }
 
-    /// The families it applies to. A redirect without any address applies to both.
+    /// Returns the families of the forward. A redirect without an address has both.
     fn families(&self) -> Result<&'static [Family], ParseError> {
-        let listen = self.listen.address.map(Family::of);
-        let to = self.to.address.map(Family::of);
+        let listen = self.listen.address.map(Family::of_address);
+        let to = self.to.address.map(Family::of_address);
         if let (Some(listen), Some(to)) = (listen, to)
             && listen != to
         {
@@ -104,7 +103,7 @@ impl Forward {
                 format!("`{}` is {listen} but `{}` is {to}", self.listen, self.to),
                 "give both ends the same address family; NAT does not translate between them",
             )
-            .about("to"));
+            .with_key("to"));
         }
         let given = listen.or(to);
         for from in &self.from {
@@ -116,7 +115,7 @@ impl Forward {
                     format!("the clients `{from}` are {family} but the forward is {given}"),
                     format!("write {given} prefixes"),
                 )
-                .about("from"));
+                .with_key("from"));
             }
         }
         let has = |family| self.from.is_empty() || self.from.iter().any(|from| Family::of_network(*from) == family);
@@ -132,28 +131,36 @@ impl Forward {
     fn check_interface(&self) -> Result<(), ParseError> {
         match &self.interface {
             Some(interface) if interface.as_str() == "lo" => Err(ParseError::new(
-                "nothing arrives at `lo`: what this host sends to itself is decided on when it is sent",
-                "leave the interface out; write `loopback = true` for 127.0.0.1",
+                "no packet of a client arrives at `lo`: portfwd forwards connections of this host when they leave it",
+                "remove the interface; write `loopback = true` for 127.0.0.1",
             )
-            .about("interface")),
+            .with_key("interface")),
             _ => Ok(()),
         }
     }
 
     fn check_source(&self) -> Result<(), ParseError> {
-        let help = "leave `source` out, or write `keep`";
+        let help = "remove `source`, or write `keep`";
         match (self.source, self.to.address) {
             (Source::Keep, _) => Ok(()),
             (source, None) => Err(ParseError::new(
-                format!("the source of a redirect to this host cannot be `{source}`: it never leaves this host"),
+                format!(
+                    "a redirect to this host cannot have the source `{source}`: its packets do not leave this host"
+                ),
                 help,
             )
-            .about("source")),
-            (Source::Address(source), Some(to)) if Family::of(source) != Family::of(to) => Err(ParseError::new(
-                format!("the source `{source}` is {} but the target `{to}` is {}", Family::of(source), Family::of(to)),
-                format!("write an {} address of this host", Family::of(to)),
-            )
-            .about("source")),
+            .with_key("source")),
+            (Source::Address(source), Some(to)) if Family::of_address(source) != Family::of_address(to) => {
+                Err(ParseError::new(
+                    format!(
+                        "the source `{source}` is {} but the target `{to}` is {}",
+                        Family::of_address(source),
+                        Family::of_address(to)
+                    ),
+                    format!("write an {} address of this host", Family::of_address(to)),
+                )
+                .with_key("source"))
+            }
             _ => Ok(()),
         }
     }
@@ -163,70 +170,70 @@ impl Forward {
         if let Some(address) = listens {
             if !self.loopback {
                 return Err(ParseError::new(
-                    format!("`{address}` serves this host only, and needs `loopback`"),
-                    "write `loopback = true` (`--loopback`) with it, or listen at another address",
+                    format!("`{address}` is a loopback address, so the forward needs `loopback`"),
+                    "write `loopback = true` (`--loopback`), or use another listen address",
                 )
-                .about("loopback"));
+                .with_key("loopback"));
             }
             if let Some(interface) = &self.interface {
                 return Err(ParseError::new(
-                    format!("nothing to `{address}` ever arrives at `{interface}`"),
-                    "leave the interface out",
+                    format!("packets to `{address}` never arrive at `{interface}`"),
+                    "remove the interface",
                 )
-                .about("interface"));
+                .with_key("interface"));
             }
         }
         if self.loopback && self.to.address.is_some() && families.contains(&Family::Ipv6) {
-            // Measured, Linux 6.18: the request leaves masqueraded, but the answer to ::1 is refused by the routing
-            // ("unreachable"), and there is no route_localnet for IPv6.
+            // Measured, Linux 6.18: the request leaves with a masqueraded source, but the kernel's routing rejects the
+            // answer to ::1 ("unreachable"). IPv6 has no sysctl like route_localnet.
             return Err(ParseError::new(
-                "the kernel does not let answers for ::1 in from outside, so `loopback` cannot lead to another host over IPv6",
-                "leave `loopback` out, or use an IPv4 target",
+                "the kernel drops answers to ::1 from other hosts, so `loopback` does not work with an IPv6 target",
+                "remove `loopback`, or use an IPv4 target",
             )
-            .about("loopback"));
+            .with_key("loopback"));
         }
         Ok(())
     }
 
-    /// The protocols it is about.
+    /// Returns the protocols of the forward: those of `listen`, those of `protocol`, or tcp.
     ///
     /// # Errors
-    /// Where they are named in two places.
-    pub fn all_protocols(&self) -> Result<&[Protocol], ParseError> {
+    /// If both `listen` and `protocol` contain protocols.
+    pub fn effective_protocols(&self) -> Result<&[Protocol], ParseError> {
         match (self.listen.protocols.is_empty(), self.protocols.is_empty()) {
             (true, true) => Ok(&[Protocol::Tcp]),
             (false, true) => Ok(&self.listen.protocols),
             (true, false) => Ok(&self.protocols),
             (false, false) => Err(ParseError::new(
-                format!("`{}` names its protocol, and so does `protocol`", self.listen),
-                "name protocols in one place",
+                format!("both `{}` and `protocol` contain a protocol", self.listen),
+                "write the protocol in one of them",
             )
-            .about("protocol")),
+            .with_key("protocol")),
         }
     }
 
-    /// Whether the ports it listens at can be brought to the target's.
+    /// Checks that the listen ports can be mapped to the target ports.
     fn check_ports(&self) -> Result<(), ParseError> {
         let Some(target) = self.to.ports.filter(|target| !target.is_single()) else { return Ok(()) };
-        match self.listen.ports.only() {
+        match self.listen.ports.single_range() {
             Some(range) if range.width() == target.width() => Ok(()),
             Some(range) => Err(ParseError::new(
                 format!("`{range}` is {} ports wide but `{target}` is {}", range.width(), target.width()),
                 "make the two ranges equally wide, or give one target port for all",
             )
-            .about("to")),
+            .with_key("to")),
             None => Err(ParseError::new(
                 format!("the list `{}` cannot be mapped onto the range `{target}`", self.listen.ports),
                 "write one forward for each range, or give one target port for all",
             )
-            .about("to")),
+            .with_key("to")),
         }
     }
 
-    /// What becomes of one span of the ports, after [`Forward::check_ports`].
+    /// Returns the port map of one listen range. [`Forward::check_ports`] must have succeeded.
     fn port_map(&self, range: PortRange) -> PortMap {
         match self.to.ports {
-            None => PortMap::kept(range),
+            None => PortMap::identity(range),
             Some(target) if target.is_single() => PortMap::One(target.first()),
             Some(target) if target == range => PortMap::Keep,
             Some(target) => PortMap::Shift(target.first()),
@@ -247,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_span_and_protocol_becomes_one_binding() {
+    fn every_port_range_and_protocol_becomes_one_binding() {
         assert_eq!(shown(&forward("8080", "172.17.0.3:80")), ["8080/tcp -> 172.17.0.3:80"]);
         assert_eq!(
             shown(&forward("80,9000-9001/tcp,udp", "10.0.0.1")),
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_kept_shifted_or_gathered() {
+    fn ranges_keep_their_ports_shift_or_map_to_one_port() {
         assert_eq!(shown(&forward("8000-8010", "10.0.0.1")), ["8000-8010/tcp -> 10.0.0.1"]);
         assert_eq!(shown(&forward("8000-8010", "10.0.0.1:8000-8010")), ["8000-8010/tcp -> 10.0.0.1"]);
         assert_eq!(shown(&forward("8000-8010", "10.0.0.1:9000-9010")), ["8000-8010/tcp -> 10.0.0.1:9000-9010"]);
@@ -277,21 +284,21 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
+    fn forwards_that_the_kernel_does_not_support_are_refused_with_the_reason() {
         let mut wrong: Vec<(&str, &str, Forward)> = Vec::new();
         let mut add = |what, key, listen, to, change: fn(&mut Forward)| {
             let mut forward = forward(listen, to);
             change(&mut forward);
             wrong.push((what, key, forward));
         };
-        add("nothing arrives at `lo`", "interface", "80", "10.0.0.1", |f| {
+        add("no packet of a client arrives at `lo`", "interface", "80", "10.0.0.1", |f| {
             f.interface = Some("lo".parse().expect("name"))
         });
-        add("cannot be `masquerade`: it never leaves", "source", "80", ":81", |f| f.source = Source::Masquerade);
+        add("cannot have the source `masquerade`", "source", "80", ":81", |f| f.source = Source::Masquerade);
         add("is IPv6 but the target", "source", "80", "10.0.0.1", |f| f.source = "fd00::1".parse().expect("source"));
-        add("needs `loopback`", "loopback", "127.0.0.1:80", "10.0.0.1", |_| {});
-        add("does not let answers for ::1", "loopback", "80", "fd00::2", |f| f.loopback = true);
-        add("ever arrives at `eth0`", "interface", "127.0.0.1:80", "10.0.0.1", |f| {
+        add("so the forward needs `loopback`", "loopback", "127.0.0.1:80", "10.0.0.1", |_| {});
+        add("drops answers to ::1", "loopback", "80", "fd00::2", |f| f.loopback = true);
+        add("never arrive at `eth0`", "interface", "127.0.0.1:80", "10.0.0.1", |f| {
             f.loopback = true;
             f.interface = Some("eth0".parse().expect("name"));
         });
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_do_not_fit_are_refused() {
+    fn ends_with_different_families_or_widths_are_refused() {
         for (listen, to, what) in [
             ("192.0.2.1:80", "[fd00::1]:80", "`192.0.2.1:80` is IPv4 but `[fd00::1]:80` is IPv6"),
             ("8000-8010", "10.0.0.1:80-89", "`8000-8010` is 11 ports wide but `80-89` is 10"),

@@ -1,22 +1,22 @@
-//! Where a forward listens: `[ADDR:]PORTS[/PROTO[,PROTO]]`.
+//! The listening side of a forward: `[ADDR:]PORTS[/PROTO[,PROTO]]`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use super::address::no_host;
+use super::address::invalid_host;
 use super::{ParseError, Ports, Protocol};
 
-/// The listening side of a forward, as written.
+/// The listening side of a forward, as a user writes it.
 ///
 /// Text form: `[ADDR:]PORTS[/PROTO[,PROTO]]`; an IPv6 address is in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Listen {
-    /// The one address it listens at; none: every address of this host.
+    /// The listen address, or `None` for every address of this host.
     pub address: Option<IpAddr>,
-    /// The ports.
+    /// The listen ports as a list of ranges, in the order of the text.
     pub ports: Ports,
-    /// The protocols it names; empty where it names none.
+    /// The protocols after the slash. Empty if there are none.
     pub protocols: Vec<Protocol>,
 }
 
@@ -39,51 +39,53 @@ impl FromStr for Listen {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let (place, protocols) = match text.split_once('/') {
-            Some((place, list)) => (place, protocols(list)?),
+        let (endpoint, protocols) = match text.split_once('/') {
+            Some((endpoint, list)) => (endpoint, parse_protocols(list)?),
             None => (text, Vec::new()),
         };
-        let (address, ports) = split_address(place)?;
+        let (address, ports) = split_address(endpoint)?;
         let Some(ports) = ports else {
             return Err(ParseError::new(
-                format!("`{text}` names no port"),
+                format!("`{text}` has no port"),
                 "write `8080`, `192.0.2.1:8080` or `[2001:db8::1]:8080/udp`",
             ));
         };
         if let Some(address) = address {
-            listenable(address)?;
+            check_listen_address(address)?;
         }
         Ok(Self { address, ports: ports.parse()?, protocols })
     }
 }
 
-fn protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
+fn parse_protocols(list: &str) -> Result<Vec<Protocol>, ParseError> {
     let mut protocols = Vec::new();
     for name in list.split(',') {
         let protocol = name.parse()?;
         if protocols.contains(&protocol) {
-            return Err(ParseError::new(format!("`{protocol}` is named twice"), "name every protocol once"));
+            return Err(ParseError::new(format!("`{protocol}` occurs twice"), "write every protocol once"));
         }
         protocols.push(protocol);
     }
     Ok(protocols)
 }
 
-fn listenable(address: IpAddr) -> Result<(), ParseError> {
-    match no_host(address) {
+fn check_listen_address(address: IpAddr) -> Result<(), ParseError> {
+    match invalid_host(address) {
         None => Ok(()),
         Some(_) if address.is_unspecified() => Err(ParseError::new(
-            format!("`{address}` is not an address to listen at"),
-            "leave the address out to listen at every address of this host",
+            format!("`{address}` cannot be a listen address"),
+            "remove the address to listen at every address of this host",
         )),
-        Some(what) => {
-            Err(ParseError::new(format!("`{address}` {what}"), "write an address of this host, or leave it out"))
-        }
+        Some(reason) => Err(ParseError::new(
+            format!("`{address}` {reason}"),
+            "write an address of this host, or remove the address",
+        )),
     }
 }
 
-/// Splits `ADDR`, `ADDR:PORTS`, `:PORTS` or `PORTS` into address and ports. A text of digits, commas and hyphens alone
-/// is ports.
+/// Splits `ADDR`, `ADDR:PORTS`, `:PORTS` or `PORTS` into address and ports.
+///
+/// Text without a dot and without a colon is ports.
 pub(super) fn split_address(text: &str) -> Result<(Option<IpAddr>, Option<&str>), ParseError> {
     if let Some(rest) = text.strip_prefix('[') {
         let Some((address, tail)) = rest.split_once(']') else {
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_listened_at_is_refused() {
+    fn invalid_listen_texts_are_refused() {
         for text in [
             "",
             "/tcp",

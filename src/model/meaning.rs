@@ -1,19 +1,23 @@
-//! What rule sets mean: a host and the first packet of a connection, and what must become of it.
+//! The reference for the meaning of rule sets. Its input is a host, the rule sets and the first packet of a connection.
+//! Its output is the fate of the packet.
 //!
-//! This is the reference. It reads like the documentation, looks at every rule for every packet, and shares nothing with
-//! the compilers: it starts from the rules as they are written, not from their normal form. Where a backend and this file
-//! disagree, one of them has a fault; `tests/oracle` looks for such packets with real ones.
+//! This file shares no code with the compilers. It checks every rule for every packet, and it uses the rules as a user
+//! writes them instead of the normal form. If a backend and this file disagree, one of them has a bug. `tests/oracle`
+//! sends random packets to find such bugs.
 //!
-//! A packet's way, in this order:
-//! 1. Loopback addresses on a wire are nobody's: dropped.
-//! 2. The forward that wins sends it on; where none is about it, the 1:1 translation with the longest prefix.
-//! 3. It is for this host, or it is routed. What passes through needs forwarding switched on, and an isolated network is
-//!    entered only by what was published.
-//! 4. What leaves takes another source: the one that its forward names; the interface's, where a forward or a 1:1
-//!    translation sends it back to where it came from (hairpin) or was sent to a loopback address; the one of its 1:1 translation; the one of the first rule about
-//!    what leaves. Otherwise it keeps its own.
+//! A packet passes these steps in order:
+//! 1. The kernel drops a packet that arrives at an interface with a loopback source or destination address.
+//! 2. The forward with the highest precedence rewrites the destination. If no forward matches, the 1:1 translation with
+//!    the longest prefix does.
+//! 3. The packet goes to this host, or the host routes it. Routing needs IP forwarding. An isolated network accepts
+//!    only packets that a forward or 1:1 translation publishes.
+//! 4. A packet that leaves can get a new source. The first of these applies:
+//!    - the source of its forward;
+//!    - the address of the egress interface, for a hairpin or a loopback connection;
+//!    - the source of a 1:1 translation;
+//!    - the source of the `snat`, `masquerade` or network rule with the highest precedence.
 //!
-//! Be aware: it is about the packets that open a connection. All others follow their connection.
+//! Be aware: the meaning covers only the first packet of a connection. All other packets follow the conntrack entry.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
@@ -21,161 +25,163 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 
 use super::packet::Packet;
-use super::{Family, Forward, IfName, Masquerade, Mode, Network, Pool, PortRange, RuleSet, Snat, Source, netmap};
+use super::{
+    Family, Forward, IfName, Masquerade, Mode, Network, Pool, PortRange, Protocol, RuleSet, Snat, Source, netmap,
+};
 
-/// What must be known of a host.
+/// The properties of a host that determine the fate of a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
-    /// Its interfaces, the loopback interface excepted.
+    /// The interfaces without the loopback interface.
     pub interfaces: Vec<Interface>,
-    /// Its routes, those to the networks of its own addresses included.
+    /// The routes, including those to the networks of the host's own addresses.
     pub routes: Vec<Route>,
-    /// The families that it forwards between interfaces.
+    /// The families for which IP forwarding is enabled.
     pub forwarding: Vec<Family>,
 }
 
-/// An interface of a host.
+/// A network interface of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// The name in the kernel.
     pub name: IfName,
-    /// Its addresses with their networks; the first of a family is the primary one.
+    /// The addresses with their prefix lengths. The first address of a family is the primary one.
     pub addresses: Vec<IpNetwork>,
 }
 
-/// A way to a network.
+/// A route of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The network.
+    /// The destination prefix, which can be a default route.
     pub to: IpNetwork,
-    /// The interface that it is behind.
-    pub by: IfName,
-    /// The neighbour that carries packets further; none: the network itself is there.
+    /// The egress interface of the route.
+    pub interface: IfName,
+    /// The next hop, or `None` if the network is directly connected.
     pub gateway: Option<IpAddr>,
 }
 
 impl Host {
-    /// Whether packets to `address` are for this host.
+    /// Returns true if `address` is a loopback address or an address of an interface.
     pub fn owns(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.interfaces.iter().any(|here| here.addresses.iter().any(|own| own.ip() == address))
     }
 
-    /// The way to `address`: the route with the longest prefix.
+    /// Returns the route to `address`: the matching route with the longest prefix.
     pub fn route(&self, address: IpAddr) -> Option<&Route> {
         self.routes.iter().filter(|route| route.to.contains(address)).max_by_key(|route| route.to.prefix())
     }
 
-    /// The address that what leaves by `route` to `destination` takes when it is masqueraded: the one in the network of the
-    /// next hop, otherwise the first.
-    fn own_address(&self, route: &Route, destination: IpAddr) -> Option<IpAddr> {
+    /// Returns the source address of masqueraded packets that leave by `route` to `destination`: the interface's
+    /// address in the network of the next hop, otherwise its first address.
+    fn masquerade_address(&self, route: &Route, destination: IpAddr) -> Option<IpAddr> {
         let next = route.gateway.unwrap_or(destination);
-        let here = self.interfaces.iter().find(|interface| interface.name == route.by)?;
-        let family = Family::of(destination);
+        let here = self.interfaces.iter().find(|interface| interface.name == route.interface)?;
+        let family = Family::of_address(destination);
         let own: Vec<&IpNetwork> = here.addresses.iter().filter(|own| Family::of_network(**own) == family).collect();
         own.iter().find(|own| own.contains(next)).or(own.first()).map(|own| own.ip())
     }
 }
 
-/// Why a packet reaches nobody.
+/// The reason for a dropped packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dropped {
-    /// Its source or destination is a loopback address, and it came over a wire.
+pub enum DropReason {
+    /// The packet arrived at an interface, and its source or destination is a loopback address.
     Martian,
-    /// No route leads to its destination.
+    /// The host has no route to the destination.
     NoRoute,
-    /// This host does not forward packets of its family.
+    /// IP forwarding is disabled for the packet's family.
     NotForwarded,
-    /// Its destination is in an isolated network, and nothing publishes it.
+    /// The destination is in an isolated network, and no rule publishes it.
     Isolated,
-    /// The interface that it should take its address from has none.
+    /// A rule needs an address of an interface, and the interface has no address of the packet's family.
     NoAddress,
 }
 
-/// The client that the receiver sees.
+/// The source addresses and ports that the receiver of a packet may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
-    /// The lowest address that it may see.
+pub struct VisibleSource {
+    /// The lowest address that the receiver may see.
     pub first: IpAddr,
-    /// The highest, included.
+    /// The highest address that the receiver may see.
     pub last: IpAddr,
-    /// The ports that it may see; none: the packet's own, or another where that is taken already.
+    /// The ports, or `None` if the packet keeps its port. The kernel still changes a port that is in use.
     pub ports: Option<PortRange>,
 }
 
-impl Seen {
-    fn one(address: IpAddr) -> Self {
+impl VisibleSource {
+    fn single(address: IpAddr) -> Self {
         Self { first: address, last: address, ports: None }
     }
 
-    /// A random mode chooses among all ports where the pool has none.
-    fn of(pool: Pool, mode: Option<Mode>) -> Self {
+    /// Returns the addresses and ports of a pool. A random mode without ports chooses among all ports.
+    fn from_pool(pool: Pool, mode: Option<Mode>) -> Self {
         let random = matches!(mode, Some(Mode::Random | Mode::FullyRandom));
-        let any = || PortRange::new(1, u16::MAX).filter(|_| random);
-        Self { first: pool.first(), last: pool.last(), ports: pool.ports().or_else(any) }
+        let all_ports = || PortRange::new(1, u16::MAX).filter(|_| random);
+        Self { first: pool.first(), last: pool.last(), ports: pool.ports().or_else(all_ports) }
     }
 
-    /// Whether `source` is one that it may see of a packet that was sent from the port `sent`.
-    pub fn allows(&self, source: SocketAddr, sent: u16) -> bool {
+    /// Returns true if the receiver may see `source` for a packet with the source port `sent_port`.
+    pub fn allows(&self, source: SocketAddr, sent_port: u16) -> bool {
         let port = match self.ports {
-            Some(ports) => (ports.first()..=ports.last()).contains(&source.port()),
-            None => source.port() == sent,
+            Some(ports) => contains(ports, source.port()),
+            None => source.port() == sent_port,
         };
         (self.first..=self.last).contains(&source.ip()) && port
     }
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// Nobody gets it.
-    Dropped(Dropped),
-    /// This host gets it.
-    Here {
-        /// The address that it is sent to in the end; none: any of this host's (a redirect).
+    /// The host drops the packet.
+    Dropped(DropReason),
+    /// This host receives the packet.
+    Local {
+        /// The destination address after all rewrites, or `None` for any address of this host (a redirect).
         address: Option<IpAddr>,
-        /// The port.
+        /// The destination port after all rewrites.
         port: u16,
-        /// The client that the receiver sees.
-        seen: Seen,
+        /// The source that the receiver sees.
+        source: VisibleSource,
     },
-    /// It leaves this host.
-    Leaves {
-        /// Whom it is sent to in the end.
+    /// The packet leaves this host.
+    Sent {
+        /// The destination address and port after all rewrites.
         to: SocketAddr,
-        /// The interface it leaves by.
-        by: IfName,
-        /// The client that the receiver sees.
-        seen: Seen,
+        /// The egress interface.
+        interface: IfName,
+        /// The source that the receiver sees.
+        source: VisibleSource,
     },
 }
 
-/// What rule sets say of a packet.
+/// The result of the rule sets for a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meaning<'a> {
-    /// The forward that wins, if one is about the packet.
+    /// The forward with the highest precedence, if a forward matches.
     pub forward: Option<&'a Forward>,
-    /// What becomes of it.
+    /// The fate of the packet.
     pub fate: Fate,
 }
 
-/// What must become of `packet` on `host` under `sets`.
+/// Returns the fate of `packet` on `host` with the rules of `sets`.
 ///
-/// The sets must not contradict each other, as `check` makes sure.
+/// The sets must not have conflicts, see [`conflict`](super::conflict) and [`precedence`](super::precedence).
 pub fn meaning<'a>(sets: &'a [RuleSet], host: &Host, packet: &Packet) -> Meaning<'a> {
-    let forward = winner(sets, host, packet);
+    let forward = winning_forward(sets, host, packet);
     let fate = fate(sets, host, packet, forward).unwrap_or_else(Fate::Dropped);
     Meaning { forward, fate }
 }
 
-fn fate(sets: &[RuleSet], host: &Host, packet: &Packet, forward: Option<&Forward>) -> Result<Fate, Dropped> {
+fn fate(sets: &[RuleSet], host: &Host, packet: &Packet, forward: Option<&Forward>) -> Result<Fate, DropReason> {
     let (source, destination) = (packet.source.ip(), packet.destination.ip());
     if packet.interface.is_some() && (source.is_loopback() || destination.is_loopback()) {
-        return Err(Dropped::Martian);
+        return Err(DropReason::Martian);
     }
     if packet.interface.is_none() && !host.owns(destination) && host.route(destination).is_none() {
-        return Err(Dropped::NoRoute);
+        return Err(DropReason::NoRoute);
     }
-    let translated = if forward.is_none() { inward(sets, destination) } else { None };
+    let translated = if forward.is_none() { netmap_target(sets, destination) } else { None };
     let port = forward.map_or(packet.destination.port(), |forward| target_port(forward, packet.destination.port()));
     let address = match forward {
         Some(Forward { to, .. }) if to.address.is_none() => return redirect(host, packet, port),
@@ -183,78 +189,89 @@ fn fate(sets: &[RuleSet], host: &Host, packet: &Packet, forward: Option<&Forward
         None => translated.unwrap_or(destination),
     };
     if host.owns(address) {
-        return Ok(Fate::Here { address: Some(address), port, seen: Seen::one(source) });
+        return Ok(Fate::Local { address: Some(address), port, source: VisibleSource::single(source) });
     }
-    let route = host.route(address).ok_or(Dropped::NoRoute)?;
+    let route = host.route(address).ok_or(DropReason::NoRoute)?;
     if let Some(arrived) = &packet.interface {
         if !host.forwarding.contains(&packet.family()) {
-            return Err(Dropped::NotForwarded);
+            return Err(DropReason::NotForwarded);
         }
         let published = forward.is_some() || translated.is_some();
-        let fences = |network: &Network| network.isolate && network.name == route.by && network.name != *arrived;
-        let mut networks = sets.iter().flat_map(|set| &set.networks).filter(|network| fences(network));
+        let isolates =
+            |network: &Network| network.isolate && network.name == route.interface && network.name != *arrived;
+        let mut networks = sets.iter().flat_map(|set| &set.networks).filter(|network| isolates(network));
         if !published && networks.any(|network| network.subnets.iter().any(|subnet| subnet.contains(address))) {
-            return Err(Dropped::Isolated);
+            return Err(DropReason::Isolated);
         }
     }
-    let own = || host.own_address(route, address).map(Seen::one).ok_or(Dropped::NoAddress);
-    let back_again = packet.interface.as_ref() == Some(&route.by);
-    let seen = match forward.map(|forward| (forward.source, forward.hairpin)) {
-        Some((Source::Address(address), _)) => Seen::one(address),
+    let own = || host.masquerade_address(route, address).map(VisibleSource::single).ok_or(DropReason::NoAddress);
+    let hairpinned = packet.interface.as_ref() == Some(&route.interface);
+    let visible = match forward.map(|forward| (forward.source, forward.hairpin)) {
+        Some((Source::Address(address), _)) => VisibleSource::single(address),
         Some((Source::Masquerade, _)) => own()?,
-        Some((Source::Keep, hairpin)) if hairpin && back_again || destination.is_loopback() => own()?,
-        None if translated.is_some() && back_again => own()?,
-        _ => match (outward(sets, source), leaving(sets, source, &route.by)) {
-            (Some(address), _) => Seen::one(address),
-            (None, Some(Leaving::Masquerade)) => own()?,
-            (None, Some(Leaving::Pool(pool, mode))) => Seen::of(pool, mode),
-            (None, None) => Seen::one(source),
+        Some((Source::Keep, hairpin)) if hairpin && hairpinned || destination.is_loopback() => own()?,
+        None if translated.is_some() && hairpinned => own()?,
+        _ => match (netmap_source(sets, source), source_rewrite(sets, source, &route.interface)) {
+            (Some(address), _) => VisibleSource::single(address),
+            (None, Some(SourceRewrite::Masquerade)) => own()?,
+            (None, Some(SourceRewrite::Pool(pool, mode))) => VisibleSource::from_pool(pool, mode),
+            (None, None) => VisibleSource::single(source),
         },
     };
-    Ok(Fate::Leaves { to: SocketAddr::new(address, port), by: route.by.clone(), seen })
+    Ok(Fate::Sent { to: SocketAddr::new(address, port), interface: route.interface.clone(), source: visible })
 }
 
-/// A redirect goes to an address of the interface it arrived by; where that has none it cannot be done.
-fn redirect(host: &Host, packet: &Packet, port: u16) -> Result<Fate, Dropped> {
+/// Returns the fate of a redirect. The kernel uses an address of the ingress interface as destination.
+///
+/// # Errors
+/// If the ingress interface has no address of the packet's family.
+fn redirect(host: &Host, packet: &Packet, port: u16) -> Result<Fate, DropReason> {
     if let Some(arrived) = &packet.interface {
         let here = host.interfaces.iter().find(|interface| interface.name == *arrived);
         let own = |own: &IpNetwork| Family::of_network(*own) == packet.family();
         if !here.is_some_and(|interface| interface.addresses.iter().any(own)) {
-            return Err(Dropped::NoAddress);
+            return Err(DropReason::NoAddress);
         }
     }
-    Ok(Fate::Here { address: None, port, seen: Seen::one(packet.source.ip()) })
+    Ok(Fate::Local { address: None, port, source: VisibleSource::single(packet.source.ip()) })
 }
 
-/// What decides which of two forwards wins; the greatest does. In this order: an address is named; an interface is named;
-/// the length of the client prefix, none being the least; a single port rather than a range.
+/// The precedence of a forward for a packet. The forward with the greatest rank wins.
+///
+/// The fields are: has an address, has an interface, length of the client prefix, has a single port instead of a range.
 type Rank = (bool, bool, Option<u8>, bool);
 
-fn winner<'a>(sets: &'a [RuleSet], host: &Host, packet: &Packet) -> Option<&'a Forward> {
+fn winning_forward<'a>(sets: &'a [RuleSet], host: &Host, packet: &Packet) -> Option<&'a Forward> {
     let forwards = sets.iter().flat_map(|set| &set.forwards);
     let ranked = forwards.filter_map(|forward| Some((rank(forward, host, packet)?, forward)));
     ranked.max_by_key(|(rank, _)| *rank).map(|(_, forward)| forward)
 }
 
-/// How a forward that is about the packet ranks; `None` where it is not about it.
+/// Returns the rank of a forward, or `None` if the forward does not match the packet.
 fn rank(forward: &Forward, host: &Host, packet: &Packet) -> Option<Rank> {
-    let range = *forward.listen.ports.ranges().iter().find(|range| holds(**range, packet.destination.port()))?;
+    let range = *forward.listen.ports.ranges().iter().find(|range| contains(**range, packet.destination.port()))?;
     let mut ends = [forward.to.address, forward.listen.address].into_iter().flatten();
-    let of_family = ends.all(|end| Family::of(end) == packet.family());
+    let of_family = ends.all(|end| Family::of_address(end) == packet.family());
     let arrived = packet.interface.as_ref();
-    // What this host sends itself at a loopback address arrives at no interface, whichever the forward names.
+    // Packets of this host to a loopback address have no ingress interface. The forward's interface does not matter.
     let to_loopback = arrived.is_none() && packet.destination.ip().is_loopback();
-    let there = to_loopback || forward.interface.as_ref().is_none_or(|interface| arrived == Some(interface));
-    let said = if forward.listen.protocols.is_empty() { &forward.protocols } else { &forward.listen.protocols };
-    let spoken =
-        if said.is_empty() { packet.protocol == super::Protocol::Tcp } else { said.contains(&packet.protocol) };
-    let from = client(forward, packet.source.ip())?;
-    let about = of_family && there && spoken && listens_at(forward, host, packet.destination.ip());
-    about.then_some((forward.listen.address.is_some(), forward.interface.is_some(), from, range.is_single()))
+    let interface_matches =
+        to_loopback || forward.interface.as_ref().is_none_or(|interface| arrived == Some(interface));
+    let protocols = if forward.listen.protocols.is_empty() { &forward.protocols } else { &forward.listen.protocols };
+    let protocol_matches = match protocols.as_slice() {
+        [] => packet.protocol == Protocol::Tcp,
+        protocols => protocols.contains(&packet.protocol),
+    };
+    let from = longest_client_prefix(forward, packet.source.ip())?;
+    let matches =
+        of_family && interface_matches && protocol_matches && listens_at(forward, host, packet.destination.ip());
+    matches.then_some((forward.listen.address.is_some(), forward.interface.is_some(), from, range.is_single()))
 }
 
-/// Without an address every address of this host, the loopback addresses only where asked for; these also where another
-/// address is named.
+/// Returns true if the forward listens at `destination`.
+///
+/// A forward without an address listens at every address of this host. A forward with `loopback` also listens at the
+/// loopback addresses, unless its own address is a loopback address.
 fn listens_at(forward: &Forward, host: &Host, destination: IpAddr) -> bool {
     match forward.listen.address {
         Some(address) if address == destination => true,
@@ -264,9 +281,10 @@ fn listens_at(forward: &Forward, host: &Host, destination: IpAddr) -> bool {
     }
 }
 
-/// The length of the longest client prefix that `source` is in; `Some(None)` where everybody is let in, `None` where
-/// `source` is not.
-fn client(forward: &Forward, source: IpAddr) -> Option<Option<u8>> {
+/// Returns the length of the longest client prefix that contains `source`.
+///
+/// Returns `Some(None)` if the forward accepts every client, and `None` if it does not accept `source`.
+fn longest_client_prefix(forward: &Forward, source: IpAddr) -> Option<Option<u8>> {
     if forward.from.is_empty() {
         return Some(None);
     }
@@ -274,65 +292,64 @@ fn client(forward: &Forward, source: IpAddr) -> Option<Option<u8>> {
     lengths.max().map(Some)
 }
 
-fn holds(range: PortRange, port: u16) -> bool {
+fn contains(range: PortRange, port: u16) -> bool {
     (range.first()..=range.last()).contains(&port)
 }
 
-/// Where a port is sent to: kept, all to one, or shifted one to one.
+/// Returns the target port of a listen port.
 fn target_port(forward: &Forward, port: u16) -> u16 {
-    match (forward.to.ports, forward.listen.ports.only()) {
+    match (forward.to.ports, forward.listen.ports.single_range()) {
         (None, _) => port,
         (Some(to), _) if to.is_single() => to.first(),
         (Some(to), Some(listen)) => port - listen.first() + to.first(),
-        // Lists onto a range are refused.
+        // A list of listen ports with a target range is invalid.
         (Some(_), None) => port,
     }
 }
 
-/// Where a 1:1 translation leads what is sent to `destination`.
-fn inward(sets: &[RuleSet], destination: IpAddr) -> Option<IpAddr> {
+/// Returns the new destination if a 1:1 translation matches packets to `destination`.
+fn netmap_target(sets: &[RuleSet], destination: IpAddr) -> Option<IpAddr> {
     let netmaps = sets.iter().flat_map(|set| &set.netmaps).filter(|netmap| netmap.listen.contains(destination));
     netmaps.max_by_key(|netmap| netmap.listen.prefix()).map(|found| netmap::translate(destination, found.to))
 }
 
-/// What `source` becomes when it leaves, where a 1:1 translation is about it.
-fn outward(sets: &[RuleSet], source: IpAddr) -> Option<IpAddr> {
+/// Returns the new source if a 1:1 translation matches packets from `source`.
+fn netmap_source(sets: &[RuleSet], source: IpAddr) -> Option<IpAddr> {
     let netmaps = sets.iter().flat_map(|set| &set.netmaps).filter(|netmap| netmap.to.contains(source));
     netmaps.max_by_key(|netmap| netmap.to.prefix()).map(|found| netmap::translate(source, found.listen))
 }
 
-/// What a rule about what leaves asks.
+/// The new source of a `snat`, `masquerade` or network rule.
 #[derive(Clone, Copy)]
-enum Leaving {
+enum SourceRewrite {
     Masquerade,
     Pool(Pool, Option<Mode>),
 }
 
-/// The rule about what leaves that wins: one that names the interface, then the longer prefix, then one that names its
-/// addresses.
-fn leaving(sets: &[RuleSet], source: IpAddr, by: &IfName) -> Option<Leaving> {
+/// Returns the source rewrite of the winning rule: first the rules with `out`, then the longer prefix, then `snat`.
+fn source_rewrite(sets: &[RuleSet], source: IpAddr, by: &IfName) -> Option<SourceRewrite> {
     let inside = |from: Option<IpNetwork>| from.is_none_or(|from| from.contains(source));
     let out = |out: &Option<IfName>| out.as_ref().is_none_or(|out| out == by);
     type Rank = (bool, Reverse<Option<u8>>, bool);
-    let mut rules: Vec<(Rank, Leaving)> = Vec::new();
-    // The prefix of everybody says no more than none.
+    let mut rules: Vec<(Rank, SourceRewrite)> = Vec::new();
+    // `0.0.0.0/0` and `::/0` count as no prefix.
     let length = |from: Option<IpNetwork>| from.map(|from| from.prefix()).filter(|length| *length > 0);
     let rank = |out: bool, from, masquerade: bool| (!out, Reverse(length(from)), masquerade);
     for set in sets {
         for Masquerade { from, out: named } in &set.masquerades {
             if inside(*from) && out(named) {
-                rules.push((rank(named.is_some(), *from, true), Leaving::Masquerade));
+                rules.push((rank(named.is_some(), *from, true), SourceRewrite::Masquerade));
             }
         }
         for Snat { from, out: named, to, mode } in &set.snats {
-            if inside(*from) && out(named) && to.family() == Family::of(source) {
-                rules.push((rank(named.is_some(), *from, false), Leaving::Pool(*to, *mode)));
+            if inside(*from) && out(named) && to.family() == Family::of_address(source) {
+                rules.push((rank(named.is_some(), *from, false), SourceRewrite::Pool(*to, *mode)));
             }
         }
         for network in set.networks.iter().filter(|network| network.masquerade && network.name != *by) {
             let subnets = network.subnets.iter().filter(|subnet| subnet.contains(source));
-            rules.extend(subnets.map(|subnet| (rank(false, Some(*subnet), true), Leaving::Masquerade)));
+            rules.extend(subnets.map(|subnet| (rank(false, Some(*subnet), true), SourceRewrite::Masquerade)));
         }
     }
-    rules.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, leaving)| leaving)
+    rules.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, rewrite)| rewrite)
 }

@@ -1,7 +1,7 @@
-//! Names that end up in the kernel: validated once, at the door for what somebody writes, [`FromStr`].
+//! Names that portfwd writes to the kernel. [`FromStr`] validates the names that users write.
 //!
-//! What is stored or in a kernel comes in by `TryFrom<String>`, which refuses only what cannot be represented: a name that
-//! an earlier version took must not make its whole state unreadable.
+//! `TryFrom<String>` reads names from the state and the kernel. It accepts some names that [`FromStr`] refuses: an
+//! earlier version of portfwd may have stored such a name, and the state must stay readable.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,9 +13,9 @@ use super::ParseError;
 use super::error::is_hidden;
 
 macro_rules! text_form {
-    ($name:ident, $stored:path) => {
+    ($name:ident, $parse:path) => {
         impl $name {
-            /// The text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -28,7 +28,7 @@ macro_rules! text_form {
         impl TryFrom<String> for $name {
             type Error = ParseError;
             fn try_from(text: String) -> Result<Self, ParseError> {
-                $stored(&text)
+                $parse(&text)
             }
         }
         impl From<$name> for String {
@@ -39,21 +39,21 @@ macro_rules! text_form {
     };
 }
 
-/// The name of a network interface: 1 to 15 bytes, none of them a slash, a colon, `%` or white space; neither `all` nor
-/// `default`.
+/// The name of a network interface: 1 to 15 bytes without slash, colon, `%` and white space. `all` and `default` are
+/// invalid.
 ///
 /// Source: `dev_valid_name` in net/core/dev.c; `IFNAMSIZ` is 16 with the closing zero; `sysctl_dev_name_is_allowed` in
 /// net/ipv4/devinet.c.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(Arc<str>);
-text_form!(IfName, IfName::stored);
+text_form!(IfName, IfName::from_stored);
 
 impl IfName {
-    /// The longest name, in bytes.
-    pub const MAX: usize = 15;
+    /// The maximum length in bytes.
+    pub const MAX_LEN: usize = 15;
 
-    /// The name as the kernel compares it: 16 bytes, filled up with zeros.
+    /// Returns the name as the kernel compares it: 16 bytes, padded with zeros.
     pub fn to_bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         for (slot, byte) in bytes.iter_mut().zip(self.0.bytes()) {
@@ -62,35 +62,35 @@ impl IfName {
         bytes
     }
 
-    /// The name in 16 bytes as the kernel gives them.
+    /// Reads a name from the kernel's 16 bytes, up to the first zero.
     ///
     /// # Errors
-    /// Where they are not a name that an interface could have.
+    /// If no interface can have the name.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseError> {
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let name = bytes.get(..end).unwrap_or_default();
-        Self::stored(&String::from_utf8_lossy(name))
+        Self::from_stored(&String::from_utf8_lossy(name))
     }
 
-    /// Takes what fits into a name.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    /// Reads a name from the state or the kernel. Accepts `all`, `default` and `%`.
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let why = if text.is_empty() {
             "it is empty"
-        } else if text.len() > Self::MAX {
+        } else if text.len() > Self::MAX_LEN {
             "it is longer than 15 bytes"
         } else if text == "." || text == ".." {
             "the kernel does not allow it"
         } else if text.contains(['/', ':']) {
-            "it holds a slash or a colon"
+            "it contains a slash or a colon"
         } else if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            "it holds white space or a control character"
+            "it contains white space or a control character"
         } else {
             return Ok(Self(text.into()));
         };
-        Err(Self::no_name(text, why))
+        Err(Self::invalid(text, why))
     }
 
-    fn no_name(text: &str, why: &str) -> ParseError {
+    fn invalid(text: &str, why: &str) -> ParseError {
         let help = "write an interface as `ip link` shows it, for example `eth0`";
         ParseError::new(format!("`{text}` cannot be an interface name: {why}"), help)
     }
@@ -101,27 +101,24 @@ impl FromStr for IfName {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         match text {
-            "all" | "default" => Err(Self::no_name(
-                text,
-                "the kernel keeps that name for the settings of interfaces, in /proc/sys/net/ipv4/conf",
-            )),
-            // `dev_alloc_name` in net/core/dev.c: `eth%d` makes `eth0`.
-            _ if text.contains('%') => {
-                Err(Self::no_name(text, "the kernel puts a number in the place of what follows `%`"))
+            "all" | "default" => {
+                Err(Self::invalid(text, "the kernel uses this name for settings in /proc/sys/net/ipv4/conf"))
             }
-            _ => Self::stored(text),
+            // `dev_alloc_name` in net/core/dev.c creates `eth0` for `eth%d`.
+            _ if text.contains('%') => Err(Self::invalid(text, "the kernel uses `%` as a placeholder for a number")),
+            _ => Self::from_stored(text),
         }
     }
 }
 
-/// The name of a rule set: 1 to 32 letters, digits, `_`, `.` and `-`, beginning with a letter or digit.
+/// The name of a rule set: 1 to 32 letters, digits, `_`, `.` and `-`. The first character is a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SetName(Arc<str>);
 text_form!(SetName, str::parse);
 
 impl SetName {
-    /// The set that `add` and `rm` work on when none is named.
+    /// Returns `cli`, the set that `add` and `rm` change without `--set`.
     pub fn cli() -> Self {
         Self("cli".into())
     }
@@ -131,7 +128,7 @@ impl FromStr for SetName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        if is_word(text, 32, |c| c.is_ascii_alphanumeric()) {
+        if is_valid_name(text, 32, |c| c.is_ascii_alphanumeric()) {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
@@ -141,22 +138,23 @@ impl FromStr for SetName {
     }
 }
 
-/// The name of a chain that forwards live in, for example `DOCKER`: 1 to 28 letters, digits, `_` and `-`,
-/// beginning with a letter.
+/// The name of a chain that contains forwards, for example `DOCKER`: 1 to 28 letters, digits, `_` and `-`. The first
+/// character is a letter.
 ///
-/// 28 is what iptables(8) allows, so that a rule set means the same to both backends.
+/// iptables(8) allows at most 28 bytes. The limit applies to both backends, so a rule set is valid for both or for
+/// none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChainName(Arc<str>);
 text_form!(ChainName, str::parse);
 
 impl ChainName {
-    /// Where the forwards into a network live unless it says otherwise.
+    /// Returns `DOCKER`, the default chain of forwards into a network.
     pub fn docker() -> Self {
         Self("DOCKER".into())
     }
 
-    /// Where forwards to targets in no declared network live.
+    /// Returns `forwards`, the chain of forwards to targets outside of every network.
     pub fn forwards() -> Self {
         Self("forwards".into())
     }
@@ -166,54 +164,58 @@ impl FromStr for ChainName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let ours = ["nat-", "filter-", "guard-"].iter().any(|prefix| text.starts_with(prefix));
-        let tail = ["-by-address", "-2"].iter().any(|suffix| text.ends_with(suffix));
-        if !ours && !tail && is_word(text, 28, |c| c.is_ascii_alphabetic()) && !text.contains('.') {
+        let reserved_prefix = ["nat-", "filter-", "guard-"].iter().any(|prefix| text.starts_with(prefix));
+        let reserved_suffix = ["-by-address", "-2"].iter().any(|suffix| text.ends_with(suffix));
+        if !reserved_prefix
+            && !reserved_suffix
+            && is_valid_name(text, 28, |c| c.is_ascii_alphabetic())
+            && !text.contains('.')
+        {
             return Ok(Self(text.into()));
         }
         Err(ParseError::new(
             format!("`{text}` cannot be the name of a chain of forwards"),
-            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of our own prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-2`",
+            "use 1 to 28 letters, digits, `_` and `-`, beginning with a letter, and none of the prefixes `nat-`, `filter-`, `guard-` or endings `-by-address`, `-2` of portfwd's own chains",
         ))
     }
 }
 
-fn is_word(text: &str, most: usize, first: impl Fn(char) -> bool) -> bool {
-    text.len() <= most
+fn is_valid_name(text: &str, max_len: usize, first: impl Fn(char) -> bool) -> bool {
+    text.len() <= max_len
         && text.chars().next().is_some_and(first)
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// A remark on a forward: 1 to 90 bytes without control characters, line separators and changes of direction.
+/// The comment of a forward: 1 to 90 bytes without control characters, line separators and changes of text direction.
 ///
-/// The kernel keeps it with the map element, in 128 bytes of user data together with the set's name.
+/// The kernel stores the comment and the set's name in the user data of the map element, which has 128 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Comment(Arc<str>);
-text_form!(Comment, Comment::stored);
+text_form!(Comment, Comment::from_stored);
 
 impl Comment {
-    /// The longest comment, in bytes.
-    pub const MAX: usize = 90;
+    /// The maximum length in bytes.
+    pub const MAX_LEN: usize = 90;
 
-    /// Takes what the kernel can keep and nft(8) can print.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    /// Reads a comment from the state or the kernel: every text that the kernel can store and nft(8) can print.
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let what = if text.is_empty() {
             "the comment is empty".to_owned()
-        } else if text.len() > Self::MAX {
+        } else if text.len() > Self::MAX_LEN {
             format!("the comment is {} bytes long", text.len())
         } else if text.chars().any(char::is_control) {
-            "the comment holds a control character".to_owned()
+            "the comment contains a control character".to_owned()
         } else if text.contains('"') {
-            "the comment holds a double quote, which nft(8) cannot print".to_owned()
+            "the comment contains a double quote, which nft(8) cannot print".to_owned()
         } else {
             return Ok(Self(text.into()));
         };
-        Err(Self::no_comment(what))
+        Err(Self::invalid(what))
     }
 
-    fn no_comment(what: impl Into<String>) -> ParseError {
-        ParseError::new(what, "write 1 to 90 bytes of plain text, or leave the comment out")
+    fn invalid(what: impl Into<String>) -> ParseError {
+        ParseError::new(what, "write 1 to 90 bytes of plain text, or remove the comment")
     }
 }
 
@@ -221,10 +223,10 @@ impl FromStr for Comment {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let comment = Self::stored(text)?;
+        let comment = Self::from_stored(text)?;
         match text.chars().find(|c| is_hidden(*c)) {
-            Some(hidden) => Err(Self::no_comment(format!(
-                "the comment holds the character {}, which changes how text around it is shown",
+            Some(hidden) => Err(Self::invalid(format!(
+                "the comment contains the character {}, which changes how the text around it is shown",
                 hidden.escape_default()
             ))),
             None => Ok(comment),
@@ -237,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interface_names_are_what_the_kernel_takes() {
+    fn interface_names_are_valid_for_the_kernel() {
         for good in ["eth0", "br-4f2a", "wg.1", "a", "fifteen-bytes-x"] {
             let name: IfName = good.parse().expect(good);
             assert_eq!(IfName::from_bytes(&name.to_bytes()), Ok(name));
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_of_our_own_cannot_be_taken() {
+    fn names_of_portfwds_own_chains_are_refused() {
         assert!("DOCKER".parse::<ChainName>().is_ok());
         for bad in ["nat-prerouting", "filter-forward", "guard-x", "X-by-address", "X-2", "1st", ""] {
             assert!(bad.parse::<ChainName>().is_err(), "{bad:?}");
@@ -257,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_fits_with_the_longest_set_name_into_128_bytes() {
-        assert!("x".repeat(Comment::MAX).parse::<Comment>().is_ok());
-        assert!("x".repeat(Comment::MAX + 1).parse::<Comment>().is_err());
-        assert!(Comment::MAX + 32 + ": ".len() < 128);
+    fn the_longest_comment_and_set_name_fit_into_128_bytes() {
+        assert!("x".repeat(Comment::MAX_LEN).parse::<Comment>().is_ok());
+        assert!("x".repeat(Comment::MAX_LEN + 1).parse::<Comment>().is_err());
+        assert!(Comment::MAX_LEN + 32 + ": ".len() < 128);
     }
 
     #[test]
-    fn what_was_stored_before_a_name_was_refused_still_loads() {
+    fn names_that_are_refused_today_still_load_from_the_state() {
         for name in ["all", "default"] {
             assert!(IfName::try_from(name.to_owned()).is_ok() && IfName::from_bytes(name.as_bytes()).is_ok());
         }

@@ -6,50 +6,52 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::address::unsendable_in;
+use super::address::reserved_in_network;
 use super::{Family, ParseError};
 
-/// Each address of `listen` stands for the address of `to` at the same place in its network, all protocols and ports,
-/// in both directions: what is sent to the one reaches the other, and what the other sends leaves as the one. Neighbours of
-/// the other that reach it by the one are masqueraded, as with a forward.
+/// A 1:1 translation between two networks, for all protocols and ports.
+///
+/// Each address of `listen` maps to the address of `to` with the same host part. Packets to the `listen` address go to
+/// the `to` address. Packets from the `to` address leave with the `listen` address as their source. portfwd masquerades
+/// clients in the target's network (hairpin), as for a forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Netmap {
-    /// The network that is seen outside.
+    /// The network that clients outside use.
     pub listen: IpNetwork,
-    /// The network that is really there.
+    /// The network of the hosts.
     pub to: IpNetwork,
 }
 
 impl Netmap {
-    /// Checks that the parts fit together.
+    /// Checks that the two networks fit together.
     ///
     /// # Errors
-    /// Where the networks are of different families or sizes, have an address in common, or one that no host can have.
+    /// If the families or sizes differ, if both contain the same address, or if one contains a reserved address.
     pub fn check(&self) -> Result<(), ParseError> {
-        let (one, other) = (Family::of_network(self.listen), Family::of_network(self.to));
-        if one != other {
+        let (listen, to) = (Family::of_network(self.listen), Family::of_network(self.to));
+        if listen != to {
             return Err(ParseError::new(
-                format!("`{}` is {one} but `{}` is {other}", self.listen, self.to),
+                format!("`{}` is {listen} but `{}` is {to}", self.listen, self.to),
                 "give both networks the same address family; NAT does not translate between them",
             ));
         }
         if self.listen.prefix() != self.to.prefix() {
             return Err(ParseError::new(
-                format!("`{}` and `{}` are not of the same size", self.listen, self.to),
+                format!("`{}` and `{}` have different sizes", self.listen, self.to),
                 format!("write `{}/{}`, or another network of that length", self.to.network(), self.listen.prefix()),
             ));
         }
         if self.listen.prefix() == 0 || self.listen == self.to {
             return Err(ParseError::new(
                 format!("`{}` and `{}` have addresses in common", self.listen, self.to),
-                "give two networks without a common address",
+                "write two networks without a common address",
             ));
         }
         for network in [self.listen, self.to] {
-            if let Some(what) = unsendable_in(network) {
+            if let Some(name) = reserved_in_network(network) {
                 return Err(ParseError::new(
-                    format!("`{network}` is not a network of hosts: it holds {what}"),
-                    "write the network of the hosts that are to be reached",
+                    format!("`{network}` is not a network of hosts: it contains {name}"),
+                    "write a network in which every address can be a host",
                 ));
             }
         }
@@ -57,7 +59,7 @@ impl Netmap {
     }
 }
 
-/// The address at the same place in `into` as `address` has in a network of that length.
+/// Returns the address in `into` that has the same host part as `address`. The prefix length of `into` applies to both.
 pub fn translate(address: IpAddr, into: IpNetwork) -> IpAddr {
     match (address, into) {
         (IpAddr::V4(address), IpNetwork::V4(into)) => {
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_in_the_network_stays() {
+    fn the_host_part_stays() {
         for (address, into, expected) in [
             ("192.0.2.77", "10.0.0.0/24", "10.0.0.77"),
             ("192.0.2.77", "10.1.0.9/32", "10.1.0.9"),
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_that_do_not_fit_are_refused() {
+    fn networks_that_do_not_fit_together_are_refused() {
         assert_eq!(netmap("192.0.2.0/24", "10.0.0.0/24").check(), Ok(()));
         for (listen, to) in [
             ("192.0.2.0/24", "10.0.0.0/25"),
@@ -110,7 +112,7 @@ mod tests {
             ("0.0.0.0/0", "0.0.0.0/0"),
             ("240.0.0.0/24", "10.0.0.0/24"),
             ("192.0.2.0/24", "0.0.1.0/24"),
-            // Loopback addresses are behind its first one.
+            // The network contains loopback addresses, but its first address is not one.
             ("64.0.0.0/2", "128.0.0.0/2"),
             ("2001:db8::/64", "fe80::/64"),
         ] {

@@ -11,36 +11,36 @@ use super::{ChainName, Family, IfName, ParseError};
 /// A Docker-style bridge network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Network {
-    /// The bridge interface.
+    /// The name of the bridge interface.
     pub name: IfName,
-    /// Its subnets, at least one.
+    /// The subnets of the bridge, at least one.
     pub subnets: Vec<IpNetwork>,
-    /// Whether traffic that leaves the network by another interface takes that interface's address.
+    /// Masquerade packets from the network that leave by another interface.
     pub masquerade: bool,
-    /// The chain that the forwards into this network live in.
+    /// The chain of the forwards into this network.
     pub chain: ChainName,
-    /// Whether, from outside, only what a forward publishes gets in.
+    /// Drop new connections from outside to ports that no forward publishes.
     pub isolate: bool,
 }
 
-/// Traffic that takes the address of the interface it leaves by. At least one of the two is given.
+/// A rule that rewrites the source to the address of the egress interface. At least one of `from` and `out` is set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Masquerade {
-    /// Only what comes from here.
+    /// The source prefix, or `None` for every source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpNetwork>,
-    /// Only what leaves here.
+    /// The egress interface, or `None` for every interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<IfName>,
 }
 
-/// Refuses a subnet that no bridge can have: one with loopback or multicast addresses in it.
+/// Checks that a bridge can have the subnet.
 ///
 /// # Errors
-/// Where it has.
+/// If the subnet contains loopback or multicast addresses.
 pub fn check_subnet(subnet: IpNetwork) -> Result<(), ParseError> {
     let loopback = loopback(Family::of_network(subnet));
-    let what = if subnet.contains(loopback.network()) || loopback.contains(subnet.network()) {
+    let kind = if subnet.contains(loopback.network()) || loopback.contains(subnet.network()) {
         "loopback"
     } else if subnet.broadcast().is_multicast() || subnet.network().is_multicast() {
         "multicast"
@@ -48,7 +48,7 @@ pub fn check_subnet(subnet: IpNetwork) -> Result<(), ParseError> {
         return Ok(());
     };
     Err(ParseError::new(
-        format!("the subnet `{subnet}` holds {what} addresses, which no bridge has"),
+        format!("the subnet `{subnet}` contains {kind} addresses, which a bridge cannot have"),
         "write the subnet of the containers, for example `172.17.0.0/16`",
     ))
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subnet_is_one_of_hosts() {
+    fn subnets_with_loopback_or_multicast_addresses_are_refused() {
         for good in ["172.17.0.0/16", "fd00:17::/64", "192.0.2.7/32"] {
             assert_eq!(check_subnet(good.parse().expect(good)), Ok(()), "{good}");
         }

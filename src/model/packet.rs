@@ -6,30 +6,30 @@ use std::str::FromStr;
 
 use super::{Family, IfName, ParseError, Protocol};
 
-/// The source port of a packet whose text names none: the first of the ephemeral ones of IANA.
-const EPHEMERAL: u16 = 49152;
+/// The source port of a packet whose text has none: the first ephemeral port of IANA (RFC 6335).
+const DEFAULT_SOURCE_PORT: u16 = 49152;
 
-const HELP: &str = "write `tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0`; without `-i` it is this host that sends it";
+const HELP: &str = "write `tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0`; without `-i` this host sends the packet";
 
-/// A packet that reaches this host, or that this host sends.
+/// A packet that arrives at this host, or that this host sends.
 ///
 /// Text form: `PROTO SRC[:PORT] -> DST:PORT [-i IF]`; IPv6 addresses with a port are in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Packet {
-    /// Its transport protocol.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// Who sends it, and from which port.
+    /// The source address and port.
     pub source: SocketAddr,
-    /// Whom it is sent to, and to which port.
+    /// The destination address and port.
     pub destination: SocketAddr,
-    /// The interface it arrived by; none: this host sends it.
+    /// The ingress interface, or `None` if this host sends the packet.
     pub interface: Option<IfName>,
 }
 
 impl Packet {
-    /// The family of its addresses.
+    /// Returns the family of both addresses.
     pub fn family(&self) -> Family {
-        Family::of(self.destination.ip())
+        Family::of_address(self.destination.ip())
     }
 }
 
@@ -56,18 +56,21 @@ impl FromStr for Packet {
             return Err(ParseError::new(format!("`{text}` is not a packet"), HELP));
         };
         let source = match source.parse::<IpAddr>() {
-            Ok(address) => SocketAddr::new(address, EPHEMERAL),
-            Err(_) => end(source)?,
+            Ok(address) => SocketAddr::new(address, DEFAULT_SOURCE_PORT),
+            Err(_) => parse_endpoint(source)?,
         };
-        let destination = end(destination)?;
-        if Family::of(source.ip()) != Family::of(destination.ip()) {
-            return Err(ParseError::new(format!("`{source}` and `{destination}` are of different families"), HELP));
+        let destination = parse_endpoint(destination)?;
+        if Family::of_address(source.ip()) != Family::of_address(destination.ip()) {
+            return Err(ParseError::new(
+                format!("`{source}` and `{destination}` have different address families"),
+                HELP,
+            ));
         }
         Ok(Self { protocol: protocol.parse()?, source, destination, interface })
     }
 }
 
-fn end(text: &str) -> Result<SocketAddr, ParseError> {
+fn parse_endpoint(text: &str) -> Result<SocketAddr, ParseError> {
     match text.parse::<SocketAddr>() {
         Ok(end) if end.port() > 0 => Ok(end),
         _ => Err(ParseError::new(format!("`{text}` is not an address with a port"), HELP)),
@@ -92,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_packet_is_refused() {
+    fn invalid_packets_are_refused() {
         for text in [
             "",
             "tcp",

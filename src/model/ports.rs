@@ -9,7 +9,7 @@ use super::ParseError;
 
 const HELP: &str = "write ports as `80`, `8000-8010` or `80,443,9000-9010`, each from 1 to 65535";
 
-/// A contiguous span of ports, both ends included. Never empty, never port 0.
+/// A contiguous range of ports, both ends included. Contains at least one port and never port 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PortRange {
@@ -18,42 +18,42 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// A range from `first` to `last`, both included; `None` where it is reversed or begins at 0.
+    /// Returns the range from `first` to `last`, both included, or `None` if it is reversed or begins at 0.
     pub fn new(first: u16, last: u16) -> Option<Self> {
         (first > 0 && first <= last).then_some(Self { first, last })
     }
 
-    /// The range of one port; `None` for port 0.
+    /// Returns the range of one port, or `None` for port 0.
     pub fn single(port: u16) -> Option<Self> {
         Self::new(port, port)
     }
 
-    /// The lowest port.
+    /// Returns the lowest port.
     pub fn first(self) -> u16 {
         self.first
     }
 
-    /// The highest port, included.
+    /// Returns the highest port, which is part of the range.
     pub fn last(self) -> u16 {
         self.last
     }
 
-    /// How many ports: 1 to 65,535.
+    /// Returns the number of ports: 1 to 65,535.
     pub fn width(self) -> u32 {
         u32::from(self.last - self.first) + 1
     }
 
-    /// Whether it is exactly one port.
+    /// Returns true if the range has exactly one port.
     pub fn is_single(self) -> bool {
         self.first == self.last
     }
 
-    /// Whether both have a port in common.
+    /// Returns true if both ranges have a port in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// Whether every port of `other` is in `self`.
+    /// Returns true if `self` contains every port of `other`.
     pub fn contains(self, other: Self) -> bool {
         self.first <= other.first && other.last <= self.last
     }
@@ -70,8 +70,8 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let (first, last) = match text.split_once('-') {
-            Some((first, last)) => (port(first)?, port(last)?),
-            None => (port(text)?, port(text)?),
+            Some((first, last)) => (parse_port(first)?, parse_port(last)?),
+            None => (parse_port(text)?, parse_port(text)?),
         };
         Self::new(first, last).ok_or_else(|| {
             ParseError::new(
@@ -82,7 +82,7 @@ impl FromStr for PortRange {
     }
 }
 
-fn port(text: &str) -> Result<u16, ParseError> {
+fn parse_port(text: &str) -> Result<u16, ParseError> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(ParseError::new(format!("`{text}` is not a port"), HELP));
     }
@@ -106,20 +106,20 @@ impl From<PortRange> for String {
     }
 }
 
-/// A list of port ranges, as written; never empty, no two overlap.
+/// A list of port ranges, as a user writes it. Contains at least one range, and no two ranges overlap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ports(Ranges);
 
-/// Of thousands of forwards nearly all have one range, which takes no memory of its own here.
+/// The storage of [`Ports`]. Nearly all forwards have one range, which needs no allocation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Ranges {
     One(PortRange),
-    /// Never just one.
+    /// At least two ranges.
     List(Box<[PortRange]>),
 }
 
 impl Ports {
-    /// The ranges in the order in which they were written.
+    /// Returns the ranges in the order of the text.
     pub fn ranges(&self) -> &[PortRange] {
         match &self.0 {
             Ranges::One(range) => std::slice::from_ref(range),
@@ -127,8 +127,8 @@ impl Ports {
         }
     }
 
-    /// The only range, where there is just one.
-    pub fn only(&self) -> Option<PortRange> {
+    /// Returns the range if the list has exactly one.
+    pub fn single_range(&self) -> Option<PortRange> {
         match self.0 {
             Ranges::One(range) => Some(range),
             Ranges::List(_) => None,
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_port_is_named() {
+    fn invalid_ports_are_named() {
         for (text, what) in [
             ("", "`` is not a port"),
             ("0", "port 0 is not a port"),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_range_has_65535_ports() {
+    fn the_widest_range_has_65535_ports() {
         assert_eq!(PortRange::new(1, 65535).map(PortRange::width), Some(65535));
         assert_eq!(PortRange::new(0, 1), None);
     }

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ParseError;
 
-/// A transport protocol with a destination port in bytes 2 and 3 of its header.
+/// A transport protocol whose header has the destination port in bytes 2 and 3.
 ///
-/// Text form: its name as in protocols(5).
+/// Text form: the name in protocols(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -26,10 +26,10 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// All protocols, in the order in which they are listed.
+    /// All protocols, in the order of all lists and output.
     pub const ALL: [Self; 5] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Dccp, Self::Udplite];
 
-    /// The protocol's number in an IP header (IANA, Assigned Internet Protocol Numbers).
+    /// Returns the number in the IP header. Source: IANA, Assigned Internet Protocol Numbers.
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -40,12 +40,12 @@ impl Protocol {
         }
     }
 
-    /// The protocol with this number, if it is one that has ports.
+    /// Returns the protocol with this number, or `None` if no protocol of this type has it.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| protocol.number() == number)
     }
 
-    /// The protocol's name.
+    /// Returns the name in protocols(5).
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",

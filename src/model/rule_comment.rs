@@ -1,11 +1,14 @@
-//! The comments of our rules and elements: whose they are, the owner's remark, and for rules what they alone do not say.
+//! The comments of portfwd's rules and map elements in the kernel.
+//!
+//! A comment contains the set's name, the comment of a forward, and the properties of a network or netmap that the rule
+//! alone does not show:
 //!
 //! ```text
 //! web                              a forward, a masquerade or source NAT of the set `web`
-//! web: the blog                    a forward with a remark
+//! web: the blog                    a forward with the comment `the blog`
 //! web: netmap                      a 1:1 translation
-//! web: network docker0 DOCKER      a network that is masqueraded, with the chain of its forwards
-//! web: isolate docker0 DOCKER      the same network, isolated
+//! web: network docker0 DOCKER      a network with `masquerade`, and the chain of its forwards
+//! web: isolate docker0 DOCKER      a network with `isolate`, and the chain of its forwards
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,23 +17,25 @@ use ipnetwork::IpNetwork;
 
 use super::{ChainName, IfName, Network, SetName};
 
-/// The word that says that a rule stands for a 1:1 translation.
+/// Marks the rule of a 1:1 translation.
 pub const NETMAP: &str = "netmap";
-/// The word that says that a rule masquerades what leaves a network.
+/// Marks the masquerade rule of a network.
 pub const NETWORK: &str = "network";
-/// The word that says that a rule keeps the outside out of a network.
+/// Marks the rule that isolates a network.
 pub const ISOLATE: &str = "isolate";
 
-/// The comment of a rule or element: the set's name, then the owner's remark.
-pub fn comment(set: &SetName, remark: Option<&str>) -> String {
+/// Returns the comment of a rule or map element: the set's name and, after a colon, the remark.
+pub fn format_comment(set: &SetName, remark: Option<&str>) -> String {
     match remark {
         Some(remark) => format!("{set}: {remark}"),
         None => set.to_string(),
     }
 }
 
-/// The set and the remark of a comment; `None` where it is not one of ours. The other direction of [`comment`].
-pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
+/// Parses a comment into the set's name and the remark. Inverse of [`format_comment`].
+///
+/// Returns `None` if portfwd did not write the comment.
+pub fn parse_comment(text: &str) -> Option<(SetName, Option<&str>)> {
     let (set, remark) = match text.split_once(": ") {
         Some((set, remark)) => (set, Some(remark)),
         None => (text, None),
@@ -38,14 +43,15 @@ pub fn read_comment(text: &str) -> Option<(SetName, Option<&str>)> {
     Some((set.parse().ok()?, remark))
 }
 
-/// What the rules of a network say besides the set: a word, its name, its chain.
-pub fn of_network(word: &str, network: &Network) -> String {
+/// Returns the remark of a network's rule: [`NETWORK`] or [`ISOLATE`], the network's name, its chain.
+pub fn format_network(word: &str, network: &Network) -> String {
     format!("{word} {} {}", network.name, network.chain)
 }
 
-/// Puts what a rule with such a remark says into the networks that were read so far; the other direction of [`of_network`].
-/// `None` where it says nothing about a network.
-pub fn read_network(
+/// Parses the remark of a network's rule and adds its contents to `networks`. Inverse of [`format_network`].
+///
+/// Returns `None` if the remark does not describe a network.
+pub fn parse_network(
     set: SetName,
     remark: &str,
     subnet: IpNetwork,
@@ -81,10 +87,10 @@ mod tests {
     fn comments_go_both_ways() {
         let set = SetName::cli();
         for remark in [None, Some("the blog"), Some("a: b"), Some(NETMAP)] {
-            assert_eq!(read_comment(&comment(&set, remark)), Some((set.clone(), remark)));
+            assert_eq!(parse_comment(&format_comment(&set, remark)), Some((set.clone(), remark)));
         }
         for foreign in ["", "two words", ": x"] {
-            assert_eq!(read_comment(foreign), None, "{foreign:?}");
+            assert_eq!(parse_comment(foreign), None, "{foreign:?}");
         }
     }
 
@@ -99,8 +105,8 @@ mod tests {
         };
         let mut read = BTreeMap::new();
         for word in [NETWORK, ISOLATE] {
-            let remark = of_network(word, &network);
-            assert_eq!(read_network(SetName::cli(), &remark, network.subnets[0], &mut read), Some(()));
+            let remark = format_network(word, &network);
+            assert_eq!(parse_network(SetName::cli(), &remark, network.subnets[0], &mut read), Some(()));
         }
         assert_eq!(read.into_values().collect::<Vec<_>>(), [network]);
     }

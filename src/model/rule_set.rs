@@ -1,84 +1,84 @@
-//! A named set of rules, as one file gives it.
+//! A named set of rules, the content of one file.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Forward, Masquerade, Netmap, Network, SetName, Snat};
 
-/// Where a base chain runs among the others on its hook; lower runs earlier.
+/// The priority of a base chain. Chains with a lower priority run earlier on the same hook.
 ///
 /// Unit: netfilter hook priority, signed. NAT chains of equal priority run in reverse order of registration
-/// (measured, Linux 6.18), so ours is not the -100 that everyone else uses.
+/// (measured, Linux 6.18), so portfwd does not use -100 like other programs.
 /// Source: nft(8), CHAINS; `enum nf_ip_hook_priorities` in include/uapi/linux/netfilter_ipv4.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Priority(i32);
 
 impl Priority {
-    /// Of the DNAT chains unless a set says otherwise: before Docker, netavark, CNI and kube-proxy (-100).
+    /// The default of the DNAT chains. They run before Docker, netavark, CNI and kube-proxy (-100).
     pub const DEFAULT: Self = Self(-105);
 
-    /// A priority at which NAT can be done; `None` below -199 and above 49.
+    /// Returns a priority for DNAT chains, or `None` if `value` is below -199 or above 49.
     ///
-    /// NAT chains must run after connection tracking (-200), and the source chain, at the negative of it less ten,
-    /// must stay before the confirmation of the connection and after everybody's mangling.
+    /// NAT chains must run after connection tracking (-200). The source NAT chain, see [`Priority::source_priority`],
+    /// must run after the mangle chains of other programs and before the kernel confirms the connection.
     pub fn new(value: i32) -> Option<Self> {
         (-199..50).contains(&value).then_some(Self(value))
     }
 
-    /// The number.
+    /// Returns the netfilter hook priority.
     pub fn value(self) -> i32 {
         self.0
     }
 
-    /// Where sources are rewritten: at the negative of it less ten, 95 for -105.
-    pub fn source(self) -> i32 {
+    /// Returns the priority of the source NAT chain: `-value - 10`, which is 95 for -105.
+    pub fn source_priority(self) -> i32 {
         -self.0 - 10
     }
 }
 
-/// What to do about IP forwarding, without which a forward to another host is a dead letter.
+/// The handling of the sysctls for IP forwarding. Forwards to other hosts need IP forwarding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IpForward {
-    /// Switch it on where it is off, and say so.
+    /// Enable IP forwarding, and report a change.
     #[default]
     Enable,
-    /// Leave it as it is.
+    /// Do not change IP forwarding.
     Keep,
 }
 
 /// The settings of a set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The priority of the DNAT chains, where the set has an opinion.
+    /// The priority of the DNAT chains, if the set has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
-    /// What to do about IP forwarding.
+    /// The handling of IP forwarding.
     #[serde(default)]
     pub ip_forward: IpForward,
 }
 
-/// A named set of rules. Order in its lists has no meaning.
+/// A named set of rules. The order of the lists has no meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
-    /// The set's name.
+    /// The name of the set.
     pub name: SetName,
-    /// Its forwards.
+    /// The `[[forward]]` tables.
     pub forwards: Vec<Forward>,
-    /// Its networks.
+    /// The `[[network]]` tables.
     pub networks: Vec<Network>,
-    /// Its masquerades.
+    /// The `[[masquerade]]` tables.
     pub masquerades: Vec<Masquerade>,
-    /// Its source NAT.
+    /// The `[[snat]]` tables.
     pub snats: Vec<Snat>,
-    /// Its 1:1 translations.
+    /// The `[[netmap]]` tables.
     pub netmaps: Vec<Netmap>,
-    /// Its settings.
+    /// The `[settings]` table.
     pub settings: Settings,
 }
 
 impl RuleSet {
-    /// An empty set.
+    /// Returns a set without rules and with default settings.
     pub fn new(name: SetName) -> Self {
         Self {
             name,
@@ -97,8 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_rewritten_at_the_negative_less_ten() {
-        assert_eq!(Priority::DEFAULT.source(), 95);
+    fn the_source_priority_is_the_negative_less_ten() {
+        assert_eq!(Priority::DEFAULT.source_priority(), 95);
         assert_eq!(Priority::new(-200), None);
         assert_eq!(Priority::new(50), None);
     }

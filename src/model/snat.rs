@@ -1,4 +1,4 @@
-//! Source NAT: what leaves this host takes other addresses and, if asked, other ports.
+//! Source NAT: packets that leave this host get a new source address and optionally a new source port.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,13 +7,13 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::address::unsendable;
+use super::address::reserved_in_range;
 use super::{Family, IfName, ParseError, PortRange, source};
 
 const HELP: &str = "write `203.0.113.5`, `203.0.113.5-203.0.113.9`, `203.0.113.5:1024-2047`, `2001:db8::5` or \
      `[2001:db8::5-2001:db8::9]:1024-2047`";
 
-/// The addresses and ports that sources are rewritten to.
+/// The source addresses and ports that the kernel can choose for a connection.
 ///
 /// Text form: `ADDR` or `ADDR-ADDR`, then optionally `:PORT-PORT`; IPv6 with ports is in brackets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,29 +25,29 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool from `first` to `last`, both included; `None` where it is reversed or the families differ.
+    /// Returns the pool from `first` to `last`, both included, or `None` if it is reversed or the families differ.
     pub fn new(first: IpAddr, last: IpAddr, ports: Option<PortRange>) -> Option<Self> {
-        (Family::of(first) == Family::of(last) && first <= last).then_some(Self { first, last, ports })
+        (Family::of_address(first) == Family::of_address(last) && first <= last).then_some(Self { first, last, ports })
     }
 
-    /// The lowest address.
+    /// Returns the lowest address.
     pub fn first(self) -> IpAddr {
         self.first
     }
 
-    /// The highest address, included.
+    /// Returns the highest address, which is part of the pool.
     pub fn last(self) -> IpAddr {
         self.last
     }
 
-    /// The ports, for protocols that have them; none: the client's port stays where it can.
+    /// Returns the source ports, or `None` to keep the client's port if it is free.
     pub fn ports(self) -> Option<PortRange> {
         self.ports
     }
 
-    /// The family of the addresses.
+    /// Returns the family of the addresses.
     pub fn family(self) -> Family {
-        Family::of(self.first)
+        Family::of_address(self.first)
     }
 }
 
@@ -71,13 +71,13 @@ impl FromStr for Pool {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let pool = Self::stored(text)?;
-        source::check(pool.first, HELP)?;
-        source::check(pool.last, HELP)?;
-        match unsendable(pool.first, pool.last) {
-            Some(what) => Err(ParseError::new(
-                format!("the pool `{}-{}` holds {what}", pool.first, pool.last),
-                "write addresses that hosts can have, from the lowest to the highest",
+        let pool = Self::from_stored(text)?;
+        source::check_source(pool.first, HELP)?;
+        source::check_source(pool.last, HELP)?;
+        match reserved_in_range(pool.first, pool.last) {
+            Some(name) => Err(ParseError::new(
+                format!("the pool `{}-{}` contains {name}", pool.first, pool.last),
+                "write addresses that a host can have, from the lowest to the highest",
             )),
             None => Ok(pool),
         }
@@ -85,8 +85,8 @@ impl FromStr for Pool {
 }
 
 impl Pool {
-    /// Takes every pool, also one that an earlier version took and this one does not.
-    fn stored(text: &str) -> Result<Self, ParseError> {
+    /// Reads a pool from the state. Accepts addresses that an earlier version accepted and [`FromStr`] refuses.
+    fn from_stored(text: &str) -> Result<Self, ParseError> {
         let (addresses, ports) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (addresses, tail) = rest
@@ -109,8 +109,8 @@ impl Pool {
             text.parse().map_err(|_| ParseError::new(format!("`{text}` is not an IP address"), HELP))
         };
         let (first, last) = (address(first)?, address(last)?);
-        if Family::of(first) != Family::of(last) {
-            return Err(ParseError::new(format!("`{first}` and `{last}` are of different families"), HELP));
+        if Family::of_address(first) != Family::of_address(last) {
+            return Err(ParseError::new(format!("`{first}` and `{last}` have different address families"), HELP));
         }
         Self::new(first, last, ports).ok_or_else(|| {
             let help = format!("write the lower address first: `{last}-{first}`");
@@ -122,7 +122,7 @@ impl Pool {
 impl TryFrom<String> for Pool {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        Self::stored(&text)
+        Self::from_stored(&text)
     }
 }
 
@@ -132,23 +132,23 @@ impl From<Pool> for String {
     }
 }
 
-/// How the kernel chooses from a [`Pool`]. Source: nft(8), NAT STATEMENTS.
+/// The way in which the kernel chooses from a [`Pool`]. Source: nft(8), NAT STATEMENTS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Source ports by a hash with a random part.
+    /// Choose the source port by a hash with a random part.
     Random,
-    /// Source ports at random.
+    /// Choose the source port at random.
     FullyRandom,
-    /// A client gets the same address for every connection.
+    /// Choose the same address for every connection of a client.
     Persistent,
 }
 
 impl Mode {
-    /// All modes.
+    /// All modes, in the order of the documentation.
     pub const ALL: [Self; 3] = [Self::Random, Self::FullyRandom, Self::Persistent];
 
-    /// The name, as nft(8) writes it.
+    /// Returns the name in nft(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
@@ -168,47 +168,47 @@ impl FromStr for Mode {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let help = "write `random`, `fully-random` or `persistent`, or leave it out";
+        let help = "write `random`, `fully-random` or `persistent`, or remove `mode`";
         Self::ALL
             .into_iter()
             .find(|mode| mode.name() == text)
-            .ok_or_else(|| ParseError::new(format!("`{text}` is no mode"), help))
+            .ok_or_else(|| ParseError::new(format!("`{text}` is not a mode"), help))
     }
 }
 
-/// Traffic that takes an address of a pool when it leaves. At least one of `from` and `out` is given where it is written.
+/// A rule that rewrites the source to an address of a pool. In a file, at least one of `from` and `out` is set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Snat {
-    /// Only what comes from here.
+    /// The source prefix, or `None` for every source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpNetwork>,
-    /// Only what leaves here.
+    /// The egress interface, or `None` for every interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<IfName>,
-    /// The addresses it takes.
+    /// The new source addresses and ports.
     pub to: Pool,
-    /// How one of them is chosen.
+    /// The way in which the kernel chooses from the pool, or `None` for its default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
 }
 
 impl Snat {
-    /// The one form of rules that mean the same: the prefix of everybody is left out, because the pool says the family.
+    /// Returns the canonical form, without the prefixes `0.0.0.0/0` and `::/0`. The pool already determines the family.
     pub fn canonical(mut self) -> Self {
         self.from = self.from.filter(|from| from.prefix() > 0);
         self
     }
 
-    /// Checks that the parts fit together.
+    /// Checks that the source prefix and the pool fit together.
     ///
     /// # Errors
-    /// Where the families of `from` and `to` differ.
+    /// If the families of `from` and `to` differ.
     pub fn check(&self) -> Result<(), ParseError> {
         match self.from {
             Some(from) if Family::of_network(from) != self.to.family() => {
-                let (one, other) = (Family::of_network(from), self.to.family());
+                let (source, pool) = (Family::of_network(from), self.to.family());
                 let help = "give both the same address family; NAT does not translate between them";
-                Err(ParseError::new(format!("`{from}` is {one} but `{}` is {other}", self.to), help))
+                Err(ParseError::new(format!("`{from}` is {source} but `{}` is {pool}", self.to), help))
             }
             _ => Ok(()),
         }
@@ -254,19 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pool_is_named() {
+    fn invalid_pools_are_named() {
         for (text, what) in [
             ("", "`` is not an IP address"),
             ("203.0.113.9-203.0.113.5", "the pool `203.0.113.9-203.0.113.5` is reversed"),
-            ("203.0.113.5-2001:db8::5", "`203.0.113.5` and `2001:db8::5` are of different families"),
-            ("[203.0.113.5-2001:db8::5]", "`203.0.113.5` and `2001:db8::5` are of different families"),
+            ("203.0.113.5-2001:db8::5", "`203.0.113.5` and `2001:db8::5` have different address families"),
+            ("[203.0.113.5-2001:db8::5]", "`203.0.113.5` and `2001:db8::5` have different address families"),
             ("203.0.113.5:2047-1024", "the range `2047-1024` is reversed"),
             ("0.0.0.0", "the source `0.0.0.0` is the unspecified address"),
             ("127.0.0.1", "the source `127.0.0.1` is a loopback address"),
-            ("126.0.0.1-128.0.0.1", "the pool `126.0.0.1-128.0.0.1` holds loopback addresses"),
+            ("126.0.0.1-128.0.0.1", "the pool `126.0.0.1-128.0.0.1` contains loopback addresses"),
             ("203.0.113.5-250.0.0.1", "the source `250.0.0.1` is in 240.0.0.0/4, which is reserved (RFC 6890)"),
-            ("fe80::1", "the source `fe80::1` is link-local, which means nothing without an interface"),
-            ("2001:db8::5-fec0::1", "the pool `2001:db8::5-fec0::1` holds link-local addresses"),
+            ("fe80::1", "the source `fe80::1` is link-local, so it needs an interface"),
+            ("2001:db8::5-fec0::1", "the pool `2001:db8::5-fec0::1` contains link-local addresses"),
             ("[2001:db8::5", "`[2001:db8::5` has no closing bracket"),
             ("[2001:db8::5]1", "`1` follows the bracket"),
             ("203.0.113.5:", "`` is not a port"),

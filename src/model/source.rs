@@ -1,4 +1,4 @@
-//! What the target of a forward sees as the client: `keep`, `masquerade` or an address.
+//! The source address that the target of a forward sees: `keep`, `masquerade` or an address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,23 +7,23 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::ParseError;
-use super::address::no_source;
+use super::address::invalid_source;
 
-/// What the target of a forward sees as the client's address.
+/// The source address that the target of a forward sees.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Source {
-    /// The client's own.
+    /// The client's address.
     #[default]
     Keep,
-    /// The one that this host has towards the target.
+    /// The address of this host's egress interface to the target.
     Masquerade,
-    /// This one, which should be one of this host's: answers go there.
+    /// A fixed address. This host should have it, because the target sends its answers there.
     Address(IpAddr),
 }
 
 impl Source {
-    /// Whether the target sees the client as it is.
+    /// Returns true if the target sees the client's address.
     pub fn is_keep(&self) -> bool {
         *self == Self::Keep
     }
@@ -45,30 +45,30 @@ impl FromStr for Source {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let source = stored(text)?;
+        let source = from_stored(text)?;
         if let Source::Address(address) = source {
-            check(address, HELP)?;
+            check_source(address, HELP)?;
         }
         Ok(source)
     }
 }
 
-/// Takes every address, also one that an earlier version took and this one does not.
-fn stored(text: &str) -> Result<Source, ParseError> {
+/// Reads a source from the state. Accepts addresses that an earlier version accepted and [`FromStr`] refuses.
+fn from_stored(text: &str) -> Result<Source, ParseError> {
     match text {
         "keep" => Ok(Source::Keep),
         "masquerade" => Ok(Source::Masquerade),
         _ => match text.parse() {
             Ok(address) => Ok(Source::Address(address)),
-            Err(_) => Err(ParseError::new(format!("`{text}` is no choice for the source"), HELP)),
+            Err(_) => Err(ParseError::new(format!("`{text}` is not a valid source"), HELP)),
         },
     }
 }
 
-/// Refuses an address that cannot be the source of what leaves this host.
-pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
-    match no_source(address) {
-        Some(what) => Err(ParseError::new(format!("the source `{address}` {what}"), help)),
+/// Returns an error if `address` cannot be the source of packets that leave this host.
+pub(super) fn check_source(address: IpAddr, help: &str) -> Result<(), ParseError> {
+    match invalid_source(address) {
+        Some(reason) => Err(ParseError::new(format!("the source `{address}` {reason}"), help)),
         None => Ok(()),
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn check(address: IpAddr, help: &str) -> Result<(), ParseError> {
 impl TryFrom<String> for Source {
     type Error = ParseError;
     fn try_from(text: String) -> Result<Self, ParseError> {
-        stored(&text)
+        from_stored(&text)
     }
 }
 

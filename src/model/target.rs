@@ -1,19 +1,19 @@
-//! Where a forward leads: `ADDR`, `ADDR:PORT`, `ADDR:PORT-PORT` or `:PORT`, `:PORT-PORT` for this host.
+//! The target of a forward: `ADDR`, `ADDR:PORT`, `ADDR:PORT-PORT`, or `:PORT` and `:PORT-PORT` for this host.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::address::no_host;
+use super::address::invalid_host;
 use super::listen::split_address;
 use super::{ParseError, PortRange};
 
-/// The receiving side of a forward, as written.
+/// The target of a forward, as a user writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Target {
-    /// The address; none: this host itself (a redirect), and then there are ports.
+    /// The target address, or `None` for this host (a redirect). A redirect always has ports.
     pub address: Option<IpAddr>,
-    /// The ports; none: the port that was asked for is kept.
+    /// The target ports, or `None` to keep the listen port.
     pub ports: Option<PortRange>,
 }
 
@@ -36,38 +36,38 @@ impl FromStr for Target {
         let help = "write `172.17.0.3`, `172.17.0.3:80`, `[fd00::3]:80-89` or, for this host, `:80`";
         let (address, ports) = split_address(text)?;
         if address.is_none() && !text.starts_with(':') {
-            return Err(ParseError::new(format!("`{text}` names no target address"), help));
+            return Err(ParseError::new(format!("`{text}` has no target address"), help));
         }
         let ports = match ports {
             Some(ports) if ports.contains(',') => {
-                return Err(ParseError::new(format!("`{text}` names a list of ports"), help));
+                return Err(ParseError::new(format!("`{text}` has a list of ports"), help));
             }
             Some(ports) => Some(ports.parse()?),
             None => None,
         };
         if let Some(address) = address {
-            reachable(address, ports)?;
+            check_target(address, ports)?;
         }
         Ok(Self { address, ports })
     }
 }
 
-fn reachable(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError> {
+fn check_target(address: IpAddr, ports: Option<PortRange>) -> Result<(), ParseError> {
     if address.is_loopback() {
         let port = ports.map_or(80, PortRange::first);
         return Err(ParseError::new(
-            format!("a packet cannot be sent on to the loopback address `{address}`"),
+            format!("the target `{address}` is a loopback address, and packets cannot be forwarded to it"),
             format!("write `:{port}` for a port of this host"),
         ));
     }
-    let what = match address {
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => "is link-local, which means nothing without an interface",
-        _ => match no_host(address) {
-            Some(what) => what,
+    let reason = match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "is link-local, so it needs an interface",
+        _ => match invalid_host(address) {
+            Some(reason) => reason,
             None => return Ok(()),
         },
     };
-    Err(ParseError::new(format!("the target `{address}` {what}"), "write the address of one host"))
+    Err(ParseError::new(format!("the target `{address}` {reason}"), "write the address of one host"))
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_receive_is_refused() {
+    fn invalid_targets_are_refused() {
         for text in [
             "",
             ":",

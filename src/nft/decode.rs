@@ -1,11 +1,13 @@
-//! The kernel's dumps decoded into a program. Only our own table is asked for, and never another's elements.
+//! Decodes netlink dumps of table `inet portfwd` to a program. Only [`has_chain`] reads other tables, for chain names.
 //!
-//! A dump comes in parts, and between two of them others may commit. All is read in one generation where that can be had;
-//! where it cannot, others are watched (see `watch.rs`), and what is read holds if none of them touched our table:
-//! - The kernel finds the place in a dump of chains, rules or maps by counting objects, those of other tables included
-//!   where it is older. A commit of others in between can make it leave some out, so each of these dumps, which are small,
-//!   must still come undisturbed, and is begun again by itself.
-//! - In a dump of elements it counts those of that one map (`nf_tables_dump_set`), which no other table's commit moves.
+//! A dump has several parts, and other programs may commit between two parts. First, portfwd tries to read the table in
+//! one generation. If commits interrupt this, portfwd monitors the commits (see `watch.rs`). The result is valid if no
+//! commit changed portfwd's table:
+//! - In dumps of chains, rules and maps, the kernel finds its position by counting objects; older kernels also count the
+//!   objects of other tables. Commits to other tables can therefore make the kernel skip objects. So portfwd repeats each
+//!   of these small dumps until no commit interrupts the dump.
+//! - In a dump of elements, the kernel counts the elements of one map only (`nf_tables_dump_set`). Commits to other
+//!   tables do not affect it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,37 +15,24 @@ use std::time::{Duration, Instant};
 
 use nftnl_sys::libc;
 
+use super::message::key;
 use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, Rule, Shape, TABLE};
 use super::transaction::{Connection, KernelError, PATIENCE, names};
-use crate::sys::netlink::{NESTED, put_attribute};
+use crate::sys::netlink::{Dump, put_attribute, put_nested};
 
-/// How often a dump of chains, rules or maps is begun again by itself, at once: it takes less time than most pauses between
-/// two commits of others.
-const ATTEMPTS: u32 = 100;
+/// The maximum number of attempts for a dump of chains, rules or maps. There is no pause between attempts: a dump is
+/// shorter than most pauses between two commits.
+const DUMP_ATTEMPTS: u32 = 100;
 
-/// How long the kernel is left to itself before all is read again.
-const PAUSE: Duration = Duration::from_millis(2);
+/// The pause before portfwd reads the whole table again.
+const RETRY_PAUSE: Duration = Duration::from_millis(2);
 
-/// Attributes that name an object in a question. Source: include/uapi/linux/netfilter/nf_tables.h.
-mod key {
-    pub const TABLE_NAME: u16 = 1;
-    pub const TABLE_FLAGS: u16 = 2;
-    pub const CHAIN_TABLE: u16 = 1;
-    pub const RULE_TABLE: u16 = 1;
-    pub const SET_TABLE: u16 = 1;
-    pub const ELEMENTS_TABLE: u16 = 1;
-    pub const ELEMENTS_SET: u16 = 2;
-    pub const ELEMENTS_LIST: u16 = 3;
-    pub const ELEMENT: u16 = 1;
-    pub const ELEMENT_KEY: u16 = 1;
-    pub const DATA_VALUE: u16 = 1;
-}
-
-/// Reads our table, and the generation of which that is the truth.
+/// Reads portfwd's table. Returns the program and its generation.
 ///
 /// # Errors
-/// [`KernelError::Interrupted`] where others changed our table again and again, for [`PATIENCE`], or anything where they
-/// cannot be watched; [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the namespace's owner.
+/// [`KernelError::Interrupted`] if other programs kept changing the table for [`PATIENCE`]. If commits cannot be
+/// monitored, changes to any table count. [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the user namespace that
+/// owns the network namespace.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, &elements, PATIENCE)
 }
@@ -54,83 +43,90 @@ fn decode_with(
     patience: Duration,
 ) -> Result<(Program, u32), KernelError> {
     if !connection.is_watching()
-        && let Some(found) = or_again(undisturbed(connection, elements))?
+        && let Some(found) = retry_if_interrupted(read_in_one_generation(connection, elements))?
     {
         return Ok(found);
     }
     let until = Instant::now() + patience;
     loop {
         let found = match connection.watch()? {
-            true => watched(connection, elements),
-            false => undisturbed(connection, elements),
+            true => read_while_watching(connection, elements),
+            false => read_in_one_generation(connection, elements),
         };
-        if let Some(found) = or_again(found)? {
+        if let Some(found) = retry_if_interrupted(found)? {
             return Ok(found);
         }
         if Instant::now() > until {
             return Err(KernelError::Interrupted);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RETRY_PAUSE);
     }
 }
 
+/// A program and its generation; `None` if the read must be repeated.
 type Found = Result<Option<(Program, u32)>, KernelError>;
 
-/// Takes an interruption as a reason to read again.
-fn or_again(found: Found) -> Found {
+/// Turns [`KernelError::Interrupted`] into `None`.
+fn retry_if_interrupted(found: Found) -> Found {
     match found {
         Err(KernelError::Interrupted) => Ok(None),
         other => other,
     }
 }
 
-/// Reads all in one generation.
-fn undisturbed(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
+/// Reads the table. Returns `None` if the generation changed meanwhile.
+fn read_in_one_generation(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let before = connection.generation()?;
     let program = program(connection, elements)?;
     Ok((connection.generation()? == before).then_some((program, before)))
 }
 
-/// Reads all while others commit, but not to our table.
-fn watched(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
+/// Reads the table while commits are monitored. Returns `None` if one of them changed portfwd's table.
+fn read_while_watching(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let program = program(connection, elements)?;
     Ok(connection.still()?.map(|generation| (program, generation)))
 }
 
-/// How long [`structure`] is tried: it looks at what was committed already, and takes little time.
-const GLANCE: Duration = Duration::from_secs(1);
+/// The timeout of [`decode_structure`]. The commit is already complete and the dump is short.
+const STRUCTURE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads our table, but of its maps no elements; the generation is that of [`decode`].
+/// Reads portfwd's table without the elements of its maps. Returns the program and its generation.
 ///
 /// # Errors
-/// As [`decode`], but sooner.
-pub fn structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
-    decode_with(connection, &|_, _| Ok(BTreeMap::new()), GLANCE)
+/// As [`decode`], but after one second.
+pub fn decode_structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
+    decode_with(connection, &|_, _| Ok(BTreeMap::new()), STRUCTURE_TIMEOUT)
 }
 
-/// Reads our table, but of its elements only those whose keys one of two programs has; the generation is that of [`decode`].
-/// Those that it is thought to hold, as `left` has them, are asked for together.
+/// Reads portfwd's table with only those elements whose keys `wanted` or `left` contains. Returns the program and its
+/// generation.
+///
+/// `left` is the program that the kernel probably contains. Its keys are requested in groups, all other keys one by one.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn near(connection: &mut Connection, wanted: &Program, left: &Program) -> Result<(Program, u32), KernelError> {
+pub fn decode_partial(
+    connection: &mut Connection,
+    wanted: &Program,
+    left: &Program,
+) -> Result<(Program, u32), KernelError> {
     let elements = |connection: &mut Connection, map: &str| {
         let [left, wanted] = [left, wanted].map(|program| program.maps.get(map).map(|map| &map.elements));
-        let there: Vec<&Key> = left.into_iter().flat_map(BTreeMap::keys).collect();
-        let is_there = |key: &&Key| left.is_some_and(|left| left.contains_key(*key));
-        let new: Vec<&Key> = wanted.into_iter().flat_map(BTreeMap::keys).filter(|key| !is_there(key)).collect();
+        let expected: Vec<&Key> = left.into_iter().flat_map(BTreeMap::keys).collect();
+        let is_expected = |key: &&Key| left.is_some_and(|left| left.contains_key(*key));
+        let new: Vec<&Key> = wanted.into_iter().flat_map(BTreeMap::keys).filter(|key| !is_expected(key)).collect();
         let mut found = BTreeMap::new();
-        for some in there.chunks(KEYS_PER_QUESTION).chain(new.chunks(1)) {
-            those_there(connection, map, some, &mut found)?;
+        for keys in expected.chunks(KEYS_PER_REQUEST).chain(new.chunks(1)) {
+            existing_elements(connection, map, keys, &mut found)?;
         }
         Ok(found)
     };
     decode_with(connection, &elements, PATIENCE)
 }
 
-/// Reads those of at most [`KEYS_PER_QUESTION`] elements that there are. The kernel says only that one is missing, so then
-/// each is asked for by itself.
-fn those_there(
+/// Reads the existing elements among at most [`KEYS_PER_REQUEST`] keys. If one key is missing, the kernel fails the whole
+/// request, so portfwd then requests each key separately.
+fn existing_elements(
     connection: &mut Connection,
     map: &str,
     keys: &[&Key],
@@ -138,16 +134,16 @@ fn those_there(
 ) -> Result<(), KernelError> {
     match elements_by_key(connection, map, keys.iter().copied())? {
         Some(all) => found.extend(all),
-        None if keys.len() > 1 => keys.chunks(1).try_for_each(|key| those_there(connection, map, key, found))?,
+        None if keys.len() > 1 => keys.chunks(1).try_for_each(|key| existing_elements(connection, map, key, found))?,
         None => {}
     }
     Ok(())
 }
 
-/// Whether a table of any family has a chain whose name begins so.
+/// Returns true if any table contains a chain whose name starts with `prefix`.
 ///
 /// # Errors
-/// Where the kernel does not tell.
+/// If the kernel refuses the dump.
 pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, KernelError> {
     let mut found = false;
     connection.dump_all("chains", libc::NFT_MSG_GETCHAIN, |message| {
@@ -157,64 +153,60 @@ pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, Kern
     Ok(found)
 }
 
-/// How many elements may be asked for at once: each comes in a message of its own, and more of them than a socket of
-/// ordinary size holds would be lost.
-pub const KEYS_PER_QUESTION: usize = 16;
+/// The maximum number of keys in one request. Each element is returned in its own message, and a socket buffer of default
+/// size would lose further messages.
+pub const KEYS_PER_REQUEST: usize = 16;
 
-/// Reads at most [`KEYS_PER_QUESTION`] elements of a map by their keys, at constant cost each. `None` where the kernel lacks one of them.
+/// Reads at most [`KEYS_PER_REQUEST`] elements of a map by their keys, at constant cost for each element. Returns `None`
+/// if one of the elements does not exist.
 ///
 /// # Errors
-/// Where the kernel does not tell.
+/// If the kernel refuses the request for another reason.
 pub fn elements_by_key<'a>(
     connection: &mut Connection,
     map: &str,
     keys: impl IntoIterator<Item = &'a Key>,
 ) -> Result<Option<BTreeMap<Key, Element>>, KernelError> {
-    let mut list = Vec::new();
-    for key in keys {
-        let mut element = Vec::new();
-        put_attribute(&mut element, key::ELEMENT_KEY | NESTED, &value(&key.0));
-        put_attribute(&mut list, key::ELEMENT | NESTED, &element);
-    }
     let mut attributes = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
-    put_attribute(&mut attributes, key::ELEMENTS_LIST | NESTED, &list);
+    put_nested(&mut attributes, key::ELEMENTS_LIST, |list| {
+        for wanted in keys {
+            put_nested(list, key::ELEMENT, |element| {
+                put_nested(element, key::ELEMENT_KEY, |data| put_attribute(data, key::DATA_VALUE, &wanted.0));
+            });
+        }
+    });
     let mut found = BTreeMap::new();
-    let asked = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
+    let exist = connection.get("elements", libc::NFT_MSG_GETSETELEM, &attributes, |message| {
         message.elements(|key, data, (text, span), counter| {
             found.insert(key, Element { data: data.into(), comment: text.into(), span, counter });
         })
     })?;
-    Ok(asked.then_some(found))
+    Ok(exist.then_some(found))
 }
 
-fn value(bytes: &[u8]) -> Vec<u8> {
-    let mut attribute = Vec::with_capacity(bytes.len() + 4);
-    put_attribute(&mut attribute, key::DATA_VALUE, bytes);
-    attribute
-}
-
+/// Reads the elements of the map with this name.
 type ReadElements<'a> = dyn Fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError> + 'a;
 
 fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<Program, KernelError> {
     let mut program = Program::default();
-    let ours = names(&[(key::TABLE_NAME, TABLE)]);
-    let there = connection.get("our table", libc::NFT_MSG_GETTABLE, &ours, |message| {
+    let request = names(&[(key::TABLE_NAME, TABLE)]);
+    let exists = connection.get("table inet portfwd", libc::NFT_MSG_GETTABLE, &request, |message| {
         let flags = message.attributes().get(key::TABLE_FLAGS).unwrap_or_default();
         program.flagged |= flags.iter().any(|byte| *byte != 0);
         Some(())
     })?;
-    if !there {
+    if !exists {
         return Ok(program);
     }
     program.table = true;
-    program.chains = steadily(connection, chains)?;
-    for (chain, rule) in steadily(connection, rules)? {
-        // A chain that came after the chains were read: that will be told, and all is read again.
+    program.chains = retry_dump(connection, chains)?;
+    for (chain, rule) in retry_dump(connection, rules)? {
+        // If a chain was added after the dump of chains, the caller detects the commit and reads the table again.
         if let Some(chain) = program.chains.get_mut(&chain) {
             chain.rules.push(rule);
         }
     }
-    for (name, shape) in steadily(connection, shapes)? {
+    for (name, shape) in retry_dump(connection, shapes)? {
         let foreign = Shape { key: Vec::new(), data: Vec::new() };
         let elements = match &shape {
             Some(_) => elements(connection, &name)?,
@@ -225,12 +217,13 @@ fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<P
     Ok(program)
 }
 
-/// Does a dump until it comes undisturbed. Without a watch there is no use in that: all must be read again.
-fn steadily<T>(
+/// Repeats a dump until no commit interrupts it. If commits are not monitored, the caller must read the whole table again,
+/// so the dump is not repeated.
+fn retry_dump<T>(
     connection: &mut Connection,
     dump: impl Fn(&mut Connection) -> Result<T, KernelError>,
 ) -> Result<T, KernelError> {
-    for _ in 1..ATTEMPTS {
+    for _ in 1..DUMP_ATTEMPTS {
         match dump(connection) {
             Err(KernelError::Interrupted) if connection.is_watching() => {}
             other => return other,
@@ -240,17 +233,17 @@ fn steadily<T>(
 }
 
 fn chains(connection: &mut Connection) -> Result<BTreeMap<String, Chain>, KernelError> {
-    let ours = names(&[(key::CHAIN_TABLE, TABLE)]);
+    let request = names(&[(key::CHAIN_TABLE, TABLE)]);
     let mut chains = BTreeMap::new();
-    connection.dump("chains", libc::NFT_MSG_GETCHAIN, &ours, |message| {
+    connection.dump("chains", libc::NFT_MSG_GETCHAIN, &request, |message| {
         let record = message.chain()?;
-        // Older kernels give the chains of all tables whatever was asked for.
+        // Older kernels ignore the table in the request and return the chains of all tables.
         if record.table == TABLE {
             let base = record.base.map(|(kind, hook, priority)| base(&kind, hook, priority));
             let base = match base {
                 None => None,
                 Some(Some(base)) => Some(base),
-                // A chain of a kind that we never make: kept as one that differs from all of ours.
+                // portfwd creates no such base chain. This placeholder differs from all of portfwd's chains.
                 Some(None) => Some(Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: i32::MIN }),
             };
             chains.insert(record.name, Chain { base, rules: Vec::new() });
@@ -277,20 +270,20 @@ fn base(kind: &str, hook: u32, priority: i32) -> Option<Base> {
 }
 
 fn rules(connection: &mut Connection) -> Result<Vec<(String, Rule)>, KernelError> {
-    let ours = names(&[(key::RULE_TABLE, TABLE)]);
+    let request = names(&[(key::RULE_TABLE, TABLE)]);
     let mut rules = Vec::new();
-    connection.dump("rules", libc::NFT_MSG_GETRULE, &ours, |message| {
+    connection.dump("rules", libc::NFT_MSG_GETRULE, &request, |message| {
         rules.push(message.rule()?);
         Some(())
     })?;
     Ok(rules)
 }
 
-/// The maps and sets, and their shapes where they are of a kind that we make.
+/// Reads the names and shapes of maps and sets. The shape is `None` if portfwd creates no maps with these types.
 fn shapes(connection: &mut Connection) -> Result<BTreeMap<String, Option<Shape>>, KernelError> {
-    let ours = names(&[(key::SET_TABLE, TABLE)]);
+    let request = names(&[(key::SET_TABLE, TABLE)]);
     let mut shapes = BTreeMap::new();
-    connection.dump("maps", libc::NFT_MSG_GETSET, &ours, |message| {
+    connection.dump("maps", libc::NFT_MSG_GETSET, &request, |message| {
         let (name, shape) = message.set()?;
         shapes.insert(name, shape);
         Some(())
@@ -301,9 +294,9 @@ fn shapes(connection: &mut Connection) -> Result<BTreeMap<String, Option<Shape>>
 fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Element>, KernelError> {
     let mut found = Vec::new();
     let mut comments: HashMap<String, Arc<str>> = HashMap::new();
-    let of_map = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
+    let request = names(&[(key::ELEMENTS_TABLE, TABLE), (key::ELEMENTS_SET, map)]);
     let watching = connection.is_watching();
-    let interrupted = connection.dump_through("elements", libc::NFT_MSG_GETSETELEM, &of_map, |message| {
+    let dump = connection.dump_through("elements", libc::NFT_MSG_GETSETELEM, &request, |message| {
         message.elements(|key, data, (text, span), counter| {
             let comment = match comments.get(text) {
                 Some(comment) => Arc::clone(comment),
@@ -316,12 +309,12 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
             found.push((key, Element { data: data.into(), comment, span, counter }));
         })
     })?;
-    if interrupted && !watching {
+    if dump == Dump::Interrupted && !watching {
         return Err(KernelError::Interrupted);
     }
     let count = found.len();
     let elements: BTreeMap<_, _> = found.into_iter().collect();
-    // After many insertions the kernel rearranges a hash map in the background. A dump that spans that gives some elements
-    // twice and leaves out as many others, without a word and in the same generation (seen on Linux 6.18).
+    // After many insertions the kernel resizes a hash map in the background. A dump during the resize returns some
+    // elements twice and skips as many others. There is no error and no new generation (seen on Linux 6.18).
     if elements.len() == count { Ok(elements) } else { Err(KernelError::Interrupted) }
 }

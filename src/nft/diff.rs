@@ -1,57 +1,57 @@
-//! The difference of two programs: what must be sent to turn one into the other. Pure.
+//! Compares two programs and returns the changes that turn one into the other, without I/O.
 //!
-//! Chains are small, so a chain that differs is emptied and filled again, which one transaction makes invisible.
-//! Maps are large, so of a map only the elements that differ are touched. Where a map has another shape, or the table
-//! another kind of thing in it, the whole table is made anew.
+//! Chains are small: a changed chain is flushed and filled again, within one transaction. Maps are large: only the
+//! changed elements are deleted and added. If the shape of a map differs or the table has flags, the table is deleted and
+//! created again.
 
 use std::collections::BTreeMap;
 
-use super::program::{Chain, Element, Key, Map, Program, Rule, Shape};
+use super::program::{Chain, Element, Key, Program, Rule, Shape};
 
-/// Elements of one map.
+/// Elements to delete from or add to one map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Elements {
     /// The map's name.
     pub map: String,
-    /// The map's shape.
+    /// The key and data types of the map.
     pub shape: Shape,
     /// The elements, in the order of their keys.
     pub elements: Vec<(Key, Element)>,
 }
 
-/// What to send, in the order in which it must be sent.
+/// The changes to a table. The fields are in the order in which the changes must be sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The table goes, with all that is in it.
+    /// True if the table is deleted with all its contents.
     pub delete_table: bool,
-    /// The table comes.
+    /// True if the table is created.
     pub add_table: bool,
-    /// Chains that lose all their rules.
+    /// Chains that are flushed.
     pub empty_chains: Vec<String>,
-    /// Elements that go.
+    /// Elements that are deleted.
     pub delete_elements: Vec<Elements>,
-    /// Chains that go.
+    /// Chains that are deleted. Base chains are first.
     pub delete_chains: Vec<String>,
-    /// Maps that go.
+    /// Maps that are deleted.
     pub delete_maps: Vec<String>,
-    /// Maps that come, without elements.
+    /// Maps that are created, without elements.
     pub add_maps: Vec<(String, Shape)>,
-    /// Chains that come, without rules. Those that are only jumped to are first.
+    /// Chains that are created, without rules. Regular chains are first.
     pub add_chains: Vec<(String, Chain)>,
-    /// Elements that come.
+    /// Elements that are added.
     pub add_elements: Vec<Elements>,
-    /// Rules that come, at the end of their chains. Base chains are last, so that what they jump to is filled.
+    /// Rules that are appended to their chains. Base chains are last, so that the chains they jump to have their rules.
     pub add_rules: Vec<(String, Vec<Rule>)>,
 }
 
 impl Changes {
-    /// Whether there is nothing to send.
+    /// Returns true if there is nothing to send.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether tables, chains, rules and maps stay as they are.
-    pub fn is_of_elements(&self) -> bool {
+    /// Returns true if only elements change: table, chains, rules and maps stay.
+    pub fn changes_only_elements(&self) -> bool {
         !(self.delete_table || self.add_table)
             && [&self.empty_chains, &self.delete_chains, &self.delete_maps].iter().all(|names| names.is_empty())
             && self.add_maps.is_empty()
@@ -60,14 +60,14 @@ impl Changes {
     }
 }
 
-/// What turns `live` into `asked`.
-pub fn diff(live: &Program, asked: &Program) -> Changes {
+/// Returns the changes that turn `live` into `asked`.
+pub fn diff(live: &Program, desired: &Program) -> Changes {
     let mut changes = Changes::default();
-    if !asked.table {
+    if !desired.table {
         changes.delete_table = live.table;
         return changes;
     }
-    let reshaped = asked.maps.iter().any(|(name, map)| live.maps.get(name).is_some_and(|now| now.shape != map.shape));
+    let reshaped = desired.maps.iter().any(|(name, map)| live.maps.get(name).is_some_and(|now| now.shape != map.shape));
     let nothing = Program::default();
     let live = if live.table && (reshaped || live.flagged) {
         changes.delete_table = true;
@@ -76,45 +76,45 @@ pub fn diff(live: &Program, asked: &Program) -> Changes {
         live
     };
     changes.add_table = !live.table;
-    maps(live, asked, &mut changes);
-    chains(live, asked, &mut changes);
+    maps(live, desired, &mut changes);
+    chains(live, desired, &mut changes);
     changes
 }
 
-fn maps(live: &Program, asked: &Program, changes: &mut Changes) {
-    changes.delete_maps = live.maps.keys().filter(|name| !asked.maps.contains_key(*name)).cloned().collect();
+fn maps(live: &Program, desired: &Program, changes: &mut Changes) {
+    changes.delete_maps = live.maps.keys().filter(|name| !desired.maps.contains_key(*name)).cloned().collect();
     let nothing = BTreeMap::new();
-    for (name, map) in &asked.maps {
+    for (name, map) in &desired.maps {
         let now = live.maps.get(name);
         if now.is_none() {
             changes.add_maps.push((name.clone(), map.shape.clone()));
         }
         let now = now.map_or(&nothing, |now| &now.elements);
-        let gone = only_in(now, &map.elements);
-        let come = only_in(&map.elements, now);
-        let of = |elements| Elements { map: name.clone(), shape: map.shape.clone(), elements };
-        if !gone.is_empty() {
-            changes.delete_elements.push(of(gone));
+        let removed = only_in(now, &map.elements);
+        let added = only_in(&map.elements, now);
+        let of_map = |elements| Elements { map: name.clone(), shape: map.shape.clone(), elements };
+        if !removed.is_empty() {
+            changes.delete_elements.push(of_map(removed));
         }
-        if !come.is_empty() {
-            changes.add_elements.push(of(come));
+        if !added.is_empty() {
+            changes.add_elements.push(of_map(added));
         }
     }
 }
 
-/// The elements of `these` that `those` does not have, or has with another meaning.
-fn only_in(these: &BTreeMap<Key, Element>, those: &BTreeMap<Key, Element>) -> Vec<(Key, Element)> {
-    (these.iter())
-        .filter(|(key, element)| !those.get(*key).is_some_and(|other| other.says_the_same(element)))
+/// Returns the elements of `left` that `right` lacks or has with other data, comment or range.
+fn only_in(left: &BTreeMap<Key, Element>, right: &BTreeMap<Key, Element>) -> Vec<(Key, Element)> {
+    (left.iter())
+        .filter(|(key, element)| !right.get(*key).is_some_and(|other| other.same_content(element)))
         .map(|(key, element)| (key.clone(), element.clone()))
         .collect()
 }
 
-fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
+fn chains(live: &Program, desired: &Program, changes: &mut Changes) {
     for (name, chain) in &live.chains {
-        let asked = asked.chains.get(name);
-        let stays = asked.is_some_and(|asked| asked.base == chain.base);
-        let same = stays && asked.is_some_and(|asked| asked.rules == chain.rules);
+        let desired = desired.chains.get(name);
+        let stays = desired.is_some_and(|desired| desired.base == chain.base);
+        let same = stays && desired.is_some_and(|desired| desired.rules == chain.rules);
         if !same && !chain.rules.is_empty() {
             changes.empty_chains.push(name.clone());
         }
@@ -122,12 +122,12 @@ fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
             changes.delete_chains.push(name.clone());
         }
     }
-    // What is jumped to can only go after what jumps to it, and only come before.
+    // A chain can be deleted only after the rules that jump to it, and must be created before them.
     changes.delete_chains.sort_by_key(|name| live.chains.get(name).is_some_and(|chain| chain.base.is_none()));
-    let mut names: Vec<&String> = asked.chains.keys().collect();
-    names.sort_by_key(|name| asked.chains.get(*name).is_some_and(|chain| chain.base.is_some()));
+    let mut names: Vec<&String> = desired.chains.keys().collect();
+    names.sort_by_key(|name| desired.chains.get(*name).is_some_and(|chain| chain.base.is_some()));
     for name in names {
-        let Some(chain) = asked.chains.get(name) else { continue };
+        let Some(chain) = desired.chains.get(name) else { continue };
         let now = live.chains.get(name).filter(|now| now.base == chain.base);
         if now.is_none() {
             changes.add_chains.push((name.clone(), Chain { base: chain.base, rules: Vec::new() }));
@@ -136,39 +136,4 @@ fn chains(live: &Program, asked: &Program, changes: &mut Changes) {
             changes.add_rules.push((name.clone(), chain.rules.clone()));
         }
     }
-}
-
-/// Carries changes out on plain data: what the kernel is to hold afterwards. For tests, and for showing a plan.
-pub fn apply(live: &Program, changes: &Changes) -> Program {
-    let mut program = if changes.delete_table { Program::default() } else { live.clone() };
-    program.table |= changes.add_table;
-    for name in &changes.empty_chains {
-        if let Some(chain) = program.chains.get_mut(name) {
-            chain.rules.clear();
-        }
-    }
-    for gone in &changes.delete_elements {
-        if let Some(map) = program.maps.get_mut(&gone.map) {
-            for (key, _) in &gone.elements {
-                map.elements.remove(key);
-            }
-        }
-    }
-    program.chains.retain(|name, _| !changes.delete_chains.contains(name));
-    program.maps.retain(|name, _| !changes.delete_maps.contains(name));
-    for (name, shape) in &changes.add_maps {
-        program.maps.insert(name.clone(), Map { shape: shape.clone(), elements: BTreeMap::new() });
-    }
-    program.chains.extend(changes.add_chains.iter().cloned());
-    for come in &changes.add_elements {
-        if let Some(map) = program.maps.get_mut(&come.map) {
-            map.elements.extend(come.elements.iter().cloned());
-        }
-    }
-    for (name, rules) in &changes.add_rules {
-        if let Some(chain) = program.chains.get_mut(name) {
-            chain.rules.extend(rules.iter().cloned());
-        }
-    }
-    program
 }

@@ -1,9 +1,11 @@
-//! One binding as elements of the maps it lives in, and back.
+//! Converts a binding to map elements and back.
 //!
-//! A single port is one element. A range is an element for each aligned block of 1,024 ports that is whole in it, one for
-//! each block of 16 in what is left, and one for each port in what is left then: 141 for all ports together. A range that
-//! is shifted is one for each port. Each carries the whole range with it ([`Span`]), so any one of them gives the binding
-//! back, and a range of which some are missing is known for that.
+//! A single port is one element. A range is split into aligned blocks of 1,024 ports, then blocks of 16, then single
+//! ports. Each block or port is one element; the range of all ports takes 141 elements. A range whose ports are shifted
+//! takes one element for each port.
+//!
+//! Every element of a range carries the complete range ([`Span`]). So each element alone is enough to read the binding
+//! back, and portfwd detects a range with missing elements.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -11,92 +13,94 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::map::{Kind, MapId, NARROW, Place, Role, WIDE};
+use super::map::{AddressScope, Kind, LARGE_BLOCK, MapId, MapRole, SMALL_BLOCK};
 use super::program::{Element, Key};
 use super::user_data::Span;
-use crate::model::rule_comment::read_comment;
+use crate::model::rule_comment::parse_comment;
 use crate::model::{
-    Binding, Comment, Counter, Destination, Family, IfName, Owned, PortMap, PortRange, Protocol, Source,
+    Binding, Comment, Counter, Destination, Family, IfName, PortMap, PortRange, Protocol, SetRule, Source,
 };
 
-/// The kinds of maps that a binding has elements in.
+/// Returns the kinds of maps that contain elements of the binding.
 pub fn kinds(binding: &Binding) -> impl Iterator<Item = Kind> {
-    Kind::ALL.into_iter().filter(|kind| pieces(binding, *kind).next().is_some())
+    Kind::ALL.into_iter().filter(|kind| key_ports(binding, *kind).next().is_some())
 }
 
-/// The whole blocks of so many ports in a range: from the first port of the first to behind the last port of the last, as
-/// 32-bit numbers because the last block ends at 65,535. Empty where there is none, or where every port goes its own way.
-fn blocks(binding: &Binding, size: u16) -> Range<u32> {
+/// Returns the part of the binding's ports that consists of complete aligned blocks of `size` ports.
+///
+/// The range is empty if there is no complete block, or if each port needs its own element. The numbers have 32 bits
+/// because the end of the last block is 65,536.
+fn complete_blocks(binding: &Binding, size: u16) -> Range<u32> {
     let (first, end) = (u32::from(binding.ports.first()), u32::from(binding.ports.last()) + 1);
     let start = first.next_multiple_of(size.into());
     let kept = matches!(binding.to.port, PortMap::Keep | PortMap::One(_)) && !binding.is_exact();
     if kept { start..(end / u32::from(size) * u32::from(size)).max(start) } else { first..first }
 }
 
-/// The ports, or the first ports of the blocks, by which a binding is in a map of a kind; rising.
-fn pieces(binding: &Binding, kind: Kind) -> impl Iterator<Item = u16> {
+/// Returns the ports in the binding's keys for a map of `kind`, in ascending order. The key of a block has its first port.
+fn key_ports(binding: &Binding, kind: Kind) -> impl Iterator<Item = u16> {
     let all = u32::from(binding.ports.first())..u32::from(binding.ports.last()) + 1;
-    let (wide, narrow) = (blocks(binding, WIDE), blocks(binding, NARROW));
-    // Where larger blocks leave nothing out, smaller ones lie around no gap.
-    let inside =
+    let (large, small) = (complete_blocks(binding, LARGE_BLOCK), complete_blocks(binding, SMALL_BLOCK));
+    // Without larger blocks in the middle, the smaller blocks or ports fill the whole outer range.
+    let gap =
         |inner: &Range<u32>, outer: &Range<u32>| if inner.is_empty() { outer.end..outer.end } else { inner.clone() };
     let (outer, inner) = match (kind, binding.to.port) {
         (Kind::Ports, _) if binding.is_exact() => (all.clone(), all.end..all.end),
-        (Kind::Spans, _) if !binding.is_exact() => (all.clone(), inside(&narrow, &all)),
-        (Kind::Ranges16, PortMap::Keep) | (Kind::Gathered16, PortMap::One(_)) => {
-            (narrow.clone(), inside(&wide, &narrow))
+        (Kind::Spans, _) if !binding.is_exact() => (all.clone(), gap(&small, &all)),
+        (Kind::Ranges16, PortMap::Keep) | (Kind::Gathered16, PortMap::One(_)) => (small.clone(), gap(&large, &small)),
+        (Kind::Ranges1024, PortMap::Keep) | (Kind::Gathered1024, PortMap::One(_)) => {
+            (large.clone(), large.end..large.end)
         }
-        (Kind::Ranges1024, PortMap::Keep) | (Kind::Gathered1024, PortMap::One(_)) => (wide.clone(), wide.end..wide.end),
         _ => (0..0, 0..0),
     };
-    let step = usize::from(kind.block());
-    let around = (outer.start..inner.start).step_by(step).chain((inner.end..outer.end).step_by(step));
-    around.filter_map(|port| u16::try_from(port).ok())
+    let step = usize::from(kind.ports_per_key());
+    let ports = (outer.start..inner.start).step_by(step).chain((inner.end..outer.end).step_by(step));
+    ports.filter_map(|port| u16::try_from(port).ok())
 }
 
-/// The kind of map that a port, or a block that begins at it, is in; `None` where it is inside of a block.
-fn kind_of(binding: &Binding, port: u16) -> Option<Kind> {
-    let (wide, narrow) = (blocks(binding, WIDE), blocks(binding, NARROW));
-    let begins = |size: u16| port.is_multiple_of(size);
-    let at = u32::from(port);
+/// Returns the kind of map with the key of `port`. Returns `None` if `port` is in a block, but not its first port.
+fn kind_of_key(binding: &Binding, port: u16) -> Option<Kind> {
+    let (large, small) = (complete_blocks(binding, LARGE_BLOCK), complete_blocks(binding, SMALL_BLOCK));
+    let starts_block = |size: u16| port.is_multiple_of(size);
+    let number = u32::from(port);
     match binding.to.port {
         _ if binding.is_exact() => Some(Kind::Ports),
-        _ if !narrow.contains(&at) => Some(Kind::Spans),
-        PortMap::Keep if wide.contains(&at) => begins(WIDE).then_some(Kind::Ranges1024),
-        PortMap::Keep => begins(NARROW).then_some(Kind::Ranges16),
-        _ if wide.contains(&at) => begins(WIDE).then_some(Kind::Gathered1024),
-        _ => begins(NARROW).then_some(Kind::Gathered16),
+        _ if !small.contains(&number) => Some(Kind::Spans),
+        PortMap::Keep if large.contains(&number) => starts_block(LARGE_BLOCK).then_some(Kind::Ranges1024),
+        PortMap::Keep => starts_block(SMALL_BLOCK).then_some(Kind::Ranges16),
+        _ if large.contains(&number) => starts_block(LARGE_BLOCK).then_some(Kind::Gathered1024),
+        _ => starts_block(SMALL_BLOCK).then_some(Kind::Gathered16),
     }
 }
 
-/// How many elements a binding has in all maps together, those of labels and of loopback addresses not counted.
+/// Returns the number of elements of a binding in all maps, without the maps for labels and loopback addresses.
 pub fn count(binding: &Binding) -> usize {
-    Kind::ALL.into_iter().map(|kind| pieces(binding, kind).count()).sum()
+    Kind::ALL.into_iter().map(|kind| key_ports(binding, kind).count()).sum()
 }
 
-/// Writes a binding as elements of a map that it lives in. The data are where it leads, or `label` in a map of labels.
+/// Returns the elements of a binding in one map. The data are the target, or `label` if `id` is a map of labels.
 pub fn elements(id: &MapId, binding: &Binding, comment: &Arc<str>, label: &[u8]) -> Vec<(Key, Element)> {
     let span = (!binding.is_exact()).then_some(Span { ports: binding.ports, to: binding.to.port });
     let element = |port| {
-        let data = if id.role == Role::Labels { label.into() } else { data(id, binding, port) };
+        let data = if id.role == MapRole::Labels { label.into() } else { data(id, binding, port) };
         let element = Element { data, comment: Arc::clone(comment), span, counter: Counter::default() };
         (key(id, binding, port), element)
     };
-    pieces(binding, id.kind).map(element).collect()
+    key_ports(binding, id.kind).map(element).collect()
 }
 
 fn key(id: &MapId, binding: &Binding, port: u16) -> Key {
     let mut bytes = Vec::with_capacity(8);
     bytes.extend([binding.protocol.number(), 0, 0, 0]);
-    put_port(&mut bytes, port);
+    push_port(&mut bytes, port);
     if let Some(address) = binding.address.filter(|_| id.keys_address()) {
-        put_address(&mut bytes, address);
+        push_address(&mut bytes, address);
     }
     if let Some(interface) = binding.interface.as_ref().filter(|_| id.keys_interface()) {
         bytes.extend(interface.to_bytes());
     }
     if let Some(from) = binding.from {
-        put_address(&mut bytes, from.network());
+        push_address(&mut bytes, from.network());
     }
     Key(bytes.into())
 }
@@ -104,39 +108,38 @@ fn key(id: &MapId, binding: &Binding, port: u16) -> Key {
 fn data(id: &MapId, binding: &Binding, port: u16) -> Box<[u8]> {
     let mut bytes = Vec::with_capacity(8);
     if let Some(address) = binding.to.address {
-        put_address(&mut bytes, address);
+        push_address(&mut bytes, address);
     }
     let port = binding.target_port(port).to_be_bytes();
     match id.kind {
         Kind::Ranges16 | Kind::Ranges1024 => {}
-        // A lone field is not padded; only fields of a concatenation are.
+        // The kernel pads the fields of a concatenation, but not a single field.
         _ if bytes.is_empty() => bytes.extend(port),
         _ => bytes.extend([port, [0, 0]].concat()),
     }
     bytes.into()
 }
 
-fn put_address(bytes: &mut Vec<u8>, address: IpAddr) {
+fn push_address(bytes: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => bytes.extend(address.octets()),
         IpAddr::V6(address) => bytes.extend(address.octets()),
     }
 }
 
-fn put_port(bytes: &mut Vec<u8>, port: u16) {
+fn push_port(bytes: &mut Vec<u8>, port: u16) {
     bytes.extend(port.to_be_bytes());
     bytes.extend([0, 0]);
 }
 
-/// Reads an element back into the binding that it is all or a part of, but for what its label says; the other direction of
-/// [`elements`].
+/// Reads the binding that an element belongs to, without the options in its labels. The inverse of [`elements`].
 ///
-/// `None` where the element is none of ours, or of a map that does not say where bindings lead.
-pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> {
-    if id.role != Role::Targets || id.place == Place::Loopback {
+/// Returns `None` if the map is not a target map, serves all loopback addresses, or portfwd does not write such elements.
+pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>> {
+    if id.role != MapRole::Targets || id.scope == AddressScope::AnyLoopback {
         return None;
     }
-    let (set, remark) = read_comment(&element.comment)?;
+    let (set, remark) = parse_comment(&element.comment)?;
     let mut words = Words(&key.0);
     let family = id.class.family;
     let protocol = Protocol::from_number(words.take::<1>()?[0])?;
@@ -164,20 +167,20 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<Owned<Binding>> 
         to: Destination { address: to, port: mapped },
         source: Source::Keep,
         hairpin: true,
-        loopback: id.place == Place::LoopbackAt,
+        loopback: id.scope == AddressScope::OneLoopback,
         comment: remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?,
     };
-    // A part must be where it would be written, and lead where that would lead.
-    let inside = (rule.ports.first()..=rule.ports.last()).contains(&port);
-    let written = inside && kind_of(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
-    written.then_some(Owned { set, rule })
+    // The element must have the kind and data that `elements` would write.
+    let in_range = (rule.ports.first()..=rule.ports.last()).contains(&port);
+    let same = in_range && kind_of_key(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
+    same.then_some(SetRule { set, rule })
 }
 
-/// Reads a key or data word by word.
+/// The unread rest of a key or of data.
 struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
-    /// Takes a field of `N` bytes and its padding.
+    /// Reads a field of `N` bytes and skips its padding.
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let field = self.0.get(..N)?.try_into().ok()?;
         self.0 = self.0.get(N.next_multiple_of(4)..).unwrap_or_default();
@@ -203,7 +206,7 @@ impl Words<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::rule_comment::comment;
+    use crate::model::rule_comment::format_comment;
     use crate::model::{ChainName, Forward, SetName};
     use crate::nft::program::Shape;
     use proptest::prelude::*;
@@ -216,11 +219,11 @@ mod tests {
         forward.bindings().expect("valid")
     }
 
-    /// Every element of a binding with its map.
-    fn all(rule: &Binding) -> Vec<(MapId, Key, Element)> {
-        let comment = comment(&SetName::cli(), Some("a: b")).into();
+    /// Returns every element of a binding with its map and key.
+    fn all_elements(rule: &Binding) -> Vec<(MapId, Key, Element)> {
+        let comment = format_comment(&SetName::cli(), Some("a: b")).into();
         let of_kind = |kind| {
-            let id = MapId::of(rule, kind, ChainName::docker());
+            let id = MapId::for_binding(rule, kind, ChainName::docker());
             let elements = elements(&id, rule, &comment, &[]);
             elements.into_iter().map(move |(key, element)| (id.clone(), key, element))
         };
@@ -242,13 +245,13 @@ mod tests {
             ("127.0.0.1:80", "10.0.0.2"),
         ] {
             for rule in [None, Some("eth0")].into_iter().flat_map(|interface| bindings(listen, to, interface)) {
-                let all = all(&rule);
+                let all = all_elements(&rule);
                 assert_eq!(all.len(), count(&rule), "{rule}");
                 for (id, key, element) in all {
                     let shape = id.shape();
                     assert_eq!(key.0.len(), usize::from(Shape::length(&shape.key)));
                     assert_eq!(element.data.len(), usize::from(Shape::length(&shape.data)));
-                    let owned = Owned { set: SetName::cli(), rule: rule.clone() };
+                    let owned = SetRule { set: SetName::cli(), rule: rule.clone() };
                     assert_eq!(read(&id, &key, &element), Some(owned), "{id}");
                 }
             }
@@ -256,25 +259,25 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_blocks_and_the_ports_around_them() {
-        let shape = |listen: &str, to: &str| {
+    fn ranges_are_split_into_blocks_and_single_ports() {
+        let element_counts = |listen: &str, to: &str| {
             let rule = bindings(listen, to, None).remove(0);
-            Kind::ALL.map(|kind| pieces(&rule, kind).count())
+            Kind::ALL.map(|kind| key_ports(&rule, kind).count())
         };
-        assert_eq!(shape("80", "10.0.0.1"), [1, 0, 0, 0, 0, 0]);
-        assert_eq!(shape("8000-8010", "10.0.0.1"), [0, 11, 0, 0, 0, 0]);
-        assert_eq!(shape("8000-8015", "10.0.0.1"), [0, 0, 1, 0, 0, 0]);
-        assert_eq!(shape("7999-8016", "10.0.0.1:80"), [0, 2, 0, 0, 1, 0]);
-        assert_eq!(shape("8000-8031", "10.0.0.1:9000-9031"), [0, 32, 0, 0, 0, 0]);
-        assert_eq!(shape("1-65535", "10.0.0.1"), [0, 15, 63, 63, 0, 0]);
-        assert_eq!(shape("1-65535", "10.0.0.1:80"), [0, 15, 0, 0, 63, 63]);
-        assert_eq!(shape("1024-2047", "10.0.0.1"), [0, 0, 0, 1, 0, 0]);
+        assert_eq!(element_counts("80", "10.0.0.1"), [1, 0, 0, 0, 0, 0]);
+        assert_eq!(element_counts("8000-8010", "10.0.0.1"), [0, 11, 0, 0, 0, 0]);
+        assert_eq!(element_counts("8000-8015", "10.0.0.1"), [0, 0, 1, 0, 0, 0]);
+        assert_eq!(element_counts("7999-8016", "10.0.0.1:80"), [0, 2, 0, 0, 1, 0]);
+        assert_eq!(element_counts("8000-8031", "10.0.0.1:9000-9031"), [0, 32, 0, 0, 0, 0]);
+        assert_eq!(element_counts("1-65535", "10.0.0.1"), [0, 15, 63, 63, 0, 0]);
+        assert_eq!(element_counts("1-65535", "10.0.0.1:80"), [0, 15, 0, 0, 63, 63]);
+        assert_eq!(element_counts("1024-2047", "10.0.0.1"), [0, 0, 0, 1, 0, 0]);
     }
 
     #[test]
-    fn a_truncated_element_is_none_of_ours() {
+    fn truncated_elements_are_rejected() {
         let rule = bindings("8080", "10.0.0.1", None).remove(0);
-        for (id, mut key, mut element) in all(&rule) {
+        for (id, mut key, mut element) in all_elements(&rule) {
             element.data = element.data[..4].into();
             assert_eq!(read(&id, &key, &element), None);
             key = Key(key.0[..5].into());
@@ -284,17 +287,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_port_of_a_range_is_in_one_element_and_no_other_port_is(first in 1u16.., width in 1u16..5000) {
+        fn elements_cover_each_port_of_a_range_exactly_once(first in 1u16.., width in 1u16..5000) {
             let last = first.saturating_add(width);
             prop_assume!(first < last);
             let rule = bindings(&format!("{first}-{last}"), "10.0.0.1", None).remove(0);
-            let ports_of = |kind: Kind, port: u16| port..=port + (kind.block() - 1);
-            let of_kind = |kind| pieces(&rule, kind).flat_map(move |port| ports_of(kind, port)).collect::<Vec<_>>();
+            let ports_of = |kind: Kind, port: u16| port..=port + (kind.ports_per_key() - 1);
+            let of_kind = |kind| key_ports(&rule, kind).flat_map(move |port| ports_of(kind, port)).collect::<Vec<_>>();
             let mut ports: Vec<u16> = Kind::ALL.into_iter().flat_map(of_kind).collect();
             ports.sort_unstable();
             prop_assert!(ports.into_iter().eq(first..=last));
             for kind in Kind::ALL {
-                prop_assert!(pieces(&rule, kind).all(|port| kind_of(&rule, port) == Some(kind)));
+                prop_assert!(key_ports(&rule, kind).all(|port| kind_of_key(&rule, port) == Some(kind)));
             }
         }
     }

@@ -4,157 +4,36 @@
 //! batch begin (generation)  delete/add table  delete rules  delete elements  delete chains  delete maps
 //!                           add maps  add chains  add elements  add rules  batch end
 //! ```
-//! Elements travel up to 180 in a message, everything else in a message of its own; only the last message asks for an
-//! acknowledgement. For each message the batch remembers what it was about, so that a refusal can be reported as the
-//! forward it came from.
+//! A message contains up to 180 elements, or one other object. Only the last message is acknowledged. libnftnl writes tables,
+//! chains and rules; maps and elements are written here, because `nftnl` has no maps with data.
 //!
-//! Be aware: what is encoded here is read back by [`super::decode`]; the round trip is a test with a kernel.
+//! Be aware: [`super::decode`] reads these encodings back. A test compares the two with a kernel in between.
 
-use std::ffi::CString;
+use std::ptr::NonNull;
 
 use nftnl::{MsgType, NlMsg, ProtoFamily};
-use nftnl_sys::libc;
+use nftnl_sys::{self as sys, libc};
 
+use super::batch::{Batch, Subject};
 use super::diff::{Changes, Elements};
-use super::ffi::{Buffer, ELEMENTS_PER_MESSAGE, ElementsJob, ElementsMessage, MapMessage};
-use super::program::{Chain, ChainType, Element, Hook, Key, Rule, TABLE};
-use crate::sys::netlink::{message, put_attribute};
+use super::expr::{Expr, Value};
+use super::message::{KIND, key};
+use super::program::{Chain, ChainType, Element, Hook, Rule, Shape, TABLE};
+use super::user_data;
+use crate::sys::ffi::{self, Buffer, c_text};
+use crate::sys::netlink::message::netfilter_header;
+use crate::sys::netlink::{Message, flag, put_attribute, put_nested, put_text};
 
 /// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
 const BATCH_GENERATION: u16 = 1;
 
-/// What a message of a batch is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject<'a> {
-    /// The begin or end of the batch.
-    Batch,
-    /// The table.
-    Table,
-    /// A chain, or all its rules.
-    Chain(&'a str),
-    /// A rule of a chain, as printed by the program.
-    Rule(&'a str, &'a Rule),
-    /// A map.
-    Map(&'a str),
-    /// Elements of a map, in the order in which they are in the message.
-    Elements(&'a str, &'a [(Key, Element)]),
-}
+/// The number of elements that always fit into one message. An element has at most 260 bytes: a key of 64, data of 20, user
+/// data of 136, and their headers. Their list has at most 65,535.
+const ELEMENTS_PER_MESSAGE: usize = 180;
 
-/// A message of a batch: where it is, and what it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry<'a> {
-    seq: u32,
-    start: usize,
-    end: usize,
-    kind: u16,
-    subject: Subject<'a>,
-}
-
-/// Messages that the kernel carries out together or not at all.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch<'a> {
-    bytes: Vec<u8>,
-    entries: Vec<Entry<'a>>,
-}
-
-impl Batch<'_> {
-    /// What is sent.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Moves it to another generation: nothing that it was decided on has changed until then.
-    pub fn move_to(&mut self, generation: u32) {
-        // The first message is the begin, and the generation the first thing that it says.
-        if let Some(number) = self.bytes.get_mut(24..28) {
-            number.copy_from_slice(&generation.to_be_bytes());
-        }
-    }
-
-    /// How many messages it has, begin and end included.
-    pub fn message_count(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The number of the message that is acknowledged when all was done.
-    pub fn last(&self) -> u32 {
-        self.entries.iter().rev().nth(1).map_or(0, |entry| entry.seq)
-    }
-
-    /// What the message `seq` is about.
-    pub fn subject(&self, seq: u32) -> Option<&Subject<'_>> {
-        self.entries.iter().find(|entry| entry.seq == seq).map(|entry| &entry.subject)
-    }
-
-    /// The element of message `seq` that begins at `offset` in it, which is where the kernel points when it refuses one.
-    pub fn element_at(&self, seq: u32, offset: u32) -> Option<(&str, &Key, &Element)> {
-        let entry = self.entries.iter().find(|entry| entry.seq == seq)?;
-        let Subject::Elements(map, elements) = &entry.subject else { return None };
-        let index = element_index(self.bytes.get(entry.start..entry.end)?, usize::try_from(offset).ok()?)?;
-        let (key, element) = elements.get(index)?;
-        Some((map, key, element))
-    }
-
-    /// One line a message, for `-v`: number, size and subject.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.entries.iter().map(|entry| {
-            let size = entry.end - entry.start;
-            let deletes = [libc::NFT_MSG_DELTABLE, libc::NFT_MSG_DELCHAIN, libc::NFT_MSG_DELRULE];
-            let deletes_more = [libc::NFT_MSG_DELSET, libc::NFT_MSG_DELSETELEM];
-            let is = |message: &i32| i32::from(entry.kind & 0xff) == *message;
-            let verb = if deletes.iter().chain(&deletes_more).any(is) { "delete" } else { "add" };
-            let what = match &entry.subject {
-                Subject::Batch => return format!("{:>6} {size:>6} bytes  batch", entry.seq),
-                Subject::Table => format!("table inet {TABLE}"),
-                Subject::Chain(name) => format!("chain {name}"),
-                Subject::Rule(chain, rule) => format!("rule {chain} {rule}"),
-                Subject::Map(name) => format!("map {name}"),
-                Subject::Elements(map, elements) => format!("element {map}, {} of them", elements.len()),
-            };
-            format!("{:>6} {size:>6} bytes  {verb} {what}", entry.seq)
-        })
-    }
-}
-
-/// Which element of a message begins at or before `offset` and ends behind it.
-fn element_index(message: &[u8], offset: usize) -> Option<usize> {
-    const LIST: u16 = 3; // NFTA_SET_ELEM_LIST_ELEMENTS
-    let mut at = 20;
-    loop {
-        let (length, kind) = attribute(message, at)?;
-        if kind & 0x3fff == LIST {
-            break;
-        }
-        at += length.next_multiple_of(4);
-    }
-    at += 4;
-    let mut index = 0;
-    loop {
-        let (length, _) = attribute(message, at)?;
-        if offset < at + length {
-            return Some(index);
-        }
-        at += length.next_multiple_of(4);
-        index += 1;
-    }
-}
-
-/// Length and type of the attribute at `at`.
-pub(super) fn attribute(message: &[u8], at: usize) -> Option<(usize, u16)> {
-    let head: [u8; 4] = message.get(at..at.checked_add(4)?)?.try_into().ok()?;
-    let [a, b, c, d] = head;
-    let length = usize::from(u16::from_ne_bytes([a, b]));
-    (length >= 4 && at + length <= message.len()).then_some((length, u16::from_ne_bytes([c, d])))
-}
-
-/// Encodes changes that were decided on at `generation`; the kernel refuses them at any other.
+/// Encodes changes for a generation of the rules. The kernel refuses the batch at any other generation.
 pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
-    encode_in(&mut Buffer::new(), changes, generation)
-}
-
-/// The same, each message first in a buffer that is there.
-pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generation: u32) -> Batch<'a> {
-    let mut writer = Writer { batch: Batch { bytes: Vec::new(), entries: Vec::new() }, buffer, next: 1 };
+    let mut writer = Writer { batch: Batch::default(), buffer: Buffer::new() };
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
     let table = nftnl::Table::new(c_text(TABLE), ProtoFamily::Inet);
     if changes.delete_table {
@@ -168,24 +47,23 @@ pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generatio
         writer.push(&nftnl::Rule::new(&chain), MsgType::Del, Subject::Chain(name));
     }
     for elements in &changes.delete_elements {
-        writer.elements(elements, ElementsJob::Delete);
+        writer.delete_elements(elements);
     }
     for name in &changes.delete_chains {
         let chain = nftnl::Chain::new(c_text(name), &table);
         writer.push(&chain, MsgType::Del, Subject::Chain(name));
     }
     for name in &changes.delete_maps {
-        let shape = super::program::Shape { key: Vec::new(), data: Vec::new() };
-        writer.map(name, &shape, MsgType::Del);
+        writer.delete_map(name);
     }
     for (name, shape) in &changes.add_maps {
-        writer.map(name, shape, MsgType::Add);
+        writer.add_map(name, shape);
     }
     for (name, chain) in &changes.add_chains {
         writer.push(&chain_object(name, chain, &table), MsgType::Add, Subject::Chain(name));
     }
     for elements in &changes.add_elements {
-        writer.elements(elements, ElementsJob::Add);
+        writer.add_elements(elements);
     }
     for (name, rules) in &changes.add_rules {
         let chain = nftnl::Chain::new(c_text(name), &table);
@@ -193,12 +71,9 @@ pub(super) fn encode_in<'a>(buffer: &mut Buffer, changes: &'a Changes, generatio
             writer.push(&rule_object(rule, &chain), MsgType::Add, Subject::Rule(name, rule));
         }
     }
-    writer.finish()
-}
-
-/// Our names hold no zero bytes: they are validated text, or were read from a kernel as text with a closing zero.
-pub(super) fn c_text(text: &str) -> CString {
-    CString::new(text).unwrap_or_default()
+    writer.batch.acknowledge();
+    writer.edge(libc::NFNL_MSG_BATCH_END, None);
+    writer.batch
 }
 
 fn chain_object<'a>(name: &str, chain: &Chain, table: &'a nftnl::Table) -> nftnl::Chain<'a> {
@@ -233,102 +108,143 @@ fn rule_object<'a>(rule: &Rule, chain: &'a nftnl::Chain<'a>) -> nftnl::Rule<'a> 
     object
 }
 
-/// Writes messages one behind the other and numbers them from 1.
-struct Writer<'a, 'b> {
+impl nftnl::expr::Expression for Expr {
+    fn to_expr(&self, _rule: &nftnl::Rule) -> NonNull<sys::nftnl_expr> {
+        let mut expr = ffi::Expression::new(self.name());
+        for (attribute, value) in self.attributes() {
+            match value {
+                Value::U32(number) => expr.number(attribute, number),
+                Value::Bytes(bytes) => expr.bytes(attribute, &bytes),
+                Value::Name(name) => expr.text(attribute, &name),
+            }
+        }
+        expr.pointer()
+    }
+}
+
+/// Writes the messages of a batch.
+struct Writer<'a> {
     batch: Batch<'a>,
-    buffer: &'b mut Buffer,
-    next: u32,
+    buffer: Buffer,
 }
 
-impl<'a> Writer<'a, '_> {
+impl<'a> Writer<'a> {
+    /// Writes the begin or the end of the batch.
     fn edge(&mut self, kind: i32, generation: Option<u32>) {
-        let mut attributes = Vec::new();
-        if let Some(generation) = generation {
-            put_attribute(&mut attributes, BATCH_GENERATION, &generation.to_be_bytes());
-        }
-        let kind = u16::try_from(kind).unwrap_or(0);
-        let resource = u16::try_from(libc::NFNL_SUBSYS_NFTABLES).unwrap_or(0);
-        let bytes = message(kind, request_flags(), 0, resource, self.next, &attributes);
-        self.append(&bytes, Subject::Batch);
+        self.batch.write(u16::try_from(kind).unwrap_or(0), 0, Subject::Batch, |body| {
+            body.extend(netfilter_header(0, KIND >> 8));
+            if let Some(generation) = generation {
+                put_attribute(body, BATCH_GENERATION, &generation.to_be_bytes());
+            }
+        });
     }
 
+    /// Writes an object of libnftnl. Only the last object of the batch is acknowledged.
     fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject<'a>) {
-        let bytes = self.buffer.write(message, self.next, kind).to_vec();
-        self.append(&bytes, subject);
-    }
-
-    fn map(&mut self, name: &'a str, shape: &super::program::Shape, kind: MsgType) {
-        let id = self.next;
-        let message = MapMessage { table: &c_text(TABLE), name: &c_text(name), id, shape };
-        self.push(&message, kind, Subject::Map(name));
-    }
-
-    fn elements(&mut self, elements: &'a Elements, job: ElementsJob) {
-        for chunk in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
-            let message = ElementsMessage { table: &c_text(TABLE), map: &c_text(&elements.map), job, elements: chunk };
-            let kind = if job == ElementsJob::Delete { MsgType::Del } else { MsgType::Add };
-            self.push(&message, kind, Subject::Elements(&elements.map, chunk));
+        let bytes = self.buffer.write(message, self.batch.next(), kind);
+        if let Some((message, _)) = Message::split(bytes) {
+            self.batch.write(message.kind, message.flags & !flag::ACK, subject, |body| body.extend(message.body));
         }
     }
 
-    /// Appends a message; no message asks for an acknowledgement until [`Writer::finish`] says so.
-    fn append(&mut self, message: &[u8], subject: Subject<'a>) {
-        let start = self.batch.bytes.len();
-        self.batch.bytes.extend(message);
-        self.set_ack(start, false);
-        let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map_or(0, u16::from_ne_bytes);
-        let end = self.batch.bytes.len();
-        self.batch.bytes.resize(end.next_multiple_of(4), 0);
-        self.batch.entries.push(Entry { seq: self.next, start, end, kind, subject });
-        self.next += 1;
+    fn add_map(&mut self, name: &'a str, shape: &Shape) {
+        let id = self.batch.next();
+        self.object(libc::NFT_MSG_NEWSET, NEW, Subject::Map(name), |body| {
+            put_text(body, key::SET_TABLE, TABLE);
+            put_text(body, key::SET_NAME, name);
+            let number = |body: &mut Vec<u8>, kind, number: u32| put_attribute(body, kind, &number.to_be_bytes());
+            let flags = if shape.data.is_empty() { 0 } else { libc::NFT_SET_MAP.unsigned_abs() };
+            number(body, key::SET_FLAGS, flags);
+            number(body, key::SET_KEY_TYPE, Shape::type_id(&shape.key));
+            number(body, key::SET_KEY_LENGTH, Shape::length(&shape.key).into());
+            if !shape.data.is_empty() {
+                number(body, key::SET_DATA_TYPE, Shape::type_id(&shape.data));
+                number(body, key::SET_DATA_LENGTH, Shape::length(&shape.data).into());
+            }
+            number(body, key::SET_ID, id);
+            put_nested(body, key::SET_EXPRESSION, |counter| put_text(counter, key::EXPRESSION_NAME, "counter"));
+        });
     }
 
-    fn set_ack(&mut self, start: usize, on: bool) {
-        let ack = u16::try_from(libc::NLM_F_ACK).unwrap_or(0);
-        if let Some(flags) = self.batch.bytes.get_mut(start + 6..start + 8)
-            && let Ok(now) = <[u8; 2]>::try_from(&*flags)
-        {
-            let now = u16::from_ne_bytes(now);
-            let flags_now = if on { now | ack } else { now & !ack };
-            flags.copy_from_slice(&(flags_now | request_flags()).to_ne_bytes());
+    fn delete_map(&mut self, name: &'a str) {
+        self.object(libc::NFT_MSG_DELSET, 0, Subject::Map(name), |body| {
+            put_text(body, key::SET_TABLE, TABLE);
+            put_text(body, key::SET_NAME, name);
+        });
+    }
+
+    fn add_elements(&mut self, elements: &'a Elements) {
+        self.elements(libc::NFT_MSG_NEWSETELEM, NEW, elements, |body, element| {
+            if !element.data.is_empty() {
+                put_nested(body, key::ELEMENT_DATA, |data| put_attribute(data, key::DATA_VALUE, &element.data));
+            }
+            let user_data = user_data::write(&element.comment, element.span);
+            if !user_data.is_empty() {
+                put_attribute(body, key::ELEMENT_USER_DATA, &user_data);
+            }
+        });
+    }
+
+    fn delete_elements(&mut self, elements: &'a Elements) {
+        self.elements(libc::NFT_MSG_DELSETELEM, 0, elements, |_, _| {});
+    }
+
+    /// Writes elements: their keys, and the attributes that `put` appends.
+    fn elements(&mut self, kind: i32, flags: u16, elements: &'a Elements, put: impl Fn(&mut Vec<u8>, &Element)) {
+        for some in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.object(kind, flags, Subject::Elements(&elements.map, some), |body| {
+                put_text(body, key::ELEMENTS_TABLE, TABLE);
+                put_text(body, key::ELEMENTS_SET, &elements.map);
+                put_nested(body, key::ELEMENTS_LIST, |list| {
+                    for (bytes, element) in some {
+                        put_nested(list, key::ELEMENT, |body| {
+                            put_nested(body, key::ELEMENT_KEY, |data| put_attribute(data, key::DATA_VALUE, &bytes.0));
+                            put(body, element);
+                        });
+                    }
+                });
+            });
         }
     }
 
-    fn finish(mut self) -> Batch<'a> {
-        if let Some(last) = self.batch.entries.last() {
-            self.set_ack(last.start, true);
-        }
-        self.edge(libc::NFNL_MSG_BATCH_END, None);
-        self.batch
+    /// Writes a message about an object of table `inet portfwd`.
+    fn object(&mut self, kind: i32, flags: u16, subject: Subject<'a>, put: impl FnOnce(&mut Vec<u8>)) {
+        self.batch.write(KIND | u16::try_from(kind).unwrap_or(0), flags, subject, |body| {
+            body.extend(netfilter_header(u8::try_from(libc::NFPROTO_INET).unwrap_or(0), 0));
+            put(body);
+        });
     }
 }
 
-fn request_flags() -> u16 {
-    u16::try_from(libc::NLM_F_REQUEST).unwrap_or(1)
-}
+/// The flags of a message that adds what must not exist yet.
+const NEW: u16 = flag::CREATE | flag::EXCL;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Asked, Forward, RuleSet, SetName};
+    use crate::model::{Counter, DesiredState, Forward, PortMap, PortRange, RuleSet, SetName};
     use crate::nft::compile::compile;
     use crate::nft::diff::diff;
+    use crate::nft::message::HEADER;
+    use crate::nft::program::Key;
     use crate::nft::program::Program;
+    use crate::nft::user_data::Span;
+    use crate::sys::netlink::message::messages;
 
-    fn asked(listens: impl IntoIterator<Item = String>) -> Program {
+    fn desired(listens: impl IntoIterator<Item = String>) -> Program {
         let mut set = RuleSet::new(SetName::cli());
         for listen in listens {
             set.forwards.push(Forward::new(listen.parse().expect("listen"), "10.0.0.1".parse().expect("target")));
         }
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        compile(&asked).expect("compiles")
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        compile(&desired).expect("compiles")
     }
 
     #[test]
     fn one_more_forward_is_one_element() {
-        let before = asked((1000..2000).map(|port| port.to_string()));
-        let after = asked((1000..2001).map(|port| port.to_string()));
+        let before = desired((1000..2000).map(|port| port.to_string()));
+        let after = desired((1000..2001).map(|port| port.to_string()));
         let changes = diff(&before, &after);
         let batch = encode(&changes, 7);
         assert_eq!(batch.message_count(), 3);
@@ -338,36 +254,60 @@ mod tests {
 
     #[test]
     fn the_generation_is_in_the_first_message_and_the_last_is_acknowledged() {
-        let changes = diff(&Program::default(), &asked(["80".into()]));
+        let changes = diff(&Program::default(), &desired(["80".into()]));
         let batch = encode(&changes, 0x0102_0304);
         assert_eq!(batch.bytes()[20..28], [8, 0, 1, 0, 1, 2, 3, 4]);
         let mut moved = batch.clone();
         moved.move_to(0x0506_0708);
         assert_eq!(moved, encode(&changes, 0x0506_0708));
-        let acks: Vec<u32> = (batch.entries.iter())
-            .filter(|entry| batch.bytes[entry.start + 6] & 4 > 0)
-            .map(|entry| entry.seq)
+        let numbers: Vec<u32> = messages(batch.bytes()).map(|message| message.seq).collect();
+        assert_eq!(numbers, (1..=batch.last() + 1).collect::<Vec<_>>());
+        let acks: Vec<u32> = messages(batch.bytes())
+            .filter(|message| message.flags & flag::ACK > 0)
+            .map(|message| message.seq)
             .collect();
         assert_eq!(acks, [batch.last()]);
     }
 
     #[test]
+    fn the_largest_elements_fit_into_one_message() {
+        let element = Element {
+            data: [3; 20].into(),
+            comment: "x".repeat(124).into(),
+            span: Some(Span { ports: PortRange::new(1, 2).expect("range"), to: PortMap::Keep }),
+            counter: Counter::default(),
+        };
+        let elements = vec![(Key([1; 64].into()), element); ELEMENTS_PER_MESSAGE + 1];
+        let shape = Shape { key: Vec::new(), data: Vec::new() };
+        let add_elements = vec![Elements { map: "m".into(), shape, elements }];
+        let changes = Changes { add_elements, ..Changes::default() };
+        let batch = encode(&changes, 1);
+        let lists: Vec<_> = messages(batch.bytes())
+            .filter_map(|message| Some(message.attributes(HEADER).nested(key::ELEMENTS_LIST)?.iter().count()))
+            .collect();
+        assert_eq!(lists, [ELEMENTS_PER_MESSAGE, 1]);
+    }
+
+    #[test]
     fn an_offset_names_the_element() {
-        let program = asked((1..=400).map(|port| port.to_string()));
+        let program = desired((1..=400).map(|port| port.to_string()));
         let changes = diff(&Program::default(), &program);
         let batch = encode(&changes, 1);
-        let entry =
-            batch.entries.iter().find(|entry| matches!(entry.subject, Subject::Elements(..))).expect("elements");
-        let Subject::Elements(_, elements) = &entry.subject else { panic!("elements") };
+        let subjects = (1..=batch.last()).filter_map(|seq| Some((seq, batch.subject(seq)?)));
+        let mut elements = subjects.filter_map(|(seq, subject)| match subject {
+            Subject::Elements(_, elements) => Some((seq, elements)),
+            _ => None,
+        });
+        let (seq, elements) = elements.next().expect("elements");
         let mut found = Vec::new();
         for offset in (0..).step_by(4) {
-            match batch.element_at(entry.seq, offset) {
+            match batch.element_at(seq, offset) {
                 Some((_, key, _)) => found.push(key),
                 None => break,
             }
         }
         found.dedup();
         assert_eq!(found, elements.iter().map(|(key, _)| key).collect::<Vec<_>>());
-        assert_eq!(batch.element_at(entry.seq, u32::MAX), None);
+        assert_eq!(batch.element_at(seq, u32::MAX), None);
     }
 }

@@ -1,6 +1,6 @@
-//! A program lifted back into the model; the other direction of [`super::compile`].
+//! Lifts a program back to the model. The inverse of [`super::compile`].
 //!
-//! What cannot be lifted is counted as foreign: somebody else put it into our table.
+//! Rules, maps and elements that cannot be lifted are foreign: another program added them to portfwd's table.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,19 +9,19 @@ use ipnetwork::IpNetwork;
 
 use super::compile::{FILTER_FORWARD, NAT_OUTPUT, NAT_POSTROUTING, NAT_PREROUTING, sources_name, sources_shape};
 use super::element;
-use super::expr::{Choice, Cmp, Expr, Header, Immediate, MetaKey, Nat};
-use super::map::{MapId, Place, Role};
+use super::expr::{Cmp, Expr, Header, Immediate, MetaKey, Nat, NatFlag};
+use super::map::{AddressScope, MapId, MapRole};
 use super::program::{Element, Key, Program, Rule};
 use crate::model::label::{self, Sources};
-use crate::model::rule_comment::{NETMAP, read_comment, read_network};
+use crate::model::rule_comment::{NETMAP, parse_comment, parse_network};
 use crate::model::{
-    Asked, Binding, Counter, Family, Held, IfName, Masquerade, Mode, Netmap, Network, Owned, Pool, PortRange, SetName,
-    Snat,
+    Binding, Counter, DesiredState, Family, IfName, Masquerade, Mode, Netmap, Network, Observed, Pool, PortRange,
+    SetName, SetRule, Snat,
 };
 
-/// Lifts a program.
-pub fn lift(program: &Program) -> Held {
-    let mut lifted = Held::default();
+/// Lifts a program. The result also contains the counters and the names of foreign objects.
+pub fn lift(program: &Program) -> Observed {
+    let mut lifted = Observed::default();
     if program.flagged {
         lifted.foreign.push("a flag of the table, such as `dormant`,".into());
     }
@@ -34,12 +34,13 @@ pub fn lift(program: &Program) -> Held {
             _ => lifted.foreign.push(format!("map {name}")),
         }
     }
-    let mut found: Vec<(Owned<Binding>, Counter)> = Vec::new();
-    let mut ranges: HashMap<Owned<Binding>, (Counter, usize)> = HashMap::new();
-    for (id, elements) in ids.iter().filter(|(id, _)| id.role == Role::Targets && id.place != Place::Loopback) {
+    let mut found: Vec<(SetRule<Binding>, Counter)> = Vec::new();
+    let mut ranges: HashMap<SetRule<Binding>, (Counter, usize)> = HashMap::new();
+    let primary = |id: &MapId| id.role == MapRole::Targets && id.scope != AddressScope::AnyLoopback;
+    for (id, elements) in ids.iter().filter(|(id, _)| primary(id)) {
         let labels = program.maps.get(&id.labels().to_string()).map(|map| &map.elements);
         for (key, element) in *elements {
-            match read(id, key, element, labels, &sources) {
+            match read_binding(id, key, element, labels, &sources) {
                 Some(owned) if owned.rule.is_exact() => found.push((owned, element.counter)),
                 Some(owned) => {
                     let (sum, count) = ranges.entry(owned).or_default();
@@ -50,67 +51,70 @@ pub fn lift(program: &Program) -> Held {
             }
         }
     }
-    // A range of which a part is missing is not there.
-    let whole = ranges.into_iter().filter(|(owned, (_, count))| *count == element::count(&owned.rule));
-    found.extend(whole.map(|(owned, (sum, _))| (owned, sum)));
-    loopback(&ids, &mut found, &mut lifted.foreign);
+    // A range with missing elements counts as missing.
+    let complete = ranges.into_iter().filter(|(owned, (_, count))| *count == element::count(&owned.rule));
+    found.extend(complete.map(|(owned, (sum, _))| (owned, sum)));
+    merge_loopback(&ids, &mut found, &mut lifted.foreign);
     found.sort_by(|(a, _), (b, _)| (&a.set, a.rule.sort_key()).cmp(&(&b.set, b.rule.sort_key())));
     lifted.counters = found.iter().map(|(_, counter)| *counter).collect();
-    // In the memory that they are in.
-    lifted.asked.bindings = found.into_iter().map(|(owned, _)| owned).collect();
-    rules(program, &mut lifted);
-    lifted.asked.normalize();
+    lifted.desired.bindings = found.into_iter().map(|(owned, _)| owned).collect();
+    lift_rules(program, &mut lifted);
+    lifted.desired.normalize();
     lifted
 }
 
-/// Reads an element together with its label, if it has one.
-fn read(
+/// Reads the binding of an element and its labels.
+fn read_binding(
     id: &MapId,
     key: &Key,
     element: &Element,
     labels: Option<&BTreeMap<Key, Element>>,
     sources: &Sources,
-) -> Option<Owned<Binding>> {
+) -> Option<SetRule<Binding>> {
     let mut owned = element::read(id, key, element)?;
     if let Some(label) = labels.and_then(|labels| labels.get(key)) {
-        label::read(&label.data, sources, &mut owned.rule)?;
+        label::decode(&label.data, sources, &mut owned.rule)?;
     }
     Some(owned)
 }
 
-/// The numbers of the addresses that labels name.
+/// Reads the source addresses and their numbers from the maps of source addresses.
 fn sources(program: &Program) -> Sources {
     let of_family = |family: Family| {
         let elements = program.maps.get(sources_name(family)).map(|map| map.elements.iter());
         elements.into_iter().flatten()
     };
     let elements = Family::ALL.into_iter().flat_map(of_family);
-    Sources::read(elements.filter_map(|(key, element)| Some((label::number(&key.0)?, address(&element.data)?))))
+    Sources::from_elements(
+        elements.filter_map(|(key, element)| Some((label::source_id(&key.0)?, address(&element.data)?))),
+    )
 }
 
-/// Adds what bindings counted at the loopback addresses, and takes out those that lack something there; finds the elements
-/// there, and the labels, that belong to none.
-fn loopback(
+/// Merges the maps for all loopback addresses into the bindings that were `found` in the other maps.
+///
+/// Adds the counters, removes bindings with missing loopback elements, and adds elements and labels without a binding to
+/// `foreign`.
+fn merge_loopback(
     ids: &[(MapId, &BTreeMap<Key, Element>)],
-    found: &mut Vec<(Owned<Binding>, Counter)>,
+    found: &mut Vec<(SetRule<Binding>, Counter)>,
     foreign: &mut Vec<String>,
 ) {
-    let at_loopback = |id: &MapId| id.place == Place::Loopback && id.role == Role::Targets;
-    let mut left: BTreeMap<(String, Key), &Element> = BTreeMap::new();
-    for (id, elements) in ids.iter().filter(|(id, _)| at_loopback(id)) {
-        left.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
+    let any_loopback = |id: &MapId| id.scope == AddressScope::AnyLoopback && id.role == MapRole::Targets;
+    let mut unclaimed: BTreeMap<(String, Key), &Element> = BTreeMap::new();
+    for (id, elements) in ids.iter().filter(|(id, _)| any_loopback(id)) {
+        unclaimed.extend(elements.iter().map(|(key, element)| ((id.to_string(), key.clone()), element)));
     }
-    found.retain_mut(|(Owned { rule, .. }, sum)| {
-        if !rule.loopback || !rule.serves_others() {
+    found.retain_mut(|(SetRule { rule, .. }, sum)| {
+        if !rule.loopback || !rule.serves_non_loopback() {
             return true;
         }
-        // The chain is not known of a binding, so every chain's map is asked.
-        let of_class = |id: &&MapId| **id == MapId::of(rule, id.kind, id.chain.clone()).at_loopback();
+        // The chain of a binding is unknown, so the maps of every chain are searched.
+        let of_class = |id: &&MapId| **id == MapId::for_binding(rule, id.kind, id.chain.clone()).any_loopback();
         let mut parts = 0;
-        for id in ids.iter().map(|(id, _)| id).filter(|id| at_loopback(id)).filter(of_class) {
+        for id in ids.iter().map(|(id, _)| id).filter(|id| any_loopback(id)).filter(of_class) {
             for (key, wanted) in element::elements(id, rule, &"".into(), &[]) {
                 let entry = (id.to_string(), key);
-                if let Some(element) = left.remove(&entry).filter(|element| element.data == wanted.data) {
+                if let Some(element) = unclaimed.remove(&entry).filter(|element| element.data == wanted.data) {
                     sum.add(element.counter);
                     parts += 1;
                 }
@@ -118,39 +122,40 @@ fn loopback(
         }
         parts == element::count(rule)
     });
-    foreign.extend(left.keys().map(|(name, _)| format!("an element of map {name}")));
-    for (id, elements) in ids.iter().filter(|(id, _)| id.role == Role::Labels) {
+    foreign.extend(unclaimed.keys().map(|(name, _)| format!("an element of map {name}")));
+    for (id, elements) in ids.iter().filter(|(id, _)| id.role == MapRole::Labels) {
         let targets = ids.iter().find(|(other, _)| *other == id.targets()).map(|(_, elements)| *elements);
         let strays = elements.keys().filter(|key| !targets.is_some_and(|targets| targets.contains_key(*key)));
         foreign.extend(strays.map(|_| format!("an element of map {id}")));
     }
 }
 
-/// What a rule of a set compares with, and what it does.
+/// The matches and the NAT expression of a rule.
 #[derive(Default)]
 struct Parts<'a> {
     subnet: Option<IpNetwork>,
-    leaves: Option<IfName>,
+    out: Option<IfName>,
     constants: Vec<&'a Immediate>,
     nat: Option<&'a Nat>,
 }
 
-fn rules(program: &Program, lifted: &mut Held) {
+fn lift_rules(program: &Program, lifted: &mut Observed) {
     let mut networks: BTreeMap<(SetName, IfName), Network> = BTreeMap::new();
-    let mut netmaps: BTreeMap<Owned<Netmap>, usize> = BTreeMap::new();
+    let mut netmaps: BTreeMap<SetRule<Netmap>, usize> = BTreeMap::new();
     let chains = [NAT_PREROUTING, NAT_OUTPUT, NAT_POSTROUTING, FILTER_FORWARD];
     for chain in chains {
         for rule in program.chains.get(chain).map(|chain| chain.rules.as_slice()).unwrap_or_default() {
-            // Rules of our own making that no set asked for have no comment.
+            // portfwd's rules that belong to no rule set have no comment.
             let Some(comment) = &rule.comment else { continue };
-            if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.asked).is_none() {
+            if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.desired).is_none() {
                 lifted.foreign.push(format!("rule \"{comment}\" of chain {chain}"));
             }
         }
     }
-    lifted.asked.networks = networks.into_iter().map(|((set, _), rule)| Owned { set, rule }).collect();
-    // Arriving, sent by this host, and leaving: with one of them missing it is not there. A set may say it twice.
-    lifted.asked.netmaps =
+    lifted.desired.networks = networks.into_iter().map(|((set, _), rule)| SetRule { set, rule }).collect();
+    // A 1:1 translation has three rules, at prerouting, output and postrouting. If one is missing, the translation counts
+    // as missing. A rule set may contain the same translation twice.
+    lifted.desired.netmaps =
         netmaps.into_iter().flat_map(|(netmap, count)| std::iter::repeat_n(netmap, count / 3)).collect();
 }
 
@@ -158,28 +163,28 @@ fn read_rule(
     rule: &Rule,
     comment: &str,
     networks: &mut BTreeMap<(SetName, IfName), Network>,
-    netmaps: &mut BTreeMap<Owned<Netmap>, usize>,
-    asked: &mut Asked,
+    netmaps: &mut BTreeMap<SetRule<Netmap>, usize>,
+    desired: &mut DesiredState,
 ) -> Option<()> {
-    let (set, remark) = read_comment(comment)?;
+    let (set, remark) = parse_comment(comment)?;
     let parts = read_parts(rule)?;
     match remark {
         Some(NETMAP) => {
-            let (matched, translated) = (parts.subnet?, netmapped(&parts)?);
+            let (matched, translated) = (parts.subnet?, netmap_network(&parts)?);
             let outward = parts.nat.is_some_and(|nat| nat.source);
             let (listen, to) = if outward { (translated, matched) } else { (matched, translated) };
-            *netmaps.entry(Owned { set, rule: Netmap { listen, to } }).or_default() += 1;
+            *netmaps.entry(SetRule { set, rule: Netmap { listen, to } }).or_default() += 1;
         }
-        Some(remark) => read_network(set, remark, parts.subnet?, networks)?,
+        Some(remark) => parse_network(set, remark, parts.subnet?, networks)?,
         None => match parts.nat {
-            Some(_) => asked.snats.push(Owned { set, rule: read_snat(&parts)? }),
-            None => asked.masquerades.push(Owned { set, rule: Masquerade { from: parts.subnet, out: parts.leaves } }),
+            Some(_) => desired.snats.push(SetRule { set, rule: read_snat(&parts)? }),
+            None => desired.masquerades.push(SetRule { set, rule: Masquerade { from: parts.subnet, out: parts.out } }),
         },
     }
     Some(())
 }
 
-/// The constants that a rule's NAT takes: addresses first, then ports.
+/// Reads source NAT from a rule's constants: addresses and ports.
 fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
     let nat = parts.nat.filter(|nat| nat.source)?;
     let constant = |register| parts.constants.iter().find(|constant| constant.to == register).map(|found| &found.data);
@@ -188,31 +193,31 @@ fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
     let last = nat.address.last.map_or(Some(first), |last| address(constant(last)?))?;
     let ports = match nat.port {
         None => None,
-        Some(ends) => {
-            let first = port(ends.first)?;
-            Some(PortRange::new(first, ends.last.map_or(Some(first), port)?)?)
+        Some(range) => {
+            let first = port(range.first)?;
+            Some(PortRange::new(first, range.last.map_or(Some(first), port)?)?)
         }
     };
-    let mode = match nat.choice {
-        Choice::Plain => None,
-        Choice::Random => Some(Mode::Random),
-        Choice::FullyRandom => Some(Mode::FullyRandom),
-        Choice::Persistent => Some(Mode::Persistent),
-        Choice::Prefix => return None,
+    let mode = match nat.flag {
+        NatFlag::None => None,
+        NatFlag::Random => Some(Mode::Random),
+        NatFlag::FullyRandom => Some(Mode::FullyRandom),
+        NatFlag::Persistent => Some(Mode::Persistent),
+        NatFlag::Prefix => return None,
     };
-    // Where no source is compared, the family is, which reads as the prefix of everybody.
+    // A rule without a source match has a family match, which was read as prefix length 0.
     let from = parts.subnet.filter(|subnet| subnet.prefix() > 0);
-    Some(Snat { from, out: parts.leaves.clone(), to: Pool::new(first, last, ports)?, mode })
+    Some(Snat { from, out: parts.out.clone(), to: Pool::new(first, last, ports)?, mode })
 }
 
-/// The network that a rule translates into.
-fn netmapped(parts: &Parts<'_>) -> Option<IpNetwork> {
-    let nat = parts.nat.filter(|nat| nat.choice == Choice::Prefix)?;
+/// Returns the network that the rule of a 1:1 translation translates to.
+fn netmap_network(parts: &Parts<'_>) -> Option<IpNetwork> {
+    let nat = parts.nat.filter(|nat| nat.flag == NatFlag::Prefix)?;
     let first = parts.constants.iter().rev().find(|constant| constant.to == nat.address.first)?;
     IpNetwork::new(address(&first.data)?, parts.subnet?.prefix()).ok()
 }
 
-/// Reads the network and the interface that a rule compares with, and its constants.
+/// Reads the matched network and egress interface, the constants, and the NAT expression of a rule.
 fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
     let mut parts = Parts::default();
     let mut exprs = rule.exprs.iter().peekable();
@@ -221,12 +226,12 @@ fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
             Expr::Meta(meta) if meta.key == MetaKey::OifName => {
                 let Some(Expr::Cmp(cmp)) = exprs.next() else { return None };
                 if cmp.equal {
-                    parts.leaves = Some(IfName::from_bytes(&cmp.data).ok()?);
+                    parts.out = Some(IfName::from_bytes(&cmp.data).ok()?);
                 }
             }
             Expr::Meta(meta) if meta.key == MetaKey::NfProto => {
                 let Some(Expr::Cmp(cmp)) = exprs.next() else { return None };
-                parts.subnet = everything(cmp);
+                parts.subnet = family_network(cmp);
             }
             Expr::Payload(payload) if payload.header == Header::Network => {
                 let full = payload.length.checked_mul(8)?;
@@ -248,8 +253,8 @@ fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
     Some(parts)
 }
 
-/// The network that holds every address of the family that `meta nfproto` was compared with.
-fn everything(family: &Cmp) -> Option<IpNetwork> {
+/// Returns the network of all addresses of the family in a `meta nfproto` match.
+fn family_network(family: &Cmp) -> Option<IpNetwork> {
     match family.data.as_slice() {
         [2] => IpNetwork::new(Ipv4Addr::UNSPECIFIED.into(), 0).ok(),
         [10] => IpNetwork::new(Ipv6Addr::UNSPECIFIED.into(), 0).ok(),
@@ -271,8 +276,8 @@ mod tests {
     use crate::nft::compile::compile;
     use crate::nft::expr::{Payload, Register};
 
-    /// Forwards that have labels, or serve loopback addresses.
-    fn unusual() -> Vec<Forward> {
+    /// Returns forwards with additional labels or with loopback.
+    fn labelled_forwards() -> Vec<Forward> {
         let mut forwards = Vec::new();
         for (listen, to, source, hairpin, loopback) in [
             ("1000", "10.0.0.2", "masquerade", true, false),
@@ -298,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn a_field_longer_than_any_header_is_foreign() {
-        let long = Payload { header: Header::Network, offset: 12, length: u32::MAX, to: Register::word(0) };
+    fn a_rule_with_an_oversized_header_field_is_foreign() {
+        let long = Payload { header: Header::Network, offset: 12, length: u32::MAX, to: Register::word32(0) };
         let rule = Rule { exprs: vec![Expr::Payload(long)], comment: Some("web".into()) };
         let chain = crate::nft::program::Chain { base: None, rules: vec![rule] };
         let chains = [(NAT_POSTROUTING.to_owned(), chain)].into();
@@ -308,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn compile_then_lift_gives_the_model_back() {
+    fn lift_inverts_compile() {
         let mut set = RuleSet::new("web".parse().expect("name"));
         for (listen, to) in [
             ("8080", "172.17.0.3:80"),
@@ -330,7 +335,7 @@ mod tests {
             }
             set.forwards.push(forward);
         }
-        set.forwards.extend(unusual());
+        set.forwards.extend(labelled_forwards());
         for (from, out, to, mode) in [
             (Some("10.0.0.0/24"), None, "203.0.113.5", None),
             (None, Some("eth0"), "203.0.113.5-203.0.113.9:1024-2047", Some(Mode::FullyRandom)),
@@ -365,19 +370,19 @@ mod tests {
         ] {
             set.masquerades.push(Masquerade { from: from.map(|from| from.parse().expect("prefix")), out });
         }
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        let lifted = lift(&compile(&asked).expect("compiles"));
-        asked.normalize();
-        asked.settings.clear();
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        let lifted = lift(&compile(&desired).expect("compiles"));
+        desired.normalize();
+        desired.settings.clear();
         assert_eq!(lifted.foreign, Vec::<String>::new());
-        assert_eq!(lifted.asked, asked);
+        assert_eq!(lifted.desired, desired);
     }
 
     #[test]
-    fn what_is_not_ours_is_foreign() {
+    fn maps_of_other_programs_are_foreign() {
         let mut program = Program { table: true, ..Program::default() };
-        let shape = MapId::of(
+        let shape = MapId::for_binding(
             &Forward::new("80".parse().expect("listen"), "10.0.0.1".parse().expect("to")).bindings().expect("valid")[0],
             super::super::map::Kind::Ports,
             ChainName::forwards(),

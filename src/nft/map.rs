@@ -1,30 +1,32 @@
-//! The maps that forwards live in: which ones there are, and what their names say.
+//! The maps of forwards and their names.
 //!
-//! A binding's class says what a map is asked with; its ports say of what kind it is:
+//! The class of a binding determines the key fields of its map. The ports of a binding determine the kind of the map:
 //!
-//! | kind | holds | key | data |
+//! | kind | contents | key | data |
 //! | --- | --- | --- | --- |
 //! | `ports` | single ports | port | address and port |
-//! | `spans` | ports of ranges, an element each | port | address and port |
-//! | `ranges16`, `ranges1024` | blocks of so many ports of ranges that are kept | port without its low bits | address |
-//! | `gathered16`, `gathered1024` | blocks of ranges that are sent to one port | port without its low bits | address and port |
+//! | `spans` | single ports of a range | port | address and port |
+//! | `ranges16`, `ranges1024` | blocks of 16 or 1,024 ports of a range that keeps its ports | port without its low bits | address |
+//! | `gathered16`, `gathered1024` | blocks of 16 or 1,024 ports of a range with one target port | port without its low bits | address and port |
 //!
-//! Every map is a hash table, so a lookup costs the same however much is in it. Intervals would not: a concatenation with
-//! a range in it is a `pipapo` set, and its lookups grow with the number of its elements (2.1 times the cost of a whole
-//! connection at 5,000 ranges; Linux 6.18). A range that is shifted is a port an element anyway, because the kernel does
-//! not shift: `dnat to a:lo-hi` with another base sends every port to `lo` (measured, Linux 6.18). Ending in
-//! `-redirect` maps lead to this host and their data have no address.
+//! Every map is a hash table, so the cost of a lookup does not depend on the number of elements. Interval maps are
+//! slower: the kernel stores a concatenation with a range as a `pipapo` set, and a lookup takes longer with every
+//! element (2.1 times the cost of a whole connection at 5,000 ranges; Linux 6.18).
 //!
-//! What is asked only about packets to loopback addresses is in maps of their own, `loopback`: keys name the loopback
-//! address where the forward does, `at`, and otherwise neither address nor interface, because at a loopback address it
-//! matters only that the forward names them. A map of `labels` has the keys of another one, for those of its elements
-//! that need more of a label than all have (see [`crate::model::label`]).
+//! A range whose ports are shifted needs one element for each port, because the kernel does not shift ports:
+//! `dnat to a:lo-hi` with another base sends every port to `lo` (measured, Linux 6.18).
 //!
-//! A set of `clients` has the keys, without the client, of several maps with client prefixes (see `compile/clients.rs`).
+//! The data of a map whose name ends in `-redirect` have no address: the target is this host.
+//!
+//! Separate maps, `loopback`, serve packets to loopback addresses. If the forward listens on a loopback address, the key
+//! contains that address (`at`). Otherwise the key contains neither address nor interface, even if the forward has them.
+//!
+//! A `labels` map has the same keys as another map, but only for elements that need additional connection labels (see
+//! [`crate::model::label`]). A `clients` set has the keys of several maps with client prefixes, without the client field
+//! (see `compile/clients.rs`).
 //!
 //! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`, for example
-//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`; it says all that is needed to read an element back
-//! ([`super::element`]).
+//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`. [`super::element`] needs only this name to read an element.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,39 +34,39 @@ use std::str::FromStr;
 use super::program::{Field, Shape};
 use crate::model::{Binding, ChainName, Class, Family};
 
-/// Which ports a map's elements stand for.
+/// The kind of ports that the elements of a map serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Single ports. First, because an exact port wins over a range.
+    /// Single ports. This variant is the first because a single port wins over a range.
     Ports,
-    /// Ports of ranges.
+    /// Ports of a range, with one element for each port.
     Spans,
-    /// Blocks of 16 ports of ranges kept as they are.
+    /// Blocks of 16 ports of a range that keeps its ports.
     Ranges16,
-    /// Blocks of 1,024 ports of such ranges.
+    /// Blocks of 1,024 ports of a range that keeps its ports.
     Ranges1024,
-    /// Blocks of 16 ports of ranges sent to one port.
+    /// Blocks of 16 ports of a range with one target port.
     Gathered16,
-    /// Blocks of 1,024 ports of such ranges.
+    /// Blocks of 1,024 ports of a range with one target port.
     Gathered1024,
 }
 
-/// How many ports a small block has: ranges as people write them, of 10 to 1,000 ports, take the fewest elements of 16.
-pub const NARROW: u16 = 16;
-/// How many ports a large block has.
-pub const WIDE: u16 = 1024;
+/// The number of ports in a small block. With 16, typical ranges of 10 to 1,000 ports need the fewest elements.
+pub const SMALL_BLOCK: u16 = 16;
+/// The number of ports in a large block.
+pub const LARGE_BLOCK: u16 = 1024;
 
 impl Kind {
-    /// All kinds in the order in which they are asked.
+    /// All kinds in the order of lookup.
     pub const ALL: [Self; 6] =
         [Self::Ports, Self::Spans, Self::Ranges16, Self::Ranges1024, Self::Gathered16, Self::Gathered1024];
 
-    /// How many ports a key stands for: a power of two.
-    pub fn block(self) -> u16 {
+    /// Returns the number of ports that one key covers: a power of two.
+    pub fn ports_per_key(self) -> u16 {
         match self {
             Self::Ports | Self::Spans => 1,
-            Self::Ranges16 | Self::Gathered16 => NARROW,
-            Self::Ranges1024 | Self::Gathered1024 => WIDE,
+            Self::Ranges16 | Self::Gathered16 => SMALL_BLOCK,
+            Self::Ranges1024 | Self::Gathered1024 => LARGE_BLOCK,
         }
     }
 
@@ -80,91 +82,91 @@ impl Kind {
     }
 }
 
-/// About packets to which addresses a map is asked.
+/// The destination addresses that a map serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
-    /// All but loopback addresses.
-    Outside,
-    /// One loopback address.
-    LoopbackAt,
-    /// Every loopback address.
-    Loopback,
+pub enum AddressScope {
+    /// All addresses except loopback addresses.
+    NonLoopback,
+    /// The loopback address in the key.
+    OneLoopback,
+    /// Every loopback address of the family.
+    AnyLoopback,
 }
 
-/// Which map: where its rule is, what it is asked with, what it holds.
+/// The properties of a map, which its name encodes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MapId {
-    /// About which packets it is asked.
-    pub place: Place,
-    /// What it is asked with.
+    /// The destination addresses that the map serves.
+    pub scope: AddressScope,
+    /// The fields of the key, besides protocol and port.
     pub class: Class,
-    /// What becomes of the ports.
+    /// The kind of ports.
     pub kind: Kind,
-    /// Whether it leads to this host.
+    /// True if the target is this host.
     pub redirect: bool,
-    /// The chain whose rule asks it.
+    /// The chain with the rule that looks up the map.
     pub chain: ChainName,
-    /// What it answers.
-    pub role: Role,
+    /// The contents of the map's data.
+    pub role: MapRole,
 }
 
-/// What a map answers.
+/// The contents of a map's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Which label a connection gets. First, because it is asked before where the connection leads.
+pub enum MapRole {
+    /// The labels of a connection. This variant is the first because rules look up the labels before the target.
     Labels,
-    /// Where a connection leads.
+    /// The target of a connection.
     Targets,
-    /// Whether any forward of those with a client prefix is about the packet, whoever sends it. A set, without data.
+    /// A set without data. The set contains the ports of forwards with client prefixes, to be checked for any client.
     Clients,
 }
 
 impl MapId {
-    /// The map of a kind that a binding lives in when its forwards live in `chain`.
-    pub fn of(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
-        let place = if binding.serves_others() { Place::Outside } else { Place::LoopbackAt };
+    /// Returns the target map of `kind` for a binding whose forwards are in `chain`.
+    pub fn for_binding(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
+        let scope = if binding.serves_non_loopback() { AddressScope::NonLoopback } else { AddressScope::OneLoopback };
         let redirect = binding.to.address.is_none();
-        Self { place, class: binding.class(), kind, redirect, chain, role: Role::Targets }
+        Self { scope, class: binding.class(), kind, redirect, chain, role: MapRole::Targets }
     }
 
-    /// The map that a binding lives in besides, because it also serves the loopback addresses.
-    pub fn at_loopback(&self) -> Self {
-        Self { place: Place::Loopback, ..self.clone() }
+    /// Returns the corresponding map for packets to any loopback address.
+    pub fn any_loopback(&self) -> Self {
+        Self { scope: AddressScope::AnyLoopback, ..self.clone() }
     }
 
-    /// The map with the labels of this one's elements.
+    /// Returns the map with the labels of this map's elements.
     pub fn labels(&self) -> Self {
-        Self { role: Role::Labels, ..self.clone() }
+        Self { role: MapRole::Labels, ..self.clone() }
     }
 
-    /// The map whose elements' labels this one holds.
+    /// Returns the target map that belongs to this map of labels.
     pub fn targets(&self) -> Self {
-        Self { role: Role::Targets, ..self.clone() }
+        Self { role: MapRole::Targets, ..self.clone() }
     }
 
-    /// The set that says whether this map, or one like it for another length of client prefixes, is worth asking.
+    /// Returns the set that guards this map and the equal maps for other client prefix lengths.
     pub fn clients(&self) -> Self {
         let class = Class { from: None, ..self.class };
-        Self { class, redirect: false, role: Role::Clients, ..self.clone() }
+        Self { class, redirect: false, role: MapRole::Clients, ..self.clone() }
     }
 
-    /// Whether a key has the address that is asked for.
+    /// Returns true if a key contains the destination address.
     pub fn keys_address(&self) -> bool {
-        self.class.address && self.place != Place::Loopback
+        self.class.address && self.scope != AddressScope::AnyLoopback
     }
 
-    /// Whether a key has the interface.
+    /// Returns true if a key contains the ingress interface.
     pub fn keys_interface(&self) -> bool {
-        self.class.interface && self.place == Place::Outside
+        self.class.interface && self.scope == AddressScope::NonLoopback
     }
 
-    /// The shape of the map.
+    /// Returns the key and data types of the map.
     pub fn shape(&self) -> Shape {
         let address = match self.class.family {
             Family::Ipv4 => Field::Ipv4,
             Family::Ipv6 => Field::Ipv6,
         };
-        // The protocol comes first because nft(8) reads its own listing back only so.
+        // nft(8) can read its own listing back only if the protocol is the first field.
         let mut key = Vec::with_capacity(5);
         key.extend([Field::Protocol, Field::Port]);
         if self.keys_address() {
@@ -178,19 +180,19 @@ impl MapId {
         }
         let mut data = Vec::with_capacity(2);
         match self.role {
-            Role::Labels => data.push(LABEL),
-            Role::Targets => {
+            MapRole::Labels => data.push(LABEL),
+            MapRole::Targets => {
                 data.extend((!self.redirect).then_some(address));
                 let kept = matches!(self.kind, Kind::Ranges16 | Kind::Ranges1024);
                 data.extend((!kept).then_some(Field::Port));
             }
-            Role::Clients => {}
+            MapRole::Clients => {}
         }
         Shape { key, data }
     }
 }
 
-/// A label in a map. The type says "IPv6 address" because that is the one type of 128 bits that nft(8) can list.
+/// The field type of a connection label. nft(8) can list no other 128-bit type than IPv6 addresses.
 pub const LABEL: Field = Field::Ipv6;
 
 impl fmt::Display for MapId {
@@ -202,11 +204,11 @@ impl fmt::Display for MapId {
             Family::Ipv4 => "ip",
             Family::Ipv6 => "ip6",
         })?;
-        if self.place != Place::Outside {
+        if self.scope != AddressScope::NonLoopback {
             f.write_str("-loopback")?;
         }
         if self.class.address {
-            f.write_str(if self.place == Place::LoopbackAt { "-at" } else { "-address" })?;
+            f.write_str(if self.scope == AddressScope::OneLoopback { "-at" } else { "-address" })?;
         }
         if self.class.interface {
             f.write_str("-interface")?;
@@ -219,16 +221,16 @@ impl fmt::Display for MapId {
             f.write_str("-redirect")?;
         }
         match self.role {
-            Role::Labels => f.write_str("-labels"),
-            Role::Targets => Ok(()),
-            Role::Clients => f.write_str("-clients"),
+            MapRole::Labels => f.write_str("-labels"),
+            MapRole::Targets => Ok(()),
+            MapRole::Clients => f.write_str("-clients"),
         }
     }
 }
 
-/// A name that is not one of our maps'.
+/// The error for a name that portfwd gives to none of its maps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not the name of one of our maps")]
+#[error("`{0}` is not the name of a portfwd map")]
 pub struct ForeignName(String);
 
 impl FromStr for MapId {
@@ -239,9 +241,9 @@ impl FromStr for MapId {
         let mut words: Vec<&str> = name.split('-').collect();
         let mut take = |word: &str| words.pop_if(|last| *last == word).is_some();
         let role = match (take("labels"), take("clients")) {
-            (false, false) => Role::Targets,
-            (true, false) => Role::Labels,
-            (false, true) => Role::Clients,
+            (false, false) => MapRole::Targets,
+            (true, false) => MapRole::Labels,
+            (false, true) => MapRole::Clients,
             (true, true) => return Err(foreign()),
         };
         let redirect = take("redirect");
@@ -252,10 +254,10 @@ impl FromStr for MapId {
         let interface = take("interface");
         let at = take("at");
         let address = at || take("address");
-        let place = match (take("loopback"), at) {
-            (false, false) => Place::Outside,
-            (true, true) if !interface => Place::LoopbackAt,
-            (true, false) => Place::Loopback,
+        let scope = match (take("loopback"), at) {
+            (false, false) => AddressScope::NonLoopback,
+            (true, true) if !interface => AddressScope::OneLoopback,
+            (true, false) => AddressScope::AnyLoopback,
             _ => return Err(foreign()),
         };
         let family = if take("ip") {
@@ -267,7 +269,7 @@ impl FromStr for MapId {
         };
         let chain =
             if words.is_empty() { ChainName::forwards() } else { words.join("-").parse().map_err(|_| foreign())? };
-        Ok(Self { place, class: Class { family, address, interface, from }, kind, redirect, chain, role })
+        Ok(Self { scope, class: Class { family, address, interface, from }, kind, redirect, chain, role })
     }
 }
 
@@ -275,7 +277,7 @@ impl FromStr for MapId {
 mod tests {
     use super::*;
 
-    fn ids() -> Vec<MapId> {
+    fn all_ids() -> Vec<MapId> {
         let mut ids = Vec::new();
         for family in Family::ALL {
             for bits in 0..8u8 {
@@ -283,15 +285,15 @@ mod tests {
                     for chain in ["forwards", "DOCKER", "br-ip-x"] {
                         let from = (bits & 1 > 0).then_some(24);
                         let class = Class { family, address: bits & 2 > 0, interface: bits & 4 > 0, from };
-                        let roles = [Role::Targets, Role::Labels];
+                        let roles = [MapRole::Targets, MapRole::Labels];
                         let mut each: Vec<_> = roles.iter().flat_map(|role| [(false, *role), (true, *role)]).collect();
-                        each.extend(from.is_none().then_some((false, Role::Clients)));
+                        each.extend(from.is_none().then_some((false, MapRole::Clients)));
                         for (redirect, role) in each {
                             let chain = chain.parse().expect(chain);
-                            let id = MapId { place: Place::Outside, class, kind, redirect, chain, role };
-                            ids.push(MapId { place: Place::Loopback, ..id.clone() });
+                            let id = MapId { scope: AddressScope::NonLoopback, class, kind, redirect, chain, role };
+                            ids.push(MapId { scope: AddressScope::AnyLoopback, ..id.clone() });
                             if class.address && !class.interface {
-                                ids.push(MapId { place: Place::LoopbackAt, ..id.clone() });
+                                ids.push(MapId { scope: AddressScope::OneLoopback, ..id.clone() });
                             }
                             ids.push(id);
                         }
@@ -304,7 +306,7 @@ mod tests {
 
     #[test]
     fn every_name_is_read_back() {
-        let ids = ids();
+        let ids = all_ids();
         for id in &ids {
             assert_eq!(id.to_string().parse().as_ref(), Ok(id));
         }

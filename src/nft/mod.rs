@@ -1,30 +1,27 @@
-//! The nftables backend: the model compiled to a [`program`], programs compared, encoded into one netlink batch,
-//! and read back.
+//! The nftables backend. It compiles the model to a [`program`], compares programs, sends the changes as one netlink
+//! batch, and reads the table back.
 //!
 //! ```text
 //! model ──compile──▶ program ──diff──▶ changes ──encode──▶ batch ──transaction──▶ kernel
 //! model ◀───lift──── program ◀──────────────────decode──── dumps ◀──transaction──┘
 //! ```
-//! A program is plain data: it can be made, printed, compared and tested without privileges. All `unsafe` of the crate
-//! is in `ffi`, which has a safe face.
+//! A program is plain data. It can be built, printed, compared and tested without privileges. All `unsafe` code of the
+//! crate is in `ffi`, behind safe functions.
 //!
-//! Be aware: we never look at, and never change, anything outside of table `inet portfwd`; of what others do we take the
-//! names of their tables, and only while they disturb us (`watch`).
+//! Be aware: the backend changes only table `inet portfwd` and reads the rules of no other table. While commits of other
+//! programs interrupt a dump, `watch` reads the names of the tables that they change.
 
+pub mod batch;
 pub mod compile;
 pub mod decode;
 pub mod diff;
 pub mod element;
 pub mod encode;
 pub mod expr;
-mod ffi;
 pub mod lift;
 pub mod map;
 pub(crate) mod message;
 pub mod program;
-mod refusal;
-pub mod traffic;
 pub mod transaction;
 pub mod user_data;
 mod watch;
-pub mod wire;

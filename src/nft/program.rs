@@ -1,7 +1,7 @@
-//! What the kernel is to hold, as plain data: one table of chains, rules, maps and elements.
+//! A ruleset as plain data: one table with chains, rules, maps and elements.
 //!
-//! Prints like `nft --debug=netlink`: one expression in brackets after the other, because that is what the kernel
-//! really holds; `nft list table inet portfwd` shows the same as text.
+//! A program prints like `nft --debug=netlink`: each expression in brackets. This is the form that the kernel stores.
+//! `nft list table inet portfwd` shows the same rules as text.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,84 +10,84 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::expr::Expr;
+use super::expr::{Expr, Hex};
 use super::user_data::Span;
 use crate::model::Counter;
 
-/// The only table that is ours.
+/// The name of portfwd's only nftables table, of family `inet`.
 pub const TABLE: &str = "portfwd";
 
-/// What a base chain may do with packets.
+/// The type of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChainType {
-    /// Lets through or drops.
+    /// `type filter`: accepts or drops packets.
     Filter,
-    /// Translates addresses; sees the first packet of every connection.
+    /// `type nat`: translates addresses. The chain sees only the first packet of each connection.
     Nat,
 }
 
-/// The place in a packet's way that a base chain is attached to.
+/// The netfilter hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
-    /// All that arrives, before it is routed.
+    /// Incoming packets, before the routing decision.
     Prerouting,
-    /// What passes through.
+    /// Packets that this host forwards.
     Forward,
-    /// What this host sends.
+    /// Packets that this host sends.
     Output,
-    /// All that leaves, after it was routed.
+    /// Outgoing packets, after the routing decision.
     Postrouting,
 }
 
-/// How a base chain is attached.
+/// The type, hook and priority of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Base {
-    /// What it may do.
+    /// The chain type: `filter` or `nat`.
     pub chain_type: ChainType,
-    /// Where.
+    /// The hook that the chain is registered at.
     pub hook: Hook,
-    /// Its place among the others there; lower runs earlier.
+    /// The netfilter hook priority. Chains with lower priorities run earlier.
     pub priority: i32,
 }
 
-/// A rule: expressions that are evaluated from first to last until one does not match.
+/// A rule: expressions that the kernel evaluates in order until one does not match.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The expressions.
+    /// The expressions in the order of evaluation.
     pub exprs: Vec<Expr>,
-    /// Which set it belongs to and why it is there, if a set asked for it.
+    /// The rule set that the rule belongs to, and the remark. `None` for rules that belong to no rule set.
     pub comment: Option<String>,
 }
 
-/// A chain of rules. Base chains accept what no rule decides.
+/// A chain of rules. The policy of base chains is `accept`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
-    /// How it is attached; none: it is only jumped to.
+    /// The hook of a base chain. `None` for a regular chain, which rules jump to.
     pub base: Option<Base>,
-    /// Its rules in order.
+    /// The rules in the order of evaluation.
     pub rules: Vec<Rule>,
 }
 
-/// The type of one field of a key or of the data of a map.
+/// The data type of one field in a map's key or data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
     /// An IPv4 address.
     Ipv4,
     /// An IPv6 address.
     Ipv6,
-    /// An interface name, filled up with zeros.
+    /// An interface name, padded with zeros to 16 bytes.
     Interface,
-    /// A transport protocol's number.
+    /// The number of a transport protocol.
     Protocol,
-    /// A port, in network byte order.
+    /// A port in network byte order.
     Port,
 }
 
 impl Field {
-    /// All types that our maps use.
+    /// All field types that portfwd's maps use.
     pub const ALL: [Self; 5] = [Self::Ipv4, Self::Ipv6, Self::Interface, Self::Protocol, Self::Port];
 
-    /// Its length in bytes.
+    /// Returns the length in bytes, without padding.
     pub fn length(self) -> u8 {
         match self {
             Self::Ipv4 => 4,
@@ -97,12 +97,12 @@ impl Field {
         }
     }
 
-    /// How many 32-bit registers, and words of a key, it takes.
+    /// Returns the number of 32-bit words that the field occupies in registers and in a concatenated key.
     pub fn words(self) -> u8 {
         self.length().div_ceil(4)
     }
 
-    /// The number that nft(8) prints the type by. Source: `enum datatypes` in nftables' include/datatype.h.
+    /// Returns nft(8)'s number of the data type. Source: `enum datatypes` in nftables' include/datatype.h.
     pub fn type_id(self) -> u32 {
         match self {
             Self::Ipv4 => 7,
@@ -113,7 +113,7 @@ impl Field {
         }
     }
 
-    /// The type's name in nft(8).
+    /// Returns nft(8)'s name of the data type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ipv4 => "ipv4_addr",
@@ -125,18 +125,18 @@ impl Field {
     }
 }
 
-/// The shape of a map: what it is asked with and what it answers. Without data it is a set.
+/// The key and data types of a map. A shape without data describes a set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shape {
-    /// The fields of a key, each padded to whole words.
+    /// The fields of a key.
     pub key: Vec<Field>,
-    /// The fields of the data, each padded to whole words.
+    /// The fields of the data.
     pub data: Vec<Field>,
 }
 
 impl Shape {
-    /// The length in bytes of a key or of data: of a concatenation every field is padded to whole words, a lone field
-    /// is not.
+    /// Returns the length of a key or of data in bytes. The kernel pads each field of a concatenation to whole 32-bit
+    /// words, but does not pad a single field.
     pub fn length(fields: &[Field]) -> u8 {
         match fields {
             [field] => field.length(),
@@ -144,13 +144,13 @@ impl Shape {
         }
     }
 
-    /// The number that stands for the types of all fields together: six bits each. Source: `concat_subtype_add` in
-    /// nftables' include/datatype.h.
+    /// Returns the type number of a concatenation: six bits for each field. Source: `concat_subtype_add` in nftables'
+    /// include/datatype.h.
     pub fn type_id(fields: &[Field]) -> u32 {
         fields.iter().fold(0, |id, field| (id << 6) | field.type_id())
     }
 
-    /// The fields that a number stands for; `None` where one is no field of ours.
+    /// Splits the type number of a concatenation into fields. Returns `None` if portfwd does not use one of the types.
     pub fn fields(mut type_id: u32) -> Option<Vec<Field>> {
         let mut fields = Vec::new();
         while type_id > 0 {
@@ -161,45 +161,45 @@ impl Shape {
     }
 }
 
-/// The key of an element.
+/// The key of a map element, as the kernel stores it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub Box<[u8]>);
 
-/// An element of a map.
+/// A map element without its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
-    /// The answer; empty in a set.
+    /// The data of the element; empty in a set.
     pub data: Box<[u8]>,
-    /// The set it belongs to, and the forward's comment.
+    /// The name of the rule set and the forward's comment.
     pub comment: Arc<str>,
-    /// The range of ports that it is a part of, if it is of one.
+    /// The port range that the element is a part of. `None` for a single port.
     pub span: Option<Span>,
-    /// As read from the kernel; zero in what is asked.
+    /// The counter that the kernel reported; zero in a compiled program.
     pub counter: Counter,
 }
 
 impl Element {
-    /// Whether both say the same; what was counted does not matter.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Returns true if both elements have the same data, comment and range. Ignores the counters.
+    pub fn same_content(&self, other: &Self) -> bool {
         (&self.data, &self.comment, self.span) == (&other.data, &other.comment, other.span)
     }
 }
 
-/// A map with its elements. Each element has a counter.
+/// A map and its elements. Each element has a counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
-    /// Its shape.
+    /// The key and data types.
     pub shape: Shape,
-    /// Its elements.
+    /// The elements by key.
     pub elements: BTreeMap<Key, Element>,
 }
 
-/// All that our table holds.
+/// The contents of table `inet portfwd`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
-    /// Whether the table is there at all.
+    /// True if the table exists.
     pub table: bool,
-    /// Whether the table has flags, which ours never has: `dormant`, for one, means that no packet is asked about.
+    /// True if the table has flags. portfwd sets none; with `dormant`, for example, no packet traverses the table.
     pub flagged: bool,
     /// The chains by name.
     pub chains: BTreeMap<String, Chain>,
@@ -208,13 +208,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// How many elements all maps hold together.
+    /// Returns the number of elements in all maps.
     pub fn element_count(&self) -> usize {
         self.maps.values().map(|map| map.elements.len()).sum()
     }
 
-    /// A number for all of it but the elements: the table, its chains with their rules, the shapes of its maps. Programs
-    /// that differ in these have different ones, but for one pair in 2^64; other builds of portfwd may count otherwise.
+    /// Returns a hash of the table, its chains and rules, and the shapes of its maps, but not of the elements.
+    ///
+    /// Two different layouts have the same hash with probability 2^-64. Another build of portfwd may hash differently.
     pub fn layout(&self) -> u64 {
         let mut hasher = Xxh3Default::new();
         (self.table, self.flagged, &self.chains).hash(&mut hasher);
@@ -296,25 +297,13 @@ impl fmt::Display for Program {
     }
 }
 
-/// Prints bytes as words of hexadecimal digits.
-pub struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02x}", if index > 0 && index % 4 == 0 { " " } else { "" })?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::nft::expr::Verdict;
 
     #[test]
-    fn field_types_go_both_ways() {
+    fn field_types_round_trip() {
         let fields = vec![Field::Ipv6, Field::Interface, Field::Ipv6, Field::Protocol, Field::Port];
         assert_eq!(Shape::fields(Shape::type_id(&fields)), Some(fields));
         assert_eq!(Shape::fields(1), None);
@@ -322,8 +311,8 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_is_all_but_the_elements() {
-        let of = |change: &dyn Fn(&mut Program)| {
+    fn layout_hashes_all_but_the_elements() {
+        let layout_after = |change: &dyn Fn(&mut Program)| {
             let rule = Rule { exprs: vec![Expr::Verdict(Verdict::Return)], comment: None };
             let shape = Shape { key: vec![Field::Port], data: vec![Field::Ipv4] };
             let mut program = Program {
@@ -335,24 +324,24 @@ mod tests {
             change(&mut program);
             program.layout()
         };
-        let same = of(&|_| {});
-        let one_more = |map: &mut Map| {
+        let same = layout_after(&|_| {});
+        let add_element = |map: &mut Map| {
             let element = Element { data: [1; 4].into(), comment: "".into(), span: None, counter: Counter::default() };
             map.elements.insert(Key([0; 2].into()), element);
         };
-        assert_eq!(of(&|program| program.maps.values_mut().for_each(one_more)), same);
+        assert_eq!(layout_after(&|program| program.maps.values_mut().for_each(add_element)), same);
         let others = [
-            of(&|program| program.table = false),
-            of(&|program| program.flagged = true),
-            of(&|program| program.chains.clear()),
-            of(&|program| program.chains.values_mut().for_each(|chain| chain.rules.clear())),
-            of(&|program| {
+            layout_after(&|program| program.table = false),
+            layout_after(&|program| program.flagged = true),
+            layout_after(&|program| program.chains.clear()),
+            layout_after(&|program| program.chains.values_mut().for_each(|chain| chain.rules.clear())),
+            layout_after(&|program| {
                 let base = Base { chain_type: ChainType::Nat, hook: Hook::Output, priority: -100 };
                 program.chains.values_mut().for_each(|chain| chain.base = Some(base));
             }),
-            of(&|program| program.maps.clear()),
-            of(&|program| program.maps.values_mut().for_each(|map| map.shape.data.push(Field::Port))),
-            of(&|program| program.maps.values_mut().for_each(|map| map.shape.key = map.shape.data.clone())),
+            layout_after(&|program| program.maps.clear()),
+            layout_after(&|program| program.maps.values_mut().for_each(|map| map.shape.data.push(Field::Port))),
+            layout_after(&|program| program.maps.values_mut().for_each(|map| map.shape.key = map.shape.data.clone())),
         ];
         for (index, other) in others.iter().enumerate() {
             assert!(*other != same && !others[..index].contains(other), "{index}");

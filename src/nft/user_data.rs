@@ -1,25 +1,25 @@
-//! What is kept with an element or a rule besides what the kernel understands: the comment, in nft(8)'s form, and the
-//! range that an element is a part of, in ours.
+//! The user data of rules and elements: the comment, in nft(8)'s format, and the port range of an element, in portfwd's
+//! own format. The kernel stores user data but does not interpret them.
 //!
-//! User data are a list of type, length and value, a byte each for the first two. nft(8) reads type 0 as the comment and
-//! passes over what it does not know.
+//! User data are a list of attributes with type, length and value; type and length have one byte each. nft(8) reads
+//! type 0 as the comment and skips unknown types.
 
 use std::ffi::CStr;
 
 use crate::model::{PortMap, PortRange};
 
-/// `NFTNL_UDATA_RULE_COMMENT`, `NFTNL_UDATA_SET_ELEM_COMMENT`: text with a closing zero.
+/// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`: text with a terminating zero.
 const COMMENT: u8 = 0;
-/// Ours: a range's first and last port, what becomes of them, and a port, the numbers in network byte order. Far from
-/// those that nft(8) gives out from 0 on.
+/// portfwd's own type: first port, last port, kind of [`PortMap`] and target port; ports in network byte order.
+/// nft(8) numbers its types from 0 upwards, so this number is far from them.
 const SPAN: u8 = 0x9f;
 
-/// The range of ports that an element stands for a part of, and what becomes of all of it.
+/// The complete port range that an element is a part of, and the target ports of the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
-    /// The range.
+    /// The ports that the forward listens on.
     pub ports: PortRange,
-    /// What becomes of it.
+    /// The mapping to the target's ports.
     pub to: PortMap,
 }
 
@@ -49,7 +49,7 @@ impl Span {
     }
 }
 
-/// Writes a comment, if there is one, and a span, if there is one.
+/// Encodes a comment, unless it is empty, and a span, unless it is `None`.
 pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
     let mut data = Vec::with_capacity(comment.len() + 12);
     if !comment.is_empty() {
@@ -64,8 +64,9 @@ pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
     data
 }
 
-/// Reads the comment, empty where there is none, and the span; the other direction of [`write()`]. What is cut short or not
-/// known is passed over.
+/// Decodes the comment and the span. The inverse of [`write()`].
+///
+/// The comment is empty if there is none. Unknown types are skipped; truncated attributes end the list.
 pub fn read(mut data: &[u8]) -> (&str, Option<Span>) {
     let (mut comment, mut span) = ("", None);
     while let [kind, length, rest @ ..] = data {
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_spans_go_both_ways() {
+    fn comments_and_spans_round_trip() {
         let ports = PortRange::new(8000, 8010).expect("range");
         for to in [PortMap::Keep, PortMap::One(80), PortMap::Shift(9000)] {
             let span = Some(Span { ports, to });

@@ -5,8 +5,8 @@
 //! rules(kind, rule_set, value, checksum)  -- networks, masquerades, snats, netmaps; settings and origin of a set
 //! forwards(rule_set, place, block, bindings, checksum)
 //! ```
-//! SQLite does not notice a flipped bit in a value, so every row has a checksum. Two numbers in `meta` detect lost rows:
-//! `forwards` is the number of bindings, `commit` the number of the last commit, which the kernel file has, too.
+//! SQLite does not detect a flipped bit in a value, so every row has a checksum. Two rows of `meta` detect losses: `forwards`
+//! is the number of bindings, and `commit` is the number of the last commit, also in the kernel file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use rusqlite::{Connection, Error, OpenFlags, TransactionBehavior, params};
 use super::row::{check, checksum, damage, explain};
 use super::state::StateError;
 use super::{file, forwards};
-use crate::model::{Binding, Owned, SetName};
+use crate::model::{Binding, SetName, SetRule};
 
 const SCHEMA: &str = "
     DROP TABLE IF EXISTS meta;
@@ -45,7 +45,7 @@ const FAILED_SYNC: [i32; 2] = [1034, 1290];
 /// A row of the table `rules`: kind, rule set, JSON.
 pub(super) type RuleRow = (String, String, String);
 
-/// An open database.
+/// An open connection to `state.db`, or to the database of another namespace.
 #[derive(Debug)]
 pub(super) struct Database {
     path: PathBuf,
@@ -61,17 +61,17 @@ pub(super) struct Database {
     pub(super) undecided: bool,
 }
 
-/// What a commit changes.
+/// The changes of one commit.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes<'a> {
-    /// True to replace the tables by empty ones.
+    /// If true, the commit first replaces the tables by empty ones.
     pub(super) create: bool,
     /// Rows of `meta`, which replace the rows of the same name.
     pub(super) meta: Vec<(&'static str, String)>,
     pub(super) removed_rules: Vec<RuleRow>,
     pub(super) added_rules: Vec<RuleRow>,
-    pub(super) removed_forwards: Vec<&'a Owned<Binding>>,
-    pub(super) added_forwards: Vec<&'a Owned<Binding>>,
+    pub(super) removed_forwards: Vec<&'a SetRule<Binding>>,
+    pub(super) added_forwards: Vec<&'a SetRule<Binding>>,
 }
 
 impl Database {
@@ -107,14 +107,15 @@ impl Database {
         if has_tables {
             let meta = database.meta()?;
             let number = |name| meta.get(name).and_then(|value| value.parse::<u64>().ok());
-            let missing = || StateError::Damaged(path.to_owned(), "its numbers are missing".into());
+            let missing =
+                || StateError::Damaged(path.to_owned(), "the number of commits or forwards is missing".into());
             database.commit = number("commit").ok_or_else(missing)?;
             database.forwards = number("forwards").and_then(|count| count.try_into().ok()).ok_or_else(missing)?;
         }
         Ok(database)
     }
 
-    /// Looks through the whole file for damage that SQLite can find.
+    /// Checks the whole file for damage that SQLite can detect.
     pub(super) fn check(&self) -> Result<(), StateError> {
         let answer = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
         match self.explained(answer)? {
@@ -146,31 +147,31 @@ impl Database {
         rows.collect()
     }
 
-    /// Reads all forwards.
-    pub(super) fn forwards(&self) -> Result<Vec<Owned<Binding>>, StateError> {
+    /// Reads the forwards of all sets.
+    pub(super) fn forwards(&self) -> Result<Vec<SetRule<Binding>>, StateError> {
         let all = self.explained(forwards::all(&self.connection))?;
         let wrong = || StateError::Damaged(self.path.clone(), "the number of forwards is wrong".into());
         (all.len() == self.forwards).then_some(all).ok_or_else(wrong)
     }
 
     /// Reads the forwards of some sets, about `limit` of each at most.
-    pub(super) fn forwards_of(&self, sets: &[SetName], limit: usize) -> Result<Vec<Owned<Binding>>, StateError> {
+    pub(super) fn forwards_of(&self, sets: &[SetName], limit: usize) -> Result<Vec<SetRule<Binding>>, StateError> {
         self.explained(forwards::of_sets(&self.connection, sets, limit))
     }
 
-    /// Reads, for pairs of a set and a binding, the forwards of the set that the binding would conflict with or replace.
+    /// Reads, for each pair of a set and a binding, the forwards of the set that the binding would conflict with or replace.
     pub(super) fn forwards_meeting<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
-    ) -> Result<Vec<Owned<Binding>>, StateError> {
+    ) -> Result<Vec<SetRule<Binding>>, StateError> {
         self.explained(forwards::meeting(&self.connection, pairs))
     }
 
     /// Commits all changes or none, with one fsync.
     pub(super) fn commit(&mut self, changes: &Changes<'_>) -> Result<(), StateError> {
         if let Err(error) = self.transaction(changes) {
-            // After a failed fsync the log may hold the whole transaction, and the next process would find it. An empty
-            // transaction overwrites its first page.
+            // After a failed fsync, the log may contain the whole transaction, and the next process would read it. An empty
+            // transaction overwrites the first page of the failed one.
             let logged = error.sqlite_error().is_some_and(|error| FAILED_SYNC.contains(&error.extended_code));
             self.undecided = logged && self.transaction(&Changes::default()).is_err();
             return self.explained(Err(error));
@@ -178,7 +179,7 @@ impl Database {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         if fs::metadata(log).is_ok_and(|log| log.len() > LOG_SIZE) {
-            // If this fails, the log is still good, and the next commit tries again.
+            // If the checkpoint fails, the log is still valid, and the next commit tries again.
             drop(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
         }
         Ok(())

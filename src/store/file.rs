@@ -40,7 +40,7 @@ pub(super) fn quarantine(path: &Path) -> Result<PathBuf, StateError> {
         _ => with(path, &format!(".damaged-{number}")),
     };
     let to = (1..).map(name).find(|to| !to.exists()).unwrap_or_else(|| name(1));
-    // The log goes first: SQLite would take it for the log of the next database.
+    // Renames the log first: SQLite would use it as the log of the next database.
     for ending in ["-wal", ""] {
         match fs::rename(with(path, ending), with(&to, ending)) {
             Err(error) if ending.is_empty() || error.kind() != io::ErrorKind::NotFound => {

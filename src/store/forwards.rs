@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, Error, Params, Statement, Transaction, params};
 
 use super::row::{check, checksum, damage};
-use crate::model::{Binding, Owned, SetName};
+use crate::model::{Binding, SetName, SetRule};
 
 /// The number of first ports that share a row.
 const BLOCK: u16 = 16;
@@ -28,12 +28,12 @@ struct Key<'a> {
 /// The change of a row.
 #[derive(Default)]
 struct RowChange<'a> {
-    removed: Vec<&'a Owned<Binding>>,
-    added: Vec<&'a Owned<Binding>>,
+    removed: Vec<&'a SetRule<Binding>>,
+    added: Vec<&'a SetRule<Binding>>,
 }
 
-/// Reads the forwards of every set.
-pub(super) fn all(connection: &Connection) -> Result<Vec<Owned<Binding>>, Error> {
+/// Reads the forwards of all sets.
+pub(super) fn all(connection: &Connection) -> Result<Vec<SetRule<Binding>>, Error> {
     let mut found = Vec::new();
     each_row(&mut connection.prepare(SELECT)?, [], |row| {
         found.extend(row);
@@ -43,7 +43,7 @@ pub(super) fn all(connection: &Connection) -> Result<Vec<Owned<Binding>>, Error>
 }
 
 /// Reads the forwards of some sets, about `limit` of each at most.
-pub(super) fn of_sets(connection: &Connection, sets: &[SetName], limit: usize) -> Result<Vec<Owned<Binding>>, Error> {
+pub(super) fn of_sets(connection: &Connection, sets: &[SetName], limit: usize) -> Result<Vec<SetRule<Binding>>, Error> {
     let mut select = connection.prepare(&format!("{SELECT} WHERE rule_set = ?"))?;
     let mut found = Vec::new();
     for set in sets {
@@ -56,15 +56,14 @@ pub(super) fn of_sets(connection: &Connection, sets: &[SetName], limit: usize) -
     Ok(found)
 }
 
-/// Reads, for pairs of a set and a binding, the forwards of the set that are at the same place as the binding and have a port
-/// in common with it.
+/// Reads, for each pair of a set and a binding, the forwards of the set that have the binding's place and one of its ports.
 ///
-/// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So downwards from the last port of the
-/// binding, the range that begins at or before its first port is the last one that can meet it.
+/// The ranges of a set at one place are disjoint, because portfwd refuses conflicts. So the search goes downwards from the
+/// last port of the binding, and ends at the first range that begins at or below the binding's first port.
 pub(super) fn meeting<'a>(
     connection: &Connection,
     pairs: impl Iterator<Item = (&'a SetName, &'a Binding)>,
-) -> Result<Vec<Owned<Binding>>, Error> {
+) -> Result<Vec<SetRule<Binding>>, Error> {
     let clause = "WHERE rule_set = ? AND place = ? AND block BETWEEN ? AND ? ORDER BY block DESC";
     let mut select = connection.prepare(&format!("{SELECT} {clause}"))?;
     let mut found = Vec::new();
@@ -85,8 +84,8 @@ pub(super) fn meeting<'a>(
 /// row is read before it is written.
 pub(super) fn change(
     transaction: &Transaction<'_>,
-    removed: &[&Owned<Binding>],
-    added: &[&Owned<Binding>],
+    removed: &[&SetRule<Binding>],
+    added: &[&SetRule<Binding>],
     mut count: usize,
 ) -> Result<usize, Error> {
     let mut rows: BTreeMap<Key<'_>, RowChange<'_>> = BTreeMap::new();
@@ -127,13 +126,13 @@ pub(super) fn change(
 }
 
 /// Returns the key of the row that forwards share. There must be one forward.
-fn key<'a>(run: &[&'a Owned<Binding>]) -> Key<'a> {
-    let Owned { set, rule } = run.first().expect("`chunk_by` returns no empty slice");
+fn key<'a>(run: &[&'a SetRule<Binding>]) -> Key<'a> {
+    let SetRule { set, rule } = run.first().expect("`chunk_by` returns no empty slice");
     Key { set, place: place(rule), block: rule.ports.first() / BLOCK }
 }
 
 /// Returns true if two forwards are in one row.
-fn share_row(one: &Owned<Binding>, other: &Owned<Binding>) -> bool {
+fn share_row(one: &SetRule<Binding>, other: &SetRule<Binding>) -> bool {
     one.set == other.set
         && one.rule.is_exact() == other.rule.is_exact()
         && one.rule.ports.first() / BLOCK == other.rule.ports.first() / BLOCK
@@ -144,7 +143,7 @@ fn share_row(one: &Owned<Binding>, other: &Owned<Binding>) -> bool {
 fn each_row(
     select: &mut Statement<'_>,
     parameters: impl Params,
-    mut each: impl FnMut(Vec<Owned<Binding>>) -> bool,
+    mut each: impl FnMut(Vec<SetRule<Binding>>) -> bool,
 ) -> Result<(), Error> {
     let mut rows = select.query(parameters)?;
     while let Some(row) = rows.next()? {
@@ -153,15 +152,15 @@ fn each_row(
         check("forwards", &[set, place, &block, json], row.get(4)?)?;
         let set = SetName::try_from(set.to_owned()).map_err(|error| damage(error.to_string()))?;
         let rules: Vec<Binding> = serde_json::from_str(json).map_err(|error| damage(error.to_string()))?;
-        if !each(rules.into_iter().map(|rule| Owned { set: set.clone(), rule }).collect()) {
+        if !each(rules.into_iter().map(|rule| SetRule { set: set.clone(), rule }).collect()) {
             break;
         }
     }
     Ok(())
 }
 
-/// Returns what two bindings share if they can conflict: `IPv4 tcp port`, `IPv6 udp range at 2001:db8::1 on eth0 from
-/// 2001:db8::/32`.
+/// Returns the text for the column `place`, for example `IPv4 tcp port` or `IPv6 udp range at 2001:db8::1 on eth0`. Two bindings
+/// can conflict only if they have the same place.
 fn place(rule: &Binding) -> String {
     let mut text = format!("{} {} {}", rule.family, rule.protocol, if rule.is_exact() { "port" } else { "range" });
     if let Some(address) = rule.address {

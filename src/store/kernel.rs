@@ -1,7 +1,7 @@
-//! The kernel file of a store, `state.kernel`: JSON about the running kernel, which a reboot makes worthless.
+//! The kernel file of a store, `state.kernel`: JSON about the running kernel, which is invalid after a reboot.
 //!
-//! The file is written without fsync, so a command costs one fsync, the one of its change. The file names the number of the
-//! commit that it belongs to. A missing, unreadable or older file means that this commit may be unfinished.
+//! portfwd writes the file without fsync, so a command needs only the fsync of its commit. The file contains the number of
+//! the commit that it belongs to. If the file is missing, unreadable or older, that commit may be unfinished.
 
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -10,20 +10,20 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::file;
-use super::state::{State, StateError, Whole};
-use crate::model::{Binding, Owned, SetName};
+use super::state::{State, StateError, Verified};
+use crate::model::{Binding, SetName, SetRule};
 use crate::sys::boot;
 
 /// The contents of a kernel file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KernelRecord {
-    /// The id of the boot in which `committed` and `whole` are true.
+    /// The id of the boot in which `committed` and `verified` are valid.
     boot: String,
     /// The number of the commit in the database that is finished.
     pub(super) commit: u64,
     committed: Option<u32>,
-    whole: Option<Whole>,
-    samples: Vec<(SetName, Binding)>,
+    verified: Option<Verified>,
+    representatives: Vec<(SetName, Binding)>,
 }
 
 impl KernelRecord {
@@ -33,8 +33,12 @@ impl KernelRecord {
             boot: boot_id(),
             commit,
             committed: state.committed,
-            whole: state.whole.clone(),
-            samples: state.samples.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
+            verified: state.verified.clone(),
+            representatives: state
+                .representatives
+                .iter()
+                .map(|owned| (owned.set.clone(), owned.rule.clone()))
+                .collect(),
         }
     }
 
@@ -45,32 +49,34 @@ impl KernelRecord {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Writes the kernel file in place. After a kill in between, the file has the bytes of two records and is unreadable.
+    /// Writes the kernel file in place. If the process is killed during the write, the file contains parts of two records and
+    /// is unreadable.
     pub(super) fn write(&self, path: &Path) -> Result<(), StateError> {
         let io = |error: std::io::Error| StateError::Io(path.to_owned(), error);
         let bytes = serde_json::to_vec(self).map_err(|error| io(error.into()))?;
         let file = file::open(path)?;
-        // Not truncated first: ext4 writes a truncated file to the disk as soon as it is closed (auto_da_alloc).
+        // The file is not truncated first: ext4 flushes a truncated file to the disk when it is closed (auto_da_alloc).
         file.write_all_at(&bytes, 0).map_err(io)?;
         file.set_len(bytes.len().try_into().unwrap_or(u64::MAX)).map_err(io)
     }
 
-    /// Completes a state that was loaded from the database: the change is finished, and this is known about the kernel.
+    /// Adds the record to a state from the database, and marks the last change as finished.
     pub(super) fn complete(self, state: &mut State) {
         state.unfinished = None;
-        state.samples = self.samples.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
+        state.representatives = self.representatives.into_iter().map(|(set, rule)| SetRule { set, rule }).collect();
         if !self.boot.is_empty() && self.boot == boot_id() {
-            (state.committed, state.whole) = (self.committed, self.whole);
+            (state.committed, state.verified) = (self.committed, self.verified);
         }
     }
 }
 
-/// Returns true if two states differ in what a kernel file holds.
+/// Returns true if two states have different kernel records.
 pub(super) fn differs(before: &State, after: &State) -> bool {
-    (&before.committed, &before.whole, &before.samples) != (&after.committed, &after.whole, &after.samples)
+    (&before.committed, &before.verified, &before.representatives)
+        != (&after.committed, &after.verified, &after.representatives)
 }
 
-/// Returns the id of this boot, or an empty text if `/proc` does not show it.
+/// Returns the id of this boot, or an empty text if `/proc` cannot be read.
 fn boot_id() -> String {
     boot::id().unwrap_or_default().to_owned()
 }

@@ -1,4 +1,4 @@
-//! The lock file of a store. One process at a time works on a store; the others queue.
+//! The lock file of a store. One process at a time uses a store; the others wait in a queue.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::file;
 use super::state::StateError;
 
-/// A process waits for at most this many times the `wait` of [`acquire_lock`], even if the queue moves.
+/// The longest wait of a process in a moving queue, as a multiple of `wait` in [`acquire_lock`].
 const WAITS: u32 = 6;
 
 /// An exclusively locked file (flock(2)). Dropping the value unlocks the file, also if a child process still has it open.
@@ -45,8 +45,8 @@ impl Drop for Lock {
     }
 }
 
-/// Locks the store at `path` and creates its lock file if there is none. Waits for `wait`, and longer if the queue moves:
-/// then up to six times as long. So a hanging lock holder is noticed, and a long queue of working processes is not an error.
+/// Locks the store at `path` and creates the lock file if it is missing. Waits for `wait`, or up to six times as long if the
+/// queue moves. So a hanging lock holder causes an error, and a long queue of working processes does not.
 ///
 /// # Errors
 /// [`StateError::Busy`] if the lock holder does not change within `wait`; [`StateError::Io`].
@@ -73,17 +73,17 @@ fn wait_for(file: File, name: PathBuf, path: &Path, wait: Duration) -> Result<Lo
         Err(TryLockError::WouldBlock) => return Err(StateError::Busy(path.to_owned())),
         Err(TryLockError::Error(error)) => return Err(StateError::Io(name, error)),
     }
-    // A process that had to queue sets the file's time when it gets the lock. A new time means that the queue moves.
+    // A process that waited sets the file's modification time when it gets the lock. A new time means that the queue moves.
     let time = || fs::symlink_metadata(&name).and_then(|file| file.modified()).ok();
     let mut seen = time();
     let (sender, receiver) = mpsc::channel();
-    // The kernel serves waiting threads in order; polling could miss every free moment. If the lock comes after the last
-    // timeout, the channel drops the file, which unlocks it.
+    // The kernel grants the lock to waiting threads in order; polling could miss every free moment. If the thread gets the
+    // lock after the last timeout, the channel drops the file, which unlocks it.
     std::thread::spawn(move || sender.send(file.lock().map(|()| Lock(file))));
     for _ in 0..WAITS {
         match receiver.recv_timeout(wait) {
             Ok(Ok(lock)) => {
-                // If this fails, the next processes in the queue give up earlier.
+                // If the time cannot be set, the next processes in the queue give up earlier.
                 drop(lock.set_modified(SystemTime::now()));
                 return Ok(lock);
             }

@@ -1,16 +1,17 @@
-//! Durable state: what users configured, and what portfwd knows about the running kernel. One store per network namespace.
+//! The durable state: the rules that users configured, and portfwd's knowledge of the running kernel. Each network namespace
+//! has its own store.
 //!
 //! ```text
 //! state.db            the durable part of a State (SQLite); other namespaces: netns/NAME.db, and so on
 //! state.db-wal, -shm  SQLite's log and its index
-//! state.kernel        the part of a State that a reboot makes worthless (JSON); see `kernel.rs`
+//! state.kernel        the part of a State that is invalid after a reboot (JSON); see `kernel.rs`
 //! state.lock          the lock that processes queue for
 //! state.unconfirmed   exists while a change waits to be confirmed
 //! ```
 //! A command saves twice: the intent before it changes the kernel, and the result afterwards. The intent is one commit with
 //! one fsync. The result of most commands differs only in the kernel file, which needs no fsync.
 //!
-//! Be aware: after a kill in between, [`State::unfinished`] is set and nothing is known about the kernel.
+//! Be aware: if the process is killed between the two, [`State::unfinished`] is set, and the kernel's rules are unknown.
 
 mod database;
 mod file;
@@ -32,37 +33,38 @@ use std::time::Duration;
 
 pub use lock::Lock;
 pub(crate) use lock::acquire_lock;
-pub use state::{State, StateError, Unfinished, Unusable, Whole};
+pub use state::{State, StateError, Unfinished, Unusable, Verified};
 pub use unconfirmed::{Deadline, Unconfirmed};
 
-use crate::model::{Binding, Owned, SetName};
+use crate::model::{Binding, SetName, SetRule};
 use crate::sys::namespace::Identity;
 use database::{Changes, Database};
 use kernel::KernelRecord;
 use state::VERSION;
 
-/// With at least this many bindings, reading all of them takes much longer than reading the neighbours of a change.
+/// The number of bindings from which a full load takes much longer than a partial load.
 const MANY: usize = 1_000;
 
-/// A partial load reads at most this many bindings; for more, a full load is as good.
+/// The most bindings of a partial load. For more bindings, a full load is as fast.
 const PARTIAL: usize = 1_024;
 
-/// An open store.
+/// An open and locked store of one network namespace.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     database: Option<Database>,
-    /// Dropped after the database is closed.
+    /// The lock, which is dropped after the database is closed.
     _lock: Option<Lock>,
 }
 
 impl Store {
     /// Opens the store of a network namespace. Waits for `wait` for another process, and longer if the queue moves.
     ///
-    /// If `write` is false, a missing store reads as empty, no file is created, and the file system may be read-only.
+    /// If `write` is false, a missing store is empty, no file is created, and the file system may be read-only.
     ///
     /// # Errors
-    /// [`StateError::Busy`] after `wait`; others if the store cannot be opened, is damaged or has another version.
+    /// [`StateError::Busy`] if another process holds the lock; other errors if the store cannot be opened, is damaged, or has
+    /// another version.
     pub fn open(directory: &Path, identity: &Identity, write: bool, wait: Duration) -> Result<Self, StateError> {
         let (path, incarnation) = place(directory, identity);
         if !write && !path.exists() {
@@ -76,14 +78,14 @@ impl Store {
         } else {
             lock::acquire_existing_lock(&path, wait)?
         };
-        // A missing database is a new store; the live rules show if there was one. A damaged one is an error.
+        // A missing database is a new store; the live rules show if an old store was lost. A damaged database is an error.
         let is_new = fs::metadata(&path).map_or(true, |file| file.len() == 0);
         let database = Database::open(&path, write)?;
         let store = Self { path, database: Some(database), _lock: lock };
         store.begin(is_new, incarnation, write)
     }
 
-    /// Renames the file of a store that is `damaged`, and opens a new store. Returns the new name of the file, too.
+    /// Renames the database `damaged` and opens a new store. Also returns the new name of the file.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -99,18 +101,18 @@ impl Store {
         Ok((Self::open(directory, identity, true, wait)?, renamed))
     }
 
-    /// Returns a store that forgets everything.
+    /// Returns a store without files. It loads as empty, and saves nothing.
     pub fn in_memory() -> Self {
         Self { path: PathBuf::new(), database: None, _lock: None }
     }
 
-    /// Checks version and namespace, and creates the tables if there are none. A store of an earlier namespace of the same
-    /// name is emptied: the new namespace holds no rules.
+    /// Checks the version and the namespace, and creates missing tables. Empties a store of an earlier namespace with the same
+    /// name, because the new namespace has no rules.
     fn begin(mut self, is_new: bool, incarnation: Option<&str>, write: bool) -> Result<Self, StateError> {
         let (path, kernel_file) = (self.path.clone(), self.path.with_extension("kernel"));
         let damaged = |what: &str| StateError::Damaged(path.clone(), what.to_owned());
         let Some(database) = &mut self.database else { return Ok(self) };
-        // The number counts whatever the boot.
+        // The number of the commit is valid in every boot.
         let known = KernelRecord::read(&kernel_file).map_or(0, |record| record.commit);
         if database.commit > 0 {
             let meta = database.meta()?;
@@ -127,7 +129,7 @@ impl Store {
                 return Ok(self);
             }
         } else if !is_new && known > 0 {
-            return Err(damaged("it has no tables"));
+            return Err(damaged("the tables are missing"));
         }
         if !write {
             return Ok(Self::in_memory());
@@ -152,38 +154,38 @@ impl Store {
     }
 
     /// Loads the part of a state that a change of the bindings `about` needs: every binding that one of them could conflict
-    /// with or replace, all bindings of `sets`, and [`State::samples`]. Returns `None` if the change needs the whole state.
+    /// with or replace, all bindings of `sets`, and [`State::representatives`]. Returns `None` if the change needs the whole state.
     ///
     /// # Errors
     /// As [`Store::load`].
     pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(database) = &self.database else { return Ok(None) };
         let mut state = self.state(database, Vec::new())?;
-        let samples = || state.samples.iter().map(|owned| &owned.rule);
-        // Bindings that serve loopback addresses meet others than those at their own place.
-        if state.samples.is_empty()
-            || about.iter().chain(samples()).any(|rule| rule.loopback)
+        let representatives = || state.representatives.iter().map(|owned| &owned.rule);
+        // A binding with loopback addresses can conflict with bindings at other places.
+        if state.representatives.is_empty()
+            || about.iter().chain(representatives()).any(|rule| rule.loopback)
             || state.unfinished.is_some()
             || state.unconfirmed.is_some()
         {
             return Ok(None);
         }
-        let known = state.asked.settings.keys();
+        let known = state.desired.settings.keys();
         let neighbours = known.flat_map(|set| about.iter().map(move |rule| (set, rule)));
-        let samples = state.samples.iter().map(|sample| (&sample.set, &sample.rule));
-        let mut found: HashSet<Owned<Binding>> = HashSet::new();
+        let representatives = state.representatives.iter().map(|sample| (&sample.set, &sample.rule));
+        let mut found: HashSet<SetRule<Binding>> = HashSet::new();
         found.extend(database.forwards_of(sets, PARTIAL)?);
-        found.extend(database.forwards_meeting(neighbours.chain(samples))?);
-        if found.len() >= PARTIAL || !state.samples.iter().all(|sample| found.contains(sample)) {
+        found.extend(database.forwards_meeting(neighbours.chain(representatives))?);
+        if found.len() >= PARTIAL || !state.representatives.iter().all(|sample| found.contains(sample)) {
             return Ok(None);
         }
-        let asked = Arc::make_mut(&mut state.asked);
-        asked.bindings.extend(found);
-        asked.normalize();
+        let desired = Arc::make_mut(&mut state.desired);
+        desired.bindings.extend(found);
+        desired.normalize();
         Ok(Some(state))
     }
 
-    fn state(&self, database: &Database, forwards: Vec<Owned<Binding>>) -> Result<State, StateError> {
+    fn state(&self, database: &Database, forwards: Vec<SetRule<Binding>>) -> Result<State, StateError> {
         let damaged = |error: records::RecordError| StateError::Damaged(self.path.clone(), error.to_string());
         let mut state = records::state(&database.meta()?, database.rules()?, forwards).map_err(damaged)?;
         let record = KernelRecord::read(&self.path.with_extension("kernel"));
@@ -193,15 +195,15 @@ impl Store {
         Ok(state)
     }
 
-    /// Returns true if there are so many bindings that a partial load is worth its limits.
+    /// Returns true if the store has so many bindings that a partial load is much faster.
     pub fn has_many(&self) -> bool {
         self.database.as_ref().is_some_and(|database| database.forwards >= MANY)
     }
 
     /// Replaces the state `before`, which was loaded or saved last, by `after`. Both may be partial.
     ///
-    /// The durable part goes to the database with one fsync if it differs, the rest to the kernel file. If the change is
-    /// unfinished, nothing about the kernel is stored.
+    /// Writes the durable part to the database, with one fsync, if it differs. Writes the rest to the kernel file, except if
+    /// the change is unfinished.
     ///
     /// # Errors
     /// If a file cannot be written. The stored state is then `before`, except if [`Store::is_undecided`].
@@ -234,14 +236,14 @@ impl Store {
         if stored.unfinished.is_none() && (is_durable || finishes) {
             let record = KernelRecord::new(database.commit, stored);
             let written = record.write(&self.path.with_extension("kernel"));
-            // After a commit, a kernel file that could not be written only makes the next command look at everything.
+            // If the kernel file cannot be written after a commit, the next command only has to read all rules.
             return if is_durable { committed } else { written };
         }
         committed
     }
 
-    /// Returns the path of a file that exists while a change waits to be confirmed, so that waiting processes need not lock
-    /// the store to see the end. `None` for a store in memory.
+    /// Returns the path of a file that exists while a change waits to be confirmed. So waiting processes see the confirmation
+    /// without the lock. `None` for a store in memory.
     pub fn pending_flag(&self) -> Option<PathBuf> {
         self.sibling("unconfirmed")
     }
@@ -257,7 +259,7 @@ impl Store {
     }
 }
 
-/// Returns the path of a namespace's database, and which namespace of that name it is.
+/// Returns the path of a namespace's database, and the unique id of the namespace.
 fn place<'a>(directory: &Path, identity: &'a Identity) -> (PathBuf, Option<&'a str>) {
     match identity {
         Identity::Host => (directory.join("state.db"), None),

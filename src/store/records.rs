@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::database::{Changes, RuleRow};
 use super::state::State;
 use super::unconfirmed::{Deadline, Unconfirmed};
-use crate::model::{Asked, Binding, Owned, SetName};
+use crate::model::{Binding, DesiredState, SetName, SetRule};
 use crate::sys::sysctl;
 
-/// The state before a change that waits to be confirmed. A complete copy: only users of `--confirm` pay for it.
+/// The state before a change that waits to be confirmed. The record is a complete copy, which only `--confirm` stores.
 #[derive(Serialize, Deserialize)]
 struct UnconfirmedRecord {
     until: Deadline,
@@ -25,16 +25,16 @@ struct UnconfirmedRecord {
 /// An error of an encoder or a decoder.
 pub(super) type RecordError = Box<dyn std::error::Error>;
 
-/// Returns what must be written to turn one state into another. [`State::unfinished`] and the fields of the kernel file are
+/// Returns the changes from one state to another. [`State::unfinished`] and the fields of the kernel file are
 /// not included.
 pub(super) fn changes<'a>(before: &'a State, after: &'a State) -> Result<Changes<'a>, RecordError> {
     let mut changes = Changes::default();
-    if before.asked != after.asked {
-        changes.removed_forwards = before.asked.less(&after.asked);
-        changes.added_forwards = after.asked.less(&before.asked);
+    if before.desired != after.desired {
+        changes.removed_forwards = before.desired.less(&after.desired);
+        changes.added_forwards = after.desired.less(&before.desired);
     }
-    if before.asked != after.asked || before.origins != after.origins {
-        let (old, new) = (rules(&before.asked, &before.origins)?, rules(&after.asked, &after.origins)?);
+    if before.desired != after.desired || before.origins != after.origins {
+        let (old, new) = (rules(&before.desired, &before.origins)?, rules(&after.desired, &after.origins)?);
         changes.removed_rules = old.difference(&new).cloned().collect();
         changes.added_rules = new.difference(&old).cloned().collect();
     }
@@ -53,16 +53,16 @@ pub(super) fn changes<'a>(before: &'a State, after: &'a State) -> Result<Changes
 pub(super) fn state(
     meta: &BTreeMap<String, String>,
     rules: impl IntoIterator<Item = RuleRow>,
-    forwards: Vec<Owned<Binding>>,
+    forwards: Vec<SetRule<Binding>>,
 ) -> Result<State, RecordError> {
-    let (asked, origins) = join(rules, forwards)?;
+    let (desired, origins) = join(rules, forwards)?;
     let unconfirmed = value::<Option<UnconfirmedRecord>>(meta, "unconfirmed")?.map(|record| {
-        let forwards = record.forwards.into_iter().map(|(set, rule)| Owned { set, rule }).collect();
-        let (asked, origins) = join(record.rules, forwards)?;
-        Ok::<_, RecordError>(Unconfirmed { until: record.until, asked, origins, sysctls: record.sysctls })
+        let forwards = record.forwards.into_iter().map(|(set, rule)| SetRule { set, rule }).collect();
+        let (desired, origins) = join(record.rules, forwards)?;
+        Ok::<_, RecordError>(Unconfirmed { until: record.until, desired, origins, sysctls: record.sysctls })
     });
     Ok(State {
-        asked,
+        desired,
         origins,
         sysctls: value(meta, "sysctls")?,
         iptables: value(meta, "iptables")?,
@@ -98,17 +98,17 @@ fn unconfirmed_record(waiting: &Unconfirmed) -> serde_json::Result<UnconfirmedRe
     Ok(UnconfirmedRecord {
         until: waiting.until.clone(),
         sysctls: waiting.sysctls.clone(),
-        rules: rules(&waiting.asked, &waiting.origins)?,
-        forwards: waiting.asked.bindings.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
+        rules: rules(&waiting.desired, &waiting.origins)?,
+        forwards: waiting.desired.bindings.iter().map(|owned| (owned.set.clone(), owned.rule.clone())).collect(),
     })
 }
 
 /// Returns all rules except the forwards, and the settings and the origin of every set.
-fn rules(asked: &Asked, origins: &BTreeMap<SetName, PathBuf>) -> serde_json::Result<BTreeSet<RuleRow>> {
+fn rules(desired: &DesiredState, origins: &BTreeMap<SetName, PathBuf>) -> serde_json::Result<BTreeSet<RuleRow>> {
     fn row(kind: &str, set: &SetName, rule: &impl Serialize) -> serde_json::Result<RuleRow> {
         Ok((kind.to_owned(), set.to_string(), serde_json::to_string(rule)?))
     }
-    let Asked { bindings: _, networks, masquerades, snats, netmaps, settings } = asked;
+    let DesiredState { bindings: _, networks, masquerades, snats, netmaps, settings } = desired;
     (settings.iter().map(|(set, settings)| row("settings", set, settings)))
         .chain(origins.iter().map(|(set, origin)| row("origin", set, origin)))
         .chain(networks.iter().map(|owned| row("network", &owned.set, &owned.rule)))
@@ -118,27 +118,27 @@ fn rules(asked: &Asked, origins: &BTreeMap<SetName, PathBuf>) -> serde_json::Res
         .collect()
 }
 
-/// The opposite of [`rules`].
+/// Converts rows of the table `rules` back; the counterpart of [`rules`].
 fn join(
     rules: impl IntoIterator<Item = RuleRow>,
-    forwards: Vec<Owned<Binding>>,
-) -> Result<(Arc<Asked>, BTreeMap<SetName, PathBuf>), RecordError> {
-    fn owned<T: DeserializeOwned>(set: SetName, json: &str) -> serde_json::Result<Owned<T>> {
-        Ok(Owned { set, rule: serde_json::from_str(json)? })
+    forwards: Vec<SetRule<Binding>>,
+) -> Result<(Arc<DesiredState>, BTreeMap<SetName, PathBuf>), RecordError> {
+    fn owned<T: DeserializeOwned>(set: SetName, json: &str) -> serde_json::Result<SetRule<T>> {
+        Ok(SetRule { set, rule: serde_json::from_str(json)? })
     }
-    let (mut asked, mut origins) = (Asked { bindings: forwards, ..Asked::default() }, BTreeMap::new());
+    let (mut desired, mut origins) = (DesiredState { bindings: forwards, ..DesiredState::default() }, BTreeMap::new());
     for (kind, set, json) in rules {
         let set = SetName::try_from(set)?;
         match kind.as_str() {
-            "settings" => drop(asked.settings.insert(set, serde_json::from_str(&json)?)),
+            "settings" => drop(desired.settings.insert(set, serde_json::from_str(&json)?)),
             "origin" => drop(origins.insert(set, serde_json::from_str(&json)?)),
-            "network" => asked.networks.push(owned(set, &json)?),
-            "masquerade" => asked.masquerades.push(owned(set, &json)?),
-            "snat" => asked.snats.push(owned(set, &json)?),
-            "netmap" => asked.netmaps.push(owned(set, &json)?),
-            _ => return Err(format!("it has rules of the unknown kind `{kind}`").into()),
+            "network" => desired.networks.push(owned(set, &json)?),
+            "masquerade" => desired.masquerades.push(owned(set, &json)?),
+            "snat" => desired.snats.push(owned(set, &json)?),
+            "netmap" => desired.netmaps.push(owned(set, &json)?),
+            _ => return Err(format!("a rule has the unknown kind `{kind}`").into()),
         }
     }
-    asked.normalize();
-    Ok((asked.into(), origins))
+    desired.normalize();
+    Ok((desired.into(), origins))
 }

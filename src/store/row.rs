@@ -11,12 +11,13 @@ use super::state::StateError;
 /// `SQLITE_IOERR_SHORT_READ`: the file is shorter than its header says.
 const SHORT_READ: i32 = 522;
 
-/// Returns the checksum of a row's columns. The table is a part of it, so that no page passes for one of another table.
+/// Returns the checksum of a row. The checksum includes the table's name, so that SQLite cannot mistake a page of another
+/// table for one of this table.
 pub(super) fn checksum(table: &str, columns: &[&str]) -> i64 {
     let mut hasher = Xxh3::new();
     hasher.update(table.as_bytes());
     for column in columns {
-        // With its length, so that a byte cannot move from one column to the next.
+        // The length prevents equal checksums if a byte moves from one column to the next.
         hasher.update(&column.len().to_le_bytes());
         hasher.update(column.as_bytes());
     }
@@ -34,14 +35,14 @@ pub(super) fn damage(what: impl Into<String>) -> Error {
     Error::ToSqlConversionFailure(what.into().into())
 }
 
-/// Turns an error of SQLite into what it means for the user.
+/// Converts an error of SQLite to an error for the user.
 pub(super) fn explain(path: &Path, error: &Error) -> StateError {
     let damaged = || StateError::Damaged(path.to_owned(), error.to_string());
     let system = |code: i32| StateError::Io(path.to_owned(), io::Error::from_raw_os_error(code));
-    // All other errors mean that a column has another type or that a row is missing: portfwd did not write the file.
+    // Any other error means a missing row or a column of another type, so portfwd did not write the file.
     let Error::SqliteFailure(code, what) = error else { return damaged() };
     match code.code {
-        // `Unknown` is a table or column that is missing.
+        // `Unknown` means a missing table or column.
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown => damaged(),
         ErrorCode::SystemIoFailure if code.extended_code == SHORT_READ => damaged(),
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => StateError::Busy(path.to_owned()),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::iptables::command::Variant;
-use crate::model::{Asked, Forward, Network, RuleSet};
+use crate::model::{DesiredState, Forward, Network, RuleSet};
 use crate::sys::sysctl;
 
 fn open(directory: &Path) -> Store {
@@ -27,11 +27,11 @@ fn rule_set(name: &str, listens: &[&str]) -> RuleSet {
     set
 }
 
-fn asked(sets: &[RuleSet]) -> Arc<Asked> {
-    let mut asked = Asked::default();
-    sets.iter().for_each(|set| asked.add(set).expect("valid"));
-    asked.normalize();
-    asked.into()
+fn desired(sets: &[RuleSet]) -> Arc<DesiredState> {
+    let mut desired = DesiredState::default();
+    sets.iter().for_each(|set| desired.add(set).expect("valid"));
+    desired.normalize();
+    desired.into()
 }
 
 /// Returns a state with every field set, except `unfinished`.
@@ -46,19 +46,19 @@ fn state(listens: &[&str]) -> State {
         forward.from = vec!["10.0.0.0/8".parse().expect("prefix")];
         forward.source = "masquerade".parse().expect("source");
     }
-    let asked = asked(&[set, rule_set("cli", &["[2001:db8::1]:53/udp"])]);
+    let desired = desired(&[set, rule_set("cli", &["[2001:db8::1]:53/udp"])]);
     let origins = BTreeMap::from([("web".parse().expect("name"), PathBuf::from("/etc/portfwd/web.toml"))]);
     let until = Deadline { boot: "boot".into(), at: Duration::from_nanos(1_000_000_001) };
     let sysctls = vec![sysctl::Change { key: "ipv4/ip_forward".into(), before: "0".into(), after: "1".into() }];
     State {
-        samples: asked.bindings.first().into_iter().cloned().collect(),
+        representatives: desired.bindings.first().into_iter().cloned().collect(),
         unconfirmed: Some(Unconfirmed {
             until: until.clone(),
-            asked: asked.clone(),
+            desired: desired.clone(),
             origins: origins.clone(),
             sysctls: sysctls.clone(),
         }),
-        asked,
+        desired,
         origins,
         sysctls,
         iptables: [Variant::Legacy].into(),
@@ -66,12 +66,12 @@ fn state(listens: &[&str]) -> State {
         unfinished: None,
         confirmed: Some(until),
         committed: Some(7),
-        whole: Some(Whole::at(7, u64::MAX)),
+        verified: Some(Verified::new(7, u64::MAX)),
     }
 }
 
 fn unfinished(state: &State) -> State {
-    let gone = state.asked.bindings.iter().map(|owned| owned.rule.clone()).collect();
+    let gone = state.desired.bindings.iter().map(|owned| owned.rule.clone()).collect();
     State { unfinished: Some(Unfinished { keep_connections: true, gone }), ..state.clone() }
 }
 
@@ -80,7 +80,7 @@ fn a_saved_state_is_loaded() {
     let directory = tempfile::tempdir().expect("directory");
     let empty = State::default();
     let (one, two) = (state(&["80", "8000-8010/udp"]), state(&["80", "81"]));
-    let plain = State { asked: one.asked.clone(), ..State::default() };
+    let plain = State { desired: one.desired.clone(), ..State::default() };
     for (before, after) in [(&empty, &one), (&one, &two), (&two, &plain), (&plain, &one), (&one, &empty)] {
         let mut store = open(directory.path());
         assert_eq!(store.load().expect("loads"), *before);
@@ -98,7 +98,7 @@ fn a_change_is_unfinished_until_the_kernel_file_says_otherwise() {
     let during = unfinished(&after);
     open(directory.path()).save(&before, &during).expect("saves");
     // The process is killed: nothing is known about the kernel.
-    let killed = State { committed: None, whole: None, samples: Vec::new(), ..during.clone() };
+    let killed = State { committed: None, verified: None, representatives: Vec::new(), ..during.clone() };
     assert_eq!(loaded(directory.path()).expect("loads"), killed);
     let kernel = directory.path().join("state.kernel");
     let database = || fs::read(directory.path().join("state.db-wal")).expect("there");
@@ -114,11 +114,11 @@ fn a_change_is_unfinished_until_the_kernel_file_says_otherwise() {
     }
     fs::remove_file(&kernel).expect("removed");
     assert_eq!(loaded(directory.path()).expect("loads"), killed);
-    // After a reboot the change is finished, and only the kernel is another one.
+    // After a reboot the change is still finished, but the kernel's rules are unknown.
     let boot = crate::sys::boot::id().expect("boot");
     fs::write(&kernel, good.replace(boot, "another")).expect("written");
-    assert_eq!(loaded(directory.path()).expect("loads"), State { committed: None, whole: None, ..after.clone() });
-    // What is unfinished stays so, whatever else is saved.
+    assert_eq!(loaded(directory.path()).expect("loads"), State { committed: None, verified: None, ..after.clone() });
+    // A later save of another field leaves the change unfinished.
     let mut store = open(directory.path());
     fs::write(&kernel, &good).expect("written");
     store.save(&after, &during).expect("saves");
@@ -156,7 +156,7 @@ fn a_new_namespace_of_the_same_name_has_an_empty_store() {
 }
 
 #[test]
-fn only_the_owner_may_read_it() {
+fn only_the_owner_may_read_a_store() {
     let directory = tempfile::tempdir().expect("directory");
     let inner = directory.path().join("deep/er");
     open(&inner).save(&State::default(), &state(&["80"])).expect("saves");
@@ -206,11 +206,11 @@ fn a_symbolic_link_is_not_followed() {
         symlink(&precious, &link).expect("linked");
         let opened = Store::open(directory.path(), &Identity::Host, true, Duration::ZERO);
         let saved = opened.and_then(|mut store| store.save(&state(&["80"]), &state(&["81"])));
-        // Without its kernel file a store is complete.
+        // A commit needs no kernel file, so only that link causes no error.
         assert_eq!(saved.is_ok(), name == "state.kernel", "{name}: {saved:?}");
         assert_eq!(fs::read_to_string(&precious).expect("readable"), "precious", "{name}");
     }
-    // The directory may be one.
+    // The directory may be a symbolic link.
     let directory = tempfile::tempdir().expect("directory");
     let (real, link) = (directory.path().join("real"), directory.path().join("link"));
     fs::create_dir(&real).expect("created");
@@ -220,7 +220,7 @@ fn a_symbolic_link_is_not_followed() {
 }
 
 #[test]
-fn a_store_of_another_version_is_left_alone() {
+fn a_store_of_another_version_is_not_changed() {
     let directory = tempfile::tempdir().expect("directory");
     let mut store = open(directory.path());
     let changes = Changes { meta: vec![("version", "2".into())], ..Changes::default() };
@@ -231,7 +231,7 @@ fn a_store_of_another_version_is_left_alone() {
 }
 
 #[test]
-fn a_damaged_file_is_never_another_state() {
+fn a_damaged_file_never_loads_as_another_state() {
     let directory = tempfile::tempdir().expect("directory");
     let good = state(&["80", "8000-8010/udp"]);
     open(directory.path()).save(&State::default(), &good).expect("saves");
@@ -260,10 +260,10 @@ fn a_damaged_file_is_never_another_state() {
 }
 
 #[test]
-fn rows_that_sqlite_believes_are_checked() {
+fn wrong_rows_that_sqlite_accepts_are_damage() {
     let directory = tempfile::tempdir().expect("directory");
     let good = state(&["80", "8000-8010/udp"]);
-    let partial = |store: &Store| store.load_partial(&[good.asked.bindings[0].rule.clone()], &[]);
+    let partial = |store: &Store| store.load_partial(&[good.desired.bindings[0].rule.clone()], &[]);
     for change in [
         "UPDATE forwards SET bindings = replace(bindings, '8000-8010', '8000-8011')",
         "UPDATE forwards SET rule_set = 'other'",
@@ -388,57 +388,57 @@ proptest! {
         about in prop::collection::vec((0usize..4, 1u16..70, 0u16..40, any::<bool>(), 0u8..4), 1..4),
         replaced in 0u8..3,
     ) {
-        let mut asked = Asked::default();
+        let mut desired = DesiredState::default();
         for (pick, set) in picks {
             let rule = binding(pick);
             // Conflicts are refused before a state is saved.
-            if !asked.bindings.iter().any(|owned| owned.rule.conflicts(&rule)) {
+            if !desired.bindings.iter().any(|owned| owned.rule.conflicts_with(&rule)) {
                 let set: SetName = format!("set{set}").parse().expect("name");
-                asked.settings.entry(set.clone()).or_default();
-                asked.bindings.push(Owned { set, rule });
+                desired.settings.entry(set.clone()).or_default();
+                desired.bindings.push(SetRule { set, rule });
             }
         }
-        asked.normalize();
-        let samples = vec![asked.bindings[asked.bindings.len() / 2].clone()];
-        let all = State { asked: asked.into(), samples, whole: Some(Whole::at(1, 1)), ..State::default() };
+        desired.normalize();
+        let representatives = vec![desired.bindings[desired.bindings.len() / 2].clone()];
+        let all = State { desired: desired.into(), representatives, verified: Some(Verified::new(1, 1)), ..State::default() };
         let about: Vec<Binding> = about.into_iter().map(binding).collect();
         let set: SetName = format!("set{replaced}").parse().expect("name");
         let directory = tempfile::tempdir().expect("directory");
         open(directory.path()).save(&State::default(), &all).expect("saves");
         let part = open(directory.path()).load_partial(&about, std::slice::from_ref(&set)).expect("loads");
         let part = part.expect("enough is known");
-        let wanted = |owned: &&Owned<Binding>| {
-            owned.set == set || all.samples.contains(owned) || about.iter().any(|rule| rule.conflicts(&owned.rule))
+        let wanted = |owned: &&SetRule<Binding>| {
+            owned.set == set || all.representatives.contains(owned) || about.iter().any(|rule| rule.conflicts_with(&owned.rule))
         };
-        let wanted: Vec<_> = all.asked.bindings.iter().filter(wanted).cloned().collect();
-        prop_assert_eq!(&part.asked.bindings, &wanted);
-        let rest = State { asked: all.asked.clone(), ..part.clone() };
+        let wanted: Vec<_> = all.desired.bindings.iter().filter(wanted).cloned().collect();
+        prop_assert_eq!(&part.desired.bindings, &wanted);
+        let rest = State { desired: all.desired.clone(), ..part.clone() };
         prop_assert_eq!(&rest, &all);
-        // A change of the part is the same change of the whole.
+        // Saving a changed part changes the complete state in the same way.
         let mut after = part.clone();
-        Arc::make_mut(&mut after.asked).bindings.pop();
+        Arc::make_mut(&mut after.desired).bindings.pop();
         open(directory.path()).save(&part, &after).expect("saves");
-        let gone = part.asked.bindings.last().cloned();
-        let left: Vec<_> = all.asked.bindings.iter().filter(|owned| Some(*owned) != gone.as_ref()).cloned().collect();
-        prop_assert_eq!(&loaded(directory.path()).expect("loads").asked.bindings, &left);
+        let gone = part.desired.bindings.last().cloned();
+        let left: Vec<_> = all.desired.bindings.iter().filter(|owned| Some(*owned) != gone.as_ref()).cloned().collect();
+        prop_assert_eq!(&loaded(directory.path()).expect("loads").desired.bindings, &left);
     }
 }
 
 #[test]
-fn a_partial_load_needs_samples_that_are_stored() {
+fn a_partial_load_needs_stored_representatives() {
     let directory = tempfile::tempdir().expect("directory");
     let plain = State { unconfirmed: None, ..state(&["80"]) };
-    let about = [plain.asked.bindings[0].rule.clone()];
+    let about = [plain.desired.bindings[0].rule.clone()];
     let loopback = Binding { loopback: true, ..about[0].clone() };
     let foreign =
-        state(&["81"]).asked.bindings.iter().filter(|owned| owned.rule.ports.first() == 81).cloned().collect();
+        state(&["81"]).desired.bindings.iter().filter(|owned| owned.rule.ports.first() == 81).cloned().collect();
     let mut store = open(directory.path());
     let mut before = State::default();
     for (after, about, enough) in [
         (plain.clone(), &about[0], true),
         (plain.clone(), &loopback, false),
-        (State { samples: Vec::new(), ..plain.clone() }, &about[0], false),
-        (State { samples: foreign, ..plain.clone() }, &about[0], false),
+        (State { representatives: Vec::new(), ..plain.clone() }, &about[0], false),
+        (State { representatives: foreign, ..plain.clone() }, &about[0], false),
         (State { unconfirmed: state(&["80"]).unconfirmed, ..plain.clone() }, &about[0], false),
         (unfinished(&plain), &about[0], false),
         (plain.clone(), &about[0], true),

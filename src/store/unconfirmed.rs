@@ -1,7 +1,7 @@
-//! Changes that portfwd takes back unless the user confirms them in time.
+//! Changes that portfwd rolls back unless the user confirms them in time.
 //!
-//! The state before such a change is saved together with the change, before the kernel is touched. So the next command that
-//! writes finds it, even if the waiting processes die or the machine reboots.
+//! portfwd saves the state before such a change together with the change, before it changes the kernel's rules. So the next
+//! command that writes can roll back, even if the waiting processes die or the machine reboots.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,29 +11,29 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Asked, SetName};
+use crate::model::{DesiredState, SetName};
 use crate::sys::{boot, sysctl};
 
 /// The state before a change that waits to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unconfirmed {
-    /// The deadline.
+    /// The deadline of the confirmation.
     pub until: Deadline,
     /// The desired rules of all sets.
-    pub asked: Arc<Asked>,
+    pub desired: Arc<DesiredState>,
     /// The file that each set was last applied from.
     pub origins: BTreeMap<SetName, PathBuf>,
     /// The sysctls that portfwd had changed.
     pub sysctls: Vec<sysctl::Change>,
 }
 
-/// A monotonic deadline. A reboot counts as expiry. No two are at the same nanosecond, so a deadline also identifies the change
-/// that waits.
+/// A monotonic deadline. A reboot counts as expiry. Two deadlines never have the same nanosecond, so a deadline also
+/// identifies its change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
     /// The id of the boot.
     pub boot: String,
-    /// The time since that boot, including suspend.
+    /// The time of the deadline since that boot, including suspend.
     pub at: Duration,
 }
 
@@ -51,7 +51,7 @@ impl Deadline {
     }
 
     fn left_at(&self, boot: &str, now: Duration) -> Option<Duration> {
-        // An unknown boot counts as expiry: the earlier rules are known to be good.
+        // An unknown boot counts as expiry, because the rules before the change are known to work.
         let same = self.boot == boot && !boot.is_empty();
         self.at.checked_sub(now).filter(|left| same && !left.is_zero())
     }
@@ -70,15 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_and_a_reboot_pass_a_deadline() {
+    fn a_deadline_expires_with_time_and_by_a_reboot() {
         let deadline = Deadline { boot: "one".into(), at: Duration::from_secs(100) };
         let left = |boot: &str, seconds| deadline.left_at(boot, Duration::from_secs(seconds));
         assert_eq!(left("one", 99), Some(Duration::from_secs(1)));
         for (boot, seconds) in [("one", 100), ("one", 1000), ("two", 99), ("two", 1000), ("", 99)] {
             assert_eq!(left(boot, seconds), None, "{boot} {seconds}");
         }
-        let nowhere = Deadline { boot: String::new(), at: Duration::from_secs(100) };
-        assert_eq!(nowhere.left_at("", Duration::ZERO), None);
+        let unknown_boot = Deadline { boot: String::new(), at: Duration::from_secs(100) };
+        assert_eq!(unknown_boot.left_at("", Duration::ZERO), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which boot this is.
+//! The id of the current boot.
 
 use std::fs;
 use std::io;
@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 static ID: OnceLock<String> = OnceLock::new();
 
-/// A word that no other boot has, see random(4): 36 characters. It is read once.
+/// Returns the boot id of random(4), a UUID of 36 characters. Reads the file only once.
 ///
 /// # Errors
-/// Where `/proc` does not show it.
+/// If `/proc` cannot be read.
 pub fn id() -> io::Result<&'static str> {
     if let Some(id) = ID.get() {
         return Ok(id);

@@ -1,29 +1,22 @@
-//! The connections that the kernel tracks: reading them, and ending those that must begin anew.
+//! Reads and deletes conntrack entries.
 //!
-//! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type` and those behind it.
+//! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, `enum ctattr_type` and the enums after it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use mnl::{Bus, Socket};
-
-use super::netlink::{NESTED, attributes, message, messages, put_attribute};
+use super::netlink::{Attributes, Bus, Dump, Request, Socket, put_attribute, put_nested};
 use crate::model::{Family, Protocol};
 
-/// `NFNL_SUBSYS_CTNETLINK` and the messages of it.
+/// `NFNL_SUBSYS_CTNETLINK` and its messages.
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 
-/// Flags of a question. Source: include/uapi/linux/netlink.h.
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
+/// The bytes of netfilter's header, `struct nfgenmsg`.
+const HEADER: usize = 4;
 
-/// Kinds of messages that are none of a subsystem's.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-
+/// Kinds of attributes. Source: `enum ctattr_type` and the enums after it.
 mod key {
     pub const ORIGINAL: u16 = 1;
     pub const REPLY: u16 = 2;
@@ -32,131 +25,143 @@ mod key {
     pub const ZONE: u16 = 18;
     pub const ADDRESSES: u16 = 1;
     pub const PROTOCOL: u16 = 2;
-    pub const IPV4: [u16; 2] = [1, 2];
-    pub const IPV6: [u16; 2] = [3, 4];
     pub const NUMBER: u16 = 1;
-    pub const PORTS: [u16; 2] = [2, 3];
 }
 
-/// What the kernel gives at once at most: 32 KiB, and what came before it.
-const BUFFER: usize = 1 << 16;
+/// The attributes of one end of a tuple.
+#[derive(Clone, Copy)]
+struct End {
+    v4: u16,
+    v6: u16,
+    port: u16,
+}
 
-/// How many connections are ended by one message to the kernel; their acknowledgements must fit a socket of usual size.
-const AT_ONCE: usize = 64;
+const SOURCE: End = End { v4: 1, v6: 3, port: 2 };
+const DESTINATION: End = End { v4: 2, v6: 4, port: 3 };
 
-/// How many connections of the network namespace are tracked.
-const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+/// The number of deletions in one datagram. Their acknowledgements must fit into a socket buffer of default size.
+const DELETIONS_PER_DATAGRAM: usize = 64;
 
-/// Whether none is tracked in the network namespace that the thread is in; false where that cannot be told.
+/// Returns the number of conntrack entries in the calling thread's network namespace. Returns `None` if connection tracking
+/// is not loaded, or not visible.
 ///
-/// For one question more it spares the dump, for which the kernel walks the table of all namespaces: 9 ms where that has
-/// 262,144 places (measured, Linux 6.18).
-pub fn is_empty() -> bool {
-    std::fs::read_to_string(COUNT).is_ok_and(|count| count.trim() == "0")
+/// Reads a file, because a dump walks the table of all namespaces: 9 ms for a table of 262,144 buckets (measured, Linux
+/// 6.18).
+pub fn count() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
 }
 
-/// One direction of a connection.
+/// A direction of a connection: two addresses with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuple {
-    /// Who sends.
+    /// The address and port of the sender.
     pub source: SocketAddr,
-    /// Who is sent to.
+    /// The address and port of the receiver.
     pub destination: SocketAddr,
 }
 
-/// A connection of a protocol with ports.
+/// A conntrack entry of a protocol with ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// The protocol.
+    /// The transport protocol of both directions.
     pub protocol: Protocol,
-    /// What the first packet said when it came.
+    /// The direction of the first packet, before NAT.
     pub original: Tuple,
-    /// What answers say. Their source is where the connection was sent on to.
+    /// The direction of answers. The source is the target of the connection.
     pub reply: Tuple,
-    /// The zone, which sets equal connections apart; mostly 0.
+    /// The conntrack zone, usually 0. Equal tuples in two zones are two connections.
     zone: u16,
-    /// The kernel's number of it.
+    /// The kernel's id of the entry, which `conntrack -L -o id` prints.
     id: u32,
 }
 
 impl Entry {
-    /// Its family.
+    /// Returns the family of the destination.
     pub fn family(&self) -> Family {
-        Family::of(self.original.destination.ip())
+        Family::of_address(self.original.destination.ip())
     }
 
-    /// Reads a connection; the other direction of [`Entry::naming`]. Nothing where its protocol has no ports.
-    fn read(body: &[u8]) -> Option<Self> {
-        let (mut original, mut reply, mut zone, mut id) = (None, None, 0, 0);
-        for (kind, value) in attributes(body) {
-            match kind {
-                key::ORIGINAL => original = tuple(value),
-                key::REPLY => reply = tuple(value),
-                key::ZONE => zone = u16::from_be_bytes(value.try_into().ok()?),
-                key::ID => id = u32::from_be_bytes(value.try_into().ok()?),
-                _ => {}
-            }
-        }
-        let (original, reply): (Ends, Ends) = (original?, reply?);
-        let protocol = Protocol::from_number(original.protocol)?;
-        Some(Self { protocol, original: original.with_ports()?, reply: reply.with_ports()?, zone, id })
+    /// Reads a connection; the counterpart of [`Entry::identity`]. Returns `None` if the protocol has no ports.
+    fn read(entry: Attributes<'_>) -> Option<Self> {
+        let (original, reply) = (Ends::read(entry, key::ORIGINAL)?, Ends::read(entry, key::REPLY)?);
+        Some(Self {
+            protocol: Protocol::from_number(original.protocol)?,
+            original: original.with_ports()?,
+            reply: reply.with_ports()?,
+            zone: entry.be_u16(key::ZONE).unwrap_or(0),
+            id: entry.be_u32(key::ID).unwrap_or(0),
+        })
     }
 
-    /// The attributes that name it, so that no other one that came in its place is meant.
-    fn naming(&self) -> Vec<u8> {
-        let Tuple { source, destination } = self.original;
-        let (mut addresses, mut protocol) = (Vec::new(), Vec::new());
-        put_attribute(&mut protocol, key::NUMBER, &[self.protocol.number()]);
-        let keys = key::IPV4.into_iter().zip(key::IPV6).zip(key::PORTS);
-        for (end, ((v4, v6), port)) in [source, destination].into_iter().zip(keys) {
-            match end.ip() {
-                IpAddr::V4(address) => put_attribute(&mut addresses, v4, &address.octets()),
-                IpAddr::V6(address) => put_attribute(&mut addresses, v6, &address.octets()),
-            }
-            put_attribute(&mut protocol, port, &end.port().to_be_bytes());
-        }
-        let (mut tuple, mut naming) = (Vec::new(), Vec::new());
-        put_attribute(&mut tuple, key::ADDRESSES | NESTED, &addresses);
-        put_attribute(&mut tuple, key::PROTOCOL | NESTED, &protocol);
-        put_attribute(&mut naming, key::ORIGINAL | NESTED, &tuple);
-        put_attribute(&mut naming, key::ID, &self.id.to_be_bytes());
+    fn deletion(&self) -> Request {
+        let family = match self.family() {
+            Family::Ipv4 => nix::libc::AF_INET,
+            Family::Ipv6 => nix::libc::AF_INET6,
+        };
+        let mut request = Request::netfilter(DELETE, u8::try_from(family).unwrap_or(0), 0);
+        request.body.extend(self.identity());
+        request
+    }
+
+    /// Returns the attributes that identify the connection. The id excludes a later connection with the same tuple.
+    fn identity(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_tuple(&mut bytes, key::ORIGINAL, self.protocol, self.original);
+        put_attribute(&mut bytes, key::ID, &self.id.to_be_bytes());
         if self.zone > 0 {
-            put_attribute(&mut naming, key::ZONE, &self.zone.to_be_bytes());
+            put_attribute(&mut bytes, key::ZONE, &self.zone.to_be_bytes());
         }
-        naming
+        bytes
     }
 }
 
-/// A connection of any protocol.
+/// Appends one direction of a connection; the counterpart of [`Ends::read`].
+fn put_tuple(bytes: &mut Vec<u8>, direction: u16, protocol: Protocol, tuple: Tuple) {
+    let ends = [(SOURCE, tuple.source), (DESTINATION, tuple.destination)];
+    put_nested(bytes, direction, |bytes| {
+        put_nested(bytes, key::ADDRESSES, |bytes| {
+            for (kind, end) in ends {
+                match end.ip() {
+                    IpAddr::V4(address) => put_attribute(bytes, kind.v4, &address.octets()),
+                    IpAddr::V6(address) => put_attribute(bytes, kind.v6, &address.octets()),
+                }
+            }
+        });
+        put_nested(bytes, key::PROTOCOL, |bytes| {
+            put_attribute(bytes, key::NUMBER, &[protocol.number()]);
+            for (kind, end) in ends {
+                put_attribute(bytes, kind.port, &end.port().to_be_bytes());
+            }
+        });
+    });
+}
+
+/// A conntrack entry of any protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Any {
-    /// The protocol's number.
+    /// The IANA number of the transport protocol.
     pub protocol: u8,
-    /// What the first packet said when it came; ports are 0 where the protocol has none.
+    /// The direction of the first packet, before NAT. Ports are 0 if the protocol has none.
     pub original: Tuple,
-    /// What answers say.
+    /// The direction of answers.
     pub reply: Tuple,
-    /// `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
+    /// The status bits, `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
     pub status: u32,
 }
 
 impl Any {
-    fn read(body: &[u8]) -> Option<Self> {
-        let (mut original, mut reply, mut status) = (None, None, 0);
-        for (kind, value) in attributes(body) {
-            match kind {
-                key::ORIGINAL => original = tuple(value),
-                key::REPLY => reply = tuple(value),
-                key::STATUS => status = u32::from_be_bytes(value.try_into().ok()?),
-                _ => {}
-            }
-        }
-        let (original, reply): (Ends, Ends) = (original?, reply?);
-        Some(Self { protocol: original.protocol, original: original.or_zero(), reply: reply.or_zero(), status })
+    fn read(entry: Attributes<'_>) -> Option<Self> {
+        let (original, reply) = (Ends::read(entry, key::ORIGINAL)?, Ends::read(entry, key::REPLY)?);
+        Some(Self {
+            protocol: original.protocol,
+            original: original.or_zero(),
+            reply: reply.or_zero(),
+            status: entry.be_u32(key::STATUS).unwrap_or(0),
+        })
     }
 }
 
-/// One direction, with ports where the protocol has them.
+/// A direction, with ports if the protocol has ports.
 struct Ends {
     protocol: u8,
     addresses: [IpAddr; 2],
@@ -164,6 +169,22 @@ struct Ends {
 }
 
 impl Ends {
+    /// Reads one direction of a connection. Returns `None` without protocol or addresses.
+    fn read(entry: Attributes<'_>, direction: u16) -> Option<Self> {
+        let tuple = entry.nested(direction)?;
+        let (addresses, protocol) = (tuple.nested(key::ADDRESSES)?, tuple.nested(key::PROTOCOL)?);
+        let address = |end: End| {
+            let v4 = || Some(IpAddr::from(<[u8; 4]>::try_from(addresses.get(end.v4)?).ok()?));
+            let v6 = || Some(IpAddr::from(<[u8; 16]>::try_from(addresses.get(end.v6)?).ok()?));
+            v4().or_else(v6)
+        };
+        Some(Self {
+            protocol: protocol.u8(key::NUMBER)?,
+            addresses: [address(SOURCE)?, address(DESTINATION)?],
+            ports: [SOURCE, DESTINATION].map(|end| protocol.be_u16(end.port)),
+        })
+    }
+
     fn with_ports(&self) -> Option<Tuple> {
         self.ports.iter().all(Option::is_some).then(|| self.or_zero())
     }
@@ -175,59 +196,29 @@ impl Ends {
     }
 }
 
-fn tuple(value: &[u8]) -> Option<Ends> {
-    let (mut addresses, mut ports, mut protocol) = ([None; 2], [None; 2], None);
-    for (kind, value) in attributes(value) {
-        for (inner, value) in attributes(value) {
-            let of = |keys: [u16; 2]| keys.iter().position(|key| *key == inner);
-            match kind {
-                key::ADDRESSES => {
-                    let address = <[u8; 4]>::try_from(value).map(IpAddr::from);
-                    let address = address.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
-                    if let Some(end) = of(key::IPV4).or(of(key::IPV6)).and_then(|end| addresses.get_mut(end)) {
-                        *end = address;
-                    }
-                }
-                key::PROTOCOL if inner == key::NUMBER => protocol = value.first().copied(),
-                key::PROTOCOL => {
-                    let port = <[u8; 2]>::try_from(value).map(u16::from_be_bytes).ok();
-                    if let Some(end) = of(key::PORTS).and_then(|end| ports.get_mut(end)) {
-                        *end = port;
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    let [source, destination] = addresses;
-    Some(Ends { protocol: protocol?, addresses: [source?, destination?], ports })
-}
-
-/// A conversation about the connections of the network namespace that the thread was in when it was opened.
+/// Reads and deletes the conntrack entries of one network namespace.
 pub struct Conntrack {
     socket: Socket,
-    buffer: Vec<u8>,
-    next: u32,
 }
 
 impl Conntrack {
-    /// Opens one.
+    /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// Where the kernel has no netfilter netlink.
+    /// Fails if the kernel has no netfilter netlink.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::new(Bus::Netfilter)?, buffer: vec![0; BUFFER], next: 1 })
+        Ok(Self { socket: Socket::open(Bus::Netfilter)? })
     }
 
-    /// The connections of both families, of protocols with ports.
+    /// Reads the entries of both families, of protocols with ports.
     ///
     /// # Errors
-    /// Where the kernel does not tell; of kind [`io::ErrorKind::InvalidInput`] where it cannot track connections.
+    /// Fails if the kernel refuses the dump: with [`io::ErrorKind::InvalidInput`] without nf_conntrack_netlink.
     pub fn entries(&mut self) -> io::Result<Vec<Entry>> {
         self.read(Entry::read)
     }
 
-    /// The connections of both families, of every protocol.
+    /// Reads the entries of both families, of every protocol.
     ///
     /// # Errors
     /// As for [`Conntrack::entries`].
@@ -235,82 +226,35 @@ impl Conntrack {
         self.read(Any::read)
     }
 
-    fn read<T>(&mut self, read: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
-        let seq = self.seq();
-        self.socket.send(&message(GET, REQUEST | DUMP, 0, 0, seq, &[]))?;
+    fn read<T>(&mut self, read: fn(Attributes<'_>) -> Option<T>) -> io::Result<Vec<T>> {
         let mut found = Vec::new();
-        self.answers(|kind, at, body| {
-            match kind {
-                _ if at != seq => return None,
-                DONE => return Some(Ok(())),
-                ERROR => return Some(refusal(body)),
-                _ => found.extend(body.get(4..).and_then(read)),
-            }
-            None
+        let dump = self.socket.dump(&Request::netfilter(GET, 0, 0), |message| {
+            found.extend(read(message.attributes(HEADER)));
         })?;
-        Ok(found)
+        match dump {
+            // The kernel never marks a dump of conntrack entries as interrupted.
+            Dump::Complete | Dump::Interrupted => Ok(found),
+        }
     }
 
-    /// Ends connections; gives how many were still there.
+    /// Deletes entries and returns the number that still existed.
     ///
     /// # Errors
-    /// Where the kernel refuses; some may be ended then.
+    /// Fails if the kernel refuses a deletion. Other entries may be deleted already.
     pub fn end(&mut self, entries: &[Entry]) -> io::Result<usize> {
         let mut ended = 0;
-        for some in entries.chunks(AT_ONCE) {
-            let mut request = Vec::new();
-            let first = self.next;
-            for entry in some {
-                let family = match entry.family() {
-                    Family::Ipv4 => nix::libc::AF_INET,
-                    Family::Ipv6 => nix::libc::AF_INET6,
-                };
-                let family = u8::try_from(family).unwrap_or(0);
-                request.extend(message(DELETE, REQUEST | ACK, family, 0, self.seq(), &entry.naming()));
-            }
-            self.socket.send(&request)?;
-            let mut left = some.len();
-            self.answers(|kind, at, body| {
-                if kind != ERROR || at < first {
-                    return None;
-                }
-                match refusal(body) {
+        for some in entries.chunks(DELETIONS_PER_DATAGRAM) {
+            let requests: Vec<Request> = some.iter().map(Entry::deletion).collect();
+            for result in self.socket.request_all(&requests)? {
+                match result {
                     Ok(()) => ended += 1,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Some(Err(error)),
+                    Err(refusal) if refusal.error.kind() == io::ErrorKind::NotFound => {}
+                    Err(refusal) => return Err(refusal.error),
                 }
-                left -= 1;
-                (left == 0).then_some(Ok(()))
-            })?;
+            }
         }
         Ok(ended)
     }
-
-    fn seq(&mut self) -> u32 {
-        let seq = self.next;
-        self.next += 1;
-        seq
-    }
-
-    /// Gives kind, number and body of every message that comes to `each`, until that has an answer.
-    fn answers(&mut self, mut each: impl FnMut(u16, u32, &[u8]) -> Option<io::Result<()>>) -> io::Result<()> {
-        loop {
-            let received = match self.socket.recv_raw(&mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                received => received?,
-            };
-            let bytes = self.buffer.get(..received).unwrap_or_default();
-            if let Some(answer) = messages(bytes).find_map(|message| each(message.kind, message.seq, message.body)) {
-                return answer;
-            }
-        }
-    }
-}
-
-/// What an error message says; that nothing went wrong where it only acknowledges.
-fn refusal(body: &[u8]) -> io::Result<()> {
-    let number = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
-    if number == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(number.saturating_neg())) }
 }
 
 #[cfg(test)]
@@ -330,46 +274,44 @@ mod tests {
     }
 
     #[test]
-    fn what_names_a_connection_is_read_back() {
+    fn the_identity_of_an_entry_is_read_back() {
         for entry in [
             entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80"),
             entry("[2001:db8::7]:40000", "[2001:db8::1]:8080", "[fd00::1]:80"),
         ] {
-            let mut bytes = entry.naming();
-            let reply = Entry { original: entry.reply, ..entry }.naming();
-            // The first attribute is the tuple, whose kind says which direction it is.
-            let (_, tuple) = attributes(&reply).next().expect("a tuple");
-            put_attribute(&mut bytes, key::REPLY | NESTED, tuple);
-            assert_eq!(Entry::read(&bytes), Some(entry));
+            let mut bytes = entry.identity();
+            put_tuple(&mut bytes, key::REPLY, entry.protocol, entry.reply);
+            assert_eq!(Entry::read(Attributes::new(&bytes)), Some(entry));
             for end in 0..bytes.len() {
-                let _ = Entry::read(&bytes[..end]);
+                let _ = Entry::read(Attributes::new(&bytes[..end]));
             }
         }
     }
 
     #[test]
-    fn what_has_no_ports_is_left_out() {
-        let mut naming = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80").naming();
-        // The number of the protocol is that of ICMP.
-        let at = naming.windows(5).position(|five| five == [5, 0, 1, 0, 17]).expect("the protocol");
-        naming[at + 4] = 1;
-        assert_eq!(Entry::read(&naming), None);
+    fn entries_skip_protocols_without_ports() {
+        let there = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80");
+        let mut bytes = there.identity();
+        put_tuple(&mut bytes, key::REPLY, there.protocol, there.reply);
+        assert_eq!(Entry::read(Attributes::new(&bytes)), Some(there));
+        // ICMP instead of UDP.
+        let at = bytes.windows(5).position(|five| five == [5, 0, 1, 0, 17]).expect("the protocol");
+        bytes[at + 4] = 1;
+        assert_eq!(Entry::read(Attributes::new(&bytes)), None);
     }
 
     #[test]
-    fn what_has_no_ports_is_a_connection_all_the_same() {
+    fn all_includes_protocols_without_ports() {
         let there = entry("198.51.100.7:40000", "192.0.2.1:8080", "10.0.0.1:80");
-        let mut bytes = there.naming();
-        let back = Entry { original: there.reply, ..there }.naming();
-        let (_, tuple) = attributes(&back).next().expect("a tuple");
-        put_attribute(&mut bytes, key::REPLY | NESTED, tuple);
+        let mut bytes = there.identity();
+        put_tuple(&mut bytes, key::REPLY, there.protocol, there.reply);
         put_attribute(&mut bytes, key::STATUS, &0x18e_u32.to_be_bytes());
         let any = Any { protocol: 17, original: there.original, reply: there.reply, status: 0x18e };
-        assert_eq!(Any::read(&bytes), Some(any));
+        assert_eq!(Any::read(Attributes::new(&bytes)), Some(any));
         for end in 0..bytes.len() {
-            let _ = Any::read(&bytes[..end]);
+            let _ = Any::read(Attributes::new(&bytes[..end]));
         }
-        // Of ICMP there is a number where the ports would be, with a key of its own.
+        // ICMP has an id in another attribute, and no ports.
         for at in 0..bytes.len() - 4 {
             match bytes[at..at + 5] {
                 [5, 0, 1, 0, 17] => bytes[at + 4] = 1,
@@ -377,7 +319,7 @@ mod tests {
                 _ => {}
             }
         }
-        let any = Any::read(&bytes).expect("a connection");
+        let any = Any::read(Attributes::new(&bytes)).expect("a connection");
         assert_eq!((any.protocol, any.original.destination), (1, "192.0.2.1:0".parse().expect("address")));
     }
 }

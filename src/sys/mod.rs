@@ -2,13 +2,13 @@
 
 pub mod boot;
 pub mod conntrack;
-pub mod link;
+pub(crate) mod ffi;
 pub mod namespace;
 pub mod netlink;
 pub mod offload;
 pub mod privilege;
 pub mod process;
-pub mod route;
+pub mod rtnetlink;
 pub mod sockets;
 pub mod sysctl;
 pub mod tracking;

@@ -1,40 +1,50 @@
-//! Network namespaces as ip-netns(8) knows them: entering one by name, and telling which one this is.
+//! Network namespaces: enters a namespace of ip-netns(8) by name, and identifies the current one.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::boot;
+use super::{boot, ffi};
 
-/// Where ip-netns(8) keeps its namespaces.
+/// The directory of ip-netns(8), with a file for each namespace.
 pub const DIRECTORY: &str = "/run/netns";
-/// The namespace of the calling thread.
+/// The file of the calling thread's network namespace.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
-/// A name that is not one of a namespace, or a namespace that cannot be entered.
+/// An error of [`enter`].
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
-    /// The name could lead elsewhere.
+    /// The name is empty, or is not a plain file name.
     #[error("`{0}` cannot be the name of a network namespace")]
     Name(String),
-    /// There is none of this name.
-    #[error("there is no network namespace `{0}`; `ip netns list` shows those that are")]
+    /// No network namespace has this name.
+    #[error("there is no network namespace `{0}`; `ip netns list` lists the network namespaces")]
     Missing(String),
-    /// It may not be entered.
-    #[error("may not enter the network namespace `{0}`")]
+    /// The process lacks CAP_SYS_ADMIN.
+    #[error("not permitted to enter the network namespace `{0}`")]
     NotPermitted(String, #[source] io::Error),
-    /// Something else is wrong with it.
+    /// The file cannot be opened, or is not a network namespace.
     #[error("cannot enter the network namespace `{0}`")]
     Io(String, #[source] io::Error),
+}
+
+/// Returns the cookie of the calling thread's namespace, which is unique since boot. Returns `None` before Linux 5.14.
+///
+/// # Errors
+/// If no socket can be opened. Without the cookie, the namespace would be taken for another one.
+pub fn cookie() -> io::Result<Option<u64>> {
+    // Any socket belongs to the namespace.
+    ffi::namespace_cookie(&UnixDatagram::unbound()?)
 }
 
 /// Moves the calling thread into a namespace by its name.
 ///
 /// # Errors
-/// Where there is none of this name, or CAP_SYS_ADMIN is missing.
+/// If no namespace has this name, or if the process lacks CAP_SYS_ADMIN.
 pub fn enter(name: &str) -> Result<(), NamespaceError> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(NamespaceError::Name(name.to_owned()));
@@ -48,27 +58,27 @@ pub fn enter(name: &str) -> Result<(), NamespaceError> {
     setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))
 }
 
-/// Which network namespace the calling thread is in.
+/// The identity of a network namespace. The unique id distinguishes namespaces that had the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
-    /// The host's own.
+    /// The network namespace of the first process.
     Host,
-    /// One that ip-netns(8) knows, by name, and a word that no other namespace since this boot shares.
+    /// A namespace of ip-netns(8): its name and its unique id.
     Named(String, String),
-    /// One without a name, by that word.
+    /// A namespace without a name: its unique id.
     Anonymous(String),
 }
 
-/// Finds out which network namespace the calling thread is in. `cookie` is the kernel's cookie of it, where it gives one.
+/// Returns the identity of the calling thread's network namespace.
 ///
 /// # Errors
-/// Where `/proc` does not show it.
-pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
+/// If `/proc` cannot be read, or as [`cookie`].
+pub fn identity() -> io::Result<Identity> {
     let current = std::fs::metadata(CURRENT)?;
     if is_of_first_process(&current) {
         return Ok(Identity::Host);
     }
-    let incarnation = incarnation(cookie, current.ino())?;
+    let incarnation = incarnation(cookie()?, current.ino())?;
     let Ok(names) = std::fs::read_dir(DIRECTORY) else { return Ok(Identity::Anonymous(incarnation)) };
     for entry in names.flatten() {
         let Ok(namespace) = std::fs::metadata(entry.path()) else { continue };
@@ -81,22 +91,22 @@ pub fn identity(cookie: Option<u64>) -> io::Result<Identity> {
     Ok(Identity::Anonymous(incarnation))
 }
 
-/// Whether the first process is in the calling thread's namespace, which is `current`.
+/// Returns true if `current`, the calling thread's namespace, is also the namespace of the first process.
 ///
-/// Its link says so, but that may be read only by who has all of that process's capabilities, which root need not have.
-/// What both see as the same file of `/proc` is the same namespace's as well: the kernel numbers these files for each. Where
-/// neither can be seen, what /run/netns knows decides.
+/// The file `/proc/1/ns/net` shows the namespace, but is readable only with all capabilities of that process, which root may
+/// lack. If it is unreadable, the inodes of `/proc/PID/net/dev` are compared: the kernel has one inode for each namespace. If
+/// these are unreadable too, returns false, and the names in /run/netns decide.
 fn is_of_first_process(current: &Metadata) -> bool {
     let same = |one: &Metadata, other: &Metadata| (one.dev(), one.ino()) == (other.dev(), other.ino());
     if let Ok(first) = std::fs::metadata("/proc/1/ns/net") {
         return same(&first, current);
     }
     let file = |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev"));
-    matches!((file("1"), file("thread-self")), (Ok(first), Ok(ours)) if same(&first, &ours))
+    matches!((file("1"), file("thread-self")), (Ok(first), Ok(own)) if same(&first, &own))
 }
 
-/// A word for this namespace that no other one ever has: the boot, and the kernel's cookie of the namespace, which is
-/// counted up and never used again; the number of its file where there is no cookie (before Linux 5.14).
+/// Returns a unique id of a namespace: the boot id, and the kernel's cookie, which the kernel never uses again. Before Linux
+/// 5.14 there is no cookie, and the id has the inode of the namespace instead.
 fn incarnation(cookie: Option<u64>, inode: u64) -> io::Result<String> {
     let boot: String = boot::id()?.chars().filter(char::is_ascii_hexdigit).take(12).collect();
     Ok(match cookie {

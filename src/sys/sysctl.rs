@@ -1,4 +1,4 @@
-//! Switches of the network namespace that forwarding depends on.
+//! The sysctls of the network namespace that forwarding depends on.
 
 use std::fs;
 use std::io;
@@ -10,25 +10,25 @@ use crate::model::{Family, IfName};
 
 const ROOT: &str = "/proc/sys/net";
 
-/// A switch that was changed, and what it was before.
+/// A change of a sysctl.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Its name below `net`, for example `ipv4/ip_forward`.
+    /// The path below /proc/sys/net, such as `ipv4/ip_forward`.
     pub key: String,
-    /// What it was.
+    /// The value before the change.
     pub before: String,
-    /// What it is now.
+    /// The value after the change.
     pub after: String,
 }
 
 impl Change {
-    /// Its name as sysctl(8) writes it.
+    /// Returns the name in the form of sysctl(8), such as `net.ipv4.ip_forward`.
     pub fn name(&self) -> String {
         name(&self.key)
     }
 }
 
-/// A dot in an interface's name is a slash in sysctl(8)'s, which has dots where the path has slashes.
+/// Returns the name of a path in the form of sysctl(8). A dot in the name of an interface becomes a slash.
 fn name(key: &str) -> String {
     let swap = |c| match c {
         '/' => '.',
@@ -38,27 +38,28 @@ fn name(key: &str) -> String {
     format!("net.{}", key.chars().map(swap).collect::<String>())
 }
 
-/// A switch that cannot be read or changed.
+/// An error of a sysctl that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set `{name}` to {value}")]
 pub struct SysctlError {
-    /// Its name.
+    /// The name in the form of sysctl(8).
     pub name: String,
-    /// The value it was to have.
+    /// The value that the failed write should set.
     pub value: String,
-    /// Why.
+    /// The error of the read or the write.
     #[source]
     pub error: io::Error,
 }
 
-/// What must be changed so that packets of a family are forwarded between interfaces; empty where they are already.
+/// Returns the changes that enable forwarding for a family. The list is empty if forwarding is already enabled.
 ///
-/// With IPv6 a host that forwards no longer listens to router advertisements, unless `accept_ra` is 2: interfaces that
-/// listen to them now (1) are set to 2, so that the host keeps its own addresses and routes. Source:
-/// Documentation/networking/ip-sysctl.rst.
+/// An IPv6 router ignores router advertisements unless `accept_ra` is 2. So interfaces with `accept_ra` 1 are set to 2, and
+/// the host keeps its own addresses and routes.
+///
+/// Source: Documentation/networking/ip-sysctl.rst.
 ///
 /// # Errors
-/// Where the switch cannot be read.
+/// If the sysctl cannot be read.
 pub fn forwarding(family: Family) -> Result<Vec<Change>, SysctlError> {
     let key = forwarding_key(family);
     let before = read(key)?;
@@ -69,7 +70,7 @@ pub fn forwarding(family: Family) -> Result<Vec<Change>, SysctlError> {
     if family == Family::Ipv6 {
         for interface in interfaces("ipv6/conf") {
             let key = format!("ipv6/conf/{interface}/accept_ra");
-            // What vanished meanwhile needs nothing.
+            // An unreadable sysctl means that the interface was deleted.
             if let Ok(before) = read(&key)
                 && before == "1"
             {
@@ -81,10 +82,10 @@ pub fn forwarding(family: Family) -> Result<Vec<Change>, SysctlError> {
     Ok(changes)
 }
 
-/// The families whose packets are forwarded between interfaces.
+/// Returns the families with forwarding enabled.
 ///
 /// # Errors
-/// Where a switch cannot be read.
+/// If a sysctl cannot be read.
 pub fn forwarded() -> Result<Vec<Family>, SysctlError> {
     let mut families = Vec::new();
     for family in Family::ALL {
@@ -102,28 +103,30 @@ fn forwarding_key(family: Family) -> &'static str {
     }
 }
 
-/// The switch that lets answers to loopback addresses in by an interface, and out by it what comes from one.
+/// Returns the path of an interface's `route_localnet`, which lets the interface send and receive packets with loopback
+/// addresses.
 pub fn route_localnet_key(interface: &IfName) -> String {
     format!("ipv4/conf/{interface}/{ROUTE_LOCALNET}")
 }
 
-/// Whether there is an interface of this name.
+/// Returns true if an interface of this name exists.
 pub fn has_interface(interface: &IfName) -> bool {
     path(&route_localnet_key(interface)).exists()
 }
 
-/// Whether it is such a switch.
+/// Returns true if `key` is the `route_localnet` of an interface.
 pub fn is_route_localnet(key: &str) -> bool {
     key.ends_with(ROUTE_LOCALNET)
 }
 
 const ROUTE_LOCALNET: &str = "route_localnet";
 
-/// What must be changed so that `route_localnet` holds for an interface; nothing where it does, for it alone or for all.
+/// Returns the change that sets `route_localnet` for an interface. Returns `None` if it is set for the interface or for all.
+///
 /// Source: Documentation/networking/ip-sysctl.rst.
 ///
 /// # Errors
-/// Where the switch cannot be read.
+/// If the sysctl cannot be read.
 pub fn route_localnet(interface: &IfName) -> Result<Option<Change>, SysctlError> {
     let key = route_localnet_key(interface);
     if read("ipv4/conf/all/route_localnet")? != "0" {
@@ -133,21 +136,21 @@ pub fn route_localnet(interface: &IfName) -> Result<Option<Change>, SysctlError>
     Ok((before == "0").then(|| Change { key, before, after: "1".into() }))
 }
 
-/// A switch, or another setting below /proc/sys/net, of the network namespace that the thread is in; `None` where this kernel
-/// does not have it, or its module is not there.
+/// Returns the value of a sysctl below /proc/sys/net in the calling thread's network namespace. Returns `None` if the sysctl
+/// does not exist, because the kernel is too old or the module is not loaded.
 ///
 /// # Errors
-/// Where it is there and cannot be read.
+/// If the sysctl exists but cannot be read.
 pub fn value(key: &str) -> io::Result<Option<String>> {
     match fs::read_to_string(path(key)) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
-        // What was there a moment ago and is not any more answers ENOENT when it is read, too.
+        // A read also gives ENOENT if the sysctl vanishes after it was opened.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The interfaces that have settings in a directory there, `ipv4/conf`, by name; `default` is among them.
+/// Returns the names in a directory of interfaces, such as `ipv4/conf`, without `all`. The list includes `default`.
 pub fn interfaces(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(Path::new(ROOT).join(directory)).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -169,15 +172,15 @@ fn failed(key: &str, value: &str, error: io::Error) -> SysctlError {
     SysctlError { name: name(key), value: value.to_owned(), error }
 }
 
-/// An interface that vanished has no switch to set.
+/// Returns true if a change failed because the interface was deleted.
 fn vanished(change: &Change, error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound && (change.key.ends_with("/accept_ra") || is_route_localnet(&change.key))
 }
 
-/// Carries out changes, in order; what was changed before one fails is put back.
+/// Applies changes in order. If one fails, restores the earlier ones.
 ///
 /// # Errors
-/// The first that the kernel refuses.
+/// If the kernel refuses a change.
 pub fn set(changes: &[Change]) -> Result<(), SysctlError> {
     for (index, change) in changes.iter().enumerate() {
         if let Err(error) = fs::write(path(&change.key), &change.after) {
@@ -191,10 +194,10 @@ pub fn set(changes: &[Change]) -> Result<(), SysctlError> {
     Ok(())
 }
 
-/// Makes sure that switches can be changed, by writing the value that they have.
+/// Checks that sysctls can be changed, by writing their current values.
 ///
 /// # Errors
-/// The first that the kernel refuses.
+/// If the kernel refuses a write.
 pub fn may_set(changes: &[Change]) -> Result<(), SysctlError> {
     for change in changes {
         if let Err(error) = fs::write(path(&change.key), &change.before)
@@ -206,7 +209,7 @@ pub fn may_set(changes: &[Change]) -> Result<(), SysctlError> {
     Ok(())
 }
 
-/// Carries out changes again that were undone. What cannot be changed stays.
+/// Applies changes again after [`undo`], and ignores errors.
 pub fn redo(changes: &[Change]) {
     for change in changes {
         let set = fs::write(path(&change.key), &change.after);
@@ -214,16 +217,16 @@ pub fn redo(changes: &[Change]) {
     }
 }
 
-/// Whether a switch is as it was changed to be.
+/// Returns true if a sysctl still has the value after the change.
 pub fn holds(change: &Change) -> bool {
     read(&change.key).is_ok_and(|now| now == change.after)
 }
 
-/// Puts switches back, last first, where nobody else has changed them since; gives those that were. What cannot be put
-/// back stays.
+/// Restores sysctls in reverse order and returns the restored ones. Skips a sysctl that another program has changed since,
+/// and ignores errors.
 pub fn undo(changes: &[Change]) -> Vec<Change> {
-    let put_back = |change: &&Change| fs::write(path(&change.key), &change.before).is_ok();
-    changes.iter().rev().filter(|change| holds(change)).filter(put_back).cloned().collect()
+    let restore = |change: &&Change| fs::write(path(&change.key), &change.before).is_ok();
+    changes.iter().rev().filter(|change| holds(change)).filter(restore).cloned().collect()
 }
 
 #[cfg(test)]
@@ -231,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_sysctl() {
+    fn names_have_the_form_of_sysctl() {
         let change = |key: &str| Change { key: key.into(), before: "0".into(), after: "1".into() };
         assert_eq!(change("ipv4/ip_forward").name(), "net.ipv4.ip_forward");
         let key = route_localnet_key(&"eth0.7".parse().expect("name"));

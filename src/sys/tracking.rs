@@ -1,57 +1,58 @@
-//! Which transport protocols connection tracking knows well enough for NAT to rewrite their ports.
+//! Connection tracking of transport protocols: NAT can rewrite the ports of tracked protocols only.
 
 use std::fs;
 use std::path::Path;
 
 use crate::model::Protocol;
 
-/// Where connection tracking shows its switches.
+/// The directory of connection tracking's sysctls.
 const ROOT: &str = "/proc/sys/net/netfilter";
 
-/// Why the ports of a protocol cannot be rewritten.
+/// The reason that NAT cannot rewrite the ports of a protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untracked {
-    /// The kernel was built without it.
+    /// The kernel was built without connection tracking for the protocol.
     ///
-    /// DCCP is gone since Linux 6.17. Its packets are then tracked without ports: `dnat to ADDR:PORT` rewrites the address
-    /// alone, and the first packet between two hosts decides for all ports (measured, Linux 6.18).
+    /// Linux 6.17 removed DCCP. The kernel then tracks DCCP packets without ports: `dnat to ADDR:PORT` rewrites only the
+    /// address, and the first packet between two hosts decides for all ports (measured, Linux 6.18).
     #[error("this kernel does not track {0} connections")]
     Absent(Protocol),
-    /// It is tracked, but every packet from outside is taken for a broken one.
+    /// Connection tracking treats every received packet of the protocol as invalid.
     ///
-    /// `udplite_error` checks UDP-Lite's checksum as if it were UDP's (net/netfilter/nf_conntrack_proto_udp.c), so no
-    /// rule of NAT ever sees what arrives, while `nf_conntrack_checksum` is 1 (measured, Linux 6.18).
-    #[error("this kernel takes the checksums of all {0} packets for wrong ones")]
+    /// `udplite_error` verifies the checksum of UDP-Lite like that of UDP (net/netfilter/nf_conntrack_proto_udp.c). So no NAT
+    /// rule sees a received packet while `nf_conntrack_checksum` is 1 (measured, Linux 6.18).
+    #[error("this kernel rejects the checksums of all {0} packets")]
     Checksum(Protocol),
 }
 
 impl Untracked {
-    /// What to do about it.
+    /// Returns the advice for the user.
     pub fn help(&self) -> String {
         match self {
-            Self::Absent(protocol) => format!("leave {protocol} out, or use a kernel with connection tracking for it"),
+            Self::Absent(protocol) => {
+                format!("remove {protocol} from the forward, or use a kernel that tracks {protocol} connections")
+            }
             Self::Checksum(protocol) => {
-                format!("leave {protocol} out, or set `net.netfilter.nf_conntrack_checksum` to 0 yourself")
+                format!("remove {protocol} from the forward, or run `sysctl net.netfilter.nf_conntrack_checksum=0`")
             }
         }
     }
 }
 
-/// Makes sure that the ports of a protocol can be rewritten in the namespace of the calling thread, as far as that can be
-/// told.
+/// Checks that NAT can rewrite the ports of a protocol in the calling thread's network namespace. Returns `Ok` if that is
+/// unknown, because connection tracking is not loaded or not visible.
 ///
-/// Connection tracking shows the time-outs of every protocol that it was built with as switches of their own, but for
-/// UDP-Lite.
+/// Connection tracking has sysctls for the timeouts of every protocol that it was built with, except UDP-Lite.
 ///
 /// # Errors
-/// Why they cannot.
+/// If the kernel cannot rewrite the ports.
 pub fn rewrites_ports(protocol: Protocol) -> Result<(), Untracked> {
     if matches!(protocol, Protocol::Tcp | Protocol::Udp) {
         return Ok(());
     }
     let root = Path::new(ROOT);
     if !root.join("nf_conntrack_max").exists() {
-        // Not loaded yet, or not visible from here.
+        // Connection tracking is not loaded yet, or not visible in this namespace.
         return Ok(());
     }
     let built_in = match protocol {
@@ -59,7 +60,7 @@ pub fn rewrites_ports(protocol: Protocol) -> Result<(), Untracked> {
         Protocol::Sctp => root.join("nf_conntrack_sctp_timeout_established").exists(),
         Protocol::Dccp => root.join("nf_conntrack_dccp_timeout_open").exists(),
         Protocol::Udplite => {
-            // Its sockets and its tracking belong together.
+            // A kernel with UDP-Lite sockets also tracks UDP-Lite.
             let sockets = fs::read_to_string("/proc/net/protocols");
             sockets.map_or(true, |sockets| sockets.lines().any(|line| line.starts_with("UDP-Lite")))
         }
@@ -74,10 +75,10 @@ pub fn rewrites_ports(protocol: Protocol) -> Result<(), Untracked> {
 
 const CHECKSUM: &str = "nf_conntrack_checksum";
 
-/// Makes connection tracking of the namespace of the calling thread take packets without a look at their checksums.
+/// Disables the verification of checksums by connection tracking in the calling thread's network namespace.
 ///
 /// # Errors
-/// Where the switch cannot be set.
+/// If the sysctl cannot be written.
 pub fn ignore_checksums() -> std::io::Result<()> {
     fs::write(Path::new(ROOT).join(CHECKSUM), "0")
 }
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kernel_with_connection_tracking_knows_tcp_and_udp() {
+    fn every_kernel_tracks_tcp_and_udp() {
         assert_eq!(rewrites_ports(Protocol::Tcp), Ok(()));
         assert_eq!(rewrites_ports(Protocol::Udp), Ok(()));
     }

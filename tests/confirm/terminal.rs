@@ -1,8 +1,8 @@
-//! The question at a terminal, and what becomes of it without one.
+//! Confirmation at a terminal, and rollback after the terminal is gone.
 
 use super::*;
 
-/// The same with a terminal that it is in the foreground of.
+/// A running `apply --confirm` in the foreground of a terminal, after it has printed its prompt.
 struct Terminal {
     master: PtyMaster,
     child: Child,
@@ -12,7 +12,7 @@ struct Terminal {
 impl Terminal {
     fn start(net: &Net, seconds: &str, text: &str) -> Self {
         let path = file(&net.state, text);
-        // Which no other process gets, or it would not be gone when we let it go; openpty(3) cannot say so.
+        // Close-on-exec, which openpty(3) cannot set: the terminal hangs up only if no other process holds it.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let master = posix_openpt(flags).expect("a terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("it can be used");
@@ -26,8 +26,8 @@ impl Terminal {
         let child = net.in_host(move || command.spawn().expect("setsid is installed"));
         drop(slave);
         let mut terminal = Self { master, child, shown: String::new() };
-        while !terminal.shown.contains(ASKED) {
-            assert!(terminal.read(), "it asks: {}", terminal.shown);
+        while !terminal.shown.contains(PROMPT_END) {
+            assert!(terminal.read(), "no prompt: {}", terminal.shown);
         }
         terminal
     }
@@ -39,13 +39,13 @@ impl Terminal {
         length > 0
     }
 
-    fn typed(mut self, text: &str) -> (i32, String) {
+    fn type_and_wait(mut self, text: &str) -> (i32, String) {
         self.master.write_all(text.as_bytes()).expect("typed");
         while self.read() {}
         (self.child.wait().expect("ends").code().unwrap_or(-1), self.shown)
     }
 
-    /// The terminal goes, as when an ssh connection ends.
+    /// Closes the terminal, as the end of an ssh connection does.
     fn hang_up(mut self) -> ExitStatus {
         drop(self.master);
         self.child.wait().expect("ends")
@@ -53,7 +53,7 @@ impl Terminal {
 }
 
 #[test]
-fn enter_at_the_terminal_confirms_and_anything_else_puts_back_at_once() {
+fn enter_confirms_and_any_other_input_rolls_back_at_once() {
     if !privileged() {
         return;
     }
@@ -61,14 +61,14 @@ fn enter_at_the_terminal_confirms_and_anything_else_puts_back_at_once() {
     net.ok(&["add", "9000", "172.17.0.4"]);
     let before = words(&net);
     for (typed, said) in [("no\n", "`no` was typed"), ("\x03", "SIGINT")] {
-        let (code, shown) = Terminal::start(&net, LONG, NEW).typed(typed);
-        assert!(code == 1 && shown.contains(said) && shown.contains("the rules before are back"), "{code} {shown}");
+        let (code, shown) = Terminal::start(&net, LONG, NEW).type_and_wait(typed);
+        assert!(code == 1 && shown.contains(said) && shown.contains("rolled back the change"), "{code} {shown}");
         assert_eq!(words(&net), before, "{typed:?}");
     }
     for typed in ["\n", "yes\n"] {
         let terminal = Terminal::start(&net, LONG, NEW);
         assert!(terminal.shown.contains("press Enter"), "{}", terminal.shown);
-        let (code, shown) = terminal.typed(typed);
+        let (code, shown) = terminal.type_and_wait(typed);
         assert!(code == 0 && shown.contains("confirmed"), "{code} {shown}");
         assert!(net.ok(&["list"]).stdout.contains("8080"), "{typed:?}");
         net.ok(&["apply", &file(&net.state, "").to_string_lossy()]);
@@ -79,7 +79,7 @@ fn enter_at_the_terminal_confirms_and_anything_else_puts_back_at_once() {
 }
 
 #[test]
-fn an_input_that_is_no_terminal_is_left_to_whom_it_is_for() {
+fn stdin_is_read_only_from_a_terminal() {
     if !privileged() {
         return;
     }
@@ -94,17 +94,17 @@ fn an_input_that_is_no_terminal_is_left_to_whom_it_is_for() {
     let mut child = net.in_host(move || shell.spawn().expect("sh starts"));
     let input = child.stdin.take();
     { input }.expect("piped").write_all(script.as_bytes()).expect("written");
-    let asking = Asking::asked(child);
+    let pending = PendingApply::after_prompt(child);
     assert_eq!(net.ok(&["confirm"]).stdout, "confirmed\n");
-    let said = asking.end();
+    let said = pending.wait();
     assert!(said.code == 0 && said.stdout.ends_with("the rest is done\n"), "{said:?}");
 }
 
-/// What becomes of a terminal and the program at it, and the signal that the program got.
+/// Ends a terminal or its processes, and returns the signal that ended the program.
 type End = fn(Terminal) -> Option<i32>;
 
 #[test]
-fn with_the_terminal_gone_or_all_of_its_processes_the_rules_before_come_back_by_themselves() {
+fn without_the_terminal_or_its_processes_the_change_is_rolled_back() {
     if !privileged() {
         return;
     }
@@ -114,7 +114,7 @@ fn with_the_terminal_gone_or_all_of_its_processes_the_rules_before_come_back_by_
             terminal.child.kill().expect("killed");
             terminal.child.wait().expect("ends").signal()
         }),
-        ("all of its group are killed, and the terminal goes", |terminal| {
+        ("the process group is killed and the terminal closes", |terminal| {
             let group = Pid::from_raw(terminal.child.id().try_into().expect("a number"));
             killpg(group, Signal::SIGKILL).expect("killed");
             terminal.hang_up().signal()
@@ -131,7 +131,7 @@ fn with_the_terminal_gone_or_all_of_its_processes_the_rules_before_come_back_by_
                 assert_ne!(during, before, "{name}");
                 let signal = end(terminal);
                 assert!(signal.is_some(), "{name}: {signal:?}");
-                assert_eq!(words(&net), during, "{name}: there is time yet to confirm over another connection");
+                assert_eq!(words(&net), during, "{name}: the change stays until the deadline");
                 eventually(name, || words(&net) == before);
                 eventually("the watcher is gone", || watchers(&net).is_empty());
                 assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n", "{name}");
@@ -141,7 +141,7 @@ fn with_the_terminal_gone_or_all_of_its_processes_the_rules_before_come_back_by_
 }
 
 #[test]
-fn with_the_terminal_gone_it_can_be_confirmed_over_another_connection() {
+fn a_change_can_be_confirmed_after_its_terminal_is_gone() {
     if !privileged() {
         return;
     }

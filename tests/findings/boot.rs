@@ -1,16 +1,16 @@
-//! What services at boot, and our own state, make of the rules.
+//! Findings about services at boot and about portfwd's own state.
 
 use std::fs;
 use std::process::Command;
 
-use portfwd::engine::{self, Choice, Engine};
+use portfwd::engine::{Choice, Engine, Options, Scope, Storage};
 use portfwd::store::{State, Unusable};
 use serde_json::Value;
 
-use super::{WORDS, expect, json, make, none};
+use super::{SHELL_FUNCTIONS, expect_finding, expect_none, json, reset_and_run};
 use crate::support::{Net, PORTFWD, Said, privileged};
 
-/// What makes a host that systemd started, with no services but those in `etc` of the test's directory.
+/// Shell commands that make a host look booted by systemd, with only the services in `etc` of the test's directory.
 const BOOTED: &str = "
     mount -t tmpfs none /run; mkdir -p /run/systemd/system
     mount --bind $d/etc /etc/systemd/system
@@ -19,12 +19,12 @@ const BOOTED: &str = "
     disable() { SYSTEMD_OFFLINE=1 systemctl disable \"$@\" 2> /dev/null; }
 ";
 
-/// Runs a script on the host, whose first process is in its network namespace; it must succeed.
+/// Runs a script on the host with process 1 in the host's network namespace. Panics if the script fails.
 #[track_caller]
 fn booted(net: &Net, script: &str) -> String {
     let directory = net.state.path();
     fs::create_dir_all(directory.join("etc")).expect("made");
-    let text = format!("d={} portfwd={PORTFWD}\n{WORDS}{BOOTED}{script}", directory.display());
+    let text = format!("d={} portfwd={PORTFWD}\n{SHELL_FUNCTIONS}{BOOTED}{script}", directory.display());
     let run = || {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec", &text]).env_remove("SSH_CONNECTION");
@@ -35,16 +35,17 @@ fn booted(net: &Net, script: &str) -> String {
     said.stdout
 }
 
-/// Confidence, severity and fix of what is found there of one kind.
+/// Returns confidence, severity and fix of each finding with one id on the booted host.
 #[track_caller]
-fn found(net: &Net, id: &str) -> Vec<[String; 3]> {
+fn booted_findings(net: &Net, id: &str) -> Vec<[String; 3]> {
     let report = json(&booted(net, &format!("portfwd audit --json --only {id}")));
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     let all = report["findings"].as_array().expect("a list");
     all.iter().map(|one| ["confidence", "severity", "fix"].map(|key| text(one, key))).collect()
 }
 
-fn ours(net: &Net) {
+/// Installs portfwd.service on the booted host.
+fn install_unit(net: &Net) {
     fs::create_dir_all(net.state.path().join("etc")).expect("made");
     fs::write(
         net.state.path().join("etc/portfwd.service"),
@@ -54,14 +55,14 @@ fn ours(net: &Net) {
 }
 
 #[test]
-fn of_rules_that_do_not_last() {
+fn finds_rules_that_a_reboot_loses() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, "");
-    ours(&net);
-    assert!(found(&net, "F47").is_empty(), "nothing is asked for");
+    reset_and_run(&net, "");
+    install_unit(&net);
+    assert!(booted_findings(&net, "F47").is_empty(), "there are no rules to lose");
     let file = net.state.path().join("web.toml");
     let write = |port: u16| {
         let text = format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n");
@@ -69,39 +70,39 @@ fn of_rules_that_do_not_last() {
     };
     write(8080);
     booted(&net, "portfwd apply $d/web.toml");
-    let all = found(&net, "F47");
+    let all = booted_findings(&net, "F47");
     let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
     assert_eq!([confidence, severity], ["likely", "warning"]);
     booted(&net, &fix.replace("systemctl enable", "enable"));
-    assert!(found(&net, "F47").is_empty());
-    // In a namespace that no service is started in nothing is known.
+    assert!(booted_findings(&net, "F47").is_empty());
+    // In a namespace without systemd, `audit` knows nothing about services.
     booted(&net, "disable portfwd.service");
-    assert!(!found(&net, "F47").is_empty());
-    none(&net, "F47");
+    assert!(!booted_findings(&net, "F47").is_empty());
+    expect_none(&net, "F47");
     booted(&net, "enable portfwd.service");
 
-    // What the file says is not what was applied.
+    // The file differs from the applied rule set.
     write(8081);
-    let all = found(&net, "F47");
+    let all = booted_findings(&net, "F47");
     let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
     assert_eq!([confidence, severity], ["proved", "warning"]);
     booted(&net, "nft flush ruleset; portfwd restore; portfwd list | grep 8080");
     booted(&net, fix);
-    assert!(found(&net, "F47").is_empty());
+    assert!(booted_findings(&net, "F47").is_empty());
     booted(&net, "portfwd list | grep 8081");
     fs::remove_file(&file).expect("removed");
-    assert_eq!(found(&net, "F47").len(), 1);
+    assert_eq!(booted_findings(&net, "F47").len(), 1);
 }
 
 #[test]
-fn of_services_that_flush_the_rules_of_others() {
+fn finds_services_that_flush_foreign_rules() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.serve("172.17.0.3:80", false);
-    make(&net, "");
-    ours(&net);
+    reset_and_run(&net, "");
+    install_unit(&net);
     let write = |name: &str, text: &str| fs::write(net.state.path().join("etc").join(name), text).expect("written");
     let install = "\n[Install]\nWantedBy=sysinit.target\n";
     write(
@@ -110,12 +111,12 @@ fn of_services_that_flush_the_rules_of_others() {
     );
     fs::write(net.state.path().join("wall.nft"), "# ours\nflush ruleset\ntable inet wall { }\n").expect("written");
     booted(&net, "portfwd add 8080 172.17.0.3:80; enable portfwd.service");
-    assert!(found(&net, "F48").is_empty(), "it is not enabled");
+    assert!(booted_findings(&net, "F48").is_empty(), "wall.service is not enabled");
     booted(&net, "enable wall.service");
-    let all = found(&net, "F48");
+    let all = booted_findings(&net, "F48");
     let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
     assert_eq!([confidence, severity], ["proved", "warning"]);
-    // What it would do, and what it would be like behind it.
+    // The flush deletes portfwd's rules, and `restore` brings them back.
     let flushes = "nft -f $d/wall.nft";
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     booted(&net, flushes);
@@ -125,43 +126,44 @@ fn of_services_that_flush_the_rules_of_others() {
     let (after, part_of) = fix.split_once("After=").and_then(|(_, rest)| rest.split_once(" and ")).expect("a fix");
     fs::create_dir_all(net.state.path().join("etc/portfwd.service.d")).expect("made");
     write("portfwd.service.d/wall.conf", &format!("[Unit]\nAfter={after}\n{part_of}\n"));
-    assert!(found(&net, "F48").is_empty(), "{fix}");
+    assert!(booted_findings(&net, "F48").is_empty(), "{fix}");
 
-    // Docker notices nothing.
+    // Docker does not add its rules again after a flush.
     booted(
         &net,
         "xt nat ':DOCKER -
             -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
             -A DOCKER ! -i docker0 -p tcp --dport 81 -j DNAT --to 172.17.0.3:80'",
     );
-    let all = found(&net, "F48");
+    let all = booted_findings(&net, "F48");
     assert_eq!(all.iter().map(|one| &one[0]).collect::<Vec<_>>(), ["likely"]);
     fs::write(net.state.path().join("wall.nft"), "delete table inet wall\ntable inet wall { }\n").expect("written");
-    assert!(found(&net, "F48").is_empty());
+    assert!(booted_findings(&net, "F48").is_empty());
     booted(&net, flushes);
     assert_eq!(net.tcp("192.0.2.1:81"), "172.17.0.3:80 saw 192.0.2.2");
 }
 
 #[test]
-fn of_what_the_kernel_was_found_to_lack() {
+fn finds_recorded_lack_of_kernel_features() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, "");
-    let keep = |kernel: String| {
+    reset_and_run(&net, "");
+    let record = |kernel: String| {
         net.in_host(|| {
-            let mut engine = Engine::open(net.state.path(), true, Choice::Nft).expect("opens");
+            let mut engine =
+                Engine::open(Storage::ReadWrite(net.state.path()), Choice::Nft, Scope::Full).expect("opens");
             let unusable = Some(Unusable { kernel, why: "the nf_tables of this kernel lacks a part of it".into() });
             let after = State { unusable, ..engine.state().clone() };
-            engine::commit(&mut engine, after).expect("commits");
+            engine.commit(after, Options::default()).expect("commits");
         });
     };
-    none(&net, "F51");
+    expect_none(&net, "F51");
     let now = fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
-    keep(now.trim().to_owned());
-    expect(&net, "F51", ["proved", "info", ""]);
-    // Another kernel may have it.
-    keep("0.0".into());
-    none(&net, "F51");
+    record(now.trim().to_owned());
+    expect_finding(&net, "F51", ["proved", "info", ""]);
+    // The record is from another kernel, so it does not count.
+    record("0.0".into());
+    expect_none(&net, "F51");
 }

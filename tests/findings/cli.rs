@@ -1,4 +1,4 @@
-//! Without root, in dumps, and what the options say.
+//! `audit` without root, with dumps, and its options.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{json, make, run};
+use super::{json, reset_and_run, run};
 use crate::support::{Net, PORTFWD, Said, portfwd, privileged, serve};
 
-/// A host where an error, a warning and rules of several tools are.
+/// A script that makes a host with an error, a warning and rules of several tools.
 const HOST: &str = r"
     xt nat ':DOCKER -
     -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
@@ -33,28 +33,29 @@ fn ids(said: &Said) -> Vec<String> {
 }
 
 #[test]
-fn options_choose_what_is_said_and_what_the_exit_code_is() {
+fn options_filter_findings_and_set_the_exit_code() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
+    reset_and_run(&net, HOST);
     let said = net.ok(&["audit", "--json"]);
     let all = ids(&said);
-    let worst: Vec<String> = {
+    let all_severities: Vec<String> = {
         let found = json(&said.stdout)["findings"].clone();
         found.as_array().expect("a list").iter().map(|one| one["severity"].as_str().expect("text").to_owned()).collect()
     };
     let rank = |severity: &str| ["error", "warning", "info"].iter().position(|one| *one == severity);
-    assert!(worst.is_sorted_by_key(|severity| rank(severity)), "{worst:?}");
+    assert!(all_severities.is_sorted_by_key(|severity| rank(severity)), "{all_severities:?}");
     for severity in ["error", "warning", "info"] {
-        assert!(worst.iter().any(|one| one == severity), "{severity}: {said:?}");
+        assert!(all_severities.iter().any(|one| one == severity), "{severity}: {said:?}");
     }
 
-    // Exit codes.
-    for (id, severity) in all.iter().zip(&worst) {
-        let mine: Vec<&String> = all.iter().zip(&worst).filter(|(one, _)| *one == id).map(|(_, one)| one).collect();
-        if mine.first() != Some(&severity) {
+    // `--fail-on` sets the exit code.
+    for (id, severity) in all.iter().zip(&all_severities) {
+        let severities: Vec<&String> =
+            all.iter().zip(&all_severities).filter(|(one, _)| *one == id).map(|(_, one)| one).collect();
+        if severities.first() != Some(&severity) {
             continue;
         }
         for level in ["error", "warning", "info"] {
@@ -65,11 +66,11 @@ fn options_choose_what_is_said_and_what_the_exit_code_is() {
     }
     assert_eq!(net.portfwd(&["audit", "--fail-on", "error"]).code, 4);
     let errors: Vec<&str> =
-        all.iter().zip(&worst).filter(|(_, one)| *one == "error").map(|(id, _)| id.as_str()).collect();
+        all.iter().zip(&all_severities).filter(|(_, one)| *one == "error").map(|(id, _)| id.as_str()).collect();
     let without = net.portfwd(&["audit", "--json", "--fail-on", "error", "--ignore", &errors.join(",")]);
     assert_eq!(without.code, 0, "{without:?}");
 
-    // Which ones.
+    // `--ignore` and `--only` select findings.
     let rest: Vec<&String> = all.iter().filter(|id| !errors.contains(&id.as_str())).collect();
     assert_eq!(ids(&without).iter().collect::<Vec<_>>(), rest);
     let only = net.ok(&["audit", "--json", "--only", &errors.join(",").to_lowercase()]);
@@ -88,31 +89,31 @@ fn options_choose_what_is_said_and_what_the_exit_code_is() {
     }
     assert!(net.portfwd(&["audit", "--only", "F99"]).stderr.contains("F99"));
 
-    // Whose.
-    let of = |owner: &str| json(&net.ok(&["audit", "--json", "--owner", owner]).stdout);
+    // `--owner` selects rows and findings.
+    let audit_owner = |owner: &str| json(&net.ok(&["audit", "--json", "--owner", owner]).stdout);
     let owners = |value: &Value| -> Vec<String> {
         value.as_array().expect("a list").iter().map(|row| row["owner"].as_str().expect("text").to_owned()).collect()
     };
-    let whole = json(&said.stdout);
-    let docker = of("docker");
+    let unfiltered = json(&said.stdout);
+    let docker = audit_owner("docker");
     assert_eq!(owners(&docker["forwards"]), ["docker", "docker"]);
     assert_eq!(owners(&docker["sources"]), ["docker"]);
-    assert!(of("user")["sources"].as_array().is_some_and(Vec::is_empty));
+    assert!(audit_owner("user")["sources"].as_array().is_some_and(Vec::is_empty));
     let about = |finding: &Value| owners(&finding["places"]).iter().any(|owner| owner == "docker");
     let found = docker["findings"].as_array().expect("a list");
     assert!(!found.is_empty() && found.iter().all(about), "{found:#?}");
-    assert_eq!(found.len(), whole["findings"].as_array().expect("a list").iter().filter(|one| about(one)).count());
-    assert_eq!(owners(&of("unknown,docker,user")["forwards"]).len(), owners(&whole["forwards"]).len());
-    assert!(of("nobody")["forwards"].as_array().is_some_and(Vec::is_empty));
+    assert_eq!(found.len(), unfiltered["findings"].as_array().expect("a list").iter().filter(|one| about(one)).count());
+    assert_eq!(owners(&audit_owner("unknown,docker,user")["forwards"]).len(), owners(&unfiltered["forwards"]).len());
+    assert!(audit_owner("nobody")["forwards"].as_array().is_some_and(Vec::is_empty));
 }
 
 #[test]
-fn sarif_has_what_its_standard_requires() {
+fn sarif_output_follows_the_standard() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
+    reset_and_run(&net, HOST);
     let log = json(&net.ok(&["audit", "--sarif"]).stdout);
     let dump = net.state.path().join("nft.json");
     fs::write(&dump, run(&net, "nft -j list ruleset")).expect("written");
@@ -134,14 +135,14 @@ fn sarif_has_what_its_standard_requires() {
         let results = run["results"].as_array().expect("results");
         assert!(!results.is_empty());
         for result in results {
-            // §3.27: a message is required; §3.27.10 and §3.11.8 say what level and text may be.
+            // SARIF §3.27 requires a message; §3.27.10 and §3.11.8 define level and text.
             assert!(result["message"]["text"].as_str().is_some_and(|text| !text.is_empty()), "{result:#}");
             assert!(rules.contains(&result["ruleId"].as_str().expect("an id")), "{result:#}");
             assert!(["note", "warning", "error"].contains(&result["level"].as_str().expect("a level")), "{result:#}");
             for location in result["locations"].as_array().expect("locations") {
                 assert!(location["logicalLocations"][0]["fullyQualifiedName"].is_string(), "{location:#}");
                 if let Some(physical) = location.get("physicalLocation") {
-                    // §3.4.3: a URI reference, in which a space may not stand.
+                    // SARIF §3.4.3: a URI reference must not contain spaces.
                     let uri = physical["artifactLocation"]["uri"].as_str().expect("a URI");
                     assert!(!uri.contains(' '), "{uri}");
                     assert!(physical["region"]["startLine"].as_u64().is_some_and(|line| line > 0), "{physical:#}");
@@ -159,16 +160,16 @@ fn sarif_has_what_its_standard_requires() {
 }
 
 #[test]
-fn without_root_it_names_what_it_could_not_read() {
+fn without_root_audit_names_unreadable_sources() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
+    reset_and_run(&net, HOST);
     run(&net, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3");
     net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
     assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
-    // Where it is built may be root's alone.
+    // The build directory may be readable by root only, so the user runs a copy.
     let copy = net.state.path().join("portfwd");
     fs::copy(PORTFWD, &copy).expect("copied");
     for path in [net.state.path(), &copy] {
@@ -193,18 +194,18 @@ fn without_root_it_names_what_it_could_not_read() {
     let unknown = report["unknown"].as_array().expect("a list");
     assert!(unknown.iter().any(|gap| gap["what"] == "the rules of nf_tables"), "{unknown:#?}");
     assert!(ids(&said).contains(&"F52".to_owned()), "{said:?}");
-    // That nothing was found does not say that all is well.
+    // Unreadable sources are a finding too: F52.
     assert_eq!(as_nobody(&["--only", "F52", "--fail-on", "warning"]).code, 4);
     assert_eq!(as_nobody(&["--fail-on", "error", "--ignore", "F52,F32"]).code, 0);
 }
 
 #[test]
-fn comments_of_others_are_shown_and_do_nothing() {
+fn control_characters_in_foreign_comments_are_escaped() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, "");
+    reset_and_run(&net, "");
     let evil = "a\u{1b}[2Jb\u{9b}31mc\u{202e}d";
     run(&net, &format!("nat 'tcp dport 80 dnat to 172.17.0.3 comment \"{evil}\"; iifname \"e\u{1b}[1m\" tcp dport 81 dnat to 172.17.0.3'
         nft 'table ip u {{ comment \"{evil}\"; chain pre {{ type nat hook prerouting priority -101; tcp dport 80 dnat to 172.17.0.4 comment \"{evil}\"; }}; }}'"));
@@ -212,7 +213,7 @@ fn comments_of_others_are_shown_and_do_nothing() {
     let hidden = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     assert!(!said.stdout.contains(hidden) && !said.stderr.contains(hidden), "{said:?}");
     assert!(said.stdout.contains("F01") && said.stdout.contains("\\u{1b}"), "{said:?}");
-    // Of JSON the text is as it is, and escaped by its own rules.
+    // JSON contains the original text with JSON escapes.
     let said = net.ok(&["audit", "--json"]);
     assert!(!said.stdout.contains(|c: char| c.is_ascii_control() && c != '\n'), "{said:?}");
     let report = json(&said.stdout);
@@ -220,48 +221,48 @@ fn comments_of_others_are_shown_and_do_nothing() {
 }
 
 #[test]
-fn a_dump_that_ends_too_early_is_refused_with_its_line() {
+fn a_truncated_dump_is_refused_with_its_line() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
+    reset_and_run(&net, HOST);
     let path = net.state.path().join("dump");
-    let of = |text: &str| {
+    let audit_text = |text: &str| {
         fs::write(&path, text).expect("written");
         portfwd(&["audit", "--json", &path.to_string_lossy()])
     };
     let save = run(&net, "iptables-nft-save");
-    assert_eq!(of(&save).code, 0);
+    assert_eq!(audit_text(&save).code, 0);
     let lines: Vec<&str> = save.lines().collect();
     let cut = lines.iter().position(|line| line.contains("--to-destination 172.17.0.3:80")).expect("the rule");
-    let said = of(&lines[..=cut].join("\n"));
+    let said = audit_text(&lines[..=cut].join("\n"));
     assert_eq!(said.code, 2, "{said:?}");
     assert!(
         said.stderr.contains(&format!("line {}", cut + 1)) || said.stderr.contains(&format!("line {}", cut + 2)),
         "{said:?}"
     );
-    // In the middle of a word.
+    // Cut in the middle of a word.
     let half = lines[..=cut].join("\n");
-    let said = of(&half[..half.len() - 30]);
+    let said = audit_text(&half[..half.len() - 30]);
     assert_eq!(said.code, 2, "{said:?}");
     let ruleset = run(&net, "nft -j list ruleset");
-    assert_eq!(of(&ruleset).code, 0);
-    let said = of(&ruleset[..ruleset.len() / 2]);
+    assert_eq!(audit_text(&ruleset).code, 0);
+    let said = audit_text(&ruleset[..ruleset.len() / 2]);
     assert_eq!(said.code, 2, "{said:?}");
     assert!(said.stderr.contains("line 1"), "{said:?}");
     for text in ["", "\n", "hello\n", "{}", "[]"] {
-        let said = of(text);
+        let said = audit_text(text);
         assert_eq!(said.code, 2, "{text:?}: {said:?}");
     }
-    // Where there is no table the programs print nothing; beside another dump that is no mistake.
+    // Without tables iptables-save prints nothing. An empty dump is accepted beside another dump.
     let empty = net.state.path().join("empty");
     fs::write(&path, &save).and_then(|()| fs::write(&empty, "")).expect("written");
     let said = portfwd(&["audit", "--json", &path.to_string_lossy(), &empty.to_string_lossy()]);
     assert_eq!(said.code, 0, "{said:?}");
 }
 
-/// All that an audit could change by looking, without what the network itself changes meanwhile.
+/// Returns everything that reading could change: rules, legacy tables, sysctls, connections, routes. Counters are left out.
 fn state(net: &Net) -> String {
     run(
         net,
@@ -273,15 +274,15 @@ fn state(net: &Net) -> String {
 }
 
 #[test]
-fn looking_changes_nothing() {
+fn audit_changes_nothing() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
+    reset_and_run(&net, HOST);
     net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
     assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
-    // A namespace in which nobody asked for a table of iptables-legacy has none.
+    // The first round has no legacy tables: iptables-legacy creates a table when a command reads or writes it.
     for legacy in ["", "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3"] {
         run(&net, legacy);
         let before = state(&net);
@@ -298,8 +299,8 @@ fn looking_changes_nothing() {
     assert!(fs::read_dir(net.state.path()).expect("readable").next().is_none(), "something is in the state directory");
 }
 
-/// What of a forward does not depend on where it was read.
-fn told(forward: &Value) -> String {
+/// Returns the fields of a forward that are the same in the kernel and in a dump.
+fn comparable(forward: &Value) -> String {
     let words = ["family", "action", "protocol", "ports", "interface", "from", "to", "owner", "table", "chain"];
     words.map(|word| forward[word].to_string()).join(" ")
 }
@@ -310,53 +311,53 @@ fn a_host_and_its_dumps_have_the_same_forwards() {
         return;
     }
     let net = Net::new();
-    make(&net, HOST);
-    let told_of = |said: &Said| -> Vec<String> {
+    reset_and_run(&net, HOST);
+    let comparable_rows = |said: &Said| -> Vec<String> {
         let report = json(&said.stdout);
-        report["forwards"].as_array().expect("a list").iter().map(told).collect()
+        report["forwards"].as_array().expect("a list").iter().map(comparable).collect()
     };
     let write = |name: &str, text: String| {
         let path = net.state.path().join(name);
         fs::write(&path, text).expect("written");
         path.to_string_lossy().into_owned()
     };
-    let live = told_of(&net.ok(&["audit", "--json"]));
+    let live = comparable_rows(&net.ok(&["audit", "--json"]));
     assert_eq!(live.len(), 6, "{live:#?}");
     let ruleset = write("nft.json", run(&net, "nft -j list ruleset"));
     let four = write("iptables-save", run(&net, "iptables-nft-save"));
     let six = write("ip6tables-save", run(&net, "ip6tables-nft-save"));
     let said = portfwd(&["audit", "--json", &ruleset, &four, &six]);
     assert_eq!(said.code, 0, "{said:?}");
-    assert_eq!(told_of(&said), live);
-    let of_xt = |row: &&String| ["\"ip nat\"", "\"ip6 nat\""].iter().any(|table| row.contains(table));
-    // nft(8) 1.0.6 has no words for targets of iptables, and says so; so those of its table are not known of this dump alone.
-    let alone = told_of(&portfwd(&["audit", "--json", &ruleset]));
-    let native: Vec<String> = live.iter().filter(|row| !of_xt(row)).cloned().collect();
+    assert_eq!(comparable_rows(&said), live);
+    let is_xt = |row: &&String| ["\"ip nat\"", "\"ip6 nat\""].iter().any(|table| row.contains(table));
+    // nft(8) 1.0.6 cannot print iptables targets, so its dump alone does not contain the iptables forwards.
+    let alone = comparable_rows(&portfwd(&["audit", "--json", &ruleset]));
+    let native: Vec<String> = live.iter().filter(|row| !is_xt(row)).cloned().collect();
     assert!(native.iter().all(|row| alone.contains(row)), "{alone:#?}");
-    let saved = told_of(&portfwd(&["audit", "--json", &four, &six]));
-    let of_iptables: Vec<String> = live.iter().filter(|row| of_xt(row)).cloned().collect();
+    let saved = comparable_rows(&portfwd(&["audit", "--json", &four, &six]));
+    let of_iptables: Vec<String> = live.iter().filter(|row| is_xt(row)).cloned().collect();
     assert_eq!(saved, of_iptables);
 }
 
-/// Characters that nobody sees, of which some move the cursor, and some turn text round.
-const UNSEEN: [char; 6] = ['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}', '\u{2066}', '\u{200e}'];
+/// Invisible characters. Some of them move the cursor or change the direction of text.
+const INVISIBLE: [char; 6] = ['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}', '\u{2066}', '\u{200e}'];
 
-/// Nothing in it is to be seen otherwise than it is.
+/// Checks that a text contains no invisible characters.
 #[track_caller]
-fn all_is_seen(text: &str) {
-    let unseen = text.chars().find(|c| *c != '\n' && (c.is_control() || UNSEEN.contains(c)));
-    assert_eq!(unseen, None, "{text:?}");
+fn expect_all_visible(text: &str) {
+    let invisible = text.chars().find(|c| *c != '\n' && (c.is_control() || INVISIBLE.contains(c)));
+    assert_eq!(invisible, None, "{text:?}");
 }
 
 #[test]
-fn what_foreign_names_and_comments_hide_is_shown() {
+fn hidden_characters_in_foreign_names_are_escaped() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    let bad: String = UNSEEN.iter().collect();
-    make(&net, "");
-    // Of names of interfaces 15 bytes are left, and nft(8) takes fewer characters for chains than iptables does.
+    let bad: String = INVISIBLE.iter().collect();
+    reset_and_run(&net, "");
+    // Interface names have 15 bytes only. iptables accepts more characters in chain names than nft(8).
     let link = "x\u{9b}\u{202e}y";
     let rules = format!(
         "*nat\n:PREROUTING ACCEPT\n:a{bad} -\n-A PREROUTING -j a{bad}\n-A a{bad} -i {link} -p tcp --dport 80 -m comment --comment \"b{bad}\" -j DNAT --to-destination 172.17.0.3:80\n-A a{bad} -p tcp --dport 80 -j DNAT --to-destination 172.17.0.4:80\nCOMMIT\n"
@@ -369,8 +370,8 @@ fn what_foreign_names_and_comments_hide_is_shown() {
     for dump in [None, Some(path.as_str())] {
         let said = |words: &[&str]| {
             let said = net.ok(&[&["audit"], words, dump.as_slice()].concat());
-            all_is_seen(&said.stdout);
-            all_is_seen(&said.stderr);
+            expect_all_visible(&said.stdout);
+            expect_all_visible(&said.stderr);
             said.stdout
         };
         let text = said(&[]);
@@ -389,6 +390,6 @@ fn what_foreign_names_and_comments_hide_is_shown() {
         &["explain", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"][..],
         &["explain", "--json", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"],
     ] {
-        all_is_seen(&net.ok(words).stdout);
+        expect_all_visible(&net.ok(words).stdout);
     }
 }

@@ -189,16 +189,16 @@ fn live_docker(variant: Variant) {
     let [container, in_ipv6] = ["IPAddress", "GlobalIPv6Address"].map(inspect);
     let published = [format!("{container}:80"), format!("[{in_ipv6}]:80")];
     assert!(engine.audited().targets("docker").into_iter().eq(published.iter().map(String::as_str)));
-    let asked = |port: &str| ["192.0.2.1", "[2001:db8::1]"].map(|host| net.tcp(&format!("{host}:{port}")));
+    let desired = |port: &str| ["192.0.2.1", "[2001:db8::1]"].map(|host| net.tcp(&format!("{host}:{port}")));
     let same = |before: &Saved| {
-        assert_eq!(asked("8080"), [HELLO; 2]);
+        assert_eq!(desired("8080"), [HELLO; 2]);
         same_or_counted_on(&engine.theirs(), before);
     };
     engine.portfwd(&["add", "9090", &format!("{container}:80")]);
     same(&before);
     engine.portfwd(&["add", "[2001:db8::1]:9090", &format!("[{in_ipv6}]:80")]);
     same(&before);
-    assert_eq!(asked("9090"), [HELLO; 2]);
+    assert_eq!(desired("9090"), [HELLO; 2]);
     // Its network `docker0` is Docker's own, and Docker gives the first container the address that it forwards port 80 to.
     let set = file(&engine.home, SET).to_string_lossy().into_owned();
     engine.portfwd(&["apply", &set]);
@@ -215,13 +215,13 @@ fn live_docker(variant: Variant) {
     assert!(view.targets("portfwd").contains(published[0].as_str()), "{view:#?}");
     engine.portfwd(&["rm", "9090"]);
     same(&both);
-    assert_eq!(asked("9090"), ["ConnectionRefused", HELLO]);
+    assert_eq!(desired("9090"), ["ConnectionRefused", HELLO]);
     assert_eq!(net.tcp("192.0.2.1:8081"), HELLO);
     engine.done(&["rm", "--force", "second"]);
     let one = engine.theirs();
     engine.portfwd(&["flush"]);
     same(&one);
-    assert_eq!(asked("9090"), ["ConnectionRefused"; 2]);
+    assert_eq!(desired("9090"), ["ConnectionRefused"; 2]);
     assert!(!format!("{:?}", engine.saved()).contains("PORTFWD"));
 }
 

@@ -1,4 +1,4 @@
-//! Random rule sets, and random packets aimed at their edges.
+//! Generators for random rule sets, and for random packets at the edges of their ranges.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -10,79 +10,79 @@ use portfwd::config::{self, Source};
 use portfwd::engine::Choice as Backend;
 use portfwd::iptables::limits;
 use portfwd::lab::Topology;
-use portfwd::model::{Asked, Binding, Family, Packet, Protocol, RuleSet, netmap};
+use portfwd::model::{Binding, DesiredState, Family, Packet, Protocol, RuleSet, netmap};
 use portfwd::sys::tracking::{Untracked, rewrites_ports};
 
-/// Tables of a rule-set file. Any subset of them is valid, because every one was when it came.
-pub type Pieces = Vec<String>;
+/// Tables of a rule-set file. The generator checks each table as it adds it, so any subset is valid.
+pub type Tables = Vec<String>;
 
-/// Rule sets as files: the tables of two of them, and their settings.
+/// A rule set as text: its settings and its tables. The tables can be split into two files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub settings: String,
-    pub pieces: Pieces,
+    pub tables: Tables,
 }
 
 impl Case {
-    /// The same without what a backend refuses.
+    /// Returns the case without the tables that the backend refuses.
     pub fn for_backend(mut self, backend: Backend) -> Self {
         if backend == Backend::Nft {
             return self;
         }
         let kept = self.settings.lines().filter(|line| !line.starts_with("priority"));
         self.settings = kept.map(|line| format!("{line}\n")).collect();
-        let fits = |piece: &String| {
-            let alone = Self { settings: String::new(), pieces: vec![piece.clone()] };
-            alone.asked().is_some_and(|asked| limits::find(&asked).is_empty())
+        let fits = |table: &String| {
+            let alone = Self { settings: String::new(), tables: vec![table.clone()] };
+            alone.desired().is_some_and(|desired| limits::find(&desired).is_empty())
         };
-        self.pieces.retain(fits);
+        self.tables.retain(fits);
         self
     }
 
-    /// One file with everything.
+    /// Returns one file with the settings and all tables.
     pub fn text(&self) -> String {
-        format!("{}\n{}", self.settings, self.pieces.join("\n"))
+        format!("{}\n{}", self.settings, self.tables.join("\n"))
     }
 
-    /// What it asks; none where something contradicts something.
-    pub fn asked(&self) -> Option<Asked> {
-        load(&[("oracle", &self.text())]).map(|(asked, _)| asked)
+    /// Returns the desired state, or `None` if the case has a conflict.
+    pub fn desired(&self) -> Option<DesiredState> {
+        load(&[("oracle", &self.text())]).map(|(desired, _)| desired)
     }
 
-    /// The same, with the rule sets as they are written.
-    pub fn written(&self) -> Option<(Asked, Vec<RuleSet>)> {
+    /// Returns the desired state and the rule sets of the file.
+    pub fn written(&self) -> Option<(DesiredState, Vec<RuleSet>)> {
         load(&[("oracle", &self.text())])
     }
 
-    /// The same, from two files in an order; each holds every other table.
-    pub fn asked_from_two(&self, swapped: bool) -> Option<Asked> {
+    /// Returns the desired state of two files in either order. Each file contains every other table.
+    pub fn asked_from_two(&self, swapped: bool) -> Option<DesiredState> {
         let half = |odd: usize| -> String {
-            let mine = self.pieces.iter().enumerate().filter(|(index, _)| index % 2 == odd);
-            mine.map(|(_, piece)| format!("{piece}\n")).collect()
+            let half = self.tables.iter().enumerate().filter(|(index, _)| index % 2 == odd);
+            half.map(|(_, table)| format!("{table}\n")).collect()
         };
         let (one, other) = (format!("{}\n{}", self.settings, half(0)), half(1));
         let mut files = [("one", one.as_str()), ("other", other.as_str())];
         if swapped {
             files.reverse();
         }
-        load(&files).map(|(asked, _)| asked)
+        load(&files).map(|(desired, _)| desired)
     }
 }
 
-fn load(files: &[(&str, &str)]) -> Option<(Asked, Vec<RuleSet>)> {
+fn load(files: &[(&str, &str)]) -> Option<(DesiredState, Vec<RuleSet>)> {
     let mut sets = Vec::new();
     for (name, text) in files {
         let source = Source { path: format!("{name}.toml").into(), text: (*text).to_owned() };
         let (loaded, problems) = config::load(&Arc::new(source));
         sets.push(loaded.filter(|_| problems.is_empty())?);
     }
-    let asked = config::union(Asked::default(), &sets).ok()?;
-    Some((asked, sets.into_iter().map(|loaded| loaded.set).collect()))
+    let desired = config::merge(DesiredState::default(), &sets).ok()?;
+    Some((desired, sets.into_iter().map(|loaded| loaded.set).collect()))
 }
 
 const TARGETS: [&str; 8] =
     ["172.17.0.2", "172.17.0.3", "10.1.0.2", "10.1.0.9", "10.9.0.2", "fd00:17::2", "fd00:a::2", "fd00:9::2"];
-// The last is also in a network that is translated.
+// The last address is also in a network with a netmap.
 const LISTENS: [&str; 9] = ["", "", "", "", "192.0.2.1:", "192.0.2.2:", "[2001:db8::1]:", "127.0.0.1:", "192.0.3.9:"];
 const FROMS: [&str; 16] = [
     "198.51.100.0/24",
@@ -106,35 +106,36 @@ const INTERFACES: [&str; 4] = ["eth0", "eth1", "docker0", "br-a"];
 const PROTOCOLS: [&[&str]; 6] = [&["tcp"], &["udp"], &["tcp", "udp"], &["udp", "sctp"], &["sctp"], &["udplite"]];
 const SOURCES: [&str; 6] = ["keep", "keep", "masquerade", "198.18.0.1", "203.0.113.77", "2001:db8::77"];
 
-/// One of a list.
-fn one<'a, T: ?Sized>(rng: &mut Rng, list: &[&'a T]) -> &'a T {
+/// Returns a random item of a list.
+fn choose<'a, T: ?Sized>(rng: &mut Rng, list: &[&'a T]) -> &'a T {
     list[rng.usize(..list.len())]
 }
 
-/// Makes rule sets of up to `most` tables; with `first` at priorities before everybody else's, where sources are rewritten
-/// before everybody else too.
-pub fn case(rng: &mut Rng, most: usize, first: bool) -> Case {
+/// Makes a rule set of up to `max_tables` tables.
+///
+/// With `early`, the priorities are before those of most programs, for destinations and sources.
+pub fn case(rng: &mut Rng, max_tables: usize, early: bool) -> Case {
     let keep = if rng.u8(..12) == 0 { "ip_forward = \"keep\"\n" } else { "" };
-    let priorities = if first { -109..-100 } else { -199..50 };
+    let priorities = if early { -109..-100 } else { -199..50 };
     let priority = if rng.u8(..4) == 0 { format!("priority = {}\n", rng.i32(priorities)) } else { String::new() };
-    let mut case = Case { settings: format!("[settings]\n{keep}{priority}"), pieces: Vec::new() };
-    // Many lengths of client prefixes are compiled in another way than a few.
-    let choosy = rng.u8(..3) == 0;
-    // In a narrow space of ports forwards compete.
+    let mut case = Case { settings: format!("[settings]\n{keep}{priority}"), tables: Vec::new() };
+    // The compiler handles many different client prefix lengths in another way than a few.
+    let many_prefixes = rng.u8(..3) == 0;
+    // With few ports, forwards compete for the same packets.
     let ports = if rng.bool() { 1000..1030 } else { 1000..1006 };
-    // Networks with chains of their own make forwards of one class live in several.
+    // Networks with own chains spread similar forwards over several chains.
     let networks = rng.u8(0..3);
-    for _ in 0..rng.usize(1..=most) {
-        let piece = match rng.u8(..20) {
+    for _ in 0..rng.usize(1..=max_tables) {
+        let table = match rng.u8(..20) {
             0 => masquerade(rng),
             1 => snat(rng),
             2 => netmap_table(rng),
             kind if kind < 3 + networks => network(rng),
-            _ => forward(rng, choosy, ports.clone()),
+            _ => forward(rng, many_prefixes, ports.clone()),
         };
-        case.pieces.push(piece);
-        if case.asked().is_none() {
-            case.pieces.pop();
+        case.tables.push(table);
+        if case.desired().is_none() {
+            case.tables.pop();
         }
     }
     case
@@ -143,7 +144,7 @@ pub fn case(rng: &mut Rng, most: usize, first: bool) -> Case {
 fn network(rng: &mut Rng) -> String {
     let (name, subnets) =
         if rng.bool() { ("docker0", r#""172.17.0.0/16", "fd00:17::/64""#) } else { ("br-a", r#""10.1.0.0/24""#) };
-    let chain = one(rng, &["DOCKER", "DOCKER", "OTHER"]);
+    let chain = choose(rng, &["DOCKER", "DOCKER", "OTHER"]);
     format!(
         "[[network]]\nname = \"{name}\"\nsubnet = [{subnets}]\nchain = \"{chain}\"\nmasquerade = {}\nisolate = {}\n",
         rng.bool(),
@@ -151,10 +152,11 @@ fn network(rng: &mut Rng) -> String {
     )
 }
 
-/// `from` and `out`, at least one of them.
+/// Returns `from`, `out`, or both.
 fn from_and_out(rng: &mut Rng) -> String {
-    let from = one(rng, &["10.1.0.0/24", "10.1.0.2", "172.17.0.0/16", "198.51.100.0/24", "fd00:a::/64", "fd00:17::2"]);
-    let out = one(rng, &["eth0", "eth1", "docker0"]);
+    let from =
+        choose(rng, &["10.1.0.0/24", "10.1.0.2", "172.17.0.0/16", "198.51.100.0/24", "fd00:a::/64", "fd00:17::2"]);
+    let out = choose(rng, &["eth0", "eth1", "docker0"]);
     match rng.u8(..3) {
         0 => format!("from = \"{from}\"\n"),
         1 => format!("out = \"{out}\"\n"),
@@ -167,7 +169,7 @@ fn masquerade(rng: &mut Rng) -> String {
 }
 
 fn snat(rng: &mut Rng) -> String {
-    let to = one(
+    let to = choose(
         rng,
         &[
             "203.0.113.5",
@@ -178,12 +180,12 @@ fn snat(rng: &mut Rng) -> String {
             "[2001:db8:5::5-2001:db8:5::9]:20000-60000",
         ],
     );
-    let mode = one(rng, &["", "", "mode = \"random\"\n", "mode = \"fully-random\"\n", "mode = \"persistent\"\n"]);
+    let mode = choose(rng, &["", "", "mode = \"random\"\n", "mode = \"fully-random\"\n", "mode = \"persistent\"\n"]);
     format!("[[snat]]\n{}to = \"{to}\"\n{mode}", from_and_out(rng))
 }
 
 fn netmap_table(rng: &mut Rng) -> String {
-    let (listen, to) = *one(
+    let (listen, to) = *choose(
         rng,
         &[
             &("192.0.3.0/24", "10.1.0.0/24"),
@@ -198,7 +200,7 @@ fn netmap_table(rng: &mut Rng) -> String {
 fn ports(rng: &mut Rng, space: Range<u16>) -> String {
     let first = rng.u16(space);
     match rng.u8(..24) {
-        // More than one chain of iptables holds.
+        // More ports than portfwd puts into one iptables chain.
         23 => (0..70).map(|number| (first + number * 3).to_string()).collect::<Vec<_>>().join(","),
         other => few_ports(rng, first, other % 6),
     }
@@ -212,9 +214,9 @@ fn few_ports(rng: &mut Rng, first: u16, kind: u8) -> String {
     }
 }
 
-fn forward(rng: &mut Rng, choosy: bool, space: Range<u16>) -> String {
+fn forward(rng: &mut Rng, many_prefixes: bool, space: Range<u16>) -> String {
     let ports = ports(rng, space);
-    let target = one(rng, &TARGETS);
+    let target = choose(rng, &TARGETS);
     let width = ports.split_once('-').and_then(|(a, b)| Some(b.parse::<u16>().ok()? - a.parse::<u16>().ok()?));
     let end = match (rng.u8(..5), width) {
         (0, _) => String::new(),
@@ -229,18 +231,18 @@ fn forward(rng: &mut Rng, choosy: bool, space: Range<u16>) -> String {
         (_, true, end) => format!("[{target}]:{end}"),
         (_, false, end) => format!("{target}:{end}"),
     };
-    let mut text = format!("[[forward]]\nlisten = \"{}{ports}\"\nto = \"{to}\"\n", one(rng, &LISTENS));
-    let protocols: Vec<String> = one(rng, &PROTOCOLS).iter().map(|protocol| format!("\"{protocol}\"")).collect();
+    let mut text = format!("[[forward]]\nlisten = \"{}{ports}\"\nto = \"{to}\"\n", choose(rng, &LISTENS));
+    let protocols: Vec<String> = choose(rng, &PROTOCOLS).iter().map(|protocol| format!("\"{protocol}\"")).collect();
     text += &format!("protocol = [{}]\n", protocols.join(", "));
     if rng.u8(..4) == 0 {
-        text += &format!("interface = \"{}\"\n", one(rng, &INTERFACES));
+        text += &format!("interface = \"{}\"\n", choose(rng, &INTERFACES));
     }
-    if choosy && rng.bool() || rng.u8(..3) == 0 {
-        let mut from: Vec<String> = (0..rng.usize(1..4)).map(|_| format!("\"{}\"", one(rng, &FROMS))).collect();
+    if many_prefixes && rng.bool() || rng.u8(..3) == 0 {
+        let mut from: Vec<String> = (0..rng.usize(1..4)).map(|_| format!("\"{}\"", choose(rng, &FROMS))).collect();
         from.dedup();
         text += &format!("from = [{}]\n", from.join(", "));
     }
-    text += &format!("source = \"{}\"\n", one(rng, &SOURCES));
+    text += &format!("source = \"{}\"\n", choose(rng, &SOURCES));
     if rng.u8(..4) == 0 {
         text += "hairpin = false\n";
     }
@@ -250,33 +252,33 @@ fn forward(rng: &mut Rng, choosy: bool, space: Range<u16>) -> String {
     text
 }
 
-/// A packet that can really be sent in a network, aimed at what is asked; none where the dice gave nothing sendable.
-pub fn packet(rng: &mut Rng, asked: &Asked, topology: &Topology, source_port: u16) -> Option<Packet> {
-    let aim = rng.choice(&asked.bindings).map(|owned| &owned.rule);
+/// Returns a random packet near the bindings that the network can send, or `None` if the random choice is not sendable.
+pub fn packet(rng: &mut Rng, desired: &DesiredState, topology: &Topology, source_port: u16) -> Option<Packet> {
+    let aim = rng.choice(&desired.bindings).map(|owned| &owned.rule);
     let family = match aim {
         Some(binding) if rng.u8(..8) > 0 => binding.family,
         _ => *rng.choice(&Family::ALL)?,
     };
     let interface = interface(rng, aim, topology);
-    let protocol = protocol(rng, aim, asked);
-    let destination = SocketAddr::new(destination(rng, aim, asked, topology, family)?, port(rng, aim));
-    let source = source(rng, asked, topology, family, interface.is_none(), destination.ip())?;
+    let protocol = protocol(rng, aim, desired);
+    let destination = SocketAddr::new(destination(rng, aim, desired, topology, family)?, port(rng, aim));
+    let source = source(rng, desired, topology, family, interface.is_none(), destination.ip())?;
     let interface = interface.and_then(|name| name.parse().ok());
     let packet = Packet { protocol, source: SocketAddr::new(source, source_port), destination, interface };
     sendable(&packet, topology).then_some(packet)
 }
 
-/// Whether a packet can be sent, would reach the host, and is none that the host's own routing throws away.
+/// Returns true if a packet can be sent, reaches the host, and is not dropped by the host's routing.
 pub fn sendable(packet: &Packet, topology: &Topology) -> bool {
     let (source, destination) = (packet.source.ip(), packet.destination.ip());
     let host = &topology.plan;
-    // A network's own address is every router's (RFC 4291, 2.6.1), its last one everybody's.
+    // The first address of a network is for all routers (RFC 4291, 2.6.1), the last IPv4 address is the broadcast address.
     let edge = |address: IpAddr| {
         let last = |own: &IpNetwork| own.is_ipv4() && own.prefix() < 31 && own.broadcast() == address;
         let first = |own: &IpNetwork| own.network() == address && own.ip() != address;
         host.interfaces.iter().any(|here| here.addresses.iter().any(|own| last(own) || first(own)))
     };
-    if Family::of(source) != Family::of(destination)
+    if Family::of_address(source) != Family::of_address(destination)
         || edge(source)
         || edge(destination)
         || topology.sender(packet).is_none()
@@ -284,11 +286,11 @@ pub fn sendable(packet: &Packet, topology: &Topology) -> bool {
         return false;
     }
     let Some(arrives) = &packet.interface else {
-        // What has a loopback address stays at loopback addresses.
+        // A packet from a loopback address can only go to loopback addresses.
         return host.owns(source) && (destination.is_loopback() || !source.is_loopback());
     };
     let Some(here) = host.interfaces.iter().find(|here| here.name == *arrives) else { return false };
-    // The sender hands what is for its own network to no router; and who has no address of the family cannot send.
+    // A sender does not route packets for its own network, and cannot send without an address of the family.
     let on_link = here.addresses.iter().any(|own| own.contains(destination));
     let has_family = here.addresses.iter().any(|own| own.is_ipv4() == destination.is_ipv4());
     has_family && !host.owns(source) && !destination.is_loopback() && (host.owns(destination) || !on_link)
@@ -300,7 +302,7 @@ fn interface(rng: &mut Rng, aim: Option<&Binding>, topology: &Topology) -> Optio
     match rng.u8(..10) {
         0..=2 => None,
         3..=5 if named.is_some() => named,
-        // The network of the target: hairpin.
+        // The target's network: a hairpin packet.
         6 | 7 => aim
             .and_then(|binding| topology.subnet_of(binding.to.address?))
             .map(|subnet| subnet.bridge.clone())
@@ -309,16 +311,16 @@ fn interface(rng: &mut Rng, aim: Option<&Binding>, topology: &Topology) -> Optio
     }
 }
 
-fn protocol(rng: &mut Rng, aim: Option<&Binding>, asked: &Asked) -> Protocol {
+fn protocol(rng: &mut Rng, aim: Option<&Binding>, desired: &DesiredState) -> Protocol {
     let any = *rng.choice(&Protocol::ALL).expect("there are some");
     let wanted = match aim {
         Some(binding) if rng.u8(..10) > 0 => binding.protocol,
         _ => any,
     };
-    // Without a forward of UDP-Lite the network checks its checksums, and takes all of them for wrong.
-    let litened = asked.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite);
+    // Without a UDP-Lite forward, the network checks UDP-Lite checksums and treats all of them as wrong.
+    let has_udplite = desired.bindings.iter().any(|owned| owned.rule.protocol == Protocol::Udplite);
     match rewrites_ports(wanted) {
-        Err(Untracked::Checksum(_)) if litened => wanted,
+        Err(Untracked::Checksum(_)) if has_udplite => wanted,
         Err(_) => Protocol::Tcp,
         Ok(()) => wanted,
     }
@@ -333,7 +335,7 @@ fn port(rng: &mut Rng, aim: Option<&Binding>) -> u16 {
         4 => first - 1,
         5 => last + 1,
         6 => rng.u16(first..=last),
-        // The port it leads to, which nothing must touch on its way through.
+        // The target port: no rule may touch packets that are routed to it.
         _ => binding.target_port(first),
     }
 }
@@ -341,7 +343,7 @@ fn port(rng: &mut Rng, aim: Option<&Binding>) -> u16 {
 fn destination(
     rng: &mut Rng,
     aim: Option<&Binding>,
-    asked: &Asked,
+    desired: &DesiredState,
     topology: &Topology,
     family: Family,
 ) -> Option<IpAddr> {
@@ -350,16 +352,16 @@ fn destination(
         .interfaces
         .iter()
         .flat_map(|here| here.addresses.iter().map(IpNetwork::ip))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
     let others: Vec<IpAddr> = (topology.targets.keys().copied())
         .chain(topology.uplinks.iter().flat_map(|uplink| uplink.address))
         .chain(topology.subnets.iter().filter_map(|subnet| subnet.neighbour))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
-    let mapped: Vec<IpAddr> = (asked.netmaps.iter())
+    let mapped: Vec<IpAddr> = (desired.netmaps.iter())
         .flat_map(|owned| others.iter().map(|inside| netmap::translate(*inside, owned.rule.listen)))
-        .filter(|ip| Family::of(*ip) == family)
+        .filter(|ip| Family::of_address(*ip) == family)
         .collect();
     let loopback = if family == Family::Ipv4 { ["127.0.0.1", "127.0.0.5"] } else { ["::1", "::1"] };
     match rng.u8(..12) {
@@ -374,31 +376,31 @@ fn destination(
 
 fn source(
     rng: &mut Rng,
-    asked: &Asked,
+    desired: &DesiredState,
     topology: &Topology,
     family: Family,
     from_host: bool,
     destination: IpAddr,
 ) -> Option<IpAddr> {
-    let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+    let of_family = |ip: &IpAddr| Family::of_address(*ip) == family;
     if from_host {
         let own = topology.plan.interfaces.iter().flat_map(|here| here.addresses.iter().map(IpNetwork::ip));
         let own: Vec<IpAddr> = own.filter(of_family).collect();
-        let same = destination.is_loopback() && rng.u8(..4) > 0;
+        let use_loopback = destination.is_loopback() && rng.u8(..4) > 0;
         let loopback = if family == Family::Ipv4 { "127.0.0.1" } else { "::1" };
-        return if same { loopback.parse().ok() } else { rng.choice(&own).copied() };
+        return if use_loopback { loopback.parse().ok() } else { rng.choice(&own).copied() };
     }
     let mut all: Vec<IpAddr> = topology.uplinks.iter().flat_map(|uplink| uplink.address).collect();
     all.extend(topology.targets.keys());
     all.extend(topology.subnets.iter().filter_map(|subnet| subnet.neighbour));
-    for from in asked.bindings.iter().filter_map(|owned| owned.rule.from) {
+    for from in desired.bindings.iter().filter_map(|owned| owned.rule.from) {
         all.extend(edges(from));
     }
     all.retain(of_family);
     rng.choice(&all).copied()
 }
 
-/// First, last and the neighbours of a prefix.
+/// Returns the first and the last address of a prefix, and the addresses before and after.
 fn edges(from: IpNetwork) -> Vec<IpAddr> {
     if from.prefix() < 8 {
         return Vec::new();

@@ -1,15 +1,18 @@
-//! The packet oracle: random rule sets, really applied; random packets, really sent; where each arrives must be what
-//! [`portfwd::model::meaning`] says.
+//! The packet oracle: applies random rule sets, sends random packets, and compares where each packet arrives with
+//! [`portfwd::model::meaning`].
 //!
-//! Some rule sets have a rival at the places that most other programs take: what ours rewrite it must not get.
+//! Some rule sets compete with a rival: foreign NAT rules at the hooks and priorities that most programs use. The rival
+//! must not get packets that portfwd rewrites.
 //!
-//! For every rule set it also holds that what was compiled is lifted to the same model, that two files in either order
-//! ask the same, that the way there by another rule set ends in the same rules, and that a plan is empty then.
+//! The oracle also checks for each rule set:
+//! - the compiled rules lift to the same model,
+//! - two files in either order give the same desired state,
+//! - a change from another rule set ends in the same rules, and the plan is empty afterwards.
 //!
-//! The same holds of the same cases with nftables, iptables-nft and iptables-legacy, but for what rule sets ask that iptables
-//! refuses ([`portfwd::iptables::limits`]), which is left out.
+//! The tests use nftables, iptables-nft and iptables-legacy. The iptables cases leave out tables that iptables refuses
+//! ([`portfwd::iptables::limits`]).
 //!
-//! `ORACLE_CASES` is how many packets are sent at least, `ORACLE_SEED` where the dice begin; both are printed. A mismatch is
+//! `ORACLE_CASES` sets the minimum number of packets and `ORACLE_SEED` the seed; the tests print both. A mismatch is
 //! shrunk and printed as a rule-set file and one packet for `portfwd try FILE --packet PACKET`.
 
 mod generate;
@@ -18,21 +21,22 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastrand::Rng;
-use portfwd::engine::{self, Choice as Backend, Engine};
+use portfwd::engine::{Choice as Backend, Engine, Options, Scope, Storage};
 use portfwd::iptables::command::Variant;
-use portfwd::lab::{self, Choice, Sight, Topology};
-use portfwd::model::meaning::{Dropped, Fate, Meaning, meaning};
-use portfwd::model::{Asked, Packet};
+use portfwd::lab::{self, Capture, Selection, Topology};
+use portfwd::model::meaning::{DropReason, Fate, Meaning, meaning};
+use portfwd::model::{DesiredState, Packet};
 use portfwd::store::State;
 
 use crate::support::{self, privileged};
 use generate::Case;
 
-/// How many tables a rule set has at most, and how many packets meet it.
-const TABLES: usize = 14;
+/// The maximum number of tables in a rule set.
+const MAX_TABLES: usize = 14;
+/// The number of packets for each rule set.
 const PACKETS: usize = 120;
 
-fn number(name: &str, default: u64) -> u64 {
+fn number_from_env(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")),
         Err(_) => default,
@@ -40,17 +44,17 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn packets_go_where_the_rule_sets_say() {
+fn packets_follow_the_rule_sets_with_nftables() {
     oracle(Backend::Nft, 6_000);
 }
 
 #[test]
-fn packets_go_there_with_iptables_nft() {
+fn packets_follow_the_rule_sets_with_iptables_nft() {
     oracle(Backend::Variant(Variant::Nft), 3_000);
 }
 
 #[test]
-fn packets_go_there_with_iptables_legacy() {
+fn packets_follow_the_rule_sets_with_iptables_legacy() {
     oracle(Backend::Variant(Variant::Legacy), 3_000);
 }
 
@@ -58,7 +62,7 @@ fn oracle(backend: Backend, cases: u64) {
     if !privileged() {
         return;
     }
-    let (cases, seed) = (number("ORACLE_CASES", cases), number("ORACLE_SEED", 1));
+    let (cases, seed) = (number_from_env("ORACLE_CASES", cases), number_from_env("ORACLE_SEED", 1));
     println!("oracle: {backend:?}, seed {seed}, at least {cases} packets");
     let (done, next) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (done, next) = (&done, &next);
@@ -69,7 +73,7 @@ fn oracle(backend: Backend, cases: u64) {
                 while (done.load(Ordering::Relaxed) as u64) < cases {
                     let round = next.fetch_add(1, Ordering::Relaxed) as u64;
                     let rng = &mut Rng::with_seed(seed.wrapping_mul(1_000_003) + round);
-                    let sent = one_rule_set(rng, done, backend);
+                    let sent = try_rule_set(rng, done, backend);
                     done.fetch_add(sent, Ordering::Relaxed);
                 }
             });
@@ -79,47 +83,51 @@ fn oracle(backend: Backend, cases: u64) {
     println!("oracle: {backend:?}, {packets} packets met {sets} rule sets as expected, in {:?}", start.elapsed());
 }
 
-/// Tries one rule set and gives the number of packets that were sent. `done` is how many went right before.
-fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
-    let rivalled = rng.u8(..6) == 0;
-    let case = generate::case(rng, TABLES, rivalled).for_backend(backend);
-    let Some((asked, sets)) = case.written() else { return 0 };
+/// Tries one rule set and returns the number of packets sent. `done` counts the packets that arrived correctly before.
+fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
+    let with_rival = rng.u8(..6) == 0;
+    let case = generate::case(rng, MAX_TABLES, with_rival).for_backend(backend);
+    let Some((desired, sets)) = case.written() else { return 0 };
     let orders = [false, true].map(|swapped| case.asked_from_two(swapped));
     assert_eq!(orders[0], orders[1], "{}", case.text());
-    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
-    let topology = Topology::build(&asked, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
-    // Most hosts with containers have it on.
-    let switched = rng.u8(..3) == 0;
-    topology.host.run(|| lab::bridges_ask_netfilter(switched)).expect("the host's namespace").expect("switched");
-    let before = generate::case(rng, TABLES, false).for_backend(backend);
-    let before = if rng.bool() { before.asked() } else { None };
-    // The way to a target that this network lacks cannot be told.
+    let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();
+    let topology = Topology::build(&desired, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
+    // Most hosts with containers have bridge netfilter on.
+    let bridge_netfilter = rng.u8(..3) == 0;
+    topology.host.run(|| lab::set_bridge_netfilter(bridge_netfilter)).expect("the host's namespace").expect("switched");
+    let before = generate::case(rng, MAX_TABLES, false).for_backend(backend);
+    let before = if rng.bool() { before.desired() } else { None };
+    // The route to a loopback forward's target is unknown if this network lacks the target.
     let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
     let packets: Vec<Packet> = (0u16..)
         .map(|index| 20_000 + index)
         .take(PACKETS)
-        .filter_map(|port| generate::packet(rng, &asked, &topology, port))
+        .filter_map(|port| generate::packet(rng, &desired, &topology, port))
         .collect();
-    let sight = Sight::open(&topology).expect("packets get through");
-    topology.host.run(|| incrementally(before, &asked, &case, backend)).expect("the host's namespace");
-    // Who comes first must not matter.
-    let rival_first = rivalled && rng.bool();
+    let sight = Capture::open(&topology).expect("packets get through");
+    topology.host.run(|| apply_incrementally(before, &desired, &case, backend)).expect("the host's namespace");
+    // The order of registration must not matter.
+    let rival_first = with_rival && rng.bool();
     if rival_first {
-        topology.host.run(|| rival(backend)).expect("the host's namespace");
+        topology.host.run(|| add_rival(backend)).expect("the host's namespace");
     }
-    let applied = lab::apply(&topology, &asked, backend);
+    let applied = lab::apply(&topology, &desired, backend);
     let (_, host) = applied.unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
-    if rivalled && !rival_first {
-        topology.host.run(|| rival(backend)).expect("the host's namespace");
+    if with_rival && !rival_first {
+        topology.host.run(|| add_rival(backend)).expect("the host's namespace");
     }
     let sightings = sight.send(&packets).expect("sends");
     for (packet, sighting) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
-        // What we rewrite nobody rewrites after us; the rest is the rival's.
-        let ours = forward.is_some() && !matches!(fate, Fate::Leaves { seen, .. } if seen.first == packet.source.ip());
-        if (ours || !rivalled) && !sighting.agrees(packet, &fate) && visible(packet, &fate, &topology, switched) {
-            let against = if rivalled { " (against a rival)" } else { "" };
-            explain(
+        // The rival must not rewrite packets that portfwd has rewritten. The rival may rewrite all others.
+        let rewritten =
+            forward.is_some() && !matches!(fate, Fate::Sent { source: seen, .. } if seen.first == packet.source.ip());
+        if (rewritten || !with_rival)
+            && !sighting.matches_fate(packet, &fate)
+            && visible(packet, &fate, &topology, bridge_netfilter)
+        {
+            let against = if with_rival { " (against a rival)" } else { "" };
+            fail_with_minimal_case(
                 &case,
                 packet,
                 backend,
@@ -130,9 +138,11 @@ fn one_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     packets.len()
 }
 
-/// Another program's NAT at the places that Docker and most others take, after ours by default: all that it can get goes to
-/// a port of this host, or leaves with an address that nobody else gives.
-fn rival(backend: Backend) {
+/// Adds foreign NAT rules at the priorities of Docker and most other programs, after portfwd's default priorities.
+///
+/// The rules redirect every packet that they get to a port of this host, or rewrite its source to an address that no other
+/// rule uses.
+fn add_rival(backend: Backend) {
     if let Backend::Variant(variant) = backend {
         for family in ["iptables", "ip6tables"] {
             let ports = |chain: &str| {
@@ -159,51 +169,52 @@ fn rival(backend: Backend) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Whether it can be seen in this network where a packet goes: somebody must be there. And where bridges ask netfilter, it
-/// must be none that a bridge takes into its own hands ([`lab::bridges_ask_netfilter`]): one that goes back to the port it
-/// came from, or one that this host does not forward.
-fn visible(packet: &Packet, fate: &Fate, topology: &Topology, switched: bool) -> bool {
+/// Returns true if the network can observe where a packet goes: the network needs a receiver.
+///
+/// With bridge netfilter ([`lab::set_bridge_netfilter`]), a bridge handles two kinds of packets itself, so they are not
+/// observable: packets back out of their ingress port, and packets that this host does not forward.
+fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: bool) -> bool {
     let to = match fate {
-        Fate::Leaves { to, .. } => to,
-        Fate::Dropped(Dropped::NotForwarded) => return !switched,
-        Fate::Dropped(_) | Fate::Here { .. } => return true,
+        Fate::Sent { to, .. } => to,
+        Fate::Dropped(DropReason::NotForwarded) => return !bridge_netfilter,
+        Fate::Dropped(_) | Fate::Local { .. } => return true,
     };
-    let Some(receiver) = topology.owner(to.ip()) else { return false };
+    let Some(receiver) = topology.namespace_of(to.ip()) else { return false };
     let sender = topology.sender(packet).filter(|_| packet.interface.is_some());
-    !(switched && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
+    !(bridge_netfilter && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
 }
 
-/// Goes from one rule set to another, and checks that this is where it ends.
-fn incrementally(before: Option<Asked>, asked: &Asked, case: &Case, backend: Backend) {
-    let mut engine = Engine::in_memory(backend).expect("opens");
-    for step in before.into_iter().chain([asked.clone()]) {
-        let after = State { asked: step.into(), ..engine.state().clone() };
-        engine::commit(&mut engine, after).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
+/// Commits one rule set after the other, and checks the plan and the lifted rules at the end.
+fn apply_incrementally(before: Option<DesiredState>, desired: &DesiredState, case: &Case, backend: Backend) {
+    let mut engine = Engine::open(Storage::Memory, backend, Scope::Full).expect("opens");
+    for step in before.into_iter().chain([desired.clone()]) {
+        let after = State { desired: step.into(), ..engine.state().clone() };
+        engine.commit(after, Options::default()).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
     }
-    let plan = engine.plan(&asked.clone().into()).expect("plans");
+    let plan = engine.plan_rules(&desired.clone().into()).expect("plans");
     assert!(plan.is_empty(), "{:?}\n{}", plan.steps, case.text());
     let mut lifted = engine.live().expect("reads").lift();
-    let mut wanted = asked.clone();
+    let mut wanted = desired.clone();
     wanted.settings.clear();
-    // A network that neither masquerades nor isolates leaves nothing in a kernel.
+    // A network that neither masquerades nor isolates has no rules in the kernel.
     wanted.networks.retain(|owned| owned.rule.masquerade || owned.rule.isolate);
     wanted.normalize();
-    lifted.asked.normalize();
+    lifted.desired.normalize();
     assert_eq!(lifted.foreign, Vec::<String>::new(), "{}", case.text());
-    assert_eq!(lifted.asked, wanted, "{}", case.text());
-    // The network goes back to what it was, for the rules alone to be there when packets come.
-    engine::commit(&mut engine, State::default()).expect("flushes");
+    assert_eq!(lifted.desired, wanted, "{}", case.text());
+    // Removes the rules again, so that packets later meet only the rules of `lab::apply`.
+    engine.commit(State::default(), Options::default()).expect("flushes");
 }
 
-/// Shrinks a mismatch to the tables that it takes, and fails with what anyone can replay.
-fn explain(case: &Case, packet: &Packet, backend: Backend, found: &str) -> ! {
+/// Shrinks a mismatch to the tables that it needs, and panics with a case that can be replayed.
+fn fail_with_minimal_case(case: &Case, packet: &Packet, backend: Backend, found: &str) -> ! {
     let mut small = case.clone();
-    let alone = mismatches(&small, packet, backend);
-    if alone {
+    let reproducible = mismatches(&small, packet, backend);
+    if reproducible {
         let mut index = 0;
-        while index < small.pieces.len() {
+        while index < small.tables.len() {
             let mut fewer = small.clone();
-            fewer.pieces.remove(index);
+            fewer.tables.remove(index);
             if mismatches(&fewer, packet, backend) {
                 small = fewer;
             } else {
@@ -213,7 +224,7 @@ fn explain(case: &Case, packet: &Packet, backend: Backend, found: &str) -> ! {
     }
     let path = std::env::temp_dir().join(format!("oracle-{}.toml", packet.source.port()));
     std::fs::write(&path, small.text()).expect("written");
-    let again = if alone { "" } else { "(only in company of the other packets of its run)\n" };
+    let again = if reproducible { "" } else { "(only together with the other packets of its run)\n" };
     panic!(
         "MISMATCH {found}\n{again}{}\nreplay with ({backend:?}): portfwd try {} --packet '{packet}'\n",
         small.text(),
@@ -221,11 +232,11 @@ fn explain(case: &Case, packet: &Packet, backend: Backend, found: &str) -> ! {
     );
 }
 
-/// Whether a packet alone does not go where a rule set says.
+/// Returns true if a packet, sent alone, does not go where the rule set requires.
 fn mismatches(case: &Case, packet: &Packet, backend: Backend) -> bool {
-    let Some((asked, written)) = case.written() else { return false };
-    let bindings: Vec<_> = asked.bindings.iter().map(|owned| &owned.rule).collect();
-    let sendable = Topology::build(&asked, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
-    let trial = || lab::try_out(&asked, &written, &Choice::Packets(vec![packet.clone()]), backend).expect("tried");
+    let Some((desired, written)) = case.written() else { return false };
+    let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();
+    let sendable = Topology::build(&desired, &bindings).is_ok_and(|topology| generate::sendable(packet, &topology));
+    let trial = || lab::try_out(&desired, &written, &Selection::Packets(vec![packet.clone()]), backend).expect("tried");
     sendable && !trial().reports.iter().all(lab::Report::is_as_expected)
 }

@@ -1,4 +1,4 @@
-//! Rules of iptables(8), which the kernel holds in tables of nf_tables.
+//! Rules of iptables-nft, as the kernel stores them in nf_tables.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ use portfwd::lab::Netns;
 use portfwd::model::Family;
 use portfwd::nft::transaction::Connection;
 
-use super::{address, chain, done, feed, ipv4, name, number, one, restore, table, to};
+use super::{actions_for, address, chain, feed, ipv4, name, number, only_case, restore, rewrite_to, table};
 use crate::support::privileged;
 
 #[test]
-fn dockers_rules() {
+fn docker_rules_are_read() {
     if !privileged() {
         return;
     }
@@ -44,24 +44,24 @@ COMMIT
     assert_eq!((nat.family, nat.tool), (TableFamily::Ip, Tool::IptablesNft));
     let base = chain(nat, "PREROUTING").base.as_ref().expect("a base chain");
     assert_eq!((base.kind, base.hook, base.priority, base.drops), (Kind::Nat, Hook::Prerouting, -100, false));
-    let local = one(&chain(nat, "PREROUTING").rules[0]);
+    let local = only_case(&chain(nat, "PREROUTING").rules[0]);
     assert_eq!(local.region.get(Field::DestinationKind), &Set::one(LOCAL));
     assert_eq!(*local.actions, [Action::Jump("DOCKER".into())]);
     let docker = &chain(nat, "DOCKER").rules;
-    assert_eq!(*one(&docker[0]).actions, [Action::Return]);
-    let forward = one(&docker[1]);
-    assert_eq!(*forward.actions, [Action::Dnat(to("172.17.0.2", Some(80)))]);
+    assert_eq!(*only_case(&docker[0]).actions, [Action::Return]);
+    let forward = only_case(&docker[1]);
+    assert_eq!(*forward.actions, [Action::Dnat(rewrite_to("172.17.0.2", Some(80)))]);
     let packet = ipv4().with(Field::Protocol, 6).with(Field::Port, 8080).with(Field::Input, name("eth0"));
     assert_eq!(forward.region.has(&packet), Truth::Yes);
     assert_eq!(forward.region.has(&packet.clone().with(Field::Input, name("docker0"))), Truth::No);
     assert_eq!(forward.region.has(&packet.with(Field::Port, 8081)), Truth::No);
-    let range = one(&docker[2]);
-    let shifted = Rewrite { ports: Some((6000, 6010)), base: Some(5000), ..to("172.17.0.2", None) };
+    let range = only_case(&docker[2]);
+    let shifted = Rewrite { ports: Some((6000, 6010)), base: Some(5000), ..rewrite_to("172.17.0.2", None) };
     assert_eq!(*range.actions, [Action::Dnat(shifted)]);
     assert_eq!(range.region.get(Field::Port), &Set::range(5000, 5010));
     assert_eq!(range.region.get(Field::Destination), &Set::one(number("192.0.2.1")));
     assert_eq!(range.region.get(Field::Input), &Set::interface("br-+", '+').not());
-    let masquerade = one(&chain(nat, "POSTROUTING").rules[0]);
+    let masquerade = only_case(&chain(nat, "POSTROUTING").rules[0]);
     assert_eq!(masquerade.region.get(Field::Source), &Set::range(number("172.17.0.0"), number("172.17.255.255")));
     assert_eq!(masquerade.region.get(Field::Output), &Set::interface("docker0", '+').not());
     assert_eq!(*masquerade.actions, [Action::Masquerade(Rewrite::default())]);
@@ -69,13 +69,13 @@ COMMIT
     let forward = chain(table(&all, "filter"), "FORWARD");
     assert!(forward.base.as_ref().expect("a base chain").drops);
     let translated = ipv4().with(Field::Status, DST_NAT).with(Field::State, State::New.number());
-    assert_eq!(one(&forward.rules[0]).region.has(&translated), Truth::No);
-    assert_eq!(done(&forward.rules[1], &translated), Some(&[Action::Accept][..]));
+    assert_eq!(only_case(&forward.rules[0]).region.has(&translated), Truth::No);
+    assert_eq!(actions_for(&forward.rules[1], &translated), Some(&[Action::Accept][..]));
     assert!(nat.chains.iter().all(|chain| chain.rules.iter().all(|rule| rule.counter.is_some())));
 }
 
 #[test]
-fn what_else_iptables_says() {
+fn other_iptables_matches_and_targets_are_read() {
     if !privileged() {
         return;
     }
@@ -109,19 +109,19 @@ COMMIT
 ",
     );
     let mangle = &chain(table(&all, "mangle"), "PREROUTING").rules;
-    assert_eq!(*one(&mangle[0]).actions, [Action::Mark { field: Field::Mark, mask: 0xff, value: 2 }]);
+    assert_eq!(*only_case(&mangle[0]).actions, [Action::Mark { field: Field::Mark, mask: 0xff, value: 2 }]);
     let marked = Condition::Bits { field: Field::Mark, mask: 0xff, value: 2, not: false };
-    assert_eq!(one(&mangle[1]).region.conditions(), [marked]);
-    assert_eq!(*one(&mangle[1]).actions, [Action::CopyMark { to: Field::ConnectionMark }]);
-    assert_eq!(one(&mangle[2]).region.get(Field::ConnectionMark), &Set::one(5).not());
-    assert_eq!(*one(&mangle[2]).actions, [Action::CopyMark { to: Field::Mark }]);
-    assert_eq!(one(&mangle[3]).region.get(Field::Source), &Set::range(number("10.0.0.3"), number("10.0.0.9")));
-    assert_eq!(one(&mangle[4]).region.get(Field::Port), &Set::of([(1, 2), (5, 9)]));
+    assert_eq!(only_case(&mangle[1]).region.conditions(), [marked]);
+    assert_eq!(*only_case(&mangle[1]).actions, [Action::CopyMark { to: Field::ConnectionMark }]);
+    assert_eq!(only_case(&mangle[2]).region.get(Field::ConnectionMark), &Set::one(5).not());
+    assert_eq!(*only_case(&mangle[2]).actions, [Action::CopyMark { to: Field::Mark }]);
+    assert_eq!(only_case(&mangle[3]).region.get(Field::Source), &Set::range(number("10.0.0.3"), number("10.0.0.9")));
+    assert_eq!(only_case(&mangle[4]).region.get(Field::Port), &Set::of([(1, 2), (5, 9)]));
     for unknown in &mangle[5..8] {
-        assert!(!one(unknown).region.is_known(), "{unknown:#?}");
+        assert!(!only_case(unknown).region.is_known(), "{unknown:#?}");
     }
-    assert!(one(&mangle[8]).actions.is_empty());
-    assert_eq!(*one(&chain(table(&all, "raw"), "PREROUTING").rules[0]).actions, [Action::Untracked]);
+    assert!(only_case(&mangle[8]).actions.is_empty());
+    assert_eq!(*only_case(&chain(table(&all, "raw"), "PREROUTING").rules[0]).actions, [Action::Untracked]);
     let nat = table(&all, "nat");
     let netmap = |first: &str, last: &str| Rewrite {
         addresses: Some((address(first), address(last))),
@@ -129,20 +129,20 @@ COMMIT
         ..Rewrite::default()
     };
     let before = &chain(nat, "PREROUTING").rules;
-    assert_eq!(*one(&before[0]).actions, [Action::Netmap(netmap("10.9.0.0", "10.9.0.255"))]);
+    assert_eq!(*only_case(&before[0]).actions, [Action::Netmap(netmap("10.9.0.0", "10.9.0.255"))]);
     let redirect = Rewrite { ports: Some((8080, 8080)), ..Rewrite::default() };
-    assert_eq!(*one(&before[1]).actions, [Action::Redirect(redirect)]);
+    assert_eq!(*only_case(&before[1]).actions, [Action::Redirect(redirect)]);
     let after = &chain(nat, "POSTROUTING").rules;
-    assert_eq!(*one(&after[0]).actions, [Action::Netmap(netmap("203.0.113.0", "203.0.113.255"))]);
+    assert_eq!(*only_case(&after[0]).actions, [Action::Netmap(netmap("203.0.113.0", "203.0.113.255"))]);
     let ports = Some((1000, 2000));
     let snat = Rewrite { addresses: Some((address("192.0.2.1"), address("192.0.2.9"))), ports, ..Rewrite::default() };
-    assert_eq!(*one(&after[1]).actions, [Action::Snat(snat)]);
-    assert_eq!(*one(&after[2]).actions, [Action::Masquerade(Rewrite { ports, ..Rewrite::default() })]);
-    assert!(!one(&after[2]).region.get(Field::Destination).has(number("127.1.2.3")));
+    assert_eq!(*only_case(&after[1]).actions, [Action::Snat(snat)]);
+    assert_eq!(*only_case(&after[2]).actions, [Action::Masquerade(Rewrite { ports, ..Rewrite::default() })]);
+    assert!(!only_case(&after[2]).region.get(Field::Destination).has(number("127.1.2.3")));
 }
 
 #[test]
-fn the_same_of_ipv6() {
+fn ip6tables_rules_are_read() {
     if !privileged() {
         return;
     }
@@ -159,16 +159,16 @@ COMMIT
     );
     let nat = table(&all, "nat");
     assert_eq!((nat.family, nat.tool), (TableFamily::Ip6, Tool::IptablesNft));
-    let forward = one(&chain(nat, "PREROUTING").rules[0]);
+    let forward = only_case(&chain(nat, "PREROUTING").rules[0]);
     assert_eq!(forward.region.get(Field::Destination), &Set::network("fd00::/60".parse().expect("network")));
-    assert_eq!(*forward.actions, [Action::Dnat(to("fd00::2", Some(80)))]);
+    assert_eq!(*forward.actions, [Action::Dnat(rewrite_to("fd00::2", Some(80)))]);
     let redirect = Rewrite { ports: Some((8081, 8081)), ..Rewrite::default() };
-    assert_eq!(*one(&chain(nat, "PREROUTING").rules[1]).actions, [Action::Redirect(redirect)]);
-    assert_eq!(*one(&chain(nat, "POSTROUTING").rules[0]).actions, [Action::Masquerade(Rewrite::default())]);
+    assert_eq!(*only_case(&chain(nat, "PREROUTING").rules[1]).actions, [Action::Redirect(redirect)]);
+    assert_eq!(*only_case(&chain(nat, "POSTROUTING").rules[0]).actions, [Action::Masquerade(Rewrite::default())]);
 }
 
 #[test]
-fn the_kernel_and_a_dump_tell_the_same() {
+fn kernel_and_dump_give_the_same_rules() {
     if !privileged() {
         return;
     }
@@ -188,19 +188,19 @@ COMMIT
     let all = restore("iptables", text);
     let saved = save::parse(text, Some(Family::Ipv4)).expect("a dump");
     let rules = |all: &Ruleset| chain(table(all, "filter"), "FORWARD").rules.clone();
-    for (live, told) in rules(&all).iter().zip(rules(&saved)) {
+    for (live, dumped) in rules(&all).iter().zip(rules(&saved)) {
         let shown = |rule: &Rule| {
             let words = |case: &Case| describe::region(&case.region, Family::Ipv4);
             rule.cases.iter().map(words).collect::<Vec<_>>()
         };
-        assert_eq!(shown(live), shown(&told), "{:?}", told.words);
-        assert_eq!(live.cases, told.cases, "{:?}", told.words);
-        assert!(live.cases.iter().all(|case| case.region.is_known()), "{:?}", told.words);
+        assert_eq!(shown(live), shown(&dumped), "{:?}", dumped.words);
+        assert_eq!(live.cases, dumped.cases, "{:?}", dumped.words);
+        assert!(live.cases.iter().all(|case| case.region.is_known()), "{:?}", dumped.words);
     }
 }
 
 #[test]
-fn sets_of_ipset_have_their_names_and_the_words_of_a_dump() {
+fn ipset_matches_are_read_with_the_names_of_the_sets() {
     if !privileged() {
         return;
     }
@@ -220,7 +220,7 @@ COMMIT
     let live = Netns::new().expect("namespace").run(job).expect("the namespace");
     let words = |all: &Ruleset| -> Vec<String> {
         let rules = &chain(table(all, "nat"), "PREROUTING").rules;
-        rules.iter().map(|rule| describe::region(&one(rule).region, Family::Ipv4)).collect()
+        rules.iter().map(|rule| describe::region(&only_case(rule).region, Family::Ipv4)).collect()
     };
     let found = words(&live);
     assert_eq!(found[0], "[-m set --match-set portfwd-second dst,src]");

@@ -9,19 +9,19 @@ use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
 use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
 use portfwd::audit::set::Set;
 use portfwd::lab::Netns;
-use portfwd::model::{Asked, Forward, RuleSet, SetName};
+use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
 use portfwd::nft::transaction::{Connection, KernelError};
 use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
 
-use super::{address, chain, chain_of, done, feed, ipv4, load, number, one, rules, table, to};
+use super::{actions_for, address, chain, chain_of, feed, ipv4, load, number, only_case, rewrite_to, rules, table};
 use crate::support::privileged;
 
 #[test]
-fn maps_are_a_case_for_each_element() {
+fn maps_become_one_case_per_element() {
     if !privileged() {
         return;
     }
-    // The layout of CRI-O: one map for ports of all addresses, one for those of one.
+    // CRI-O's layout: one map for ports of all addresses, one for ports of one address.
     let all = chain_of(
         "ip",
         "map any { type inet_proto . inet_service : ipv4_addr . inet_service
@@ -37,30 +37,30 @@ fn maps_are_a_case_for_each_element() {
          }",
     );
     let [some, any, two] = rules(&all) else { panic!("{all:#?}") };
-    let case = one(some);
+    let case = only_case(some);
     assert_eq!(case.region.get(Field::Destination), &Set::one(number("192.0.2.1")));
     assert_eq!(case.region.get(Field::Protocol), &Set::one(6));
     assert_eq!(case.region.get(Field::Port), &Set::one(81));
     assert_eq!(case.region.get(Field::DestinationKind), &Set::one(LOCAL));
-    assert_eq!(*case.actions, [Action::Dnat(to("10.0.0.4", Some(8081)))]);
+    assert_eq!(*case.actions, [Action::Dnat(rewrite_to("10.0.0.4", Some(8081)))]);
     assert_eq!(any.cases.len(), 2);
     let dns = ipv4().with(Field::Protocol, 17).with(Field::Port, 53).with(Field::DestinationKind, LOCAL);
-    assert_eq!(done(any, &dns), Some(&[Action::Dnat(to("10.0.0.3", Some(5353)))][..]));
-    // A port that only one of the two maps has is no match.
+    assert_eq!(actions_for(any, &dns), Some(&[Action::Dnat(rewrite_to("10.0.0.3", Some(5353)))][..]));
+    // A port in only one of the two maps does not match.
     assert_eq!(two.cases.len(), 2, "{two:#?}");
     for (port, target) in [(1, "10.0.0.1"), (2, "10.0.0.2")] {
         let packet = ipv4().with(Field::Protocol, 6).with(Field::Port, port);
-        let wanted = to(target, u16::try_from(port + 10).ok());
-        assert_eq!(done(two, &packet), Some(&[Action::Dnat(wanted)][..]));
+        let wanted = rewrite_to(target, u16::try_from(port + 10).ok());
+        assert_eq!(actions_for(two, &packet), Some(&[Action::Dnat(wanted)][..]));
     }
 }
 
 #[test]
-fn maps_of_verdicts() {
+fn verdict_maps_are_read() {
     if !privileged() {
         return;
     }
-    // The layout of kube-proxy: services by a map, endpoints by a number that is drawn.
+    // kube-proxy's layout: a map selects the service, a random number selects the endpoint.
     let all = load(
         "table ip kube-proxy {
          map services { type ipv4_addr . inet_proto . inet_service : verdict
@@ -83,22 +83,22 @@ fn maps_of_verdicts() {
     let table = table(&all, "kube-proxy");
     let [services, nodes] = chain(table, "c").rules.as_slice() else { panic!("{all:#?}") };
     let packet = ipv4().with(Field::Destination, number("10.96.0.1")).with(Field::Protocol, 6).with(Field::Port, 443);
-    assert_eq!(done(services, &packet), Some(&[Action::Goto("service-a".into())][..]));
-    assert_eq!(done(nodes, &packet), Some(&[Action::Drop][..]));
-    assert_eq!(done(nodes, &packet.with(Field::Port, 30000)), Some(&[Action::Goto("service-a".into())][..]));
+    assert_eq!(actions_for(services, &packet), Some(&[Action::Goto("service-a".into())][..]));
+    assert_eq!(actions_for(nodes, &packet), Some(&[Action::Drop][..]));
+    assert_eq!(actions_for(nodes, &packet.with(Field::Port, 30000)), Some(&[Action::Goto("service-a".into())][..]));
     let drawn = &chain(table, "service-a").rules[0].cases;
     assert_eq!(drawn.len(), 2);
     assert!(drawn.iter().all(|case| !case.region.is_known() && *case.actions == [Action::Goto("endpoint".into())]));
-    let marked = one(&chain(table, "service-b").rules[0]);
+    let marked = only_case(&chain(table, "service-b").rules[0]);
     assert_eq!(*marked.actions, [Action::Mark { field: Field::Mark, mask: 0x4000, value: 0x4000 }]);
-    // Of sets that no rule of NAT needs nothing was read.
+    // Sets that no NAT rule needs are not read.
     let filter = &chain(table, "f").rules;
-    let unread = |rule: &Rule| format!("{:?}", one(rule)).contains("which was not read");
+    let unread = |rule: &Rule| format!("{:?}", only_case(rule)).contains("which was not read");
     assert!(unread(&filter[0]) && unread(&filter[1]) && unread(&chain(table, "elsewhere").rules[0]), "{filter:#?}");
 }
 
 #[test]
-fn intervals_are_sets() {
+fn intervals_become_sets() {
     if !privileged() {
         return;
     }
@@ -120,36 +120,45 @@ fn intervals_are_sets() {
     );
     let rules = rules(&all);
     let ports = Set::of([(1, 5), (80, 80), (100, 200), (65000, 65535)]);
-    assert_eq!(one(&rules[0]).region.get(Field::Port), &ports);
-    assert_eq!(*one(&rules[0]).actions, [Action::Redirect(Rewrite { ports: Some((99, 99)), ..Rewrite::default() })]);
-    assert_eq!(one(&rules[1]).region.get(Field::Port), &ports.not());
+    assert_eq!(only_case(&rules[0]).region.get(Field::Port), &ports);
+    assert_eq!(
+        *only_case(&rules[0]).actions,
+        [Action::Redirect(Rewrite { ports: Some((99, 99)), ..Rewrite::default() })]
+    );
+    assert_eq!(only_case(&rules[1]).region.get(Field::Port), &ports.not());
     let at =
         |to: &str, port| ipv4().with(Field::Protocol, 6).with(Field::Destination, number(to)).with(Field::Port, port);
     for (packet, is) in [(at("10.9.9.9", 3), true), (at("10.9.9.9", 6), false), (at("192.0.2.1", 7), true)] {
-        assert_eq!(done(&rules[2], &packet).is_some(), is, "{packet:?}");
-        assert_eq!(done(&rules[3], &packet).is_some(), !is, "{packet:?}");
+        assert_eq!(actions_for(&rules[2], &packet).is_some(), is, "{packet:?}");
+        assert_eq!(actions_for(&rules[3], &packet).is_some(), !is, "{packet:?}");
     }
     let prefix = Rewrite {
         addresses: Some((address("10.2.0.0"), address("10.2.0.255"))),
         prefix: Some(24),
         ..Rewrite::default()
     };
-    assert_eq!(*one(&rules[4]).actions, [Action::Dnat(prefix)]);
-    assert_eq!(one(&rules[4]).region.get(Field::Destination), &Set::network("10.1.0.0/24".parse().expect("network")));
+    assert_eq!(*only_case(&rules[4]).actions, [Action::Dnat(prefix)]);
+    assert_eq!(
+        only_case(&rules[4]).region.get(Field::Destination),
+        &Set::network("10.1.0.0/24".parse().expect("network"))
+    );
     let names = Set::interface("eth0", '*').or(&Set::interface("veth*", '*'));
-    assert_eq!(one(&rules[5]).region.get(Field::Input), &names);
-    assert_eq!(done(&rules[6], &at("10.0.0.1", 5)), Some(&[Action::Accept][..]));
-    assert_eq!(done(&rules[6], &at("10.0.0.1", 10)), Some(&[Action::Drop][..]));
-    assert!(!one(&rules[7]).region.get(Field::Source).has(number("10.15.0.1")));
-    assert_eq!(one(&rules[7]).region.get(Field::Destination), &Set::range(number("10.0.0.3"), number("10.0.0.7")));
+    assert_eq!(only_case(&rules[5]).region.get(Field::Input), &names);
+    assert_eq!(actions_for(&rules[6], &at("10.0.0.1", 5)), Some(&[Action::Accept][..]));
+    assert_eq!(actions_for(&rules[6], &at("10.0.0.1", 10)), Some(&[Action::Drop][..]));
+    assert!(!only_case(&rules[7]).region.get(Field::Source).has(number("10.15.0.1")));
+    assert_eq!(
+        only_case(&rules[7]).region.get(Field::Destination),
+        &Set::range(number("10.0.0.3"), number("10.0.0.7"))
+    );
 }
 
 #[test]
-fn sets_that_packets_change_are_not_known() {
+fn dynamic_sets_are_unknown() {
     if !privileged() {
         return;
     }
-    // Nobody is in it yet, which says nothing of the next packet.
+    // The dynamic set is empty now, but packets can add elements at any time.
     let all = chain_of(
         "ip",
         "set seen { type ipv4_addr; flags dynamic,timeout; timeout 1h; }
@@ -161,12 +170,12 @@ fn sets_that_packets_change_are_not_known() {
          }",
     );
     let [seen, none, _] = rules(&all) else { panic!("{all:#?}") };
-    assert!(!one(seen).region.is_known());
+    assert!(!only_case(seen).region.is_known());
     assert!(none.cases.iter().all(|case| case.region.is_empty()));
 }
 
 #[test]
-fn tables_of_both_families() {
+fn inet_tables_are_read() {
     if !privileged() {
         return;
     }
@@ -181,23 +190,26 @@ fn tables_of_both_families() {
          }",
     );
     let rules = rules(&all);
-    assert_eq!(one(&rules[0]).region.get(Field::Family), &Set::one(4));
-    assert_eq!(*one(&rules[0]).actions, [Action::Dnat(to("10.0.0.2", None))]);
-    assert_eq!(one(&rules[1]).region.get(Field::Family), &Set::one(6));
-    assert_eq!(one(&rules[1]).region.get(Field::Destination), &Set::network("2001:db8::/32".parse().expect("network")));
-    assert_eq!(*one(&rules[1]).actions, [Action::Dnat(to("fd00::2", Some(8080)))]);
-    assert_eq!(one(&rules[2]).region.get(Field::Family), &Set::ALL);
-    assert_eq!(one(&rules[3]).region.get(Field::Family), &Set::one(6));
-    assert_eq!(one(&rules[3]).region.get(Field::SourcePort), &Set::one(5));
-    assert_eq!(one(&rules[4]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(only_case(&rules[0]).region.get(Field::Family), &Set::one(4));
+    assert_eq!(*only_case(&rules[0]).actions, [Action::Dnat(rewrite_to("10.0.0.2", None))]);
+    assert_eq!(only_case(&rules[1]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(
+        only_case(&rules[1]).region.get(Field::Destination),
+        &Set::network("2001:db8::/32".parse().expect("network"))
+    );
+    assert_eq!(*only_case(&rules[1]).actions, [Action::Dnat(rewrite_to("fd00::2", Some(8080)))]);
+    assert_eq!(only_case(&rules[2]).region.get(Field::Family), &Set::ALL);
+    assert_eq!(only_case(&rules[3]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(only_case(&rules[3]).region.get(Field::SourcePort), &Set::one(5));
+    assert_eq!(only_case(&rules[4]).region.get(Field::Family), &Set::one(6));
 }
 
 #[test]
-fn marks_states_and_what_is_not_known() {
+fn marks_states_and_unknown_expressions_are_read() {
     if !privileged() {
         return;
     }
-    // Marks as netavark sets them, and what fw4 and others ask for.
+    // netavark's marks, and matches of fw4 and others.
     let all = chain_of(
         "inet",
         "chain c { type filter hook prerouting priority -150; policy drop
@@ -227,39 +239,42 @@ fn marks_states_and_what_is_not_known() {
     let rules = rules(&all);
     assert!(chain(table(&all, "t"), "c").base.as_ref().expect("a base chain").drops);
     let mark = |mask, value, not| Condition::Bits { field: Field::Mark, mask, value, not };
-    assert_eq!(one(&rules[0]).region.conditions(), [mark(0x2000, 0x2000, false)]);
-    assert_eq!(one(&rules[1]).region.conditions(), [mark(0xf0, 0, true)]);
-    let above = one(&rules[2]).region.get(Field::Mark);
+    assert_eq!(only_case(&rules[0]).region.conditions(), [mark(0x2000, 0x2000, false)]);
+    assert_eq!(only_case(&rules[1]).region.conditions(), [mark(0xf0, 0, true)]);
+    let above = only_case(&rules[2]).region.get(Field::Mark);
     assert!(above.has(6) && !above.has(5) && !above.has(0));
-    assert_eq!(*one(&rules[3]).actions, [Action::Mark { field: Field::Mark, mask: 0x2000, value: 0x2000 }]);
-    assert_eq!(*one(&rules[4]).actions, [Action::CopyMark { to: Field::Mark }]);
+    assert_eq!(*only_case(&rules[3]).actions, [Action::Mark { field: Field::Mark, mask: 0x2000, value: 0x2000 }]);
+    assert_eq!(*only_case(&rules[4]).actions, [Action::CopyMark { to: Field::Mark }]);
     let set = |field| Action::Mark { field, mask: 0xffff_ffff, value: 7 };
-    assert_eq!(*one(&rules[5]).actions, [set(Field::Mark), set(Field::ConnectionMark)]);
+    assert_eq!(*only_case(&rules[5]).actions, [set(Field::Mark), set(Field::ConnectionMark)]);
     let states = |states: &[State]| portfwd::audit::region::states(states.iter().copied());
-    assert_eq!(one(&rules[6]).region.get(Field::State), &states(&[State::Established, State::Related]));
-    assert_eq!(done(&rules[7], &ipv4().with(Field::State, State::Invalid.number())), Some(&[Action::Drop][..]));
-    assert_eq!(done(&rules[7], &ipv4().with(Field::State, State::New.number())), Some(&[][..]));
+    assert_eq!(only_case(&rules[6]).region.get(Field::State), &states(&[State::Established, State::Related]));
+    assert_eq!(actions_for(&rules[7], &ipv4().with(Field::State, State::Invalid.number())), Some(&[Action::Drop][..]));
+    assert_eq!(actions_for(&rules[7], &ipv4().with(Field::State, State::New.number())), Some(&[][..]));
     let status = Condition::Bits { field: Field::Status, mask: DST_NAT, value: DST_NAT, not: false };
-    assert_eq!(one(&rules[8]).region.conditions(), [status]);
-    assert_eq!(one(&rules[9]).region.get(Field::Direction), &Set::one(1));
-    assert_eq!(one(&rules[10]).region.get(Field::OriginalDestination), &Set::one(number("192.0.2.1")));
+    assert_eq!(only_case(&rules[8]).region.conditions(), [status]);
+    assert_eq!(only_case(&rules[9]).region.get(Field::Direction), &Set::one(1));
+    assert_eq!(only_case(&rules[10]).region.get(Field::OriginalDestination), &Set::one(number("192.0.2.1")));
     for unknown in &rules[11..15] {
-        assert!(!one(unknown).region.is_known() && *one(unknown).actions == [Action::Accept], "{unknown:#?}");
+        assert!(
+            !only_case(unknown).region.is_known() && *only_case(unknown).actions == [Action::Accept],
+            "{unknown:#?}"
+        );
     }
-    // What was done before it was asked is done to all.
+    // A statement before a match applies to all packets.
     let tcp = |port| ipv4().with(Field::Protocol, 6).with(Field::Port, port);
     let marked = Action::Mark { field: Field::Mark, mask: 0xffff_ffff, value: 1 };
-    assert_eq!(done(&rules[15], &tcp(80)), Some(&[marked.clone(), Action::Accept][..]));
-    assert_eq!(done(&rules[15], &tcp(81)), Some(&[marked][..]));
-    assert!(!one(&rules[16]).region.is_known(), "the number of lo is not known here");
-    assert_eq!(*one(&rules[17]).actions, [Action::Untracked]);
-    assert_eq!(*one(&rules[18]).actions, [Action::MarkUnknown { field: Field::ConnectionMark }]);
-    assert!(one(&rules[19]).actions.is_empty() && rules[19].counter.is_some());
-    assert_eq!(*one(&rules[20]).actions, [Action::Reject]);
+    assert_eq!(actions_for(&rules[15], &tcp(80)), Some(&[marked.clone(), Action::Accept][..]));
+    assert_eq!(actions_for(&rules[15], &tcp(81)), Some(&[marked][..]));
+    assert!(!only_case(&rules[16]).region.is_known(), "this test reads no interface names");
+    assert_eq!(*only_case(&rules[17]).actions, [Action::Untracked]);
+    assert_eq!(*only_case(&rules[18]).actions, [Action::MarkUnknown { field: Field::ConnectionMark }]);
+    assert!(only_case(&rules[19]).actions.is_empty() && rules[19].counter.is_some());
+    assert_eq!(*only_case(&rules[20]).actions, [Action::Reject]);
 }
 
 #[test]
-fn what_tables_and_chains_say_of_themselves() {
+fn properties_of_tables_and_chains_are_read() {
     if !privileged() {
         return;
     }
@@ -285,12 +300,12 @@ fn what_tables_and_chains_say_of_themselves() {
     assert_eq!((base("b", "i").hook, base("b", "i").devices), (Hook::Ingress, vec!["lo".to_owned()]));
     assert_eq!(base("e", "f").hook, Hook::Input);
     let nat = table(&all, "nat");
-    assert_eq!(nat.tool, Tool::Nft, "the name alone makes it none of iptables");
+    assert_eq!(nat.tool, Tool::Nft, "the name `nat` alone does not prove iptables-nft");
     let mine = chain(nat, "mine");
     assert!(mine.base.is_none() && mine.handle.is_some() && mine.rules[0].handle.is_some());
     assert_eq!(mine.rules[0].comment.as_deref(), Some("of mine"));
-    assert_eq!(one(&mine.rules[0]).region.get(Field::Input), &Set::interface("lo", '*'));
-    let [Action::Jump(within)] = &*one(&mine.rules[1]).actions else { panic!("{mine:#?}") };
+    assert_eq!(only_case(&mine.rules[0]).region.get(Field::Input), &Set::interface("lo", '*'));
+    let [Action::Jump(within)] = &*only_case(&mine.rules[1]).actions else { panic!("{mine:#?}") };
     assert_eq!(chain(nat, within).rules.len(), 1);
 }
 
@@ -309,19 +324,19 @@ fn large_maps_are_read_in_time() {
     let namespace = Netns::new().expect("namespace");
     let job = || {
         feed("nft", &["-f", "-"], &all);
-        let began = Instant::now();
+        let start = Instant::now();
         let read = read(&mut Connection::open().expect("netlink")).expect("readable");
-        (read, began.elapsed())
+        (read, start.elapsed())
     };
     let (all, took) = namespace.run(job).expect("the namespace");
     assert_eq!(rules(&all)[0].cases.len(), 60_000);
-    let most = if cfg!(debug_assertions) { Duration::from_secs(5) } else { Duration::from_millis(300) };
-    assert!(took < most, "{took:?}");
+    let limit = if cfg!(debug_assertions) { Duration::from_secs(5) } else { Duration::from_millis(300) };
+    assert!(took < limit, "{took:?}");
     eprintln!("60,000 elements: {took:?}");
 }
 
 #[test]
-fn a_number_of_one_is_always_the_same() {
+fn numgen_modulo_1_is_constant() {
     if !privileged() {
         return;
     }
@@ -341,21 +356,21 @@ fn a_number_of_one_is_always_the_same() {
     let sure = |rule: &Rule| rule.cases.iter().all(|case| case.region.is_known());
     let tcp = |port| ipv4().with(Field::Protocol, 6).with(Field::Port, port);
     assert!(rules[..4].iter().all(sure), "{rules:#?}");
-    assert_eq!(done(&rules[0], &tcp(80)), Some(&[Action::Dnat(to("10.0.0.1", None))][..]));
-    assert_eq!(done(&rules[1], &tcp(81)), Some(&[Action::Dnat(to("10.0.0.2", None))][..]));
-    assert_eq!(done(&rules[2], &tcp(82)), Some(&[Action::Goto("x".into())][..]));
-    assert_eq!(done(&rules[3], &tcp(83)), None);
+    assert_eq!(actions_for(&rules[0], &tcp(80)), Some(&[Action::Dnat(rewrite_to("10.0.0.1", None))][..]));
+    assert_eq!(actions_for(&rules[1], &tcp(81)), Some(&[Action::Dnat(rewrite_to("10.0.0.2", None))][..]));
+    assert_eq!(actions_for(&rules[2], &tcp(82)), Some(&[Action::Goto("x".into())][..]));
+    assert_eq!(actions_for(&rules[3], &tcp(83)), None);
     assert!(!sure(&rules[4]), "{:#?}", rules[4]);
 }
 
-/// Commits to our own table, one batch behind the other, until it is told that it is enough. Gives how many.
-fn commits_all_the_time(enough: &AtomicBool) -> u32 {
+/// Commits to table `inet portfwd` without a pause until `stop` is set. Returns the number of commits.
+fn commit_without_pause(stop: &AtomicBool) -> u32 {
     let program = |target: &str| {
         let mut set = RuleSet::new(SetName::cli());
         set.forwards.push(Forward::new("80".parse().expect("listen"), target.parse().expect("target")));
-        let mut asked = Asked::default();
-        asked.add(&set).expect("valid");
-        compile(&asked).expect("compiles")
+        let mut desired = DesiredState::default();
+        desired.add(&set).expect("valid");
+        compile(&desired).expect("compiles")
     };
     let programs = [program("10.0.0.1"), program("10.0.0.2")];
     let mut connection = Connection::open().expect("netlink");
@@ -364,7 +379,7 @@ fn commits_all_the_time(enough: &AtomicBool) -> u32 {
     let changes = [diff(&programs[0], &programs[1]), diff(&programs[1], &programs[0])];
     let mut batches = changes.each_ref().map(|changes| encode(changes, generation));
     let mut count = 0;
-    while !enough.load(Ordering::Relaxed) {
+    while !stop.load(Ordering::Relaxed) {
         for batch in &mut batches {
             generation = generation.wrapping_add(1);
             batch.move_to(generation);
@@ -376,12 +391,12 @@ fn commits_all_the_time(enough: &AtomicBool) -> u32 {
 }
 
 #[test]
-fn beside_somebody_who_commits_all_the_time_it_is_read_or_said() {
+fn rules_are_read_or_reported_as_interrupted_beside_constant_commits() {
     if !privileged() {
         return;
     }
-    // A few rules are read between two commits. Many are not, as long as there is no rest: the kernel's dumps of all tables leave
-    // out what moves in any of them, so what was read meanwhile is worth nothing, and that is said in time.
+    // A few rules are read between two commits. Reading many rules fails while commits go on: a change in any table makes
+    // the kernel's dump incomplete. The reader must report this in time.
     for (count, may_fail) in [(20, false), (5000, true)] {
         let namespace = Netns::new().expect("namespace");
         let load = || {
@@ -391,9 +406,9 @@ fn beside_somebody_who_commits_all_the_time_it_is_read_or_said() {
             feed("nft", &["-f", "-"], &format!("table ip t {{ {chain}; }}"));
         };
         namespace.run(load).expect("the namespace");
-        let enough = AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         let (found, time) = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| namespace.run(|| commits_all_the_time(&enough)).expect("the namespace"));
+            let writer = scope.spawn(|| namespace.run(|| commit_without_pause(&stop)).expect("the namespace"));
             let read = || {
                 std::thread::sleep(Duration::from_millis(100));
                 let mut connection = Connection::open().expect("netlink");
@@ -401,7 +416,7 @@ fn beside_somebody_who_commits_all_the_time_it_is_read_or_said() {
                 (read(&mut connection).map(|all| rules(&all).len()), start.elapsed())
             };
             let found = namespace.run(read);
-            enough.store(true, Ordering::Relaxed);
+            stop.store(true, Ordering::Relaxed);
             let commits = writer.join().expect("no panic");
             eprintln!("{found:?} of {count} rules beside {commits} commits");
             found.expect("the namespace")
@@ -411,7 +426,7 @@ fn beside_somebody_who_commits_all_the_time_it_is_read_or_said() {
             Err(KernelError::Interrupted) => assert!(may_fail && time < Duration::from_secs(20), "{time:?}"),
             Err(error) => panic!("{error}"),
         }
-        // When there is rest, it is read.
+        // Without commits, all rules are read.
         let again = namespace.run(|| read(&mut Connection::open().expect("netlink")).expect("readable"));
         assert_eq!(rules(&again.expect("the namespace")).len(), count);
     }

@@ -1,9 +1,9 @@
-//! Any text as a dump of somebody's rules: it is read or refused, and what was read is audited to its end.
+//! Any text as a dump of foreign rules: the reader accepts or refuses the text, and the audit handles all accepted rules.
 
 use portfwd::audit::host::Host;
 use portfwd::audit::{findings, listing, read};
 
-/// Takes any bytes as a dump.
+/// Reads any bytes as a dump, and audits the rules.
 pub fn holds(input: &[u8]) {
     let Ok(rules) = read::dump(&String::from_utf8_lossy(input), None) else { return };
     let host = Host::new(rules, None);

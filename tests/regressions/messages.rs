@@ -1,4 +1,4 @@
-//! The kernel's answers, and any bytes in their place: everything that is asked has an end.
+//! The kernel's answers, or any bytes instead: each request ends with a result or an error.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,21 +7,22 @@ use portfwd::audit::host::Host;
 use portfwd::audit::read::nft;
 use portfwd::audit::ruleset::Ruleset;
 use portfwd::audit::{findings, listing};
-use portfwd::nft::decode::{decode, elements_by_key, has_chain, structure};
+use portfwd::nft::decode::{decode, decode_structure, elements_by_key, has_chain};
 use portfwd::nft::diff::{Changes, diff};
 use portfwd::nft::encode::encode;
 use portfwd::nft::lift::lift;
 use portfwd::nft::program::{Key, Program};
-use portfwd::nft::transaction::{Connection, Wire};
+use portfwd::nft::transaction::Connection;
+use portfwd::sys::netlink::wire::Wire;
 
-/// Takes any bytes: the first says what is asked, the others are answers.
+/// Takes any bytes: the first selects the request, the others are the answers.
 pub fn holds(input: &[u8]) {
     if let Some((question, answers)) = input.split_first() {
-        ask(*question, Connection::over(Box::new(Answers::of(answers))));
+        ask(*question, Connection::over(Box::new(Answers::parse(answers))));
     }
 }
 
-/// Asks the kernel, or what stands for it, a question.
+/// Sends a request to the kernel or to recorded answers, and processes the result.
 pub fn ask(question: u8, mut kernel: Connection) {
     match question {
         b'g' => drop(kernel.generation()),
@@ -31,20 +32,20 @@ pub fn ask(question: u8, mut kernel: Connection) {
             drop(elements_by_key(&mut kernel, "DOCKER-ip-ports", [&key]));
         }
         b'b' => drop(kernel.commit(&encode(&Changes::default(), 1))),
-        b's' => drop(structure(&mut kernel)),
-        b'a' => drop(nft::read(&mut kernel).map(|rules| is_audited(&rules))),
-        _ => drop(decode(&mut kernel).map(|(program, _)| is_lifted(&program))),
+        b's' => drop(decode_structure(&mut kernel)),
+        b'a' => drop(nft::read(&mut kernel).map(|rules| run_audit(&rules))),
+        _ => drop(decode(&mut kernel).map(|(program, _)| print_lift_and_remove(&program))),
     }
 }
 
-/// What was read is audited to its end.
-fn is_audited(rules: &Ruleset) {
+/// Runs the whole audit over the rules.
+fn run_audit(rules: &Ruleset) {
     let host = Host::new(rules.clone(), None);
     drop((listing::forwards(&host), listing::sources(&host), findings::all(&host, |_| true)));
 }
 
-/// What was read is shown, lifted, and taken away: all at once, and piece by piece.
-fn is_lifted(program: &Program) {
+/// Prints and lifts a program, and encodes its removal: the table, its content, and the content of maps and chains.
+fn print_lift_and_remove(program: &Program) {
     assert!(program.table || program.to_string().is_empty());
     lift(program);
     let mut empty = program.clone();
@@ -58,15 +59,16 @@ fn is_lifted(program: &Program) {
     }
 }
 
-/// Answers that were there before they were asked for.
+/// Recorded answers, as a [`Wire`] that replays them.
 struct Answers {
     messages: VecDeque<Vec<u8>>,
-    asked: [u8; 4],
+    /// The sequence number of the last request, in host byte order.
+    sequence: [u8; 4],
 }
 
 impl Answers {
-    /// Each message is received by itself, whatever its header says behind the last whole one included.
-    fn of(mut bytes: &[u8]) -> Self {
+    /// Splits the bytes into messages by the length in each header. The incomplete rest is the last message.
+    fn parse(mut bytes: &[u8]) -> Self {
         let mut messages = VecDeque::new();
         while let Some(length) =
             bytes.first_chunk().and_then(|length| usize::try_from(u32::from_ne_bytes(*length)).ok())
@@ -76,34 +78,30 @@ impl Answers {
             bytes = rest;
         }
         messages.push_back(bytes.to_vec());
-        Self { messages, asked: [0; 4] }
+        Self { messages, sequence: [0; 4] }
     }
 }
 
 impl Wire for Answers {
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.asked = bytes[8..12].try_into().expect("a header");
+        self.sequence = bytes[8..12].try_into().expect("a header");
         Ok(())
     }
 
     fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
         let Some(mut message) = self.messages.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
-        // It answers what was asked, unless it says that it does not.
+        // A zero number becomes the number of the request. Other numbers stay, so the message does not match.
         if let Some(number) = message.get_mut(8..12)
             && number == [0; 4]
         {
-            number.copy_from_slice(&self.asked);
+            number.copy_from_slice(&self.sequence);
         }
         let length = message.len().min(room.len());
         room[..length].copy_from_slice(&message[..length]);
         Ok(length)
     }
 
-    fn prepare(&mut self, _: usize) -> io::Result<()> {
+    fn reserve(&mut self, _: usize) -> io::Result<()> {
         Ok(())
-    }
-
-    fn namespace_cookie(&self) -> Option<u64> {
-        None
     }
 }

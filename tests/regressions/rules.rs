@@ -1,48 +1,48 @@
-//! Rule-set files: whatever is in them, every mistake has its place, and what has none goes all the way to a program.
+//! Any text as rule-set files: each mistake has a valid position, and files without mistakes compile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use portfwd::config::{Loaded, Place, Problem, Source, load, union};
+use portfwd::config::{Loaded, Location, Problem, Source, load, merge};
 use portfwd::iptables::compile::Host;
-use portfwd::model::{Asked, Forward};
+use portfwd::model::{DesiredState, Forward};
 use portfwd::{iptables, nft};
 
-/// What begins another file.
-const NEXT: &str = "\n# file\n";
+/// The separator between two files.
+const SEPARATOR: &str = "\n# file\n";
 
-/// So many atoms are compiled in a few milliseconds.
-const ATOMS: usize = 200;
+/// The limit for bindings. The compiler needs a few milliseconds for this many.
+const MAX_BINDINGS: usize = 200;
 
-/// So many rules or elements are.
-const PARTS: u32 = 5_000;
+/// The limit for rules and elements, for the same reason.
+const MAX_RULES: u32 = 5_000;
 
-/// Takes any bytes; those that are text are up to three files.
+/// Splits any text into up to three files. Bytes that are not UTF-8 are ignored.
 pub fn holds(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let mut sets = Vec::new();
-    let mut whole = true;
-    for (text, path) in text.split(NEXT).zip(["web.toml", "db.toml", "mail.toml"]) {
+    let mut valid = true;
+    for (text, path) in text.split(SEPARATOR).zip(["web.toml", "db.toml", "mail.toml"]) {
         let source = Arc::new(Source { path: path.into(), text: text.into() });
         let (loaded, problems) = load(&source);
-        problems.iter().for_each(can_be_shown);
-        whole &= problems.is_empty();
+        problems.iter().for_each(expect_printable);
+        valid &= problems.is_empty();
         sets.extend(loaded);
     }
-    if atoms(&sets) > ATOMS {
+    if max_bindings(&sets) > MAX_BINDINGS {
         return;
     }
-    match union(Asked::default(), &sets) {
-        Ok(asked) if whole => compiles(&asked),
+    match merge(DesiredState::default(), &sets) {
+        Ok(desired) if valid => compile_and_lift(&desired),
         Ok(_) => {}
-        Err(problems) => problems.iter().for_each(can_be_shown),
+        Err(problems) => problems.iter().for_each(expect_printable),
     }
 }
 
-fn can_be_shown(problem: &Problem) {
-    let places = problem.place.iter().chain(problem.other.iter().filter_map(|(_, place)| place.as_ref()));
+fn expect_printable(problem: &Problem) {
+    let places = problem.location.iter().chain(problem.related.iter().filter_map(|(_, place)| place.as_ref()));
     for place in places {
-        is_in_its_text(place);
+        expect_inside_its_text(place);
     }
     assert!(!problem.what.is_empty());
     for color in [false, true] {
@@ -50,7 +50,7 @@ fn can_be_shown(problem: &Problem) {
     }
 }
 
-fn is_in_its_text(place: &Place) {
+fn expect_inside_its_text(place: &Location) {
     let (text, span) = (&place.source.text, &place.span);
     assert!(text.get(span.clone()).is_some(), "{span:?} of {} bytes", text.len());
     let (line, column) = place.line_and_column();
@@ -59,34 +59,34 @@ fn is_in_its_text(place: &Place) {
     assert!(lines.get(inside.clone()) == text.get(span.clone()), "{inside:?} of {lines:?}");
 }
 
-/// At most so many atoms the forwards have, without making them.
-fn atoms(sets: &[Loaded]) -> usize {
-    let of = |forward: &Forward| {
+/// Returns an upper bound for the number of bindings, without making them.
+fn max_bindings(sets: &[Loaded]) -> usize {
+    let bound = |forward: &Forward| {
         let protocols = forward.listen.protocols.len().max(forward.protocols.len()).max(1);
         2 * forward.listen.ports.ranges().len() * protocols * forward.from.len().max(1)
     };
-    sets.iter().flat_map(|loaded| &loaded.set.forwards).map(of).sum()
+    sets.iter().flat_map(|loaded| &loaded.set.forwards).map(bound).sum()
 }
 
-/// Both backends take it or say why not, and what they make of it says the same as was asked.
-fn compiles(asked: &Asked) {
-    let ports: u32 = asked.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
-    if asked.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= PARTS as usize
-        && let Ok(program) = nft::compile::compile(asked)
+/// Compiles the desired state with both backends. If a backend accepts it, the lifted bindings must be equal.
+fn compile_and_lift(desired: &DesiredState) {
+    let ports: u32 = desired.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
+    if desired.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= MAX_RULES as usize
+        && let Ok(program) = nft::compile::compile(desired)
     {
-        let held = nft::lift::lift(&program);
-        assert_eq!(held.foreign, Vec::<String>::new(), "{program}");
-        assert_eq!(held.asked.bindings, asked.bindings);
+        let lifted = nft::lift::lift(&program);
+        assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
+        assert_eq!(lifted.desired.bindings, desired.bindings);
     }
     let interfaces: BTreeSet<_> = ["eth0", "docker0"].iter().flat_map(|name| name.parse()).collect();
     for shifts in [true, false] {
         let host = Host { interfaces: interfaces.clone(), shifts };
-        if (shifts || ports <= PARTS)
-            && let Ok(program) = iptables::compile::compile(asked, &host)
+        if (shifts || ports <= MAX_RULES)
+            && let Ok(program) = iptables::compile::compile(desired, &host)
         {
-            let held = iptables::lift::lift(&program);
-            assert_eq!(held.foreign, Vec::<String>::new(), "{program}");
-            assert_eq!(held.asked.bindings, asked.bindings);
+            let lifted = iptables::lift::lift(&program);
+            assert_eq!(lifted.foreign, Vec::<String>::new(), "{program}");
+            assert_eq!(lifted.desired.bindings, desired.bindings);
         }
     }
 }

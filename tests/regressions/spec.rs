@@ -1,4 +1,4 @@
-//! The text forms of the model: what is read prints a text that is read as the same.
+//! The text forms of the model: each value prints text that parses to the same value.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -9,65 +9,65 @@ use portfwd::model::{
     Source, Target, prefix,
 };
 
-/// Takes any bytes; those that are two lines of text are a forward besides.
+/// Parses each line of any text as every type. Two lines are also parsed as `listen` and `to` of a forward.
 pub fn holds(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     for line in text.lines() {
-        goes_both_ways::<Listen>(line);
-        goes_both_ways::<Target>(line);
-        goes_both_ways::<Ports>(line);
-        goes_both_ways::<PortRange>(line);
-        goes_both_ways::<Protocol>(line);
-        goes_both_ways::<Source>(line);
-        goes_both_ways::<Pool>(line);
-        goes_both_ways::<Mode>(line);
-        goes_both_ways::<IfName>(line);
-        goes_both_ways::<SetName>(line);
-        goes_both_ways::<ChainName>(line);
-        goes_both_ways::<Comment>(line);
-        goes_both_ways::<Packet>(line);
-        both_ways(line, prefix::parse);
+        type_round_trips::<Listen>(line);
+        type_round_trips::<Target>(line);
+        type_round_trips::<Ports>(line);
+        type_round_trips::<PortRange>(line);
+        type_round_trips::<Protocol>(line);
+        type_round_trips::<Source>(line);
+        type_round_trips::<Pool>(line);
+        type_round_trips::<Mode>(line);
+        type_round_trips::<IfName>(line);
+        type_round_trips::<SetName>(line);
+        type_round_trips::<ChainName>(line);
+        type_round_trips::<Comment>(line);
+        type_round_trips::<Packet>(line);
+        round_trips(line, prefix::parse);
     }
     if let Some((listen, to)) = text.split_once('\n')
         && let (Ok(listen), Ok(to)) = (listen.parse(), to.parse())
     {
-        has_a_normal_form(&Forward::new(listen, to));
+        expect_valid_bindings(&Forward::new(listen, to));
     }
 }
 
-fn goes_both_ways<T: FromStr<Err = ParseError> + Display + Debug + PartialEq>(text: &str) {
-    both_ways(text, str::parse::<T>);
+fn type_round_trips<T: FromStr<Err = ParseError> + Display + Debug + PartialEq>(text: &str) {
+    round_trips(text, str::parse::<T>);
 }
 
-fn both_ways<T: Display + Debug + PartialEq>(text: &str, parse: impl Fn(&str) -> Result<T, ParseError>) {
+fn round_trips<T: Display + Debug + PartialEq>(text: &str, parse: impl Fn(&str) -> Result<T, ParseError>) {
     match parse(text) {
         Ok(value) => {
             let printed = value.to_string();
             assert_eq!(parse(&printed).as_ref(), Ok(&value), "{text:?} prints as {printed:?}");
         }
-        Err(error) => is_printable(&error),
+        Err(error) => expect_printable(&error),
     }
 }
 
-/// What is said of a text must not do to a terminal what the text would.
-fn is_printable(error: &ParseError) {
+/// Checks that an error message contains no hidden characters of the text.
+fn expect_printable(error: &ParseError) {
     assert!(!error.to_string().contains(is_hidden) && !error.help().contains(is_hidden), "{error:?}");
 }
 
-/// Each atom's ports and protocols were written, and they are as many as were written.
-fn has_a_normal_form(forward: &Forward) {
+/// Checks that each binding has ports from the forward's text and a valid target port.
+fn expect_valid_bindings(forward: &Forward) {
     match forward.bindings() {
-        Ok(atoms) => {
-            assert!(!atoms.is_empty(), "{forward:?}");
-            for atom in atoms {
+        Ok(bindings) => {
+            assert!(!bindings.is_empty(), "{forward:?}");
+            for binding in bindings {
                 let written = forward.listen.ports.ranges();
-                assert!(written.iter().any(|range| range.contains(atom.ports)), "{atom} of {forward:?}");
-                // Whatever its port is sent to, there is such a port.
-                for port in [atom.ports.first(), atom.ports.last()] {
-                    assert!(atom.target_port(port) > 0, "{atom} of {forward:?}");
+                assert!(written.iter().any(|range| range.contains(binding.ports)), "{binding} of {forward:?}");
+                // Port 0 is no valid target port.
+                for port in [binding.ports.first(), binding.ports.last()] {
+                    assert!(binding.target_port(port) > 0, "{binding} of {forward:?}");
                 }
             }
         }
-        Err(error) => is_printable(&error),
+        Err(error) => expect_printable(&error),
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn is_global(address: IpAddr) -> bool {
 /// The global addresses of a family that a host owns.
 pub(super) fn global(facts: &Facts, family: Family) -> Vec<IpAddr> {
     let all = facts.addresses.iter().map(|(_, network)| network.ip());
-    all.filter(|address| Family::of(*address) == family && is_global(*address)).collect()
+    all.filter(|address| Family::of_address(*address) == family && is_global(*address)).collect()
 }
 
 /// Whether a set holds most of what there is: it is not asked for, or only some are left out.

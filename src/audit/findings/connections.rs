@@ -77,7 +77,7 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let (four, six) = (taken(Family::Ipv4), taken(Family::Ipv6));
     let mut groups: BTreeMap<Cause, Group<'_>> = BTreeMap::new();
     for entry in &facts.tracked {
-        let family = Family::of(entry.listen.0);
+        let family = Family::of_address(entry.listen.0);
         let is_translated = u128::from(entry.status) & DST_NAT != 0;
         let ports = if family == Family::Ipv4 { &four } else { &six };
         // Most connections are of no forward, and need no closer look.
@@ -133,7 +133,7 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 /// The first packet of a connection, as far as it can be told, and the hook that it came to first. The interface that it
 /// came by is taken to be that by which answers leave.
 fn first_packet(outlook: &Outlook<'_>, entry: &Tracked) -> Option<(Packet, Hook)> {
-    let family = Family::of(entry.listen.0);
+    let family = Family::of_address(entry.listen.0);
     let kind = |address: IpAddr| {
         let local = outlook.local(family).is_some_and(|local| local.has(number_of(address)));
         match (local || address.is_loopback(), address.is_multicast()) {

@@ -83,7 +83,7 @@ pub(super) const CHECKS: &[Check] = &[
 /// The families whose packets a listener gets.
 fn families(listener: &Listener) -> impl Iterator<Item = Family> {
     let both = listener.address.is_ipv6() && listener.address.is_unspecified() && !listener.only_ipv6;
-    let own = Family::of(listener.address);
+    let own = Family::of_address(listener.address);
     Family::ALL.into_iter().filter(move |family| *family == own || both)
 }
 

@@ -293,7 +293,7 @@ impl<'a> Guide<'a> {
 
 /// A new connection's first packet: from and to an address and a port, by an interface or sent by this host.
 pub fn first(input: Option<&str>, protocol: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
-    packet(Family::of(to.0), input)
+    packet(Family::of_address(to.0), input)
         .with(Field::Protocol, protocol.into())
         .with(Field::Source, number_of(from.0))
         .with(Field::SourcePort, from.1.into())

@@ -1,5 +1,6 @@
-//! `portfwd audit`: all NAT on this host, or in dumps of one, and what is wrong with it.
+//! `portfwd audit`: lists the NAT rules of this host, or of dumps, and finds their faults.
 
+mod report;
 mod sarif;
 mod shape;
 mod text;
@@ -11,44 +12,46 @@ use std::thread;
 
 use super::{Failure, Global, Output, json, sets, view};
 use crate::audit::facts::{Facts, Ours};
-use crate::audit::finding::{Finding, Severity};
+use crate::audit::finding::Severity;
 use crate::audit::findings;
 use crate::audit::host::Host;
-use crate::audit::listing::{self, Row};
+use crate::audit::listing;
 use crate::audit::read::{self, DumpError};
 use crate::audit::ruleset::{Gap, Ruleset};
 use crate::config;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, Scope, Storage};
 use crate::model::error::printable;
-use crate::model::{Asked, Family};
+use crate::model::{DesiredState, Family};
+use report::Report;
 
-/// The most bytes of one dump.
-const LARGEST: u64 = 1 << 30;
+/// The largest size of a dump in bytes.
+const MAX_DUMP: u64 = 1 << 30;
 
-/// Show all NAT on this host, whoever made it, and what is wrong with it
+/// Show the NAT rules of all programs on this host, and their faults
 ///
-/// First comes a table of all forwards in the order in which they win, then the
-/// sources that are rewritten, then findings, the worst first, each with its
-/// evidence and what mends it. Nothing is changed.
-/// Without FILE the kernel is asked; what it does not tell for lack of a
-/// capability is named. With FILEs, which need no root, only they are read:
-/// what `iptables-save`, `ip6tables-save` or `nft -j list ruleset` printed, all
-/// of one host.
+/// Prints a table of all forwards in their order of precedence, then the rules
+/// that rewrite sources, then findings. The worst findings come first, each with
+/// evidence and a fix. Changes nothing.
+///
+/// Without FILE, reads the kernel, and reports what it could not read without root.
+/// With FILEs, reads only these dumps of one host, and needs no root: the output
+/// of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`.
 #[derive(Debug, clap::Args)]
 pub struct AuditArgs {
-    /// Dumps of one host
+    /// Dumps of the rules of one host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Exit with 4 where a finding is as bad as this, or worse
+    /// Exit with 4 if a finding has this severity or a higher one
     #[arg(long, value_name = "SEVERITY", value_enum)]
     fail_on: Option<Level>,
-    /// Only findings of these kinds, `F01`
+    /// Show only findings with these IDs, for example F01,F13
     #[arg(long, value_name = "ID", value_delimiter = ',', conflicts_with = "ignore")]
     only: Vec<String>,
-    /// No findings of these kinds
+    /// Hide findings with these IDs
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     ignore: Vec<String>,
-    /// Only rules of these owners, `docker`, and findings about them
+    /// Show only rules of these owners, for example docker, and findings about
+    /// them
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     owner: Vec<String>,
     /// Print findings as SARIF 2.1.0
@@ -56,14 +59,14 @@ pub struct AuditArgs {
     sarif: bool,
 }
 
-/// How bad a finding is.
+/// The values of `--fail-on`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Level {
-    /// Good to know
+    /// Informational
     Info,
-    /// May hurt
+    /// May break traffic
     Warning,
-    /// Does hurt
+    /// Breaks traffic
     Error,
 }
 
@@ -77,43 +80,31 @@ impl From<Level> for Severity {
     }
 }
 
-/// What is printed, in one form or another.
-#[derive(Debug)]
-struct Report<'a> {
-    host: &'a Host,
-    /// The dumps; none of the host itself.
-    files: &'a [PathBuf],
-    forwards: Vec<Row>,
-    sources: Vec<Row>,
-    findings: Vec<Finding>,
-    gaps: Vec<Gap>,
-}
-
 pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     if args.sarif && global.json {
-        let what = "`--sarif` and `--json` are two forms of one answer".to_owned();
+        let what = "`--sarif` and `--json` are different output formats".to_owned();
         return Err(Failure::Usage { what, help: "give one of them".to_owned() }.into());
     }
-    let (only, ignore) = (known(&args.only)?, known(&args.ignore)?);
+    let (only, ignore) = (finding_ids(&args.only)?, finding_ids(&args.ignore)?);
     let host = match args.files.as_slice() {
         [] => this_host(global, output)?,
         files => {
-            let dumps = files.iter().map(|file| dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
+            let dumps = files.iter().map(|file| read_dump(file, files.len() > 1)).collect::<Result<_, _>>()?;
             Host::new(read::together(dumps), None)
         }
     };
-    let wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
-    let of_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
-    // The long lists are made beside: together they take as long as the findings.
+    let is_wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
+    let has_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
+    // The lists and the findings take about the same time, so each gets a thread.
     let (mut found, mut forwards, mut sources) = thread::scope(|scope| {
         let lists = scope.spawn(|| (listing::forwards(&host), listing::sources(&host)));
-        let found = findings::all(&host, |kind| wanted(kind.id));
+        let found = findings::all(&host, |kind| is_wanted(kind.id));
         let (forwards, sources) = lists.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (found, forwards, sources)
     });
-    found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| of_owner(&place.owner)));
-    forwards.retain(|row| of_owner(&row.owner));
-    sources.retain(|row| of_owner(&row.owner));
+    found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| has_owner(&place.owner)));
+    forwards.retain(|row| has_owner(&row.owner));
+    sources.retain(|row| has_owner(&row.owner));
     let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
     let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
     let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
@@ -126,8 +117,11 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     Ok(if args.fail_on.is_some_and(|level| worst >= Some(level.into())) { super::failure::FOUND } else { 0 })
 }
 
-/// The kinds of findings that are named, each of which there must be.
-fn known(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
+/// Parses finding IDs in any case.
+///
+/// # Errors
+/// If there is no finding with an ID.
+fn finding_ids(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     let mut all = BTreeSet::new();
     for id in ids {
         let id = id.to_uppercase();
@@ -143,30 +137,30 @@ fn known(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     Ok(all)
 }
 
-/// Reads a dump. Beside others one may be empty: programs print nothing where there is no table.
-fn dump(path: &Path, others: bool) -> anyhow::Result<Ruleset> {
+/// Reads a dump. It may be empty if it is one of `several`, because iptables-save prints nothing if there is no table.
+fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
     let usage = |what: String| Failure::Usage {
         what: format!("{}: {what}", printable(&path.display().to_string())),
-        help: "give what `iptables-save`, `ip6tables-save` or `nft -j list ruleset` printed".into(),
+        help: "give the output of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`".into(),
     };
     let size = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
-    if size > LARGEST {
-        return Err(usage(format!("{size} bytes are more than a dump may have, {LARGEST}")).into());
+    if size > MAX_DUMP {
+        return Err(usage(format!("its {size} bytes are more than the maximum of {MAX_DUMP}")).into());
     }
     let bytes = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
-    // Comments of others may be in any encoding.
+    // Comments in rules may have any encoding.
     let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let family = ["ip6tables", "v6"].iter().any(|word| name.contains(word)).then_some(Family::Ipv6);
     match read::dump(&text, family) {
-        Err(DumpError::Empty) if others => Ok(Ruleset::default()),
+        Err(DumpError::Empty) if several => Ok(Ruleset::default()),
         other => Ok(other.map_err(|error| usage(error.to_string()))?),
     }
 }
 
-/// What is so on this host, without what our own state says of it.
+/// Reads the live ruleset and host facts, without portfwd's own state.
 pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(Ruleset, Facts)> {
-    // Who is on an ssh connection is on one of this namespace only where no other is looked at.
+    // The SSH connection is in the namespace that portfwd was started in, not in that of `--netns`.
     let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| global.netns.is_none());
     let (rules, facts) = read::live(ssh.as_deref()).map_err(EngineError::from)?;
     if global.verbose {
@@ -175,56 +169,57 @@ pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(
     Ok((rules, facts))
 }
 
-/// This host, with what our own state says of it.
+/// Reads the live ruleset, host facts, and portfwd's own state.
 fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     let (rules, mut facts) = live(global, output)?;
-    match own_state(global) {
-        Ok((drift, ours)) => (facts.drift, facts.ours) = (drift, ours),
+    match read_state(global) {
+        Ok((drift, state)) => (facts.drift, facts.ours) = (drift, state),
         Err(error) => facts.gaps.push(Gap {
-            what: "whether the kernel holds what our own state asks for".into(),
+            what: "drift of the live rules from portfwd's desired state".into(),
             why: format!("{error:#}"),
         }),
     }
     Ok(Host::new(rules, Some(facts)))
 }
 
-/// In what the kernel differs from what our state asks for, and what else the state says. Without a state nothing is asked for.
-fn own_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
-    let mut engine = Engine::open(&global.state_dir, false, global.choice())?;
-    let asked = Arc::clone(&engine.state().asked);
-    let ours = Ours {
-        asks: !asked.is_empty(),
-        unapplied: unapplied(&engine, global),
-        instead: engine.instead().map(str::to_owned),
+/// Returns the drift of the live rules, and facts about portfwd's state. Without a state, the desired state
+/// is empty.
+fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
+    let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
+    let desired = Arc::clone(&engine.state().desired);
+    let state = Ours {
+        asks: !desired.is_empty(),
+        unapplied: changed_files(&engine, global),
+        instead: engine.fallback_reason().map(str::to_owned),
     };
-    let plan = engine.plan(&asked)?;
-    Ok((plan.steps.iter().filter_map(view::step).collect(), ours))
+    let plan = engine.plan_rules(&desired)?;
+    Ok((plan.steps.iter().filter_map(view::step).collect(), state))
 }
 
-/// The files that sets were applied from and that say something else now, each with what is the matter.
-fn unapplied(engine: &Engine, global: &Global) -> Vec<(String, String)> {
+/// Returns the rule-set files whose rules differ from the applied ones, each with the reason.
+fn changed_files(engine: &Engine, global: &Global) -> Vec<(String, String)> {
     let state = engine.state();
-    let sorted = |mut asked: Asked| {
-        asked.normalize();
-        asked
+    let normalized = |mut desired: DesiredState| {
+        desired.normalize();
+        desired
     };
     let mut found = Vec::new();
     for path in state.origins.values().collect::<BTreeSet<_>>() {
-        let what = match path.try_exists() {
+        let reason = match path.try_exists() {
             Ok(true) => match sets::load(std::slice::from_ref(path), global.choice()) {
-                Ok(loaded) => match config::union((*state.asked).clone(), &loaded) {
-                    Ok(after) => match sorted(after) == sorted((*state.asked).clone()) {
+                Ok(loaded) => match config::merge((*state.desired).clone(), &loaded) {
+                    Ok(after) => match normalized(after) == normalized((*state.desired).clone()) {
                         true => continue,
-                        false => "it asks for something else than what was applied from it",
+                        false => "its rules differ from the applied ones",
                     },
-                    Err(_) => "what it asks for contradicts what else was applied",
+                    Err(_) => "its rules conflict with other applied rules",
                 },
-                Err(_) => "there is a mistake in it, see `portfwd check`",
+                Err(_) => "it has a mistake; `portfwd check` shows it",
             },
-            Ok(false) => "it is not there any more",
+            Ok(false) => "it does not exist any more",
             Err(_) => continue,
         };
-        found.push((path.display().to_string(), what.to_owned()));
+        found.push((path.display().to_string(), reason.to_owned()));
     }
     found
 }

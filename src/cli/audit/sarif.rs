@@ -7,11 +7,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::{Finding, Severity};
 use crate::audit::findings;
 
-/// The log of one run.
+/// Returns a SARIF log with one run.
 pub(super) fn log(report: &Report<'_>) -> Value {
     let rules: Vec<Value> = findings::checks()
         .map(|check| {
@@ -47,8 +47,7 @@ fn level(severity: Severity) -> &'static str {
     }
 }
 
-/// A path as a reference to a URI: bytes that may not stand in one are escaped (RFC 3986, section 2), which SARIF asks for in
-/// section 3.4.3.
+/// Returns a path as a URI reference with percent-encoding (RFC 3986, section 2), as section 3.4.3 of SARIF requires.
 fn uri(path: &Path) -> String {
     let mut text = String::new();
     for byte in path.as_os_str().as_bytes() {
@@ -63,7 +62,7 @@ fn uri(path: &Path) -> String {
 fn result(report: &Report<'_>, finding: &Finding) -> Value {
     let places = finding.places.iter().map(|place| {
         let mut location = json!({ "logicalLocations": [{ "fullyQualifiedName": place.rule, "kind": "rule" }] });
-        // A line is of the one dump that there is; of several it is not known which.
+        // With several dumps, the line's file is unknown.
         if let ([file], Some((_, line))) = (report.files, place.rule.rsplit_once(" line "))
             && let Ok(line) = line.parse::<usize>()
         {
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_references_to_uris() {
+    fn paths_are_percent_encoded() {
         assert_eq!(uri(Path::new("/tmp/save-v4.txt")), "/tmp/save-v4.txt");
         assert_eq!(uri(Path::new("a b:#%\u{e9}")), "a%20b%3A%23%25%C3%A9");
     }

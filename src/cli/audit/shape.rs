@@ -1,31 +1,31 @@
-//! The shape of `audit --json`.
+//! The JSON output of `audit`.
 
 use serde::{Serialize, Serializer};
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::Finding;
 use crate::audit::listing::Row;
 use crate::cli::json::VERSION;
 use crate::model::Family;
 
-/// What `audit` prints.
+/// The JSON output of `audit`.
 #[derive(Debug, Serialize)]
 pub(super) struct Audit<'a> {
     /// [`VERSION`].
     version: u32,
-    /// The dumps that were read; empty of the host itself.
+    /// The dumps that were read; empty if the kernel was read.
     files: Vec<String>,
-    /// All forwards, in the order in which they win: of those at one hook the first that a packet is in.
+    /// All forwards in order of precedence: at each hook, the first match wins.
     forwards: Rows<'a>,
-    /// All rules that rewrite sources, in the order in which they win.
+    /// All rules that rewrite sources, in order of precedence.
     sources: Rows<'a>,
-    /// What is wrong, the worst first.
+    /// The findings, the worst first.
     findings: Vec<Found<'a>>,
-    /// What could not be read, and so is not known.
+    /// Facts that could not be read.
     unknown: Vec<Unknown<'a>>,
 }
 
-/// Rows, each of which is brought into its shape when its turn comes to be printed.
+/// Rules in a list. The JSON form of a rule exists only while it is printed, which saves memory.
 #[derive(Debug)]
 struct Rows<'a> {
     report: &'a Report<'a>,
@@ -38,63 +38,59 @@ impl Serialize for Rows<'_> {
     }
 }
 
-/// A rule that rewrites an address, or one element of a map that it asks.
+/// A rule that rewrites an address, or one element of such a rule's map.
 #[derive(Debug, Serialize)]
 struct Nat<'a> {
-    /// Its place in the order.
+    /// The index in the order of precedence.
     order: usize,
-    /// The family of its packets.
     family: Family,
     /// `dnat`, `redirect`, `snat` or `masquerade`.
     action: &'static str,
-    /// Protocols, `tcp` or `{ tcp, udp }`; null: all.
+    /// Protocols, such as `tcp` or `{ tcp, udp }`; null matches all.
     protocol: Option<&'a str>,
-    /// Destinations, `local` for every address of the host; null: all.
+    /// Destination addresses, `local` for every address of the host; null matches all.
     address: Option<&'a str>,
-    /// Destination ports, `80` or `{ 80, 8000-8010 }`; null: all.
+    /// Destination ports, such as `80` or `{ 80, 8000-8010 }`; null matches all.
     ports: Option<&'a str>,
-    /// The interface that packets arrive by.
+    /// The ingress interface; null matches all.
     interface: Option<&'a str>,
-    /// The interface that packets leave by.
+    /// The egress interface; null matches all.
     output: Option<&'a str>,
-    /// Sources.
+    /// Source addresses; null matches all.
     from: Option<&'a str>,
-    /// What else is asked for; what is not understood is in brackets.
+    /// All other conditions; those that portfwd cannot interpret are in brackets.
     conditions: &'a [String],
-    /// What is decided before this for some of these packets.
+    /// Packets that an earlier rule decides.
     except: &'a [String],
-    /// What the address becomes, `172.17.0.3:80`.
+    /// The new address, such as `172.17.0.3:80`.
     to: &'a str,
-    /// At which hooks it is asked, and its place in the order there.
-    hooks: Vec<At>,
-    /// Whether all of that is sure.
+    /// The hooks that evaluate the rule, with its index in the order at each.
+    hooks: Vec<HookOrder>,
+    /// False if the conditions or the order of the rule are uncertain.
     sure: bool,
-    /// Who made it, as far as names tell.
+    /// The program that made the rule, inferred from names.
     owner: &'a str,
-    /// Its table, `ip nat`; one of iptables-legacy is `iptables-legacy nat`.
+    /// The table, such as `ip nat` or `iptables-legacy nat`.
     table: String,
-    /// Its chain.
     chain: &'a str,
-    /// Its number in the kernel.
+    /// The handle in nf_tables; null if there is none.
     handle: Option<u64>,
-    /// Its line in the dump.
+    /// The line in the dump.
     line: Option<usize>,
-    /// Its comment.
     comment: Option<&'a str>,
-    /// What the rule counted.
+    /// The packet counter of the rule.
     packets: Option<u64>,
-    /// The same in bytes.
+    /// The byte counter of the rule.
     bytes: Option<u64>,
 }
 
-/// A place in the order of a hook.
+/// The index of a rule in the order of a hook.
 #[derive(Debug, Serialize)]
-struct At {
+struct HookOrder {
     hook: &'static str,
     order: usize,
 }
 
-/// A finding.
 #[derive(Debug, Serialize)]
 struct Found<'a> {
     id: &'static str,
@@ -107,14 +103,14 @@ struct Found<'a> {
     fix: &'a str,
 }
 
-/// The place of a rule.
+/// A rule that a finding names.
 #[derive(Debug, Serialize)]
 struct Place<'a> {
     owner: &'a str,
     rule: &'a str,
 }
 
-/// What is not known.
+/// A fact that could not be read, and the reason.
 #[derive(Debug, Serialize)]
 struct Unknown<'a> {
     what: &'a str,
@@ -122,7 +118,6 @@ struct Unknown<'a> {
 }
 
 impl<'a> Audit<'a> {
-    /// Describes a report.
     pub(super) fn new(report: &'a Report<'a>) -> Self {
         let rows = |rows| Rows { report, rows };
         let unknown = report.gaps.iter().map(|gap| Unknown { what: &gap.what, why: &gap.why });
@@ -154,7 +149,7 @@ impl<'a> Nat<'a> {
             conditions: &row.conditions,
             except: &row.except,
             to: &row.to,
-            hooks: row.hooks.iter().map(|(hook, order)| At { hook: hook.name(), order: *order }).collect(),
+            hooks: row.hooks.iter().map(|(hook, order)| HookOrder { hook: hook.name(), order: *order }).collect(),
             sure: row.sure,
             owner: &row.owner,
             table: place.map(|(table, _, _)| table.to_string()).unwrap_or_default(),

@@ -1,17 +1,17 @@
-//! An audit for people.
+//! The text output of `audit`.
 
 use std::io;
 
-use super::Report;
+use super::report::Report;
 use crate::audit::finding::{Confidence, Finding, Severity};
 use crate::audit::listing::Row;
 use crate::cli::Output;
 use crate::model::error::printable;
 
-/// The most forwards that are listed; `--json` has all of them.
-const MOST: usize = 1000;
+/// The most rows of a table; `--json` prints all of them.
+const MAX_ROWS: usize = 1000;
 
-/// Prints a report.
+/// Prints the tables, the findings, and the number of each.
 pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<()> {
     table(&["#", "FORWARD", "TO", "HOOKS", "OWNER", "RULE"], &report.forwards, forward, output)?;
     if !report.sources.is_empty() {
@@ -20,32 +20,31 @@ pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<
     }
     for finding in &report.findings {
         writeln!(output.stdout)?;
-        one(finding, output)?;
+        print_finding(finding, output)?;
     }
     for gap in &report.gaps {
         writeln!(output.stderr, "note: not known: {gap}")?;
     }
-    let of = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let counts = [
         counted(report.forwards.len(), "forward"),
-        counted(report.sources.len(), "rule for sources"),
-        counted(of(Severity::Error), "error"),
-        counted(of(Severity::Warning), "warning"),
-        counted(of(Severity::Info), "remark"),
+        counted(report.sources.len(), "source rule"),
+        counted(count(Severity::Error), "error"),
+        counted(count(Severity::Warning), "warning"),
+        counted(count(Severity::Info), "remark"),
     ];
     writeln!(output.stdout, "\n{}", counts.join(", "))
 }
 
-/// `1 error`, `2 errors`.
-fn counted(count: usize, what: &str) -> String {
-    match (count, what.split_once(' ')) {
-        (1, _) => format!("1 {what}"),
-        (_, Some((noun, more))) => format!("{count} {noun}s {more}"),
-        (_, None) => format!("{count} {what}s"),
+/// Returns a number with its noun: `1 error`, `2 errors`.
+fn counted(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
     }
 }
 
-fn one(finding: &Finding, output: &mut Output<'_>) -> io::Result<()> {
+fn print_finding(finding: &Finding, output: &mut Output<'_>) -> io::Result<()> {
     let confidence = match finding.confidence {
         Confidence::Proved => String::new(),
         other => format!(", {}", other.name()),
@@ -69,16 +68,16 @@ fn table(
 ) -> io::Result<()> {
     use tabled::builder::Builder;
     use tabled::settings::Style;
-    let mut table = Builder::with_capacity(rows.len().min(MOST) + 1, heads.len());
+    let mut table = Builder::with_capacity(rows.len().min(MAX_ROWS) + 1, heads.len());
     table.push_record(heads.iter().copied());
-    for (number, row) in rows.iter().take(MOST).enumerate() {
+    for (number, row) in rows.iter().take(MAX_ROWS).enumerate() {
         table.push_record(record(number + 1, row));
     }
     for line in table.build().with(Style::blank()).to_string().lines() {
         writeln!(output.stdout, "{}", line.trim_end())?;
     }
-    if rows.len() > MOST {
-        writeln!(output.stdout, "… and {} more; `--json` has all of them", rows.len() - MOST)?;
+    if rows.len() > MAX_ROWS {
+        writeln!(output.stdout, "… and {} more; `--json` prints all of them", rows.len() - MAX_ROWS)?;
     }
     Ok(())
 }
@@ -101,7 +100,7 @@ fn source(number: usize, row: &Row) -> Vec<String> {
     vec![number.to_string(), words.join(" "), becomes, hooks(row), row.owner.clone(), printable(&row.rule)]
 }
 
-/// What it is about, `192.0.2.1:8080/tcp on eth0 from 10.0.0.0/8`.
+/// Returns the match of a rule, such as `192.0.2.1 8080/tcp on eth0 from 10.0.0.0/8`.
 fn listen(row: &Row) -> String {
     let address = match row.address.as_deref() {
         Some("local") => String::new(),

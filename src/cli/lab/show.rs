@@ -1,4 +1,4 @@
-//! `portfwd lab show`: a lab as the kernel has it.
+//! `portfwd lab show`: prints or draws the live state of a lab.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use crate::lab::net::picture::{Picture, svg};
 
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
-    /// The lab, or its file; none: the only one there is
+    /// Lab, or its file; can be left out if there is only one lab
     #[arg(value_name = "NAME|FILE")]
     pub name: Option<String>,
-    /// Draw it into this file instead of printing it; `-` is stdout
+    /// Draw the lab into this file instead of printing it; `-` is stdout
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -27,7 +27,7 @@ struct Shown<'a> {
 }
 
 impl ShowArgs {
-    /// Prints or draws a lab.
+    /// Prints a lab, or writes its drawing.
     pub fn show(&self, picture: &Picture, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
         let drawn = self.svg.as_deref();
         match drawn {
@@ -45,18 +45,22 @@ impl ShowArgs {
         Ok(0)
     }
 
-    /// Refuses to print two things at once.
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// If JSON and the drawing would both go to stdout.
     pub fn check(&self, global: &Global) -> Result<(), Failure> {
         if global.json && self.svg.as_deref() == Some(Path::new("-")) {
             let what = "`--json` and `--svg -` would both print to stdout".into();
-            return Err(Failure::Usage { what, help: "give the drawing a file, or leave one of them out".into() });
+            return Err(Failure::Usage { what, help: "give `--svg` a file, or leave one of them out".into() });
         }
         Ok(())
     }
 }
 
-/// Writes a file so that it holds the old text or the new one whatever happens. What is no regular file, a pipe or
-/// /dev/null, is written to and not replaced; of a link, what it leads to is replaced.
+/// Replaces the content of a file atomically.
+///
+/// Writes into a pipe, /dev/null and any other special file instead. Replaces the target of a symbolic link.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let before = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
@@ -77,7 +81,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         fs::rename(&new, &path)
     }();
     if written.is_err() {
-        // It may be all that is left of the room on this disk.
+        // A temporary file may have used the last space of the disk.
         drop(fs::remove_file(&new));
     }
     written
@@ -90,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_and_what_is_none_is_written_to() {
+    fn replaces_files_and_writes_into_pipes() {
         let directory = tempfile::tempdir().expect("directory");
         let at = |name: &str| directory.path().join(name);
         replace(&at("a.svg"), "one").expect("written");

@@ -1,47 +1,56 @@
-//! Forwards: their rules, the chains that they live in, the jumps that lead there.
+//! Compiles forwards: their rules, their chains, and the jumps to these chains.
 //!
-//! Rules are laid out by levels of precedence: with an address before without, then with an interface, then by the length of
-//! the client prefix, then single ports before ranges. What stands at one level never overlaps, so within a level the order is
-//! free, and `tree.rs` takes the one that finds a port soonest. Single ports of several levels that follow each other share
-//! one tree, in which the rules of one port stay in the order of their levels.
+//! Rules are sorted by levels of precedence. Rules with an address are first, then rules with an interface, then longer
+//! client prefixes, then single ports before ranges.
 //!
-//! The rules of a chain's most frequent set have no comment; the jump to the chain says whose they are. A comment takes as long
-//! to load as the rule itself (measured, iptables 1.8.9: 60,000 rules in 0.37 s with and 0.22 s without).
+//! Rules of the same level never overlap, so `tree.rs` may reorder them to find a port quickly. Consecutive levels of
+//! single ports share one tree. In such a tree, the rules of one port stay in the order of their levels.
+//!
+//! Rules of the most frequent rule set in a chain have no comment. The jump to the chain has the comment instead. A comment
+//! takes as long to load as the rule itself (measured, iptables 1.8.9: 60,000 rules in 0.37 s with and 0.22 s without).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
+use super::conditions::{interface_match, nonzero_prefix};
 use super::tree::Tree;
-use super::{Homes, interface, narrowed, only};
 use crate::iptables::program::{Chain, Contents, PREFIX};
 use crate::iptables::rule::{Destination, DestinationPort, Match, Rule, Target, Transport, shared_comment};
-use crate::model::label::{self, MASQUERADE, OURS, Sources};
-use crate::model::{Asked, Binding, ChainName, Comment, Family, Owned, PortMap, PortRange, Protocol, SetName, address};
+use crate::model::label::{self, FORWARDED, MASQUERADE, Sources};
+use crate::model::{
+    Binding, ChainName, Comment, DesiredState, Family, PortMap, PortRange, Protocol, SetName, SetRule, address,
+};
 
-/// The longest name of a chain, in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
-/// include/uapi/linux/netfilter/x_tables.h is 29 with the closing zero.
+/// The maximum length of a chain name in bytes. Source: `XT_EXTENSION_MAXNAMELEN` in
+/// include/uapi/linux/netfilter/x_tables.h is 29, including the terminating zero.
 const MAX_NAME: usize = 28;
 
-/// The rules that lead a packet to the forwards.
+/// The chains of forwards by target address. These chains replace the chains of the networks.
+pub(in crate::iptables) type ChainsByTarget = HashMap<IpAddr, ChainName>;
+
+/// The rules that jump to the chains of forwards.
 #[derive(Default)]
 pub(super) struct Jumps {
-    /// About packets to loopback addresses, which only this host sends.
+    /// Jumps for packets to loopback addresses, which only this host sends.
     pub(super) loopback: Vec<Rule>,
-    /// About all others.
-    pub(super) outside: Vec<Rule>,
+    /// Jumps for packets to all other addresses.
+    pub(super) non_loopback: Vec<Rule>,
 }
 
-/// Which packets a rule of a binding is about.
+/// The destination addresses that a rule of a binding serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::iptables) enum Place {
-    /// To other than loopback addresses.
-    Outside,
-    /// To loopback addresses.
+pub(in crate::iptables) enum AddressScope {
+    /// All addresses except loopback addresses.
+    NonLoopback,
+    /// All loopback addresses, or the loopback address of the forward.
     Loopback,
 }
 
-/// About which packets a chain of forwards is asked, in that order.
+/// The packets that a chain of forwards receives, in the order of the jumps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Loopback,
@@ -49,76 +58,77 @@ enum Stage {
     Any,
 }
 
-/// What decides which of two rules is asked first; without the family.
+/// The precedence of a rule within its family. Rules with lower values are first.
 type Level = (Stage, bool, bool, Reverse<Option<u8>>, bool);
 
-fn level(binding: &Binding, place: Place) -> Level {
+fn level(binding: &Binding, scope: AddressScope) -> Level {
     let class = binding.class();
-    let stage = match (place, class.address) {
-        (Place::Loopback, _) => Stage::Loopback,
-        (Place::Outside, true) => Stage::ByAddress,
-        (Place::Outside, false) => Stage::Any,
+    let stage = match (scope, class.address) {
+        (AddressScope::Loopback, _) => Stage::Loopback,
+        (AddressScope::NonLoopback, true) => Stage::ByAddress,
+        (AddressScope::NonLoopback, false) => Stage::Any,
     };
     (stage, !class.address, !class.interface, Reverse(class.from), !binding.is_exact())
 }
 
-/// The rules of a binding, each given to `put`: one, or one a port where a range is shifted and iptables cannot do that.
-/// `comment` is left out where the chain says it.
-pub(in crate::iptables) fn rules_of(
+/// Calls `add` with each rule of a binding. A binding has one rule, or one rule for each port if iptables cannot shift its
+/// range. `comment` is `None` if the jump to the chain has the comment.
+pub(in crate::iptables) fn binding_rules(
     binding: &Binding,
-    place: Place,
+    scope: AddressScope,
     comment: Option<Arc<str>>,
     sources: &Sources,
     shifts: bool,
-    mut put: impl FnMut(Rule),
+    mut add: impl FnMut(Rule),
 ) {
-    let at = if place == Place::Loopback { binding.loopback_address() } else { binding.address };
+    let address = if scope == AddressScope::Loopback { binding.loopback_address() } else { binding.address };
+    let input = binding.interface.as_ref().filter(|_| scope == AddressScope::NonLoopback);
     let mut rule = Rule {
-        source: narrowed(binding.from),
-        destination: at.map(only),
-        input: binding.interface.as_ref().filter(|_| place == Place::Outside).and_then(|name| interface(name, false)),
+        source: nonzero_prefix(binding.from),
+        destination: address.map(IpNetwork::from),
+        input: input.and_then(|name| interface_match(name, false)),
         protocol: Some(Transport::Ports(binding.protocol)),
         ports: Some(binding.ports),
         ..Rule::default()
     };
     if binding.from.is_some() && rule.source.is_none() {
-        rule.matches.push(Match::Everyone);
+        rule.matches.push(Match::AnySource);
     }
     rule.matches.extend(comment.map(Match::Comment));
-    rule.matches.extend(labels(binding, place, sources).map(Match::SetLabel));
+    rule.matches.extend(labels(binding, scope, sources).map(Match::SetLabel));
     let shifted = matches!(binding.to.port, PortMap::Shift(_));
     if shifted && !(shifts && binding.to.address.is_some()) {
         let ports = binding.ports.first()..=binding.ports.last();
-        let piece = |port| Rule {
+        let port_rule = |port| Rule {
             ports: PortRange::single(port),
             part_of: Some(binding.ports),
             target: Some(target(binding, Some(port))),
             ..rule.clone()
         };
-        return ports.map(piece).for_each(put);
+        return ports.map(port_rule).for_each(add);
     }
     rule.target = Some(target(binding, None));
-    put(rule);
+    add(rule);
 }
 
-/// The labels that a binding's connections get besides [`OURS`].
-fn labels(binding: &Binding, place: Place, sources: &Sources) -> impl Iterator<Item = u8> {
-    let own = match place {
-        Place::Outside => label::of(binding, sources),
-        // Answers to a loopback address would never come back; what a redirect sends to this host need not.
-        Place::Loopback => {
-            label::at_loopback(binding, sources).or_else(|| binding.to.address.map(|_| label::bits(&[MASQUERADE])))
-        }
+/// Returns the labels that the rule of a binding must set.
+fn labels(binding: &Binding, scope: AddressScope, sources: &Sources) -> impl Iterator<Item = u8> {
+    let own = match scope {
+        AddressScope::NonLoopback => label::encode(binding, sources),
+        // Another host cannot reply to a loopback address, so these connections are masqueraded. Redirects stay on this host.
+        AddressScope::Loopback => label::encode_loopback(binding, sources)
+            .or_else(|| binding.to.address.map(|_| label::to_bits(&[MASQUERADE]))),
     };
     let own = own.unwrap_or_default();
-    // Outside it is set before the forwards are asked.
-    let set: Vec<u8> = label::labels(&own).filter(|bit| place == Place::Loopback || *bit != OURS).collect();
+    // For other addresses, a rule before the forwards sets `FORWARDED`.
+    let set: Vec<u8> =
+        label::from_bits(&own).filter(|bit| scope == AddressScope::Loopback || *bit != FORWARDED).collect();
     set.into_iter()
 }
 
-/// What a binding does: with all its ports, or with one of a range that is shifted.
+/// Returns the target for all ports of a binding, or for one port of a shifted range.
 fn target(binding: &Binding, port: Option<u16>) -> Target {
-    // iptables rewrites no ports of UDP-Lite; `limits` sees to it that none change.
+    // iptables cannot rewrite UDP-Lite ports. `limits` refuses bindings that change such ports.
     let keeps = binding.protocol == Protocol::Udplite;
     let to = match (port, binding.to.port) {
         (Some(port), _) => DestinationPort::One(binding.target_port(port)),
@@ -140,62 +150,62 @@ fn target(binding: &Binding, port: Option<u16>) -> Target {
     }
 }
 
-/// Rules that are asked one after the other in one chain.
+/// Consecutive rules of one chain.
 struct Run {
     chain: ChainName,
     stage: Stage,
     blocks: Vec<Block>,
 }
 
-/// Rules of a chain that share one tree.
+/// Rules of a chain that share one tree: single ports, or ranges of one level.
 struct Block {
     ranges: bool,
     rules: Vec<Arc<Rule>>,
 }
 
-/// Adds the chains of a family's forwards, and gives the rules that lead a packet through them.
+/// Adds the chains of a family's forwards to `nat`. Returns the rules that jump to the chains.
 pub(super) fn chains(
-    asked: &Asked,
+    desired: &DesiredState,
     family: Family,
     sources: &Sources,
     shifts: bool,
-    homes: &Homes,
+    by_target: &ChainsByTarget,
     nat: &mut Contents,
 ) -> Jumps {
-    let home = |rule: &Binding| {
-        let known = rule.to.address.and_then(|target| homes.get(&target).cloned());
-        known.unwrap_or_else(|| asked.chain_of(rule))
+    let chain_of = |rule: &Binding| {
+        let known = rule.to.address.and_then(|target| by_target.get(&target).cloned());
+        known.unwrap_or_else(|| desired.chain_of(rule))
     };
-    let bindings: Vec<(&Owned<Binding>, ChainName)> = (asked.bindings.iter())
+    let bindings: Vec<(&SetRule<Binding>, ChainName)> = (desired.bindings.iter())
         .filter(|owned| owned.rule.family == family)
-        .map(|owned| (owned, home(&owned.rule)))
+        .map(|owned| (owned, chain_of(&owned.rule)))
         .collect();
-    let owners = owners(&bindings);
+    let owners = most_frequent_sets(&bindings);
     let mut comments = Comments::default();
-    let mut placed: Vec<(Level, ChainName, Arc<Rule>)> = Vec::with_capacity(bindings.len());
+    let mut rules: Vec<(Level, ChainName, Arc<Rule>)> = Vec::with_capacity(bindings.len());
     for (owned, chain) in bindings {
         let plain = owned.rule.comment.is_none() && owners.get(&chain) == Some(&owned.set);
-        let comment = if plain { None } else { Some(comments.of(owned)) };
-        for place in [Place::Outside, Place::Loopback] {
-            let serves = match place {
-                Place::Outside => owned.rule.serves_others(),
-                Place::Loopback => owned.rule.loopback,
+        let comment = if plain { None } else { Some(comments.share(owned)) };
+        for scope in [AddressScope::NonLoopback, AddressScope::Loopback] {
+            let serves = match scope {
+                AddressScope::NonLoopback => owned.rule.serves_non_loopback(),
+                AddressScope::Loopback => owned.rule.loopback,
             };
             if serves {
-                let level = level(&owned.rule, place);
-                let put = |rule: Rule| placed.push((level, chain.clone(), rule.into()));
-                rules_of(&owned.rule, place, comment.clone(), sources, shifts, put);
+                let level = level(&owned.rule, scope);
+                let add = |rule: Rule| rules.push((level, chain.clone(), rule.into()));
+                binding_rules(&owned.rule, scope, comment.clone(), sources, shifts, add);
             }
         }
     }
     let mut jumps = Jumps::default();
     let mut names = BTreeSet::new();
-    for run in runs(placed) {
-        let name = unused(&mut names, &run);
-        let mut rules = Vec::new();
-        for (block, Block { ranges, rules: unordered }) in run.blocks.into_iter().enumerate() {
+    for run in runs(rules) {
+        let name = unused_name(&mut names, &run);
+        let mut chain_rules = Vec::new();
+        for (block, Block { ranges, rules }) in run.blocks.into_iter().enumerate() {
             let tree = format!("{name} {} {block}", if ranges { "ranges" } else { "ports" });
-            Tree::new(&mut nat.chains, &tree).lay_out(unordered, &name, &mut rules);
+            Tree::new(&mut nat.chains, &tree).add_rules(rules, &name, &mut chain_rules);
         }
         let owner = owners.get(&run.chain).map(|set| Match::Comment(shared_comment(set, None)));
         match run.stage {
@@ -206,19 +216,20 @@ pub(super) fn chains(
             }
             stage => {
                 let mut jump = Rule::jump(&name);
-                // What names its address needs no such guard.
+                // Rules with a destination address need no match for local addresses.
                 jump.matches.extend((stage == Stage::Any).then_some(Match::LocalDestination));
                 jump.matches.extend(owner);
-                jumps.outside.push(jump);
+                jumps.non_loopback.push(jump);
             }
         }
-        nat.chains.insert(name.into(), Chain::from(rules));
+        nat.chains.insert(name.into(), Chain::from(chain_rules));
     }
     jumps
 }
 
-/// The set that most forwards of each chain are of, those with a remark aside; of several the first by name.
-fn owners(bindings: &[(&Owned<Binding>, ChainName)]) -> BTreeMap<ChainName, SetName> {
+/// Returns the most frequent rule set of each chain, among forwards without a remark. If several are equally frequent,
+/// returns the first by name.
+fn most_frequent_sets(bindings: &[(&SetRule<Binding>, ChainName)]) -> BTreeMap<ChainName, SetName> {
     let mut counts: BTreeMap<&ChainName, BTreeMap<&SetName, usize>> = BTreeMap::new();
     for (owned, chain) in bindings.iter().filter(|(owned, _)| owned.rule.comment.is_none()) {
         *counts.entry(chain).or_default().entry(&owned.set).or_default() += 1;
@@ -230,37 +241,37 @@ fn owners(bindings: &[(&Owned<Binding>, ChainName)]) -> BTreeMap<ChainName, SetN
     counts.into_iter().filter_map(most).collect()
 }
 
-/// The text of every comment once, however many rules carry it.
+/// The text of each comment, shared by all rules with this comment.
 #[derive(Default)]
 struct Comments(BTreeMap<(SetName, Option<Comment>), Arc<str>>);
 
 impl Comments {
-    fn of(&mut self, owned: &Owned<Binding>) -> Arc<str> {
+    fn share(&mut self, owned: &SetRule<Binding>) -> Arc<str> {
         let remark = owned.rule.comment.as_ref();
         let text = || shared_comment(&owned.set, remark);
         self.0.entry((owned.set.clone(), remark.cloned())).or_insert_with(text).clone()
     }
 }
 
-/// Lays rules out in chains so that following them is following precedence.
+/// Sorts the rules by precedence and groups consecutive rules of the same chain name and stage.
 ///
-/// A chain name's forwards are in one chain for each stage. Only where forwards of different chain names take turns in
-/// precedence is a chain continued by another one.
-fn runs(mut placed: Vec<(Level, ChainName, Arc<Rule>)>) -> Vec<Run> {
-    placed.sort_by(|(a, one, _), (b, other, _)| (a, one).cmp(&(b, other)));
+/// Usually there is one chain for each chain name and stage. If rules of other chain names lie in between, the rest of the
+/// rules is in another chain.
+fn runs(mut rules: Vec<(Level, ChainName, Arc<Rule>)>) -> Vec<Run> {
+    rules.sort_by(|(a, one, _), (b, other, _)| (a, one).cmp(&(b, other)));
     let mut runs: Vec<Run> = Vec::new();
-    let mut placed = placed.into_iter().peekable();
-    while let Some((level, ..)) = placed.peek() {
+    let mut rules = rules.into_iter().peekable();
+    while let Some((level, ..)) = rules.peek() {
         let level = *level;
         let (stage, .., ranges) = level;
-        let mut now: BTreeMap<ChainName, Vec<Arc<Rule>>> = BTreeMap::new();
-        while let Some((_, chain, rule)) = placed.next_if(|(next, ..)| *next == level) {
-            now.entry(chain).or_default().push(rule);
+        let mut same_level: BTreeMap<ChainName, Vec<Arc<Rule>>> = BTreeMap::new();
+        while let Some((_, chain, rule)) = rules.next_if(|(next, ..)| *next == level) {
+            same_level.entry(chain).or_default().push(rule);
         }
-        // What continues the last run goes first.
+        // The chain of the last run is first, so that the run continues.
         let last = runs.last().map(|run| run.chain.clone());
-        let continued = last.and_then(|chain| now.remove_entry(&chain));
-        for (chain, rules) in continued.into_iter().chain(now) {
+        let continued = last.and_then(|chain| same_level.remove_entry(&chain));
+        for (chain, rules) in continued.into_iter().chain(same_level) {
             match runs.last_mut() {
                 Some(run) if run.chain == chain && run.stage == stage => match run.blocks.last_mut() {
                     Some(block) if !block.ranges && !ranges => block.rules.extend(rules),
@@ -273,10 +284,11 @@ fn runs(mut placed: Vec<(Level, ChainName, Arc<Rule>)>) -> Vec<Run> {
     runs
 }
 
-/// A name for the chain of a run that no other one has: `PORTFWD-DOCKER`, and with a suffix behind a dot, which no rule set
-/// can name, for what is asked elsewhere or continues it. One that is too long is cut, and ends in a number that stands for
-/// the whole.
-fn unused(names: &mut BTreeSet<String>, run: &Run) -> String {
+/// Returns an unused name for the chain of a run: `PORTFWD-DOCKER`, with a suffix for the stage and a number if needed. The
+/// suffix starts with a dot, which chain names in rule sets cannot contain.
+///
+/// A name that is too long is shortened and ends with a hash of the full name.
+fn unused_name(names: &mut BTreeSet<String>, run: &Run) -> String {
     let suffix = match run.stage {
         Stage::Loopback => ".lo",
         Stage::ByAddress => ".ip",
@@ -284,19 +296,19 @@ fn unused(names: &mut BTreeSet<String>, run: &Run) -> String {
     };
     let numbered = |number: usize| {
         let end = if number == 1 { suffix.to_owned() } else { format!("{suffix}.{number}") };
-        let whole = format!("{PREFIX}-{}{end}", run.chain);
-        if whole.len() <= MAX_NAME {
-            return whole;
+        let full = format!("{PREFIX}-{}{end}", run.chain);
+        if full.len() <= MAX_NAME {
+            return full;
         }
-        let cut: String = run.chain.as_str().chars().take(6).collect();
-        format!("{PREFIX}-{cut}.{:08x}", super::tree::hash(&whole) & 0xffff_ffff)
+        let short: String = run.chain.as_str().chars().take(6).collect();
+        format!("{PREFIX}-{short}.{:08x}", super::tree::hash(&full) & 0xffff_ffff)
     };
     let name = (1..).map(numbered).find(|name| !names.contains(name)).unwrap_or_default();
     names.insert(name.clone());
     name
 }
 
-/// `-d 127.0.0.0/8 -j RETURN`: what else this host says to itself stays with it.
-pub(super) fn own_loopback(family: Family) -> Option<Rule> {
-    Some(Rule { destination: Some(address::loopback(family)), ..Rule::to(Target::Return) })
+/// `-d 127.0.0.0/8 -j RETURN`: leaves all other packets to loopback addresses unchanged.
+pub(super) fn return_loopback(family: Family) -> Rule {
+    Rule { destination: Some(address::loopback(family)), ..Rule::with_target(Target::Return) }
 }

@@ -1,4 +1,5 @@
-//! What leaves: the sources that forwards name, 1:1 translations in both directions, source NAT, masquerades.
+//! Compiles the rules for source addresses: sources of forwards, 1:1 translations in both directions, source NAT, and
+//! masquerades.
 //!
 //! ```text
 //! -A PORTFWD.POSTROUTING -o lo -j RETURN
@@ -8,10 +9,11 @@
 //! -A PORTFWD.POSTROUTING -s 10.0.0.0/24 -o eth0 -p tcp -m comment --comment web -j SNAT --to-source 203.0.113.5:1024-2047
 //! -A PORTFWD.POSTROUTING -s 172.17.0.0/16 ! -o docker0 -m comment --comment "web: network docker0 DOCKER" -j MASQUERADE
 //! ```
-//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins.
+//! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins.
 //!
-//! The address that a forward names is found by its number in the connection's label, four bits at a time. A pool with ports
-//! takes a rule for each protocol that iptables gives ports to, and one for all others.
+//! A forward's source address has a number, which the connection's label contains. The chains under [`SOURCES`] match this
+//! number four bits at a time. A pool with ports needs one rule for each protocol with ports, and one rule for all other
+//! protocols.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -20,60 +22,69 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{interface, narrowed};
+use super::conditions::{interface_match, nonzero_prefix};
 use crate::iptables::program::{Chain, Contents};
 use crate::iptables::rule::{Match, Rule, Target, Transport};
-use crate::model::egress::{self, Egress, Rewrite, Way, Written};
-use crate::model::label::{self, MASQUERADE, SETTLED, Sources};
-use crate::model::rule_comment::{NETMAP, NETWORK, comment, of_network};
-use crate::model::{Asked, Family, IfName, Netmap, Owned, Pool, Protocol};
+use crate::model::egress::{Egress, OutInterface, Rewrite};
+use crate::model::label::{self, MASQUERADE, SKIP_HAIRPIN, Sources};
+use crate::model::precedence::{self, RuleRef};
+use crate::model::rule_comment::{NETMAP, NETWORK, format_comment, format_network};
+use crate::model::{DesiredState, Family, IfName, Netmap, Pool, Protocol, SetRule};
 
-/// What the names of the chains begin with that find the address a forward names.
+/// The chain that rewrites the source to the address of a forward. Its subchains have this prefix.
 pub(in crate::iptables) const SOURCES: &str = "PORTFWD.SOURCES";
 
-/// The word in a comment that says that a rule only completes the one before it.
+/// The remark of a rule that completes the rule before it.
 pub(in crate::iptables) const SAME: &str = "same";
 
-/// How many sources a chain has before it is split.
-const LEAF: usize = 16;
+/// The maximum number of source addresses in a chain that is not split.
+const MAX_CHAIN_SOURCES: usize = 16;
 
-/// The rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
-pub(super) fn rules(asked: &Asked, family: Family, sources: &Sources, labelled: bool, nat: &mut Contents) -> Vec<Rule> {
+/// Adds the chains of source addresses and returns the rules of `POSTROUTING`. `labelled` is true if forwards set
+/// [`MASQUERADE`].
+pub(super) fn rules(
+    desired: &DesiredState,
+    family: Family,
+    sources: &Sources,
+    labelled: bool,
+    nat: &mut Contents,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::number(&label)?, address));
+    let numbered = |(label, address): (Vec<u8>, IpAddr)| Some((label::source_id(&label)?, address));
     let numbers: Vec<(u32, IpAddr)> = sources.elements(family).filter_map(numbered).collect();
     if !numbers.is_empty() {
-        rules.push(Rule::jump(SOURCES).with(Match::Label { bit: SETTLED, not: false }));
-        by_number(numbers, label::NUMBER_BITS, SOURCES, nat);
+        rules.push(Rule::jump(SOURCES).with_match(Match::Label { bit: SKIP_HAIRPIN, not: false }));
+        add_source_chains(numbers, label::SOURCE_ID_BITS, SOURCES, nat);
     }
     if labelled {
-        rules.push(Rule::to(Target::Masquerade).with(Match::Label { bit: MASQUERADE, not: false }));
+        rules.push(Rule::with_target(Target::Masquerade).with_match(Match::Label { bit: MASQUERADE, not: false }));
     }
-    rules.extend(netmaps(asked, family, |netmap| (netmap.to, netmap.listen)));
-    for (egress, written) in egress::ordered(asked) {
+    rules.extend(netmaps(desired, family, |netmap| (netmap.to, netmap.listen)));
+    for (egress, written) in precedence::by_precedence(desired) {
         if egress.families().contains(&family) {
-            rules.extend(of_egress(asked, &egress, written));
+            rules.extend(egress_rules(desired, &egress, written));
         }
     }
     if !rules.is_empty()
         && let Ok(lo) = IfName::try_from("lo".to_owned())
     {
-        rules.insert(0, Rule { output: interface(&lo, false), ..Rule::to(Target::Return) });
+        rules.insert(0, Rule { output: interface_match(&lo, false), ..Rule::with_target(Target::Return) });
     }
     rules
 }
 
-/// Fills a chain with the rules that find the address of a number, of which the lowest `bits` are left to be asked.
-fn by_number(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Contents) {
-    let asks = |number: u32, range: std::ops::Range<u8>| -> Vec<Match> {
-        let label = |bit| Match::Label { bit: label::of_number_bit(bit), not: number >> bit & 1 == 0 };
+/// Adds a chain that matches the numbers of source addresses, and its subchains. The chain matches only the lowest `bits`
+/// of each number; the jumps to the chain match the other bits.
+fn add_source_chains(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Contents) {
+    let label_matches = |number: u32, range: std::ops::Range<u8>| -> Vec<Match> {
+        let label = |bit| Match::Label { bit: label::label_of_id_bit(bit), not: number >> bit & 1 == 0 };
         range.rev().map(label).collect()
     };
     let mut rules = Vec::new();
-    if numbers.len() <= LEAF || bits <= 4 {
+    if numbers.len() <= MAX_CHAIN_SOURCES || bits <= 4 {
         for (number, address) in numbers {
             let Some(pool) = Pool::new(address, address, None) else { continue };
-            rules.push(Rule { matches: asks(number, 0..bits), ..Rule::to(Target::Snat(pool, None)) });
+            rules.push(Rule { matches: label_matches(number, 0..bits), ..Rule::with_target(Target::Snat(pool, None)) });
         }
     } else {
         let mut parts: BTreeMap<u32, Vec<(u32, IpAddr)>> = BTreeMap::new();
@@ -82,94 +93,95 @@ fn by_number(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Conte
         }
         for (part, numbers) in parts {
             let name = format!("{chain}{}{part:x}", if chain == SOURCES { "-" } else { "" });
-            let matches = asks(part << (bits - 4), bits - 4..bits);
+            let matches = label_matches(part << (bits - 4), bits - 4..bits);
             rules.push(Rule { matches, ..Rule::jump(&name) });
-            by_number(numbers, bits - 4, &name, nat);
+            add_source_chains(numbers, bits - 4, &name, nat);
         }
     }
     nat.chains.insert(chain.into(), Chain::from(rules));
 }
 
-/// The rules about what is sent to networks that are seen outside.
-pub(super) fn inward(asked: &Asked, family: Family) -> Vec<Rule> {
-    netmaps(asked, family, |netmap| (netmap.listen, netmap.to))
+/// Returns the rules that translate destinations: from the published network to the real one.
+pub(super) fn inward(desired: &DesiredState, family: Family) -> Vec<Rule> {
+    netmaps(desired, family, |netmap| (netmap.listen, netmap.to))
         .into_iter()
         .map(|rule| Rule { destination: rule.source, source: None, ..rule })
         .collect()
 }
 
-/// One rule for each 1:1 translation, the longest prefix first: from what `ends` gives to the other.
-fn netmaps(asked: &Asked, family: Family, ends: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
-    let of = |owned: &Owned<Netmap>| {
-        let (from, to) = ends(&owned.rule);
-        let remark = comment(&owned.set, Some(NETMAP));
-        let rule = Rule { source: Some(from), ..Rule::to(Target::Netmap(to)) };
-        rule.with(Match::Comment(remark.into()))
+/// Returns one rule for each 1:1 translation, the longest prefix first. `networks` returns the matched network and the
+/// network that it is translated to.
+fn netmaps(desired: &DesiredState, family: Family, networks: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
+    let netmap_rule = |owned: &SetRule<Netmap>| {
+        let (from, to) = networks(&owned.rule);
+        let remark = format_comment(&owned.set, Some(NETMAP));
+        let rule = Rule { source: Some(from), ..Rule::with_target(Target::Netmap(to)) };
+        rule.with_match(Match::Comment(remark.into()))
     };
-    let all = asked.netmaps.iter().filter(|owned| Family::of_network(owned.rule.listen) == family);
-    let mut rules: Vec<Rule> = all.map(of).collect();
+    let all = desired.netmaps.iter().filter(|owned| Family::of_network(owned.rule.listen) == family);
+    let mut rules: Vec<Rule> = all.map(netmap_rule).collect();
     rules.sort_by_key(|rule| Reverse(rule.source.map(|source| source.prefix())));
     rules
 }
 
-fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Vec<Rule> {
-    let mut rule = Rule { source: narrowed(egress.from), ..Rule::default() };
-    match &egress.way {
-        Way::Any => {}
-        Way::By(out) => rule.output = interface(out, false),
-        Way::NotBy(name) => rule.output = interface(name, true),
+fn egress_rules(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Vec<Rule> {
+    let mut rule = Rule { source: nonzero_prefix(egress.from), ..Rule::default() };
+    match &egress.out {
+        OutInterface::Any => {}
+        OutInterface::Is(out) => rule.output = interface_match(out, false),
+        OutInterface::Not(name) => rule.output = interface_match(name, true),
     }
-    let (remark, same) = remarks(asked, written);
+    let (remark, same) = remarks(desired, written);
     match egress.rewrite {
         Rewrite::Masquerade => {
-            // Without a prefix it is about both families, and that is how it is told from the prefix of everybody.
-            let everyone = (egress.from.is_some() && rule.source.is_none()).then_some(Match::Everyone);
-            rule.matches.extend(everyone);
+            // A masquerade without a prefix applies to both families. This match marks a prefix of length 0 instead.
+            let any_source = (egress.from.is_some() && rule.source.is_none()).then_some(Match::AnySource);
+            rule.matches.extend(any_source);
             rule.matches.extend(remark.map(Match::Comment));
             vec![Rule { target: Some(Target::Masquerade), ..rule }]
         }
         Rewrite::Snat(pool, mode) => {
-            let of = |protocol, pool, remark: &Option<Arc<str>>| {
+            let snat_rule = |protocol, pool, remark: &Option<Arc<str>>| {
                 let rule = Rule { protocol, target: Some(Target::Snat(pool, mode)), ..rule.clone() };
                 Rule { matches: remark.iter().cloned().map(Match::Comment).collect(), ..rule }
             };
             if pool.ports().is_none() {
-                return vec![of(None, pool, &remark)];
+                return vec![snat_rule(None, pool, &remark)];
             }
             let mut rules = Vec::new();
-            for transport in with_ports(pool.family()) {
+            for transport in snat_port_protocols(pool.family()) {
                 let remark = if rules.is_empty() { &remark } else { &same };
-                rules.push(of(Some(transport), pool, remark));
+                rules.push(snat_rule(Some(transport), pool, remark));
             }
             let plain = Pool::new(pool.first(), pool.last(), None).unwrap_or(pool);
-            rules.push(of(None, plain, &same));
+            rules.push(snat_rule(None, plain, &same));
             rules
         }
     }
 }
 
-/// The protocols that iptables lets SNAT choose ports for. ICMP's are its echo identifiers; of ICMPv6 it cannot.
-/// Source: `parse_to` in iptables' libxt_NAT.c; measured with 1.8.9.
-fn with_ports(family: Family) -> impl Iterator<Item = Transport> {
+/// Returns the protocols for which iptables accepts SNAT ports. For ICMP, the ports are echo identifiers; iptables does not
+/// accept ICMPv6. Source: `parse_to` in iptables' libxt_NAT.c; measured with 1.8.9.
+fn snat_port_protocols(family: Family) -> impl Iterator<Item = Transport> {
     let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Dccp].map(Transport::Ports);
     ports.into_iter().chain((family == Family::Ipv4).then_some(Transport::Icmp))
 }
 
-/// The comment of the rule that stands for what was written, and that of those that complete it.
-fn remarks(asked: &Asked, written: Written) -> (Option<Arc<str>>, Option<Arc<str>>) {
-    let of = |set, remark: Option<&str>| (comment(set, remark).into(), comment(set, Some(SAME)).into());
+/// Returns the comment of an egress rule, and the comment of the rules that complete it.
+fn remarks(desired: &DesiredState, written: RuleRef) -> (Option<Arc<str>>, Option<Arc<str>>) {
+    let both = |set, remark: Option<&str>| (format_comment(set, remark).into(), format_comment(set, Some(SAME)).into());
     let found: Option<(Arc<str>, Arc<str>)> = match written {
-        Written::Network(at) => {
-            asked.networks.get(at).map(|owned| of(&owned.set, Some(&of_network(NETWORK, &owned.rule))))
+        RuleRef::Network(at) => {
+            desired.networks.get(at).map(|owned| both(&owned.set, Some(&format_network(NETWORK, &owned.rule))))
         }
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| of(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| of(&owned.set, None)),
+        RuleRef::Masquerade(at) => desired.masquerades.get(at).map(|owned| both(&owned.set, None)),
+        RuleRef::Snat(at) => desired.snats.get(at).map(|owned| both(&owned.set, None)),
     };
     found.map_or((None, None), |(remark, same)| (Some(remark), Some(same)))
 }
 
-/// The number that a rule asks for on its way to a source, as far as it does.
-pub(in crate::iptables) fn number_bits(rule: &Rule) -> u32 {
-    let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::of_number_bit(*bit), not: false });
-    (0..label::NUMBER_BITS).filter(set).map(|bit| 1 << bit).sum()
+/// Returns the bits of a source number that a rule matches as set.
+pub(in crate::iptables) fn source_number_bits(rule: &Rule) -> u32 {
+    let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::label_of_id_bit(*bit), not: false });
+    (0..label::SOURCE_ID_BITS).filter(set).map(|bit| 1 << bit).sum()
 }

@@ -1,6 +1,6 @@
-//! The model compiled to a program. Pure.
+//! Compiles the model to a program, without I/O.
 //!
-//! An excerpt, as it is written for one network and one forward:
+//! An excerpt of the rules for one network and one forward:
 //! ```text
 //! *nat
 //! -A PREROUTING -j PORTFWD.PREROUTING
@@ -16,112 +16,91 @@
 //! -A PORTFWD.FORWARD -m conntrack --ctstate NEW -m connlabel --label 121 … -j PORTFWD.HAIRPIN
 //! -A PORTFWD.HAIRPIN -i eth0 -o eth0 -m connlabel --label 120 --set
 //! ```
-//! Rules are in the order of precedence, so a packet's first match is the forward that wins. `forward.rs` makes the rules of
-//! forwards and the chains that they live in, `tree.rs` lays thousands of them out so that a packet meets tens, `passing.rs`
-//! sees to what passes through (hairpin, isolated networks, the guard of loopback addresses), `leaving.rs` to what leaves.
+//! The rules are in the order of precedence, so the first match of a packet is the forward that wins.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `forward.rs` | rules and chains of forwards |
+//! | `tree.rs` | splits chains with thousands of rules, so that a packet traverses only tens of rules |
+//! | `passing.rs` | hairpin NAT, isolated networks, protection of loopback addresses |
+//! | `leaving.rs` | source NAT, masquerading, 1:1 translations |
+//! | `conditions.rs` | shared matches |
+//! | `host.rs` | properties of the host |
 
+mod conditions;
 mod forward;
+mod host;
 mod leaving;
 mod passing;
 mod tree;
 
-pub(super) use forward::{Place, rules_of};
-pub(super) use leaving::{SAME, SOURCES, number_bits};
+pub(super) use forward::{AddressScope, ChainsByTarget, binding_rules};
+pub use host::Host;
+pub(super) use leaving::{SAME, SOURCES, source_number_bits};
 pub use passing::HAIRPIN;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
-
-use ipnetwork::IpNetwork;
-
 use super::limits::{self, Limit};
-use super::program::{Attached, Chain, Contents, Half, Hook, Program};
-use super::rule::{Interface, Match, Rule};
-use crate::model::label::{Masqueraded, Sources};
-use crate::model::{Asked, ChainName, Family, IfName, SetName};
+use super::program::{Chain, Contents, FamilyRules, Hook, HookJump, Program};
+use super::rule::{Match, Rule};
+use crate::model::label::{MasqueradeNeeds, Sources};
+use crate::model::{DesiredState, Family, SetName};
 
-/// Why a model cannot be compiled.
+/// The reasons why the model cannot be compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// A rule set asks what iptables cannot do.
+    /// A rule set uses a feature that iptables does not support.
     #[error("in the rule set `{0}`, {1}")]
     Limit(SetName, Limit),
 }
 
-/// What of a host the rules depend on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Host {
-    /// The interfaces that packets are routed by.
-    pub interfaces: BTreeSet<IfName>,
-    /// Whether its iptables can shift a range of ports (`--to-destination ADDR:LO-HI/BASE`).
-    pub shifts: bool,
-}
-
-/// Compiles all that is asked.
+/// Compiles the desired state.
 ///
 /// # Errors
-/// The first thing that iptables cannot do.
-pub fn compile(asked: &Asked, host: &Host) -> Result<Program, CompileError> {
-    if let Some((set, limit)) = limits::find(asked).into_iter().next() {
+/// [`CompileError::Limit`] with the first feature that iptables does not support.
+pub fn compile(desired: &DesiredState, host: &Host) -> Result<Program, CompileError> {
+    if let Some((set, limit)) = limits::find(desired).into_iter().next() {
         return Err(CompileError::Limit(set, limit));
     }
-    Ok(compile_all(asked, host, &Homes::new()))
+    Ok(compile_unchecked(desired, host, &ChainsByTarget::new()))
 }
 
-/// The chains of forwards to some targets, whatever networks they are in.
-pub(super) type Homes = HashMap<IpAddr, ChainName>;
-
-/// Compiles all that is asked, whether iptables can do it or not.
-pub(super) fn compile_all(asked: &Asked, host: &Host, homes: &Homes) -> Program {
-    let of = |family| half(asked, family, host, homes);
-    Program { ipv4: of(Family::Ipv4), ipv6: of(Family::Ipv6) }
+/// Compiles the desired state without a check for unsupported features.
+pub(super) fn compile_unchecked(desired: &DesiredState, host: &Host, by_target: &ChainsByTarget) -> Program {
+    let rules = |family| family_rules(desired, family, host, by_target);
+    Program { ipv4: rules(Family::Ipv4), ipv6: rules(Family::Ipv6) }
 }
 
-fn half(asked: &Asked, family: Family, host: &Host, homes: &Homes) -> Half {
-    let mut half = Half::default();
-    let sources = Sources::of(asked);
-    let masqueraded = Masqueraded::of(asked, |of| of == family);
-    let (hairpin, isolated) = (masqueraded.neighbours, passing::isolates(asked, family));
-    let forwards = forward::chains(asked, family, &sources, host.shifts, homes, &mut half.nat);
-    let inward = leaving::inward(asked, family);
-    let mut arriving: Vec<Rule> = forwards.outside.iter().chain(&inward).cloned().collect();
-    let mut sent = forwards.loopback;
-    if !(sent.is_empty() && arriving.is_empty()) {
-        sent.extend(forward::own_loopback(family));
-        sent.extend(arriving.iter().cloned());
+fn family_rules(desired: &DesiredState, family: Family, host: &Host, by_target: &ChainsByTarget) -> FamilyRules {
+    let mut half = FamilyRules::default();
+    let sources = Sources::of_state(desired);
+    let masqueraded = MasqueradeNeeds::new(desired, |other| other == family);
+    let (hairpin, isolated) = (masqueraded.hairpin, passing::isolates(desired, family));
+    let forwards = forward::chains(desired, family, &sources, host.shifts, by_target, &mut half.nat);
+    let inward = leaving::inward(desired, family);
+    let mut prerouting: Vec<Rule> = forwards.non_loopback.iter().chain(&inward).cloned().collect();
+    let mut output = forwards.loopback;
+    if !(output.is_empty() && prerouting.is_empty()) {
+        output.push(forward::return_loopback(family));
+        output.extend(prerouting.iter().cloned());
     }
-    if !arriving.is_empty() && (hairpin || isolated) {
-        arriving.insert(0, Rule::default().with(Match::SetLabel(crate::model::label::OURS)));
-        arriving.push(Rule::default().with(Match::SetLabel(crate::model::label::PASSED)));
+    if !prerouting.is_empty() && (hairpin || isolated) {
+        prerouting.insert(0, Rule::default().with_match(Match::SetLabel(crate::model::label::FORWARDED)));
+        prerouting.push(Rule::default().with_match(Match::SetLabel(crate::model::label::UNMATCHED)));
     }
-    let leaving = leaving::rules(asked, family, &sources, masqueraded.any(), &mut half.nat);
-    attach(&mut half.nat, Hook::Prerouting, arriving);
-    attach(&mut half.nat, Hook::Output, sent);
-    attach(&mut half.nat, Hook::Postrouting, leaving);
-    let through = passing::rules(asked, family, hairpin, host, &mut half.mangle);
-    attach(&mut half.mangle, Hook::Forward, through);
-    attach(&mut half.mangle, Hook::Prerouting, passing::guard(asked, family));
+    let postrouting = leaving::rules(desired, family, &sources, masqueraded.any(), &mut half.nat);
+    add_hook(&mut half.nat, Hook::Prerouting, prerouting);
+    add_hook(&mut half.nat, Hook::Output, output);
+    add_hook(&mut half.nat, Hook::Postrouting, postrouting);
+    let forwarded = passing::rules(desired, family, hairpin, host, &mut half.mangle);
+    add_hook(&mut half.mangle, Hook::Forward, forwarded);
+    add_hook(&mut half.mangle, Hook::Prerouting, passing::guard(desired, family));
     half
 }
 
-/// Puts rules into the chain that a built-in chain jumps to, where there are any.
-fn attach(contents: &mut Contents, hook: Hook, rules: Vec<Rule>) {
+/// Adds the chain of a built-in chain and the jump to it, unless there are no rules.
+fn add_hook(contents: &mut Contents, hook: Hook, rules: Vec<Rule>) {
     if !rules.is_empty() {
-        contents.chains.insert(hook.entry().into(), Chain::from(rules));
-        contents.hooks.insert(hook, Attached::ONCE);
+        contents.chains.insert(hook.portfwd_chain().into(), Chain::from(rules));
+        contents.hooks.insert(hook, HookJump::ONCE);
     }
-}
-
-fn interface(name: &IfName, not: bool) -> Option<Interface> {
-    Some(Interface { not, name: name.clone() })
-}
-
-/// The network of one address.
-fn only(address: IpAddr) -> IpNetwork {
-    IpNetwork::from(address)
-}
-
-/// The prefix where it says more than none would; iptables leaves out that of everybody.
-fn narrowed(network: Option<IpNetwork>) -> Option<IpNetwork> {
-    network.filter(|network| network.prefix() > 0)
 }

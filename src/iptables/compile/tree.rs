@@ -1,25 +1,29 @@
-//! Thousands of rules, laid out so that a packet meets tens of them.
+//! Splits chains with thousands of rules, so that a packet traverses only tens of rules.
 //!
 //! ```text
 //! -A PORTFWD-DOCKER            -p tcp -j PORTFWD.1f0a2-t
 //! -A PORTFWD.1f0a2-t           -p tcp --dport 4096:8191 -j PORTFWD.1f0a2-t4096-8191
 //! -A PORTFWD.1f0a2-t4096-8191 -p tcp --dport 4096:4607 -j PORTFWD.1f0a2-t4096-4607
 //! ```
-//! A chain of more rules than [`LEAF`] is split: by protocol, then by blocks of ports, the whole space into 16, each of those
-//! into 8, and so on down to one port; where one port has too many still, by ranges of destinations, then of sources, 16 at a
-//! time. What spans several blocks stays in the chain, behind the jumps to the blocks. No jump is more than 14 deep, and 16 are
-//! what nf_tables allows (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
+//! A chain with more than [`MAX_CHAIN_RULES`] rules is split in three steps:
 //!
-//! A jump comes back where nothing matched, so the rules that a packet meets are those it would meet in one long chain, in the
-//! same order, but for those that a jump's own condition rules out.
+//! 1. by protocol,
+//! 2. by blocks of ports: the whole space into 16 blocks, each block into 8, and so on down to single ports,
+//! 3. by ranges of destination addresses, then of source addresses, into at most [`FAN_OUT`] parts at a time.
 //!
-//! Blocks of ports begin at multiples of their size, so one more forward usually changes the chain it falls into and no other;
-//! more where that chain is split by it, where it lies outside of all ports so far, and where thousands of addresses share one
-//! port.
+//! Rules that span several blocks stay in the chain, after the jumps to the blocks. Jumps are at most 14 deep; nf_tables
+//! allows 16 (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
 //!
-//! Measured with 60,000 forwards of single ports, iptables 1.8.9, Linux 6.18, a new connection through the last of them
-//! against one forward: 1.035 times with iptables-legacy, 1.05 with iptables-nft; leaves of 8 gave 1.036 and 1.032, but took
-//! 1.5 and 2.2 times as long to load.
+//! A packet without a match returns from a jump. So a packet traverses the same rules in the same order as in one long
+//! chain, but skips the rules that a jump's conditions exclude.
+//!
+//! Blocks of ports begin at multiples of their size, so a new forward usually changes only one chain. A new forward changes
+//! more chains in three cases: it splits a chain, its port is outside of all existing blocks, or thousands of addresses
+//! share one port.
+//!
+//! Measured with 60,000 forwards of single ports, iptables 1.8.9 and Linux 6.18: a new connection through the last forward
+//! takes 1.035 times as long as with one forward (iptables-legacy), or 1.05 times (iptables-nft). With at most 8 rules in a
+//! chain the factors were 1.036 and 1.032, but loading took 1.5 and 2.2 times as long.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -31,24 +35,24 @@ use crate::iptables::program::{Chain, PREFIX};
 use crate::iptables::rule::{Match, Rule, Transport};
 use crate::model::{PortRange, Protocol};
 
-/// How many rules a chain has at most before it is split.
-const LEAF: usize = 64;
+/// The maximum number of rules in a chain that is not split.
+const MAX_CHAIN_RULES: usize = 64;
 
-/// The sizes of blocks of ports, each a multiple of the next.
+/// The sizes of port blocks. Each size is a multiple of the next size.
 const BLOCKS: [u32; 6] = [65_536, 4_096, 512, 64, 8, 1];
 
-/// How many parts addresses are split into at once.
-const PARTS: usize = 16;
+/// The maximum number of parts in one split by addresses.
+const FAN_OUT: usize = 16;
 
-/// An address of a packet.
+/// One of the two addresses in the IP header.
 #[derive(Debug, Clone, Copy)]
-enum End {
+enum AddressField {
     Destination,
     Source,
 }
 
-impl End {
-    fn of(self, rule: &Rule) -> Option<IpNetwork> {
+impl AddressField {
+    fn network(self, rule: &Rule) -> Option<IpNetwork> {
         match self {
             Self::Destination => rule.destination,
             Self::Source => rule.source,
@@ -56,16 +60,16 @@ impl End {
     }
 }
 
-/// Chains that are being laid out.
+/// A tree of chains under construction.
 pub(super) struct Tree<'a> {
     chains: &'a mut BTreeMap<Arc<str>, Chain>,
-    /// What the names of all its chains begin with.
+    /// The prefix of the chain names in this tree.
     prefix: String,
 }
 
 impl<'a> Tree<'a> {
-    /// Begins one. Its chains' names begin with five digits that stand for `name` and are in no other name yet: so that
-    /// another tree changes none of them.
+    /// Starts a tree. The names of its chains contain five hexadecimal digits of a hash of `name`, which no existing chain
+    /// uses. So another tree does not change these names.
     pub(super) fn new(chains: &'a mut BTreeMap<Arc<str>, Chain>, name: &str) -> Self {
         let prefix = |number: u64| format!("{PREFIX}.{:05x}-", number & 0xf_ffff);
         let taken = |prefix: &str| {
@@ -79,16 +83,16 @@ impl<'a> Tree<'a> {
         Self { chains, prefix: prefix(number) }
     }
 
-    /// Lays rules out in a chain: adds to `out` what it holds itself, and to the tree what it jumps to. Those that may match
-    /// the same packet must be in the order in which they are to be asked.
-    pub(super) fn lay_out(&mut self, mut rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
-        // Stable, so what competes for a port stays in order.
+    /// Adds the rules of the chain `chain` to `out`, and the chains that they jump to to the tree. Rules that may match the
+    /// same packet must be in the order of precedence.
+    pub(super) fn add_rules(&mut self, mut rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+        // The sort is stable, so rules of the same port stay in order.
         rules.sort_by_key(|rule| (protocol(rule), rule.ports));
-        self.fill(rules, chain, out);
+        self.split_by_protocol(rules, chain, out);
     }
 
-    fn fill(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
-        if rules.len() <= LEAF {
+    fn split_by_protocol(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+        if rules.len() <= MAX_CHAIN_RULES {
             out.extend(rules);
             return;
         }
@@ -99,17 +103,17 @@ impl<'a> Tree<'a> {
         let several = protocols.len() > 1;
         for (protocol, rules) in protocols {
             let Some(protocol) = protocol.filter(|_| several) else {
-                self.by_port(rules, chain, out);
+                self.split_by_port(rules, chain, out);
                 continue;
             };
-            let guard = Rule { protocol: Some(Transport::Ports(protocol)), ..Rule::default() };
-            let name = format!("{}{}", self.prefix, letter(protocol));
-            self.child(guard, name, rules, out);
+            let jump = Rule { protocol: Some(Transport::Ports(protocol)), ..Rule::default() };
+            let name = format!("{}{}", self.prefix, protocol_letter(protocol));
+            self.add_child(jump, name, rules, out);
         }
     }
 
-    /// Splits the rules of one protocol into the blocks of the smallest block that holds them all.
-    fn by_port(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+    /// Splits the rules of one protocol by the largest blocks that separate them.
+    fn split_by_port(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         let Some(protocol) = rules.first().and_then(|rule| protocol(rule)) else {
             out.extend(rules);
             return;
@@ -118,7 +122,7 @@ impl<'a> Tree<'a> {
         let lowest = rules.iter().map(|rule| ends(rule).0).min().unwrap_or(0);
         let highest = rules.iter().map(|rule| ends(rule).1).max().unwrap_or(0);
         let Some(size) = BLOCKS.into_iter().find(|size| lowest / size != highest / size) else {
-            self.by_class(rules, chain, out);
+            self.split_by_class(rules, chain, out);
             return;
         };
         let mut blocks: BTreeMap<u32, Vec<Arc<Rule>>> = BTreeMap::new();
@@ -134,90 +138,91 @@ impl<'a> Tree<'a> {
         for (block, rules) in blocks {
             let range = (block * size, block * size + (size - 1));
             let ports = u16::try_from(range.0).ok().zip(u16::try_from(range.1).ok());
-            // Port 0 is never asked for, but the first block begins there.
+            // The first block begins at port 0, but no rule matches port 0.
             let ports = ports.and_then(|(first, last)| PortRange::new(first.max(1), last));
             if rules.len() == 1 || ports.is_none() {
                 out.extend(rules);
                 continue;
             }
-            let guard = Rule { protocol: Some(Transport::Ports(protocol)), ports, ..Rule::default() };
+            let jump = Rule { protocol: Some(Transport::Ports(protocol)), ports, ..Rule::default() };
             let range = if size == 1 { format!("{}", range.0) } else { format!("{}-{}", range.0, range.1) };
-            let name = format!("{}{}{range}", self.prefix, letter(protocol));
-            self.child(guard, name, rules, out);
+            let name = format!("{}{}{range}", self.prefix, protocol_letter(protocol));
+            self.add_child(jump, name, rules, out);
         }
-        if wider.len() <= LEAF {
+        if wider.len() <= MAX_CHAIN_RULES {
             out.extend(wider);
         } else {
-            self.by_class(wider, chain, out);
+            self.split_by_class(wider, chain, out);
         }
     }
 
-    /// Splits rules of the same ports by addresses, those of each class by themselves: within one they never overlap.
-    fn by_class(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+    /// Splits rules of the same ports by addresses. Each class is split separately, because rules of one class never
+    /// overlap.
+    fn split_by_class(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         let class =
             |rule: &Rule| (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()));
         let mut rules = rules.into_iter().peekable();
         while let Some(first) = rules.next() {
-            let of = class(&first);
+            let first_class = class(&first);
             let mut group = vec![first];
-            group.extend(std::iter::from_fn(|| rules.next_if(|rule| class(rule) == of)));
-            if group.len() <= LEAF {
+            group.extend(std::iter::from_fn(|| rules.next_if(|rule| class(rule) == first_class)));
+            if group.len() <= MAX_CHAIN_RULES {
                 out.extend(group);
             } else {
-                self.by_address(group, chain, out);
+                self.split_by_address(group, chain, out);
             }
         }
     }
 
-    /// Splits rules that never overlap into as many parts as a chain may have, by the order of one of their addresses.
-    fn by_address(&mut self, mut group: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
-        for end in [End::Destination, End::Source] {
-            let mut networks: Vec<IpNetwork> = group.iter().filter_map(|rule| end.of(rule)).collect();
+    /// Splits rules that never overlap into at most [`FAN_OUT`] parts, sorted by the destination or the source address.
+    fn split_by_address(&mut self, mut group: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
+        for field in [AddressField::Destination, AddressField::Source] {
+            let mut networks: Vec<IpNetwork> = group.iter().filter_map(|rule| field.network(rule)).collect();
             networks.sort_unstable();
             networks.dedup();
-            if networks.len() < 2 || group.iter().any(|rule| end.of(rule).is_none()) {
+            if networks.len() < 2 || group.iter().any(|rule| field.network(rule).is_none()) {
                 continue;
             }
-            // What has the same address stays together, and in order.
-            group.sort_by_key(|rule| end.of(rule));
+            // The sort is stable, so rules of the same address stay in order.
+            group.sort_by_key(|rule| field.network(rule));
             let mut rules = group.into_iter().peekable();
             for (number, part) in networks.chunks(part_size(networks.len())).enumerate() {
                 let (Some(first), Some(last)) = (part.first(), part.last()) else { continue };
-                let inside: Vec<Arc<Rule>> =
-                    std::iter::from_fn(|| rules.next_if(|rule| end.of(rule).is_some_and(|of| of <= *last))).collect();
-                let source = matches!(end, End::Source);
+                let in_part = |rule: &Arc<Rule>| field.network(rule).is_some_and(|network| network <= *last);
+                let part_rules: Vec<Arc<Rule>> = std::iter::from_fn(|| rules.next_if(in_part)).collect();
+                let source = matches!(field, AddressField::Source);
                 let range = Match::Range { source, first: first.network(), last: last.broadcast() };
-                let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {end:?} {number}")) >> 16);
-                self.child_of_address(Rule::default().with(range), name, inside, out);
+                let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {field:?} {number}")) >> 16);
+                self.add_address_child(Rule::default().with_match(range), name, part_rules, out);
             }
             return;
         }
-        // Only interfaces tell them apart, which no range covers.
+        // The rules differ in their interfaces only, and there are no ranges of interfaces.
         out.extend(group);
     }
 
-    /// Adds a chain that is asked where `guard` matches.
-    fn child(&mut self, guard: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
-        let mut inside = Vec::new();
-        self.fill(rules, &name, &mut inside);
-        self.put(guard, name, inside, out);
+    /// Adds a chain with `rules` and a rule that jumps to it. `jump` contains the conditions of the jump.
+    fn add_child(&mut self, jump: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
+        let mut child = Vec::new();
+        self.split_by_protocol(rules, &name, &mut child);
+        self.insert_chain(jump, name, child, out);
     }
 
-    /// The same, of rules that have their ports in common.
-    fn child_of_address(&mut self, guard: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
-        let mut inside = Vec::new();
-        self.by_class(rules, &name, &mut inside);
-        self.put(guard, name, inside, out);
+    /// Adds a chain like [`Tree::add_child`], for rules of the same ports.
+    fn add_address_child(&mut self, jump: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
+        let mut child = Vec::new();
+        self.split_by_class(rules, &name, &mut child);
+        self.insert_chain(jump, name, child, out);
     }
 
-    fn put(&mut self, mut guard: Rule, mut name: String, inside: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
-        // Two hashes may be the same; no other two names can.
+    fn insert_chain(&mut self, mut jump: Rule, mut name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
+        // Names with a hash may collide. All other names are unique.
         while let Entry::Occupied(_) = self.chains.entry(name.as_str().into()) {
             name = format!("{}{:012x}", self.prefix, hash(&name) >> 16);
         }
-        guard.target = Rule::jump(&name).target;
-        self.chains.insert(name.into(), Chain::from(inside));
-        out.push(guard.into());
+        jump.target = Rule::jump(&name).target;
+        self.chains.insert(name.into(), Chain::from(rules));
+        out.push(jump.into());
     }
 }
 
@@ -228,8 +233,8 @@ fn protocol(rule: &Rule) -> Option<Protocol> {
     }
 }
 
-/// What stands for a protocol in the name of a chain; no hexadecimal digit, so that no hash looks like it.
-fn letter(protocol: Protocol) -> char {
+/// Returns the letter of a protocol for chain names. The letters are not hexadecimal digits, so they differ from hashes.
+fn protocol_letter(protocol: Protocol) -> char {
     match protocol {
         Protocol::Tcp => 't',
         Protocol::Udp => 'u',
@@ -239,17 +244,17 @@ fn letter(protocol: Protocol) -> char {
     }
 }
 
-/// How many of so many addresses one part holds: the least power of [`PARTS`], times a leaf, that leaves no more than
-/// [`PARTS`] parts.
+/// Returns the number of addresses in each part for a total of `count`: the smallest [`MAX_CHAIN_RULES`] times a power of
+/// [`FAN_OUT`] that gives at most [`FAN_OUT`] parts. There are always at least two parts.
 fn part_size(count: usize) -> usize {
-    let mut size = LEAF;
-    while size * PARTS < count {
-        size *= PARTS;
+    let mut size = MAX_CHAIN_RULES;
+    while size * FAN_OUT < count {
+        size *= FAN_OUT;
     }
     size.min(count.div_ceil(2))
 }
 
-/// FNV-1a of 64 bits.
+/// Returns the 64-bit FNV-1a hash.
 pub(super) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -262,7 +267,7 @@ mod tests {
     use std::net::IpAddr;
     use std::net::Ipv4Addr;
 
-    /// A packet, as far as rules of forwards look at one.
+    /// The fields of a packet that rules of forwards match.
     #[derive(Debug, Clone)]
     struct Packet {
         protocol: Protocol,
@@ -285,20 +290,20 @@ mod tests {
             })
     }
 
-    /// The first rule that decides on a packet, and how many it met on the way.
+    /// Returns the first matching rule with a verdict. Adds the number of traversed rules to `traversed`.
     fn walk<'a>(
         rules: &'a [Arc<Rule>],
         chains: &'a BTreeMap<Arc<str>, Chain>,
         packet: &Packet,
-        met: &mut usize,
+        traversed: &mut usize,
     ) -> Option<&'a Rule> {
         for rule in rules {
-            *met += 1;
+            *traversed += 1;
             if matches(rule, packet) {
-                match rule.asks() {
+                match rule.jump_target() {
                     None => return Some(rule),
                     Some(next) => {
-                        if let Some(found) = walk(&chains[next].rules, chains, packet, met) {
+                        if let Some(found) = walk(&chains[next].rules, chains, packet, traversed) {
                             return Some(found);
                         }
                     }
@@ -308,10 +313,10 @@ mod tests {
         None
     }
 
-    fn lay_out(rules: Vec<Rule>) -> (Vec<Arc<Rule>>, BTreeMap<Arc<str>, Chain>) {
+    fn build(rules: Vec<Rule>) -> (Vec<Arc<Rule>>, BTreeMap<Arc<str>, Chain>) {
         let (mut chains, mut root) = (BTreeMap::new(), Vec::new());
         let rules = rules.into_iter().map(Arc::new).collect();
-        Tree::new(&mut chains, "X").lay_out(rules, "PORTFWD-X", &mut root);
+        Tree::new(&mut chains, "X").add_rules(rules, "PORTFWD-X", &mut root);
         (root, chains)
     }
 
@@ -332,73 +337,74 @@ mod tests {
         Packet { protocol, port, source: address(1), destination: address(2), interface: "eth0" }
     }
 
-    /// The most rules that a packet to any of these meets.
-    fn most(rules: &[Rule], packets: impl Iterator<Item = Packet>) -> usize {
-        let (root, chains) = lay_out(rules.to_vec());
+    /// Returns the maximum number of rules that one of the packets traverses.
+    fn max_traversed(rules: &[Rule], packets: impl Iterator<Item = Packet>) -> usize {
+        let (root, chains) = build(rules.to_vec());
         assert!(chains.keys().all(|name| name.len() <= 28), "names that iptables takes");
-        let met = |packet: Packet| {
-            let mut met = 0;
-            assert!(walk(&root, &chains, &packet, &mut met).is_some(), "{packet:?}");
-            met
+        let traversed = |packet: Packet| {
+            let mut count = 0;
+            assert!(walk(&root, &chains, &packet, &mut count).is_some(), "{packet:?}");
+            count
         };
-        packets.map(met).max().unwrap_or(0)
+        packets.map(traversed).max().unwrap_or(0)
     }
 
     #[test]
-    fn among_60_000_single_ports_a_packet_meets_tens() {
-        let of = |protocol| (1..=30_000).map(move |port| rule(protocol, port * 2, port * 2));
-        let rules: Vec<Rule> = of(Protocol::Tcp).chain(of(Protocol::Udp)).collect();
-        let packets = (1..=30_000).flat_map(|port| [Protocol::Tcp, Protocol::Udp].map(|of| packet(of, port * 2)));
-        assert!(most(&rules, packets) <= 2 + 16 + 8 + 8 + LEAF);
+    fn a_packet_traverses_tens_of_60_000_single_ports() {
+        let all_ports = |protocol| (1..=30_000).map(move |port| rule(protocol, port * 2, port * 2));
+        let rules: Vec<Rule> = all_ports(Protocol::Tcp).chain(all_ports(Protocol::Udp)).collect();
+        let both = |port: u16| [Protocol::Tcp, Protocol::Udp].map(|protocol| packet(protocol, port * 2));
+        let packets = (1..=30_000).flat_map(both);
+        assert!(max_traversed(&rules, packets) <= 2 + 16 + 8 + 8 + MAX_CHAIN_RULES);
     }
 
     #[test]
-    fn among_ranges_that_span_blocks_too() {
+    fn a_packet_traverses_tens_of_8_000_ranges_across_blocks() {
         let rules: Vec<Rule> = (0..8_000).map(|n| rule(Protocol::Tcp, n * 8 + 5, n * 8 + 11)).collect();
         let packets = (0..8_000).map(|n| packet(Protocol::Tcp, n * 8 + 10));
-        let most = most(&rules, packets);
-        assert!(most <= 2 * (16 + 8 + 8 + LEAF), "{most}");
+        let traversed = max_traversed(&rules, packets);
+        assert!(traversed <= 2 * (16 + 8 + 8 + MAX_CHAIN_RULES), "{traversed}");
     }
 
     #[test]
-    fn among_thousands_of_addresses_or_clients_of_one_port_too() {
-        for end in [End::Destination, End::Source] {
+    fn a_packet_traverses_tens_of_20_000_addresses_of_one_port() {
+        for field in [AddressField::Destination, AddressField::Source] {
             let with = |number: u32| {
                 let network = Some(IpNetwork::from(address(number * 77)));
                 let rule = rule(Protocol::Tcp, 80, 80);
-                match end {
-                    End::Destination => Rule { destination: network, ..rule },
-                    End::Source => Rule { source: network, ..rule },
+                match field {
+                    AddressField::Destination => Rule { destination: network, ..rule },
+                    AddressField::Source => Rule { source: network, ..rule },
                 }
             };
             let rules: Vec<Rule> = (1..20_000).map(with).collect();
             let packets = (1..20_000).map(|number| {
-                let at = address(number * 77);
+                let address = address(number * 77);
                 let packet = packet(Protocol::Tcp, 80);
-                match end {
-                    End::Destination => Packet { destination: at, ..packet },
-                    End::Source => Packet { source: at, ..packet },
+                match field {
+                    AddressField::Destination => Packet { destination: address, ..packet },
+                    AddressField::Source => Packet { source: address, ..packet },
                 }
             });
-            let most = most(&rules, packets);
-            assert!(most <= 3 * PARTS + LEAF, "{end:?}: {most}");
+            let traversed = max_traversed(&rules, packets);
+            assert!(traversed <= 3 * FAN_OUT + MAX_CHAIN_RULES, "{field:?}: {traversed}");
         }
     }
 
     #[test]
-    fn one_more_changes_one_chain() {
+    fn a_new_rule_changes_one_chain() {
         let rules: Vec<Rule> = (1..=20_000).map(|port| rule(Protocol::Tcp, port * 3, port * 3)).collect();
         let more = rules.iter().cloned().chain([rule(Protocol::Tcp, 100, 100)]).collect();
-        let ((root, before), (same, after)) = (lay_out(rules), lay_out(more));
+        let ((root, before), (same, after)) = (build(rules), build(more));
         assert_eq!(root, same);
         assert!(before.keys().eq(after.keys()));
         assert_eq!(before.iter().zip(&after).filter(|(before, after)| before != after).count(), 1);
     }
 
-    /// Rules of many classes, in the order of precedence, each with a number of its own in its target.
+    /// Generates rules of many classes in the order of precedence. The target of each rule has a unique number.
     fn rules() -> impl Strategy<Value = Vec<Rule>> {
-        let one = (0u32..40, 0u32..40, 0u32..4, 0u16..6, any::<[bool; 4]>());
-        proptest::collection::vec(one, 100..700).prop_map(|all| {
+        let fields = (0u32..40, 0u32..40, 0u32..4, 0u16..6, any::<[bool; 4]>());
+        proptest::collection::vec(fields, 100..700).prop_map(|all| {
             let mut rules: Vec<Rule> = Vec::new();
             for (destination, source, length, port, [named, on, udp, from]) in all {
                 let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
@@ -406,8 +412,8 @@ mod tests {
                 let mut rule = rule(protocol, 1000 + port, 1000 + port);
                 rule.destination = named.then(|| IpNetwork::from(address(destination)));
                 rule.input = on.then(|| Interface { not: false, name: "eth0".parse().expect("name") });
-                let whole = |source: IpNetwork| IpNetwork::new(source.network(), source.prefix()).ok();
-                rule.source = source.filter(|_| from).and_then(whole);
+                let network = |source: IpNetwork| IpNetwork::new(source.network(), source.prefix()).ok();
+                rule.source = source.filter(|_| from).and_then(network);
                 let same = |other: &&Rule| {
                     (&other.destination, &other.input, other.source, other.protocol, other.ports)
                         == (&rule.destination, &rule.input, rule.source, rule.protocol, rule.ports)
@@ -431,11 +437,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn the_first_match_is_that_of_one_long_chain(
+        fn the_first_match_is_the_same_as_in_one_long_chain(
             rules in rules(),
             packets in proptest::collection::vec((0u32..40, any::<u32>(), 0u16..7, any::<[bool; 2]>()), 200),
         ) {
-            let (root, chains) = lay_out(rules.clone());
+            let (root, chains) = build(rules.clone());
             for (destination, source, port, [udp, on]) in packets {
                 let packet = Packet {
                     protocol: if udp { Protocol::Udp } else { Protocol::Tcp },

@@ -1,62 +1,61 @@
-//! A lab's rule set made live and durable in the host, as `portfwd apply` does, and removed again.
+//! Commits a lab's rule set in the lab's host, as `portfwd apply` does, and removes it again.
 //!
-//! It is known as ours by where the state says that it comes from: no file, but a random word of the journal. A set of the
-//! same name that somebody applied from a file since then is theirs.
+//! The origin of a set in the state shows who applied it. A lab's set has a random token of the journal as its origin,
+//! not a file. If a user later applies a set of the same name from a file, the set belongs to the user.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::NetError;
-use super::ground::Presence;
+use super::plan::Name;
+use super::presence::Presence;
 use super::rules::Rules;
-use super::up::Name;
-use crate::config::{Kind, Loaded, Problem, Source, union};
+use crate::config::{Loaded, Problem, ProblemKind, Source, merge};
 use crate::engine::guard::{self, Ssh};
-use crate::engine::{self, Choice, Engine, EngineError, confirm};
-use crate::model::Asked;
+use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
+use crate::model::DesiredState;
 use crate::store::State;
 use crate::sys::sockets;
 
-/// Where the rules of a lab's host are kept, and with which backend. What is done is done in the namespace of the calling
-/// thread.
+/// The state and the backend for a lab's rule set. All operations act on the namespace of the calling thread.
 #[derive(Debug, Clone)]
-pub(super) struct Keeper {
-    /// The directory of the state, as of `--state-dir`.
+pub(super) struct RuleStore {
+    /// The state directory, as in `--state-dir`.
     pub directory: PathBuf,
-    /// The backend.
+    /// The backend that the user chose.
     pub choice: Choice,
 }
 
-/// A conflict with what other sets ask.
+/// A lab's rules contradict another rule set.
 #[derive(Debug, thiserror::Error)]
-#[error("it contradicts another rule set: {0}")]
-struct Contradiction(String);
+#[error("the set contradicts another rule set: {0}")]
+struct RuleConflict(String);
 
-/// What every origin of ours begins with.
-const HEAD: &str = "portfwd lab ";
+/// The prefix of each origin that a lab writes.
+const ORIGIN_PREFIX: &str = "portfwd lab ";
 
-fn origin(word: &str) -> PathBuf {
-    PathBuf::from(format!("{HEAD}{word}"))
+fn origin(token: &str) -> PathBuf {
+    PathBuf::from(format!("{ORIGIN_PREFIX}{token}"))
 }
 
-/// Whether a lab made the set that a lab's rules are to be: this one, or one of an earlier boot, whose journal means nothing
-/// any more while the state of its rules is durable.
-fn is_of_a_lab(state: &State, rules: &Rules) -> bool {
-    state.origins.get(&rules.set).is_some_and(|from| from.to_string_lossy().starts_with(HEAD))
+/// Returns true if a lab applied the set: this lab, or one of an earlier boot. Its journal is then void, but the state
+/// of its rules is durable.
+fn is_from_a_lab(state: &State, rules: &Rules) -> bool {
+    state.origins.get(&rules.set).is_some_and(|from| from.to_string_lossy().starts_with(ORIGIN_PREFIX))
 }
 
-fn is_ours(state: &State, rules: &Rules, word: &str) -> bool {
-    state.origins.get(&rules.set).is_some_and(|from| *from == origin(word))
+fn is_owned(state: &State, rules: &Rules, token: &str) -> bool {
+    state.origins.get(&rules.set).is_some_and(|from| *from == origin(token))
 }
 
-fn is_in(asked: &Asked, rules: &Rules) -> bool {
-    asked.settings.contains_key(&rules.set) || !asked.part(&rules.set).is_empty()
+fn contains_set(desired: &DesiredState, rules: &Rules) -> bool {
+    desired.settings.contains_key(&rules.set) || !desired.part(&rules.set).is_empty()
 }
 
-/// What is asked when a lab's rules are in the place of those it had before.
-fn with(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
-    // What a lab says has no place of its own in its file.
+/// Returns the desired state with the lab's rules in place of its previous ones.
+fn merge_rules(desired: DesiredState, rules: &Rules) -> Result<DesiredState, Vec<Problem>> {
+    // A lab's rules have no positions in its file.
     let source = Arc::new(Source { path: PathBuf::new(), text: "".into() });
     let loaded = Loaded {
         set: rules.rule_set(),
@@ -68,54 +67,54 @@ fn with(asked: Asked, rules: &Rules) -> Result<Asked, Vec<Problem>> {
         netmaps: Vec::new(),
         priority: None,
     };
-    union(asked, &[loaded])
+    merge(desired, &[loaded])
 }
 
-impl Keeper {
-    fn read(&self) -> Result<Engine, EngineError> {
-        Engine::open(&self.directory, false, self.choice)
+impl RuleStore {
+    fn open_read_only(&self) -> Result<Engine, EngineError> {
+        Engine::open(Storage::ReadOnly(&self.directory), self.choice, Scope::Full)
     }
 
-    /// Opens the state for a change, and brings to its end what was begun.
-    fn write(&self) -> Result<Engine, EngineError> {
-        let mut engine = Engine::open(&self.directory, true, self.choice)?;
-        confirm::put_back_in_time(&mut engine)?;
-        // What cannot be finished may be what this change mends; if not, that says so.
-        let _ = engine::finish(&mut engine);
-        confirm::settled(&engine)?;
+    /// Opens the state for a change, and recovers from an interrupted one.
+    fn open_for_change(&self) -> Result<Engine, EngineError> {
+        let mut engine = Engine::open(Storage::ReadWrite(&self.directory), self.choice, Scope::Full)?;
+        engine.roll_back_if_expired()?;
+        // The change may repair the cause of this failure. If it does not, its commit fails too.
+        let _ = engine.finish_interrupted();
+        engine.ensure_none_pending()?;
         Ok(engine)
     }
 
-    /// What is there of a lab's rules, in the state and in the kernel.
-    pub(super) fn presence(&self, rules: &Rules, word: &str) -> Result<Presence, EngineError> {
-        let mut engine = self.read()?;
-        let asked = Arc::clone(&engine.state().asked);
-        if !is_in(&asked, rules) {
+    /// Compares a lab's rules with the state and the live rules.
+    pub(super) fn presence(&self, rules: &Rules, token: &str) -> Result<Presence, EngineError> {
+        let mut engine = self.open_read_only()?;
+        let desired = Arc::clone(&engine.state().desired);
+        if !contains_set(&desired, rules) {
             return Ok(Presence::Absent);
         }
-        if !is_ours(engine.state(), rules, word) {
+        if !is_owned(engine.state(), rules, token) {
             return Ok(Presence::Foreign);
         }
-        let wanted = with(Asked::default(), rules);
-        if !wanted.is_ok_and(|wanted| wanted == asked.part(&rules.set)) {
-            return Ok(Presence::Part);
+        let wanted = merge_rules(DesiredState::default(), rules);
+        if !wanted.is_ok_and(|wanted| wanted == desired.part(&rules.set)) {
+            return Ok(Presence::Partial);
         }
-        let plan = engine.plan(&asked)?;
+        let plan = engine.plan_rules(&desired)?;
         let missing = plan.steps.iter().any(|step| step.set.as_ref().is_none_or(|set| *set == rules.set));
-        Ok(if missing { Presence::Part } else { Presence::Here })
+        Ok(if missing { Presence::Partial } else { Presence::Present })
     }
 
-    /// Refuses rules that others stand in the way of. `ssh` is whether the user's connection is to the calling thread's
-    /// namespace.
-    pub(super) fn refuse(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
-        let engine = self.read()?;
-        confirm::settled(&engine)?;
-        let before = Arc::clone(&engine.state().asked);
-        if is_in(&before, rules) && !is_of_a_lab(engine.state(), rules) {
+    /// Returns an error if other rule sets or listeners conflict with the rules. `ssh` is true if the user's ssh
+    /// connection may end in the calling thread's namespace.
+    pub(super) fn check_conflicts(&self, rules: &Rules, ssh: bool) -> Result<(), NetError> {
+        let engine = self.open_read_only()?;
+        engine.ensure_none_pending()?;
+        let before = Arc::clone(&engine.state().desired);
+        if contains_set(&before, rules) && !is_from_a_lab(engine.state(), rules) {
             return Err(NetError::Taken(Name::Rules(rules.set.clone())));
         }
-        let after = with(Asked::clone(&before), rules).map_err(NetError::Conflict)?;
-        // Where the kernel does not say which ports are in use, none are known.
+        let after = merge_rules(DesiredState::clone(&before), rules).map_err(NetError::Conflict)?;
+        // If the kernel does not list the listeners, none are known.
         let sockets = sockets::waiting(&guard::protocols(&after)).unwrap_or_default();
         let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| ssh).and_then(|text| Ssh::parse(&text));
         let takings = guard::takings(&before, &after, &sockets, ssh);
@@ -125,51 +124,58 @@ impl Keeper {
                 _ => "the ssh connection that you are on".into(),
             };
             let what = format!("`{}` would take {what}", taking.binding);
-            Problem { kind: Kind::Conflict, what, place: None, other: None, help: "publish another port".into() }
+            Problem {
+                kind: ProblemKind::Conflict,
+                what,
+                location: None,
+                related: None,
+                help: "publish another port".into(),
+            }
         });
         let problems: Vec<Problem> = problems.collect();
         if problems.is_empty() { Ok(()) } else { Err(NetError::Conflict(problems)) }
     }
 
-    /// Makes a lab's rules live and durable, in the place of those it had before.
-    pub(super) fn make(&self, rules: &Rules, word: &str) -> io::Result<()> {
-        let mut engine = self.write().map_err(io::Error::other)?;
+    /// Commits a lab's rules in place of its previous ones.
+    pub(super) fn make(&self, rules: &Rules, token: &str) -> io::Result<()> {
+        let mut engine = self.open_for_change().map_err(io::Error::other)?;
         let mut after = engine.state().clone();
-        let asked = with(Arc::unwrap_or_clone(after.asked), rules).map_err(|problems| {
+        let desired = merge_rules(Arc::unwrap_or_clone(after.desired), rules).map_err(|problems| {
             let first = problems.into_iter().next().map(|problem| problem.what).unwrap_or_default();
-            io::Error::other(Contradiction(first))
+            io::Error::other(RuleConflict(first))
         })?;
-        after.asked = asked.into();
-        after.origins.insert(rules.set.clone(), origin(word));
-        engine::commit(&mut engine, after).map(drop).map_err(io::Error::other)
+        after.desired = desired.into();
+        after.origins.insert(rules.set.clone(), origin(token));
+        engine.commit(after, Options::default()).map(drop).map_err(io::Error::other)
     }
 
-    /// Removes a lab's rules where they are ours; gives whether they were there. Where no other rule of ours is left,
-    /// switches of the kernel get back the values that they had.
-    pub(super) fn take_back(&self, rules: &Rules, word: &str) -> Result<bool, EngineError> {
-        let ours = |state: &State| is_ours(state, rules, word);
-        // What a call that was killed left undone: rules that the state does not ask any more, switches.
-        let begun = |state: &State| state.unfinished.is_some() || state.asked.is_empty() && !state.sysctls.is_empty();
-        // Where there is nothing, nothing is to be made on disk either.
-        let engine = self.read()?;
-        if !ours(engine.state()) && !begun(engine.state()) {
+    /// Removes a lab's rules if the lab applied them. Returns true if they were there. If no rule set is left, the
+    /// sysctls get their earlier values back.
+    pub(super) fn undo(&self, rules: &Rules, token: &str) -> Result<bool, EngineError> {
+        let owned = |state: &State| is_owned(state, rules, token);
+        // A killed process may leave rules that are no longer desired, or changed sysctls.
+        let unfinished =
+            |state: &State| state.unfinished.is_some() || state.desired.is_empty() && !state.sysctls.is_empty();
+        // Nothing is created on disk if there is nothing to remove.
+        let engine = self.open_read_only()?;
+        if !owned(engine.state()) && !unfinished(engine.state()) {
             return Ok(false);
         }
         drop(engine);
-        let mut engine = self.write()?;
+        let mut engine = self.open_for_change()?;
         let mut after = engine.state().clone();
-        if !ours(&after) && !begun(&after) {
+        if !owned(&after) && !unfinished(&after) {
             return Ok(true);
         }
-        let was_there = is_in(&after.asked, rules);
-        if ours(&after) {
-            Arc::make_mut(&mut after.asked).remove(&rules.set);
+        let was_there = contains_set(&after.desired, rules);
+        if owned(&after) {
+            Arc::make_mut(&mut after.desired).remove(&rules.set);
             after.origins.remove(&rules.set);
         }
-        if after.asked.is_empty() {
+        if after.desired.is_empty() {
             after.sysctls.clear();
         }
-        engine::commit(&mut engine, after)?;
+        engine.commit(after, Options::default())?;
         Ok(was_there)
     }
 }

@@ -1,42 +1,42 @@
-//! What a lab is to be: the nouns of its file.
+//! The description of a lab: the tables of its file as types.
 //!
 //! ```toml
-//! name = "red-blue"                     # default: the file's name without `.toml`
+//! name = "red-blue"                     # default: the file name without `.toml`
 //!
 //! [[namespace]]
 //! name    = "red"
-//! forward = false                       # true: packets are forwarded between its interfaces
+//! forward = false                       # true: forwards packets between its interfaces
 //!
 //! [[bridge]]
 //! name       = "v-net-0"
 //! kind       = "linux"                  # or "ovs"
-//! namespace  = "red"                    # left out: the host
+//! namespace  = "red"                    # default: the host
 //! address    = ["192.168.15.5/24"]
-//! masquerade = false                    # true: a network of Docker's kind; what leaves it takes the host's address
-//! chain      = "DOCKER"                 # where the forwards into such a network live
+//! masquerade = false                    # true: packets that leave the subnet get the host's address
+//! chain      = "DOCKER"                 # the chain of the forwards into this network
 //!
-//! [[veth]]                              # two ends; where one has no namespace, it is in the host
+//! [[veth]]                              # two ends; without `namespace` an end is in the host
 //! ends = [
 //!   { namespace = "red", name = "veth-red", address = ["192.168.15.1/24"] },
 //!   { name = "veth-red-br", bridge = "v-net-0" },
 //! ]
 //!
 //! [[route]]
-//! namespace = "red"                     # left out: the host
+//! namespace = "red"                     # default: the host
 //! to        = "default"                 # or a prefix
 //! via       = "192.168.15.5"
-//! dev       = "veth-red"                # left out: the interface that `via` is at
+//! dev       = "veth-red"                # default: the interface on the gateway's subnet
 //!
 //! [[container]]
 //! name      = "web"
 //! network   = "bridge"                  # or "none", "host"
 //! bridge    = "docker0"
-//! address   = "172.17.0.3"              # left out: the next free one of the bridge's subnet
+//! address   = "172.17.0.3"              # default: the next free address of the bridge's subnet
 //! publish   = ["8080:80"]               # [ADDR:]PORTS:PORTS[/PROTO], as `docker run -p`
 //! processes = false                     # true: a process namespace of its own
-//! command   = ["sleep", "infinity"]     # what runs in it, with nothing to read and nobody who reads it
+//! command   = ["sleep", "infinity"]     # standard input and output are /dev/null
 //! ```
-//! A value of these types is not yet sound: `check.rs` looks at how they go together.
+//! These types do not check each other. See `check.rs`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -48,24 +48,24 @@ use serde::Serialize;
 use super::name::{LabName, NetnsName};
 use crate::model::{ChainName, Forward, IfName, Listen, Network, ParseError, PortRange, Target};
 
-/// A lab. Prints as TOML that reads as the same lab.
+/// A lab. Its `Display` form is TOML that reads as the same lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lab {
-    /// Its name.
+    /// The lab's name: the key `name`, or the file's stem.
     pub name: LabName,
-    /// The network namespaces besides those of containers.
+    /// The network namespaces, except those of containers.
     #[serde(rename = "namespace", skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<Namespace>,
-    /// The bridges.
+    /// The bridges, as `[[bridge]]` lists them.
     #[serde(rename = "bridge", skip_serializing_if = "Vec::is_empty")]
     pub bridges: Vec<Bridge>,
-    /// The pairs of links.
+    /// The veth pairs, except those of containers.
     #[serde(rename = "veth", skip_serializing_if = "Vec::is_empty")]
     pub veths: Vec<Veth>,
-    /// The routes besides those that come with an address.
+    /// The routes, except those that the kernel adds with an address.
     #[serde(rename = "route", skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
-    /// The containers, in the order in which they get addresses.
+    /// The containers, in the order of address assignment.
     #[serde(rename = "container", skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<Container>,
 }
@@ -76,46 +76,46 @@ impl fmt::Display for Lab {
     }
 }
 
-/// A network namespace.
+/// A network namespace of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Namespace {
-    /// Its name, also for ip-netns(8).
+    /// The name in /run/netns, as ip-netns(8) shows it.
     pub name: NetnsName,
-    /// Whether packets are forwarded between its interfaces, IPv4 and IPv6.
+    /// True if the namespace forwards IPv4 and IPv6 packets between its interfaces.
     pub forward: bool,
 }
 
-/// What makes a bridge.
+/// The implementation of a bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// The kernel's own bridge.
+    /// The Linux bridge of the kernel.
     Linux,
-    /// Open vSwitch.
+    /// A bridge of Open vSwitch.
     Ovs,
 }
 
-/// A bridge.
+/// A bridge with its interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Bridge {
-    /// The interface's name.
+    /// The name of the bridge interface.
     pub name: IfName,
-    /// What makes it.
+    /// The implementation: Linux or Open vSwitch.
     pub kind: Kind,
-    /// Where it is; none: the host.
+    /// The namespace. `None` means the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<NetnsName>,
-    /// The addresses of its interface, with the length of their subnets.
+    /// The addresses of the bridge interface, with prefix lengths.
     #[serde(rename = "address", skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpNetwork>,
-    /// Whether what leaves its subnets by another interface takes that one's address.
+    /// True if packets from the bridge's subnets that leave by another interface get the host's address.
     pub masquerade: bool,
-    /// The chain that the forwards into it live in.
+    /// The chain for the forwards into this network.
     pub chain: ChainName,
 }
 
 impl Bridge {
-    /// The same as a network of the model; none where it is not the host's, or has no address.
+    /// Returns the bridge as a network of the model. Returns `None` if the bridge is not in the host or has no address.
     pub fn network(&self) -> Option<Network> {
         let subnet = |address: &IpNetwork| IpNetwork::new(address.network(), address.prefix()).ok();
         let mut subnets: Vec<IpNetwork> = self.addresses.iter().filter_map(subnet).collect();
@@ -131,48 +131,48 @@ impl Bridge {
     }
 }
 
-/// A pair of links.
+/// A veth pair: two joined interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Veth {
-    /// Its ends.
+    /// The two ends, in the order of the file.
     pub ends: [End; 2],
 }
 
-/// An end of a pair of links.
+/// An end of a veth pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct End {
-    /// Where it is; none: the host.
+    /// The namespace. `None` means the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<NetnsName>,
-    /// The interface's name.
+    /// The name of the interface.
     pub name: IfName,
-    /// Its addresses, with the length of their subnets.
+    /// The addresses of the interface, with prefix lengths.
     #[serde(rename = "address", skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpNetwork>,
-    /// The bridge that it is a port of.
+    /// The bridge that this end is a port of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<IfName>,
 }
 
 impl End {
-    /// Whether it is a port of a bridge.
+    /// Returns true if this end is a port of the bridge.
     pub fn is_port_of(&self, bridge: &Bridge) -> bool {
         self.bridge.as_ref() == Some(&bridge.name) && self.namespace == bridge.namespace
     }
 }
 
-/// A route.
+/// A static route of a namespace or of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Route {
-    /// Where; none: the host.
+    /// The namespace. `None` means the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<NetnsName>,
-    /// What is reached by it; all of a family for `default`.
+    /// The destination prefix. The file writes `default` for 0.0.0.0/0 and ::/0.
     #[serde(serialize_with = "destination")]
     pub to: IpNetwork,
-    /// Whom packets are handed to.
+    /// The gateway's address.
     pub via: IpAddr,
-    /// The interface; none: the one that `via` is at.
+    /// The egress interface. `None` means the interface on the gateway's subnet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev: Option<IfName>,
 }
@@ -181,52 +181,53 @@ fn destination<S: serde::Serializer>(to: &IpNetwork, serializer: S) -> Result<S:
     if to.prefix() == 0 { serializer.serialize_str("default") } else { serializer.collect_str(to) }
 }
 
-/// How a container is connected, `docker run --network`.
+/// The network mode of a container, as in `docker run --network`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attachment {
-    /// Nothing but loopback.
+    /// Only the loopback interface.
     None,
-    /// The host's own network.
+    /// The network namespace of the host.
     Host,
-    /// An end of a pair at a bridge, an address of its subnet, a default route to it.
+    /// A veth pair to a bridge, an address of its subnet, and a default route through the bridge.
     Bridge,
 }
 
-/// A container, as far as its network goes.
+/// A container: a network namespace and the processes in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Container {
-    /// Its name; its network namespace has the same.
+    /// The name of the container and of its network namespace.
     pub name: NetnsName,
-    /// How it is connected.
+    /// The network mode, as in `docker run --network`.
     pub network: Attachment,
-    /// The bridge; there is one just where it is connected to one.
+    /// The bridge. `Some` only in the mode `bridge`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<IfName>,
-    /// Its address; none: the next free one of the bridge's subnet. Of the bridge's other family it is always that.
+    /// The configured address. `None` means the next free address of the bridge's subnet. In the bridge's other family
+    /// the address is always the next free one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// Ports of the host that lead to it.
+    /// The host ports that are forwarded to the container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<Publish>,
-    /// Whether it has a process namespace of its own.
+    /// True if the container has a process namespace of its own.
     pub processes: bool,
-    /// What runs in it; none: nothing.
+    /// The command. Empty if the container runs none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
 }
 
-/// `8080:80`: ports of the host that lead to a container's, `docker run -p`.
+/// A published port such as `8080:80`: ports of the host that are forwarded to a container, as in `docker run -p`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publish {
-    /// Where the host listens.
+    /// The address, ports and protocol on the host.
     pub listen: Listen,
-    /// The container's ports.
+    /// The ports of the container.
     pub to: PortRange,
 }
 
 impl Publish {
-    /// The same as a forward of the model, to a container's address.
+    /// Returns the forward of the model to a container's address.
     pub fn forward(&self, container: IpAddr) -> Forward {
         let to = Target { address: Some(container), ports: Some(self.to) };
         Forward::new(self.listen.clone(), to)
@@ -239,12 +240,12 @@ impl FromStr for Publish {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let (ports, protocol) = text.split_once('/').map_or((text, None), |(ports, protocol)| (ports, Some(protocol)));
         let Some((listen, to)) = ports.rsplit_once(':') else {
-            let what = format!("`{text}` says only one of the host's and the container's ports");
-            return Err(ParseError::new(what, "write both, `8080:80`"));
+            let what = format!("`{text}` has only one of two ports");
+            return Err(ParseError::new(what, "write the host's and the container's port, `8080:80`"));
         };
         let listen = protocol.map_or_else(|| listen.to_owned(), |protocol| format!("{listen}/{protocol}"));
         let published = Self { listen: listen.parse()?, to: to.parse()? };
-        // Whether the widths agree does not depend on the address, but on its family.
+        // The check for equal widths needs a target of the right family, but not the real address.
         let container = match published.listen.address {
             Some(IpAddr::V6(_)) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
             _ => IpAddr::from([192, 0, 2, 1]),

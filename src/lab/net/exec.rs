@@ -1,41 +1,38 @@
-//! Becoming another program inside a namespace of a lab.
+//! Runs commands inside a namespace of a lab.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::description::{Kind, Lab};
-use super::init::private_mounts;
+use super::error::{NetError, permitted};
 use super::journal::Journals;
-use super::list::{self, Room};
+use super::list::{self, ExecTarget};
+use super::mounts::set_up_mounts;
 use super::name::NetnsName;
-use super::{NetError, up};
+use super::up;
 use crate::engine::Choice;
-use crate::iptables::command;
 use crate::lab::netns::gain_privileges;
 use crate::lab::{LabError, Links};
+use crate::sys::process;
 
-/// What a namespace has of its own in /etc, as ip-netns(8) has it.
-const ETC: &str = "/etc/netns";
+/// The mount point that keeps the host namespace of a temporary lab alive.
+const HOST_FILE: &str = "/run/portfwd/host";
 
-/// Where the host of a lab for one command is held.
-const HOST: &str = "/run/portfwd/host";
-
-/// Makes a lab for the time of one command: in network, mount and, without root, user namespaces of its own, with a /run of
-/// its own, where the state of its rules is too. All of it is gone when the last process in it has ended; those of containers
-/// end when this one and all that it starts have. The lab's host is a namespace that has nothing else.
+/// Creates a lab for one command. It has its own network and mount namespaces and, without root, a user namespace.
 ///
-/// Must be called before any thread is started.
+/// Its own /run holds the journal and the state of its rules. The lab's host is a new, empty network namespace. All of
+/// it disappears when the last process in it ends. The processes of containers end with this process and its children.
+///
+/// Call this before any thread is started.
 ///
 /// # Errors
-/// Where namespaces may not be made, or the lab cannot be.
-pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
+/// If namespaces cannot be created, or a step of the lab fails.
+pub fn make_temporary(lab: &Lab, choice: Choice) -> Result<Journals, NetError> {
     if let Some(bridge) = lab.bridges.iter().find(|bridge| bridge.kind == Kind::Ovs) {
         return Err(NetError::OvsAlone(bridge.name.clone()));
     }
@@ -45,71 +42,53 @@ pub fn make_for_one_command(lab: &Lab, choice: Choice) -> Result<Journals, NetEr
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
         mount(Some("portfwd"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
-        // The host is to be there as long as these mounts are: the command moves out of it.
+        // This mount keeps the host namespace alive after the command has left it.
         fs::create_dir_all("/run/portfwd")?;
-        fs::write(HOST, "")?;
-        mount(Some("/proc/thread-self/ns/net"), HOST, none, MsFlags::MS_BIND, none)?;
+        fs::write(HOST_FILE, "")?;
+        mount(Some("/proc/thread-self/ns/net"), HOST_FILE, none, MsFlags::MS_BIND, none)?;
         Ok(())
     };
     alone().map_err(|error| LabError::Io("making namespaces for one command", error))?;
     Links::open()?.up("lo")?;
-    let journals = Journals::in_directory("/run/portfwd/lab").with_rules("/run/portfwd/state", choice);
+    let journals = Journals::in_directory("/run/portfwd/lab").with_rule_store("/run/portfwd/state", choice);
     up::up_bound(lab, &journals)?;
     Ok(journals)
 }
 
-/// Runs a command in a namespace of a lab, with `/sys` of that namespace and with what /etc/netns has for it: in our place, so
-/// that this comes back only with an error; in a process namespace as a child, whose exit code it gives.
+/// Runs a command in a namespace of a lab, with the `/sys` of that namespace and its files from /etc/netns.
+///
+/// The command replaces this process, so the function returns only on failure. In a process namespace the command is a
+/// child process, and the function returns its exit code.
 ///
 /// # Errors
-/// Where there is no such namespace, it cannot be entered, or the command not be run.
+/// If no lab has the namespace, it cannot be entered, or the command cannot be run.
 pub fn exec(name: &NetnsName, command: &[OsString], journals: &Journals) -> Result<u8, NetError> {
-    let room = list::room(name, journals)?;
-    enter(name, &room).map_err(|error| super::permitted(error, |error| NetError::Enter(name.clone(), error)))?;
+    let target = list::exec_target(name, journals)?;
+    enter(name, &target).map_err(|error| permitted(error, |error| NetError::Enter(name.clone(), error)))?;
     let Some((program, arguments)) = command.split_first() else {
         return Err(NetError::Command(String::new(), io::ErrorKind::InvalidInput.into()));
     };
     let failed = |error| NetError::Command(program.to_string_lossy().into_owned(), error);
-    if room.first.is_some() {
-        // Only a child of ours is in it.
-        let status = command::in_our_place(program, arguments).map_err(failed)?;
-        // As shells say it.
+    if target.init.is_some() {
+        // setns(2) moves only children into a process namespace.
+        let status = process::run_inherited(program, arguments).map_err(failed)?;
+        // The exit code of a killed process, as shells report it.
         let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
         return Ok(u8::try_from(code).unwrap_or(1));
     }
-    Err(failed(command::become_program(program, arguments)))
+    Err(failed(process::exec(program, arguments)))
 }
 
-/// Moves the calling thread to where a command is to be run.
-fn enter(name: &NetnsName, room: &Room) -> io::Result<()> {
-    if let Some(first) = &room.first {
+/// Moves the calling thread into the namespaces for a command.
+fn enter(name: &NetnsName, target: &ExecTarget) -> io::Result<()> {
+    if let Some(init) = &target.init {
         let here = std::env::current_dir();
-        // A mount namespace is entered with a root and a directory that no other thread has.
+        // setns(2) into a mount namespace needs a root and working directory that no other thread shares.
         unshare(CloneFlags::CLONE_FS)?;
-        setns(first, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
-        // Where it is not there, the root is as good as any.
+        setns(init, CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
+        // If the working directory does not exist there, use the root.
         return here.and_then(std::env::set_current_dir).or_else(|_| std::env::set_current_dir("/"));
     }
-    room.network.enter()?;
-    if room.host { Ok(()) } else { surroundings(name) }
-}
-
-/// Gives the calling thread mounts of its own that fit the network namespace it is in, as `ip netns exec` does.
-pub(super) fn surroundings(name: &NetnsName) -> io::Result<()> {
-    private_mounts()?;
-    let none = None::<&str>;
-    let read_only = statvfs("/sys").is_ok_and(|sys| sys.flags().contains(FsFlags::ST_RDONLY));
-    let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    // Where parts of /sys are hidden from a user namespace, the kernel does not let it be mounted anew
-    // (`mount_too_revealing` in fs/namespace.c): it then shows the interfaces of where we come from.
-    let _ = mount(Some(name.as_str()), "/sys", Some("sysfs"), flags, none);
-    let Ok(files) = fs::read_dir(Path::new(ETC).join(name.as_str())) else { return Ok(()) };
-    for file in files {
-        let file = file?;
-        let over = Path::new("/etc").join(file.file_name());
-        if over.exists() {
-            mount(Some(&file.path()), &over, none, MsFlags::MS_BIND, none)?;
-        }
-    }
-    Ok(())
+    target.network.enter()?;
+    if target.host { Ok(()) } else { set_up_mounts(name) }
 }

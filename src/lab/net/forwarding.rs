@@ -1,23 +1,23 @@
-//! Whether a namespace forwards packets between its interfaces, IPv4 and IPv6.
+//! Reads and sets IPv4 and IPv6 forwarding of a network namespace.
 
 use std::fs;
 use std::io;
 
-use super::plain;
 use crate::lab::Netns;
+use crate::lab::error::into_io;
 
-/// What lets it.
-const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+/// The forwarding sysctls of both families.
+const SYSCTLS: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
-/// Whether it does, in both families.
-pub(super) fn is_on(namespace: &Netns) -> io::Result<bool> {
-    let read = || SWITCHES.iter().all(|switch| fs::read_to_string(switch).is_ok_and(|value| value.trim() == "1"));
-    namespace.run(read).map_err(plain)
+/// Returns true if the namespace forwards packets of both families.
+pub(super) fn is_enabled(namespace: &Netns) -> io::Result<bool> {
+    let read = || SYSCTLS.iter().all(|sysctl| fs::read_to_string(sysctl).is_ok_and(|value| value.trim() == "1"));
+    namespace.run(read).map_err(into_io)
 }
 
-/// Has it do so, or not.
+/// Turns forwarding on or off in both families.
 pub(super) fn set(namespace: &Netns, on: bool) -> io::Result<()> {
     let value = if on { "1" } else { "0" };
-    let write = || SWITCHES.iter().try_for_each(|switch| fs::write(switch, value));
-    namespace.run(write).map_err(plain)?
+    let write = || SYSCTLS.iter().try_for_each(|sysctl| fs::write(sysctl, value));
+    namespace.run(write).map_err(into_io)?
 }

@@ -1,8 +1,8 @@
-//! What our process in a container does: waits to be let go, starts the container's command, and reaps what nobody else does.
+//! The init process of a container: waits for its release, starts the container's command, and reaps orphans.
 //!
-//! With a process namespace of its own it is process 1 there, which the kernel gives every process whose parent has ended
-//! (pid_namespaces(7)), and has a `/proc` that shows that namespace. Without one it asks for the same (PR_SET_CHILD_SUBREAPER),
-//! so that all of the container is found below it.
+//! In a process namespace of its own, this process has PID 1. The kernel makes it the parent of orphans
+//! (pid_namespaces(7)), and `/proc` is mounted for that namespace. Otherwise it is a child subreaper
+//! (PR_SET_CHILD_SUBREAPER), so all processes of the container are its descendants.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,49 +12,49 @@ use std::os::fd::{AsFd, RawFd};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_child_subreaper, set_name};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{close, dup2_stdin, dup2_stdout, setsid};
 
-use super::exec::surroundings;
+use super::mounts::{private_mounts, set_up_mounts};
 use super::name::NetnsName;
-use super::process::end_descendants;
-use crate::iptables::command;
+use super::process::kill_descendants;
+use crate::sys::process;
 
-/// What our process is told of its container.
+/// The arguments of a container's init process.
 #[derive(Debug, Clone)]
-pub struct Container {
-    /// Its name.
+pub struct ContainerInit {
+    /// The name of the container.
     pub name: NetnsName,
-    /// Whether it is on the host's network.
+    /// True if the container uses the host's network.
     pub host: bool,
-    /// Whether it has a process namespace of its own.
-    pub own: bool,
-    /// The command; empty: none.
+    /// True if the container has a process namespace of its own.
+    pub pid_namespace: bool,
+    /// The command. Empty if the container runs none.
     pub command: Vec<OsString>,
 }
 
-/// Is the container's first process until it is killed, or until who made it is gone.
+/// Runs as the container's first process until it is killed. If it is bound, it also ends when its standard input is
+/// closed.
 ///
 /// # Errors
-/// Where its files cannot be set up; what goes wrong later is told to who made it.
-pub fn init(container: &Container) -> io::Result<()> {
-    stand_alone()?;
+/// If the process cannot be set up. Later errors are reported to the parent.
+pub fn init(container: &ContainerInit) -> io::Result<()> {
+    detach()?;
     let mut word = [0; 1];
     if io::stdin().read(&mut word)? == 0 {
         return Ok(());
     }
-    let begun = begin(container);
-    let answer = match &begun {
+    let result = set_up(container);
+    let answer = match &result {
         Ok(()) => "+".to_owned(),
         Err(error) => error.to_string(),
     };
-    // Who made us may be gone; the journal knows us.
+    // The parent may have ended. The journal still has this process.
     let _ = io::stdout().write_all(answer.as_bytes()).and_then(|()| io::stdout().flush());
-    begun?;
+    result?;
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdout(&nothing)?;
     let bound = word == *b"b";
@@ -62,14 +62,14 @@ pub fn init(container: &Container) -> io::Result<()> {
         dup2_stdin(&nothing)?;
     }
     reap(bound)?;
-    if container.own { Ok(()) } else { end_descendants(std::process::id(), || true) }
+    if container.pid_namespace { Ok(()) } else { kill_descendants(std::process::id(), || true) }
 }
 
-/// Leaves the session, and holds nothing open besides the three files of its own.
-fn stand_alone() -> io::Result<()> {
+/// Starts a new session, and closes all files except the three standard ones.
+fn detach() -> io::Result<()> {
     SigSet::empty().thread_set_mask()?;
     setsid()?;
-    // It was started by a path that ends otherwise.
+    // A process that was started from /proc/self/exe is named `exe`.
     set_name(c"portfwd")?;
     let open = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for inherited in open.filter(|number: &RawFd| *number > 2).collect::<Vec<_>>() {
@@ -78,23 +78,23 @@ fn stand_alone() -> io::Result<()> {
     Ok(())
 }
 
-fn begin(container: &Container) -> io::Result<()> {
-    if !container.own {
+fn set_up(container: &ContainerInit) -> io::Result<()> {
+    if !container.pid_namespace {
         set_child_subreaper(true)?;
     }
     if !container.host {
-        surroundings(&container.name)?;
-    } else if container.own {
+        set_up_mounts(&container.name)?;
+    } else if container.pid_namespace {
         private_mounts()?;
     }
-    if container.own {
+    if container.pid_namespace {
         let none = None::<&str>;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), flags, none)
-            .map_err(|error| io::Error::other(format!("cannot mount a `/proc` of its own: {}", error.desc())))?;
+            .map_err(|error| io::Error::other(format!("cannot mount `/proc` in the container: {}", error.desc())))?;
     }
     let Some((program, arguments)) = container.command.split_first() else { return Ok(()) };
-    command::start(program, arguments).map(drop).map_err(|error| {
+    process::start_detached(program, arguments).map(drop).map_err(|error| {
         let name = program.to_string_lossy();
         match error.kind() {
             io::ErrorKind::NotFound => io::Error::other(format!("there is no program `{name}`")),
@@ -103,14 +103,7 @@ fn begin(container: &Container) -> io::Result<()> {
     })
 }
 
-/// Sees to it that what is mounted from now on is seen by nobody else; what others mount is still seen.
-pub(super) fn private_mounts() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&str>;
-    Ok(mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?)
-}
-
-/// Asks of every child that ends how it ended, so that none stays; where it is bound, until its input is at its end.
+/// Reaps every child process. If `bound` is true, returns when standard input is closed.
 fn reap(bound: bool) -> io::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGCHLD]);
     signals.thread_block()?;

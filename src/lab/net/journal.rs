@@ -1,7 +1,7 @@
-//! What labs made: one file each, written before anything is made.
+//! The journals of labs: one file for each lab, written before the lab is created.
 //!
-//! It is state of this boot, like the namespaces themselves, so it is in /run; what an earlier boot left means nothing. It
-//! says of every step by which mark of the kernel what was made is told from what others make.
+//! A journal belongs to one boot, as the namespaces do. So it is in /run, and a journal of an earlier boot is ignored.
+//! For each step, it has the identity that tells the step's object from those of other programs.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,75 +11,76 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::apply::Keeper;
+use super::apply::RuleStore;
 use super::links::Mac;
 use super::name::LabName;
-use super::named::NamespaceMark;
-use super::ovs::OvsMark;
+use super::named::NamespaceIdentity;
+use super::ovs::OvsIdentity;
 use super::plan::Step;
-use super::process::ProcessMark;
+use super::process::ProcessIdentity;
 use super::{NetError, host};
 use crate::engine::Choice;
 use crate::store::{Lock, StateError, acquire_lock};
 use crate::sys::boot;
 
-/// The version of these files.
+/// The version of the journal format.
 const VERSION: u32 = 1;
 
-/// How long another one that works on labs is waited for.
-const WAIT: Duration = Duration::from_secs(5);
+/// The time to wait for another process that holds the lock of all labs.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// By what something made is known.
+/// The properties that prove that a lab created an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mark {
-    /// It belongs to something that is known by a mark of its own.
+pub enum Identity {
+    /// The step needs no identity of its own: it belongs to an object with one.
     None,
-    /// A namespace.
-    Namespace(NamespaceMark),
-    /// Links: the hardware addresses that they were made with.
+    /// The cookie, inode and token of a namespace.
+    Namespace(NamespaceIdentity),
+    /// The hardware addresses that links were created with.
     Links(Vec<Mac>),
-    /// A bridge of Open vSwitch.
-    Ovs(OvsMark),
-    /// A rule set: the random word that the state has for where it comes from.
+    /// The token and hardware address of an Open vSwitch bridge.
+    Ovs(OvsIdentity),
+    /// The random token in the origin of a rule set.
     Rules(String),
-    /// A process.
-    Process(ProcessMark),
+    /// The PID, start time and token of a process.
+    Process(ProcessIdentity),
 }
 
-/// A step, and the mark of what it makes.
+/// A step and the identity of its object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The step.
+    /// The step as planned.
     pub step: Step,
-    /// The mark.
-    pub mark: Mark,
+    /// The identity, chosen before the object is created.
+    #[serde(rename = "mark")]
+    pub identity: Identity,
 }
 
-/// What a lab made, or was about to make.
+/// The journal of one lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
     version: u32,
-    /// The lab's name.
+    /// The name of the lab.
     pub name: LabName,
     boot: String,
-    /// The namespace that is the lab's host.
+    /// The identity of the lab's host.
     pub host: host::Id,
-    /// Whether all of it was made.
+    /// True if every step was made.
     pub complete: bool,
-    /// Its description, as TOML.
+    /// The lab's description, as TOML.
     pub description: String,
-    /// The steps in order.
+    /// The steps, in the order of creation.
     pub entries: Vec<Entry>,
 }
 
 impl Journal {
-    /// One of this boot.
+    /// Creates a journal of this boot that is not complete.
     pub(super) fn new(name: LabName, host: host::Id, description: String, entries: Vec<Entry>) -> io::Result<Self> {
         Ok(Self { version: VERSION, name, boot: boot::id()?.to_owned(), host, complete: false, description, entries })
     }
 
-    /// The same, where not all of it may be there.
+    /// Returns the same journal, marked as incomplete.
     pub(super) fn incomplete(&self) -> Self {
         Self { complete: false, ..self.clone() }
     }
@@ -89,36 +90,37 @@ impl Journal {
 #[derive(Debug, Clone)]
 pub struct Journals {
     directory: PathBuf,
-    keeper: Keeper,
+    rule_store: RuleStore,
 }
 
 impl Journals {
-    /// Those of a directory, which need not be there.
-    /// The state of the rules that they are about is in a folder of it.
+    /// Returns the journals of a directory, which need not exist. The state of the labs' rules is in its folder
+    /// `rules`.
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         let directory = directory.into();
-        let keeper = Keeper { directory: directory.join("rules"), choice: Choice::Auto };
-        Self { directory, keeper }
+        let rule_store = RuleStore { directory: directory.join("rules"), choice: Choice::Auto };
+        Self { directory, rule_store }
     }
 
-    /// The same, with the state of the rules elsewhere, as of `--state-dir`, and a backend.
-    pub fn with_rules(self, directory: impl Into<PathBuf>, choice: Choice) -> Self {
-        Self { keeper: Keeper { directory: directory.into(), choice }, ..self }
+    /// Sets the state directory and the backend for the labs' rules.
+    pub fn with_rule_store(self, directory: impl Into<PathBuf>, choice: Choice) -> Self {
+        Self { rule_store: RuleStore { directory: directory.into(), choice }, ..self }
     }
 
-    /// Where the rules are kept that labs make.
-    pub(super) fn keeper(&self) -> &Keeper {
-        &self.keeper
+    /// Returns the rule store of all labs.
+    pub(super) fn rule_store(&self) -> &RuleStore {
+        &self.rule_store
     }
 
-    /// Waits for its turn to change labs.
+    /// Acquires the lock of all labs.
     ///
     /// # Errors
-    /// [`NetError::Busy`] where another one works too long; [`NetError::Journal`] where the directory cannot be made.
+    /// [`NetError::Busy`] if another process holds the lock too long. [`NetError::Journal`] if the directory cannot be
+    /// created.
     pub(super) fn lock(&self) -> Result<Lock, NetError> {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&self.directory);
         made.map_err(|error| NetError::Journal(self.directory.clone(), error))?;
-        acquire_lock(&self.directory.join("lab"), WAIT).map_err(|error| match error {
+        acquire_lock(&self.directory.join("lab"), LOCK_TIMEOUT).map_err(|error| match error {
             StateError::Busy(_) => NetError::Busy,
             StateError::Io(path, error) => NetError::Journal(path, error),
             other => NetError::Journal(self.directory.clone(), io::Error::other(other)),
@@ -129,7 +131,7 @@ impl Journals {
         self.directory.join(format!("{name}.json"))
     }
 
-    /// What a lab made; none where there is no such lab since this boot.
+    /// Reads the journal of a lab. Returns `None` if this boot has no such lab.
     pub(super) fn read(&self, name: &LabName) -> Result<Option<Journal>, NetError> {
         self.read_file(&self.path(name))
     }
@@ -142,12 +144,12 @@ impl Journals {
         };
         let journal: Journal = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
         if journal.version != VERSION {
-            return Err(failed(io::Error::other(format!("it has version {}, not {VERSION}", journal.version))));
+            return Err(failed(io::Error::other(format!("its format has version {}, not {VERSION}", journal.version))));
         }
         Ok((journal.boot == boot::id().map_err(failed)?).then_some(journal))
     }
 
-    /// Keeps what a lab makes. Killed meanwhile, there is the old one or the new one.
+    /// Writes a journal. If the process is killed meanwhile, the file has the old or the new content.
     pub(super) fn write(&self, journal: &Journal) -> Result<(), NetError> {
         let path = self.path(&journal.name);
         let failed = |error| NetError::Journal(path.clone(), error);
@@ -155,13 +157,13 @@ impl Journals {
         let new = self.directory.join(format!("{}.new", journal.name));
         let kept = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
         if kept.is_err() {
-            // Without it there is room for more than half of it.
+            // Removing the partial file frees space on a full disk.
             let _: io::Result<()> = fs::remove_file(&new);
         }
         kept.map_err(failed)
     }
 
-    /// Forgets a lab.
+    /// Deletes the journal of a lab.
     pub(super) fn remove(&self, name: &LabName) -> Result<(), NetError> {
         for path in [self.path(name), self.directory.join(format!("{name}.new"))] {
             match fs::remove_file(&path) {
@@ -172,7 +174,7 @@ impl Journals {
         Ok(())
     }
 
-    /// All labs, by name.
+    /// Reads the journals of all labs, sorted by name.
     pub(super) fn all(&self) -> Result<Vec<Journal>, NetError> {
         let failed = |error| NetError::Journal(self.directory.clone(), error);
         let files = match fs::read_dir(&self.directory) {

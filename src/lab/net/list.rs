@@ -1,44 +1,45 @@
-//! Which labs there are, and what is there of them.
+//! Lists labs with their missing steps, and finds the namespaces of labs.
 
-use std::os::fd::OwnedFd;
-
-use super::ground::{Ground, Presence};
+use super::error::{NetError, permitted};
+use super::executor::Executor;
 use super::host;
-use super::journal::{Journal, Journals, Mark};
+use super::journal::{Identity, Journal, Journals};
 use super::name::{LabName, NetnsName};
 use super::named::{self, Named};
 use super::plan::Step;
-use super::{NetError, permitted};
+use super::presence::Presence;
 use crate::lab::Netns;
+use crate::sys::process::Handle;
 
-/// A lab that was made.
+/// The state of a lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// Its name.
+pub struct LabStatus {
+    /// The name of the lab.
     pub name: LabName,
-    /// Its host.
+    /// The identity of the lab's host.
     pub host: host::Id,
-    /// Its namespaces.
+    /// The lab's namespaces, in the order of creation.
     pub namespaces: Vec<NetnsName>,
-    /// How many steps it has.
+    /// The number of steps in the journal.
     pub steps: usize,
-    /// Those that nothing is there of, or something else.
+    /// The steps that are not present or not complete.
     pub missing: Vec<Step>,
 }
 
-/// All labs by name, each with what is missing of it.
+/// Returns all labs by name, with their missing steps.
 ///
 /// # Errors
-/// Where a journal cannot be read, or the kernel not be asked.
-pub fn list(journals: &Journals) -> Result<Vec<Standing>, NetError> {
-    journals.all()?.into_iter().map(|journal| standing(journals, journal)).collect()
+/// If a journal cannot be read, or the kernel refuses a request.
+pub fn list(journals: &Journals) -> Result<Vec<LabStatus>, NetError> {
+    journals.all()?.into_iter().map(|journal| status(journals, journal)).collect()
 }
 
-fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError> {
-    let mut ground = Ground::new(journal.host.find().map_err(|error| permitted(error, NetError::Look))?, journals);
+fn status(journals: &Journals, journal: Journal) -> Result<LabStatus, NetError> {
+    let mut executor =
+        Executor::new(journal.host.find().map_err(|error| permitted(error, NetError::Inspect))?, journals);
     let mut missing = Vec::new();
     for entry in &journal.entries {
-        if ground.presence(entry).map_err(|error| permitted(error, NetError::Look))? != Presence::Here {
+        if executor.presence(entry).map_err(|error| permitted(error, NetError::Inspect))? != Presence::Present {
             missing.push(entry.step.clone());
         }
     }
@@ -47,54 +48,56 @@ fn standing(journals: &Journals, journal: Journal) -> Result<Standing, NetError>
         _ => None,
     });
     let namespaces = namespaces.collect();
-    Ok(Standing { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
+    Ok(LabStatus { namespaces, steps: journal.entries.len(), missing, name: journal.name, host: journal.host })
 }
 
-/// Where a command is run.
-pub(super) struct Room {
-    /// The network namespace.
+/// The place that a command runs in.
+pub(super) struct ExecTarget {
+    /// The network namespace of the command.
     pub network: Netns,
-    /// Whether that is the host's.
+    /// True if the network namespace is the host's.
     pub host: bool,
-    /// The first process of a process namespace of its own.
-    pub first: Option<OwnedFd>,
+    /// The init process, if the container has a process namespace of its own.
+    pub init: Option<Handle>,
 }
 
-/// The namespaces of a name that a lab made.
+/// Finds the namespace or container of a lab for a command.
 ///
 /// # Errors
-/// [`NetError::NoNamespace`] where no lab has made one, or it is gone; [`NetError::NoProcess`] where it should have
-/// processes of its own, and has none.
-pub(super) fn room(name: &NetnsName, journals: &Journals) -> Result<Room, NetError> {
+/// [`NetError::NoNamespace`] if no lab has the namespace, or it no longer exists. [`NetError::NoProcess`] if the
+/// container should have a process namespace, but its init process has ended.
+pub(super) fn exec_target(name: &NetnsName, journals: &Journals) -> Result<ExecTarget, NetError> {
     for journal in journals.all()? {
         let host = journal.entries.iter().any(|entry| entry.step == Step::Host(name.clone()));
         let network = if host {
-            journal.host.find().map_err(|error| permitted(error, NetError::Look))?
+            journal.host.find().map_err(|error| permitted(error, NetError::Inspect))?
         } else {
             namespace(name, &journal)?
         };
         let Some(network) = network else { continue };
-        let first = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
-            (Step::Process(process), Mark::Process(mark)) if process.name == *name && process.own => Some(mark),
+        let init = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.identity) {
+            (Step::Process(process), Identity::Process(identity)) if process.name == *name && process.pid_namespace => {
+                Some(identity)
+            }
             _ => None,
         });
-        let first = first.map(|mark| mark.find().map_err(NetError::Look)).transpose()?;
-        return match first {
+        let init = init.map(|identity| identity.find().map_err(NetError::Inspect)).transpose()?;
+        return match init {
             Some(None) => Err(NetError::NoProcess(name.clone())),
-            first => Ok(Room { network, host, first: first.flatten() }),
+            init => Ok(ExecTarget { network, host, init: init.flatten() }),
         };
     }
     Err(NetError::NoNamespace(name.clone()))
 }
 
 fn namespace(name: &NetnsName, journal: &Journal) -> Result<Option<Netns>, NetError> {
-    let mark = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.mark) {
-        (Step::Namespace(found), Mark::Namespace(mark)) if found == name => Some(mark),
+    let identity = journal.entries.iter().find_map(|entry| match (&entry.step, &entry.identity) {
+        (Step::Namespace(found), Identity::Namespace(identity)) if found == name => Some(identity),
         _ => None,
     });
-    let Some(mark) = mark else { return Ok(None) };
-    match named::look(name, mark).map_err(|error| permitted(error, NetError::Look))? {
-        Named::Ours(namespace) => Ok(Some(namespace)),
+    let Some(identity) = identity else { return Ok(None) };
+    match named::inspect(name, identity).map_err(|error| permitted(error, NetError::Inspect))? {
+        Named::Present(namespace) => Ok(Some(namespace)),
         _ => Ok(None),
     }
 }

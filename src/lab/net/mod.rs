@@ -1,33 +1,41 @@
-//! Standing networks: namespaces with names, pairs of links, bridges and containers from a file; `portfwd lab`.
+//! Standing networks: named namespaces, veth pairs, bridges and containers from a file, for `portfwd lab`.
 //!
 //! ```text
 //! file ──read──▶ description ──plan──▶ steps ──make──▶ kernel
-//!                                        │ journal: written before anything is made
-//!                                        ◀──────────── what is there, and ours
+//!                                        │ journal: written before the first step
+//!                                        ◀──────────── live state, compared by identity
 //! ```
-//! What is made is told from what others made by marks that the kernel holds and that are chosen and written down before
-//! anything is made: a link has a random hardware address from its first moment on, a namespace is known by the kernel's
-//! cookie of it, the file that its name is mounted on has a random word in it, a route has a protocol of its own, a process is
-//! known by when it was started and waits until that is written down, a rule set and a bridge of Open vSwitch have a random
-//! word. So whatever ends the process, `down` removes what is there and ours, and nothing else.
+//! A lab never changes or removes objects of other programs. So each object has an identity that the kernel keeps, and
+//! that is in the journal before the object is created:
+//!
+//! - a link: a random hardware address, from its creation on;
+//! - a namespace: the kernel's cookie, and a random token in the file that its name is mounted on;
+//! - a route: a protocol number of its own;
+//! - a process: its start time; the process waits until the journal has it;
+//! - a rule set and an Open vSwitch bridge: a random token.
+//!
+//! So `down` removes what the lab created and nothing else, even if a process was killed meanwhile.
 
 mod address;
 mod apply;
 mod check;
 pub mod description;
+mod error;
 mod exec;
+mod executor;
 mod forwarding;
-mod ground;
 pub mod host;
 mod init;
 mod journal;
 mod links;
 mod list;
+mod mounts;
 mod name;
 mod named;
 mod ovs;
 pub mod picture;
 pub mod plan;
+mod presence;
 mod process;
 mod read;
 mod rules;
@@ -35,115 +43,16 @@ mod rules;
 mod tests;
 mod up;
 
-use std::io;
-use std::path::PathBuf;
-
-use super::LabError;
-use crate::config::Problem;
-use crate::engine::EngineError;
-use crate::model::IfName;
 pub use description::Lab;
-pub use exec::{exec, make_for_one_command};
-pub use init::{Container as Inside, init};
+pub use error::NetError;
+pub use exec::{exec, make_temporary};
+pub use init::{ContainerInit, init};
 pub use journal::Journals;
-pub use list::{Standing, list};
+pub use list::{LabStatus, list};
 pub use name::{LabName, NetnsName};
 pub use ovs::OvsError;
-pub use plan::{Site, Step};
+pub use plan::{Location, Name, Step};
 pub use process::Process;
 pub use read::read;
 pub use rules::{Published, Rules};
-pub use up::{Change, Name, down, up};
-
-/// Why a standing network is not as it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// A step failed; what was made before it was taken back.
-    #[error("cannot make the {step}{}", .left.as_ref().map(|left| format!(" (and cannot take back the {left})")).unwrap_or_default())]
-    Step {
-        /// The step.
-        step: Box<Step>,
-        /// Why.
-        #[source]
-        error: io::Error,
-        /// What could not be taken back, and why; none where all was.
-        left: Option<String>,
-    },
-    /// Something cannot be taken back.
-    #[error("cannot take back the {0}")]
-    Undo(Box<Step>, #[source] io::Error),
-    /// A name is taken by something that no lab of this name made.
-    #[error("{}", taken(.0))]
-    Taken(Name),
-    /// The lab was made with another namespace as its host.
-    #[error("the lab `{0}` is up with another host")]
-    OtherHost(LabName, host::Id),
-    /// There is no such lab.
-    #[error("there is no lab `{0}`")]
-    Unknown(LabName),
-    /// No lab has a namespace of this name.
-    #[error("no lab has a namespace `{0}`")]
-    NoNamespace(NetnsName),
-    /// The rules that a lab asks for contradict those of others, or take what reaches somebody else.
-    #[error("the rules of the lab contradict others")]
-    Conflict(Vec<Problem>),
-    /// The rules cannot be seen.
-    #[error(transparent)]
-    Rules(#[from] EngineError),
-    /// A bridge of Open vSwitch is wanted where its daemon is not.
-    #[error("`{0}` is a bridge of Open vSwitch, whose daemon does not work in a host that is made for one command")]
-    OvsAlone(IfName),
-    /// The process of a container is gone.
-    #[error("the container `{0}` has no process any more")]
-    NoProcess(NetnsName),
-    /// The journal of a lab cannot be read or written.
-    #[error("cannot use `{}`, where labs are noted", .0.display())]
-    Journal(PathBuf, #[source] io::Error),
-    /// Another process works on labs.
-    #[error("another portfwd is working on labs")]
-    Busy,
-    /// What is there cannot be found out.
-    #[error("cannot see what is there")]
-    Look(#[source] io::Error),
-    /// A namespace cannot be entered.
-    #[error("cannot enter the namespace `{0}`")]
-    Enter(NetnsName, #[source] io::Error),
-    /// A command cannot be run.
-    #[error("cannot run `{0}`")]
-    Command(String, #[source] io::Error),
-    /// It takes more privileges.
-    #[error("may not work on namespaces that have names")]
-    NotPermitted(#[source] io::Error),
-    /// What every lab needs failed.
-    #[error(transparent)]
-    Lab(#[from] LabError),
-}
-
-fn taken(name: &Name) -> String {
-    match name {
-        Name::Namespace(name) => format!("there is a namespace `{name}` already, and this lab did not make it"),
-        Name::Link(site, link) => {
-            format!("there is an interface `{link}` already in {site}, and this lab did not make it")
-        }
-        Name::Route(to, via, _) => {
-            format!("there is a route {to} via {via} already in the host, and this lab did not make it")
-        }
-        Name::Rules(set) => format!("there is a rule set `{set}` already, and this lab did not make it"),
-    }
-}
-
-/// The kernel's word for what failed in a namespace.
-fn plain(error: LabError) -> io::Error {
-    match error {
-        LabError::Io(_, error) | LabError::Link(_, error) | LabError::NotAllowed(error) => error,
-        other => io::Error::other(other),
-    }
-}
-
-/// What an error means: that privileges are missing, or something else.
-fn permitted(error: io::Error, other: impl FnOnce(io::Error) -> NetError) -> NetError {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => NetError::NotPermitted(error),
-        _ => other(error),
-    }
-}
+pub use up::{Change, down, up};

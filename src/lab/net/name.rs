@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::model::ParseError;
 
 macro_rules! name {
-    ($(#[$about:meta])* $name:ident, $what:literal, $most:literal) => {
+    ($(#[$about:meta])* $name:ident, $what:literal, $max:literal) => {
         $(#[$about])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
         impl $name {
-            /// The text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -25,12 +25,12 @@ macro_rules! name {
             type Err = ParseError;
 
             fn from_str(text: &str) -> Result<Self, ParseError> {
-                if is_word(text, $most) {
+                if is_word(text, $max) {
                     return Ok(Self(text.to_owned()));
                 }
                 Err(ParseError::new(
                     format!("`{text}` cannot be the name of {}", $what),
-                    format!("use 1 to {} letters, digits, `_`, `.` and `-`, beginning with a letter or digit", $most),
+                    format!("use 1 to {} letters, digits, `_`, `.` and `-`, beginning with a letter or digit", $max),
                 ))
             }
         }
@@ -58,23 +58,24 @@ macro_rules! name {
 }
 
 name!(
-    /// The name of a lab: 1 to 32 letters, digits, `_`, `.` and `-`, beginning with a letter or digit. It is a file's too.
+    /// The name of a lab: 1 to 32 letters, digits, `_`, `.` and `-`. The first is a letter or digit, because the name
+    /// is also a file name.
     LabName,
     "a lab",
     32
 );
 
 name!(
-    /// The name of a network namespace, or of a container, in the same form: 1 to 64 characters.
+    /// The name of a network namespace or container: 1 to 64 characters of the same kind.
     ///
-    /// ip-netns(8) takes whatever can be a file's name; what is refused here could be taken for an option or another path.
+    /// ip-netns(8) accepts every file name. Names that look like an option or contain a path are refused here.
     NetnsName,
     "a network namespace",
     64
 );
 
-fn is_word(text: &str, most: usize) -> bool {
-    text.len() <= most
+fn is_word(text: &str, max: usize) -> bool {
+    text.len() <= max
         && text.chars().next().is_some_and(|first| first.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_lead_elsewhere_is_no_name() {
+    fn paths_and_options_are_no_names() {
         for bad in ["", ".", "..", "a/b", "-n", ".red", "r d", "r\n", "ü", &"x".repeat(65)] {
             assert!(bad.parse::<NetnsName>().is_err(), "{bad:?}");
         }

@@ -1,10 +1,10 @@
-//! Network namespaces with names: files in /run/netns that a namespace is mounted on, as ip-netns(8) makes them.
+//! Named network namespaces: bind mounts on files in /run/netns, as ip-netns(8) makes them.
 //!
 //! ```text
-//! a namespace without a name ─▶ a file with our word, linked to its name ─▶ the namespace mounted on it
+//! a namespace without a name ─▶ a file with the token, hard-linked to the name ─▶ a bind mount on it
 //! ```
-//! The link is refused where the name is there already. Killed in between, the file with our word is left, which
-//! [`remove`] knows. Source for the rest: `netns_add` in iproute2's ip/ipnetns.c.
+//! The link fails if the name exists. If the process is killed in between, the file with the token is left, and
+//! [`remove`] deletes it. The rest follows `netns_add` in iproute2's ip/ipnetns.c.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -20,58 +20,58 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
-use super::plain;
 use crate::lab::Netns;
-use crate::nft::transaction::namespace_cookie;
-use crate::sys::namespace::DIRECTORY;
+use crate::lab::error::into_io;
+use crate::sys::namespace::{self, DIRECTORY};
 
-/// What the file is told by that the namespace is mounted on.
-const HEAD: &str = "portfwd lab ";
+/// The first bytes of the file that a namespace is mounted on.
+const FILE_PREFIX: &str = "portfwd lab ";
 
-/// By what a namespace of ours is known.
+/// The properties that prove that a lab created a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamespaceMark {
-    /// The random word in the file that it is mounted on.
-    word: String,
-    /// The number of its file, which is used again when it is gone.
+pub struct NamespaceIdentity {
+    /// The random token in the file that the namespace is mounted on.
+    #[serde(rename = "word")]
+    token: String,
+    /// The inode of the namespace. The kernel can reuse it after the namespace has ended.
     inode: u64,
-    /// The kernel's cookie, which is never used again until the next boot; none before Linux 5.14.
+    /// The kernel's cookie, unique until the next boot. `None` before Linux 5.14.
     cookie: Option<u64>,
 }
 
-impl NamespaceMark {
-    /// The mark of a namespace that has no name yet.
-    pub(super) fn new(namespace: &Netns, word: String) -> io::Result<Self> {
-        let (inode, cookie) = identity(namespace)?;
-        Ok(Self { word, inode, cookie })
+impl NamespaceIdentity {
+    /// Returns the identity of a namespace that has no name yet.
+    pub(super) fn new(namespace: &Netns, token: String) -> io::Result<Self> {
+        let (inode, cookie) = inode_and_cookie(namespace)?;
+        Ok(Self { token, inode, cookie })
     }
 
     fn text(&self) -> String {
-        format!("{HEAD}{}\n", self.word)
+        format!("{FILE_PREFIX}{}\n", self.token)
     }
 
     fn first_file(&self) -> PathBuf {
-        Path::new(DIRECTORY).join(format!(".portfwd-{}", self.word))
+        Path::new(DIRECTORY).join(format!(".portfwd-{}", self.token))
     }
 }
 
-/// What is known of a namespace besides its name.
-fn identity(namespace: &Netns) -> io::Result<(u64, Option<u64>)> {
+/// Returns the inode and the cookie of a namespace.
+fn inode_and_cookie(namespace: &Netns) -> io::Result<(u64, Option<u64>)> {
     let metadata = File::from(namespace.as_fd().try_clone_to_owned()?).metadata()?;
-    let cookie = namespace.run(namespace_cookie).map_err(plain)?;
+    let cookie = namespace.run(namespace::cookie).map_err(into_io)??;
     Ok((metadata.ino(), cookie))
 }
 
-/// What has a name.
+/// The object that has a name in /run/netns.
 #[derive(Debug)]
 pub(super) enum Named {
-    /// Nothing.
-    Nothing,
-    /// Our namespace.
-    Ours(Netns),
-    /// Our file, with no namespace on it.
-    Half,
-    /// Something that is not ours.
+    /// No object has the name.
+    Absent,
+    /// The lab's namespace is mounted.
+    Present(Netns),
+    /// The lab's file exists, but no namespace is mounted on it.
+    Unmounted,
+    /// The object belongs to another program.
     Foreign,
 }
 
@@ -79,16 +79,15 @@ fn path(name: &NetnsName) -> PathBuf {
     Path::new(DIRECTORY).join(name.as_str())
 }
 
-/// Makes the directory as ip-netns(8) does: one mount that is shared, so that other mount namespaces see what is mounted
-/// and unmounted there.
-pub(super) fn prepare() -> io::Result<()> {
+/// Creates /run/netns as ip-netns(8) does: as a shared mount, so that other mount namespaces see the mounts in it.
+pub(super) fn prepare_directory() -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
-    // iproute2 holds this lock too, so that two do not mount it both.
+    // iproute2 holds this lock too, so only one process creates the mount.
     let lock = Flock::lock(File::open(DIRECTORY)?, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
     let none = None::<&str>;
     let share = || mount(none, DIRECTORY, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
     match share() {
-        // It is no mount of its own yet.
+        // The directory is not a mount point yet.
         Err(Errno::EINVAL) => {
             mount(Some(DIRECTORY), DIRECTORY, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
             share()?;
@@ -99,10 +98,10 @@ pub(super) fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a namespace a name.
-pub(super) fn publish(name: &NetnsName, namespace: &Netns, mark: &NamespaceMark) -> io::Result<()> {
-    let (first, path) = (mark.first_file(), path(name));
-    fs::write(&first, mark.text())?;
+/// Gives a namespace a name. Fails if the name exists.
+pub(super) fn mount_name(name: &NetnsName, namespace: &Netns, identity: &NamespaceIdentity) -> io::Result<()> {
+    let (first, path) = (identity.first_file(), path(name));
+    fs::write(&first, identity.text())?;
     let linked = fs::hard_link(&first, &path);
     fs::remove_file(&first)?;
     linked?;
@@ -111,63 +110,65 @@ pub(super) fn publish(name: &NetnsName, namespace: &Netns, mark: &NamespaceMark)
     Ok(())
 }
 
-/// Looks at what has a name.
-pub(super) fn look(name: &NetnsName, mark: &NamespaceMark) -> io::Result<Named> {
-    look_at(&path(name), mark)
+/// Inspects the object that has a name.
+pub(super) fn inspect(name: &NetnsName, identity: &NamespaceIdentity) -> io::Result<Named> {
+    inspect_path(&path(name), identity)
 }
 
-fn look_at(path: &Path, mark: &NamespaceMark) -> io::Result<Named> {
+fn inspect_path(path: &Path, identity: &NamespaceIdentity) -> io::Result<Named> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
     let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Nothing),
-        // A link, or what not.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Named::Absent),
+        // A symbolic link, which a lab does not create.
         Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => return Ok(Named::Foreign),
         Err(error) => return Err(error),
     };
     if fstatfs(&file)?.filesystem_type() == NSFS_MAGIC {
-        let namespace = Netns::held(file);
-        return match identity(&namespace) {
-            Ok(found) if found == (mark.inode, mark.cookie) => Ok(Named::Ours(namespace)),
-            // Who may not enter it cannot know.
+        let namespace = Netns::from_file(file);
+        return match inode_and_cookie(&namespace) {
+            Ok(found) if found == (identity.inode, identity.cookie) => Ok(Named::Present(namespace)),
+            // Without permission to enter, the identity is unknown.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
-            // It may be one of another kind.
+            // The file may be a namespace of another kind.
             _ => Ok(Named::Foreign),
         };
     }
-    let text = mark.text();
+    let text = identity.text();
     let mut found = Vec::new();
     if file.metadata()?.is_file() {
         file.take(u64::try_from(text.len()).unwrap_or(0) + 1).read_to_end(&mut found)?;
     }
-    Ok(if found == text.as_bytes() { Named::Half } else { Named::Foreign })
+    Ok(if found == text.as_bytes() { Named::Unmounted } else { Named::Foreign })
 }
 
-/// Whether a name is taken by something that is neither the namespace of this mark nor what is left of making it.
-pub(super) fn is_taken(name: &NetnsName, mark: Option<&NamespaceMark>) -> io::Result<bool> {
+/// Returns true if another program's object has the name: neither the namespace of this identity nor its unmounted
+/// file.
+pub(super) fn is_taken(name: &NetnsName, identity: Option<&NamespaceIdentity>) -> io::Result<bool> {
     match path(name).symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-        Ok(_) => match mark {
-            Some(mark) => look(name, mark).map(|found| matches!(found, Named::Foreign)),
+        Ok(_) => match identity {
+            Some(identity) => inspect(name, identity).map(|found| matches!(found, Named::Foreign)),
             None => Ok(true),
         },
     }
 }
 
-/// Takes the name from our namespace, which ends it unless something still runs in it; says whether anything was there.
-pub(super) fn remove(name: &NetnsName, mark: &NamespaceMark) -> io::Result<bool> {
-    match fs::remove_file(mark.first_file()) {
+/// Removes the name of a lab's namespace. Returns true if the name existed. The namespace itself lasts as long as
+/// processes run in it.
+pub(super) fn remove(name: &NetnsName, identity: &NamespaceIdentity) -> io::Result<bool> {
+    match fs::remove_file(identity.first_file()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let path = path(name);
     let mut was_there = false;
-    if let Named::Ours(_) = look_at(&path, mark)? {
+    if let Named::Present(_) = inspect_path(&path, identity)? {
         umount2(&path, MntFlags::MNT_DETACH)?;
         was_there = true;
     }
-    if let Named::Half = look_at(&path, mark)? {
+    if let Named::Unmounted = inspect_path(&path, identity)? {
         fs::remove_file(&path)?;
         was_there = true;
     }

@@ -1,11 +1,11 @@
-//! A description to the steps that make it, in order; each has its own undoing. Pure: nothing is made here.
+//! Plans the steps that create a lab, in order. Each step can be undone. This file changes nothing in the kernel.
 //!
 //! ```text
-//! namespaces ─▶ switches ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
-//!                                                                                  down: the same way back
+//! namespaces ─▶ sysctls  ─▶ bridges ─▶ pairs ─▶ ports ─▶ addresses ─▶ up ─▶ routes ─▶ rules ─▶ processes
+//!                                                                                  down: in reverse order
 //! ```
-//! Two descriptions are compared by their steps: what is in both stays, what is in one alone is made or taken back. So an
-//! address that changes is one address less and one more, and the link that has it stays.
+//! `up` compares two descriptions by their steps. Steps of both are kept, and all others are made or undone. So for a
+//! new address of a link, one address is removed and one is added, and the link is kept.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,19 +19,19 @@ use super::description::{Attachment, Container, End, Kind, Lab};
 use super::name::NetnsName;
 use super::process::Process;
 use super::rules::Rules;
-use crate::model::IfName;
+use crate::model::{IfName, SetName};
 
-/// Where something is: in a network namespace of the lab, or in the host, which is the namespace of who made the lab.
+/// A network namespace of the lab, or its host. The host is the namespace in which the lab was created.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Site(pub Option<NetnsName>);
+pub struct Location(pub Option<NetnsName>);
 
-impl Site {
-    /// The host.
+impl Location {
+    /// The host of the lab.
     pub const HOST: Self = Self(None);
 }
 
-impl fmt::Display for Site {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some(name) => write!(f, "`{name}`"),
@@ -40,91 +40,110 @@ impl fmt::Display for Site {
     }
 }
 
-/// One thing to be made.
+/// A name that a step needs, and that another program may already use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A name in /run/netns.
+    Namespace(NetnsName),
+    /// The name of an interface.
+    Link(Location, IfName),
+    /// A destination, gateway and interface in the host.
+    Route(IpNetwork, IpAddr, Option<IfName>),
+    /// The name of a rule set.
+    Rules(SetName),
+}
+
+/// A change that creates part of a lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// A network namespace with a name, its `lo` up. Undone: the name goes, and with it the namespace.
+    /// Creates a named network namespace with `lo` up. Undo removes the name, and the namespace with it.
     Namespace(NetnsName),
-    /// A container that is on the host's network. There is nothing to be made, or undone.
+    /// Declares a container on the host's network. Nothing is created or undone.
     Host(NetnsName),
-    /// Packets are forwarded in a namespace. Undone: they are not.
+    /// Turns forwarding on in a namespace. Undo turns it off.
     Forward(NetnsName),
-    /// A Linux bridge. Undone: removed.
-    Bridge(Site, IfName),
-    /// A bridge of Open vSwitch in the host. Undone: removed.
+    /// Creates a Linux bridge. Undo deletes it.
+    Bridge(Location, IfName),
+    /// Creates an Open vSwitch bridge in the host. Undo deletes it.
     OvsBridge(IfName),
-    /// A pair of links. Undone: removed, both ends at once.
-    Veth([(Site, IfName); 2]),
-    /// A link is a port of a bridge. Undone: it is none.
-    Join(Site, IfName, IfName),
-    /// A link of the host is a port of a bridge of Open vSwitch. Undone: it is none.
+    /// Creates a veth pair. Undo deletes both ends.
+    Veth([(Location, IfName); 2]),
+    /// Makes a link a port of a bridge. Undo removes the port.
+    Join(Location, IfName, IfName),
+    /// Makes a link of the host a port of an Open vSwitch bridge. Undo removes the port.
     OvsPort(IfName, IfName),
-    /// The kernel computes the checksums of what a link sends, for those who take it from the other end by a socket. Undone
-    /// with the link.
-    Checksums(Site, IfName),
-    /// A link has an address. Undone: it has not.
-    Address(Site, IfName, IpNetwork),
-    /// A link is up. Undone with the link.
-    Up(Site, IfName),
-    /// A route. Undone: removed.
-    Route(Site, IpNetwork, IpAddr, Option<IfName>),
-    /// A rule set in the host. Undone: removed, and no other.
+    /// Lets the kernel compute the checksums of packets from a link, for a peer that reads them from a packet socket.
+    /// Undone with the link.
+    Checksums(Location, IfName),
+    /// Adds an address to a link. Undo deletes it.
+    Address(Location, IfName, IpNetwork),
+    /// Brings a link up. Undone with the link.
+    Up(Location, IfName),
+    /// Adds a route. Undo deletes it.
+    Route(Location, IpNetwork, IpAddr, Option<IfName>),
+    /// Commits a rule set in the host. Undo removes only this set.
     Rules(Rules),
-    /// What runs in a container. Undone: ended, with all that it has started.
+    /// Starts a container's process. Undo kills it with all its descendants.
     Process(Process),
 }
 
 impl Step {
-    /// Whether this is gone when the other one is taken back, or must be made again when that is.
-    pub fn stands_on(&self, base: &Self) -> bool {
+    /// Returns true if this step is lost when `base` is undone, so that it must be made again after it.
+    pub fn depends_on(&self, base: &Self) -> bool {
         let links = match base {
-            Self::Namespace(name) => return self != base && self.sites().any(|site| site.0.as_ref() == Some(name)),
-            Self::Bridge(site, name) => vec![(site, name)],
-            Self::OvsBridge(name) => vec![(&Site::HOST, name)],
-            Self::Veth(ends) => ends.iter().map(|(site, name)| (site, name)).collect(),
+            Self::Namespace(name) => {
+                return self != base && self.locations().any(|location| location.0.as_ref() == Some(name));
+            }
+            Self::Bridge(location, name) => vec![(location, name)],
+            Self::OvsBridge(name) => vec![(&Location::HOST, name)],
+            Self::Veth(ends) => ends.iter().map(|(location, name)| (location, name)).collect(),
             _ => return false,
         };
-        let at = |site: &Site, names: &[&IfName]| links.iter().any(|(s, name)| *s == site && names.contains(name));
+        let at = |location: &Location, names: &[&IfName]| {
+            links.iter().any(|(s, name)| *s == location && names.contains(name))
+        };
         match self {
-            Self::Join(site, port, bridge) => at(site, &[port, bridge]),
-            Self::OvsPort(port, bridge) => at(&Site::HOST, &[port, bridge]),
-            Self::Address(site, link, _) | Self::Up(site, link) | Self::Checksums(site, link) => at(site, &[link]),
-            Self::Route(site, _, _, Some(dev)) => at(site, &[dev]),
-            // By which interface it leaves is not known beforehand.
-            Self::Route(site, _, _, None) => links.iter().any(|(s, _)| *s == site),
+            Self::Join(location, port, bridge) => at(location, &[port, bridge]),
+            Self::OvsPort(port, bridge) => at(&Location::HOST, &[port, bridge]),
+            Self::Address(location, link, _) | Self::Up(location, link) | Self::Checksums(location, link) => {
+                at(location, &[link])
+            }
+            Self::Route(location, _, _, Some(dev)) => at(location, &[dev]),
+            // The egress interface is not known beforehand.
+            Self::Route(location, _, _, None) => links.iter().any(|(s, _)| *s == location),
             Self::Namespace(_) | Self::Host(_) | Self::Forward(_) | Self::Bridge(..) | Self::OvsBridge(_) => false,
             Self::Veth(_) | Self::Rules(_) | Self::Process(_) => false,
         }
     }
 
-    /// Whether the kernel may take this back together with the other one: routes that are reached by an address, and with the
-    /// first address of a link the others of its subnet.
-    pub fn goes_with(&self, gone: &Self) -> bool {
-        let Self::Address(site, link, address) = gone else { return false };
+    /// Returns true if the kernel may remove this step's object when the step `gone` is undone. It removes routes
+    /// through a deleted address, and other addresses of the same subnet.
+    pub fn removed_with(&self, gone: &Self) -> bool {
+        let Self::Address(location, link, address) = gone else { return false };
         match self {
-            Self::Route(at, _, _, dev) => at == site && dev.as_ref().is_none_or(|dev| dev == link),
-            Self::Address(at, of, other) => at == site && of == link && other != address,
+            Self::Route(at, _, _, dev) => at == location && dev.as_ref().is_none_or(|dev| dev == link),
+            Self::Address(at, of, other) => at == location && of == link && other != address,
             _ => false,
         }
     }
 
-    /// Where it is: one place, two for a pair of links.
-    pub fn sites(&self) -> impl Iterator<Item = Site> {
-        let of_namespace = |name: &NetnsName| Site(Some(name.clone()));
+    /// Returns the namespaces of the step: two for a veth pair, otherwise one.
+    pub fn locations(&self) -> impl Iterator<Item = Location> {
+        let of_namespace = |name: &NetnsName| Location(Some(name.clone()));
         let (first, second) = match self {
             Self::Namespace(name) | Self::Forward(name) => (of_namespace(name), None),
             Self::Veth([(one, _), (other, _)]) => (one.clone(), Some(other.clone())),
             Self::Process(process) if !process.host => (of_namespace(&process.name), None),
             Self::Host(_) | Self::OvsBridge(_) | Self::OvsPort(..) | Self::Rules(_) | Self::Process(_) => {
-                (Site::HOST, None)
+                (Location::HOST, None)
             }
-            Self::Bridge(site, _)
-            | Self::Join(site, ..)
-            | Self::Address(site, ..)
-            | Self::Up(site, _)
-            | Self::Checksums(site, _)
-            | Self::Route(site, ..) => (site.clone(), None),
+            Self::Bridge(location, _)
+            | Self::Join(location, ..)
+            | Self::Address(location, ..)
+            | Self::Up(location, _)
+            | Self::Checksums(location, _)
+            | Self::Route(location, ..) => (location.clone(), None),
         };
         [Some(first), second].into_iter().flatten()
     }
@@ -136,23 +155,23 @@ impl fmt::Display for Step {
             Self::Namespace(name) => write!(f, "namespace `{name}`"),
             Self::Host(name) => write!(f, "container `{name}` on the host's network"),
             Self::Forward(name) => write!(f, "forwarding in `{name}`"),
-            Self::Bridge(site, name) => write!(f, "bridge `{name}` in {site}"),
+            Self::Bridge(location, name) => write!(f, "bridge `{name}` in {location}"),
             Self::OvsBridge(name) => write!(f, "Open vSwitch bridge `{name}` in the host"),
             Self::OvsPort(port, bridge) => write!(f, "port `{port}` of the Open vSwitch bridge `{bridge}`"),
             Self::Rules(rules) => rules.fmt(f),
-            Self::Process(Process { name, own, command, .. }) => {
-                let what = if *own { "process 1 of its own" } else { "process" };
+            Self::Process(Process { name, pid_namespace, command, .. }) => {
+                let what = if *pid_namespace { "process 1 of its own" } else { "process" };
                 write!(f, "{what} in `{name}`")?;
                 if command.is_empty() { Ok(()) } else { write!(f, ": {}", command.join(" ")) }
             }
-            Self::Veth([(site, name), (there, peer)]) => {
-                write!(f, "veth `{name}` in {site} -- `{peer}` in {there}")
+            Self::Veth([(location, name), (there, peer)]) => {
+                write!(f, "veth `{name}` in {location} -- `{peer}` in {there}")
             }
-            Self::Join(site, port, bridge) => write!(f, "port `{port}` of `{bridge}` in {site}"),
-            Self::Checksums(site, link) => write!(f, "checksums by the kernel for `{link}` in {site}"),
-            Self::Address(site, link, address) => write!(f, "address {address} of `{link}` in {site}"),
-            Self::Up(site, link) => write!(f, "`{link}` up in {site}"),
-            Self::Route(site, to, via, dev) => {
+            Self::Join(location, port, bridge) => write!(f, "port `{port}` of `{bridge}` in {location}"),
+            Self::Checksums(location, link) => write!(f, "checksums by the kernel for `{link}` in {location}"),
+            Self::Address(location, link, address) => write!(f, "address {address} of `{link}` in {location}"),
+            Self::Up(location, link) => write!(f, "`{link}` up in {location}"),
+            Self::Route(location, to, via, dev) => {
                 match to.prefix() {
                     0 => write!(f, "route default via {via}")?,
                     _ => write!(f, "route {to} via {via}")?,
@@ -160,13 +179,13 @@ impl fmt::Display for Step {
                 if let Some(dev) = dev {
                     write!(f, " dev `{dev}`")?;
                 }
-                write!(f, " in {site}")
+                write!(f, " in {location}")
             }
         }
     }
 }
 
-/// The steps that make a lab, in order.
+/// Returns the steps that create a lab, in order.
 pub fn steps(lab: &Lab) -> Vec<Step> {
     let (ports, container_routes) = containers(lab);
     let pairs = || lab.veths.iter().map(|veth| &veth.ends).chain(&ports);
@@ -179,55 +198,56 @@ pub fn steps(lab: &Lab) -> Vec<Step> {
     let forwarding = lab.namespaces.iter().filter(|namespace| namespace.forward);
     steps.extend(forwarding.map(|namespace| Step::Forward(namespace.name.clone())));
     steps.extend(lab.bridges.iter().map(|bridge| match bridge.kind {
-        Kind::Linux => Step::Bridge(Site(bridge.namespace.clone()), bridge.name.clone()),
+        Kind::Linux => Step::Bridge(Location(bridge.namespace.clone()), bridge.name.clone()),
         Kind::Ovs => Step::OvsBridge(bridge.name.clone()),
     }));
-    let place = |end: &End| (Site(end.namespace.clone()), end.name.clone());
+    let place = |end: &End| (Location(end.namespace.clone()), end.name.clone());
     steps.extend(pairs().map(|ends| Step::Veth(ends.each_ref().map(place))));
     let is_ovs = |end: &End| lab.bridges.iter().any(|bridge| bridge.kind == Kind::Ovs && end.is_port_of(bridge));
     steps.extend(ends().filter_map(|end| {
-        let (site, name) = place(end);
+        let (location, name) = place(end);
         let bridge = end.bridge.clone()?;
-        Some(if is_ovs(end) { Step::OvsPort(name, bridge) } else { Step::Join(site, name, bridge) })
+        Some(if is_ovs(end) { Step::OvsPort(name, bridge) } else { Step::Join(location, name, bridge) })
     }));
-    // A bridge in a process takes packets from the kernel before anything has computed their checksums.
+    // A bridge in user space receives packets from the kernel before their checksums are computed.
     steps.extend(pairs().flat_map(|[one, other]| [(one, other), (other, one)]).filter_map(|(port, peer)| {
-        let (site, name) = place(peer);
-        is_ovs(port).then_some(Step::Checksums(site, name))
+        let (location, name) = place(peer);
+        is_ovs(port).then_some(Step::Checksums(location, name))
     }));
-    let bridges = lab.bridges.iter().map(|bridge| (Site(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
-    let links = ends().map(|end| (Site(end.namespace.clone()), &end.name, &end.addresses));
+    let bridges =
+        lab.bridges.iter().map(|bridge| (Location(bridge.namespace.clone()), &bridge.name, &bridge.addresses));
+    let links = ends().map(|end| (Location(end.namespace.clone()), &end.name, &end.addresses));
     let links: Vec<_> = bridges.chain(links).collect();
-    for (site, name, addresses) in &links {
-        steps.extend(addresses.iter().map(|address| Step::Address(site.clone(), (*name).clone(), *address)));
+    for (location, name, addresses) in &links {
+        steps.extend(addresses.iter().map(|address| Step::Address(location.clone(), (*name).clone(), *address)));
     }
-    steps.extend(links.iter().map(|(site, name, _)| Step::Up(site.clone(), (*name).clone())));
+    steps.extend(links.iter().map(|(location, name, _)| Step::Up(location.clone(), (*name).clone())));
     let routes = lab.routes.iter().map(|route| {
-        let site = Site(route.namespace.clone());
-        Step::Route(site, route.to, route.via, route.dev.clone())
+        let location = Location(route.namespace.clone());
+        Step::Route(location, route.to, route.via, route.dev.clone())
     });
     steps.extend(routes.chain(container_routes));
-    steps.extend(Rules::of(lab).map(Step::Rules));
+    steps.extend(Rules::for_lab(lab).map(Step::Rules));
     steps.extend(lab.containers.iter().filter_map(process));
     steps
 }
 
-/// What runs in a container; none where nothing is to.
+/// Returns the step for a container's process, or `None` if it has none.
 fn process(container: &Container) -> Option<Step> {
     let Container { name, network, processes, command, .. } = container;
     let host = *network == Attachment::Host;
-    let process = Process { name: name.clone(), host, own: *processes, command: command.clone() };
+    let process = Process { name: name.clone(), host, pid_namespace: *processes, command: command.clone() };
     (*processes || !command.is_empty()).then_some(Step::Process(process))
 }
 
-/// What connects containers to their bridges: a pair of links each, and a default route.
+/// Returns a veth pair for each container at a bridge, and the default routes.
 fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
     let ends: Vec<&End> = lab.veths.iter().flat_map(|veth| &veth.ends).collect();
-    let given = address::of_containers(&lab.bridges, &ends, &lab.containers);
+    let given = address::assign_addresses(&lab.bridges, &ends, &lab.containers);
     let (mut pairs, mut routes) = (Vec::new(), Vec::new());
     for (container, given) in lab.containers.iter().zip(given) {
         let Some((bridge, inside)) = container.bridge.clone().zip(inside_name()) else { continue };
-        // What cannot be given was reported when the file was read.
+        // Reading the file has already reported addresses that cannot be assigned.
         let given = given.unwrap_or_default();
         let namespace = Some(container.name.clone());
         let addresses = given.iter().map(|(address, _)| *address).collect();
@@ -238,20 +258,21 @@ fn containers(lab: &Lab) -> (Vec<[End; 2]>, Vec<Step>) {
         ]);
         for (address, gateway) in given {
             let everything = if address.is_ipv4() { "0.0.0.0/0".parse() } else { "::/0".parse() };
-            routes.extend(everything.ok().map(|to| Step::Route(Site(namespace.clone()), to, gateway, None)));
+            routes.extend(everything.ok().map(|to| Step::Route(Location(namespace.clone()), to, gateway, None)));
         }
     }
     (pairs, routes)
 }
 
-/// The name of a container's interface.
+/// Returns the name of a container's own interface.
 fn inside_name() -> Option<IfName> {
     "eth0".parse().ok()
 }
 
-/// The name of the other end, in the host: that of the container in it, where it fits.
+/// Returns the interface name of the veth end in the host. It contains the container's name, or a hash of it if that is
+/// too long.
 pub fn port_name(container: &NetnsName) -> Option<IfName> {
     let plain = format!("veth-{container}");
     let short = || format!("veth-{:08x}", xxh3_64(container.as_str().as_bytes()) & 0xffff_ffff);
-    if plain.len() <= IfName::MAX { plain } else { short() }.parse().ok()
+    if plain.len() <= IfName::MAX_LEN { plain } else { short() }.parse().ok()
 }

@@ -1,204 +1,184 @@
-//! The processes of containers: one of ours each, which starts the container's command and outlives the command that made
-//! the lab. What it does is in `init.rs`.
+//! Processes of containers. Each container has an init process, which starts its command and outlives `portfwd lab up`.
+//! See `init.rs` for the code that runs in it.
 //!
 //! ```text
-//! up:  start, it waits ─▶ its identity in the journal ─▶ "go" ─▶ it starts the command          up dies before: it ends
+//! up:  start the process ─▶ write its identity to the journal ─▶ release it ─▶ it starts the command
+//!      if `up` dies before the release, the process ends
 //! ```
-//! So whatever is there is in the journal. A process is known by its number together with when it was started and a random
-//! word among its arguments; it is ended through a pidfd, which is never another process's.
+//! So every process is in the journal. The identity of a process is its PID, its start time and a random token in its
+//! arguments. A process is killed through a pidfd, which never refers to another process.
 //!
-//! Be aware: where a container has no process namespace of its own, what the command starts is found as descendants of our
-//! process. Who kills that one by hand has the others left.
+//! Be aware: without a process namespace, the processes of a container are found as descendants of its init process. If
+//! a user kills the init process, they are left over.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::name::NetnsName;
-use super::plain;
-use crate::iptables::command;
 use crate::lab::Netns;
-use crate::sys::process::{Stat, numbers};
+use crate::lab::error::into_io;
+use crate::sys::process::{self, Handle, Stat, numbers};
 
-/// How long a process that was killed is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time to wait for the end of a killed process.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often descendants are looked for: each time those that were started meanwhile are found.
-const ROUNDS: usize = 100;
+/// The maximum number of searches for descendants. Each finds the processes started since the last one.
+const MAX_KILL_ROUNDS: usize = 100;
 
-/// What runs in a container.
+/// The init process of a container and its command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// The container.
+    /// The name of the container.
     pub name: NetnsName,
-    /// Whether it is on the host's network; otherwise it has the namespace of its name.
+    /// True if the container uses the host's network. Otherwise it has the namespace of its name.
     pub host: bool,
-    /// Whether it has a process namespace of its own.
-    pub own: bool,
-    /// The command; none: our process alone.
+    /// True if the container has a process namespace of its own.
+    #[serde(rename = "own")]
+    pub pid_namespace: bool,
+    /// The command. Empty if only the init process runs.
     pub command: Vec<String>,
 }
 
-/// By what a process of ours is known.
+/// The properties that prove that a lab started a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessMark {
-    /// Its number for who made the lab.
+pub struct ProcessIdentity {
+    /// The PID in the process namespace below.
     pid: u32,
-    /// When it was started. Unit: clock ticks since the boot, proc_pid_stat(5).
+    /// The start time in clock ticks since boot, as in proc_pid_stat(5).
     start: u64,
-    /// A random word among its arguments.
-    word: String,
-    /// The process namespace of who made the lab, where that number is its: the number of its file.
-    space: u64,
+    /// The random token in the process's arguments.
+    #[serde(rename = "word")]
+    token: String,
+    /// The inode of the process namespace in which the lab was created.
+    #[serde(rename = "space")]
+    pid_namespace: u64,
 }
 
-/// Our process namespace, by the number of its file.
-fn space() -> io::Result<u64> {
+/// Returns the inode of this process's process namespace.
+fn pid_namespace() -> io::Result<u64> {
     Ok(fs::metadata("/proc/self/ns/pid")?.ino())
 }
 
-fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => Ok(Some(process)),
-        Err(Errno::SRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A process that was started at this time, as a file that stands for it and for no other; none where it is over.
-fn held(pid: u32, start: u64) -> io::Result<Option<OwnedFd>> {
-    let process = pidfd(pid)?;
-    // What is read after it was opened is of that process, or of none.
-    let same = Stat::of(pid).is_some_and(|stat| stat.start == start && !stat.over);
+/// Opens a process that has this start time. Returns `None` if it has ended.
+fn open_process(pid: u32, start: u64) -> io::Result<Option<Handle>> {
+    let process = Handle::open(pid)?;
+    // The PID cannot be reused while the handle is open.
+    let same = Stat::read(pid).is_some_and(|stat| stat.start == start && !stat.over);
     Ok(process.filter(|_| same))
 }
 
-impl ProcessMark {
-    /// That of a child of ours.
-    pub(super) fn of(child: &Child, word: String) -> io::Result<Self> {
+impl ProcessIdentity {
+    /// Returns the identity of a child process.
+    pub(super) fn from_child(child: &Child, token: String) -> io::Result<Self> {
         let pid = child.id();
-        let stat = Stat::of(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start: stat.start, word, space: space()? })
+        let stat = Stat::read(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, start: stat.start, token, pid_namespace: pid_namespace()? })
     }
 
-    /// The random word among its arguments.
-    pub(super) fn word(&self) -> &str {
-        &self.word
+    /// Returns the random token in the process's arguments.
+    pub(super) fn token(&self) -> &str {
+        &self.token
     }
 
-    /// The process; none where it is gone.
+    /// Finds the process. Returns `None` if it has ended.
     ///
     /// # Errors
-    /// Where that cannot be told, as from another process namespace, where it has another number or none.
-    pub(super) fn find(&self) -> io::Result<Option<OwnedFd>> {
-        if space()? != self.space {
-            return Err(io::Error::other("the lab was made from another process namespace than this one"));
+    /// If this process is in another process namespace than the one that created the lab: PIDs differ there.
+    pub(super) fn find(&self) -> io::Result<Option<Handle>> {
+        if pid_namespace()? != self.pid_namespace {
+            return Err(io::Error::other("the lab was created in another process namespace"));
         }
-        let process = held(self.pid, self.start)?;
+        let process = open_process(self.pid, self.start)?;
         let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.word.as_bytes());
+        let has_word = arguments.split(|byte| *byte == 0).any(|argument| argument == self.token.as_bytes());
         Ok(process.filter(|_| has_word))
     }
 }
 
 impl Process {
-    /// Starts our process, which waits to be let go and ends if we do before.
-    pub(super) fn start(&self, network: &Netns, word: &str) -> io::Result<Child> {
-        let mut arguments: Vec<OsString> = ["lab", "init", word, self.name.as_str()].map(Into::into).to_vec();
+    /// Starts the init process. It waits for [`release`], and ends if this process ends before.
+    pub(super) fn start(&self, network: &Netns, token: &str) -> io::Result<Child> {
+        let mut arguments: Vec<OsString> = ["lab", "init", token, self.name.as_str()].map(Into::into).to_vec();
         arguments.extend(self.host.then(|| "--host".into()));
-        arguments.extend(self.own.then(|| "--own".into()));
+        arguments.extend(self.pid_namespace.then(|| "--own".into()));
         arguments.push("--".into());
         arguments.extend(self.command.iter().map(Into::into));
         let start = || {
-            if self.own {
-                // The next child of this thread is the first process of a new namespace.
+            if self.pid_namespace {
+                // The next child of this thread is PID 1 of a new process namespace.
                 unshare(CloneFlags::CLONE_NEWPID)?;
             }
-            command::ourselves(arguments)
+            process::respawn_self(arguments)
         };
-        network.run(start).map_err(plain)?
+        network.run(start).map_err(into_io)?
     }
 
-    /// Ends it with all that it has started; gives whether it was there.
-    pub(super) fn end(&self, mark: &ProcessMark) -> io::Result<bool> {
-        let Some(process) = mark.find()? else { return Ok(false) };
-        if !self.own {
-            end_descendants(mark.pid, || !is_over(&process, Duration::ZERO))?;
+    /// Kills the process and all its descendants. Returns true if it existed.
+    pub(super) fn kill(&self, identity: &ProcessIdentity) -> io::Result<bool> {
+        let Some(process) = identity.find()? else { return Ok(false) };
+        if !self.pid_namespace {
+            kill_descendants(identity.pid, || !process.ended_within(Duration::ZERO))?;
         }
-        // With the first process of a namespace all others in it end.
-        kill(&process)?;
-        if is_over(&process, PATIENCE) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
+        // The end of PID 1 ends all processes of its namespace.
+        process.kill()?;
+        if process.ended_within(KILL_TIMEOUT) { Ok(true) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
-/// Lets a process go that waits, and hears from it how that went. Bound to us, it ends when we and all that have our open
-/// files have.
-pub(super) fn go(mut child: Child, bound: bool) -> io::Result<()> {
+/// Releases a waiting process and returns its error, if any.
+///
+/// If `bound` is true, the process ends when this process and all programs that inherit its open files have ended.
+pub(super) fn release(mut child: Child, bound: bool) -> io::Result<()> {
     let missing = || io::Error::from(io::ErrorKind::BrokenPipe);
     let mut input = child.stdin.take().ok_or_else(missing)?;
     input.write_all(if bound { b"b" } else { b"g" })?;
     if bound {
         fcntl(&input, FcntlArg::F_SETFD(FdFlag::empty()))?;
-        std::mem::forget(input);
+        // The pipe stays open as long as this process and the programs that inherit it.
+        let _: RawFd = input.into_raw_fd();
     }
     let mut answer = String::new();
     child.stdout.take().ok_or_else(missing)?.read_to_string(&mut answer)?;
     match answer.as_str() {
         "+" => Ok(()),
-        "" => Err(io::Error::other("it ended at once")),
+        "" => Err(io::Error::other("the process ended at once")),
         why => Err(io::Error::other(why.to_owned())),
     }
 }
 
-fn kill(process: &OwnedFd) -> io::Result<()> {
-    match pidfd_send_signal(process, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Waits for a process to end.
-fn is_over(process: &OwnedFd, patience: Duration) -> bool {
-    let mut ready = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)).is_ok_and(|count| count > 0)
-}
-
-/// Ends all that a process has started, and what those have, as long as it lives: then its number is no other's.
-pub(super) fn end_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Result<()> {
-    for _ in 0..ROUNDS {
+/// Kills all descendants of a process while it lives. After its end, its PID could belong to another process.
+pub(super) fn kill_descendants(ancestor: u32, lives: impl Fn() -> bool) -> io::Result<()> {
+    for _ in 0..MAX_KILL_ROUNDS {
         let found = descendants(ancestor)?;
         if found.is_empty() || !lives() {
             return Ok(());
         }
         for (pid, start) in found {
-            if let Some(process) = held(pid, start)? {
-                kill(&process)?;
-                is_over(&process, PATIENCE);
+            if let Some(process) = open_process(pid, start)? {
+                process.kill()?;
+                process.ended_within(KILL_TIMEOUT);
             }
         }
     }
-    Err(io::Error::other("it starts processes faster than they can be ended"))
+    Err(io::Error::other("the container starts processes faster than they can be killed"))
 }
 
-/// All living descendants of a process, each with when it was started.
+/// Returns all living descendants of a process, each with its start time.
 fn descendants(ancestor: u32) -> io::Result<Vec<(u32, u64)>> {
-    let all: BTreeMap<u32, Stat> = numbers()?.filter_map(|pid| Some((pid, Stat::of(pid)?))).collect();
+    let all: BTreeMap<u32, Stat> = numbers()?.filter_map(|pid| Some((pid, Stat::read(pid)?))).collect();
     let is_below = |pid: u32| {
         let mut above = all.get(&pid).map(|stat| stat.parent);
-        // A tree that was read while it changed may go in circles.
+        // The process tree changes while it is read, so it may contain cycles.
         for _ in 0..all.len() {
             match above {
                 Some(parent) if parent == ancestor => return true,

@@ -1,10 +1,10 @@
-//! The rule set of a lab: what its containers publish, and the networks of Docker's kind that its bridges are.
+//! The rule set of a lab: the published ports of its containers, and its masqueraded bridges as networks.
 //!
 //! ```text
-//! [[bridge]] masquerade = true       ─▶ [[network]]: forwards into it live in its chain, `DOCKER`
-//! [[container]] publish = ["8080:80"] ─▶ [[forward]] to its address; into a bridge that is no such network directly
+//! [[bridge]] masquerade = true       ─▶ [[network]]: its forwards are in its chain, `DOCKER`
+//! [[container]] publish = ["8080:80"] ─▶ [[forward]] to its address
 //! ```
-//! Pure: `apply.rs` makes it live and durable.
+//! This file only builds the set. `apply.rs` commits it.
 
 use std::fmt;
 
@@ -16,22 +16,22 @@ use super::description::{Container, Lab};
 use super::name::LabName;
 use crate::model::{Forward, Listen, Network, ParseError, RuleSet, SetName, Target};
 
-/// What a lab asks of the host's rules. A set of one lab, named after it.
+/// The rule set of one lab, named after the lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
-    /// The set's name.
+    /// The name of the set, `lab-` and the lab's name.
     pub set: SetName,
-    /// The bridges that are networks of Docker's kind.
+    /// The bridges with `masquerade = true`, as networks.
     pub networks: Vec<Network>,
-    /// What containers publish.
+    /// The published ports of the containers.
     pub published: Vec<Published>,
 }
 
-/// A port of the host that leads to a container's.
+/// A published port with its container's address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "[String; 2]", into = "[String; 2]")]
 pub struct Published {
-    /// Where the host listens.
+    /// The address, ports and protocol on the host.
     pub listen: Listen,
     /// The container's address and ports.
     pub to: Target,
@@ -52,14 +52,14 @@ impl From<Published> for [String; 2] {
 }
 
 impl Rules {
-    /// Those of a lab; none where it asks nothing of the host's rules.
-    pub(super) fn of(lab: &Lab) -> Option<Self> {
+    /// Returns the rule set of a lab, or `None` if it would be empty.
+    pub(super) fn for_lab(lab: &Lab) -> Option<Self> {
         let networks: Vec<Network> =
             lab.bridges.iter().filter(|bridge| bridge.masquerade).filter_map(|bridge| bridge.network()).collect();
         let ends: Vec<_> = lab.veths.iter().flat_map(|veth| &veth.ends).collect();
-        let given = address::of_containers(&lab.bridges, &ends, &lab.containers);
+        let given = address::assign_addresses(&lab.bridges, &ends, &lab.containers);
         let published = lab.containers.iter().zip(given).flat_map(|(container, given)| {
-            // What cannot be given was reported when the file was read.
+            // Reading the file has already reported addresses that cannot be assigned.
             let addresses: Vec<_> = given.unwrap_or_default().into_iter().map(|(address, _)| address.ip()).collect();
             forwards(container, &addresses)
         });
@@ -68,25 +68,25 @@ impl Rules {
         (!networks.is_empty() || !published.is_empty()).then_some(Self { set, networks, published })
     }
 
-    /// The same in the model.
+    /// Returns the rule set as a type of the model.
     pub(super) fn rule_set(&self) -> RuleSet {
-        let forwards = self.published.iter().map(|one| Forward::new(one.listen.clone(), one.to)).collect();
+        let forwards = self.published.iter().map(|port| Forward::new(port.listen.clone(), port.to)).collect();
         RuleSet { forwards, networks: self.networks.clone(), ..RuleSet::new(self.set.clone()) }
     }
 }
 
-/// What a container with these addresses publishes: at an address of the host to its own of the same family, at all of them
-/// to each.
+/// Returns the forwards to a container with these addresses. A port published at a host address goes to the container's
+/// address of the same family, any other port to all its addresses.
 pub(super) fn forwards(container: &Container, addresses: &[std::net::IpAddr]) -> Vec<Forward> {
-    let of = |publish: &super::description::Publish| {
+    let forwards_of = |publish: &super::description::Publish| {
         let like = publish.listen.address.map(|listen| listen.is_ipv4());
         let fits = addresses.iter().filter(|address| like.is_none_or(|v4| address.is_ipv4() == v4));
         fits.map(|address| publish.forward(*address)).collect::<Vec<_>>()
     };
-    container.publish.iter().flat_map(of).collect()
+    container.publish.iter().flat_map(forwards_of).collect()
 }
 
-/// The name of a lab's set: that of the lab in it, where it fits.
+/// Returns `lab-` with the lab's name, or with a hash of it if the name is too long.
 fn set_name(lab: &LabName) -> Option<SetName> {
     let plain = format!("lab-{lab}").parse().ok();
     plain.or_else(|| format!("lab-{:016x}", xxh3_64(lab.as_str().as_bytes())).parse().ok())
@@ -96,7 +96,7 @@ impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rule set `{}`:", self.set)?;
         let networks = self.networks.iter().map(ToString::to_string);
-        let published = self.published.iter().map(|one| format!("{} -> {}", one.listen, one.to));
+        let published = self.published.iter().map(|port| format!("{} -> {}", port.listen, port.to));
         for (index, rule) in networks.chain(published).enumerate() {
             let comma = if index > 0 { "," } else { "" };
             write!(f, "{comma} {rule}")?;

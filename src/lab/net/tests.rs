@@ -1,4 +1,4 @@
-//! Files, descriptions and plans, without a kernel.
+//! Tests of files, descriptions and plans. They need no kernel.
 
 use std::sync::Arc;
 
@@ -71,15 +71,15 @@ fn source(text: &str) -> Arc<Source> {
 }
 
 fn lab(text: &str) -> Lab {
-    read(&source(text)).unwrap_or_else(|problems| panic!("{}", mistakes(&problems)))
+    read(&source(text)).unwrap_or_else(|problems| panic!("{}", render_all(&problems)))
 }
 
-fn mistakes(problems: &[crate::config::Problem]) -> String {
+fn render_all(problems: &[crate::config::Problem]) -> String {
     problems.iter().map(|problem| problem.render(false)).collect()
 }
 
 #[test]
-fn what_is_printed_reads_as_the_same() {
+fn a_printed_lab_reads_as_the_same_lab() {
     let first = lab(ALL);
     assert_eq!(lab(&first.to_string()), first);
     let small = lab("");
@@ -94,7 +94,7 @@ fn a_container_publishes_as_a_forward_into_a_network() {
     assert_eq!((network.name.as_str(), network.masquerade, network.chain.as_str()), ("docker0", true, "DOCKER-USER"));
     assert_eq!(network.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.17.0.0/16", "fd00:17::/64"]);
     let elsewhere = Bridge { namespace: Some("red".parse().expect("name")), ..lab.bridges[0].clone() };
-    assert!(elsewhere.network().is_none(), "it is not the host's");
+    assert!(elsewhere.network().is_none(), "the bridge is not in the host");
     let publish = &lab.containers[0].publish;
     let texts: Vec<String> = publish.iter().map(ToString::to_string).collect();
     assert_eq!(texts, ["8080:80", "192.0.2.1:5353:53/udp", "[2001:db8::1]:8000-8010:9000-9010"]);
@@ -106,7 +106,7 @@ fn a_container_publishes_as_a_forward_into_a_network() {
 }
 
 #[test]
-fn every_mistake_has_its_place() {
+fn every_error_has_a_position() {
     let text = r#"naem = "x"
 [[namespace]]
 name = "red"
@@ -150,7 +150,7 @@ publish = ["8080:80"]
     let short: String = problems
         .iter()
         .map(|problem| {
-            let (line, column) = problem.place.as_ref().expect("a place").line_and_column();
+            let (line, column) = problem.location.as_ref().expect("a place").line_and_column();
             format!("{line}:{column} {} ({})\n", problem.what, problem.help)
         })
         .collect();
@@ -158,20 +158,20 @@ publish = ["8080:80"]
         1:1 unknown key `naem` in a lab (did you mean `name`?)
         5:8 there are two namespaces `red` (give one of them another name; a container has a network namespace of its own name)
         8:8 `cisco` is no choice for `kind` (write `"linux"` or `"ovs"`)
-        10:37 there is no namespace `rde` for it (did you mean `red`?)
-        10:53 `10.0.0.1` has no length of its subnet (write the address with the length of its subnet, `192.168.15.1/24`)
-        10:77 there is no bridge `br1` where `a` is (describe it, `[[bridge]]`)
-        12:8 a pair of links has two ends, not 1 (write two, `{ namespace = "red", name = "veth-red" }` each)
+        10:37 there is no namespace `rde` (did you mean `red`?)
+        10:53 `10.0.0.1` has no prefix length (write the address with its prefix length, `192.168.15.1/24`)
+        10:77 there is no bridge `br1` in the namespace of `a` (add it as `[[bridge]]`)
+        12:8 a veth pair has two ends, not 1 (write two, `{ namespace = "red", name = "veth-red" }` each)
         14:18 there are two interfaces `a` in the host (give one of them another name)
         14:34 there are two interfaces `a` in the host (give one of them another name)
-        16:6 `10.0.0.0/8` cannot be reached through `fd00::1` (write both as IPv4 or both as IPv6)
-        19:8 a bridge of Open vSwitch is in the host, where its daemon is (leave `namespace` out, or write `kind = "linux"`)
-        23:8 only a bridge of the host with an address is masqueraded (give it an `address` and no `namespace`, or leave `masquerade` out)
-        29:8 `[2001:db8::1]:80:80` cannot lead to `six`, which has no address like that (give the bridge an address of the same family)
-        33:8 there is no bridge `docker0` for `web` (describe it, `[[bridge]]`)
-        34:12 `80` says only one of the host's and the container's ports (write both, `8080:80`)
+        16:6 the gateway `fd00::1` and the destination `10.0.0.0/8` are of different families (write both as IPv4 or both as IPv6)
+        19:8 an Open vSwitch bridge must be in the host, where its daemon runs (leave `namespace` out, or write `kind = "linux"`)
+        23:8 `masquerade` needs a bridge in the host with an address (give it an `address` and no `namespace`, or leave `masquerade` out)
+        29:8 `[2001:db8::1]:80:80` cannot be forwarded to `six`, which has no address of this family (give the bridge an address of the same family)
+        33:8 there is no bridge `docker0` for `web` (add it as `[[bridge]]`)
+        34:12 `80` has only one of two ports (write the host's and the container's port, `8080:80`)
         34:18 `8080-8081` is 2 ports wide but `80-89` is 10 (make the two ranges equally wide, or give one target port for all)
-        38:11 `publish` is for a container whose network is `bridge` (leave `publish` out, or write `network = "bridge"`)
+        38:11 `publish` needs a container with `network = "bridge"` (leave `publish` out, or write `network = "bridge"`)
     "#]].assert_eq(&short);
 }
 
@@ -181,7 +181,7 @@ fn containers_get_the_next_free_address() {
          [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\naddress = \"172.17.0.3\"\n[[container]]\nname = \"c\"\n");
     let addresses: Vec<String> = plan::steps(&lab)
         .iter()
-        .filter(|step| matches!(step, Step::Address(site, ..) if site.0.is_some()))
+        .filter(|step| matches!(step, Step::Address(location, ..) if location.0.is_some()))
         .map(ToString::to_string)
         .collect();
     expect![[r#"
@@ -198,7 +198,7 @@ fn containers_get_the_next_free_address() {
     );
     let given: Vec<String> = plan::steps(&both)
         .iter()
-        .filter(|step| matches!(step, Step::Address(site, ..) | Step::Route(site, ..) if site.0.is_some()))
+        .filter(|step| matches!(step, Step::Address(location, ..) | Step::Route(location, ..) if location.0.is_some()))
         .map(ToString::to_string)
         .collect();
     expect![[r#"
@@ -215,11 +215,11 @@ fn containers_get_the_next_free_address() {
     let full = "[[bridge]]\nname = \"docker0\"\naddress = [\"172.17.0.1/30\"]\n\
                 [[container]]\nname = \"a\"\n[[container]]\nname = \"b\"\n";
     let problems = read(&source(full)).expect_err("full");
-    assert!(mistakes(&problems).contains("no address is free in the subnet of `docker0`"));
+    assert!(render_all(&problems).contains("no address is free in the subnet of `docker0`"));
 }
 
 #[test]
-fn a_plan_makes_what_is_stood_on_first() {
+fn a_plan_makes_dependencies_first() {
     let steps = plan::steps(&lab(ALL));
     let words: Vec<String> = steps.iter().map(ToString::to_string).collect();
     expect![[r#"
@@ -266,10 +266,10 @@ fn a_plan_makes_what_is_stood_on_first() {
     .assert_eq(&(words.join("\n") + "\n"));
     for (index, step) in steps.iter().enumerate() {
         let later = steps.iter().skip(index);
-        assert!(later.into_iter().all(|base| !step.stands_on(base)), "{step} comes before what it stands on");
+        assert!(later.into_iter().all(|base| !step.depends_on(base)), "{step} comes before a step that it depends on");
     }
-    // And what a step stands on is found: all but namespaces stand on something, routes of the host on its links.
-    let based = |step: &&Step| steps.iter().any(|base| step.stands_on(base));
+    // All steps but namespaces depend on another step. Routes of the host depend on its links.
+    let based = |step: &&Step| steps.iter().any(|base| step.depends_on(base));
     let free = steps.iter().filter(|step| !based(step)).map(ToString::to_string).collect::<Vec<_>>();
     expect![[r#"
         [
@@ -296,7 +296,7 @@ fn a_step_is_stored_and_read_again() {
 }
 
 #[test]
-fn names_of_ports_fit() {
+fn port_names_fit_an_interface_name() {
     for (container, length) in [("web", 8), ("ten-letter", 15), ("eleven-long", 13)] {
         let name = plan::port_name(&container.parse().expect("a name")).expect("fits");
         assert!(name.as_str().starts_with("veth-") && name.as_str().len() == length, "{name}");

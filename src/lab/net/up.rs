@@ -1,109 +1,113 @@
-//! Up and down: from what is there to what is described, and back to nothing.
+//! Brings labs up and down: makes the steps that are missing, and undoes those that are no longer described.
 
 use std::io;
 
 use super::description::Lab;
-use super::ground::{Ground, Presence};
+use super::error::{NetError, permitted};
+use super::executor::Executor;
 use super::host;
-use super::journal::{Entry, Journal, Journals, Mark};
+use super::journal::{Entry, Identity, Journal, Journals};
 use super::name::LabName;
 use super::named;
-use super::plan::{self, Site, Step};
-use super::{NetError, permitted};
+use super::plan::{self, Location, Name, Step};
+use super::presence::Presence;
 use crate::lab::Netns;
 
-/// What `up` or `down` did, or would do.
+/// The changes of `up` or `down`, done or planned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// What was made, in order.
+    /// The steps that were made, in order.
     pub made: Vec<Step>,
-    /// What was taken back, in order.
+    /// The steps that were undone, in order.
     pub removed: Vec<Step>,
-    /// What was ours and is not any more: somebody else has put something in its place, which stays.
+    /// The steps whose object has been replaced by another program. The object is kept.
     pub foreign: Vec<Step>,
-    /// Why it could not be noted that all of it is there, where it could not; what is noted has all of it, and the next `up`
-    /// looks again.
-    pub unnoted: Option<String>,
+    /// The error if the journal could not be marked as complete. The journal has every step, and the next `up` compares
+    /// all of them again.
+    pub journal_error: Option<String>,
 }
 
 impl Change {
-    /// Whether there was nothing to do.
-    pub fn is_none(&self) -> bool {
+    /// Returns true if nothing was changed.
+    pub fn is_empty(&self) -> bool {
         self.made.is_empty() && self.removed.is_empty()
     }
 }
 
-/// What is to be done for a lab to be as it is described.
-struct Work {
-    /// What goes, in order.
+/// The difference between the live state and the description.
+struct Diff {
+    /// The entries to undo, in order.
     remove: Vec<Entry>,
-    /// What is to be there, in order.
+    /// The entries of the described lab, in order.
     entries: Vec<Entry>,
-    /// Which of them are to be made.
+    /// The indexes of the entries to make.
     make: Vec<usize>,
 }
 
-/// Makes a lab as it is described: what is missing is made, what is no longer described is taken back, all else stays. The
-/// lab's host is the namespace of the calling thread. With `dry`, it is only said.
+/// Makes the steps that are missing, and undoes those that are no longer described. The lab's host is the calling
+/// thread's namespace.
+///
+/// If `dry` is true, it only returns the planned changes.
 ///
 /// # Errors
-/// Where a step fails; what this call made is then taken back. [`NetError::Taken`] where something of a name that is needed
-/// is there already; nothing is changed then.
+/// If a step fails; the steps of this call are then undone. [`NetError::Taken`] if a name is in use; nothing is changed
+/// then.
 pub fn up(lab: &Lab, journals: &Journals, dry: bool) -> Result<Change, NetError> {
     build(lab, journals, dry, false)
 }
 
-/// The same, with processes in containers that end when this one and all that it starts have.
+/// Creates a lab whose container processes end with this process and all programs that it starts.
 pub(super) fn up_bound(lab: &Lab, journals: &Journals) -> Result<Change, NetError> {
     build(lab, journals, false, true)
 }
 
 fn build(lab: &Lab, journals: &Journals, dry: bool, bound: bool) -> Result<Change, NetError> {
-    let turn = journals.lock()?;
-    let host = host::Id::current().map_err(NetError::Look)?;
+    let lock = journals.lock()?;
+    let host = host::Id::current().map_err(NetError::Inspect)?;
     let known = journals.read(&lab.name)?;
-    if let Some(known) = known.as_ref().filter(|known| !known.host.is(&host)) {
+    if let Some(known) = known.as_ref().filter(|known| !known.host.is_same(&host)) {
         return Err(NetError::OtherHost(lab.name.clone(), known.host.clone()));
     }
-    let ground = Ground::new(Some(Netns::current().map_err(NetError::Look)?), journals);
-    let mut ground = ground.bound(bound).hold(&turn).map_err(NetError::Look)?;
+    let executor = Executor::new(Some(Netns::current().map_err(NetError::Inspect)?), journals);
+    let mut executor = executor.bound(bound).inherit_lock(&lock).map_err(NetError::Inspect)?;
     let before = known.as_ref().map_or(&[][..], |known| &known.entries);
-    let mut work = work(&mut ground, before, &plan::steps(lab)).map_err(|error| permitted(error, NetError::Look))?;
-    let change = work.change();
-    refuse_taken(&mut ground, &work, before)?;
-    refuse_rules(&ground, &work, host.is_own())?;
+    let mut diff =
+        diff(&mut executor, before, &plan::steps(lab)).map_err(|error| permitted(error, NetError::Inspect))?;
+    let change = diff.change();
+    ensure_names_free(&mut executor, &diff, before)?;
+    ensure_rules_allowed(&executor, &diff, host.is_root_namespace())?;
     let description = lab.to_string();
     let done = known.as_ref().is_some_and(|known| known.complete && known.description == description);
-    if dry || change.is_none() && done {
+    if dry || change.is_empty() && done {
         return Ok(change);
     }
-    clear_halves(&mut ground, before)?;
-    for index in &work.make {
-        let Some(entry) = work.entries.get_mut(*index) else { continue };
-        let marked = match rules_before(before, &entry.step) {
-            // One set has one word, as long as this lab has it.
-            Some(known) => Ok(known.mark.clone()),
-            None => ground.mark(&entry.step),
+    remove_leftovers(&mut executor, before)?;
+    for index in &diff.make {
+        let Some(entry) = diff.entries.get_mut(*index) else { continue };
+        let marked = match previous_rules(before, &entry.step) {
+            // A lab's rule set keeps its token.
+            Some(known) => Ok(known.identity.clone()),
+            None => executor.new_identity(&entry.step),
         };
-        entry.mark = marked.map_err(|error| failed(&entry.step, error))?;
+        entry.identity = marked.map_err(|error| failed(&entry.step, error))?;
     }
-    let union = work.remove.iter().rev().chain(&work.entries).cloned().collect();
+    let union = diff.remove.iter().rev().chain(&diff.entries).cloned().collect();
     let journal = Journal::new(lab.name.clone(), host, description, union);
-    let mut journal = journal.map_err(NetError::Look)?;
+    let mut journal = journal.map_err(NetError::Inspect)?;
     journals.write(&journal)?;
-    carry_out(&mut ground, &work)
-        .map_err(|error| take_back(&mut ground, &work, error, (journals, &lab.name, known.as_ref())))?;
-    journal.entries = work.entries;
+    execute(&mut executor, &diff)
+        .map_err(|error| roll_back(&mut executor, &diff, error, (journals, &lab.name, known.as_ref())))?;
+    journal.entries = diff.entries;
     journal.complete = true;
-    let unnoted = journals.write(&journal).err().map(|error| format!("{:#}", anyhow::Error::from(error)));
-    Ok(Change { unnoted, ..change })
+    let journal_error = journals.write(&journal).err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+    Ok(Change { journal_error, ..change })
 }
 
-impl Work {
-    /// Whether something takes the place of what goes, without a moment without either.
+impl Diff {
+    /// Returns true if the new entries replace this one atomically, so that it is not undone first.
     fn is_replaced(&self, gone: &Entry) -> bool {
         let mut made = self.make.iter().filter_map(|index| self.entries.get(*index));
-        made.any(|entry| rules_before(std::slice::from_ref(gone), &entry.step).is_some())
+        made.any(|entry| previous_rules(std::slice::from_ref(gone), &entry.step).is_some())
     }
 
     fn change(&self) -> Change {
@@ -112,54 +116,54 @@ impl Work {
             made: self.make.iter().filter_map(|index| self.entries.get(*index)).map(step).collect(),
             removed: self.remove.iter().map(step).collect(),
             foreign: Vec::new(),
-            unnoted: None,
+            journal_error: None,
         }
     }
 }
 
-/// Compares what is there with what is wanted.
-fn work(ground: &mut Ground, before: &[Entry], wanted: &[Step]) -> io::Result<Work> {
-    let mut here: Vec<&Entry> = Vec::new();
-    let mut goes: Vec<&Entry> = Vec::new();
+/// Compares the live state with the steps of the description.
+fn diff(executor: &mut Executor, before: &[Entry], wanted: &[Step]) -> io::Result<Diff> {
+    let mut present: Vec<&Entry> = Vec::new();
+    let mut gone: Vec<&Entry> = Vec::new();
     for entry in before {
         let is_wanted = wanted.contains(&entry.step);
-        match (ground.presence(entry)?, &entry.step) {
-            (Presence::Here, _) if is_wanted => here.push(entry),
-            // Rules are made in the place of those that are there.
-            (Presence::Part, Step::Rules(_)) if is_wanted => {}
-            (Presence::Here | Presence::Part, _) => goes.push(entry),
+        match (executor.presence(entry)?, &entry.step) {
+            (Presence::Present, _) if is_wanted => present.push(entry),
+            // Making a rule set replaces the previous one.
+            (Presence::Partial, Step::Rules(_)) if is_wanted => {}
+            (Presence::Present | Presence::Partial, _) => gone.push(entry),
             (Presence::Absent | Presence::Foreign, _) => {}
         }
     }
-    let mut work = Work { remove: Vec::new(), entries: Vec::new(), make: Vec::new() };
-    work.remove.extend(goes.into_iter().rev().cloned());
-    let goes_first: Vec<Step> = work.remove.iter().map(|entry| entry.step.clone()).collect();
-    let mut bases = goes_first.clone();
+    let mut diff = Diff { remove: Vec::new(), entries: Vec::new(), make: Vec::new() };
+    diff.remove.extend(gone.into_iter().rev().cloned());
+    let removed: Vec<Step> = diff.remove.iter().map(|entry| entry.step.clone()).collect();
+    let mut bases = removed.clone();
     for (index, step) in wanted.iter().enumerate() {
-        let there = here.iter().find(|entry| entry.step == *step);
-        let again = bases.iter().any(|base| step.stands_on(base));
-        let again = again || goes_first.iter().any(|gone| step.goes_with(gone));
+        let there = present.iter().find(|entry| entry.step == *step);
+        let again = bases.iter().any(|base| step.depends_on(base));
+        let again = again || removed.iter().any(|gone| step.removed_with(gone));
         match there.filter(|_| !again) {
-            Some(entry) => work.entries.push((*entry).clone()),
+            Some(entry) => diff.entries.push((*entry).clone()),
             None => {
-                // A process holds its namespace, whatever has become of that one's name.
+                // The old process keeps its namespace alive, even if the namespace has lost its name.
                 let process = there.filter(|entry| matches!(entry.step, Step::Process(_)));
-                work.remove.extend(process.map(|entry| (*entry).clone()));
-                work.entries.push(Entry { step: step.clone(), mark: Mark::None });
-                work.make.push(index);
+                diff.remove.extend(process.map(|entry| (*entry).clone()));
+                diff.entries.push(Entry { step: step.clone(), identity: Identity::None });
+                diff.make.push(index);
                 bases.push(step.clone());
             }
         }
     }
-    Ok(work)
+    Ok(diff)
 }
 
-/// Refuses to make what something else has the name of.
-fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<(), NetError> {
-    let goes = |name: &Name| work.remove.iter().any(|entry| names(&entry.step).contains(name));
-    for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
-        for name in names(&entry.step) {
-            if !goes(&name) && is_taken(ground, &name, before).map_err(|error| permitted(error, NetError::Look))? {
+/// Returns an error if another program uses a name that the lab needs.
+fn ensure_names_free(executor: &mut Executor, diff: &Diff, before: &[Entry]) -> Result<(), NetError> {
+    let goes = |name: &Name| diff.remove.iter().any(|entry| required_names(&entry.step).contains(name));
+    for entry in diff.make.iter().filter_map(|index| diff.entries.get(*index)) {
+        for name in required_names(&entry.step) {
+            if !goes(&name) && is_taken(executor, &name, before).map_err(|error| permitted(error, NetError::Inspect))? {
                 return Err(NetError::Taken(name));
             }
         }
@@ -167,72 +171,61 @@ fn refuse_taken(ground: &mut Ground, work: &Work, before: &[Entry]) -> Result<()
     Ok(())
 }
 
-/// Refuses to make rules that contradict those of others.
-fn refuse_rules(ground: &Ground, work: &Work, own_host: bool) -> Result<(), NetError> {
-    for entry in work.make.iter().filter_map(|index| work.entries.get(*index)) {
+/// Returns an error if the rules conflict with other rule sets or listeners.
+fn ensure_rules_allowed(executor: &Executor, diff: &Diff, root_namespace: bool) -> Result<(), NetError> {
+    for entry in diff.make.iter().filter_map(|index| diff.entries.get(*index)) {
         let Step::Rules(rules) = &entry.step else { continue };
-        let refused = ground.rules(|keeper| keeper.refuse(rules, own_host)).map_err(NetError::Look)?;
+        let refused = executor
+            .with_rule_store(|store| store.check_conflicts(rules, root_namespace))
+            .map_err(NetError::Inspect)?;
         refused.unwrap_or(Ok(()))?;
     }
     Ok(())
 }
 
-/// The rules that a lab has already, and that a step puts others in the place of.
-fn rules_before<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
+/// Returns the lab's earlier rule set, if the step replaces it.
+fn previous_rules<'a>(before: &'a [Entry], step: &Step) -> Option<&'a Entry> {
     let Step::Rules(rules) = step else { return None };
     before.iter().find(|entry| matches!(&entry.step, Step::Rules(known) if known.set == rules.set))
 }
 
-/// What a step needs, and another may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Name {
-    /// A network namespace.
-    Namespace(super::NetnsName),
-    /// An interface.
-    Link(super::Site, crate::model::IfName),
-    /// A route of the host.
-    Route(ipnetwork::IpNetwork, std::net::IpAddr, Option<crate::model::IfName>),
-    /// A rule set.
-    Rules(crate::model::SetName),
-}
-
-fn names(step: &Step) -> Vec<Name> {
+fn required_names(step: &Step) -> Vec<Name> {
     match step {
         Step::Namespace(name) => vec![Name::Namespace(name.clone())],
-        Step::Bridge(site, link) => vec![Name::Link(site.clone(), link.clone())],
-        Step::OvsBridge(link) => vec![Name::Link(Site::HOST, link.clone())],
-        Step::Veth(ends) => ends.iter().map(|(site, link)| Name::Link(site.clone(), link.clone())).collect(),
-        Step::Route(Site(None), to, via, dev) => vec![Name::Route(*to, *via, dev.clone())],
+        Step::Bridge(location, link) => vec![Name::Link(location.clone(), link.clone())],
+        Step::OvsBridge(link) => vec![Name::Link(Location::HOST, link.clone())],
+        Step::Veth(ends) => ends.iter().map(|(location, link)| Name::Link(location.clone(), link.clone())).collect(),
+        Step::Route(Location(None), to, via, dev) => vec![Name::Route(*to, *via, dev.clone())],
         _ => Vec::new(),
     }
 }
 
-/// Whether a name is taken by something that we did not make.
-fn is_taken(ground: &mut Ground, name: &Name, before: &[Entry]) -> io::Result<bool> {
+/// Returns true if another program uses the name.
+fn is_taken(executor: &mut Executor, name: &Name, before: &[Entry]) -> io::Result<bool> {
     match name {
         Name::Namespace(name) => {
             let step = Step::Namespace(name.clone());
-            match before.iter().find(|entry| entry.step == step).map(|entry| &entry.mark) {
-                Some(Mark::Namespace(mark)) => named::is_taken(name, Some(mark)),
+            match before.iter().find(|entry| entry.step == step).map(|entry| &entry.identity) {
+                Some(Identity::Namespace(identity)) => named::is_taken(name, Some(identity)),
                 _ => named::is_taken(name, None),
             }
         }
-        Name::Link(site, link) => ground.has_link(site, link),
+        Name::Link(location, link) => executor.has_link(location, link),
         Name::Route(to, via, dev) => {
-            let step = Step::Route(Site::HOST, *to, *via, dev.clone());
+            let step = Step::Route(Location::HOST, *to, *via, dev.clone());
             let ours = before.iter().any(|entry| entry.step == step);
-            Ok(!ours && ground.presence(&Entry { step, mark: Mark::None })? == Presence::Here)
+            Ok(!ours && executor.presence(&Entry { step, identity: Identity::None })? == Presence::Present)
         }
-        // Told together with what contradicts them.
+        // `ensure_rules_allowed` checks this, together with conflicts.
         Name::Rules(_) => Ok(false),
     }
 }
 
-/// Clears away what is left of namespaces that were not made to the end: their names are needed.
-fn clear_halves(ground: &mut Ground, before: &[Entry]) -> Result<(), NetError> {
+/// Removes the files of namespaces that were not completed, because their names are needed.
+fn remove_leftovers(executor: &mut Executor, before: &[Entry]) -> Result<(), NetError> {
     for entry in before.iter().filter(|entry| matches!(entry.step, Step::Namespace(_))) {
-        if ground.presence(entry).map_err(NetError::Look)? == Presence::Absent {
-            ground.take_back(entry).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))?;
+        if executor.presence(entry).map_err(NetError::Inspect)? == Presence::Absent {
+            executor.undo(entry).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))?;
         }
     }
     Ok(())
@@ -243,42 +236,42 @@ fn failed(step: &Step, error: io::Error) -> NetError {
     permitted(error, |error| NetError::Step { step, error, left: None })
 }
 
-fn carry_out(ground: &mut Ground, work: &Work) -> Result<(), (usize, NetError)> {
-    let made = |entry: &&Entry| !work.is_replaced(entry);
-    let done = work.remove.iter().filter(made).try_for_each(|entry| {
-        let taken = ground.take_back(entry);
+fn execute(executor: &mut Executor, diff: &Diff) -> Result<(), (usize, NetError)> {
+    let made = |entry: &&Entry| !diff.is_replaced(entry);
+    let done = diff.remove.iter().filter(made).try_for_each(|entry| {
+        let taken = executor.undo(entry);
         taken.map(drop).map_err(|error| NetError::Undo(Box::new(entry.step.clone()), error))
     });
     done.map_err(|error| (0, error))?;
-    for (count, index) in work.make.iter().enumerate() {
-        let Some(entry) = work.entries.get(*index) else { continue };
-        let made = match entry.mark {
-            // What stood on something that was taken back may stand on something else as well.
-            Mark::None => ground.presence(entry).and_then(|presence| match presence {
-                Presence::Here => Ok(()),
-                _ => ground.make(entry),
+    for (count, index) in diff.make.iter().enumerate() {
+        let Some(entry) = diff.entries.get(*index) else { continue };
+        let made = match entry.identity {
+            // An object that depended on an undone step may still exist.
+            Identity::None => executor.presence(entry).and_then(|presence| match presence {
+                Presence::Present => Ok(()),
+                _ => executor.make(entry),
             }),
-            _ => ground.make(entry),
+            _ => executor.make(entry),
         };
-        // The step that failed may be half done.
+        // The failed step may be partly made.
         made.map_err(|error| (count + 1, failed(&entry.step, error)))?;
     }
     Ok(())
 }
 
-/// Takes back what was made before a step failed, and keeps what was there before in the journal.
-fn take_back(
-    ground: &mut Ground,
-    work: &Work,
+/// Undoes the steps made before a failure, and restores the previous journal.
+fn roll_back(
+    executor: &mut Executor,
+    diff: &Diff,
     (made, error): (usize, NetError),
     (journals, name, known): (&Journals, &LabName, Option<&Journal>),
 ) -> NetError {
-    let made = work.make.iter().take(made).filter_map(|index| work.entries.get(*index));
+    let made = diff.make.iter().take(made).filter_map(|index| diff.entries.get(*index));
     let mut left = None;
     for entry in made.rev() {
-        let back = match rules_before(&work.remove, &entry.step) {
-            Some(replaced) => ground.make(replaced).map(|()| true),
-            None => ground.take_back(entry),
+        let back = match previous_rules(&diff.remove, &entry.step) {
+            Some(replaced) => executor.make(replaced).map(|()| true),
+            None => executor.undo(entry),
         };
         if let Err(error) = back {
             left.get_or_insert_with(|| format!("{}: {error}", entry.step));
@@ -297,44 +290,44 @@ fn take_back(
     }
 }
 
-/// Takes back all that a lab made. With `dry`, it is only said.
+/// Undoes every step of a lab. If `dry` is true, it only returns the planned changes.
 ///
 /// # Errors
-/// [`NetError::Unknown`] where there is no such lab; others where something cannot be taken back: the rest is.
+/// [`NetError::Unknown`] if there is no such lab. [`NetError::Undo`] if a step cannot be undone; the others are.
 pub fn down(name: &LabName, journals: &Journals, dry: bool) -> Result<Change, NetError> {
-    let turn = journals.lock()?;
+    let lock = journals.lock()?;
     let Some(journal) = journals.read(name)? else {
-        // What a call that was killed at the very beginning left.
+        // A killed call may have left a partial journal.
         journals.remove(name)?;
         return Err(NetError::Unknown(name.clone()));
     };
-    let ground = Ground::new(journal.host.find().map_err(|error| permitted(error, NetError::Look))?, journals);
-    let mut ground = ground.hold(&turn).map_err(NetError::Look)?;
+    let executor = Executor::new(journal.host.find().map_err(|error| permitted(error, NetError::Inspect))?, journals);
+    let mut executor = executor.inherit_lock(&lock).map_err(NetError::Inspect)?;
     let mut change = Change::default();
-    let mut here = Vec::new();
+    let mut present = Vec::new();
     let mut unseen = None;
     for entry in &journal.entries {
-        match ground.presence(entry) {
-            Ok(Presence::Here | Presence::Part) => here.push(entry),
+        match executor.presence(entry) {
+            Ok(Presence::Present | Presence::Partial) => present.push(entry),
             Ok(Presence::Foreign) => change.foreign.push(entry.step.clone()),
             Ok(Presence::Absent) => {}
-            // The rest goes all the same.
+            // Undo the other steps anyway.
             Err(error) => {
                 unseen.get_or_insert(error);
             }
         }
     }
     if let Some(error) = unseen.filter(|error| dry || error.kind() == io::ErrorKind::PermissionDenied) {
-        return Err(permitted(error, NetError::Look));
+        return Err(permitted(error, NetError::Inspect));
     }
     let goes = |entry: &&&Entry| !matches!(entry.step, Step::Up(..) | Step::Checksums(..) | Step::Host(_));
-    change.removed = here.iter().rev().filter(goes).map(|entry| entry.step.clone()).collect();
+    change.removed = present.iter().rev().filter(goes).map(|entry| entry.step.clone()).collect();
     if dry {
         return Ok(change);
     }
     let mut left = None;
     for entry in journal.entries.iter().rev() {
-        if let Err(error) = ground.take_back(entry) {
+        if let Err(error) = executor.undo(entry) {
             left.get_or_insert((Box::new(entry.step.clone()), error));
         }
     }

@@ -1,56 +1,56 @@
-//! Forwards with client prefixes of many lengths.
+//! Compiles forwards with client prefixes of many lengths.
 //!
-//! Each length is a map and a rule of its own, and each rule costs every packet that comes by about 0.2 µs (measured, Linux
-//! 6.18). So where there are several, they are in a chain of their own, and only packets that one of them may be about
-//! are led there:
+//! Each prefix length needs a map and a rule, and each rule costs every packet about 0.2 µs (measured, Linux 6.18). So the
+//! rules of three or more lengths are in a separate chain. A packet enters the chain only if its port is in a set:
 //! ```text
 //! meta nfproto ipv4 meta l4proto . th dport @ip-ports-clients jump forwards-clients-ip
 //! ```
-//! The set holds the keys of all those maps without their last field, the client. Who meets it and is in none of the
-//! prefixes comes back and goes on as if nothing had been.
+//! The set contains the keys of all these maps, without the last field, the client. If no prefix contains the client, the
+//! packet returns from the chain and continues with the next rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::forward::{Run, load_key, rules as rules_of_map};
-use super::{FIRST, family_is};
+use super::expressions::{FIRST, family_is};
+use super::lookup::{load_key, rules as map_rules};
+use super::run::Run;
 use crate::model::{Counter, Family};
 use crate::nft::expr::{Expr, Lookup, Verdict};
-use crate::nft::map::{MapId, Role};
+use crate::nft::map::{MapId, MapRole};
 use crate::nft::program::{Chain, Element, Key, Map, Program, Rule, Shape};
 
-/// From how many lengths on they are worth a chain of their own: the set costs as much as one of them.
-const WORTH: usize = 3;
+/// The minimum number of prefix lengths for a separate chain. The lookup in the set costs as much as one length.
+const MIN_LENGTHS: usize = 3;
 
-/// Forwards that differ in nothing that decides precedence but the length of the client prefix.
+/// Family, "has address" and "has interface". The precedence of forwards in one group depends on the prefix length only.
 type Group = (Family, bool, bool);
 
 fn group(id: &MapId) -> Group {
     (id.class.family, id.class.address, id.class.interface)
 }
 
-/// The rules of a chain of forwards. Adds what is kept in chains of its own.
+/// Returns the rules for a chain of forwards. Adds the separate chains and sets of client prefixes to `program`.
 pub(super) fn rules(run: &Run, program: &mut Program) -> Vec<Rule> {
     let mut lengths: BTreeMap<Group, BTreeSet<u8>> = BTreeMap::new();
     for (id, _) in &run.maps {
         lengths.entry(group(id)).or_default().extend(id.class.from);
     }
-    lengths.retain(|_, lengths| lengths.len() >= WORTH);
+    lengths.retain(|_, lengths| lengths.len() >= MIN_LENGTHS);
     let mut rules = Vec::new();
-    let mut apart: BTreeMap<Group, Vec<Rule>> = BTreeMap::new();
+    let mut separate: BTreeMap<Group, Vec<Rule>> = BTreeMap::new();
     for (id, protocols) in &run.maps {
-        let of_map = rules_of_map(id, protocols);
+        let lookups = map_rules(id, protocols);
         if id.class.from.is_none() || !lengths.contains_key(&group(id)) {
-            rules.extend(of_map);
+            rules.extend(lookups);
             continue;
         }
-        let own = apart.entry(group(id)).or_default();
-        // The first of them has the highest precedence of all, so this is the place of all.
-        if own.is_empty() {
-            rules.extend(guards(run, group(id), program));
+        let client_rules = separate.entry(group(id)).or_default();
+        // The first map of a group has the highest precedence, so the jump for the whole group is here.
+        if client_rules.is_empty() {
+            rules.extend(guarded_jumps(run, group(id), program));
         }
-        own.extend(of_map);
+        client_rules.extend(lookups);
     }
-    for (group, rules) in apart {
+    for (group, rules) in separate {
         program.chains.insert(chain_name(run, group), Chain { base: None, rules });
     }
     rules
@@ -61,20 +61,20 @@ fn chain_name(run: &Run, (family, address, interface): Group) -> String {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",
     };
-    // Whether an address is named is the same in all of a chain, but for those of loopback addresses.
+    // All maps of a chain have an address or none has, except in chains for loopback addresses.
     let address = if address { "-address" } else { "" };
     let interface = if interface { "-interface" } else { "" };
     format!("{}-clients-{family}{address}{interface}", run.name)
 }
 
-/// The sets of a group, one for each kind of key, and the rules that ask them.
-fn guards(run: &Run, wanted: Group, program: &mut Program) -> Vec<Rule> {
+/// Adds the sets of a group, one for each kind of key, and returns the rules that look them up and jump.
+fn guarded_jumps(run: &Run, wanted: Group, program: &mut Program) -> Vec<Rule> {
     let mut sets: BTreeMap<MapId, Map> = BTreeMap::new();
-    let targets = run.maps.iter().map(|(id, _)| id).filter(|id| id.role == Role::Targets);
+    let targets = run.maps.iter().map(|(id, _)| id).filter(|id| id.role == MapRole::Targets);
     for id in targets.filter(|id| id.class.from.is_some() && group(id) == wanted) {
-        let guard = id.clients();
-        let length = usize::from(Shape::length(&guard.shape().key));
-        let set = sets.entry(guard).or_insert_with_key(|guard| Map { shape: guard.shape(), elements: BTreeMap::new() });
+        let set_id = id.clients();
+        let length = usize::from(Shape::length(&set_id.shape().key));
+        let set = sets.entry(set_id).or_insert_with_key(|id| Map { shape: id.shape(), elements: BTreeMap::new() });
         let keys = program.maps.get(&id.to_string()).into_iter().flat_map(|map| map.elements.keys());
         for key in keys.filter_map(|key| key.0.get(..length)) {
             let element = || Element { data: [].into(), comment: "".into(), span: None, counter: Counter::default() };
@@ -82,12 +82,12 @@ fn guards(run: &Run, wanted: Group, program: &mut Program) -> Vec<Rule> {
         }
     }
     let chain = chain_name(run, wanted);
-    let rules = sets.keys().map(|id| guard(id, &chain)).collect();
+    let rules = sets.keys().map(|id| guarded_jump(id, &chain)).collect();
     program.maps.extend(sets.into_iter().map(|(id, set)| (id.to_string(), set)));
     rules
 }
 
-fn guard(id: &MapId, chain: &str) -> Rule {
+fn guarded_jump(id: &MapId, chain: &str) -> Rule {
     let mut exprs = family_is(id.class.family).to_vec();
     exprs.extend(load_key(id, &id.shape().key));
     exprs.push(Expr::Lookup(Lookup { map: id.to_string(), from: FIRST, to: None }));

@@ -1,66 +1,67 @@
-//! 1:1 translations of networks, in both directions.
+//! Compiles 1:1 translations of networks, in both directions.
 //!
 //! ```text
 //! chain nat-prerouting  { ip daddr 192.0.2.0/24 ct label set 121 dnat ip prefix to 10.0.0.0/24 comment "web: netmap" }
 //! chain nat-output      { the same }
 //! chain nat-postrouting { ip saddr 10.0.0.0/24 snat ip prefix to 192.0.2.0/24 comment "web: netmap" }
 //! ```
-//! Longer prefixes come first, and all of them behind every forward, so a forward for one port of one address wins.
-//! The label lets the connection into isolated networks, and has neighbours of a target masqueraded like those of a
-//! forward's: not all of them need be in the network that is translated.
+//! Longer prefixes are first. All 1:1 translations are after the forwards, so a forward of one port wins.
+//!
+//! The label admits the connection to isolated networks and enables hairpin NAT: a client in the target's network is not
+//! always in the translated network.
 
 use std::cmp::Reverse;
 
 use ipnetwork::IpNetwork;
 
-use super::{End, FIRST, address_in, octets, set_label};
-use crate::model::label::OURS;
-use crate::model::rule_comment::{NETMAP, comment};
-use crate::model::{Asked, Family, Netmap, Owned};
-use crate::nft::expr::{Choice, Ends, Expr, Immediate, Nat};
+use super::expressions::{AddressField, FIRST, address_in, octets, set_label};
+use crate::model::label::FORWARDED;
+use crate::model::rule_comment::{NETMAP, format_comment};
+use crate::model::{DesiredState, Family, Netmap, SetRule};
+use crate::nft::expr::{Expr, Immediate, Nat, NatFlag, RegisterRange};
 use crate::nft::program::Rule;
 
-/// The rules about what is sent to the networks that are seen outside.
-pub(super) fn inward(asked: &Asked) -> Vec<Rule> {
-    let rule = |owned: &Owned<Netmap>| {
+/// Returns the rules that translate destinations: from the published network to the real one.
+pub(super) fn inward(desired: &DesiredState) -> Vec<Rule> {
+    let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
-        let mut exprs = address_in(listen, End::Destination);
-        exprs.extend(set_label(&[OURS], FIRST));
+        let mut exprs = address_in(listen, AddressField::Destination);
+        exprs.extend(set_label(&[FORWARDED], FIRST));
         exprs.extend(prefix(false, to));
         rule(owned, exprs)
     };
-    sorted(asked, |netmap| netmap.listen).into_iter().map(rule).collect()
+    sorted(desired, |netmap| netmap.listen).into_iter().map(rule).collect()
 }
 
-/// The rules about what the networks that are really there send.
-pub(super) fn outward(asked: &Asked) -> Vec<Rule> {
-    let rule = |owned: &Owned<Netmap>| {
+/// Returns the rules that translate sources: from the real network to the published one.
+pub(super) fn outward(desired: &DesiredState) -> Vec<Rule> {
+    let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
-        let mut exprs = address_in(to, End::Source);
+        let mut exprs = address_in(to, AddressField::Source);
         exprs.extend(prefix(true, listen));
         rule(owned, exprs)
     };
-    sorted(asked, |netmap| netmap.to).into_iter().map(rule).collect()
+    sorted(desired, |netmap| netmap.to).into_iter().map(rule).collect()
 }
 
-fn sorted(asked: &Asked, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&Owned<Netmap>> {
-    let mut all: Vec<&Owned<Netmap>> = asked.netmaps.iter().collect();
+fn sorted(desired: &DesiredState, side: impl Fn(&Netmap) -> IpNetwork) -> Vec<&SetRule<Netmap>> {
+    let mut all: Vec<&SetRule<Netmap>> = desired.netmaps.iter().collect();
     all.sort_by_key(|owned| Reverse(side(&owned.rule).prefix()));
     all
 }
 
-fn rule(owned: &Owned<Netmap>, exprs: Vec<Expr>) -> Rule {
-    Rule { exprs, comment: Some(comment(&owned.set, Some(NETMAP))) }
+fn rule(owned: &SetRule<Netmap>, exprs: Vec<Expr>) -> Rule {
+    Rule { exprs, comment: Some(format_comment(&owned.set, Some(NETMAP))) }
 }
 
-/// `dnat ip prefix to 10.0.0.0/24`: what the network's first and last address have in common is what is rewritten.
+/// `dnat ip prefix to 10.0.0.0/24`. The kernel rewrites the bits that the first and the last address have in common.
 fn prefix(source: bool, network: IpNetwork) -> Vec<Expr> {
     let family = Family::of_network(network);
     let last = FIRST.after(if family == Family::Ipv4 { 1 } else { 4 });
-    let address = Ends { first: FIRST, last: Some(last) };
+    let address = RegisterRange { first: FIRST, last: Some(last) };
     vec![
         Expr::Immediate(Immediate { to: FIRST, data: octets(network.network()) }),
         Expr::Immediate(Immediate { to: last, data: octets(network.broadcast()) }),
-        Expr::Nat(Nat { source, family, address, port: None, choice: Choice::Prefix }),
+        Expr::Nat(Nat { source, family, address, port: None, flag: NatFlag::Prefix }),
     ]
 }

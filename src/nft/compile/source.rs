@@ -1,4 +1,4 @@
-//! What leaves: the sources that forwards name, 1:1 translations, source NAT, masquerades.
+//! Compiles the rules for source addresses: sources of forwards, 1:1 translations, source NAT, and masquerades.
 //!
 //! ```text
 //! chain nat-postrouting {
@@ -11,45 +11,48 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of sets come in the order of their precedence ([`egress::ordered`]), so the first that matches wins. The
-//! comment says what the rule alone does not: whose it is, and a network's name and chain. What this host sends itself
-//! does not leave, and is left alone.
+//! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins. The comment
+//! contains the name of the rule set, and for a network its name and chain. Packets that stay on this host are not changed.
 //!
-//! Be aware: the ports of a pool are also the range of ICMP's echo identifiers. nft(8) prints such a rule, but reads it only
-//! behind a match of a protocol that has ports.
+//! Be aware: the ports of a pool also limit ICMP echo identifiers. nft(8) prints such a rule, but reads it back only after
+//! a match of a protocol with ports.
 
-use super::{End, FIRST, address_in, family_is, has_label, interface, netmap};
-use crate::model::egress::{self, Egress, Rewrite, Way, Written};
+use super::expressions::{AddressField, FIRST, address_in, family_is, has_label, interface_is, name_is, octets};
+use super::netmap;
+use crate::model::egress::{Egress, OutInterface, Rewrite};
 use crate::model::label::{self, MASQUERADE, Sources};
+use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{self, NETWORK};
-use crate::model::{Asked, Counter, Family, Mode, Network, Pool, SetName};
+use crate::model::{Counter, DesiredState, Family, Mode, Network, Pool, SetName};
 use crate::nft::expr::{
-    self, Bitwise, Choice, Ct, CtKey, Ends, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, Verdict,
+    self, Bitwise, Ct, CtKey, Expr, Immediate, Lookup, Masquerade, MetaKey, Nat, NatFlag, RegisterRange, Verdict,
 };
 use crate::nft::map;
 use crate::nft::program::{Element, Field, Key, Map, Program, Rule, Shape};
 
-/// Adds the maps of sources, and gives the rules about what leaves. `labelled`: whether forwards set [`MASQUERADE`].
-pub(super) fn rules(asked: &Asked, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
+/// Adds the maps of source addresses and returns the postrouting rules. `labelled` is true if forwards set [`MASQUERADE`].
+pub(super) fn rules(desired: &DesiredState, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in Family::ALL {
         if let Some(map) = sources_map(sources, family) {
             program.maps.insert(sources_name(family).into(), map);
-            rules.push(named_source(family));
+            rules.push(snat_from_label(family));
         }
     }
     if labelled {
-        rules.push(masquerade_labelled());
+        rules.push(masquerade_by_label());
     }
-    rules.extend(netmap::outward(asked));
-    rules.extend(egress::ordered(asked).iter().map(|(egress, written)| of_egress(asked, egress, *written)));
+    rules.extend(netmap::outward(desired));
+    rules.extend(
+        precedence::by_precedence(desired).iter().map(|(egress, written)| egress_rule(desired, egress, *written)),
+    );
     if !rules.is_empty() {
-        rules.insert(0, ignore_loopback());
+        rules.insert(0, return_loopback());
     }
     rules
 }
 
-/// The map from the numbers in labels to addresses.
+/// Returns the name of the map of source addresses. Its keys are the numbers that connection labels contain.
 pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "sources-ip",
@@ -57,7 +60,7 @@ pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     }
 }
 
-/// The shape of that map.
+/// Returns the key and data types of the map [`sources_name`].
 pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
     let address = match family {
         Family::Ipv4 => Field::Ipv4,
@@ -68,7 +71,7 @@ pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
 
 fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
     let element = |(label, address): (Vec<u8>, std::net::IpAddr)| {
-        let data = super::octets(address).into();
+        let data = octets(address).into();
         let element = Element { data, comment: "".into(), span: None, counter: Counter::default() };
         (Key(label.into()), element)
     };
@@ -77,62 +80,64 @@ fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
 }
 
 /// `meta nfproto ipv4 snat ip to ct label & … map @sources-ip`.
-fn named_source(family: Family) -> Rule {
+fn snat_from_label(family: Family) -> Rule {
     let mut exprs = family_is(family).to_vec();
     exprs.push(Expr::Ct(Ct { key: CtKey::Label, to: FIRST }));
-    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::number_mask() }));
+    exprs.push(Expr::Bitwise(Bitwise { register: FIRST, mask: label::source_id_mask() }));
     exprs.push(Expr::Lookup(Lookup { map: sources_name(family).into(), from: FIRST, to: Some(FIRST) }));
-    exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, choice: Choice::Plain }));
+    exprs.push(Expr::Nat(Nat { source: true, family, address: FIRST.into(), port: None, flag: NatFlag::None }));
     Rule { exprs, comment: None }
 }
 
 /// `ct label 120 masquerade`.
-fn masquerade_labelled() -> Rule {
+fn masquerade_by_label() -> Rule {
     let mut exprs = has_label(MASQUERADE).to_vec();
     exprs.push(Expr::Masquerade(Masquerade));
     Rule { exprs, comment: None }
 }
 
 /// `oifname "lo" return`.
-fn ignore_loopback() -> Rule {
-    let mut exprs = super::name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
+fn return_loopback() -> Rule {
+    let mut exprs = name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
     exprs.push(Expr::Verdict(Verdict::Return));
     Rule { exprs, comment: None }
 }
 
-fn of_egress(asked: &Asked, egress: &Egress, written: Written) -> Rule {
-    let mut exprs = egress.from.map(|from| address_in(from, End::Source)).unwrap_or_default();
+fn egress_rule(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Rule {
+    let mut exprs = egress.from.map(|from| address_in(from, AddressField::Source)).unwrap_or_default();
     if let Rewrite::Snat(pool, _) = egress.rewrite
         && egress.from.is_none()
     {
         exprs.extend(family_is(pool.family()));
     }
-    match &egress.way {
-        Way::Any => {}
-        Way::By(out) => exprs.extend(interface(MetaKey::OifName, true, out)),
-        Way::NotBy(name) => exprs.extend(interface(MetaKey::OifName, false, name)),
+    match &egress.out {
+        OutInterface::Any => {}
+        OutInterface::Is(out) => exprs.extend(interface_is(MetaKey::OifName, true, out)),
+        OutInterface::Not(name) => exprs.extend(interface_is(MetaKey::OifName, false, name)),
     }
     match egress.rewrite {
         Rewrite::Masquerade => exprs.push(Expr::Masquerade(expr::Masquerade)),
         Rewrite::Snat(pool, mode) => exprs.extend(snat(pool, mode)),
     }
-    Rule { exprs, comment: of_written(asked, written) }
+    Rule { exprs, comment: egress_comment(desired, written) }
 }
 
-fn of_written(asked: &Asked, written: Written) -> Option<String> {
-    let of_network = |set: &SetName, network: &Network| {
-        rule_comment::comment(set, Some(&rule_comment::of_network(NETWORK, network)))
+fn egress_comment(desired: &DesiredState, written: RuleRef) -> Option<String> {
+    let network_comment = |set: &SetName, network: &Network| {
+        rule_comment::format_comment(set, Some(&rule_comment::format_network(NETWORK, network)))
     };
     match written {
-        Written::Network(at) => asked.networks.get(at).map(|owned| of_network(&owned.set, &owned.rule)),
-        Written::Masquerade(at) => asked.masquerades.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
-        Written::Snat(at) => asked.snats.get(at).map(|owned| rule_comment::comment(&owned.set, None)),
+        RuleRef::Network(at) => desired.networks.get(at).map(|owned| network_comment(&owned.set, &owned.rule)),
+        RuleRef::Masquerade(at) => {
+            desired.masquerades.get(at).map(|owned| rule_comment::format_comment(&owned.set, None))
+        }
+        RuleRef::Snat(at) => desired.snats.get(at).map(|owned| rule_comment::format_comment(&owned.set, None)),
     }
 }
 
 fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
-    let last = (pool.first() != pool.last()).then(|| super::octets(pool.last()));
-    let address = super::octets(pool.first());
+    let last = (pool.first() != pool.last()).then(|| octets(pool.last()));
+    let address = octets(pool.first());
     let mut next = FIRST;
     let mut load = |exprs: &mut Vec<Expr>, data: Vec<u8>| {
         let to = next;
@@ -146,14 +151,15 @@ fn snat(pool: Pool, mode: Option<Mode>) -> Vec<Expr> {
     let port = pool.ports().map(|ports| {
         let first = load(&mut exprs, ports.first().to_be_bytes().to_vec());
         let last = (!ports.is_single()).then(|| load(&mut exprs, ports.last().to_be_bytes().to_vec()));
-        Ends { first, last }
+        RegisterRange { first, last }
     });
-    let choice = match mode {
-        None => Choice::Plain,
-        Some(Mode::Random) => Choice::Random,
-        Some(Mode::FullyRandom) => Choice::FullyRandom,
-        Some(Mode::Persistent) => Choice::Persistent,
+    let flag = match mode {
+        None => NatFlag::None,
+        Some(Mode::Random) => NatFlag::Random,
+        Some(Mode::FullyRandom) => NatFlag::FullyRandom,
+        Some(Mode::Persistent) => NatFlag::Persistent,
     };
-    exprs.push(Expr::Nat(Nat { source: true, family: pool.family(), address: Ends { first, last }, port, choice }));
+    let address = RegisterRange { first, last };
+    exprs.push(Expr::Nat(Nat { source: true, family: pool.family(), address, port, flag }));
     exprs
 }

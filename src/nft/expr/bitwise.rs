@@ -4,8 +4,7 @@ use std::fmt;
 
 use nftnl_sys as sys;
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const SREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_SREG);
 const DREG: u16 = attribute(sys::NFTNL_EXPR_BITWISE_DREG);
@@ -13,12 +12,12 @@ const LENGTH: u16 = attribute(sys::NFTNL_EXPR_BITWISE_LEN);
 const MASK: u16 = attribute(sys::NFTNL_EXPR_BITWISE_MASK);
 const XOR: u16 = attribute(sys::NFTNL_EXPR_BITWISE_XOR);
 
-/// Keeps the bits of `mask` and clears the others.
+/// Keeps the bits of `mask` and clears all other bits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bitwise {
-    /// Where the value is and stays.
+    /// The register with the value and the result.
     pub register: Register,
-    /// The bits to keep; as long as the value.
+    /// The bits to keep. The mask has the length of the value.
     pub mask: Vec<u8>,
 }
 

@@ -1,24 +1,23 @@
-//! `cmp`: goes on only if a register is, or is not, a constant.
+//! `cmp`: compares a register with a constant.
 
 use std::fmt;
 
 use nftnl_sys as sys;
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const SREG: u16 = attribute(sys::NFTNL_EXPR_CMP_SREG);
 const OPERATOR: u16 = attribute(sys::NFTNL_EXPR_CMP_OP);
 const DATA: u16 = attribute(sys::NFTNL_EXPR_CMP_DATA);
 
-/// Compares a register with `data`.
+/// Matches if a register equals `data`, or differs from it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cmp {
-    /// What.
+    /// The register with the value.
     pub register: Register,
-    /// Whether it must be equal; otherwise it must differ.
+    /// True for `==`, false for `!=`.
     pub equal: bool,
-    /// With what.
+    /// The constant, in the byte order of the value.
     pub data: Vec<u8>,
 }
 

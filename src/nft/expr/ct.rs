@@ -1,7 +1,7 @@
-//! `ct`: what connection tracking knows, and labels that we set.
+//! `ct`: loads the conntrack state or labels, and sets labels.
 //!
-//! Labels are 128 bits that a connection carries from its first packet on. We use two of them rather than bits of the
-//! packet or connection mark, because marks steer routing and everybody fights over them.
+//! Labels are 128 bits that a connection keeps from its first packet on. portfwd uses labels instead of packet or
+//! connection marks, because marks affect routing and many programs use them.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ const SREG: u16 = attribute(sys::NFTNL_EXPR_CT_SREG);
 const STATE: u32 = constant(libc::NFT_CT_STATE);
 const LABELS: u32 = constant(libc::NFT_CT_LABELS);
 
-/// What is loaded.
+/// The property of a connection to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CtKey {
-    /// One bit for each state: 4 bytes, host byte order.
+    /// The state as a bit mask: 4 bytes, host byte order.
     State,
-    /// The labels: 16 bytes.
+    /// All labels: 16 bytes.
     Label,
 }
 
@@ -34,12 +34,12 @@ impl CtKey {
     }
 }
 
-/// Loads `key` into `to`.
+/// Loads a property of the connection into a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ct {
-    /// What.
+    /// The property to load.
     pub key: CtKey,
-    /// Where to.
+    /// The first word of the result.
     pub to: Register,
 }
 
@@ -65,10 +65,10 @@ impl fmt::Display for Ct {
     }
 }
 
-/// Sets the labels whose bits are in 16 bytes from `from` on; the others stay.
+/// Sets the labels whose bits are set in 16 bytes. All other labels stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CtSetLabel {
-    /// Where the bits are.
+    /// The first word of the 16 bytes.
     pub from: Register,
 }
 

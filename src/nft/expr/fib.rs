@@ -1,4 +1,4 @@
-//! `fib`: asks the routing table about a packet's addresses.
+//! `fib`: looks up a packet's address in the routing table.
 
 use std::fmt;
 
@@ -10,18 +10,18 @@ const DREG: u16 = attribute(sys::NFTNL_EXPR_FIB_DREG);
 const RESULT: u16 = attribute(sys::NFTNL_EXPR_FIB_RESULT);
 const FLAGS: u16 = attribute(sys::NFTNL_EXPR_FIB_FLAGS);
 
-/// What is asked.
+/// The kind of lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FibResult {
-    /// `fib daddr type`: the type of the destination: 4 bytes, host byte order, 2 for an address of this host.
+    /// `fib daddr type`: the address type of the destination, 2 for an address of this host. 4 bytes, host byte order.
     DestinationType,
-    /// `fib daddr . iif oif exists`: whether the way to the destination leads back out of the interface that the
-    /// packet arrived by: 4 bytes, host byte order, 0 or 1. Allowed where packets arrive and where they pass through.
+    /// `fib daddr . iif oif exists`: 1 if the route to the destination leaves by the ingress interface, else 0. 4 bytes,
+    /// host byte order. The kernel allows this lookup at the prerouting, input and forward hooks.
     DestinationBehindInput,
 }
 
 impl FibResult {
-    /// Result and flags. Source: `enum nft_fib_result`, `enum nft_fib_flags` in
+    /// Returns the kernel's numbers for result and flags. Source: `enum nft_fib_result`, `enum nft_fib_flags` in
     /// include/uapi/linux/netfilter/nf_tables.h.
     fn numbers(self) -> (u32, u32) {
         const OIF: u32 = 1;
@@ -36,12 +36,12 @@ impl FibResult {
     }
 }
 
-/// Loads the answer into `to`.
+/// Loads the result of a lookup into a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fib {
-    /// What is asked.
+    /// The kind of lookup.
     pub result: FibResult,
-    /// Where the answer goes.
+    /// The register for the result.
     pub to: Register,
 }
 

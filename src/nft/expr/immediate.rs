@@ -1,26 +1,25 @@
-//! `immediate`: loads a constant, or decides.
+//! `immediate`: loads a constant or a verdict.
 
 use std::fmt;
 
 use nftnl_sys::{self as sys, libc};
 
-use super::{Attributes, Read, Register, Value, attribute};
-use crate::nft::program::Hex;
+use super::{Attributes, Hex, Read, Register, Value, attribute};
 
 const DREG: u16 = attribute(sys::NFTNL_EXPR_IMM_DREG);
 const DATA: u16 = attribute(sys::NFTNL_EXPR_IMM_DATA);
 const VERDICT: u16 = attribute(sys::NFTNL_EXPR_IMM_VERDICT);
 const CHAIN: u16 = attribute(sys::NFTNL_EXPR_IMM_CHAIN);
 
-/// The register that verdicts go to.
+/// The register for verdicts. Source: `NFT_REG_VERDICT` in include/uapi/linux/netfilter/nf_tables.h.
 const VERDICT_REGISTER: u32 = 0;
 
-/// Loads `data` into `to`.
+/// Loads a constant into registers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Immediate {
-    /// Where to.
+    /// The first word of the constant.
     pub to: Register,
-    /// What.
+    /// The constant, in the byte order of the registers.
     pub data: Vec<u8>,
 }
 
@@ -40,16 +39,16 @@ impl fmt::Display for Immediate {
     }
 }
 
-/// Decides what becomes of the packet, or which rule is next.
+/// A verdict statement of nft(8).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It ends here.
+    /// Drops the packet.
     Drop,
-    /// It may pass this base chain.
+    /// Ends the evaluation of the base chain and accepts the packet.
     Accept,
-    /// The chain that jumped here goes on.
+    /// Returns to the calling chain, after the jump.
     Return,
-    /// Another chain is asked; if it decides nothing, the next rule is.
+    /// Evaluates another chain. If no rule there gives a verdict, continues with the next rule.
     Jump(String),
 }
 

@@ -1,4 +1,4 @@
-//! `lookup`: asks a map or a set.
+//! `lookup`: looks up a key in a map or set.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ const DREG: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_DREG);
 const SET: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_SET);
 const FLAGS: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_FLAGS);
 
-/// Goes on only if `map` has the key that begins in `from`; loads its data into `to`.
+/// Matches if `map` contains the key, and loads the data of the element.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lookup {
-    /// The map's name.
+    /// The name of the map or set.
     pub map: String,
-    /// Where the key begins.
+    /// The first word of the key.
     pub from: Register,
-    /// Where the data go; none for a set.
+    /// The first word for the data; `None` for a set.
     pub to: Option<Register>,
 }
 

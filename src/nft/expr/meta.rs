@@ -1,4 +1,4 @@
-//! `meta load`: what the kernel knows of a packet besides its bytes.
+//! `meta load`: loads packet metadata.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use super::{Attributes, Read, Register, Value, attribute, constant};
 const KEY: u16 = attribute(sys::NFTNL_EXPR_META_KEY);
 const DREG: u16 = attribute(sys::NFTNL_EXPR_META_DREG);
 
-/// What is loaded.
+/// The kind of metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MetaKey {
-    /// The netfilter family: 1 byte, 2 for IPv4, 10 for IPv6.
+    /// `meta nfproto`: 1 byte, 2 for IPv4, 10 for IPv6.
     NfProto,
-    /// The transport protocol: 1 byte.
+    /// `meta l4proto`, the transport protocol: 1 byte.
     L4Proto,
-    /// The name of the interface it arrived by: 16 bytes. Stops the rule where there is none.
+    /// `iifname`, the name of the ingress interface: 16 bytes. The rule does not match if there is none.
     IifName,
-    /// The name of the interface it leaves by: 16 bytes. Stops the rule where there is none.
+    /// `oifname`, the name of the egress interface: 16 bytes. The rule does not match if there is none.
     OifName,
 }
 
@@ -44,12 +44,12 @@ impl MetaKey {
     }
 }
 
-/// Loads `key` into `to`.
+/// Loads metadata into a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Meta {
-    /// What.
+    /// The kind of metadata.
     pub key: MetaKey,
-    /// Where to.
+    /// The first word of the result.
     pub to: Register,
 }
 

@@ -1,17 +1,20 @@
-//! The expressions that rules are made of, one kind a file: its data, its attributes on the wire, and back.
+//! The expressions of rules. Each file contains one kind of expression, its encoder and its decoder.
 //!
-//! Expressions hand values to each other in registers. A register is named by the number of its first 32-bit word,
-//! [`Register`]; the kernel reports words 0, 4, 8 and 12 by the numbers of the old 128-bit registers, and so do we.
+//! Expressions pass values to each other in registers. [`Register`] identifies a register by its first 32-bit word. The
+//! kernel reports words 0, 4, 8 and 12 with the numbers of the old 128-bit registers, and portfwd prints the same numbers.
 
 mod bitwise;
 mod cmp;
 mod ct;
 mod fib;
+mod hex;
 mod immediate;
 mod lookup;
 mod meta;
 mod nat;
 mod payload;
+mod register;
+mod value;
 
 use std::fmt;
 
@@ -19,112 +22,51 @@ pub use bitwise::Bitwise;
 pub use cmp::Cmp;
 pub use ct::{Ct, CtKey, CtSetLabel};
 pub use fib::{Fib, FibResult};
+pub use hex::Hex;
 pub use immediate::{Immediate, Verdict};
 pub use lookup::Lookup;
 pub use meta::{Meta, MetaKey};
-pub use nat::{Choice, Ends, Masquerade, Nat, Redirect};
+pub use nat::{Masquerade, Nat, NatFlag, Redirect, RegisterRange};
 pub use payload::{Header, Payload};
+pub use register::Register;
+pub use value::{Attributes, Read, Value};
+use value::{attribute, constant};
 
-/// A 32-bit register word, 0 to 15, where a value begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Register(u8);
-
-impl Register {
-    /// The word with this number, 0 to 15.
-    pub const fn word(number: u8) -> Self {
-        Self(number & 15)
-    }
-
-    /// The word that comes `words` after this one.
-    pub fn after(self, words: u8) -> Self {
-        Self::word(self.0 + words)
-    }
-
-    /// The number on the wire. Source: `enum nft_registers` in include/uapi/linux/netfilter/nf_tables.h.
-    pub fn to_wire(self) -> u32 {
-        if self.0.is_multiple_of(4) { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
-    }
-
-    /// The register with this number on the wire.
-    pub fn from_wire(number: u32) -> Option<Self> {
-        match u8::try_from(number).ok()? {
-            number @ 1..=4 => Some(Self((number - 1) * 4)),
-            number @ 8..=23 => Some(Self(number - 8)),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Register {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "reg {}", self.to_wire())
-    }
-}
-
-/// The value of an attribute.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Value {
-    /// A number in 32 bits, host byte order.
-    U32(u32),
-    /// Bytes as the registers hold them.
-    Bytes(Vec<u8>),
-    /// A name.
-    Name(String),
-}
-
-/// The attributes of an expression: libnftnl's number of each, and its value.
-pub type Attributes = Vec<(u16, Value)>;
-
-/// Reads the attributes of an expression; absent ones are `None`.
-pub trait Read {
-    /// A 32-bit number.
-    fn number(&self, attribute: u16) -> Option<u32>;
-    /// Bytes.
-    fn bytes(&self, attribute: u16) -> Option<Vec<u8>>;
-    /// A name.
-    fn name(&self, attribute: u16) -> Option<String>;
-
-    /// A register.
-    fn register(&self, attribute: u16) -> Option<Register> {
-        Register::from_wire(self.number(attribute)?)
-    }
-}
-
-/// One step of a rule.
+/// An expression in a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Expr {
-    /// Loads something about the packet that is not in it.
+    /// Loads packet metadata.
     Meta(Meta),
-    /// Loads a field of a header.
+    /// Loads a header field.
     Payload(Payload),
     /// Masks a register.
     Bitwise(Bitwise),
-    /// Goes on only if a register compares.
+    /// Compares a register with a constant.
     Cmp(Cmp),
-    /// Goes on only if a map has the key; loads its data.
+    /// Looks up a key in a map or set.
     Lookup(Lookup),
-    /// Rewrites an address.
+    /// Rewrites the source or destination address.
     Nat(Nat),
-    /// Sends to this host.
+    /// Rewrites the destination to this host.
     Redirect(Redirect),
-    /// Rewrites the source to the address of the interface.
+    /// Rewrites the source to the address of the egress interface.
     Masquerade(Masquerade),
-    /// Loads something about the connection.
+    /// Loads a property of the connection.
     Ct(Ct),
     /// Sets labels of the connection.
     CtSetLabel(CtSetLabel),
-    /// Asks the routing table.
+    /// Looks up an address in the routing table.
     Fib(Fib),
     /// Loads a constant.
     Immediate(Immediate),
-    /// Decides.
+    /// Gives a verdict.
     Verdict(Verdict),
-    /// Something that we never write.
+    /// The name of an expression that portfwd does not write.
     Foreign(String),
 }
 
 impl Expr {
-    /// The kernel's name of the expression.
+    /// Returns the kernel's name of the expression.
     pub fn name(&self) -> &str {
         match self {
             Self::Meta(_) => "meta",
@@ -142,7 +84,7 @@ impl Expr {
         }
     }
 
-    /// Its attributes, for encoding.
+    /// Returns the netlink attributes. The inverse of [`Expr::read`].
     pub fn attributes(&self) -> Attributes {
         match self {
             Self::Meta(expr) => expr.attributes(),
@@ -161,7 +103,7 @@ impl Expr {
         }
     }
 
-    /// Reads an expression; what we never write becomes [`Expr::Foreign`].
+    /// Reads an expression from its netlink attributes. Returns [`Expr::Foreign`] if portfwd does not write such expressions.
     pub fn read(name: &str, attributes: &impl Read) -> Self {
         let known = match name {
             "meta" => Meta::read(attributes).map(Self::Meta),
@@ -198,23 +140,9 @@ impl fmt::Display for Expr {
             Self::Fib(expr) => expr.fmt(f),
             Self::Immediate(expr) => expr.fmt(f),
             Self::Verdict(expr) => expr.fmt(f),
-            Self::Foreign(name) => write!(f, "{name} (not one of ours)"),
+            Self::Foreign(name) => write!(f, "{name} (not from portfwd)"),
         }
     }
-}
-
-/// Narrows libnftnl's number of an attribute to the type its functions take.
-const fn attribute(number: u32) -> u16 {
-    assert!(number <= 0xffff, "attribute numbers are small");
-    #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
-    let narrow = number as u16;
-    narrow
-}
-
-/// Reads a constant of `libc`, which gives some of them as signed numbers.
-const fn constant(number: i32) -> u32 {
-    assert!(number >= 0, "kernel constants are not negative");
-    number.unsigned_abs()
 }
 
 #[cfg(test)]
@@ -246,13 +174,13 @@ mod tests {
         }
     }
 
-    /// One of each kind, and of each variant that is written differently.
+    /// Returns an example of each expression and each variant with its own encoding.
     pub(in crate::nft) fn one_of_each() -> Vec<Expr> {
-        let a = Register::word(0);
-        let b = Register::word(1);
-        let label = Register::word(8);
-        let a_to_b = Ends { first: a, last: Some(b) };
-        let nat = |source, family, address, port, choice| Expr::Nat(Nat { source, family, address, port, choice });
+        let a = Register::word32(0);
+        let b = Register::word32(1);
+        let label = Register::word32(8);
+        let a_to_b = RegisterRange { first: a, last: Some(b) };
+        let nat = |source, family, address, port, flag| Expr::Nat(Nat { source, family, address, port, flag });
         vec![
             Expr::Meta(Meta { key: MetaKey::NfProto, to: a }),
             Expr::Meta(Meta { key: MetaKey::L4Proto, to: a }),
@@ -265,11 +193,11 @@ mod tests {
             Expr::Cmp(Cmp { register: a, equal: false, data: vec![0; 16] }),
             Expr::Lookup(Lookup { map: "ip-ports".into(), from: a, to: Some(a) }),
             Expr::Lookup(Lookup { map: "ip-ranges-redirect".into(), from: a, to: None }),
-            nat(false, Family::Ipv4, a.into(), Some(b.into()), Choice::Plain),
-            nat(true, Family::Ipv6, a.into(), None, Choice::Persistent),
-            nat(true, Family::Ipv4, a_to_b, Some(Ends { first: label, last: Some(b) }), Choice::FullyRandom),
-            nat(true, Family::Ipv4, a_to_b, None, Choice::Random),
-            nat(false, Family::Ipv6, a_to_b, None, Choice::Prefix),
+            nat(false, Family::Ipv4, a.into(), Some(b.into()), NatFlag::None),
+            nat(true, Family::Ipv6, a.into(), None, NatFlag::Persistent),
+            nat(true, Family::Ipv4, a_to_b, Some(RegisterRange { first: label, last: Some(b) }), NatFlag::FullyRandom),
+            nat(true, Family::Ipv4, a_to_b, None, NatFlag::Random),
+            nat(false, Family::Ipv6, a_to_b, None, NatFlag::Prefix),
             Expr::Redirect(Redirect { port: Some(a) }),
             Expr::Redirect(Redirect { port: None }),
             Expr::Masquerade(Masquerade),
@@ -287,18 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn every_expression_is_read_back_from_its_attributes() {
+    fn every_expression_round_trips_through_attributes() {
         for expr in one_of_each() {
             assert_eq!(Expr::read(expr.name(), &expr.attributes()), expr);
         }
     }
 
     #[test]
-    fn registers_have_the_kernels_numbers() {
-        let wire: Vec<u32> = (0..16).map(|word| Register::word(word).to_wire()).collect();
+    fn register_numbers_match_the_kernel() {
+        let wire: Vec<u32> = (0..16).map(|word| Register::word32(word).to_wire()).collect();
         assert_eq!(wire, [1, 9, 10, 11, 2, 13, 14, 15, 3, 17, 18, 19, 4, 21, 22, 23]);
         for word in 0..16 {
-            assert_eq!(Register::from_wire(Register::word(word).to_wire()), Some(Register::word(word)));
+            assert_eq!(Register::from_wire(Register::word32(word).to_wire()), Some(Register::word32(word)));
         }
         assert_eq!(Register::from_wire(0), None);
         assert_eq!(Register::from_wire(24), None);

@@ -1,4 +1,4 @@
-//! `nat`, `redir` and `masq`: what rewrites addresses.
+//! `nat`, `redir` and `masq`: the NAT expressions.
 
 use std::fmt;
 
@@ -23,33 +23,33 @@ const DNAT: u32 = constant(libc::NFT_NAT_DNAT);
 const IPV4: u32 = constant(libc::NFPROTO_IPV4);
 const IPV6: u32 = constant(libc::NFPROTO_IPV6);
 
-/// What the kernel adds by itself where there is an address or a port. Source: `NF_NAT_RANGE_MAP_IPS`,
+/// Flags that the kernel adds if an address or a port is present. Source: `NF_NAT_RANGE_MAP_IPS` and
 /// `NF_NAT_RANGE_PROTO_SPECIFIED` in include/uapi/linux/netfilter/nf_nat.h.
 const IMPLIED: u32 = 1 | 2;
 
-/// How an address and a port are chosen from ranges.
+/// A NAT flag of nft(8): how the kernel selects an address and a port from ranges.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Choice {
-    /// The first that is free.
+pub enum NatFlag {
+    /// No flag: the first free address and port.
     #[default]
-    Plain,
+    None,
     /// `random`.
     Random,
     /// `fully-random`.
     FullyRandom,
     /// `persistent`.
     Persistent,
-    /// `prefix`: only the part of the address that the ends of the range have in common is rewritten.
+    /// `prefix`: the kernel rewrites only the bits that both ends of the address range have in common.
     Prefix,
 }
 
-impl Choice {
-    const ALL: [Self; 5] = [Self::Plain, Self::Random, Self::FullyRandom, Self::Persistent, Self::Prefix];
+impl NatFlag {
+    const ALL: [Self; 5] = [Self::None, Self::Random, Self::FullyRandom, Self::Persistent, Self::Prefix];
 
-    /// Source: `NF_NAT_RANGE_…` in include/uapi/linux/netfilter/nf_nat.h.
+    /// Returns the kernel's flag. Source: `NF_NAT_RANGE_…` in include/uapi/linux/netfilter/nf_nat.h.
     fn number(self) -> u32 {
         match self {
-            Self::Plain => 0,
+            Self::None => 0,
             Self::Random => 1 << 2,
             Self::Persistent => 1 << 3,
             Self::FullyRandom => 1 << 4,
@@ -59,7 +59,7 @@ impl Choice {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Plain => "",
+            Self::None => "",
             Self::Random => " random",
             Self::FullyRandom => " fully-random",
             Self::Persistent => " persistent",
@@ -68,47 +68,47 @@ impl Choice {
     }
 }
 
-/// The registers of the two ends of a range, or of one value.
+/// The registers with the two ends of a range, or with a single value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ends {
-    /// Where the lower end is.
+pub struct RegisterRange {
+    /// The register with the lower end.
     pub first: Register,
-    /// Where the upper end is, included; none: there is but one value.
+    /// The register with the upper end, inclusive; `None` for a single value.
     pub last: Option<Register>,
 }
 
-impl From<Register> for Ends {
+impl From<Register> for RegisterRange {
     fn from(first: Register) -> Self {
         Self { first, last: None }
     }
 }
 
-impl Ends {
+impl RegisterRange {
     fn attributes(self, first: u16, last: u16) -> impl Iterator<Item = (u16, Value)> {
         let upper = self.last.map(|register| (last, Value::U32(register.to_wire())));
         std::iter::once((first, Value::U32(self.first.to_wire()))).chain(upper)
     }
 
-    /// The kernel reports an upper end for every lower one, the same where none was given.
+    /// Reads a range. For a single value, the kernel reports the same register as upper end.
     fn read(attributes: &impl Read, first: u16, last: u16) -> Option<Self> {
         let first = attributes.register(first)?;
         Some(Self { first, last: attributes.register(last).filter(|last| *last != first) })
     }
 }
 
-/// Rewrites the destination, or the source, to what registers hold.
+/// Rewrites the source or destination to an address and a port from registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Nat {
-    /// Whether the source is rewritten; otherwise the destination.
+    /// True for source NAT, false for destination NAT.
     pub source: bool,
-    /// The family of the address.
+    /// The family of the new address.
     pub family: Family,
-    /// Where the address is.
-    pub address: Ends,
-    /// Where the port is; none: it stays.
-    pub port: Option<Ends>,
-    /// How they are chosen.
-    pub choice: Choice,
+    /// The registers with the new address or range of addresses.
+    pub address: RegisterRange,
+    /// The registers with the new port or range of ports; `None` keeps the port.
+    pub port: Option<RegisterRange>,
+    /// The selection from ranges.
+    pub flag: NatFlag,
 }
 
 impl Nat {
@@ -121,8 +121,8 @@ impl Nat {
             vec![(TYPE, Value::U32(if self.source { SNAT } else { DNAT })), (FAMILY, Value::U32(family))];
         attributes.extend(self.address.attributes(ADDRESS_MIN, ADDRESS_MAX));
         attributes.extend(self.port.into_iter().flat_map(|port| port.attributes(PORT_MIN, PORT_MAX)));
-        if self.choice != Choice::Plain {
-            attributes.push((FLAGS, Value::U32(self.choice.number())));
+        if self.flag != NatFlag::None {
+            attributes.push((FLAGS, Value::U32(self.flag.number())));
         }
         attributes
     }
@@ -139,10 +139,10 @@ impl Nat {
             _ => return None,
         };
         let flags = attributes.number(FLAGS).unwrap_or(0) & !IMPLIED;
-        let choice = Choice::ALL.into_iter().find(|choice| choice.number() == flags)?;
-        let address = Ends::read(attributes, ADDRESS_MIN, ADDRESS_MAX)?;
-        let port = Ends::read(attributes, PORT_MIN, PORT_MAX);
-        Some(Self { source, family, address, port, choice })
+        let flag = NatFlag::ALL.into_iter().find(|flag| flag.number() == flags)?;
+        let address = RegisterRange::read(attributes, ADDRESS_MIN, ADDRESS_MAX)?;
+        let port = RegisterRange::read(attributes, PORT_MIN, PORT_MAX);
+        Some(Self { source, family, address, port, flag })
     }
 }
 
@@ -153,21 +153,22 @@ impl fmt::Display for Nat {
             Family::Ipv6 => "ip6",
         };
         write!(f, "nat {} {family}", if self.source { "snat" } else { "dnat" })?;
-        for (name, ends) in [("addr", Some(self.address)), ("proto", self.port)] {
-            let Some(ends) = ends else { continue };
-            write!(f, " {name}_min {}", ends.first)?;
-            if let Some(last) = ends.last {
+        for (name, range) in [("addr", Some(self.address)), ("proto", self.port)] {
+            let Some(range) = range else { continue };
+            write!(f, " {name}_min {}", range.first)?;
+            if let Some(last) = range.last {
                 write!(f, " {name}_max {last}")?;
             }
         }
-        f.write_str(self.choice.name())
+        f.write_str(self.flag.name())
     }
 }
 
-/// Sends the packet to this host: to the first address of the interface it arrived by, or to the loopback address.
+/// Rewrites the destination to this host: the first address of the ingress interface, or the loopback address for packets
+/// from this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redirect {
-    /// Where the port is; none: it stays.
+    /// The register with the new port; `None` keeps the port.
     pub port: Option<Register>,
 }
 
@@ -192,7 +193,7 @@ impl fmt::Display for Redirect {
     }
 }
 
-/// Rewrites the source to the address of the interface that the packet leaves by.
+/// Rewrites the source to the address of the egress interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Masquerade;
 

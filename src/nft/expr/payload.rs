@@ -1,4 +1,4 @@
-//! `payload load`: a field of a header.
+//! `payload load`: loads a header field.
 
 use std::fmt;
 
@@ -11,25 +11,25 @@ const BASE: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_BASE);
 const OFFSET: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_OFFSET);
 const LENGTH: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_LEN);
 
-/// Which header.
+/// The header that an offset refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Header {
-    /// The IP header.
+    /// The IPv4 or IPv6 header.
     Network,
-    /// The header of tcp, udp and so on; the rule stops where a packet has none.
+    /// The header of TCP, UDP and so on. The rule does not match if the packet has none.
     Transport,
 }
 
-/// Loads `length` bytes from `offset` on.
+/// Loads a part of a header into registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Payload {
-    /// The header.
+    /// The header that contains the field.
     pub header: Header,
-    /// Bytes from its beginning.
+    /// The offset of the field from the start of the header, in bytes.
     pub offset: u32,
-    /// Bytes.
+    /// The length of the field in bytes.
     pub length: u32,
-    /// Where to.
+    /// The first word of the result.
     pub to: Register,
 }
 

@@ -225,7 +225,7 @@ fn gates(facts: &Facts) -> Vec<Gate<'_>> {
     let any_default = links().any(is_default);
     let mut networks: HashMap<u32, Vec<(u128, Set, Family)>> = HashMap::new();
     for (link, network) in &facts.addresses {
-        let (address, family) = (number_of(network.ip()), Family::of(network.ip()));
+        let (address, family) = (number_of(network.ip()), Family::of_address(network.ip()));
         networks.entry(*link).or_default().push((address, Set::network(*network), family));
     }
     let mut gates: Vec<Gate<'_>> = links()

@@ -91,7 +91,7 @@ pub(in crate::audit::findings) fn all<'a>(outlook: &Outlook<'a>) -> Vec<Judged<'
 
 fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<Judged<'a>> {
     let Reached { forward, steps } = reached;
-    if forward.to.addresses.is_some_and(|(first, _)| Family::of(first) != forward.family) {
+    if forward.to.addresses.is_some_and(|(first, _)| Family::of_address(first) != forward.family) {
         return Vec::new();
     }
     let undecided = steps.iter().any(|(_, _, reach)| reach.too_much);

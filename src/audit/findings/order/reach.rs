@@ -79,7 +79,9 @@ pub(super) fn of(
         let Some(step) = way.steps.get(number) else { continue };
         let go_on = match &step.fate {
             Fate::GoOn(to) => Some(*to),
-            Fate::Rewritten(_, to) if to.addresses.is_some_and(|(first, _)| Family::of(first) != way.family) => {
+            Fate::Rewritten(_, to)
+                if to.addresses.is_some_and(|(first, _)| Family::of_address(first) != way.family) =>
+            {
                 continue;
             }
             _ => None,

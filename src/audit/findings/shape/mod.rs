@@ -125,8 +125,9 @@ fn forwards<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forwar
 
 /// The same with those of rules of both families twice.
 fn all<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
-    let is_of =
-        |forward: &&Forward<'_>| forward.to.addresses.is_none_or(|(first, _)| Family::of(first) == forward.family);
+    let is_of = |forward: &&Forward<'_>| {
+        forward.to.addresses.is_none_or(|(first, _)| Family::of_address(first) == forward.family)
+    };
     outlook.rules().iter().filter(is_of)
 }
 

@@ -96,7 +96,7 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     let mut known: BTreeMap<(IpAddr, IpAddr, Confidence), usize> = BTreeMap::new();
     let own = |family| {
         let own = facts.addresses.iter().map(|(_, network)| network.ip());
-        let own = own.filter(|address| Family::of(*address) == family).map(Set::address);
+        let own = own.filter(|address| Family::of_address(*address) == family).map(Set::address);
         own.fold(facts.local(family), |all, one| all.or(&one))
     };
     let all = Family::ALL.map(|family| (family, own(family)));
@@ -106,7 +106,7 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         else {
             continue;
         };
-        if Family::of(first) != family {
+        if Family::of_address(first) != family {
             continue;
         }
         let wanted = Set::range(number_of(first), number_of(last));
@@ -204,7 +204,7 @@ fn destination(region: &Region, addresses: &[IpAddr], family: Family) -> Option<
     if !region.get(Field::DestinationKind).has(LOCAL) {
         return None;
     }
-    let own = addresses.iter().filter(|address| Family::of(**address) == family && !address.is_loopback());
+    let own = addresses.iter().filter(|address| Family::of_address(**address) == family && !address.is_loopback());
     let mut own = own.filter(|address| asked.has(number_of(**address)));
     let named = || asked.only().and_then(|number| crate::audit::set::address_of(number, family));
     own.next().copied().or_else(|| named().filter(|address| !address.is_loopback() && addresses.is_empty()))

@@ -107,7 +107,8 @@ fn facing<'o, 'a>(outlook: &'o Outlook<'a>, facts: &Facts) -> Vec<&'o Forward<'a
     let addresses: Vec<IpAddr> = facts.addresses.iter().map(|(_, network)| network.ip()).collect();
     let clients = Family::ALL.map(|family| (family, Client::new(outlook, family)));
     let faces = |forward: &Forward<'_>, region: &Region| {
-        let own = addresses.iter().filter(|address| Family::of(**address) == forward.family && !loopback(**address));
+        let own =
+            addresses.iter().filter(|address| Family::of_address(**address) == forward.family && !loopback(**address));
         let mut at = own.filter(|address| region.get(Field::Destination).has(number_of(**address)));
         let client = clients.iter().find(|(family, _)| *family == forward.family);
         let client = client.and_then(|(_, client)| client.as_ref());
@@ -142,7 +143,7 @@ fn without(ports: &Set, others: &Set) -> Set {
 /// Whether a socket answers clients of a family from outside.
 fn serves(listener: &Listener, family: Family) -> bool {
     let any = listener.address.is_unspecified() && listener.address.is_ipv6() && !listener.only_ipv6;
-    !listener.address.is_loopback() && (Family::of(listener.address) == family || any)
+    !listener.address.is_loopback() && (Family::of_address(listener.address) == family || any)
 }
 
 fn is_stand_in(listener: &Listener) -> bool {

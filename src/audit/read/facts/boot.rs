@@ -38,7 +38,7 @@ const MOST: usize = 64;
 
 /// Reads them. `None` where systemd does not run, or starts services in another network namespace than the thread's.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> Option<Boot> {
-    let is_host = namespace::identity(None).is_ok_and(|identity| identity == Identity::Host);
+    let is_host = namespace::identity().is_ok_and(|identity| identity == Identity::Host);
     is_host.then(|| below(Path::new("/"), gaps)).flatten()
 }
 

@@ -5,9 +5,7 @@
 //! and reason.
 
 mod boot;
-mod dump;
 mod legacy;
-mod link;
 mod listener;
 mod route;
 mod setting;
@@ -15,12 +13,11 @@ mod tracked;
 
 use std::io;
 
-use self::dump::{Answer, Kernel, Message, Subject};
-use self::route::Told;
 use crate::audit::facts::Facts;
 use crate::audit::ruleset::Gap;
 use crate::engine::guard::Ssh;
 use crate::model::Family;
+use crate::sys::rtnetlink::{Dump, Rtnetlink};
 
 /// Reads all of it. `ssh` is what the environment says as `SSH_CONNECTION`, where the thread is in the namespace that the user
 /// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] and [`Facts::ours`] are left empty.
@@ -31,8 +28,8 @@ pub fn read(ssh: Option<&str>) -> Facts {
         ssh_client: ssh.map(|ssh| ssh.client),
         ..Facts::default()
     };
-    match Kernel::open() {
-        Ok(mut kernel) => network(&mut kernel, &mut facts),
+    match Rtnetlink::open() {
+        Ok(kernel) => network(&kernel, &mut facts),
         Err(error) => facts.gaps.push(gap("interfaces, addresses, routes and neighbours", &error)),
     }
     facts.settings = setting::read(&mut facts.gaps);
@@ -52,65 +49,36 @@ fn gap(what: &str, error: &io::Error) -> Gap {
     Gap { what: what.to_owned(), why }
 }
 
-fn network(kernel: &mut Kernel, facts: &mut Facts) {
-    let mask = link::without_statistics();
-    let links = all(kernel, dump::LINKS, 0, &mask, "interfaces", &mut facts.gaps, link::read);
-    facts.programs = links.iter().filter(|(_, program)| *program).map(|(link, _)| link.name.clone()).collect();
-    facts.links = links.into_iter().map(|(link, _)| link).collect();
+fn network(kernel: &Rtnetlink, facts: &mut Facts) {
+    all(kernel.links(), "interfaces", facts).into_iter().for_each(|link| route::add_link(link, facts));
     for family in Family::ALL {
-        let number = route::number(family);
-        let gaps = &mut facts.gaps;
-        let what = |what: &str| format!("{what} of {family}");
-        let addresses = all(kernel, dump::ADDRESSES, number, &[], &what("addresses"), gaps, route::address);
-        facts.addresses.extend(addresses);
-        let routes = all(kernel, dump::ROUTES, number, &[], &what("routes"), gaps, route::route);
-        let neighbours = all(kernel, dump::NEIGHBOURS, number, &[], &what("neighbours"), gaps, route::neighbour);
-        facts.neighbours.extend(neighbours);
-        let rules = all(kernel, dump::RULES, number, &[], &what("routing rules"), gaps, route::lookup);
+        let addresses = all(kernel.addresses(family), &format!("addresses of {family}"), facts);
+        addresses.into_iter().for_each(|address| route::add_address(address, facts));
+        let routes = all(kernel.routes(family), &format!("routes of {family}"), facts);
+        let neighbours = all(kernel.neighbours(family), &format!("neighbours of {family}"), facts);
+        neighbours.iter().for_each(|neighbour| route::add_neighbour(neighbour, facts));
+        let rules = all(kernel.rules(family), &format!("routing rules of {family}"), facts);
         facts.policy_routing |= route::unusual(&rules);
-        for told in routes {
-            match told {
-                Told::Route(route) => facts.routes.push(route),
-                Told::FromSome(route) => {
-                    facts.routes.push(route);
-                    facts.policy_routing = true;
-                }
-                Told::OfService => facts.policy_routing = true,
-                Told::Object(route, object) => {
-                    gaps.push(Gap {
-                        what: format!("the way of the route to {}", route.to),
-                        why: format!("it is the nexthop object {object}, which the kernel does not tell with it"),
-                    });
-                    facts.routes.push(route);
-                }
-            }
-        }
+        routes.iter().for_each(|route| route::add_route(route, facts));
     }
 }
 
 /// All of a kind; what is missing of it becomes gaps.
-fn all<T>(
-    kernel: &mut Kernel,
-    subject: Subject,
-    family: u8,
-    attributes: &[u8],
-    what: &str,
-    gaps: &mut Vec<Gap>,
-    read: impl Fn(Message<'_>, &mut Vec<T>) -> Option<()>,
-) -> Vec<T> {
-    match kernel.all(subject, family, attributes, read) {
-        Ok(Answer { found, unread, torn }) => {
+fn all<T>(dump: io::Result<Dump<T>>, what: &str, facts: &mut Facts) -> Vec<T> {
+    let gaps = &mut facts.gaps;
+    match dump {
+        Ok(Dump { objects, unread, interrupted }) => {
             if unread > 0 {
                 gaps.push(Gap {
                     what: format!("{unread} of the {what}"),
                     why: "the kernel's words are not understood".into(),
                 });
             }
-            if torn {
+            if interrupted {
                 let why = "they were changed each time that they were read".into();
                 gaps.push(Gap { what: format!("some of the {what}"), why });
             }
-            found
+            objects
         }
         Err(error) => {
             gaps.push(gap(what, &error));

@@ -46,7 +46,7 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, name: &str, statement: &Json<'a>, of
             lower.act_one(draft, Action::Unknown(statement.words()));
             continue;
         };
-        let of_address = to.addresses.map(|(first, _)| Family::of(first));
+        let of_address = to.addresses.map(|(first, _)| Family::of_address(first));
         if let Some(family) = family.or(of_address).filter(|family| table != (*family).into()) {
             lower.leave(&draft);
             key::only(&mut draft.region, family, table);
@@ -81,7 +81,8 @@ fn rewrite(address: &Json<'_>, port: &Json<'_>, prefix: bool, family: Option<Fam
     };
     if *address != Json::Null {
         let (first, last, length) = addresses(address)?;
-        let same = Family::of(first) == Family::of(last) && family.is_none_or(|family| family == Family::of(first));
+        let same = Family::of_address(first) == Family::of_address(last)
+            && family.is_none_or(|family| family == Family::of_address(first));
         if !same || first > last {
             return None;
         }

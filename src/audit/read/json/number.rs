@@ -183,7 +183,7 @@ impl Kind {
         match self {
             Self::Address(family) => {
                 let address: IpAddr = text.parse().ok()?;
-                (Family::of(address) == family).then(|| set::number_of(address))
+                (Family::of_address(address) == family).then(|| set::number_of(address))
             }
             Self::Protocol => named(&PROTOCOLS),
             Self::State => STATES.iter().find(|(name, _)| *name == text).map(|(_, state)| 1 << state.number()),
@@ -226,7 +226,7 @@ impl Kind {
         if let Self::Address(family) = self {
             let address: IpAddr = of.text_of("addr")?.parse().ok()?;
             let network = IpNetwork::new(address, u8::try_from(length).ok()?).ok()?;
-            return (Family::of(address) == family).then(|| Set::network(network));
+            return (Family::of_address(address) == family).then(|| Set::network(network));
         }
         let first = self.constant(of.get("addr")?)?;
         let rest = self.bits()?.checked_sub(length)?;

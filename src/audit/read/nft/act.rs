@@ -12,7 +12,8 @@ use crate::audit::region::{Field, family_number};
 use crate::audit::ruleset::{Action, Rewrite};
 use crate::audit::set::{Set, address_of};
 use crate::model::{Counter, Family};
-use crate::nft::message::Attributes;
+use crate::nft::message::data_value;
+use crate::sys::netlink::Attributes;
 
 /// `NF_NAT_RANGE_NETMAP` in include/uapi/linux/netfilter/nf_nat.h.
 const NETMAP: u32 = 1 << 6;
@@ -56,7 +57,7 @@ impl<'a> Walk<'a> {
 
     /// `==`, `!=`, `<`, `<=`, `>`, `>=`.
     pub(super) fn cmp(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let (register, operator, value) = (attributes.number(1)?, attributes.number(2)?, attributes.data(3)?);
+        let (register, operator, value) = (attributes.be_u32(1)?, attributes.be_u32(2)?, data_value(attributes, 3)?);
         let (least, most) = (vec![0; value.len()], vec![0xff; value.len()]);
         let words = *["==", "!=", "<", "<=", ">", ">="].get(usize::try_from(operator).ok()?)?;
         self.test(register, words, value, |registers| match operator {
@@ -71,8 +72,8 @@ impl<'a> Walk<'a> {
 
     /// Whether it is between two values.
     pub(super) fn range(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let (register, not) = (attributes.number(1)?, attributes.number(2)? == 1);
-        let (low, high) = (attributes.data(3)?, attributes.data(4)?);
+        let (register, not) = (attributes.be_u32(1)?, attributes.be_u32(2)? == 1);
+        let (low, high) = (data_value(attributes, 3)?, data_value(attributes, 4)?);
         if low.len() != high.len() {
             return None;
         }
@@ -85,9 +86,9 @@ impl<'a> Walk<'a> {
         const INVERTED: u32 = 1;
         let lookup = Lookup {
             set: attributes.text(1)?,
-            key: attributes.number(2)?,
-            data: attributes.number(3),
-            inverted: attributes.number(5).unwrap_or(0) & INVERTED > 0,
+            key: attributes.be_u32(2)?,
+            data: attributes.be_u32(3),
+            inverted: attributes.be_u32(5).unwrap_or(0) & INVERTED > 0,
         };
         self.lookup(&lookup);
         Some(())
@@ -101,7 +102,7 @@ impl<'a> Walk<'a> {
             }
             return Some(());
         }
-        let (register, value) = (expr.attributes.number(1)?, expr.attributes.data(2)?);
+        let (register, value) = (expr.attributes.be_u32(1)?, data_value(expr.attributes, 2)?);
         for branch in &mut self.open {
             branch.registers.put(register, value.iter().map(|byte| Byte::Known(*byte)));
         }
@@ -111,9 +112,9 @@ impl<'a> Walk<'a> {
     /// `snat` and `dnat`.
     pub(super) fn nat(&mut self, attributes: Attributes<'_>) -> Option<()> {
         const SNAT: u32 = 0;
-        let source = attributes.number(1)? == SNAT;
+        let source = attributes.be_u32(1)? == SNAT;
         let word = if source { "snat" } else { "dnat" };
-        let family = match attributes.number(2)? {
+        let family = match attributes.be_u32(2)? {
             2 => Some(Family::Ipv4),
             10 => Some(Family::Ipv6),
             _ => None,
@@ -121,8 +122,8 @@ impl<'a> Walk<'a> {
         if let Some(family) = family {
             self.only(family);
         }
-        let registers = |number| attributes.number(number);
-        let flags = attributes.number(7).unwrap_or(0);
+        let registers = |number| attributes.be_u32(number);
+        let flags = attributes.be_u32(7).unwrap_or(0);
         self.act(|branch| {
             let addresses = addresses(branch, family, registers(3), registers(4));
             let ports = ports(branch, registers(5), registers(6));
@@ -152,7 +153,7 @@ impl<'a> Walk<'a> {
     pub(super) fn nat_here(&mut self, expr: &Expr<'_>) -> Option<()> {
         let masquerade = expr.name == "masq";
         let (first, last) = if masquerade { (2, 3) } else { (1, 2) };
-        let (first, last) = (expr.attributes.number(first), expr.attributes.number(last));
+        let (first, last) = (expr.attributes.be_u32(first), expr.attributes.be_u32(last));
         self.act(|branch| {
             let Ok(ports) = ports(branch, first, last) else {
                 let word = if masquerade { "masquerade" } else { "redirect" };
@@ -231,7 +232,7 @@ impl<'a> Walk<'a> {
 
     /// A counter.
     pub(super) fn count(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let number = |kind| attributes.long(kind).unwrap_or(0);
+        let number = |kind| attributes.be_u64(kind).unwrap_or(0);
         self.counter.get_or_insert(Counter { packets: number(2), bytes: number(1) });
         Some(())
     }
@@ -242,7 +243,7 @@ impl<'a> Walk<'a> {
         const LIMIT: u32 = 4;
         const CONNLIMIT: u32 = 5;
         const SYNPROXY: u32 = 10;
-        match (attributes.number(1), attributes.text(4)) {
+        match (attributes.be_u32(1), attributes.text(4)) {
             (_, Some(map)) => self.doubt(&format!("@{map}")),
             (Some(QUOTA), _) => self.doubt("quota"),
             (Some(LIMIT), _) => self.doubt("limit"),
@@ -257,9 +258,9 @@ impl<'a> Walk<'a> {
 
     /// Something is put into a set. Where that comes with more than a counter, that may say no.
     pub(super) fn dynset(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let one = attributes.inside(7).map(Expr::of);
-        let more = attributes.inside(10).unwrap_or_default();
-        let more = more.each().map(|(_, expr)| Expr::of(Attributes::behind(expr, 0)));
+        let one = attributes.nested(7).map(Expr::of);
+        let more = attributes.nested(10).unwrap_or_default();
+        let more = more.iter().map(|(_, expr)| Expr::of(Attributes::new(expr)));
         let asks: Vec<String> = one.into_iter().chain(more).map(|expr| expr.name).collect();
         for name in asks.iter().filter(|name| !matches!(name.as_str(), "counter" | "last")) {
             self.doubt(name);
@@ -269,7 +270,7 @@ impl<'a> Walk<'a> {
 
     /// A match of x_tables.
     pub(super) fn compat_match(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let (name, revision) = (attributes.text(1)?, attributes.number(2)?);
+        let (name, revision) = (attributes.text(1)?, attributes.be_u32(2)?);
         let info = attributes.get(3).unwrap_or_default();
         if name == "comment" {
             self.comment = xt::comment(info).map(Into::into);
@@ -287,7 +288,7 @@ impl<'a> Walk<'a> {
 
     /// A target of x_tables.
     pub(super) fn compat_target(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let (name, revision) = (attributes.text(1)?, attributes.number(2)?);
+        let (name, revision) = (attributes.text(1)?, attributes.be_u32(2)?);
         let info = attributes.get(3).unwrap_or_default();
         for branch in std::mem::take(&mut self.open) {
             let family = self.family(&branch.region);

@@ -6,8 +6,9 @@ use nftnl_sys::libc;
 
 use super::Numbers;
 use super::ahead::{self, Ahead};
-use crate::nft::message::{Attributes, Message};
+use crate::nft::message::{Message, data_value};
 use crate::nft::transaction::{Connection, KernelError, names};
+use crate::sys::netlink::Attributes;
 
 /// A table by its family, `NFPROTO_…`, and its name.
 pub(super) type TableKey = (u8, String);
@@ -60,7 +61,7 @@ impl<'a> Expr<'a> {
     pub(super) fn of(attributes: Attributes<'a>) -> Self {
         Self {
             name: attributes.text(EXPR_NAME).unwrap_or_default(),
-            attributes: attributes.inside(EXPR_DATA).unwrap_or_default(),
+            attributes: attributes.nested(EXPR_DATA).unwrap_or_default(),
         }
     }
 }
@@ -71,7 +72,7 @@ const EXPR_DATA: u16 = 2;
 impl Rule {
     /// Its expressions; none where it was read ahead.
     pub(super) fn exprs(&self) -> impl Iterator<Item = Expr<'_>> {
-        Attributes::behind(&self.exprs, 0).each().map(|(_, expr)| Expr::of(Attributes::behind(expr, 0)))
+        Attributes::new(&self.exprs).iter().map(|(_, expr)| Expr::of(Attributes::new(expr)))
     }
 
     /// It was read: its bytes are of no use any more.
@@ -198,7 +199,7 @@ fn key(message: Message<'_>) -> Option<TableKey> {
 pub(super) fn table(message: Message<'_>) -> Option<Table> {
     const FLAGS: u16 = 2;
     const DORMANT: u32 = 1;
-    let flags = message.attributes().number(FLAGS).unwrap_or(0);
+    let flags = message.attributes().be_u32(FLAGS).unwrap_or(0);
     Some(Table { key: key(message)?, dormant: flags & DORMANT > 0 })
 }
 
@@ -212,17 +213,17 @@ pub(super) fn chain(message: Message<'_>) -> Option<Chain> {
     const HOOK_PRIORITY: u16 = 2;
     const DROP: u32 = 0;
     let chain = message.attributes();
-    let base = match chain.inside(HOOK) {
+    let base = match chain.nested(HOOK) {
         Some(hook) => Some(Base {
             kind: chain.text(TYPE)?,
-            hook: hook.number(HOOK_NUMBER)?,
-            priority: i32::from_ne_bytes(hook.number(HOOK_PRIORITY)?.to_ne_bytes()),
-            drops: chain.number(POLICY) == Some(DROP),
+            hook: hook.be_u32(HOOK_NUMBER)?,
+            priority: i32::from_ne_bytes(hook.be_u32(HOOK_PRIORITY)?.to_ne_bytes()),
+            drops: chain.be_u32(POLICY) == Some(DROP),
             devices: devices(hook),
         }),
         None => None,
     };
-    Some(Chain { table: key(message)?, name: chain.text(NAME)?, handle: chain.long(HANDLE), base })
+    Some(Chain { table: key(message)?, name: chain.text(NAME)?, handle: chain.be_u64(HANDLE), base })
 }
 
 /// The devices of a hook, each once.
@@ -239,18 +240,18 @@ fn devices(hook: Attributes<'_>) -> Vec<String> {
 fn device_names(hook: Attributes<'_>, list: u16) -> Vec<String> {
     // `NFTA_DEVICE_PREFIX`, since Linux 6.16: all whose names begin so.
     const PREFIX: u16 = 2;
-    let list = hook.inside(list).unwrap_or_default();
+    let list = hook.nested(list).unwrap_or_default();
     let name = |(kind, value): (u16, &[u8])| {
         let name = String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
         if kind == PREFIX { name + "*" } else { name }
     };
-    list.each().map(name).collect()
+    list.iter().map(name).collect()
 }
 
 fn flowtable(message: Message<'_>) -> Option<(TableKey, Vec<String>)> {
     const HOOK: u16 = 3;
     const DEVICES: u16 = 3;
-    let hook = message.attributes().inside(HOOK).unwrap_or_default();
+    let hook = message.attributes().nested(HOOK).unwrap_or_default();
     Some((key(message)?, device_names(hook, DEVICES)))
 }
 
@@ -264,7 +265,7 @@ pub(super) fn rule(message: Message<'_>) -> Option<Rule> {
     Some(Rule {
         table: key(message)?,
         chain: rule.text(CHAIN)?,
-        handle: rule.long(HANDLE),
+        handle: rule.be_u64(HANDLE),
         exprs: bytes(EXPRESSIONS),
         user_data: bytes(USER_DATA),
         ahead: None,
@@ -279,10 +280,10 @@ pub(super) fn set(message: Message<'_>) -> Option<Set> {
     const CONCATENATION: u16 = 2;
     const FIELD_LENGTH: u16 = 1;
     let set = message.attributes();
-    let flags = set.number(FLAGS).unwrap_or(0);
-    let fields = set.inside(DESCRIPTION).and_then(|description| description.inside(CONCATENATION)).unwrap_or_default();
+    let flags = set.be_u32(FLAGS).unwrap_or(0);
+    let fields = set.nested(DESCRIPTION).and_then(|description| description.nested(CONCATENATION)).unwrap_or_default();
     // The header calls it bits, but bytes it is: `nft_set_desc_concat_parse` in net/netfilter/nf_tables_api.c.
-    let length = |field: &[u8]| usize::try_from(Attributes::behind(field, 0).number(FIELD_LENGTH)?).ok();
+    let length = |field: &[u8]| usize::try_from(Attributes::new(field).be_u32(FIELD_LENGTH)?).ok();
     Some(Set {
         table: key(message)?,
         name: set.text(NAME)?,
@@ -290,8 +291,8 @@ pub(super) fn set(message: Message<'_>) -> Option<Set> {
         interval: flags & INTERVAL > 0,
         changing: flags & EVAL > 0,
         objects: flags & OBJECT > 0,
-        key_length: usize::try_from(set.number(KEY_LENGTH)?).ok()?,
-        fields: fields.each().map(|(_, field)| length(field)).collect::<Option<_>>()?,
+        key_length: usize::try_from(set.be_u32(KEY_LENGTH)?).ok()?,
+        fields: fields.iter().map(|(_, field)| length(field)).collect::<Option<_>>()?,
     })
 }
 
@@ -309,9 +310,9 @@ pub(super) fn elements(connection: &mut Connection, set: &Set) -> Result<Vec<Ele
 /// Reads the elements in a message.
 pub(super) fn elements_of(message: Message<'_>, found: &mut Vec<Element>) -> Option<()> {
     const LIST: u16 = 3;
-    let list = message.attributes().inside(LIST).unwrap_or_default();
-    for (_, bytes) in list.each() {
-        found.push(element(Attributes::behind(bytes, 0))?);
+    let list = message.attributes().nested(LIST).unwrap_or_default();
+    for (_, bytes) in list.iter() {
+        found.push(element(Attributes::new(bytes))?);
     }
     Some(())
 }
@@ -325,27 +326,27 @@ fn element(element: Attributes<'_>) -> Option<Element> {
     const EXPRESSIONS: u16 = 11;
     const INTERVAL_END: u32 = 1;
     const CATCH_ALL: u32 = 2;
-    let flags = element.number(FLAGS).unwrap_or(0);
+    let flags = element.be_u32(FLAGS).unwrap_or(0);
     let catch_all = flags & CATCH_ALL > 0;
     let key = match element.get(KEY) {
-        Some(_) => element.data(KEY)?.into(),
+        Some(_) => data_value(element, KEY)?.into(),
         None if catch_all => Box::default(),
         None => return None,
     };
     let key_end = match element.get(KEY_END) {
-        Some(_) => Some(element.data(KEY_END)?.into()),
+        Some(_) => Some(data_value(element, KEY_END)?.into()),
         None => None,
     };
-    let data = match element.inside(DATA) {
+    let data = match element.nested(DATA) {
         Some(data) => Some(match verdict(data) {
             Some(verdict) => Data::Verdict(verdict),
-            None => Data::Value(element.data(DATA)?.into()),
+            None => Data::Value(data_value(element, DATA)?.into()),
         }),
         None => None,
     };
-    let one = element.inside(EXPRESSION).map(Expr::of);
-    let more = element.inside(EXPRESSIONS).unwrap_or_default();
-    let more = more.each().map(|(_, expr)| Expr::of(Attributes::behind(expr, 0)));
+    let one = element.nested(EXPRESSION).map(Expr::of);
+    let more = element.nested(EXPRESSIONS).unwrap_or_default();
+    let more = more.iter().map(|(_, expr)| Expr::of(Attributes::new(expr)));
     let doubtful = one.into_iter().chain(more).any(|expr| !matches!(expr.name.as_str(), "counter" | "last"));
     Some(Element { key, key_end, ends: flags & INTERVAL_END > 0, catch_all, data, doubtful })
 }
@@ -355,6 +356,6 @@ pub(super) fn verdict(data: Attributes<'_>) -> Option<Verdict> {
     const VERDICT: u16 = 2;
     const CODE: u16 = 1;
     const CHAIN: u16 = 2;
-    let verdict = data.inside(VERDICT)?;
-    Some(Verdict { code: verdict.number(CODE)?, chain: verdict.text(CHAIN) })
+    let verdict = data.nested(VERDICT)?;
+    Some(Verdict { code: verdict.be_u32(CODE)?, chain: verdict.text(CHAIN) })
 }

@@ -8,9 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-
-use crate::sys::netlink::{self, QUESTION, attributes, message, put_attribute};
+use crate::sys::netlink::{Bus, Message, Request, Socket, put_attribute};
 
 /// `NFNL_SUBSYS_IPSET` and `IPSET_CMD_GET_BYINDEX`, the kind of the question and of its answer.
 const GET_BY_INDEX: u16 = 6 << 8 | 15;
@@ -47,18 +45,17 @@ impl Ipsets {
 }
 
 fn ask(number: u16) -> io::Result<Option<String>> {
-    let mut question = Vec::new();
-    put_attribute(&mut question, key::PROTOCOL, &[PROTOCOL]);
-    put_attribute(&mut question, key::INDEX, &number.to_be_bytes());
-    let question = message(GET_BY_INDEX, QUESTION, 0, 0, 1, &question);
-    Ok(netlink::ask(&netlink::open(NETLINK_NETFILTER)?, &question)?.and_then(|answer| name_in(&answer)))
+    let mut request = Request::netfilter(GET_BY_INDEX, 0, 0);
+    put_attribute(&mut request.body, key::PROTOCOL, &[PROTOCOL]);
+    put_attribute(&mut request.body, key::INDEX, &number.to_be_bytes());
+    let mut name = None;
+    Socket::open(Bus::Netfilter)?.get(&request, |message| name = name.take().or_else(|| name_in(message)))?;
+    Ok(name)
 }
 
-/// The name that an answer gives, behind the header of netfilter.
-fn name_in(answer: &[u8]) -> Option<String> {
-    let (_, name) = attributes(answer.get(4..)?).find(|(kind, _)| *kind == key::SET_NAME)?;
-    let name = name.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
-    Some(String::from_utf8_lossy(name).into_owned())
+/// Reads the name in an answer, after the header of netfilter.
+fn name_in(answer: Message<'_>) -> Option<String> {
+    answer.attributes(4).text(key::SET_NAME).filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -67,6 +64,9 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_name_or_none() {
+        fn name_in(body: &[u8]) -> Option<String> {
+            super::name_in(Message { kind: GET_BY_INDEX, flags: 0, seq: 1, body })
+        }
         let mut answer = vec![0; 4];
         put_attribute(&mut answer, key::PROTOCOL, &[PROTOCOL]);
         assert_eq!(name_in(&answer), None);

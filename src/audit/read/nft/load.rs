@@ -8,7 +8,8 @@ use super::value::{Byte, Source, in_host_order, in_network_order};
 use crate::audit::region::{Field, Region};
 use crate::audit::set::Set;
 use crate::model::Family;
-use crate::nft::message::Attributes;
+use crate::nft::message::data_value;
+use crate::sys::netlink::Attributes;
 
 /// The protocols whose header begins with two ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
 const WITH_PORTS: [u128; 5] = [6, 17, 33, 132, 136];
@@ -103,46 +104,46 @@ impl Walk<'_> {
     pub(super) fn load_or_set(&mut self, expr: &Expr<'_>) -> Option<()> {
         let attributes = expr.attributes;
         match expr.name.as_str() {
-            "meta" => match attributes.number(3) {
-                Some(from) => self.set_meta(attributes.number(2)?, from),
-                None => self.meta(attributes.number(1)?, attributes.number(2)?),
+            "meta" => match attributes.be_u32(3) {
+                Some(from) => self.set_meta(attributes.be_u32(2)?, from),
+                None => self.meta(attributes.be_u32(1)?, attributes.be_u32(2)?),
             },
-            "ct" => match attributes.number(4) {
-                Some(from) => self.set_ct(attributes.number(2)?, from),
+            "ct" => match attributes.be_u32(4) {
+                Some(from) => self.set_ct(attributes.be_u32(2)?, from),
                 None => {
                     let direction = attributes.get(3).and_then(|bytes| bytes.first()).copied();
-                    self.ct(attributes.number(1)?, attributes.number(2)?, direction);
+                    self.ct(attributes.be_u32(1)?, attributes.be_u32(2)?, direction);
                 }
             },
-            "payload" => match attributes.number(5) {
-                Some(_) => self.set_payload(attributes.number(2)?, attributes.number(3)?, attributes.number(4)?),
+            "payload" => match attributes.be_u32(5) {
+                Some(_) => self.set_payload(attributes.be_u32(2)?, attributes.be_u32(3)?, attributes.be_u32(4)?),
                 None => self.payload(
-                    attributes.number(1)?,
-                    attributes.number(2)?,
-                    attributes.number(3)?,
-                    attributes.number(4)?,
+                    attributes.be_u32(1)?,
+                    attributes.be_u32(2)?,
+                    attributes.be_u32(3)?,
+                    attributes.be_u32(4)?,
                 ),
             },
-            "fib" => self.fib(attributes.number(1)?, attributes.number(2)?, attributes.number(3)?),
+            "fib" => self.fib(attributes.be_u32(1)?, attributes.be_u32(2)?, attributes.be_u32(3)?),
             // Of options of the packet that are set nothing depends.
-            "exthdr" if attributes.number(7).is_some() => {}
+            "exthdr" if attributes.be_u32(7).is_some() => {}
             "exthdr" => {
                 // One that is taken away has no register.
-                if let Some(register) = attributes.number(1) {
+                if let Some(register) = attributes.be_u32(1) {
                     self.unknown(register, "exthdr");
                 }
             }
             "numgen" => {
-                let kind = if attributes.number(3) == Some(0) { "inc" } else { "random" };
-                let words = format!("numgen {kind} mod {}", attributes.number(2).unwrap_or(0));
-                self.unknown(attributes.number(1)?, &words);
+                let kind = if attributes.be_u32(3) == Some(0) { "inc" } else { "random" };
+                let words = format!("numgen {kind} mod {}", attributes.be_u32(2).unwrap_or(0));
+                self.unknown(attributes.be_u32(1)?, &words);
             }
             "hash" => {
-                let kind = if attributes.number(7) == Some(1) { "symhash" } else { "jhash" };
-                self.unknown(attributes.number(2)?, &format!("{kind} mod {}", attributes.number(4).unwrap_or(0)));
+                let kind = if attributes.be_u32(7) == Some(1) { "symhash" } else { "jhash" };
+                self.unknown(attributes.be_u32(2)?, &format!("{kind} mod {}", attributes.be_u32(4).unwrap_or(0)));
             }
-            "socket" => self.unknown(attributes.number(2)?, "socket"),
-            name => self.unknown(attributes.number(1)?, name),
+            "socket" => self.unknown(attributes.be_u32(2)?, "socket"),
+            name => self.unknown(attributes.be_u32(1)?, name),
         }
         Some(())
     }
@@ -281,10 +282,10 @@ impl Walk<'_> {
     /// `(register & mask) ^ xor`, and shifts.
     pub(super) fn bitwise(&mut self, attributes: Attributes<'_>) -> Option<()> {
         const MASK_AND_XOR: u32 = 0;
-        let (from, to) = (attributes.number(1)?, attributes.number(2)?);
-        let length = usize::try_from(attributes.number(3)?).ok()?;
-        let boolean = attributes.number(6).unwrap_or(MASK_AND_XOR) == MASK_AND_XOR;
-        let operands = boolean.then(|| Some((attributes.data(4)?, attributes.data(5)?))).flatten();
+        let (from, to) = (attributes.be_u32(1)?, attributes.be_u32(2)?);
+        let length = usize::try_from(attributes.be_u32(3)?).ok()?;
+        let boolean = attributes.be_u32(6).unwrap_or(MASK_AND_XOR) == MASK_AND_XOR;
+        let operands = boolean.then(|| Some((data_value(attributes, 4)?, data_value(attributes, 5)?))).flatten();
         let shifted = self.word("bits that were shifted");
         self.each_value(from, to, length, |bytes| match operands {
             Some((mask, xor)) => {
@@ -299,9 +300,9 @@ impl Walk<'_> {
 
     /// Turns numbers round.
     pub(super) fn byteorder(&mut self, attributes: Attributes<'_>) -> Option<()> {
-        let (from, to) = (attributes.number(1)?, attributes.number(2)?);
-        let length = usize::try_from(attributes.number(4)?).ok()?;
-        let size = usize::try_from(attributes.number(5)?).ok().filter(|size| (1..=8).contains(size))?;
+        let (from, to) = (attributes.be_u32(1)?, attributes.be_u32(2)?);
+        let length = usize::try_from(attributes.be_u32(4)?).ok()?;
+        let size = usize::try_from(attributes.be_u32(5)?).ok().filter(|size| (1..=8).contains(size))?;
         self.each_value(from, to, length, |bytes| {
             if cfg!(target_endian = "little") {
                 bytes.chunks_mut(size).for_each(<[Byte]>::reverse);

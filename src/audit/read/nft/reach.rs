@@ -86,7 +86,7 @@ fn set_of(expr: &Expr<'_>) -> Option<String> {
 /// The verdict that an expression gives.
 pub(super) fn verdict_of(expr: &Expr<'_>) -> Option<Verdict> {
     const DATA: u16 = 2;
-    (expr.name == "immediate").then(|| expr.attributes.inside(DATA).and_then(verdict)).flatten()
+    (expr.name == "immediate").then(|| expr.attributes.nested(DATA).and_then(verdict)).flatten()
 }
 
 fn target(verdict: Verdict) -> Option<String> {

@@ -236,7 +236,7 @@ impl<'a> Walk<'a> {
     fn expr(&mut self, expr: &Expr<'_>) {
         let known = match expr.name.as_str() {
             // What loads.
-            "numgen" if expr.attributes.number(2) == Some(1) => self.number_of_one(expr),
+            "numgen" if expr.attributes.be_u32(2) == Some(1) => self.number_of_one(expr),
             "meta" | "ct" | "payload" | "fib" | "exthdr" | "rt" | "socket" | "osf" | "hash" | "numgen" | "xfrm"
             | "tunnel" => self.load_or_set(expr),
             "bitwise" => self.bitwise(expr.attributes),
@@ -280,7 +280,7 @@ impl<'a> Walk<'a> {
     /// `numgen inc mod 1`: of one number it is always the first, which is the offset (`nft_ng_inc_gen` and `nft_ng_random_gen`
     /// in net/netfilter/nft_numgen.c).
     fn number_of_one(&mut self, expr: &Expr<'_>) -> Option<()> {
-        let (register, offset) = (expr.attributes.number(1)?, expr.attributes.number(4).unwrap_or(0));
+        let (register, offset) = (expr.attributes.be_u32(1)?, expr.attributes.be_u32(4).unwrap_or(0));
         for branch in &mut self.open {
             branch.registers.put(register, offset.to_ne_bytes().map(Byte::Known));
         }

@@ -6,7 +6,8 @@ use crate::audit::region::{Condition, Field};
 use crate::audit::ruleset::{Action, Rewrite, Rule};
 use crate::audit::set::Set;
 use crate::nft::message::Message;
-use crate::sys::netlink::{NESTED, message, put_attribute};
+use crate::sys::netlink::message::{netfilter_header, put_message};
+use crate::sys::netlink::{NESTED, put_attribute};
 
 /// The value of an attribute.
 #[derive(Clone, Copy)]
@@ -58,7 +59,10 @@ fn rule(exprs: &[Expr<'_>]) -> Vec<u8> {
 
 /// A message about something in a table of family inet.
 fn whole(of: &[(u16, Value<'_>)]) -> Vec<u8> {
-    message(0, 0, 1, 0, 0, &attributes(of))
+    let mut bytes = Vec::new();
+    let body = [&netfilter_header(1, 0), attributes(of).as_slice()].concat();
+    put_message(&mut bytes, 0, 0, 0, &body);
+    bytes
 }
 
 /// Reads messages as the kernel's answers, with and without reading rules ahead, which must be the same; those that cannot be
@@ -72,13 +76,10 @@ fn read(rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
 fn read_either(ahead: bool, rules: &[Vec<u8>], sets: &[Vec<u8>], elements: &[Vec<u8>]) -> Ruleset {
     let (links, ipsets) = (HashMap::new(), Ipsets::default());
     let numbers = Numbers { links: &links, ipsets: &ipsets };
-    let of = |bytes: &[u8]| Message::split(bytes).map(|(message, _)| message.bytes().to_vec());
     let mut dump = Dump { tables: vec![dump::Table { key: (1, "t".into()), dormant: false }], ..Dump::default() };
     let hook = attributes(&[(1, Number(0)), (2, Number(5))]);
     let base = whole(&[(1, Text("t")), (3, Text("c")), (4, Bytes(&hook)), (5, Number(0)), (7, Text("nat"))]);
-    for bytes in [base.clone()].iter().filter_map(|bytes| of(bytes)) {
-        dump.chains.extend(Message::split(&bytes).and_then(|(message, _)| dump::chain(message)));
-    }
+    dump.chains.extend(Message::split(&base).and_then(|(message, _)| dump::chain(message)));
     dump.rules = rules.iter().filter_map(|bytes| dump::rule(Message::split(bytes)?.0)).collect();
     if ahead {
         dump.rules.iter_mut().for_each(|rule| ahead::read(rule, numbers));

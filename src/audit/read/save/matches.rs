@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::audit::read::xt;
 use crate::audit::region::{Condition, DST_NAT, Field, Region, SRC_NAT, State, states};
 use crate::audit::set::{Set, number_of};
-use crate::iptables::words::Words;
+use crate::iptables::quoting::Words;
 use crate::model::Family;
 
 /// Kinds of addresses by their names in `-m addrtype`, in the order of `RTN_…` in include/uapi/linux/rtnetlink.h.
@@ -213,7 +213,7 @@ impl Reading {
         let (address, mask) = text.split_once('/').ok_or("an address is not one")?;
         let number = |text: &str| {
             let address: IpAddr = text.parse().ok()?;
-            (Family::of(address) == self.family).then(|| number_of(address))
+            (Family::of_address(address) == self.family).then(|| number_of(address))
         };
         let (value, mask) = number(address).zip(number(mask)).ok_or("an address is not one of its family")?;
         self.region.ask(Condition::Bits { field, mask, value: value & mask, not: self.not });

@@ -9,8 +9,8 @@ use std::collections::HashSet;
 
 use super::super::region::Region;
 use super::super::ruleset::{Action, Base, Case, Gap, Rule, Ruleset, Table, TableFamily, Tool, base_of_iptables};
+use crate::iptables::quoting::{self, Words};
 use crate::iptables::save::{counter_of, logical_lines};
-use crate::iptables::words::{self, Words};
 use crate::model::error::printable;
 use crate::model::{Counter, Family};
 
@@ -109,7 +109,7 @@ impl Reader {
             let (counter, rest) = counted(words).ok_or_else(|| error("counters are `[PACKETS:BYTES]`"))?;
             let rest = rest.strip_prefix("-A ").ok_or_else(|| error("a rule begins with `-A`"))?;
             let (chain, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-            let split = words::split(rest).ok_or_else(|| error("a quote is not closed"))?;
+            let split = quoting::split(rest).ok_or_else(|| error("a quote is not closed"))?;
             let mut rule = open.rule(&split).map_err(error)?;
             rule.counter = counter;
             rule.line = Some(line);
@@ -155,7 +155,7 @@ impl Open {
 
     fn rule(&self, split: &[String]) -> Result<Rule, &'static str> {
         let mut reading = matches::Reading::new(self.family);
-        let mut words = Words::of(split);
+        let mut words = Words::new(split);
         let mut rule = Rule::default();
         let mut actions = Vec::new();
         while let Some(word) = words.next() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::matches::{mark, network};
 use crate::audit::region::Field;
 use crate::audit::ruleset::{Action, Rewrite};
-use crate::iptables::words::Words;
+use crate::iptables::quoting::Words;
 use crate::model::Family;
 
 /// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).
@@ -115,7 +115,8 @@ fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
             Some(address(first).zip(address(last))?)
         }
     };
-    if addresses.is_some_and(|(first, last)| Family::of(first) != family || Family::of(last) != family) {
+    if addresses.is_some_and(|(first, last)| Family::of_address(first) != family || Family::of_address(last) != family)
+    {
         return None;
     }
     let (ports, base) =

@@ -1,20 +1,20 @@
-//! The card of a namespace in a drawing: its lines, from top to bottom, and where its links have their plugs.
+//! The card of a namespace in a drawing: its lines of text, from top to bottom, and the plugs of its links.
 //!
-//! Widths are those of a monospaced font of the browser's choice, rounded up, so a drawing needs no particular font.
-//! Link-local addresses, hardware addresses, routes to the card's own subnets and `lo` where there is more are left out:
-//! a drawing shows what somebody chose, and comes out the same for the same lab.
+//! Widths are those of a common monospaced font, rounded up, so a drawing needs no particular font. Cards omit
+//! link-local addresses, hardware addresses, connected routes, and `lo` if there are other links. So a drawing shows
+//! the user's choices, and the same lab always gives the same drawing.
 
-use super::{Link, Peer, Space, State};
+use super::{Link, NamespaceView, Peer, State};
 use crate::model::error::printable;
 
-/// Height of a line, in pixels; so are all lengths.
+/// The height of a line. All lengths here are in pixels.
 const LINE: i32 = 18;
-/// Width of a character: at most 0.62 of the 13 pixels of the font in the fonts that are common.
+/// The width of a character. Common monospaced fonts need at most 0.62 of the font size, which is 13 pixels.
 const CHARACTER: i32 = 8;
-/// Between the edge of a card, or of a frame in it, and what is inside.
+/// The space between the edge of a card or frame and its content.
 pub(super) const PAD: i32 = 12;
 
-/// What a line is.
+/// The class of a line in the style sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Title,
@@ -24,7 +24,7 @@ pub(super) enum Style {
     Missing,
 }
 
-/// A line, placed from the upper left corner of its card; `y` is where its letters stand.
+/// A line of text. `x` and `y` count from the card's upper left corner, and `y` is the baseline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
     pub x: i32,
@@ -33,7 +33,8 @@ pub(super) struct Line {
     pub style: Style,
 }
 
-/// A box in a card, placed in the same way: a bridge with its ports, or a container without a network of its own.
+/// A box in a card: a bridge with its ports, or a container on the host's network. `x` and `y` count from the card's
+/// upper left corner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Frame {
     pub x: i32,
@@ -42,20 +43,20 @@ pub(super) struct Frame {
     pub height: i32,
 }
 
-/// A card, not placed yet.
+/// A card without a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Card {
     pub width: i32,
     pub height: i32,
     pub lines: Vec<Line>,
     pub frames: Vec<Frame>,
-    /// The links that it shows, each with the height of the middle of its name.
+    /// The links with a plug, each with the vertical middle of its name.
     pub plugs: Vec<(String, i32)>,
 }
 
 impl Card {
-    /// Lays out what is told of a namespace.
-    pub fn new(space: &Space) -> Self {
+    /// Creates the card of a namespace.
+    pub fn new(space: &NamespaceView) -> Self {
         let mut card = Self { width: 0, height: PAD, lines: Vec::new(), frames: Vec::new(), plugs: Vec::new() };
         card.line(PAD, space.title(), Style::Title);
         let state = if space.here { space.forwards() } else { None };
@@ -78,7 +79,7 @@ impl Card {
         for container in &space.containers {
             card.framed(|card| card.line(2 * PAD, format!("container {container} (network host)"), Style::Name));
         }
-        for route in space.told_routes().filter(|route| route.via.is_some() || route.kind != "unicast") {
+        for route in space.shown_routes().filter(|route| route.via.is_some() || route.kind != "unicast") {
             let via = route.via.map(|via| format!(" via {via}")).unwrap_or_default();
             let kind = if route.kind == "unicast" { String::new() } else { format!("{} ", route.kind) };
             card.line(PAD, format!("{kind}{}{via}", route.destination()), Style::Note);
@@ -110,7 +111,7 @@ impl Card {
         self.addresses(x, link);
     }
 
-    /// Puts a frame around some lines.
+    /// Adds a frame around the lines that `lines` adds.
     fn framed(&mut self, lines: impl FnOnce(&mut Self)) {
         self.height += PAD / 2;
         let (y, first) = (self.height, self.lines.len());
@@ -123,7 +124,7 @@ impl Card {
     }
 }
 
-/// Where a line ends.
+/// Returns the right edge of a line.
 fn end(line: &Line) -> i32 {
     line.x + i32::try_from(line.text.chars().count()).unwrap_or(0) * CHARACTER
 }

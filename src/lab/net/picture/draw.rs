@@ -1,14 +1,14 @@
-//! A picture as SVG: a card for each namespace, a wire for each pair, with the fonts that every viewer has.
+//! Draws a picture as SVG: a card for each namespace, and a wire for each veth pair.
 //!
-//! It is one file without scripts or anything to load, and XML whatever links are called: the crate escapes what markup
-//! is made of, and what XML 1.0 has no place for at all (section 2.2) is made printable before.
+//! The SVG is one file without scripts or external references. It is valid XML for any link name: the `svg` crate
+//! escapes markup, and characters that XML 1.0 forbids (section 2.2) are made printable first.
 
 use svg::Document;
 use svg::node::element::{Circle, Description, Group, Path, Rectangle, Style as Sheet, Text, Title};
 
 use super::Picture;
 use super::card::Style;
-use super::place::{Placed, Wire, place};
+use super::place::{PlacedCard, Wire, layout};
 use crate::model::error::printable;
 
 const SHEET: &str = "
@@ -25,9 +25,9 @@ text { font: 13px monospace; fill: #1f2328 }
 .plug { fill: #0550ae }
 ";
 
-/// Draws a lab.
+/// Returns the picture of a lab as SVG.
 pub fn svg(picture: &Picture) -> String {
-    let drawing = place(picture);
+    let drawing = layout(picture);
     let about = "Boxes are network namespaces, boxes in them bridges with their ports; a line is a pair of links.";
     let background = Rectangle::new().set("width", "100%").set("height", "100%").set("fill", "#fff");
     let mut document = Document::new()
@@ -42,8 +42,8 @@ pub fn svg(picture: &Picture) -> String {
     for placed in &drawing.cards {
         document = document.add(card(placed));
     }
-    for one in &drawing.wires {
-        document = document.add(wire(one));
+    for edge in &drawing.wires {
+        document = document.add(wire(edge));
     }
     format!("{document}\n")
 }
@@ -53,8 +53,8 @@ fn rectangle(class: &str, (x, y): (i32, i32), (width, height): (i32, i32)) -> Re
     place.set("rx", 6).set("class", class)
 }
 
-fn card(placed: &Placed) -> Group {
-    let Placed { x, y, card, here } = placed;
+fn card(placed: &PlacedCard) -> Group {
+    let PlacedCard { x, y, card, here } = placed;
     let class = if *here { "card" } else { "gone" };
     let mut group = Group::new().add(rectangle(class, (*x, *y), (card.width, card.height)));
     for frame in &card.frames {
@@ -68,7 +68,7 @@ fn card(placed: &Placed) -> Group {
             Style::Note => "note",
             Style::Missing => "missing",
         };
-        let text = Text::new(sayable(&line.text)).set("x", x + line.x).set("y", y + line.y);
+        let text = Text::new(escape_xml(&line.text)).set("x", x + line.x).set("y", y + line.y);
         group = group.add(text.set("class", class));
     }
     group
@@ -91,7 +91,7 @@ fn wire(wire: &Wire) -> Group {
     group
 }
 
-/// Escapes the characters that XML cannot say, not even by number.
-fn sayable(text: &str) -> String {
+/// Escapes control characters, and the characters that XML 1.0 forbids even as character references.
+fn escape_xml(text: &str) -> String {
     printable(text).replace('\u{fffe}', "\\u{fffe}").replace('\u{ffff}', "\\u{ffff}")
 }

@@ -1,75 +1,76 @@
-//! Where the cards of a drawing go, and the wires between them. The same picture is placed the same way every time.
+//! The layout of a drawing: the positions of cards and wires. The same picture always has the same layout.
 //!
 //! ```text
 //!   column 0     gutter     column 1     gutter     column 2
 //!  ┌────────┐              ┌────────┐
 //!  │  host  ├──────────────┤  red   ├┐
-//!  │        ├──────╮       └────────┘│ ends in one column: around, in lanes of the gutter behind it
+//!  │        ├──────╮       └────────┘│ both ends in one column: a lane in the gutter
 //!  └────────┘      │       ┌────────┐│
 //!                  ╰───────┤  blue  ├┘
 //!                          └────────┘
 //!  ┌────────┐  ┌────────┐
-//!  │ alone  │  │ none   │   those that no wire leads to, below
+//!  │ alone  │  │ none   │   cards without wires, below
 //!  └────────┘  └────────┘
 //! ```
-//! A card's column is how many wires it is away from the first one, so a wire joins neighbouring columns or stays in
-//! one, and never meets a card.
+//! A card's column is its distance from the first card, counted in wires. So each wire joins neighbouring columns or
+//! stays in one column, and never crosses a card.
 
 use std::collections::VecDeque;
 
 use super::card::Card;
 use super::{Peer, Picture, State};
 
-/// Around everything.
+/// The space around the drawing.
 const MARGIN: i32 = 24;
-/// Between a card and the one below it.
+/// The vertical space between two cards.
 const GAP: i32 = 20;
-/// Between columns, besides the lanes.
+/// The space between two columns, without the lanes.
 const GUTTER: i32 = 90;
-/// Between two lanes.
+/// The space between two lanes.
 const LANE: i32 = 14;
-/// How many cards without wires are beside each other.
-const IN_A_ROW: usize = 4;
+/// The number of unconnected cards in a row.
+const CARDS_PER_ROW: usize = 4;
 
-/// A card in its place: that of its upper left corner.
+/// A card with the position of its upper left corner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placed {
+pub(super) struct PlacedCard {
     pub x: i32,
     pub y: i32,
     pub card: Card,
-    /// Whether its namespace is there.
+    /// True if the namespace exists.
     pub here: bool,
 }
 
-/// A pair of links.
+/// The wire of a veth pair, from plug to plug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wire {
     pub from: (i32, i32),
     pub to: (i32, i32),
-    /// Where it runs up or down when both ends are in one column.
+    /// The horizontal position of the vertical part, if both ends are in one column.
     pub lane: Option<i32>,
-    /// Whether packets go through.
+    /// True if both ends are up.
     pub up: bool,
 }
 
-/// A drawing.
+/// All cards and wires with their positions, and the size of the drawing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Drawing {
     pub width: i32,
     pub height: i32,
-    pub cards: Vec<Placed>,
+    pub cards: Vec<PlacedCard>,
     pub wires: Vec<Wire>,
 }
 
-/// A pair: each end is a namespace and a link in it, by their places in the picture.
+/// A veth pair: the indexes of namespace and link for each end, and true if both ends are up.
 type Pair = ([(usize, usize); 2], bool);
 
-/// Places everything.
-pub(super) fn place(picture: &Picture) -> Drawing {
+/// Returns the layout of a picture.
+pub(super) fn layout(picture: &Picture) -> Drawing {
     let pairs = pairs(picture);
-    let of = |space: &super::Space| Placed { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
+    let unplaced =
+        |space: &super::NamespaceView| PlacedCard { x: MARGIN, y: MARGIN, card: Card::new(space), here: space.here };
     let mut drawing =
-        Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(of).collect(), wires: Vec::new() };
+        Drawing { width: 0, height: MARGIN, cards: picture.spaces.iter().map(unplaced).collect(), wires: Vec::new() };
     let (mut alone, mut seen) = (Vec::new(), vec![false; picture.spaces.len()]);
     for first in 0..picture.spaces.len() {
         if seen.get(first) != Some(&false) {
@@ -79,22 +80,22 @@ pub(super) fn place(picture: &Picture) -> Drawing {
         if columns.len() == 1 && !pairs.iter().any(|(ends, _)| ends.iter().all(|(space, _)| *space == first)) {
             alone.push(first);
         } else {
-            drawing.band(&columns, &pairs, picture);
+            drawing.place_connected(&columns, &pairs, picture);
         }
     }
-    alone.chunks(IN_A_ROW).for_each(|row| drawing.row(row));
+    alone.chunks(CARDS_PER_ROW).for_each(|row| drawing.place_row(row));
     drawing.width += MARGIN;
     drawing.height += MARGIN - GAP;
     drawing
 }
 
-/// All pairs, each once, in the order in which their first ends are told.
+/// Returns each veth pair once, in the order of its first end.
 fn pairs(picture: &Picture) -> Vec<Pair> {
     let mut pairs: Vec<Pair> = Vec::new();
     for (space, told) in picture.spaces.iter().enumerate() {
         for (link, end) in told.links.iter().enumerate() {
             let Some(Peer::Link { namespace, name }) = &end.peer else { continue };
-            let Some(there) = picture.spaces.iter().position(|space| space.site == *namespace) else { continue };
+            let Some(there) = picture.spaces.iter().position(|space| space.location == *namespace) else { continue };
             let links = picture.spaces.get(there).map(|space| &space.links);
             let Some((other, peer)) =
                 links.and_then(|links| links.iter().enumerate().find(|(_, link)| link.name == *name))
@@ -110,8 +111,8 @@ fn pairs(picture: &Picture) -> Vec<Pair> {
     pairs
 }
 
-/// The namespaces that wires lead to from one, by how many it takes; in a column those whose wires begin higher are first,
-/// so that few wires cross.
+/// Returns the namespaces connected to `first`, by distance in wires. Within a column, those with the higher wires come
+/// first, so that few wires cross.
 fn columns(
     first: usize,
     pairs: &[Pair],
@@ -120,8 +121,8 @@ fn columns(
 ) -> Vec<Vec<usize>> {
     let mut columns: Vec<Vec<usize>> = Vec::new();
     let mut queue = VecDeque::from([(first, 0)]);
-    let mut mark = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
-    mark(first);
+    let mut identity = |space: usize| seen.get_mut(space).is_some_and(|seen| !std::mem::replace(seen, true));
+    identity(first);
     while let Some((space, column)) = queue.pop_front() {
         match columns.get_mut(column) {
             Some(column) => column.push(space),
@@ -133,14 +134,14 @@ fn columns(
             ends.extend((other.0 == space).then(|| (height(other.0, other.1), one.0)));
         }
         ends.sort_unstable();
-        queue.extend(ends.into_iter().filter(|(_, there)| mark(*there)).map(|(_, there)| (there, column + 1)));
+        queue.extend(ends.into_iter().filter(|(_, there)| identity(*there)).map(|(_, there)| (there, column + 1)));
     }
     columns
 }
 
 impl Drawing {
-    /// Places namespaces that wires join, below what is placed already, each column in the middle of the highest.
-    fn band(&mut self, columns: &[Vec<usize>], pairs: &[Pair], picture: &Picture) {
+    /// Places connected namespaces below the cards placed so far. Each column is centred vertically on the tallest one.
+    fn place_connected(&mut self, columns: &[Vec<usize>], pairs: &[Pair], picture: &Picture) {
         let tall = |column: &[usize]| self.height_of(column);
         let highest = columns.iter().map(|column| tall(column)).max().unwrap_or(0);
         let mut x = MARGIN;
@@ -153,7 +154,7 @@ impl Drawing {
                 y += placed.card.height + GAP;
                 width = width.max(placed.card.width);
             }
-            // Cards of a column are equally wide, so a wire around does not meet a wider one.
+            // Cards of a column get the same width, so a wire in a lane does not cross a wider card.
             column.iter().for_each(|index| self.cards.get_mut(*index).into_iter().for_each(|card| card.widen(width)));
             let mut lanes = 0;
             for (ends, up) in pairs.iter().filter(|(ends, _)| ends.iter().all(|(space, _)| column.contains(space))) {
@@ -177,8 +178,8 @@ impl Drawing {
         self.height += highest + GAP;
     }
 
-    /// Places namespaces that no wire leads to beside each other.
-    fn row(&mut self, row: &[usize]) {
+    /// Places namespaces without wires in a row.
+    fn place_row(&mut self, row: &[usize]) {
         let (mut x, mut tall) = (MARGIN, 0);
         for index in row {
             let Some(placed) = self.cards.get_mut(*index) else { continue };
@@ -195,13 +196,13 @@ impl Drawing {
         heights.sum::<i32>() - GAP
     }
 
-    /// How far below the upper edge of its card a link has its plug.
+    /// Returns the distance of a link's plug from the upper edge of its card.
     fn plug(&self, space: usize, link: usize, picture: &Picture) -> Option<i32> {
         let name = &picture.spaces.get(space)?.links.get(link)?.name;
         self.cards.get(space)?.card.plugs.iter().find(|(plug, _)| plug == name).map(|(_, y)| *y)
     }
 
-    /// Adds a wire; an end is on the right side of its card, or on the left.
+    /// Adds a wire. `true` in an end means the right edge of its card, `false` the left one.
     fn wire(&mut self, ends: [((usize, usize), bool); 2], lane: Option<i32>, up: bool, picture: &Picture) {
         let place = |((space, link), right): ((usize, usize), bool)| {
             let placed = self.cards.get(space)?;
@@ -213,7 +214,7 @@ impl Drawing {
     }
 }
 
-impl Placed {
+impl PlacedCard {
     fn widen(&mut self, width: i32) {
         let more = width - self.card.width;
         self.card.width = width;

@@ -1,10 +1,12 @@
-//! Pictures by hand, for tests.
+//! Sample pictures for tests.
 
 use super::*;
+use crate::lab::net::description::Attachment;
 use crate::lab::net::plan::Step;
+use crate::lab::net::{Location, NetnsName};
 
-pub(super) fn site(name: &str) -> Site {
-    Site((name != "host").then(|| name.parse().expect("name")))
+pub(super) fn location(name: &str) -> Location {
+    Location((name != "host").then(|| name.parse().expect("name")))
 }
 
 pub(super) fn link(index: u32, name: &str, kind: &str, addresses: &[&str]) -> Link {
@@ -25,12 +27,12 @@ pub(super) fn joined(link: Link, bridge: &str) -> Link {
 }
 
 pub(super) fn to(link: Link, space: &str, name: &str) -> Link {
-    Link { peer: Some(Peer::Link { namespace: site(space), name: name.into() }), ..link }
+    Link { peer: Some(Peer::Link { namespace: location(space), name: name.into() }), ..link }
 }
 
-pub(super) fn space(name: &str, links: Vec<Link>) -> Space {
-    Space {
-        site: site(name),
+pub(super) fn space(name: &str, links: Vec<Link>) -> NamespaceView {
+    NamespaceView {
+        location: location(name),
         network: None,
         containers: Vec::new(),
         publish: Vec::new(),
@@ -50,7 +52,7 @@ pub(super) fn route(to: &str, via: Option<&str>, dev: &str) -> Route {
     Route { to: to.parse().expect("prefix"), kind: "unicast", via, dev: Some(dev.into()), src: None }
 }
 
-pub(super) fn picture(spaces: Vec<Space>) -> Picture {
+pub(super) fn picture(spaces: Vec<NamespaceView>) -> Picture {
     Picture { lab: "sample".parse().expect("name"), host: None, spaces }
 }
 
@@ -73,8 +75,8 @@ pub(super) fn red_blue() -> Picture {
     picture(vec![red, blue])
 }
 
-/// A host with a bridge, a container at it with a process, one with nothing, one with the host's network, one that is gone,
-/// and what others made.
+/// Returns a host with a bridge and a foreign veth end. Containers: one at the bridge with a process, one without a
+/// network, one on the host's network. A namespace is missing.
 pub(super) fn docker() -> Picture {
     let mut host = space(
         "host",
@@ -103,13 +105,15 @@ pub(super) fn docker() -> Picture {
         state: "FAILED".into(),
     }];
     web.processes = vec![Process { pid: 4711, inside: Some(1), name: "httpd\u{7}".into() }];
-    let alone = Space { network: Some(Attachment::None), ..space("alone", vec![link(1, "lo", "", &["127.0.0.1/8"])]) };
+    let alone =
+        NamespaceView { network: Some(Attachment::None), ..space("alone", vec![link(1, "lo", "", &["127.0.0.1/8"])]) };
     let name: NetnsName = "gone".parse().expect("name");
-    let gone = Space { here: false, missing: vec![Step::Namespace(name)], ..space("gone", Vec::new()) };
+    let gone = NamespaceView { here: false, missing: vec![Step::Namespace(name)], ..space("gone", Vec::new()) };
     picture(vec![host, web, alone, gone])
 }
 
-/// Three in a ring, one of them with a pair of its own: wires in one column, and in one card.
+/// Returns three namespaces in a ring. One of them also has a pair of its own, so there are wires within a column and
+/// within a card.
 pub(super) fn ring() -> Picture {
     let pair = |index, name: &str, there, peer: &str| to(link(index, name, "veth", &["10.0.0.1/24"]), there, peer);
     picture(vec![

@@ -1,9 +1,9 @@
-//! Pictures as text, as JSON and drawn; nothing here needs a kernel.
+//! Tests of pictures as text, JSON and SVG. They need no kernel.
 
 use expect_test::expect;
 use proptest::prelude::*;
 
-use super::place::{Drawing, Placed, Wire, place};
+use super::place::{Drawing, PlacedCard, Wire, layout};
 use super::samples::{docker, joined, link, picture, red_blue, ring, space, to};
 use super::*;
 
@@ -30,7 +30,7 @@ fn a_picture_as_text() {
 }
 
 #[test]
-fn what_others_chose_cannot_move_a_cursor_and_what_is_missing_is_said() {
+fn foreign_names_are_escaped_and_missing_steps_are_shown() {
     expect![[r#"
         host: forwards IPv4
           container same (network host)
@@ -69,7 +69,7 @@ fn what_others_chose_cannot_move_a_cursor_and_what_is_missing_is_said() {
 }
 
 #[test]
-fn a_picture_as_json_has_what_text_leaves_out() {
+fn json_has_details_that_text_omits() {
     let json = serde_json::to_value(red_blue()).expect("JSON");
     assert_eq!(json["spaces"][0]["routes"][1]["to"], "fe80::/64");
     assert_eq!(
@@ -137,10 +137,10 @@ fn a_picture_as_svg() {
     .assert_eq(&svg(&red_blue()));
 }
 
-/// What a box covers: left, top, right, bottom.
+/// The area of a box: left, top, right, bottom.
 type Covered = (i32, i32, i32, i32);
 
-fn cover(placed: &Placed) -> Covered {
+fn cover(placed: &PlacedCard) -> Covered {
     (placed.x, placed.y, placed.x + placed.card.width, placed.y + placed.card.height)
 }
 
@@ -152,7 +152,7 @@ fn within(inner: Covered, outer: Covered) -> bool {
     inner.0 >= outer.0 && inner.1 >= outer.1 && inner.2 <= outer.2 && inner.3 <= outer.3
 }
 
-/// Points of a wire, close together, as it is drawn.
+/// Returns points along a wire, close together.
 fn points(wire: &Wire) -> Vec<(i32, i32)> {
     let ((x, y), (to_x, to_y)) = (wire.from, wire.to);
     let between = |(x, y): (i32, i32), (to_x, to_y): (i32, i32)| {
@@ -182,9 +182,9 @@ fn points(wire: &Wire) -> Vec<(i32, i32)> {
     }
 }
 
-/// Looks at all of a drawing: nothing on nothing else, nothing outside, every pair with a wire, XML.
-fn look_at(picture: &Picture) -> Drawing {
-    let drawing = place(picture);
+/// Checks a drawing: nothing overlaps or leaves the drawing, each line of text is in the SVG, and the SVG is valid XML.
+fn check_drawing(picture: &Picture) -> Drawing {
+    let drawing = layout(picture);
     let whole = (0, 0, drawing.width, drawing.height);
     for (index, placed) in drawing.cards.iter().enumerate() {
         let card = cover(placed);
@@ -233,20 +233,20 @@ fn look_at(picture: &Picture) -> Drawing {
 }
 
 #[test]
-fn nothing_is_drawn_on_something_else() {
-    assert_eq!(look_at(&red_blue()).wires.len(), 1);
-    assert_eq!(look_at(&docker()).wires.len(), 1);
-    let drawing = look_at(&ring());
+fn drawings_have_no_overlap() {
+    assert_eq!(check_drawing(&red_blue()).wires.len(), 1);
+    assert_eq!(check_drawing(&docker()).wires.len(), 1);
+    let drawing = check_drawing(&ring());
     assert_eq!(drawing.wires.len(), 4);
     assert_eq!(drawing.wires.iter().filter(|wire| wire.lane.is_some()).count(), 2);
-    look_at(&picture(Vec::new()));
+    check_drawing(&picture(Vec::new()));
 }
 
 #[test]
-fn what_markup_is_made_of_is_escaped() {
+fn markup_characters_are_escaped() {
     let odd = "<b>&\"'\u{0}\u{fffe}\u{ffff}\u{202e}]]>";
     let picture = picture(vec![space("a", vec![link(1, odd, "", &[])])]);
-    look_at(&picture);
+    check_drawing(&picture);
     let text = svg(&picture);
     let document = roxmltree::Document::parse(&text).expect("XML");
     let name = document.descendants().find(|node| node.attribute("class") == Some("name")).and_then(|node| node.text());
@@ -254,14 +254,14 @@ fn what_markup_is_made_of_is_escaped() {
 }
 
 proptest! {
-    /// However namespaces are joined, some by way of bridges, some twice, some not at all.
+    /// Namespaces joined at random: through bridges, twice, or not at all.
     #[test]
-    fn nothing_is_drawn_on_something_else_whatever_is_joined(
+    fn random_drawings_have_no_overlap(
         count in 1_usize..9,
         pairs in prop::collection::vec((0_usize..9, 0_usize..9, any::<bool>(), any::<bool>()), 0..14),
     ) {
         let name = |index: usize| if index == 0 { "host".to_owned() } else { format!("n{index}") };
-        let mut spaces: Vec<Space> = (0..count).map(|index| space(&name(index), Vec::new())).collect();
+        let mut spaces: Vec<NamespaceView> = (0..count).map(|index| space(&name(index), Vec::new())).collect();
         for (number, (one, other, bridged, up)) in pairs.into_iter().enumerate() {
             let (one, other) = (one % count, other % count);
             let (here, there) = (format!("l{number}"), format!("r{number}"));
@@ -278,7 +278,7 @@ proptest! {
             spaces[other].links.push(far);
         }
         let pairs: usize = spaces.iter().map(|space| space.links.iter().filter(|link| link.peer.is_some()).count()).sum();
-        let drawing = look_at(&picture(spaces));
+        let drawing = check_drawing(&picture(spaces));
         prop_assert_eq!(drawing.wires.len() * 2, pairs);
     }
 }

@@ -1,4 +1,4 @@
-//! A picture as text: a block for each namespace, with a table each of its links, routes, neighbours and processes.
+//! Prints a picture as text: a block for each namespace, with tables of its links, routes, neighbours and processes.
 //!
 //! ```text
 //! namespace red
@@ -12,14 +12,14 @@
 //!   NEIGHBOUR     MAC                DEV       STATE
 //!   192.168.15.2  6e:00:aa:01:02:03  veth-red  REACHABLE
 //! ```
-//! Names of links are whatever others have chosen; nothing of them reaches a terminal as a control character.
+//! Other programs choose the names of links. Control characters in them are escaped before they reach a terminal.
 
 use std::fmt;
 
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
-use super::{Link, Peer, Picture, Space};
+use super::{Link, NamespaceView, Peer, Picture};
 use crate::model::error::printable;
 
 impl fmt::Display for Picture {
@@ -34,7 +34,7 @@ impl fmt::Display for Picture {
     }
 }
 
-fn block(space: &Space, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn block(space: &NamespaceView, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let state = if space.here { space.forwards() } else { Some("missing") };
     writeln!(f, "{}{}", space.title(), state.map(|state| format!(": {state}")).unwrap_or_default())?;
     for container in &space.containers {
@@ -55,7 +55,7 @@ fn block(space: &Space, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// A table; none where it has no rows.
+/// Returns a table, or `None` if it has no rows.
 fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> Option<String> {
     if rows.is_empty() {
         return None;
@@ -72,7 +72,7 @@ fn or_none<T: fmt::Display>(cell: Option<&T>) -> String {
     cell.map_or_else(|| "-".into(), |cell| printable(&cell.to_string()))
 }
 
-fn links(space: &Space) -> Option<String> {
+fn links(space: &NamespaceView) -> Option<String> {
     let row = |link: &Link| {
         let addresses: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
         let addresses = if addresses.is_empty() { "-".into() } else { addresses.join("\n") };
@@ -84,15 +84,15 @@ fn links(space: &Space) -> Option<String> {
     table(head, space.links.iter().map(row).collect())
 }
 
-fn routes(space: &Space) -> Option<String> {
-    let rows = space.told_routes().map(|route| {
+fn routes(space: &NamespaceView) -> Option<String> {
+    let rows = space.shown_routes().map(|route| {
         let kind = if route.kind == "unicast" { String::new() } else { format!("{} ", route.kind) };
         [format!("{kind}{}", route.destination()), or_none(route.via.as_ref()), or_none(route.dev.as_ref())]
     });
     table(["ROUTE", "VIA", "DEV"], rows.collect())
 }
 
-fn neighbours(space: &Space) -> Option<String> {
+fn neighbours(space: &NamespaceView) -> Option<String> {
     let rows = space.neighbours.iter().map(|neighbour| {
         let (address, mac) = (neighbour.address.to_string(), or_none(neighbour.mac.as_ref()));
         [address, mac, printable(&neighbour.dev), neighbour.state.clone()]
@@ -100,7 +100,7 @@ fn neighbours(space: &Space) -> Option<String> {
     table(["NEIGHBOUR", "MAC", "DEV", "STATE"], rows.collect())
 }
 
-fn processes(space: &Space) -> Option<String> {
+fn processes(space: &NamespaceView) -> Option<String> {
     let rows = space
         .processes
         .iter()

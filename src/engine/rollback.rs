@@ -1,0 +1,99 @@
+//! Changes that are rolled back unless the user confirms them in time.
+//!
+//! The state keeps the old desired state until the change is confirmed or rolled back. So any command that runs after the
+//! deadline can roll it back. A rollback is a commit like any other.
+
+use std::time::Duration;
+
+use super::{Engine, EngineError, Options, Outcome};
+use crate::store::{Deadline, State, Unconfirmed};
+
+impl Engine {
+    /// Marks `after` as a change that needs a confirmation within `time`, and returns the deadline; `None` if `after` changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
+    pub fn require_confirmation(&self, after: &mut State, time: Duration) -> Result<Option<Deadline>, EngineError> {
+        self.ensure_none_pending()?;
+        let State { desired, origins, sysctls, .. } = self.state.clone();
+        if desired == after.desired {
+            return Ok(None);
+        }
+        let until = Deadline::after(time);
+        after.unconfirmed = Some(Unconfirmed { until: until.clone(), desired, origins, sysctls });
+        Ok(Some(until))
+    }
+
+    /// Fails while a change waits for its confirmation: it would not be clear what a rollback restores.
+    ///
+    /// # Errors
+    /// [`EngineError::Unconfirmed`]
+    pub fn ensure_none_pending(&self) -> Result<(), EngineError> {
+        let waiting = self.state.unconfirmed.as_ref();
+        waiting.map_or(Ok(()), |waiting| Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default())))
+    }
+
+    /// Confirms the pending change. Returns false if there is none, or if its deadline has passed.
+    ///
+    /// # Errors
+    /// If the state cannot be written.
+    pub fn confirm(&mut self) -> Result<bool, EngineError> {
+        let mut after = self.state.clone();
+        let waiting = after.unconfirmed.take().filter(|waiting| waiting.until.left().is_some());
+        let Some(Unconfirmed { until, .. }) = waiting else { return Ok(false) };
+        after.confirmed = Some(until);
+        self.persist(&after)?;
+        Ok(true)
+    }
+
+    /// Rolls the pending change back, before or after its deadline. Returns `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Engine::commit`]; the change stays pending then.
+    pub fn roll_back(&mut self) -> Result<Option<Outcome>, EngineError> {
+        let mut after = self.state.clone();
+        let Some(Unconfirmed { desired, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
+        let after = State { desired, origins, sysctls, ..after };
+        Ok(Some(self.commit(after, Options::default())?))
+    }
+
+    /// Rolls the pending change back if its deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Engine::roll_back`].
+    pub fn roll_back_if_expired(&mut self) -> Result<Option<Outcome>, EngineError> {
+        let expired = self.state.unconfirmed.as_ref().is_some_and(|waiting| waiting.until.left().is_none());
+        if expired { self.roll_back() } else { Ok(None) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::commit::may_change;
+    use super::*;
+    use crate::model::{Masquerade, SetName, SetRule};
+    use std::sync::Arc;
+
+    fn other(state: &State) -> State {
+        let mut other = state.clone();
+        let rule = Masquerade { from: Some("10.0.0.0/24".parse().expect("prefix")), out: None };
+        Arc::make_mut(&mut other.desired).masquerades.push(SetRule { set: SetName::cli(), rule });
+        other
+    }
+
+    #[test]
+    fn no_other_change_is_accepted_while_one_is_pending() {
+        let plain = State::default();
+        assert!(may_change(&plain, &other(&plain)).is_ok());
+        let until = Deadline::after(Duration::from_secs(60));
+        let unconfirmed =
+            Unconfirmed { until, desired: Arc::default(), origins: plain.origins.clone(), sysctls: Vec::new() };
+        let waiting = State { unconfirmed: Some(unconfirmed), ..plain.clone() };
+        assert!(may_change(&plain, &waiting).is_ok());
+        assert!(may_change(&waiting, &waiting).is_ok());
+        assert!(may_change(&waiting, &plain).is_ok());
+        let refused = may_change(&waiting, &other(&waiting));
+        assert!(matches!(refused, Err(EngineError::Unconfirmed(left)) if left > Duration::ZERO), "{refused:?}");
+    }
+}
