@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, Error, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::row::{check, checksum, damage, explain};
 use super::state::StateError;
@@ -122,6 +122,11 @@ impl Database {
             answer if answer == "ok" => Ok(()),
             answer => Err(StateError::Damaged(self.path.clone(), answer)),
         }
+    }
+
+    /// Begins a transaction for several queries. Without one, SQLite locks and unlocks the file for each query.
+    pub(super) fn begin_read(&self) -> Result<Transaction<'_>, StateError> {
+        self.explained(self.connection.unchecked_transaction())
     }
 
     /// Reads the table `meta`.

@@ -149,6 +149,7 @@ impl Store {
     /// If the store cannot be read or is damaged.
     pub fn load(&self) -> Result<State, StateError> {
         let Some(database) = &self.database else { return Ok(State::default()) };
+        let _transaction = database.begin_read()?;
         database.check()?;
         self.state(database, database.forwards()?)
     }
@@ -160,6 +161,7 @@ impl Store {
     /// As [`Store::load`].
     pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(database) = &self.database else { return Ok(None) };
+        let _transaction = database.begin_read()?;
         let mut state = self.state(database, Vec::new())?;
         let representatives = || state.representatives.iter().map(|owned| &owned.rule);
         // A binding with loopback addresses can conflict with bindings at other places.
