@@ -15,9 +15,11 @@
 
 mod database;
 mod file;
+mod forwards;
 mod kernel;
 mod lock;
 mod records;
+mod row;
 pub mod state;
 pub mod unconfirmed;
 
@@ -41,7 +43,7 @@ use kernel::KernelRecord;
 use state::VERSION;
 
 /// The number of bindings from which a full load takes much longer than a partial load.
-const MANY: u64 = 1_000;
+const MANY: usize = 1_000;
 
 /// The most bindings of a partial load. For more bindings, a full load is as fast.
 const PARTIAL: usize = 1_024;
@@ -147,6 +149,7 @@ impl Store {
     /// If the store cannot be read or is damaged.
     pub fn load(&self) -> Result<State, StateError> {
         let Some(database) = &self.database else { return Ok(State::default()) };
+        let _transaction = database.begin_read()?;
         database.check()?;
         self.state(database, database.forwards()?)
     }
@@ -158,6 +161,7 @@ impl Store {
     /// As [`Store::load`].
     pub fn load_partial(&self, about: &[Binding], sets: &[SetName]) -> Result<Option<State>, StateError> {
         let Some(database) = &self.database else { return Ok(None) };
+        let _transaction = database.begin_read()?;
         let mut state = self.state(database, Vec::new())?;
         let representatives = || state.representatives.iter().map(|owned| &owned.rule);
         // A binding with loopback addresses can conflict with bindings at other places.
@@ -173,7 +177,7 @@ impl Store {
         let representatives = state.representatives.iter().map(|sample| (&sample.set, &sample.rule));
         let mut found: HashSet<SetRule<Binding>> = HashSet::new();
         found.extend(database.forwards_of(sets, PARTIAL)?);
-        found.extend(database.forwards_at(neighbours.chain(representatives))?);
+        found.extend(database.forwards_meeting(neighbours.chain(representatives))?);
         if found.len() >= PARTIAL || !state.representatives.iter().all(|sample| found.contains(sample)) {
             return Ok(None);
         }

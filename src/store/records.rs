@@ -7,14 +7,11 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::database::Changes;
+use super::database::{Changes, RuleRow};
 use super::state::State;
 use super::unconfirmed::{Deadline, Unconfirmed};
 use crate::model::{Binding, DesiredState, SetName, SetRule};
 use crate::sys::sysctl;
-
-/// A row of the table `rules`: kind, rule set, JSON.
-pub(super) type RuleRow = (String, String, String);
 
 /// The state before a change that waits to be confirmed. The record is a complete copy, which only `--confirm` stores.
 #[derive(Serialize, Deserialize)]

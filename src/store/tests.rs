@@ -265,10 +265,10 @@ fn wrong_rows_that_sqlite_accepts_are_damage() {
     let good = state(&["80", "8000-8010/udp"]);
     let partial = |store: &Store| store.load_partial(&[good.desired.bindings[0].rule.clone()], &[]);
     for change in [
-        "UPDATE forwards SET binding = replace(binding, '8000-8010', '8000-8011')",
+        "UPDATE forwards SET bindings = replace(bindings, '8000-8010', '8000-8011')",
         "UPDATE forwards SET rule_set = 'other'",
-        "UPDATE forwards SET first_port = first_port + 1",
-        "DELETE FROM forwards WHERE first_port = 80",
+        "UPDATE forwards SET block = block + 1",
+        "DELETE FROM forwards WHERE block = 5",
         "UPDATE rules SET value = replace(value, '172.17', '172.18')",
         "UPDATE meta SET value = '8' WHERE name = 'forwards'",
         "DELETE FROM meta WHERE name = 'forwards'",
@@ -384,8 +384,8 @@ proptest! {
 
     #[test]
     fn a_partial_load_finds_every_conflict(
-        picks in prop::collection::vec(((0usize..4, 1u16..24, 0u16..6, any::<bool>(), 0u8..4), 0u8..3), 1..60),
-        about in prop::collection::vec((0usize..4, 1u16..24, 0u16..12, any::<bool>(), 0u8..4), 1..4),
+        picks in prop::collection::vec(((0usize..4, 1u16..70, 0u16..24, any::<bool>(), 0u8..4), 0u8..3), 1..90),
+        about in prop::collection::vec((0usize..4, 1u16..70, 0u16..40, any::<bool>(), 0u8..4), 1..4),
         replaced in 0u8..3,
     ) {
         let mut desired = DesiredState::default();
