@@ -353,7 +353,7 @@ fn fail_everywhere(
         let expected = codes.contains(&said.code)
             || said.code == 1 && said.stderr.contains("the rules were committed")
             // The errno is lost in these messages.
-            || said.code == 1 && ["netlink request failed", "could not be heard"].iter().any(|why| said.stderr.contains(why))
+            || said.code == 1 && ["netlink request failed", "did not report whether"].iter().any(|why| said.stderr.contains(why))
             // A program that cannot start counts as missing.
             || said.code == 5 && said.stderr.contains("a rule needs IPv6, but cannot run")
             || said.code == 2 && said.stderr.contains("cannot read `")
@@ -370,7 +370,7 @@ fn fail_everywhere(
         now = trial.live();
         let wanted = if command == ["restore"] { "the new" } else { promised };
         // strace counts calls per thread, so a call can fail in two threads.
-        let undecided = said.stderr.contains("nor put back") && is(&now) == "the new";
+        let undecided = said.stderr.contains("could not be written again") && is(&now) == "the new";
         if restored.code != 0 || is(&now) != wanted && !undecided {
             faults.push(format!("the state holds {}: {restored:?}", is(&now)));
         }

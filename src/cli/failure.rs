@@ -257,6 +257,9 @@ fn of_engine(error: &EngineError) -> (u8, String) {
         {
             (MISSING, "run where rtnetlink requests are permitted".into())
         }
+        EngineError::Namespace(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (MISSING, "run where sockets and `/proc` can be opened".into())
+        }
         EngineError::Compile(_) => (CONFLICT, "give all rule sets the same `priority`, or leave it out".into()),
         EngineError::Limit(ChainError::Limit(_, limit)) => (MISSING, limit.help.clone()),
         EngineError::Iptables(error) => of_iptables(error),
