@@ -85,7 +85,7 @@ fn apply_grows_with_what_is_asked_and_no_faster() {
     // A key, where it leads, a comment, a counter: 60 bytes and the set's name of "set".
     assert!(one.bytes_sent < 5_000 * 70, "{one:?}");
     assert_eq!((one.messages_received, two.messages_received), (1, 1));
-    // What is read back are samples, whatever there is.
+    // The verification after the commit reads only a sample of the elements, so its size does not grow.
     assert!(within(read_of_two.bytes_received, 110, read.bytes_received), "{read:?} {read_of_two:?}");
     assert!(within(twice, 202, few), "{few} {twice}");
 }

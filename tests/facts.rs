@@ -311,7 +311,7 @@ fn neighbours_sysctls_listeners_and_connections_come_from_the_namespace() {
     assert_eq!(seen[0].status & 0x30, 0x20, "{seen:?}");
     assert_eq!(facts.legacy, BTreeSet::from([(Family::Ipv4, "raw".to_owned())]));
 
-    // Another namespace has none of these facts, and reading created no legacy table there.
+    // The facts of one namespace do not appear in another.
     let other = net.target.run(|| read(None)).expect("the target's namespace");
     assert_eq!(other.gaps, []);
     assert!(other.legacy.is_empty() && other.named("a.b").is_none() && other.ssh.is_none());

@@ -22,7 +22,7 @@ mod durable;
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.
 mod faults;
-/// The findings of the audit, on real hosts with the fault and on near misses.
+/// The findings of the audit: each on a host with its fault, and on a similar host without it.
 mod findings;
 /// Forwards that conflict with a listening socket or with the user's ssh connection.
 mod guards;

@@ -44,7 +44,7 @@ enum LabCommand {
     /// Records each part in /run/portfwd/lab, or in DIR/lab with --state-dir, before
     /// it is made. Records and network last until the next boot.
     Up(UpArgs),
-    /// Remove a lab, and nothing that the lab did not make
+    /// Remove a lab; keep all objects of other programs
     ///
     /// Also removes the parts of a killed `up`. Ends the processes in containers.
     /// Keeps a part that another program has replaced, and prints a note.

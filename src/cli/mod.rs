@@ -116,7 +116,7 @@ enum Command {
 }
 
 impl Command {
-    /// Returns true if `-v` prints the time of each phase: for commands that read or change the live rules.
+    /// Returns true if the command reads or changes the live rules. `-v` prints the phase times of these commands.
     fn reports_timing(&self) -> bool {
         use Command::{Add, Apply, Flush, List, Plan, Restore, Rm};
         matches!(self, Add(_) | Rm(_) | List(_) | Plan(_) | Apply(_) | Flush(_) | Restore(_))

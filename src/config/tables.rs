@@ -9,7 +9,7 @@ use super::reader::{Table, TableReader};
 use crate::model::network::check_subnet;
 use crate::model::{ChainName, IfName, Masquerade, Mode, Netmap, Network, ParseError, Pool, Snat, prefix};
 
-/// Reads a network and the range of its `name` value.
+/// Reads a network. Also returns the byte range of its `name` value in the file, for error messages.
 pub(super) fn read_network(reader: &mut TableReader, table: &Table<'_>) -> Option<(Network, Range<usize>)> {
     reader.reject_unknown_keys(table, &["name", "subnet", "masquerade", "chain", "isolate"]);
     let name = reader.required(table, "name", "\"docker0\"");

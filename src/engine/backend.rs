@@ -66,9 +66,9 @@ pub(super) struct Decision {
 
 /// A change of a few forwards, planned without the rest of the desired state.
 pub(super) struct PartialChange<'a> {
-    /// The changed forwards before the change, and one representative of each rule shape that stays.
+    /// The old versions of the changed forwards, and the representatives that the change keeps (one for each rule shape).
     pub(super) before: DesiredState,
-    /// The same forwards after the change, with the same representatives.
+    /// The new versions of the changed forwards, with the same representatives.
     pub(super) after: DesiredState,
     /// When the live rules were last known to be the desired ones.
     pub(super) last_verified: Option<&'a Verified>,

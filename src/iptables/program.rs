@@ -58,7 +58,8 @@ impl Hook {
         }
     }
 
-    /// Returns the name of portfwd's chain for this built-in chain. Chain names in rule sets cannot contain the dot.
+    /// Returns the name of portfwd's chain for this built-in chain, such as `PORTFWD.POSTROUTING`. Chain names in rule sets
+    /// cannot contain a dot, so they never conflict.
     pub fn portfwd_chain(self) -> String {
         format!("{PREFIX}.{}", self.name())
     }

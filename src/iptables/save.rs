@@ -92,7 +92,7 @@ pub(crate) fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
             }
             false
         };
-        // If the quote is never closed, the line ends at the first line end.
+        // If a quote is never closed, the rule ends at the first newline, although the newline is inside the quote.
         let end = rest.find(ends).or_else(|| rest.find('\n')).unwrap_or(rest.len());
         let (line, remainder) = rest.split_at(end);
         let first = number + 1;

@@ -38,7 +38,7 @@ pub const LOOPBACK: u8 = 118;
 /// sets this label, which costs less than one more match in thousands of rules.
 pub const UNMATCHED: u8 = 117;
 
-/// The bytes of the label bits that contain the ID of a source address.
+/// The range of bytes, within the 16 bytes of a label, that contains the ID of a source address.
 const SOURCE_ID_BYTES: std::ops::Range<usize> = 11..14;
 
 /// Returns 128 bits in which only `labels` are set. Label 0 is the lowest bit of the first byte.

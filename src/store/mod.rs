@@ -202,7 +202,7 @@ impl Store {
         self.database.as_ref().is_some_and(|database| database.forwards >= MANY)
     }
 
-    /// Replaces the state `before`, which was loaded or saved last, by `after`. Both may be partial.
+    /// Replaces the stored state with `after`. `before` is the state that was loaded or saved last. Both may be partial.
     ///
     /// Writes the durable part to the database, with one fsync, if it differs. Writes the rest to the kernel file, except if
     /// the change is unfinished.

@@ -117,7 +117,7 @@ fn finds_wrong_sysctls() {
     expect_none(&net, "F12");
     assert_eq!(net.tcp("192.0.2.1:80"), "172.17.0.3:80 saw 192.0.2.2");
     expect_no_fault(&net, &off);
-    // For IPv4, the ingress interface's sysctl decides, and answers arrive at the target's interface.
+    // IPv4 checks `forwarding` of the ingress interface. Answers of the target enter through docker0, so the kernel drops them.
     reset_and_run(
         &net,
         "sys ipv4/conf/docker0/forwarding 0; nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'",

@@ -37,7 +37,7 @@ pub(in crate::iptables) type ChainsByTarget = HashMap<IpAddr, ChainName>;
 pub(super) struct Jumps {
     /// Jumps for packets to loopback addresses, which only this host sends.
     pub(super) loopback: Vec<Rule>,
-    /// Jumps for packets to all other addresses.
+    /// Jumps for packets to non-loopback addresses.
     pub(super) non_loopback: Vec<Rule>,
 }
 

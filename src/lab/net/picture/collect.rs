@@ -119,8 +119,8 @@ fn fill(
         let mut link = seen.link.clone();
         link.bridge = match inside.dump.link(seen.controller) {
             Some(bridge) if bridge.kind.as_deref() != Some("openvswitch") => Some(bridge.name.clone()),
-            // Open vSwitch reports one controller for the ports of all its bridges, or none. So the bridge comes from
-            // the step, if the step is complete.
+            // With Open vSwitch, the controller of a port does not identify the bridge: all bridges share one, or the port
+            // has none. A present step of the lab names the bridge.
             _ => here.iter().find_map(|step| joined_bridge(step, &space.location, &link)),
         };
         if link.kind.as_deref() == Some("veth") {
