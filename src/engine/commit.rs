@@ -79,11 +79,12 @@ impl Engine {
             Err(error) => return Err(change.roll_back(error)),
         };
         let verified = change.verify(&sent);
-        let moved_from = change.remove_leftovers()?;
+        change.finish_sysctls()?;
+        let moved_from = change.engine.remove_stale_backends();
         let ended = change.delete_connections(&sent);
         let unkept = change.persist_end(&sent, &verified, &moved_from, &ended);
         verified?;
-        change.outcome(sent, moved_from?, ended, unkept)
+        Ok(change.outcome(sent, moved_from?, ended, unkept))
     }
 }
 
@@ -291,11 +292,10 @@ impl<'e> Transaction<'e> {
         self.engine.backend.verify(&sent.plan.work, &mut self.engine.timing)
     }
 
-    /// Sets route_localnet, restores the sysctls that no rule needs, and removes portfwd's rules from other backends. The inner
-    /// result is that of the removal.
-    fn remove_leftovers(&mut self) -> Result<Result<Vec<BackendId>, EngineError>, EngineError> {
+    /// Sets route_localnet, and restores the sysctls that no rule needs.
+    fn finish_sysctls(&mut self) -> Result<(), EngineError> {
         self.restored.extend(self.sysctls.after_commit(&mut self.after)?);
-        Ok(self.engine.remove_stale_backends())
+        Ok(())
     }
 
     /// Deletes the conntrack entries that this change invalidates, and those of an earlier one that was interrupted.
@@ -364,12 +364,12 @@ impl<'e> Transaction<'e> {
         moved_from: Vec<BackendId>,
         ended: io::Result<usize>,
         unkept: Option<String>,
-    ) -> Result<Outcome, EngineError> {
+    ) -> Outcome {
         let Sent { mut plan, messages, .. } = sent;
         plan.steps.extend(moved_from.iter().map(|backend| Step::remove_backend(*backend)));
         let ended = ended.map_err(|error| error.to_string());
         let Self { sysctls, restored, .. } = self;
-        Ok(Outcome { plan, messages, sysctls, restored, moved_from, ended, unkept })
+        Outcome { plan, messages, sysctls, restored, moved_from, ended, unkept }
     }
 }
 

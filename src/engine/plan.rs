@@ -88,7 +88,7 @@ pub struct Step {
 impl Step {
     /// Returns the step that removes portfwd's rules from another backend.
     pub(super) fn remove_backend(backend: BackendId) -> Self {
-        let before = Some(format!("what {backend} holds of ours").into());
+        let before = Some(format!("the rules of portfwd in {backend}").into());
         Self { sign: Sign::Remove, set: None, before, after: None }
     }
 }
