@@ -17,11 +17,12 @@
 //! | room | job |
 //! | --- | --- |
 //! | [`cli`] | one file a command: parse, call the library, print |
-//! | [`audit`] | all NAT rules of a host, whichever program made them, and findings about them |
+//! | [`audit`] | lists the NAT rules of a host, whichever program made them, and finds their faults |
 //! | [`lab`] | throw-away networks with probes that send real packets, and standing networks |
 //! | [`engine`] | plan and commit: the only place where the desired state and the kernel meet |
 //! | [`config`] | TOML to model, with a place for every error |
 //! | [`store`] | the desired state on disk |
+//! | [`ruleset`] | any host's rules in one normal form, and the simulator |
 //! | [`iptables`] | the iptables backend, for kernels without nftables |
 //! | [`nft`] | the nftables backend |
 //! | [`sys`] | the operating system: netlink, routes, conntrack, sockets, sysctls, namespaces, processes |
@@ -58,5 +59,6 @@ pub mod iptables;
 pub mod lab;
 pub mod model;
 pub mod nft;
+pub mod ruleset;
 pub mod store;
 pub mod sys;

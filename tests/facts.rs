@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use portfwd::audit::facts::{Facts, Route, Way};
-use portfwd::audit::read::facts::read;
 use portfwd::model::{Family, Protocol};
+use portfwd::ruleset::facts::{Facts, NextHop, Route};
+use portfwd::ruleset::read::facts::read;
 
 use crate::support::{Net, Said, ask, feed, privileged, serve};
 
@@ -183,10 +183,12 @@ fn routes_agree_with_ip_route_get() {
                 }
                 None => "nowhere".to_owned(),
             };
-            let way = match facts.way_to(address(to)) {
-                Way::Here => "here".to_owned(),
-                Way::Nowhere => "nowhere".to_owned(),
-                Way::Out(link, gateway) => format!("{} {:?}", link.name, gateway.map(|gateway| gateway.to_string())),
+            let way = match facts.next_hop(address(to)) {
+                NextHop::Local => "here".to_owned(),
+                NextHop::Unreachable => "nowhere".to_owned(),
+                NextHop::Via(link, gateway) => {
+                    format!("{} {:?}", link.name, gateway.map(|gateway| gateway.to_string()))
+                }
             };
             assert_eq!(way, kernel, "{to}: {said:?}");
         }
@@ -221,7 +223,7 @@ fn routes_agree_with_ip_route_get() {
         facts.gaps.iter().map(|gap| gap.what.as_str()).collect::<Vec<_>>(),
         ["the way of the route to 10.36.0.0/16"]
     );
-    assert_eq!(facts.way_to(address("10.36.1.1")), Way::Nowhere);
+    assert_eq!(facts.next_hop(address("10.36.1.1")), NextHop::Unreachable);
 }
 
 #[test]
@@ -236,8 +238,8 @@ fn ten_thousand_routes_are_read_to_the_last() {
     let facts = net.in_host(|| read(None));
     let added = facts.routes.iter().filter(|route| route.to.prefix() == 28).count();
     assert_eq!((facts.gaps.as_slice(), added), ([].as_slice(), 10_000));
-    assert!(matches!(facts.way_to(address("100.103.15.7")), Way::Out(link, None) if link.name == "eth0"));
-    assert_eq!(facts.way_to(address("100.103.16.7")), Way::Nowhere);
+    assert!(matches!(facts.next_hop(address("100.103.15.7")), NextHop::Via(link, None) if link.name == "eth0"));
+    assert_eq!(facts.next_hop(address("100.103.16.7")), NextHop::Unreachable);
 }
 
 #[test]

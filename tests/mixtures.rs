@@ -9,14 +9,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use fastrand::Rng;
-use portfwd::audit::host::Host;
-use portfwd::audit::journey::{End, Guide, Journey, first};
 use portfwd::audit::listing;
-use portfwd::audit::read;
-use portfwd::audit::region::Field;
-use portfwd::audit::ruleset::Hook;
-use portfwd::audit::set::address_of;
 use portfwd::model::Family;
+use portfwd::ruleset::host::Host;
+use portfwd::ruleset::read;
+use portfwd::ruleset::region::Field;
+use portfwd::ruleset::set::address_of;
+use portfwd::ruleset::simulate::{End, PacketTrace, Simulator, first};
+use portfwd::ruleset::table::Hook;
 
 use crate::support::{Net, feed, privileged};
 
@@ -308,7 +308,7 @@ fn audit_predicts_where_each_packet_goes() {
                 (from, SocketAddr::new(to, port(&mut rng)))
             })
             .collect();
-        let guide = Guide::new(&host);
+        let simulator = Simulator::new(&host);
         let shown = || {
             let texts: Vec<String> = loaded.iter().map(|(program, text)| format!("# {program}\n{text}")).collect();
             format!("MIXTURES_SEED={} MIXTURES=1\n{}", seed.wrapping_add(number), texts.join("\n"))
@@ -316,18 +316,18 @@ fn audit_predicts_where_each_packet_goes() {
         for ((from, to), reply_from) in send_packets(&net, &packets) {
             all += 1;
             let packet = first(Some("eth0"), 17, (from.ip(), from.port()), (to.ip(), to.port()));
-            let journey = guide.lead(packet);
-            if !journey.is_sure() {
+            let trace = simulator.simulate(packet);
+            if !trace.is_sure() {
                 continue;
             }
             sure += 1;
-            let report = || format!("{from} -> {to}\n{}\n{}", journey.told(&host), shown());
+            let report = || format!("{from} -> {to}\n{}\n{}", trace.render(&host), shown());
             // Conntrack has no entry for an untracked packet.
-            if journey.outcomes().any(|(_, _, outcome)| outcome.untracked.is_some()) {
+            if trace.outcomes().any(|(_, _, outcome)| outcome.untracked.is_some()) {
                 assert_eq!(reply_from, None, "an untracked packet has an entry: {}", report());
                 continue;
             }
-            assert_eq!(predicted_reply(&journey), reply_from, "{}", report());
+            assert_eq!(predicted_reply(&trace), reply_from, "{}", report());
             rewritten += u64::from(reply_from.is_some_and(|reply_from| reply_from != to));
         }
         expect_same_in_dumps(&net, &host, &shown);
@@ -348,12 +348,12 @@ fn audit_predicts_where_each_packet_goes() {
 }
 
 /// Returns the address from which the kernel must expect the reply, or `None` if the packet is dropped.
-fn predicted_reply(journey: &Journey<'_>) -> Option<SocketAddr> {
-    match journey.end {
+fn predicted_reply(trace: &PacketTrace<'_>) -> Option<SocketAddr> {
+    match trace.end {
         End::Dropped(..) | End::Refused(_) => None,
         _ => {
-            let address = address_of(journey.packet.get(Field::Destination)?, Family::Ipv4)?;
-            Some(SocketAddr::new(address, u16::try_from(journey.packet.get(Field::Port)?).ok()?))
+            let address = address_of(trace.packet.get(Field::Destination)?, Family::Ipv4)?;
+            Some(SocketAddr::new(address, u16::try_from(trace.packet.get(Field::Port)?).ok()?))
         }
     }
 }

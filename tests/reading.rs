@@ -1,14 +1,14 @@
 use std::net::IpAddr;
 
-use portfwd::audit::read::nft::read;
-use portfwd::audit::region::Packet;
-use portfwd::audit::region::Truth;
-use portfwd::audit::ruleset::{Action, Case, Chain, Rewrite, Rule, Ruleset, Table};
-use portfwd::audit::set::{number_of, number_of_name};
 use portfwd::iptables::command::Variant;
 use portfwd::lab::Netns;
 use portfwd::model::Family;
 use portfwd::nft::transaction::Connection;
+use portfwd::ruleset::read::nft::read;
+use portfwd::ruleset::region::Packet;
+use portfwd::ruleset::region::Truth;
+use portfwd::ruleset::set::{number_of, number_of_name};
+use portfwd::ruleset::table::{Action, Case, Chain, Rewrite, Rule, Ruleset, Table};
 
 use crate::support::feed;
 

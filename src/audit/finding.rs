@@ -1,8 +1,7 @@
 //! What an audit finds: one shape for all findings.
 
-use std::fmt;
-
-use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Place;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,28 +25,6 @@ impl Severity {
     }
 }
 
-/// How sure it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Confidence {
-    /// It could not be decided, for a reason that the evidence names.
-    Unknown,
-    /// So it is where what is usual is so.
-    Likely,
-    /// So it is, by what was read.
-    Proved,
-}
-
-impl Confidence {
-    /// Its word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Likely => "likely",
-            Self::Proved => "proved",
-        }
-    }
-}
-
 /// What kind of finding it is, and what its page says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
@@ -63,15 +40,6 @@ pub struct Kind {
     pub why: &'static str,
     /// How to mend it.
     pub fix: &'static str,
-}
-
-/// The place of a rule, in words.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
-    /// Who made it: see `owner.rs`.
-    pub owner: String,
-    /// The table, the chain, the rule's handle or line.
-    pub rule: String,
 }
 
 /// Something that was found.
@@ -135,11 +103,5 @@ impl Finding {
     pub fn as_bad_as(mut self, severity: Severity) -> Self {
         self.severity = severity;
         self
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", printable(&self.rule), self.owner)
     }
 }

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::region::{Field, Region};
-use super::ruleset::{At, Hook, Rewrite};
-use super::view::{Step, Translation, View};
 use crate::model::Family;
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::table::{At, Hook, Rewrite};
+use crate::ruleset::view::{Step, Translation, View};
 
 /// Steps, each with its hook and its number on the way there.
 pub type Steps<'a> = Vec<(Hook, usize, &'a Step)>;
@@ -136,22 +136,6 @@ impl<'a> Forward<'a> {
     /// The one address that it leads to; none where it is this host, or several.
     pub fn target(&self) -> Option<IpAddr> {
         self.to.addresses.filter(|(first, last)| first == last && self.to.prefix.is_none()).map(|(first, _)| first)
-    }
-
-    /// The port that a packet for `port` arrives at there; `None` where the kernel chooses one of several.
-    ///
-    /// Of a range the kernel keeps the port where it is in it, and takes the first that is free otherwise, unless the rule has
-    /// a base (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c; measured on Linux 6.18).
-    pub fn port_there(&self, port: u16) -> Option<u16> {
-        match (self.to.ports, self.to.base) {
-            (None, _) => Some(port),
-            (Some((first, last)), _) if first == last => Some(first),
-            (Some((first, last)), Some(base)) => {
-                let moved = port.checked_sub(base)?.checked_add(first)?;
-                (moved <= last).then_some(moved)
-            }
-            (Some((first, last)), None) => (first..=last).contains(&port).then_some(port),
-        }
     }
 
     /// A port that it is about: the lowest. None where it asks for none.

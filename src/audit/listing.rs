@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::describe;
 use super::forwards::Forward;
-use super::host::Host;
 use super::overlap::Overlaps;
-use super::region::{Field, LOCAL, Region};
-use super::ruleset::{At, Hook};
-use super::set::Set;
-use super::view::{Fate, Step, Translation};
 use crate::model::{Counter, Family};
+use crate::ruleset::describe;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{Field, LOCAL, Region};
+use crate::ruleset::set::Set;
+use crate::ruleset::table::{At, Hook};
+use crate::ruleset::view::{Fate, Step, Translation};
 
 /// A row: a rule that rewrites an address, or one element of a map that it asks, and the packets that one way leads to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Row {
         };
         // What a hook says of all packets is not worth a word.
         let interface = |field| {
-            words(field).filter(|_| !Set::one(0).not().eq(region.get(field)) && region.get(field).only() != Some(0))
+            words(field).filter(|_| !Set::single(0).not().eq(region.get(field)) && region.get(field).only() != Some(0))
         };
         Self {
             family,
@@ -247,7 +247,7 @@ impl<'a> Exceptions<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::read::save;
+    use crate::ruleset::read::save;
 
     fn rows(rules: &str) -> Vec<String> {
         let chains = ":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n:A -\n:B -\n";

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::region::{Field, Region};
-use super::set::Set;
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::set::Set;
 
 /// The most ports of a region that is found by each of them.
 const FEW: u128 = 16;
@@ -126,12 +126,12 @@ mod tests {
 
     fn regions() -> impl Strategy<Value = Region> {
         let ports = prop_oneof![
-            2 => (0..2000u128).prop_map(Set::one),
+            2 => (0..2000u128).prop_map(Set::single),
             2 => (0..2000u128, 0..40u128).prop_map(|(first, more)| Set::range(first, first + more)),
             1 => (0..2000u128, 0..9000u128).prop_map(|(first, more)| Set::range(first, first + more)),
             1 => Just(Set::ALL),
         ];
-        let address = prop_oneof![Just(Set::ALL), (0..3u128).prop_map(Set::one), Just(Set::range(0, 1))];
+        let address = prop_oneof![Just(Set::ALL), (0..3u128).prop_map(Set::single), Just(Set::range(0, 1))];
         (ports, address)
             .prop_map(|(ports, address)| Region::all().with(Field::Port, &ports).with(Field::Destination, &address))
     }

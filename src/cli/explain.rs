@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use super::{Failure, Global, Output, add, audit, json};
-use crate::audit::host::Host;
-use crate::audit::journey::{Journey, first};
-use crate::audit::region::Field;
-use crate::audit::set::address_of;
 use crate::model::Packet;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::Field;
+use crate::ruleset::set::address_of;
+use crate::ruleset::simulate::{PacketTrace, first};
 
 /// Trace one packet through all live rules, without sending it
 ///
@@ -74,30 +74,30 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
     }
     let (from, to) = (packet.source, packet.destination);
     let start = first(input, packet.protocol.number(), (from.ip(), from.port()), (to.ip(), to.port()));
-    let journey = Journey::of(&host, start);
+    let trace = PacketTrace::new(&host, start);
     for gap in host.rules.gaps.iter().chain(host.facts.iter().flat_map(|facts| &facts.gaps)) {
         writeln!(output.stderr, "note: not known: {gap}")?;
     }
     if !global.json {
-        write!(output.stdout, "{}", journey.told(&host))?;
+        write!(output.stdout, "{}", trace.render(&host))?;
         return Ok(0);
     }
     let place = |at| host.place(at).to_string();
     let end = |address, port| {
-        let address = address_of(journey.packet.get(address)?, packet.family())?;
-        Some(SocketAddr::new(address, u16::try_from(journey.packet.get(port)?).ok()?))
+        let address = address_of(trace.packet.get(address)?, packet.family())?;
+        Some(SocketAddr::new(address, u16::try_from(trace.packet.get(port)?).ok()?))
     };
     let explained = Explained {
         version: json::VERSION,
         packet: packet.to_string(),
-        stages: journey.stages.iter().map(|stage| stage.told(&host)).collect(),
-        end: journey.end.told(&host),
-        to: end(Field::Destination, Field::Port).filter(|_| journey.end.is_delivery()),
-        from: end(Field::Source, Field::SourcePort).filter(|_| journey.end.is_delivery()),
-        forwarded_by: journey.forwarded_by().map(place),
-        masqueraded_by: journey.masqueraded_by().map(place),
-        confidence: journey.confidence().name(),
-        doubts: journey.doubts().map(place).chain(journey.guesses.iter().map(ToString::to_string)).collect(),
+        stages: trace.stages.iter().map(|stage| stage.render(&host)).collect(),
+        end: trace.end.render(&host),
+        to: end(Field::Destination, Field::Port).filter(|_| trace.end.is_delivery()),
+        from: end(Field::Source, Field::SourcePort).filter(|_| trace.end.is_delivery()),
+        forwarded_by: trace.forwarded_by().map(place),
+        masqueraded_by: trace.masqueraded_by().map(place),
+        confidence: trace.confidence().name(),
+        doubts: trace.doubts().map(place).chain(trace.guesses.iter().map(ToString::to_string)).collect(),
     };
     json::print(&explained, output.stdout)?;
     Ok(0)

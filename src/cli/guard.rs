@@ -7,11 +7,12 @@ use std::collections::{HashMap, HashSet};
 use super::{Failure, Global, Output};
 use crate::config::{Loaded, Location, Problem, ProblemKind};
 use crate::engine::Engine;
-use crate::engine::guard::{self, Ssh, Taking};
+use crate::engine::guard::{self, Taking};
 use crate::model::error::printable;
 use crate::model::{Binding, DesiredState};
 use crate::store::State;
 use crate::sys::sockets::{self, Owner};
+use crate::sys::ssh::Ssh;
 
 /// The most forwards that an error names, and the most sockets of each.
 const MAX_NAMED: usize = 5;

@@ -7,40 +7,13 @@
 //! are bound to an interface count as being everywhere.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use crate::model::{Binding, DesiredState, Family, IfName, Protocol};
 use crate::sys::sockets::Socket;
-
-/// An ssh connection, by its ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ssh {
-    /// The address of the client.
-    pub client: IpAddr,
-    /// The address and port of the server.
-    pub server: SocketAddr,
-}
-
-impl Ssh {
-    /// Parses the value of `SSH_CONNECTION`: the client's address and port, the server's address and port. Returns `None`
-    /// for anything else.
-    pub fn parse(text: &str) -> Option<Self> {
-        let words: Vec<&str> = text.split(' ').collect();
-        let [client, client_port, server, server_port] = words.as_slice() else { return None };
-        client_port.parse::<u16>().ok()?;
-        let (client, server) = (address(client)?, address(server)?);
-        let server = SocketAddr::new(server, server_port.parse().ok()?);
-        (Family::of_address(client) == Family::of_address(server.ip())).then_some(Self { client, server })
-    }
-}
-
-/// Parses an address without the zone of a link-local IPv6 address.
-fn address(text: &str) -> Option<IpAddr> {
-    let text = text.split_once('%').map_or(text, |(address, _)| address);
-    text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
-}
+use crate::sys::ssh::Ssh;
 
 /// A new forward, and the sockets that would lose clients to it.
 #[derive(Debug, PartialEq, Eq)]
@@ -175,6 +148,8 @@ fn is_about(binding: &Binding, address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::model::{Forward, SetName, SetRule};
 
@@ -296,22 +271,6 @@ mod tests {
             let found = takings(&before, &after, &[], Some(ssh));
             assert_eq!(found.iter().any(|taking| taking.ssh == Some(ssh)), is_taken, "{connection}: {forward}");
             assert_eq!(takings(&after, &after, &[], Some(ssh)), [], "{connection}: {forward}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_ssh_connection_is_none() {
-        for text in [
-            "",
-            "198.51.100.7 50000 192.0.2.1",
-            "198.51.100.7 50000 192.0.2.1 22 23",
-            "198.51.100.7 x 192.0.2.1 22",
-            "198.51.100.7 50000 192.0.2.1 65536",
-            "198.51.100.7 50000 host 22",
-            "198.51.100.7 50000 2001:db8::1 22",
-            "UNKNOWN 65535 UNKNOWN 65535",
-        ] {
-            assert_eq!(Ssh::parse(text), None, "{text:?}");
         }
     }
 }

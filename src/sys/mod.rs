@@ -10,5 +10,6 @@ pub mod privilege;
 pub mod process;
 pub mod rtnetlink;
 pub mod sockets;
+pub mod ssh;
 pub mod sysctl;
 pub mod tracking;

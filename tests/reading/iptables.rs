@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use portfwd::audit::describe;
-use portfwd::audit::read::nft::{Ipsets, Numbers, read_with};
-use portfwd::audit::read::save;
-use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State, Truth};
-use portfwd::audit::ruleset::{Action, Case, Hook, Kind, Rewrite, Rule, Ruleset, TableFamily, Tool};
-use portfwd::audit::set::Set;
 use portfwd::lab::Netns;
 use portfwd::model::Family;
 use portfwd::nft::transaction::Connection;
+use portfwd::ruleset::describe;
+use portfwd::ruleset::read::nft::{Ipsets, Numbers, read_with};
+use portfwd::ruleset::read::save;
+use portfwd::ruleset::region::{Condition, DST_NAT, Field, LOCAL, State, Truth};
+use portfwd::ruleset::set::Set;
+use portfwd::ruleset::table::{Action, Case, Hook, Kind, Rewrite, Rule, Ruleset, TableFamily, Tool};
 
 use super::{actions_for, address, chain, feed, ipv4, name, number, only_case, restore, rewrite_to, table};
 use crate::support::privileged;
@@ -45,7 +45,7 @@ COMMIT
     let base = chain(nat, "PREROUTING").base.as_ref().expect("a base chain");
     assert_eq!((base.kind, base.hook, base.priority, base.drops), (Kind::Nat, Hook::Prerouting, -100, false));
     let local = only_case(&chain(nat, "PREROUTING").rules[0]);
-    assert_eq!(local.region.get(Field::DestinationKind), &Set::one(LOCAL));
+    assert_eq!(local.region.get(Field::DestinationKind), &Set::single(LOCAL));
     assert_eq!(*local.actions, [Action::Jump("DOCKER".into())]);
     let docker = &chain(nat, "DOCKER").rules;
     assert_eq!(*only_case(&docker[0]).actions, [Action::Return]);
@@ -59,7 +59,7 @@ COMMIT
     let shifted = Rewrite { ports: Some((6000, 6010)), base: Some(5000), ..rewrite_to("172.17.0.2", None) };
     assert_eq!(*range.actions, [Action::Dnat(shifted)]);
     assert_eq!(range.region.get(Field::Port), &Set::range(5000, 5010));
-    assert_eq!(range.region.get(Field::Destination), &Set::one(number("192.0.2.1")));
+    assert_eq!(range.region.get(Field::Destination), &Set::single(number("192.0.2.1")));
     assert_eq!(range.region.get(Field::Input), &Set::interface("br-+", '+').not());
     let masquerade = only_case(&chain(nat, "POSTROUTING").rules[0]);
     assert_eq!(masquerade.region.get(Field::Source), &Set::range(number("172.17.0.0"), number("172.17.255.255")));
@@ -113,10 +113,10 @@ COMMIT
     let marked = Condition::Bits { field: Field::Mark, mask: 0xff, value: 2, not: false };
     assert_eq!(only_case(&mangle[1]).region.conditions(), [marked]);
     assert_eq!(*only_case(&mangle[1]).actions, [Action::CopyMark { to: Field::ConnectionMark }]);
-    assert_eq!(only_case(&mangle[2]).region.get(Field::ConnectionMark), &Set::one(5).not());
+    assert_eq!(only_case(&mangle[2]).region.get(Field::ConnectionMark), &Set::single(5).not());
     assert_eq!(*only_case(&mangle[2]).actions, [Action::CopyMark { to: Field::Mark }]);
     assert_eq!(only_case(&mangle[3]).region.get(Field::Source), &Set::range(number("10.0.0.3"), number("10.0.0.9")));
-    assert_eq!(only_case(&mangle[4]).region.get(Field::Port), &Set::of([(1, 2), (5, 9)]));
+    assert_eq!(only_case(&mangle[4]).region.get(Field::Port), &Set::from_ranges([(1, 2), (5, 9)]));
     for unknown in &mangle[5..8] {
         assert!(!only_case(unknown).region.is_known(), "{unknown:#?}");
     }

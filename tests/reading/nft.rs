@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portfwd::audit::read::nft::{Ipsets, Numbers, read, read_with};
-use portfwd::audit::region::{Condition, DST_NAT, Field, LOCAL, State};
-use portfwd::audit::ruleset::{Action, Hook, Rewrite, Rule, Tool};
-use portfwd::audit::set::Set;
 use portfwd::lab::Netns;
 use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
 use portfwd::nft::transaction::{Connection, KernelError};
 use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
+use portfwd::ruleset::read::nft::{Ipsets, Numbers, read, read_with};
+use portfwd::ruleset::region::{Condition, DST_NAT, Field, LOCAL, State};
+use portfwd::ruleset::set::Set;
+use portfwd::ruleset::table::{Action, Hook, Rewrite, Rule, Tool};
 
 use super::{actions_for, address, chain, chain_of, feed, ipv4, load, number, only_case, rewrite_to, rules, table};
 use crate::support::privileged;
@@ -38,10 +38,10 @@ fn maps_become_one_case_per_element() {
     );
     let [some, any, two] = rules(&all) else { panic!("{all:#?}") };
     let case = only_case(some);
-    assert_eq!(case.region.get(Field::Destination), &Set::one(number("192.0.2.1")));
-    assert_eq!(case.region.get(Field::Protocol), &Set::one(6));
-    assert_eq!(case.region.get(Field::Port), &Set::one(81));
-    assert_eq!(case.region.get(Field::DestinationKind), &Set::one(LOCAL));
+    assert_eq!(case.region.get(Field::Destination), &Set::single(number("192.0.2.1")));
+    assert_eq!(case.region.get(Field::Protocol), &Set::single(6));
+    assert_eq!(case.region.get(Field::Port), &Set::single(81));
+    assert_eq!(case.region.get(Field::DestinationKind), &Set::single(LOCAL));
     assert_eq!(*case.actions, [Action::Dnat(rewrite_to("10.0.0.4", Some(8081)))]);
     assert_eq!(any.cases.len(), 2);
     let dns = ipv4().with(Field::Protocol, 17).with(Field::Port, 53).with(Field::DestinationKind, LOCAL);
@@ -119,7 +119,7 @@ fn intervals_become_sets() {
          }",
     );
     let rules = rules(&all);
-    let ports = Set::of([(1, 5), (80, 80), (100, 200), (65000, 65535)]);
+    let ports = Set::from_ranges([(1, 5), (80, 80), (100, 200), (65000, 65535)]);
     assert_eq!(only_case(&rules[0]).region.get(Field::Port), &ports);
     assert_eq!(
         *only_case(&rules[0]).actions,
@@ -190,18 +190,18 @@ fn inet_tables_are_read() {
          }",
     );
     let rules = rules(&all);
-    assert_eq!(only_case(&rules[0]).region.get(Field::Family), &Set::one(4));
+    assert_eq!(only_case(&rules[0]).region.get(Field::Family), &Set::single(4));
     assert_eq!(*only_case(&rules[0]).actions, [Action::Dnat(rewrite_to("10.0.0.2", None))]);
-    assert_eq!(only_case(&rules[1]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(only_case(&rules[1]).region.get(Field::Family), &Set::single(6));
     assert_eq!(
         only_case(&rules[1]).region.get(Field::Destination),
         &Set::network("2001:db8::/32".parse().expect("network"))
     );
     assert_eq!(*only_case(&rules[1]).actions, [Action::Dnat(rewrite_to("fd00::2", Some(8080)))]);
     assert_eq!(only_case(&rules[2]).region.get(Field::Family), &Set::ALL);
-    assert_eq!(only_case(&rules[3]).region.get(Field::Family), &Set::one(6));
-    assert_eq!(only_case(&rules[3]).region.get(Field::SourcePort), &Set::one(5));
-    assert_eq!(only_case(&rules[4]).region.get(Field::Family), &Set::one(6));
+    assert_eq!(only_case(&rules[3]).region.get(Field::Family), &Set::single(6));
+    assert_eq!(only_case(&rules[3]).region.get(Field::SourcePort), &Set::single(5));
+    assert_eq!(only_case(&rules[4]).region.get(Field::Family), &Set::single(6));
 }
 
 #[test]
@@ -247,14 +247,14 @@ fn marks_states_and_unknown_expressions_are_read() {
     assert_eq!(*only_case(&rules[4]).actions, [Action::CopyMark { to: Field::Mark }]);
     let set = |field| Action::Mark { field, mask: 0xffff_ffff, value: 7 };
     assert_eq!(*only_case(&rules[5]).actions, [set(Field::Mark), set(Field::ConnectionMark)]);
-    let states = |states: &[State]| portfwd::audit::region::states(states.iter().copied());
+    let states = |states: &[State]| portfwd::ruleset::region::states(states.iter().copied());
     assert_eq!(only_case(&rules[6]).region.get(Field::State), &states(&[State::Established, State::Related]));
     assert_eq!(actions_for(&rules[7], &ipv4().with(Field::State, State::Invalid.number())), Some(&[Action::Drop][..]));
     assert_eq!(actions_for(&rules[7], &ipv4().with(Field::State, State::New.number())), Some(&[][..]));
     let status = Condition::Bits { field: Field::Status, mask: DST_NAT, value: DST_NAT, not: false };
     assert_eq!(only_case(&rules[8]).region.conditions(), [status]);
-    assert_eq!(only_case(&rules[9]).region.get(Field::Direction), &Set::one(1));
-    assert_eq!(only_case(&rules[10]).region.get(Field::OriginalDestination), &Set::one(number("192.0.2.1")));
+    assert_eq!(only_case(&rules[9]).region.get(Field::Direction), &Set::single(1));
+    assert_eq!(only_case(&rules[10]).region.get(Field::OriginalDestination), &Set::single(number("192.0.2.1")));
     for unknown in &rules[11..15] {
         assert!(
             !only_case(unknown).region.is_known() && *only_case(unknown).actions == [Action::Accept],

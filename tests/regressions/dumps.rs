@@ -1,7 +1,8 @@
 //! Any text as a dump of foreign rules: the reader accepts or refuses the text, and the audit handles all accepted rules.
 
-use portfwd::audit::host::Host;
-use portfwd::audit::{findings, listing, read};
+use portfwd::audit::{findings, listing};
+use portfwd::ruleset::host::Host;
+use portfwd::ruleset::read;
 
 /// Reads any bytes as a dump, and audits the rules.
 pub fn holds(input: &[u8]) {

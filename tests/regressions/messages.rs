@@ -3,9 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 
-use portfwd::audit::host::Host;
-use portfwd::audit::read::nft;
-use portfwd::audit::ruleset::Ruleset;
 use portfwd::audit::{findings, listing};
 use portfwd::nft::decode::{decode, decode_structure, elements_by_key, has_chain};
 use portfwd::nft::diff::{Changes, diff};
@@ -13,6 +10,9 @@ use portfwd::nft::encode::encode;
 use portfwd::nft::lift::lift;
 use portfwd::nft::program::{Key, Program};
 use portfwd::nft::transaction::Connection;
+use portfwd::ruleset::host::Host;
+use portfwd::ruleset::read::nft;
+use portfwd::ruleset::table::Ruleset;
 use portfwd::sys::netlink::wire::Wire;
 
 /// Takes any bytes: the first selects the request, the others are the answers.

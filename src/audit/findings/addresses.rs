@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::audit::facts::Facts;
-use crate::audit::region::{Field, LOCAL, Region};
-use crate::audit::set::Set;
 use crate::model::Family;
+use crate::ruleset::facts::Facts;
+use crate::ruleset::region::{Field, LOCAL, Region};
+use crate::ruleset::set::Set;
 
 /// An address of a client far away. Source: RFC 5737 and RFC 3849, addresses for documentation.
 pub(super) fn far(family: Family) -> IpAddr {
@@ -19,7 +19,7 @@ pub(super) fn far(family: Family) -> IpAddr {
 pub(super) fn loopback(family: Family) -> Set {
     match family {
         Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
-        Family::Ipv6 => Set::one(1),
+        Family::Ipv6 => Set::single(1),
     }
 }
 

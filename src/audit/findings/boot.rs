@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::Check;
-use super::naming::{at, list};
-use super::outlook::Outlook;
-use crate::audit::facts::{Boot, Facts, Unit};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
-use crate::audit::host::Host;
-use crate::audit::owner;
-use crate::audit::ruleset::{At, Table, Tool};
+use super::context::Context;
+use super::wording::{at, list};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Boot, Facts, Unit};
+use crate::ruleset::host::Host;
+use crate::ruleset::owner;
+use crate::ruleset::table::{At, Table, Tool};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -43,8 +44,8 @@ const ONCE: [&str; 8] = ["docker", "podman", "cni", "cri-o", "libvirt", "incus",
 
 /// F47. Somebody else than systemd may put the rules back, a script of the network's for one, so that it is likely; what a file
 /// says is sure. Without systemd nothing is known, and nothing is said.
-fn not_persistent(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn not_persistent(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = context.facts() else { return Vec::new() };
     let mut found = Vec::new();
     let restored = |boot: &Boot| boot.units.iter().any(|unit| unit.restores);
     if facts.ours.asks && facts.boot.as_ref().is_some_and(|boot| !restored(boot)) {
@@ -99,9 +100,9 @@ fn lost<'a>(host: &'a Host, facts: &Facts, unit: &Unit) -> BTreeMap<&'a str, At>
 }
 
 /// F48. That ours are lost is sure: it says so in the files. Of others it is likely, as they may notice.
-fn flushed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some((facts, boot)) = outlook.facts().and_then(|facts| Some((facts, facts.boot.as_ref()?))) else {
+fn flushed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some((facts, boot)) = context.facts().and_then(|facts| Some((facts, facts.boot.as_ref()?))) else {
         return Vec::new();
     };
     let mut found = Vec::new();
@@ -134,8 +135,8 @@ fn flushed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 mod tests {
     use super::super::hosts::{DOCKER, find, host, none, one};
     use super::*;
-    use crate::audit::facts::{Flush, Ours};
-    use crate::audit::ruleset::TableFamily;
+    use crate::ruleset::facts::{Flush, OwnState};
+    use crate::ruleset::table::TableFamily;
 
     fn booted(units: Vec<Unit>) -> Facts {
         Facts { boot: Some(Boot { units }), ..super::super::hosts::facts() }
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn rules_that_no_service_puts_back_are_told() {
-        let ours = Ours { asks: true, ..Ours::default() };
+        let ours = OwnState { asks: true, ..OwnState::default() };
         let found = one("F47", "", Facts { ours: ours.clone(), ..booted(Vec::new()) });
         assert_eq!(found.confidence, Confidence::Likely);
         none("F47", "", Facts { ours: ours.clone(), ..booted(vec![restoring(&[], &[])]) });
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn files_that_are_not_as_applied_are_told() {
         let ours =
-            Ours { asks: true, unapplied: vec![("/etc/x\u{9b}.toml".into(), "not there".into())], instead: None };
+            OwnState { asks: true, unapplied: vec![("/etc/x\u{9b}.toml".into(), "not there".into())], instead: None };
         let found = one("F47", "", Facts { ours, ..booted(vec![restoring(&[], &[])]) });
         assert_eq!(found.confidence, Confidence::Proved);
         assert_eq!(found.fix, "portfwd apply /etc/x\\u{9b}.toml");

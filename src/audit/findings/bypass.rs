@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Check;
-use super::naming::{at_all, list, removal, rule, several};
-use super::outlook::{Outlook, targets};
-use crate::audit::facts::{Link, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::{Context, targets};
+use super::wording::{at_all, list, removal, rule, several};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::audit::overlap::Overlaps;
-use crate::audit::region::{Field, Region};
-use crate::audit::ruleset::{Action, At, Hook, Table};
-use crate::audit::set::{Set, number_of_name};
-use crate::audit::trace::Which;
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Link, NextHop};
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::set::{Set, number_of_name};
+use crate::ruleset::simulate::chains::Which;
+use crate::ruleset::table::{Action, At, Hook, Table};
 
 /// Where connections begin to be followed: what is asked for earlier can keep them from it. Source:
 /// `NF_IP_PRI_CONNTRACK` in include/uapi/linux/netfilter_ipv4.h.
@@ -49,8 +50,8 @@ pub(super) const CHECKS: &[Check] = &[
 /// F35. A packet of each forward, and one of what it has in common with each rule that keeps packets from being followed, is
 /// led through the chains before tracking. A rule on the way that is not understood makes it likely; where it is that rule
 /// itself, unknown.
-fn untracked(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let rules = notracks(host);
     if rules.is_empty() {
         return Vec::new();
@@ -59,7 +60,7 @@ fn untracked(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let bases = chains.filter_map(|chain| chain.base.as_ref());
     let early: HashSet<Hook> =
         bases.filter(|base| BEFORE_TRACKING.contains(&base.priority)).map(|base| base.hook).collect();
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut groups: BTreeMap<(At, Confidence), (bool, Vec<&Forward<'_>>)> = BTreeMap::new();
     for family in Family::ALL {
         let of_family: Vec<&Forward<'_>> = all.iter().filter(|forward| forward.family == family).collect();
@@ -78,10 +79,10 @@ fn untracked(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
                 }
                 // A rule that another chain leads to may only get some of what it asks for: so also one of the forward's own.
                 let packets = [Some(taken.and(region)), None].into_iter();
-                let packets = packets.filter_map(|both| outlook.packet(family, both.as_ref().unwrap_or(taken), *hook));
+                let packets = packets.filter_map(|both| context.packet(family, both.as_ref().unwrap_or(taken), *hook));
                 for mut raw in packets {
                     raw.set(Field::State, None);
-                    let outcome = outlook.guide.tracer.hook(&mut raw, *hook, &Which::Filter(BEFORE_TRACKING));
+                    let outcome = context.simulator.tracer.hook(&mut raw, *hook, &Which::Filter(BEFORE_TRACKING));
                     let confidence = match (outcome.untracked, outcome.doubts.contains(at)) {
                         (Some(by), _) if by == *at && !outcome.is_sure() => Confidence::Likely,
                         (Some(by), _) if by == *at && host.facts.is_none() => Confidence::Likely,
@@ -141,18 +142,18 @@ fn notracks(host: &Host) -> Vec<(At, Region)> {
 
 /// F37. Whether a rule puts connections of the forward into it is not asked, so it is likely; without facts it is only known
 /// which interface a rule names, and that makes a suspicion.
-fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let all = outlook.forwards();
+fn flowtable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let all = context.forwards();
     let mut found = Vec::new();
     for table in host.rules.tables.iter().filter(|table| !table.dormant && !table.flow_devices.is_empty()) {
         let devices: HashSet<&str> = table.flow_devices.iter().map(String::as_str).collect();
-        let numbers = Set::of(devices.iter().map(|name| {
+        let numbers = Set::from_ranges(devices.iter().map(|name| {
             let number = number_of_name(name.as_bytes(), 0);
             (number, number)
         }));
         let has = |link: &Link| {
-            let ports = outlook.facts().map(|facts| facts.links.as_slice()).unwrap_or_default();
+            let ports = context.facts().map(|facts| facts.links.as_slice()).unwrap_or_default();
             devices.contains(link.name.as_str())
                 || ports.iter().any(|port| port.master == Some(link.index) && devices.contains(port.name.as_str()))
         };
@@ -161,14 +162,14 @@ fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             if !table.family.sees(forward.family) {
                 return false;
             }
-            match outlook.facts() {
+            match context.facts() {
                 None => numbers.covers(step.region.get(Field::Input)),
                 Some(_) => {
-                    let out = targets(forward).any(|target| match outlook.way_to(target) {
-                        Some(Way::Out(link, _)) => has(link),
+                    let out = targets(forward).any(|target| match context.next_hop(target) {
+                        Some(NextHop::Via(link, _)) => has(link),
                         _ => false,
                     });
-                    out && outlook.ingress(&step.region).iter().any(|link| has(link))
+                    out && context.ingress(&step.region).iter().any(|link| has(link))
                 }
             }
         };
@@ -176,7 +177,7 @@ fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         if forwards.is_empty() {
             continue;
         }
-        let confidence = if outlook.facts().is_some() { Confidence::Likely } else { Confidence::Unknown };
+        let confidence = if context.facts().is_some() { Confidence::Likely } else { Confidence::Unknown };
         let name = printable(&table.to_string());
         let message =
             format!("connections of {} may pass by the rules, through a flowtable of `{name}`", several(&forwards));
@@ -190,8 +191,8 @@ fn flowtable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 mod tests {
     use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, nat, rules, table};
     use super::*;
-    use crate::audit::facts::Facts;
-    use crate::audit::ruleset::{TableFamily, Tool};
+    use crate::ruleset::facts::Facts;
+    use crate::ruleset::table::{TableFamily, Tool};
 
     #[test]
     fn what_is_not_followed_is_not_translated() {

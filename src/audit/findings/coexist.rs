@@ -7,16 +7,17 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Check;
-use super::naming::{APART, FEW, list, placed, verb};
-use super::outlook::Outlook;
-use crate::audit::facts::{Facts, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
-use crate::audit::owner;
-use crate::audit::region::{Field, Region};
-use crate::audit::ruleset::{Action, At, Hook, Table, Tool, base_of_iptables};
-use crate::audit::set::{Set, number_of_name};
+use super::context::Context;
+use super::wording::{APART, FEW, list, placed, verb};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, NextHop};
+use crate::ruleset::owner;
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::set::{Set, number_of_name};
+use crate::ruleset::table::{Action, At, Hook, Table, Tool, base_of_iptables};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -82,8 +83,8 @@ fn hooks(table: &Table) -> BTreeSet<(Family, Hook)> {
 
 /// F32. Where the other ones were not read, that they exist is only a suspicion: tables without rules are harmless. Tables
 /// of nft(8) beside legacy ones are a warning: both are shown by tools that know that they are not alone.
-fn both_kinds(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn both_kinds(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let tables = &host.rules.tables;
     let legacy: Vec<&Table> = tables.iter().filter(|table| table.tool == Tool::IptablesLegacy).collect();
     let new: Vec<&Table> = tables.iter().filter(|table| matches!(table.tool, Tool::Nft | Tool::IptablesNft)).collect();
@@ -128,8 +129,8 @@ fn both_kinds(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 /// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule with
 /// expressions that it has no words for, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
-fn incompatible(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn incompatible(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let mut found = Vec::new();
     // The words of our own reader of dumps.
     for gap in host.rules.gaps.iter().filter(|gap| gap.why.contains("iptables cannot show")) {
@@ -164,9 +165,9 @@ fn incompatible(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F34. What the words of a rule say needs no facts. That a connection has no status at all may be asked for.
-fn status_by_equality(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let nothing = Set::one(0);
+fn status_by_equality(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let nothing = Set::single(0);
     let mut places = Vec::new();
     for (table_at, table) in host.rules.tables.iter().enumerate() {
         for (chain_at, chain) in table.chains.iter().enumerate() {
@@ -211,9 +212,9 @@ const TOOLS: [&str; 8] = ["docker", "podman", "cni", "cri-o", "incus", "lxd", "l
 
 /// F44. A tool that names anything which is still there is taken to be there; so it is likely and no more. Without facts
 /// nothing is known to be gone.
-fn orphans(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
+fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
     let links: Vec<(u128, &str)> =
         facts.links.iter().map(|link| (number_of_name(link.name.as_bytes(), 0), link.name.as_str())).collect();
     let mut tools: BTreeMap<&str, Traces> = BTreeMap::new();
@@ -230,7 +231,7 @@ fn orphans(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
                     if !traces.alive.is_empty() {
                         break;
                     }
-                    let named = named(&case.region, &links, facts, &case.actions, outlook);
+                    let named = named(&case.region, &links, facts, &case.actions, context);
                     if !named.is_empty() && traces.places.len() < FEW {
                         traces.places.push(At { table: table_at, chain: chain_at, rule: rule_at, case: case_at });
                     }
@@ -266,10 +267,10 @@ fn named(
     links: &[(u128, &str)],
     facts: &Facts,
     actions: &[Action],
-    outlook: &Outlook<'_>,
+    context: &Context<'_>,
 ) -> Vec<(String, bool)> {
     let mut found = Vec::new();
-    let no_interface = Set::one(0);
+    let no_interface = Set::single(0);
     for field in [Field::Input, Field::Output] {
         let set = region.get(field);
         if set.is_all() || set.not() == no_interface {
@@ -281,7 +282,7 @@ fn named(
         let there = links.iter().find(|(number, name)| names.has(*number) && *name != "lo");
         let is_lo = names.only() == Some(number_of_name(b"lo", 0));
         if !is_lo {
-            found.push((format!("`{}`", crate::audit::describe::set(field, names, Family::Ipv4)), there.is_some()));
+            found.push((format!("`{}`", crate::ruleset::describe::set(field, names, Family::Ipv4)), there.is_some()));
         }
     }
     for action in actions {
@@ -289,8 +290,8 @@ fn named(
             && let Some((address, _)) = to.addresses
         {
             // On a link of its own, and not behind the default route.
-            let is_there = match outlook.way_to(address) {
-                Some(Way::Out(_, None) | Way::Here) => true,
+            let is_there = match context.next_hop(address) {
+                Some(NextHop::Via(_, None) | NextHop::Local) => true,
                 Some(_) => false,
                 None => facts.addresses.iter().any(|(_, network)| network.contains(address)),
             };

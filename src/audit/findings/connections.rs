@@ -4,19 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Check;
-use super::naming::{APART, FEW, list, name, rule};
-use super::outlook::Outlook;
-use crate::audit::describe;
-use crate::audit::facts::{Tracked, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::Context;
+use super::wording::{APART, FEW, list, name, rule};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::region::{self, DST_NAT, Field, LOCAL, Packet};
-use crate::audit::ruleset::{At, Hook, Rewrite};
-use crate::audit::set::{Set, number_of, number_of_name};
-use crate::audit::trace::Outcome;
-use crate::audit::view::Translation;
 use crate::model::{Family, Protocol};
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::describe;
+use crate::ruleset::facts::{NextHop, Tracked};
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{self, DST_NAT, Field, LOCAL, Packet};
+use crate::ruleset::set::{Set, number_of, number_of_name};
+use crate::ruleset::simulate::chains::Outcome;
+use crate::ruleset::table::{At, Hook, Rewrite};
+use crate::ruleset::view::Translation;
 
 /// `IPS_EXPECTED` and `IPS_DYING` in include/uapi/linux/netfilter/nf_conntrack_common.h: made for another one, whose helper
 /// rewrote it, and as good as gone.
@@ -65,14 +66,14 @@ struct Group<'a> {
 /// F38. A connection is sure to be one where each rule that its first packet met is understood, and none asked for what
 /// nobody remembers of it, which is the interface that it came by. What is not sure is likely where that was guessed from
 /// the routes, and else not said. Without facts there are no connections.
-fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = outlook.forwards();
+fn stale(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let all = context.forwards();
     let taken = |family| {
         let of_family = all.iter().filter(move |forward| forward.family == family);
         let regions = of_family.filter_map(|forward| forward.region());
-        Set::of(regions.flat_map(|region| region.get(Field::Port).ranges().to_vec()))
+        Set::from_ranges(regions.flat_map(|region| region.get(Field::Port).ranges().to_vec()))
     };
     let (four, six) = (taken(Family::Ipv4), taken(Family::Ipv6));
     let mut groups: BTreeMap<Cause, Group<'_>> = BTreeMap::new();
@@ -87,17 +88,17 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         {
             continue;
         }
-        let Some((packet, hook)) = first_packet(outlook, entry) else { continue };
-        let outcome = outlook.translated(&packet, hook);
+        let Some((packet, hook)) = first_packet(context, entry) else { continue };
+        let outcome = context.translated(&packet, hook);
         if !outcome.is_sure() {
             continue;
         }
-        let Some((wrong, at)) = judged(outlook, entry, &outcome) else { continue };
+        let Some((wrong, at)) = judged(context, entry, &outcome) else { continue };
         let mut blind = packet.clone();
         if hook == Hook::Prerouting {
             blind.set(Field::Input, None);
         }
-        let again = outlook.translated(&blind, hook);
+        let again = context.translated(&blind, hook);
         let is_sure = again.is_sure() && again.rewritten == outcome.rewritten;
         let by = at.map(|at| (family, at));
         let group = groups
@@ -113,7 +114,7 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         }
     }
     let by_place: BTreeMap<(Family, At), &Forward<'_>> =
-        outlook.rules().iter().map(|forward| ((forward.family, forward.at), forward)).collect();
+        context.rules().iter().map(|forward| ((forward.family, forward.at), forward)).collect();
     let mut gone = Vec::new();
     let mut found = Vec::new();
     for ((by, wrong, listen), group) in groups {
@@ -132,10 +133,10 @@ fn stale(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 /// The first packet of a connection, as far as it can be told, and the hook that it came to first. The interface that it
 /// came by is taken to be that by which answers leave.
-fn first_packet(outlook: &Outlook<'_>, entry: &Tracked) -> Option<(Packet, Hook)> {
+fn first_packet(context: &Context<'_>, entry: &Tracked) -> Option<(Packet, Hook)> {
     let family = Family::of_address(entry.listen.0);
     let kind = |address: IpAddr| {
-        let local = outlook.local(family).is_some_and(|local| local.has(number_of(address)));
+        let local = context.local(family).is_some_and(|local| local.has(number_of(address)));
         match (local || address.is_loopback(), address.is_multicast()) {
             (true, _) => LOCAL,
             (false, true) => 5,
@@ -156,19 +157,19 @@ fn first_packet(outlook: &Outlook<'_>, entry: &Tracked) -> Option<(Packet, Hook)
     if own {
         return Some((packet, Hook::Output));
     }
-    let Way::Out(link, _) = outlook.way_to(entry.client.0)? else { return None };
+    let NextHop::Via(link, _) = context.next_hop(entry.client.0)? else { return None };
     packet.put(Field::Input, number_of_name(link.name.as_bytes(), 0));
     packet.put(Field::Output, 0);
     Some((packet, Hook::Prerouting))
 }
 
 /// What is wrong with a connection whose first packet would meet this now, and by which forward.
-fn judged(outlook: &Outlook<'_>, entry: &Tracked, outcome: &Outcome) -> Option<(Wrong, Option<At>)> {
+fn judged(context: &Context<'_>, entry: &Tracked, outcome: &Outcome) -> Option<(Wrong, Option<At>)> {
     let is_translated = u128::from(entry.status) & DST_NAT != 0;
     let answered = entry.status & ANSWERED != 0;
     match &outcome.rewritten {
         Some((translation, to, at)) => {
-            let right = is_right(outlook, entry, *translation, to)?;
+            let right = is_right(context, entry, *translation, to)?;
             let wrong = if is_translated { Wrong::Elsewhere } else { Wrong::Past { answered } };
             (!right).then_some((wrong, Some(*at)))
         }
@@ -177,10 +178,10 @@ fn judged(outlook: &Outlook<'_>, entry: &Tracked, outcome: &Outcome) -> Option<(
 }
 
 /// Whether a connection goes to where a rule leads; `None` where that cannot be told.
-fn is_right(outlook: &Outlook<'_>, entry: &Tracked, translation: Translation, to: &Rewrite) -> Option<bool> {
+fn is_right(context: &Context<'_>, entry: &Tracked, translation: Translation, to: &Rewrite) -> Option<bool> {
     let (address, port) = entry.target;
     let is_there = match (translation, to.addresses, to.prefix) {
-        (Translation::Redirect, ..) => outlook.is_local(address)?,
+        (Translation::Redirect, ..) => context.is_local(address)?,
         (_, None, _) => address == entry.listen.0,
         (_, Some((first, last)), _) => (first..=last).contains(&address),
     };
@@ -256,7 +257,7 @@ fn counted(count: usize) -> String {
 mod tests {
     use super::super::hosts::{DOCKER_NAT, address, dual, dump, find, host, nat, table};
     use super::*;
-    use crate::audit::facts::Facts;
+    use crate::ruleset::facts::Facts;
 
     fn entry(listen: &str, port: u16, target: (&str, u16), status: u32) -> Tracked {
         Tracked {

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::Check;
-use super::naming::{FEW, at_all, deletion, each};
-use super::outlook::{Outlook, passing, targets};
+use super::context::{Context, passing, targets};
+use super::wording::{FEW, at_all, deletion, each};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::model::error::printable;
@@ -29,11 +29,11 @@ pub(super) const CHECKS: &[Check] = &[Check {
 const PUBLISHERS: [&str; 7] = ["docker", "podman", "cni", "cri-o", "kube-proxy", "incus", "lxd"];
 
 /// F45. Without facts it is not known what is plugged in.
-fn without_container(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn without_container(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
     let mut empty: BTreeMap<u32, Vec<&Forward<'_>>> = BTreeMap::new();
-    for forward in passing(outlook) {
+    for forward in passing(context) {
         let bridge = |address| {
             let link = facts.link_of(address).filter(|link| link.kind.as_deref() == Some("bridge"))?;
             facts.ports(link.index).next().is_none().then_some(link.index)
@@ -49,7 +49,7 @@ fn without_container(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
     let found = empty.into_iter().map(|(bridge, forwards)| {
         let name = facts.link(bridge).map(|link| printable(&link.name)).unwrap_or_default();
         let message = format!("{} to a container on `{name}`, and there is none", each(&forwards, "leads", "lead"));
-        let finding = kind.found(outlook.confidence(&forwards), message);
+        let finding = kind.found(context.confidence(&forwards), message);
         let finding = at_all(finding.seen(format!("`{name}` is a bridge without a port")), host, &forwards);
         let owner = forwards.first().map_or_else(String::new, |forward| host.place(forward.at).owner);
         let commands: Vec<String> = forwards.iter().filter_map(|forward| deletion(host, forward.at)).collect();

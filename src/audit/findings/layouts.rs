@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::all;
 use super::hosts::{facts, host};
-use crate::audit::facts::Facts;
 use crate::config::{Source, load};
 use crate::iptables::command::Variant;
 use crate::iptables::compile::{Host, compile};
@@ -13,6 +12,7 @@ use crate::iptables::diff::diff;
 use crate::iptables::program::FamilyRules;
 use crate::iptables::restore;
 use crate::model::{DesiredState, Family};
+use crate::ruleset::facts::Facts;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -106,7 +106,7 @@ fn our_own_rules_have_no_fault_of_order_or_guard() {
         for facts in [Some(facts()), None] {
             let of_facts = facts.is_some();
             let found = found(&save, facts);
-            // Ours are open to everybody where nobody is named, and the examples name addresses that this host has not.
+            // OwnState are open to everybody where nobody is named, and the examples name addresses that this host has not.
             let fault = found.iter().find(|line| !line.starts_with("F18") && !line.starts_with("F30"));
             assert_eq!(fault, None, "{} {of_facts}", entry.path().display());
         }

@@ -7,14 +7,13 @@ mod bypass;
 mod coexist;
 mod connections;
 mod container;
+mod context;
 mod filter;
 #[cfg(test)]
 pub(in crate::audit) mod hosts;
 #[cfg(test)]
 mod layouts;
-mod naming;
 mod order;
-mod outlook;
 mod reading;
 mod routes;
 mod settings;
@@ -25,17 +24,18 @@ mod speed;
 mod target;
 #[cfg(test)]
 mod twice;
+mod wording;
 
-use self::outlook::Outlook;
+use self::context::Context;
 use super::finding::{Finding, Kind};
-use super::host::Host;
+use crate::ruleset::host::Host;
 
 /// A finding: what is said of it, and what looks for it.
 pub struct Check {
     /// What it is.
     pub kind: Kind,
     /// Looks for it.
-    find: fn(&Outlook<'_>, &'static Kind) -> Vec<Finding>,
+    find: fn(&Context<'_>, &'static Kind) -> Vec<Finding>,
 }
 
 /// All of them, family by family.
@@ -60,9 +60,9 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
 
 /// Looks for all of them that `wanted` names; the worst and surest first.
 pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
-    let outlook = Outlook::new(host);
+    let context = Context::new(host);
     let wanted = checks().filter(|check| wanted(&check.kind));
-    let mut found: Vec<Finding> = wanted.flat_map(|check| (check.find)(&outlook, &check.kind)).collect();
+    let mut found: Vec<Finding> = wanted.flat_map(|check| (check.find)(&context, &check.kind)).collect();
     found.sort_by_key(|finding| {
         (std::cmp::Reverse(finding.severity), std::cmp::Reverse(finding.confidence), finding.kind.id)
     });

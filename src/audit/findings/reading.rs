@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::Check;
-use super::naming::{list, verb};
-use super::outlook::Outlook;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
-use crate::audit::ruleset::Gap;
+use super::context::Context;
+use super::wording::{list, verb};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::table::Gap;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -46,8 +47,8 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// F46. Only where the caller compared our state with what is.
-fn drift(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn drift(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(lines) = host.facts.as_ref().map(|facts| &facts.drift).filter(|lines| !lines.is_empty()) else {
         return Vec::new();
     };
@@ -58,16 +59,16 @@ fn drift(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F51. Only where the caller asked our state, which tells what was found out when the rules were made.
-fn lacking(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let Some(why) = outlook.facts().and_then(|facts| facts.ours.instead.as_deref()) else { return Vec::new() };
+fn lacking(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let Some(why) = context.facts().and_then(|facts| facts.ours.instead.as_deref()) else { return Vec::new() };
     let why = printable(why);
     vec![kind.found(Confidence::Proved, format!("nf_tables is not used for our rules: {why}")).seen(why)]
 }
 
 /// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
 /// information.
-fn unread(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn unread(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let facts = host.facts.as_ref().map(|facts| facts.gaps.as_slice()).unwrap_or_default();
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let gaps = host.rules.gaps.iter().chain(&host.view.gaps).chain(facts);
@@ -99,7 +100,7 @@ fn unread(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 mod tests {
     use super::super::hosts::{dual, dump, find, host};
     use super::*;
-    use crate::audit::facts::{Facts, Ours};
+    use crate::ruleset::facts::{Facts, OwnState};
 
     #[test]
     fn drift_is_told_line_by_line() {
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn what_the_kernel_was_found_to_lack_is_told() {
         let lacks = |why: Option<&str>| {
-            let ours = Ours { instead: why.map(str::to_owned), ..Ours::default() };
+            let ours = OwnState { instead: why.map(str::to_owned), ..OwnState::default() };
             find(&host("", Facts { ours, ..dual() }), "F51")
         };
         assert_eq!(lacks(Some("no nat\u{1b}"))[0].evidence, ["no nat\\u{1b}"]);

@@ -8,18 +8,19 @@ use std::net::IpAddr;
 
 use super::Check;
 use super::addresses::{far, is_private};
-use super::naming::{at_all, name, several};
-use super::outlook::{Outlook, arriving, passing, targets};
-use crate::audit::facts::{Link, Route, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::{Context, arriving, passing, targets};
+use super::wording::{at_all, name, several};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::region::{DST_NAT, DST_NAT_DONE, Field};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::{Set, address_of, number_of, number_of_name};
-use crate::audit::trace::Which;
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Link, NextHop, Route};
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field};
+use crate::ruleset::set::{Set, address_of, number_of, number_of_name};
+use crate::ruleset::simulate::chains::Which;
+use crate::ruleset::table::Hook;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -81,16 +82,16 @@ pub(super) const CHECKS: &[Check] = &[
 
 /// F26. That the setting is absent mostly means that nothing of the kind is loaded, which is as if it were off, so it is
 /// likely then. What bridges are there is only known from facts.
-fn bridge(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = outlook.forwards();
+fn bridge(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let all = context.forwards();
     let mut groups: BTreeMap<(u32, Family), Vec<&Forward<'_>>> = BTreeMap::new();
     for forward in all {
         let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
-        let Some(Way::Out(link, None)) = outlook.way_to(target) else { continue };
+        let Some(NextHop::Via(link, None)) = context.next_hop(target) else { continue };
         let is_bridge = link.kind.as_deref() == Some("bridge");
-        if is_bridge && outlook.ingress(region).iter().any(|way| way.index == link.index) {
+        if is_bridge && context.ingress(region).iter().any(|way| way.index == link.index) {
             groups.entry((link.index, forward.family)).or_default().push(forward);
         }
     }
@@ -103,7 +104,7 @@ fn bridge(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         let bridge = printable(&link.name);
         if called.is_none_or(|value| value == "0") {
             let fates: Vec<(Source, &Forward<'_>)> =
-                forwards.iter().map(|forward| (source(outlook, link, forward), *forward)).collect();
+                forwards.iter().map(|forward| (source(context, link, forward), *forward)).collect();
             let of = |wanted: Source| {
                 fates.iter().filter(|(fate, _)| *fate == wanted).map(|(_, forward)| *forward).collect()
             };
@@ -115,7 +116,7 @@ fn bridge(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
                 let confidence = match fate {
                     Source::Unknown => Confidence::Unknown,
                     _ if called.is_none() => Confidence::Likely,
-                    _ => outlook.confidence(&forwards),
+                    _ => context.confidence(&forwards),
                 };
                 let message = format!(
                     "clients on `{bridge}` get the answers of {} past the rules, from an address that they did not ask",
@@ -147,9 +148,9 @@ enum Source {
 }
 
 /// Whether the source of packets from a bridge's network to a target on it is rewritten.
-fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
+fn source(context: &Context<'_>, link: &Link, forward: &Forward<'_>) -> Source {
     let Some(target) = targets(forward).next() else { return Source::Unknown };
-    let facts = outlook.facts();
+    let facts = context.facts();
     let network = facts.and_then(|facts| {
         facts.addresses.iter().find(|(index, network)| *index == link.index && network.contains(target))
     });
@@ -161,7 +162,7 @@ fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
         return Source::Unknown;
     };
     let Some(packet) = arriving(forward).and_then(|region| {
-        outlook.packet(forward.family, &region.clone().with(Field::Source, &Set::one(client)), Hook::Prerouting)
+        context.packet(forward.family, &region.clone().with(Field::Source, &Set::single(client)), Hook::Prerouting)
     }) else {
         // The rule is about no such clients.
         return Source::Rewritten;
@@ -174,8 +175,8 @@ fn source(outlook: &Outlook<'_>, link: &Link, forward: &Forward<'_>) -> Source {
         .with(Field::Destination, number_of(target))
         .with(Field::DestinationKind, 1)
         .with(Field::Status, DST_NAT | DST_NAT_DONE);
-    passed.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
-    let outcome = outlook.guide.tracer.hook(&mut passed, Hook::Postrouting, &Which::Nat);
+    passed.set(Field::Port, port.and_then(|port| forward.to.port_for(port)).map(u128::from));
+    let outcome = context.simulator.tracer.hook(&mut passed, Hook::Postrouting, &Which::Nat);
     match (outcome.rewritten.is_some(), outcome.is_sure()) {
         (true, _) => Source::Rewritten,
         (false, true) => Source::Kept,
@@ -194,8 +195,8 @@ struct Crossing<'f, 'a> {
 
 /// Those forwards. Clients are where the rule says; of a rule for all of them only far ones count, and only where they
 /// may come by that interface: it has a gateway of its own, or what it listens on is a public address.
-fn crossings<'f, 'a>(outlook: &'f Outlook<'_>, all: &'f [Forward<'a>]) -> Vec<Crossing<'f, 'a>> {
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn crossings<'f, 'a>(context: &'f Context<'_>, all: &'f [Forward<'a>]) -> Vec<Crossing<'f, 'a>> {
+    let Some(facts) = context.facts() else { return Vec::new() };
     let by_default = |route: &&Route| route.to.prefix() == 0 && route.kind == 1 && route.gateway.is_some();
     let gateways: BTreeSet<(Family, u32)> = facts
         .routes
@@ -206,7 +207,7 @@ fn crossings<'f, 'a>(outlook: &'f Outlook<'_>, all: &'f [Forward<'a>]) -> Vec<Cr
     let mut found = Vec::new();
     for forward in all {
         let Some(region) = arriving(forward) else { continue };
-        let Some(entrance) = outlook.entrance(forward.family, region) else { continue };
+        let Some(entrance) = context.entrance(forward.family, region) else { continue };
         let sources = region.get(Field::Source);
         let client = match sources.is_all() {
             true => {
@@ -228,11 +229,11 @@ fn crossings<'f, 'a>(outlook: &'f Outlook<'_>, all: &'f [Forward<'a>]) -> Vec<Cr
                 },
             },
         };
-        let exit = match outlook.way_to(client) {
-            Some(Way::Out(link, _)) if link.index == entrance.index => continue,
-            Some(Way::Out(link, gateway)) => Some((link, gateway)),
-            Some(Way::Nowhere) => None,
-            Some(Way::Here) | None => continue,
+        let exit = match context.next_hop(client) {
+            Some(NextHop::Via(link, _)) if link.index == entrance.index => continue,
+            Some(NextHop::Via(link, gateway)) => Some((link, gateway)),
+            Some(NextHop::Unreachable) => None,
+            Some(NextHop::Local) | None => continue,
         };
         found.push(Crossing { forward, entrance, exit, client });
     }
@@ -259,11 +260,11 @@ fn leaving(crossing: &Crossing<'_, '_>) -> String {
 }
 
 /// F27. Routes tell no more than what is likely, and with policy routing not even that.
-fn asymmetric(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let all = outlook.forwards();
+fn asymmetric(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let all = context.forwards();
     let policy = host.facts.as_ref().is_some_and(|facts| facts.policy_routing);
-    let crossings = crossings(outlook, all);
+    let crossings = crossings(context, all);
     let found = by_links(&crossings).into_iter().filter_map(|group| {
         let first = *group.first()?;
         let forwards: Vec<&Forward<'_>> = group.iter().map(|crossing| crossing.forward).collect();
@@ -286,11 +287,11 @@ fn asymmetric(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 /// F28. The greater of the settings of all interfaces and of the one counts (`IN_DEV_RPFILTER` in
 /// include/linux/inetdevice.h). IPv6 has no such setting.
-fn strict(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = outlook.forwards();
-    let crossings = crossings(outlook, all);
+fn strict(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let all = context.forwards();
+    let crossings = crossings(context, all);
     let found = by_links(&crossings).into_iter().filter_map(|group| {
         let first = *group.first()?;
         let group: Vec<&Forward<'_>> = group
@@ -321,24 +322,26 @@ fn strict(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 /// F42. Whether a rule lowers the size that TCP agrees on is not in the normal form of rules, which drops what decides
 /// nothing, and whether messages about the size are lost is not known at all: so it never is more than a suspicion.
-fn mtu(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    if outlook.facts().is_none() || clamps(host) {
+fn mtu(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    if context.facts().is_none() || clamps(host) {
         return Vec::new();
     }
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut groups: BTreeMap<_, Vec<(&Link, &Link, &Forward<'_>)>> = BTreeMap::new();
     for forward in all {
         let (Some(region), Some(target)) = (arriving(forward), targets(forward).next()) else { continue };
         if !region.get(Field::Protocol).has(6) {
             continue;
         }
-        let from_afar = || match outlook.way_to(far(forward.family)) {
-            Some(Way::Out(link, _)) if outlook.ingress(region).iter().any(|way| way.index == link.index) => Some(link),
+        let from_afar = || match context.next_hop(far(forward.family)) {
+            Some(NextHop::Via(link, _)) if context.ingress(region).iter().any(|way| way.index == link.index) => {
+                Some(link)
+            }
             _ => None,
         };
-        let Some(entrance) = outlook.entrance(forward.family, region).or_else(from_afar) else { continue };
-        let Some(Way::Out(exit, _)) = outlook.way_to(target) else { continue };
+        let Some(entrance) = context.entrance(forward.family, region).or_else(from_afar) else { continue };
+        let Some(NextHop::Via(exit, _)) = context.next_hop(target) else { continue };
         if entrance.mtu.zip(exit.mtu).is_some_and(|(entrance, exit)| exit < entrance) {
             groups.entry((entrance.index, exit.index)).or_default().push((entrance, exit, forward));
         }
@@ -361,8 +364,8 @@ fn clamps(host: &Host) -> bool {
 }
 
 /// F50. Said once, and only where routes matter: some forward leads to another host.
-fn policy_routing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn policy_routing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let Some(facts) = context.facts() else { return Vec::new() };
     let vrfs: Vec<String> = facts
         .links
         .iter()
@@ -372,7 +375,7 @@ fn policy_routing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     if !facts.policy_routing && vrfs.is_empty() {
         return Vec::new();
     }
-    let passing = passing(outlook);
+    let passing = passing(context);
     let Some(first) = passing.first() else { return Vec::new() };
     let why = match (facts.policy_routing, vrfs.is_empty()) {
         (true, true) => "`ip rule` has more than the usual three rules".to_owned(),

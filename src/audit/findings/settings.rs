@@ -6,17 +6,18 @@ mod tests;
 use std::net::IpAddr;
 
 use super::Check;
-use super::naming::{at_all, list, several, verb};
-use super::outlook::{Outlook, arriving, passing, targets};
-use crate::audit::facts::{Facts, Link, Listener, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::{Context, arriving, passing, targets};
+use super::wording::{at_all, list, several, verb};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::region::{self, Field, LOCAL};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::Set;
-use crate::audit::trace::{Verdict, Which};
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
+use crate::ruleset::region::{self, Field, LOCAL};
+use crate::ruleset::set::Set;
+use crate::ruleset::simulate::chains::{Verdict, Which};
+use crate::ruleset::table::Hook;
 
 /// What 9 tenths of a table are.
 const NEARLY_FULL: (u64, u64) = (9, 10);
@@ -88,10 +89,10 @@ pub(super) const CHECKS: &[Check] = &[
 /// F12. IPv4 asks the interface that a packet came by (`IN_DEV_FORWARD` in include/linux/inetdevice.h), of which the common
 /// setting only is the sum; IPv6 asks the common one (`ip6_forward` in net/ipv6/ip6_output.c). What was not read is taken to
 /// be on: that it is not known is said of the facts themselves.
-fn forwarding(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let passing = passing(outlook);
+fn forwarding(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let passing = passing(context);
     let mut found = Vec::new();
     for (family, path) in [(Family::Ipv4, "net/ipv4/ip_forward"), (Family::Ipv6, "net/ipv6/conf/all/forwarding")] {
         let of_family: Vec<&Forward<'_>> = passing.iter().filter(|forward| forward.family == family).copied().collect();
@@ -113,17 +114,17 @@ fn forwarding(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
                 several(&of_family),
                 verb(&of_family, "leads", "lead")
             );
-            let finding = kind.found(outlook.confidence(&of_family), message).seen(format!("{sysctl} = 0"));
+            let finding = kind.found(context.confidence(&of_family), message).seen(format!("{sysctl} = 0"));
             found.push(at_all(finding.mended_by(format!("sysctl -w {sysctl}=1")), host, &of_family));
         } else if family == Family::Ipv4 {
-            found.extend(not_by_some(outlook, facts, kind, &of_family));
+            found.extend(not_by_some(context, facts, kind, &of_family));
         }
     }
     found
 }
 
 /// Those whose packets, or their answers, arrive by an interface that passes nothing on.
-fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwards: &[&Forward<'_>]) -> Vec<Finding> {
+fn not_by_some(context: &Context<'_>, facts: &Facts, kind: &'static Kind, forwards: &[&Forward<'_>]) -> Vec<Finding> {
     let off: Vec<&Link> = facts
         .links
         .iter()
@@ -134,9 +135,10 @@ fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwar
         let (mut always, mut sometimes) = (Vec::new(), Vec::new());
         for forward in forwards {
             let Some(region) = arriving(forward) else { continue };
-            let ways_in = outlook.ingress(region);
-            let answers = targets(forward)
-                .any(|target| matches!(outlook.way_to(target), Some(Way::Out(way, _)) if way.index == link.index));
+            let ways_in = context.ingress(region);
+            let answers = targets(forward).any(
+                |target| matches!(context.next_hop(target), Some(NextHop::Via(way, _)) if way.index == link.index),
+            );
             match ways_in.iter().any(|way| way.index == link.index) {
                 _ if answers => always.push(*forward),
                 true if ways_in.len() == 1 => always.push(*forward),
@@ -149,7 +151,7 @@ fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwar
         if forwards.is_empty() {
             continue;
         }
-        let (link, confidence) = (printable(&link.name), outlook.confidence(&forwards));
+        let (link, confidence) = (printable(&link.name), context.confidence(&forwards));
         let message = format!(
             "what arrives by `{link}` is not passed on, which {} {}",
             several(&forwards),
@@ -163,7 +165,7 @@ fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwar
         let finding = finding.seen(format!("net.ipv4.conf.{link}.forwarding = 0"));
         found.push(at_all(
             finding.mended_by(format!("sysctl -w net.ipv4.conf.{link}.forwarding=1")),
-            outlook.host,
+            context.host,
             &forwards,
         ));
     }
@@ -171,8 +173,8 @@ fn not_by_some(outlook: &Outlook<'_>, facts: &Facts, kind: &'static Kind, forwar
 }
 
 /// F16. Rules that surely drop such packets make it harmless. Without facts the setting is not known, and it is mostly off.
-fn route_localnet(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn route_localnet(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let of = |path: &str| {
         let name = path.strip_prefix("net/ipv4/conf/")?.strip_suffix("/route_localnet")?;
@@ -190,7 +192,7 @@ fn route_localnet(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         .iter()
         .filter(|link| !link.loopback && (on.contains(&link.name) || on.iter().any(|name| name == "all")))
         .collect();
-    let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(outlook, link)).collect();
+    let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(context, link)).collect();
     let names = list(on.iter().map(|name| format!("`{}`", printable(name))));
     let evidence = list(on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet = 1", printable(name))));
     let finding = match (bound.is_empty(), !fates.is_empty() && fates.iter().all(|fate| *fate == Fate::Dropped)) {
@@ -247,7 +249,7 @@ enum Fate {
 }
 
 /// What rules do with a packet for a loopback address that comes by a link.
-fn fate_of_loopback(outlook: &Outlook<'_>, link: &Link) -> Fate {
+fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
     let family = Family::Ipv4;
     let mut packet = region::packet(family, Some(&link.name))
         .with(Field::Destination, 0x7f00_0001)
@@ -256,7 +258,7 @@ fn fate_of_loopback(outlook: &Outlook<'_>, link: &Link) -> Fate {
         .with(Field::Output, 0);
     let mut is_sure = true;
     for hook in [Hook::Prerouting, Hook::Input] {
-        let outcome = outlook.guide.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
+        let outcome = context.simulator.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
             Verdict::Dropped(_) if is_sure => return Fate::Dropped,
@@ -268,8 +270,8 @@ fn fate_of_loopback(outlook: &Outlook<'_>, link: &Link) -> Fate {
 }
 
 /// F22. IPv6 has the same range.
-fn ephemeral(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn ephemeral(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let range = facts.setting("net/ipv4/ip_local_port_range");
     let Some(range) = range.and_then(|text| ports(&text.split_whitespace().collect::<Vec<_>>().join("-"))) else {
@@ -278,7 +280,7 @@ fn ephemeral(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     let reserved = facts.setting("net/ipv4/ip_local_reserved_ports");
     let kept = reserved.and_then(ports);
     let free = range.minus(kept.as_ref().unwrap_or(&Set::none()));
-    let all = outlook.forwards();
+    let all = context.forwards();
     let (mut clash, mut taken) = (Vec::new(), Vec::new());
     for forward in all {
         let Some(region) = forward.region() else { continue };
@@ -291,7 +293,7 @@ fn ephemeral(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
     if clash.is_empty() {
         return Vec::new();
     }
-    let wanted = Set::of(taken).or(kept.as_ref().unwrap_or(&Set::none()));
+    let wanted = Set::from_ranges(taken).or(kept.as_ref().unwrap_or(&Set::none()));
     let words: Vec<String> = wanted
         .ranges()
         .iter()
@@ -321,12 +323,12 @@ fn ports(text: &str) -> Option<Set> {
         let (first, last) = one.split_once('-').unwrap_or((one, one));
         all.push((first.trim().parse::<u16>().ok()?.into(), last.trim().parse::<u16>().ok()?.into()));
     }
-    Some(Set::of(all))
+    Some(Set::from_ranges(all))
 }
 
 /// F39. A most of 0 is none (`__nf_conntrack_alloc` in net/netfilter/nf_conntrack_core.c).
-fn full(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn full(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some((count, most)) = host.facts.as_ref().and_then(|facts| facts.tracked_count) else { return Vec::new() };
     let (share, of) = NEARLY_FULL;
     if most == 0 || count.saturating_mul(of) < most.saturating_mul(share) {
@@ -342,8 +344,8 @@ fn full(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F40. Rules may give connections timeouts of their own, which are not seen here: so it is likely.
-fn udp_timeout(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn udp_timeout(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let settings = [
         ("net/netfilter/nf_conntrack_udp_timeout_stream", LEAST_STREAM),
@@ -356,7 +358,7 @@ fn udp_timeout(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             (is < *least).then(|| (path.replace('/', "."), is, *least))
         })
         .collect();
-    let all = outlook.forwards();
+    let all = context.forwards();
     let is_udp = |forward: &&Forward<'_>| {
         let protocols = forward.region().map(|region| region.get(Field::Protocol));
         protocols.is_some_and(|protocols| !protocols.is_all() && protocols.has(17))

@@ -8,18 +8,19 @@ use std::net::IpAddr;
 
 use super::Check;
 use super::addresses::loopback;
-use super::naming::{at_all, list, name, removal, several, verb};
-use super::outlook::Outlook;
+use super::context::Context;
 use super::settings::program;
-use crate::audit::facts::{Facts, Listener, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::wording::{at_all, list, name, removal, several, verb};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::audit::overlap::Overlaps;
-use crate::audit::region::{Field, Region};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::{Set, number_of, number_of_name};
-use crate::audit::view::Translation;
 use crate::model::{Family, Protocol};
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, Listener, NextHop};
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::set::{Set, number_of, number_of_name};
+use crate::ruleset::table::Hook;
+use crate::ruleset::view::Translation;
 
 /// Programs that hold the port of a forward only so that nobody else takes it, or serve what it does not.
 const PLACEHOLDERS: [&str; 6] = ["docker-proxy", "conmon", "rootlessport", "rootlesskit", "kube-proxy", "kubelet"];
@@ -88,16 +89,16 @@ fn families(listener: &Listener) -> impl Iterator<Item = Family> {
 }
 
 /// The packets of a family that a listener waits for from other hosts; `None` where it waits for none.
-fn waits_for(outlook: &Outlook<'_>, listener: &Listener, family: Family) -> Option<Region> {
-    let addresses = match (listener.address.is_unspecified(), outlook.local(family)) {
+fn waits_for(context: &Context<'_>, listener: &Listener, family: Family) -> Option<Region> {
+    let addresses = match (listener.address.is_unspecified(), context.local(family)) {
         (false, _) if listener.address.is_loopback() => return None,
         (false, _) => Set::address(listener.address),
         (true, Some(local)) => local.minus(&loopback(family)),
         (true, None) => Set::ALL,
     };
     let region = Region::all()
-        .with(Field::Protocol, &Set::one(listener.protocol.number().into()))
-        .with(Field::Port, &Set::one(listener.port.into()))
+        .with(Field::Protocol, &Set::single(listener.protocol.number().into()))
+        .with(Field::Port, &Set::single(listener.port.into()))
         .with(Field::Destination, &addresses);
     (!region.is_empty()).then_some(region)
 }
@@ -133,7 +134,7 @@ impl<'f, 'a> Takers<'f, 'a> {
     }
 
     /// The forwards that take packets of a region: surely where a packet of it, led through all rules, comes to them.
-    fn of(&self, outlook: &Outlook<'_>, family: Family, region: &Region) -> Vec<Taken<'f, 'a>> {
+    fn of(&self, context: &Context<'_>, family: Family, region: &Region) -> Vec<Taken<'f, 'a>> {
         let [four, six] = &self.parts;
         let (steps, overlaps) = if family == Family::Ipv4 { four } else { six };
         let mut found: Vec<Taken<'f, 'a>> = Vec::new();
@@ -143,8 +144,8 @@ impl<'f, 'a> Takers<'f, 'a> {
                 continue;
             }
             let both = region.and(taken);
-            let Some(packet) = outlook.packet(family, &both, Hook::Prerouting) else { continue };
-            let outcome = outlook.translated(&packet, Hook::Prerouting);
+            let Some(packet) = context.packet(family, &both, Hook::Prerouting) else { continue };
+            let outcome = context.translated(&packet, Hook::Prerouting);
             let confidence = match (&outcome.rewritten, outcome.is_sure()) {
                 (Some((_, _, at)), true) if *at == forward.at => Confidence::Proved,
                 (Some((_, _, at)), false) if *at == forward.at => Confidence::Likely,
@@ -165,7 +166,7 @@ impl<'f, 'a> Takers<'f, 'a> {
 /// Whether a forward only leads packets to where they go anyway.
 fn leads_back(forward: &Forward<'_>, region: &Region) -> bool {
     let port = region.get(Field::Port).only().and_then(|port| u16::try_from(port).ok());
-    let same_port = port.is_some_and(|port| forward.port_there(port) == Some(port));
+    let same_port = port.is_some_and(|port| forward.to.port_for(port) == Some(port));
     let same_address = match (forward.translation, forward.target()) {
         (Translation::Redirect, _) => true,
         (_, Some(target)) => region.get(Field::Destination).has(number_of(target)),
@@ -180,10 +181,10 @@ fn is_of(listener: &Listener, names: &[&str]) -> bool {
 
 /// F21. Programs that hold ports for the very forward, as docker-proxy does, are not meant. That a rule on the way is not
 /// understood makes it unknown. Of a dump no sockets are known.
-fn hidden(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = outlook.forwards();
+fn hidden(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let all = context.forwards();
     let takers = Takers::new(all);
     let mut groups: BTreeMap<_, Vec<(Taken<'_, '_>, &Listener)>> = BTreeMap::new();
     for listener in &facts.listeners {
@@ -191,8 +192,8 @@ fn hidden(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         for family in families(listener) {
-            let Some(region) = waits_for(outlook, listener, family) else { continue };
-            for taken in takers.of(outlook, family, &region) {
+            let Some(region) = waits_for(context, listener, family) else { continue };
+            for taken in takers.of(context, family, &region) {
                 groups.entry((taken.forward.family, taken.forward.at)).or_default().push((taken, listener));
             }
         }
@@ -215,21 +216,21 @@ fn hidden(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F23. As [`hidden`], and as sure.
-fn management(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
-    let all = outlook.forwards();
+fn management(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
+    let all = context.forwards();
     let takers = Takers::new(all);
     let mut groups: BTreeMap<_, Vec<(Taken<'_, '_>, String)>> = BTreeMap::new();
     let mut found = Vec::new();
-    if let Some((family, region)) = facts.ssh.and_then(|ssh| of_ssh(outlook, ssh)) {
+    if let Some((family, region)) = facts.ssh.and_then(|ssh| of_ssh(context, ssh)) {
         let what = "the ssh connection that you are on".to_owned();
-        found.extend(takers.of(outlook, family, &region).into_iter().map(|taken| (taken, what.clone())));
+        found.extend(takers.of(context, family, &region).into_iter().map(|taken| (taken, what.clone())));
     }
     for listener in facts.listeners.iter().filter(|listener| is_of(listener, &MANAGEMENT)) {
         for family in families(listener) {
-            let Some(region) = waits_for(outlook, listener, family) else { continue };
-            let taken = takers.of(outlook, family, &region).into_iter();
+            let Some(region) = waits_for(context, listener, family) else { continue };
+            let taken = takers.of(context, family, &region).into_iter();
             found.extend(taken.map(|taken| (taken, program(listener))));
         }
     }
@@ -251,32 +252,32 @@ fn management(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// The packets of the next connection that is like the one that the user is on.
-fn of_ssh(outlook: &Outlook<'_>, (address, port): (IpAddr, u16)) -> Option<(Family, Region)> {
+fn of_ssh(context: &Context<'_>, (address, port): (IpAddr, u16)) -> Option<(Family, Region)> {
     let family = match address {
         IpAddr::V4(_) => Family::Ipv4,
         // That of a client of IPv4 at a socket for both.
-        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => return of_ssh(outlook, (address.to_canonical(), port)),
+        IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => return of_ssh(context, (address.to_canonical(), port)),
         IpAddr::V6(_) => Family::Ipv6,
     };
     let region = Region::all()
-        .with(Field::Protocol, &Set::one(Protocol::Tcp.number().into()))
-        .with(Field::Port, &Set::one(port.into()));
-    let local = outlook.local(family).map(|local| local.minus(&loopback(family)));
-    let region = match outlook.is_local(address) {
-        Some(true) => from_client(outlook, region.with(Field::Destination, &Set::address(address))),
+        .with(Field::Protocol, &Set::single(Protocol::Tcp.number().into()))
+        .with(Field::Port, &Set::single(port.into()));
+    let local = context.local(family).map(|local| local.minus(&loopback(family)));
+    let region = match context.is_local(address) {
+        Some(true) => from_client(context, region.with(Field::Destination, &Set::address(address))),
         _ => region.with(Field::Source, &Set::address(address)).with(Field::Destination, &local.unwrap_or(Set::ALL)),
     };
     (!region.is_empty()).then_some((family, region))
 }
 
 /// Those packets of a region that come from where the user is, where that is known.
-fn from_client(outlook: &Outlook<'_>, region: Region) -> Region {
-    let Some(client) = outlook.facts().and_then(|facts| facts.ssh_client).map(|client| client.to_canonical()) else {
+fn from_client(context: &Context<'_>, region: Region) -> Region {
+    let Some(client) = context.facts().and_then(|facts| facts.ssh_client).map(|client| client.to_canonical()) else {
         return region;
     };
     let region = region.with(Field::Source, &Set::address(client));
-    match outlook.way_to(client) {
-        Some(Way::Out(link, _)) => region.with(Field::Input, &Set::one(number_of_name(link.name.as_bytes(), 0))),
+    match context.next_hop(client) {
+        Some(NextHop::Via(link, _)) => region.with(Field::Input, &Set::single(number_of_name(link.name.as_bytes(), 0))),
         _ => region,
     }
 }
@@ -308,11 +309,11 @@ impl<'a> Sockets<'a> {
 
 /// F10. Only of TCP and UDP are the sockets known, and those only of this network namespace: a target in a container is no
 /// address of this host. Where something about the host could not be read it is no more than likely.
-fn nobody(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn nobody(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
     let sockets = Sockets::new(facts);
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut silent: Vec<&Forward<'_>> = Vec::new();
     for forward in all {
         let Some(region) = forward.region() else { continue };
@@ -324,7 +325,7 @@ fn nobody(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         let arrives = forward.arriving().next().is_some();
         let address = match (forward.translation, forward.target()) {
             (Translation::Redirect, _) => None,
-            (_, Some(target)) if outlook.is_local(target) == Some(true) => Some(target),
+            (_, Some(target)) if context.is_local(target) == Some(true) => Some(target),
             _ => continue,
         };
         let serves = |listener: &Listener| {
@@ -348,7 +349,7 @@ fn nobody(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         return Vec::new();
     }
     let confidence = match (facts.gaps.is_empty(), facts.listeners.is_empty()) {
-        (true, _) => outlook.confidence(&silent),
+        (true, _) => context.confidence(&silent),
         (false, false) => Confidence::Likely,
         (false, true) => Confidence::Unknown,
     };
@@ -371,7 +372,7 @@ fn ports_there(forward: &Forward<'_>, region: &Region) -> Vec<(u16, u16)> {
         (Some(ports), Some(_)) if asked.size() <= MANY => {
             let each = asked.ranges().iter().flat_map(|(first, last)| *first..=*last);
             let there: Vec<(u16, u16)> =
-                each.filter_map(|asked| forward.port_there(port(asked))).map(|port| (port, port)).collect();
+                each.filter_map(|asked| forward.to.port_for(port(asked))).map(|port| (port, port)).collect();
             if there.is_empty() { vec![ports] } else { there }
         }
         (Some(ports), _) => vec![ports],
@@ -380,8 +381,8 @@ fn ports_there(forward: &Forward<'_>, region: &Region) -> Vec<(u16, u16)> {
 
 /// F41. Whether a rule assigns a helper is in the words of a dump alone, and not in the normal form; so it is likely.
 /// Kernels before 6.0 assign them by themselves where `nf_conntrack_helper` is 1.
-fn helper(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn helper(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let assigned = host.facts.as_ref().and_then(|facts| facts.setting("net/netfilter/nf_conntrack_helper"));
     if assigned == Some("1") {
         return Vec::new();
@@ -394,7 +395,7 @@ fn helper(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         .collect();
     let is_given = |helper: &str| words.iter().any(|words| words.contains(&format!("--helper {helper}")));
     let wanted: Vec<_> = HELPERS.into_iter().filter(|(_, _, helper)| !is_given(helper)).collect();
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut groups: BTreeMap<&str, (u8, u16, Vec<&Forward<'_>>)> = BTreeMap::new();
     for forward in all {
         let Some(region) = forward.region() else { continue };

@@ -4,10 +4,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use super::context::Context;
 use super::hosts::{self, facts, nat};
-use super::outlook::Outlook;
 use super::{Check, checks};
-use crate::audit::host::Host;
+use crate::ruleset::host::Host;
 
 /// One chain of forwards of one port each; beyond those that there are the address is another one.
 fn host(number: usize, source: &str) -> Host {
@@ -24,9 +24,9 @@ fn host(number: usize, source: &str) -> Host {
     hosts::host(&nat(&rules), facts())
 }
 
-fn time(check: &'static Check, outlook: &Outlook<'_>) -> (Duration, usize) {
+fn time(check: &'static Check, context: &Context<'_>) -> (Duration, usize) {
     let start = Instant::now();
-    let found = (check.find)(outlook, &check.kind).len();
+    let found = (check.find)(context, &check.kind).len();
     (start.elapsed(), found)
 }
 
@@ -36,7 +36,7 @@ fn sixty_thousand_forwards_of_one_port() {
     for (what, source) in [("unguarded", ""), ("of docker", "-m addrtype --dst-type LOCAL ! -i docker0")] {
         let (few, many) = (host(6_000, source), host(60_000, source));
         // As in an audit, what several findings ask is found out by the first of them.
-        let (few, many) = (Outlook::new(&few), Outlook::new(&many));
+        let (few, many) = (Context::new(&few), Context::new(&many));
         let (mut of_few, mut of_many) = (Duration::ZERO, Duration::ZERO);
         for check in checks() {
             let ((short, _), (long, found)) = (time(check, &few), time(check, &many));

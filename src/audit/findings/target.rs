@@ -11,16 +11,17 @@ use ipnetwork::IpNetwork;
 
 use super::Check;
 use super::addresses::is_private;
-use super::naming::{at_all, by_cause, list, placed, removal, several, verb};
-use super::outlook::{Outlook, targets};
-use crate::audit::facts::{Facts, Way};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::{Context, targets};
+use super::wording::{at_all, by_cause, list, placed, removal, several, verb};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::region::Field;
-use crate::audit::ruleset::{self, Action, At, Table};
-use crate::audit::set::{Set, name_of, number_of_name};
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, NextHop};
+use crate::ruleset::region::Field;
+use crate::ruleset::set::{Set, name_of, number_of_name};
+use crate::ruleset::table::{self, Action, At, Table};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -104,26 +105,26 @@ impl Networks {
 /// F08. Of a dump nothing is known of routes, and so nothing is said. Where policy routing may choose other routes it is
 /// only likely. A private target behind a gateway of the same private network may well be known there: then nothing is said
 /// unless a container engine made the rule, whose targets are always on a link.
-fn unroutable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn unroutable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
     let networks = Networks::new(facts);
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut groups: BTreeMap<Unroutable, Vec<&Forward<'_>>> = BTreeMap::new();
     for forward in all {
         for target in targets(forward) {
-            let why = match outlook.way_to(target) {
-                None | Some(Way::Here) => continue,
-                Some(Way::Nowhere) => Unroutable::Nowhere(target),
-                Some(Way::Out(link, _)) if !link.up => Unroutable::Down(target, link.name.clone()),
-                Some(Way::Out(link, Some(gateway))) if is_private(target) && !networks.has(target) => {
+            let why = match context.next_hop(target) {
+                None | Some(NextHop::Local) => continue,
+                Some(NextHop::Unreachable) => Unroutable::Nowhere(target),
+                Some(NextHop::Via(link, _)) if !link.up => Unroutable::Down(target, link.name.clone()),
+                Some(NextHop::Via(link, Some(gateway))) if is_private(target) && !networks.has(target) => {
                     let on_link = is_of_engine(&host.place(forward.at).owner);
                     if !on_link && same_block(target, gateway) {
                         continue;
                     }
                     Unroutable::Default(link.name.clone(), gateway, on_link || !is_private(gateway))
                 }
-                Some(Way::Out(..)) => continue,
+                Some(NextHop::Via(..)) => continue,
             };
             groups.entry(why).or_default().push(forward);
             break;
@@ -140,7 +141,7 @@ fn unroutable(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
         }));
         let confidence = match facts.policy_routing {
             true => Confidence::Likely,
-            false => outlook.confidence(&forwards),
+            false => context.confidence(&forwards),
         };
         let text = |verb: &str| format!("{} {verb}: {why}", several(&forwards));
         let is_default = groups.iter().all(|(why, _)| matches!(why, Unroutable::Default(..)));
@@ -187,20 +188,20 @@ fn same_block(a: IpAddr, b: IpAddr) -> bool {
 }
 
 /// F09. Only what the table of neighbours says: it may be of before the target was started, so it is likely and no more.
-fn dead(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let Some(facts) = outlook.facts() else { return Vec::new() };
+fn dead(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let Some(facts) = context.facts() else { return Vec::new() };
     let failed: HashSet<(IpAddr, u32)> = facts
         .neighbours
         .iter()
         .filter(|neighbour| neighbour.failed)
         .map(|neighbour| (neighbour.address, neighbour.link))
         .collect();
-    let all = outlook.forwards();
+    let all = context.forwards();
     let mut groups: BTreeMap<(IpAddr, &str), Vec<&Forward<'_>>> = BTreeMap::new();
     for forward in all {
         for target in targets(forward) {
-            if let Some(Way::Out(link, gateway)) = outlook.way_to(target) {
+            if let Some(NextHop::Via(link, gateway)) = context.next_hop(target) {
                 let next = gateway.unwrap_or(target);
                 if failed.contains(&(next, link.index)) {
                     groups.entry((next, link.name.as_str())).or_default().push(forward);
@@ -220,9 +221,9 @@ fn dead(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 }
 
 /// F11. Of a dump the setting is not known; that it is off is usual, so it is likely.
-fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let all = outlook.forwards();
+fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let all = context.forwards();
     // The interfaces that it cannot come by, and whether there are others.
     let mut groups: BTreeMap<(Family, Vec<String>, bool), Vec<&Forward<'_>>> = BTreeMap::new();
     for forward in all {
@@ -237,18 +238,18 @@ fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         let on = |of: &str| {
-            let value = outlook.facts()?.setting(&format!("net/ipv4/conf/{of}/route_localnet"))?;
+            let value = context.facts()?.setting(&format!("net/ipv4/conf/{of}/route_localnet"))?;
             Some(value != "0")
         };
         if on("all") == Some(true) {
             continue;
         }
-        let links = outlook.ingress(&step.region);
+        let links = context.ingress(&step.region);
         let off: Vec<String> =
             links.iter().filter(|link| on(&link.name) != Some(true)).map(|link| link.name.clone()).collect();
         let some = off.len() < links.len();
         // Of a host whose links are known, those that packets arrive by decide.
-        if !off.is_empty() || outlook.facts().is_none() {
+        if !off.is_empty() || context.facts().is_none() {
             groups.entry((Family::Ipv4, off, some)).or_default().push(forward);
         }
     }
@@ -258,7 +259,7 @@ fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             format!("{} {} what arrives to the loopback address", several(forwards), verb(forwards, "leads", "lead"));
         let finding = match (family, off.is_empty()) {
             (Family::Ipv6, _) => kind
-                .found(outlook.confidence(forwards), format!("{text}, which the kernel never lets in by a link"))
+                .found(context.confidence(forwards), format!("{text}, which the kernel never lets in by a link"))
                 .seen("IPv6 has no `route_localnet`"),
             (_, true) => kind.found(
                 Confidence::Likely,
@@ -268,9 +269,9 @@ fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
                 let path = |name: &String| format!("net.ipv4.conf.{}.route_localnet = 0", printable(name));
                 let is_read = off.iter().all(|name| {
                     let path = format!("net/ipv4/conf/{name}/route_localnet");
-                    outlook.facts().is_some_and(|facts| facts.setting(&path).is_some())
+                    context.facts().is_some_and(|facts| facts.setting(&path).is_some())
                 });
-                let confidence = if is_read && !some { outlook.confidence(forwards) } else { Confidence::Likely };
+                let confidence = if is_read && !some { context.confidence(forwards) } else { Confidence::Likely };
                 let finding = kind
                     .found(confidence, format!("{text}, which is dropped when it comes by {interfaces}"))
                     .seen(list(off.iter().map(path)));
@@ -284,7 +285,7 @@ fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
 
 /// The chains of a table that its chains which translate ask, those themselves too.
 fn translating(table: &Table) -> BTreeSet<usize> {
-    let is_nat = |chain: &ruleset::Chain| chain.base.as_ref().is_some_and(|base| base.kind == ruleset::Kind::Nat);
+    let is_nat = |chain: &table::Chain| chain.base.as_ref().is_some_and(|base| base.kind == table::Kind::Nat);
     let mut open: Vec<usize> =
         table.chains.iter().enumerate().filter(|(_, chain)| is_nat(chain)).map(|(number, _)| number).collect();
     let mut known: BTreeSet<usize> = open.iter().copied().collect();
@@ -308,8 +309,8 @@ fn literals(set: &Set) -> impl Iterator<Item = u128> {
 
 /// F49. Without facts it is not known which links there are, and nothing is said. A rule that only excepts an interface
 /// which is gone still works, so that is a warning, and likely: it may have been meant so.
-fn nameless(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = host.facts.as_ref().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
     let links: HashSet<u128> = facts.links.iter().map(|link| number_of_name(link.name.as_bytes(), 0)).collect();
     let mut unknown: BTreeMap<(bool, u128), Vec<At>> = BTreeMap::new();

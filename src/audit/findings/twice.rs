@@ -2,9 +2,10 @@
 //! of the first, and named by them.
 
 use super::hosts::{confidences, facts, find, host, listener, nat, of_order, table};
-use crate::audit::facts::{Facts, Tracked};
-use crate::audit::finding::{Confidence, Finding};
+use crate::audit::finding::Finding;
 use crate::model::Protocol;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, Tracked};
 
 /// Two ways to one rule.
 fn ways(first: &str, second: &str, target: &str) -> String {
@@ -62,9 +63,9 @@ fn a_tie_is_as_sure_as_the_way_that_is_tied() {
     other.tables[0].name = "other".into();
     rules.tables.extend(other.tables);
     for table in &mut rules.tables {
-        table.tool = crate::audit::ruleset::Tool::Nft;
+        table.tool = crate::ruleset::table::Tool::Nft;
     }
-    let host = crate::audit::host::Host::new(rules, Some(facts()));
+    let host = crate::ruleset::host::Host::new(rules, Some(facts()));
     assert_eq!(confidences(&host, "F05"), [Confidence::Proved]);
 }
 

@@ -11,17 +11,17 @@ use std::sync::Arc;
 use std::thread;
 
 use super::{Failure, Global, Output, json, sets, view};
-use crate::audit::facts::{Facts, Ours};
 use crate::audit::finding::Severity;
 use crate::audit::findings;
-use crate::audit::host::Host;
 use crate::audit::listing;
-use crate::audit::read::{self, DumpError};
-use crate::audit::ruleset::{Gap, Ruleset};
 use crate::config;
 use crate::engine::{Engine, EngineError, Scope, Storage};
 use crate::model::error::printable;
 use crate::model::{DesiredState, Family};
+use crate::ruleset::facts::{Facts, OwnState};
+use crate::ruleset::host::Host;
+use crate::ruleset::read::{self, DumpError};
+use crate::ruleset::table::{Gap, Ruleset};
 use report::Report;
 
 /// The largest size of a dump in bytes.
@@ -184,10 +184,10 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
 
 /// Returns the drift of the live rules, and facts about portfwd's state. Without a state, the desired state
 /// is empty.
-fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, Ours)> {
+fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let desired = Arc::clone(&engine.state().desired);
-    let state = Ours {
+    let state = OwnState {
         asks: !desired.is_empty(),
         unapplied: changed_files(&engine, global),
         instead: engine.fallback_reason().map(str::to_owned),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use crate::audit::finding::Finding;
-use crate::audit::host::Host;
 use crate::audit::listing::Row;
-use crate::audit::ruleset::Gap;
+use crate::ruleset::host::Host;
+use crate::ruleset::table::Gap;
 
 /// The rules, findings and gaps to print.
 #[derive(Debug)]

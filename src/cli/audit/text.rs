@@ -3,10 +3,11 @@
 use std::io;
 
 use super::report::Report;
-use crate::audit::finding::{Confidence, Finding, Severity};
+use crate::audit::finding::{Finding, Severity};
 use crate::audit::listing::Row;
 use crate::cli::Output;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
 
 /// The most rows of a table; `--json` prints all of them.
 const MAX_ROWS: usize = 1000;

@@ -12,11 +12,12 @@ use super::plan::Name;
 use super::presence::Presence;
 use super::rules::Rules;
 use crate::config::{Loaded, Problem, ProblemKind, Source, merge};
-use crate::engine::guard::{self, Ssh};
+use crate::engine::guard;
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
 use crate::model::DesiredState;
 use crate::store::State;
 use crate::sys::sockets;
+use crate::sys::ssh::Ssh;
 
 /// The state and the backend for a lab's rule set. All operations act on the namespace of the calling thread.
 #[derive(Debug, Clone)]

@@ -2,9 +2,9 @@
 
 use super::super::hosts::{DOCKER_NAT, dual, dump, find, host, link, nat, rules};
 use super::*;
-use crate::audit::host::Host;
-use crate::audit::region::{Condition, DST_NAT};
-use crate::audit::ruleset::{Base, Case, Kind as Does, Rule, TableFamily};
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{Condition, DST_NAT};
+use crate::ruleset::table::{Base, Case, Kind as Does, Rule, TableFamily};
 
 const FILTER: &str = "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp -j ACCEPT\nCOMMIT\n";
 
@@ -87,20 +87,20 @@ fn a_status_is_compared_bit_by_bit() {
     let with = |region: Region| {
         let rule = Rule { cases: vec![case(region, Action::Accept)], handle: Some(4), ..Rule::default() };
         let rules =
-            crate::audit::ruleset::Ruleset { tables: vec![of_nft("forward", None, vec![rule])], ..Default::default() };
+            crate::ruleset::table::Ruleset { tables: vec![of_nft("forward", None, vec![rule])], ..Default::default() };
         find(&Host::new(rules, None), "F34")
     };
-    let some = Set::of([(DST_NAT, DST_NAT), (0x10, 0x10)]);
+    let some = Set::from_ranges([(DST_NAT, DST_NAT), (0x10, 0x10)]);
     let found = with(Region::all().with(Field::Status, &some));
     assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
     assert_eq!(found[0].evidence, ["forward: ct status { 0x10, 0x20 } accept"]);
     assert_eq!(found[0].places[0].rule, "ip mine forward handle 4");
     let mut bits = Region::all();
-    bits.ask(Condition::Bits { field: Field::Status, mask: DST_NAT, value: 0, not: true });
+    bits.add_condition(Condition::Bits { field: Field::Status, mask: DST_NAT, value: 0, not: true });
     assert!(with(bits).is_empty());
-    assert!(with(Region::all().with(Field::Status, &Set::one(0).not())).is_empty(), "any at all");
+    assert!(with(Region::all().with(Field::Status, &Set::single(0).not())).is_empty(), "any at all");
     let mut unclear = Region::all();
-    unclear.ask(Condition::Unknown("ct status @x".into()));
+    unclear.add_condition(Condition::Unknown("ct status @x".into()));
     assert!(with(unclear).is_empty());
 }
 

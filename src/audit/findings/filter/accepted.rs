@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::naming::{at_all, each, placed, rule};
-use super::super::outlook::Outlook;
-use super::clients::Survey;
+use super::super::context::Context;
+use super::super::wording::{at_all, each, placed, rule};
+use super::clients::DropAnalysis;
 use super::dropped::firewall;
-use super::permit::let_through;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::suggest_accept::suggest_accept;
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::journey::{End, Journey, Part, packet_in_words};
-use crate::audit::region::{Condition, DST_NAT, Field, Packet, Region};
-use crate::audit::ruleset::{At, Hook};
-use crate::audit::trace::{Verdict, Which};
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{Condition, DST_NAT, Field, Packet, Region};
+use crate::ruleset::simulate::chains::{Verdict, Which};
+use crate::ruleset::simulate::{End, PacketTrace, Part, packet_in_words};
+use crate::ruleset::table::{At, Hook};
 
 pub(super) const BLANKET: Kind = Kind {
     id: "F14",
@@ -51,20 +52,26 @@ pub(super) struct Blankets {
 
 impl Blankets {
     /// Adds what a forward's clients met: those of one interface where it comes through.
-    pub fn add(&mut self, outlook: &Outlook<'_>, number: usize, forward: &Forward<'_>, survey: &Survey<'_>) {
-        let (host, tracer) = (outlook.host, &outlook.guide.tracer);
-        let Some((_, journey)) = survey.passed.first() else { return };
-        let hook = if journey.end == End::Arrives { Hook::Input } else { Hook::Forward };
-        let Some(outcome) = journey.at(hook, Part::Filter) else { return };
+    pub fn add(
+        &mut self,
+        context: &Context<'_>,
+        number: usize,
+        forward: &Forward<'_>,
+        drop_analysis: &DropAnalysis<'_>,
+    ) {
+        let (host, tracer) = (context.host, &context.simulator.tracer);
+        let Some((_, trace)) = drop_analysis.passed.first() else { return };
+        let hook = if trace.end == End::Arrives { Hook::Input } else { Hook::Forward };
+        let Some(outcome) = trace.at(hook, Part::Filter) else { return };
         for at in &outcome.accepted {
             let is_blanket = *self.known.entry(*at).or_insert_with(|| is_blanket(host, *at));
             if !is_blanket || is_same_owner(host, *at, forward.at) {
                 continue;
             }
-            let without = tracer.without(&mut at_hook(journey), hook, &all(), *at);
+            let without = tracer.without(&mut at_hook(trace), hook, &all(), *at);
             if let Verdict::Dropped(dropped) = without.verdict {
                 let sure = tracer.drops_surely(&without);
-                let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
+                let confidence = if sure { trace.confidence() } else { Confidence::Unknown };
                 self.groups.entry((*at, dropped, confidence)).or_default().push(number);
             }
         }
@@ -72,10 +79,10 @@ impl Blankets {
 }
 
 /// F14. Without facts nothing is said: what accepts depends on interfaces.
-pub(super) fn blanket(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn blanket(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let finding = |(&(accepts, drops, confidence), numbers): (&(At, At, Confidence), &Vec<usize>)| {
-        let forwards = outlook.numbered(numbers);
+        let forwards = context.numbered(numbers);
         let who = each(&forwards, "comes", "come");
         let place = host.place(accepts);
         let message = format!(
@@ -86,17 +93,17 @@ pub(super) fn blanket(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         let found = placed(at_all(kind.found(confidence, message), host, &forwards), host, [accepts, drops]);
         let first = forwards.first();
         found.mended_by(first.map_or_else(String::new, |forward| {
-            let_through(host, drops, &firewall(host, drops), Hook::Forward, forward)
+            suggest_accept(host, drops, &firewall(host, drops), Hook::Forward, forward)
         }))
     };
-    outlook.surveys().blankets.groups.iter().map(finding).collect()
+    context.surveys().blankets.groups.iter().map(finding).collect()
 }
 
 /// The packet as it came to the filters behind routing: with its new destination, and its old source.
-fn at_hook(journey: &Journey<'_>) -> Packet {
-    let mut packet = journey.packet.clone();
+fn at_hook(trace: &PacketTrace<'_>) -> Packet {
+    let mut packet = trace.packet.clone();
     for field in [Field::Source, Field::SourcePort, Field::SourceKind] {
-        packet.set(field, journey.start.get(field));
+        packet.set(field, trace.start.get(field));
     }
     packet
 }
@@ -131,23 +138,29 @@ pub(super) struct Bypasses {
 
 impl Bypasses {
     /// Adds what a forward's clients met, and what they would if it were not.
-    pub fn add(&mut self, outlook: &Outlook<'_>, number: usize, forward: &Forward<'_>, survey: &Survey<'_>) {
-        let (host, tracer) = (outlook.host, &outlook.guide.tracer);
-        for (_, journey) in &survey.passed {
-            if !matches!(journey.end, End::Leaves(..))
-                || outlook.guide.is_local(forward.family, destination(journey)) != Some(true)
+    pub fn add(
+        &mut self,
+        context: &Context<'_>,
+        number: usize,
+        forward: &Forward<'_>,
+        drop_analysis: &DropAnalysis<'_>,
+    ) {
+        let (host, tracer) = (context.host, &context.simulator.tracer);
+        for (_, trace) in &drop_analysis.passed {
+            if !matches!(trace.end, End::Leaves(..))
+                || context.simulator.is_local(forward.family, destination(trace)) != Some(true)
             {
                 continue;
             }
-            let mut packet = journey.start.clone();
+            let mut packet = trace.start.clone();
             packet.put(Field::Output, 0);
             let outcome = tracer.hook(&mut packet, Hook::Input, &all());
             let Verdict::Dropped(at) = outcome.verdict else { continue };
             let owner = self.owners.entry(at).or_insert_with(|| firewall(host, at));
             let Some(severity) = severity(host, at, owner, &host.place(forward.at).owner) else { continue };
             let sure = tracer.drops_surely(&outcome);
-            let confidence = if sure { journey.confidence() } else { Confidence::Unknown };
-            let accepted = journey.at(Hook::Forward, Part::Filter).and_then(|outcome| outcome.accepted.last().copied());
+            let confidence = if sure { trace.confidence() } else { Confidence::Unknown };
+            let accepted = trace.at(Hook::Forward, Part::Filter).and_then(|outcome| outcome.accepted.last().copied());
             // Each forward of Docker is accepted by a rule of its own: one of them is shown.
             let (group, sample) = self.groups.entry((at, severity, confidence)).or_default();
             if group.is_empty() {
@@ -155,7 +168,7 @@ impl Bypasses {
                     || "no rule of hook forward drops it".to_owned(),
                     |at| format!("accepted at hook forward by {}: {}", host.place(at), rule(host, at)),
                 );
-                *sample = format!("{}: {by}", packet_in_words(&journey.start));
+                *sample = format!("{}: {by}", packet_in_words(&trace.start));
             }
             group.push(number);
             break;
@@ -167,11 +180,11 @@ impl Bypasses {
 /// rule for everything and of somebody else than the forward. A firewall that makes the forward itself means it so, and so does
 /// who writes both by hand, unless the port is named. Unknown where a rule that is not understood may accept or drop it; without
 /// facts nothing is said, as it is not known what comes to hook input.
-pub(super) fn bypass(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let (host, bypasses) = (outlook.host, &outlook.surveys().bypasses);
+pub(super) fn bypass(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, bypasses) = (context.host, &context.surveys().bypasses);
     type Group<'b> = (&'b (At, Severity, Confidence), &'b (Vec<usize>, String));
     let finding = |(&(at, severity, confidence), (numbers, sample)): Group<'_>| {
-        let forwards = outlook.numbered(numbers);
+        let forwards = context.numbered(numbers);
         let owner = bypasses.owners.get(&at).map_or("unknown", String::as_str);
         let named = if matches!(owner, "user" | "unknown") { String::new() } else { format!(" of {owner}") };
         let message = format!(
@@ -189,8 +202,8 @@ pub(super) fn bypass(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
     bypasses.groups.iter().map(finding).collect()
 }
 
-fn destination(journey: &Journey<'_>) -> u128 {
-    journey.start.get(Field::Destination).unwrap_or_default()
+fn destination(trace: &PacketTrace<'_>) -> u128 {
+    trace.start.get(Field::Destination).unwrap_or_default()
 }
 
 /// How bad it is that a forward goes past this rule; `None` where that is what is meant.
@@ -224,7 +237,7 @@ fn restriction(host: &Host, forward: Option<&Forward<'_>>) -> String {
 mod tests {
     use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host};
     use super::*;
-    use crate::audit::ruleset::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
+    use crate::ruleset::table::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
 
     /// A table of firewalld that accepts what was forwarded, and drops the rest.
     fn firewalld(mut rules: Ruleset, name: &str, asks: &[Condition]) -> Ruleset {
@@ -233,7 +246,7 @@ mod tests {
         let hook = Hook::Forward;
         chain.base = Some(Base { kind: ChainKind::Filter, hook, priority: 10, drops: false, devices: Vec::new() });
         let mut region = Region::all();
-        asks.iter().for_each(|condition| region.ask(condition.clone()));
+        asks.iter().for_each(|condition| region.add_condition(condition.clone()));
         for (region, action) in [(region, Action::Accept), (Region::all(), Action::Reject)] {
             chain.rules.push(Rule { cases: vec![Case { region, actions: [action].into() }], ..Rule::default() });
         }

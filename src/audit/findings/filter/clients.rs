@@ -4,15 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::super::addresses::loopback;
-use super::super::outlook::Outlook;
-use crate::audit::facts::{Facts, Link};
-use crate::audit::finding::Confidence;
+use super::super::context::Context;
 use crate::audit::forwards::Forward;
-use crate::audit::journey::{End, Guess, Guide, Journey, Part, UNICAST};
-use crate::audit::region::{Field, Packet, Region, packet};
-use crate::audit::ruleset::{At, Hook};
-use crate::audit::set::{Set, number_of, number_of_name};
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::{Facts, Link};
+use crate::ruleset::region::{Field, Packet, Region, packet};
+use crate::ruleset::set::{Set, number_of, number_of_name};
+use crate::ruleset::simulate::{End, Guess, PacketTrace, Part, Simulator, UNICAST};
+use crate::ruleset::table::{At, Hook};
 
 /// How many interfaces are tried that lead nowhere but to their own network.
 const OTHERS: usize = 4;
@@ -30,7 +30,7 @@ fn far(family: Family) -> u128 {
 
 /// An interface by which clients may come: one that is up, is not the loopback interface, and no port of a bridge.
 #[derive(Debug)]
-pub(super) struct Gate<'a> {
+pub(super) struct Ingress<'a> {
     /// The interface.
     pub link: &'a Link,
     /// Its name as a number.
@@ -41,7 +41,7 @@ pub(super) struct Gate<'a> {
     networks: Vec<(u128, Set, Family)>,
 }
 
-impl Gate<'_> {
+impl Ingress<'_> {
     /// The network of this interface that an address is in.
     pub fn network(&self, family: Family, address: u128) -> Option<&Set> {
         let mut networks = self.networks.iter().filter(|(_, _, of)| *of == family);
@@ -62,18 +62,18 @@ impl Gate<'_> {
 #[derive(Debug)]
 pub(super) struct Clients<'o, 'a> {
     /// What leads their packets.
-    pub guide: &'o Guide<'a>,
+    pub simulator: &'o Simulator<'a>,
     /// By which interfaces they come: those that lead out first. None of a dump.
-    pub gates: Vec<Gate<'a>>,
+    pub gates: Vec<Ingress<'a>>,
 }
 
 /// What became of the packets of a forward's clients.
 #[derive(Debug, Default)]
-pub(super) struct Survey<'a> {
+pub(super) struct DropAnalysis<'a> {
     /// Those that a rule or a policy dropped, with the number of their gate.
-    pub dropped: Vec<(usize, Drop, Journey<'a>)>,
+    pub dropped: Vec<(usize, Drop, PacketTrace<'a>)>,
     /// Those that the forward rewrote and that came through.
-    pub passed: Vec<(usize, Journey<'a>)>,
+    pub passed: Vec<(usize, PacketTrace<'a>)>,
 }
 
 /// Where and how surely one was dropped.
@@ -86,8 +86,8 @@ pub(super) struct Drop {
 }
 
 impl<'o, 'a> Clients<'o, 'a> {
-    pub fn new(outlook: &'o Outlook<'a>) -> Self {
-        Self { guide: &outlook.guide, gates: outlook.facts().map(gates).unwrap_or_default() }
+    pub fn new(context: &'o Context<'a>) -> Self {
+        Self { simulator: &context.simulator, gates: context.facts().map(gates).unwrap_or_default() }
     }
 
     /// The first packet for a region by a gate; `from` is where the client is, where that matters. `None` where the region is
@@ -111,7 +111,7 @@ impl<'o, 'a> Clients<'o, 'a> {
     }
 
     /// Where a client by a gate is: far away where that leads out, else a neighbour; of those that are asked for.
-    fn source(&self, sources: &Set, family: Family, gate: &Gate<'_>) -> Option<u128> {
+    fn source(&self, sources: &Set, family: Family, gate: &Ingress<'_>) -> Option<u128> {
         let near = || self.neighbour(gate, family, gate.address(family)?);
         let far = Some(far(family));
         let usual = if gate.uplink { far } else { near().or(far) };
@@ -121,7 +121,7 @@ impl<'o, 'a> Clients<'o, 'a> {
     }
 
     /// What a client sends to: an address of this host, of the gate where that may be.
-    fn destination(&self, wanted: &Set, family: Family, gate: &Gate<'_>) -> Option<u128> {
+    fn destination(&self, wanted: &Set, family: Family, gate: &Ingress<'_>) -> Option<u128> {
         if let Some(only) = wanted.only() {
             return Some(only);
         }
@@ -131,12 +131,12 @@ impl<'o, 'a> Clients<'o, 'a> {
                 let elsewhere = self.gates.iter().filter_map(|gate| gate.address(family));
                 elsewhere.into_iter().find(|address| wanted.has(*address))
             })
-            .or_else(|| wanted.and(self.guide.local(family)).first())
+            .or_else(|| wanted.and(self.simulator.local(family)).first())
             .or_else(|| wanted.first().filter(|_| !wanted.is_all()))
     }
 
     /// Another address of the network of a gate that an address is in, which is not this host's.
-    pub fn neighbour(&self, gate: &Gate<'_>, family: Family, of: u128) -> Option<u128> {
+    pub fn neighbour(&self, gate: &Ingress<'_>, family: Family, of: u128) -> Option<u128> {
         let (first, last) = *gate.network(family, of)?.ranges().first()?;
         // Neither of the network itself nor of all in it.
         let (first, last) = if last - first > 2 { (first + 1, last - 1) } else { (first, last) };
@@ -145,17 +145,17 @@ impl<'o, 'a> Clients<'o, 'a> {
     }
 
     fn is_here(&self, family: Family, address: u128) -> bool {
-        self.guide.local(family).has(address)
+        self.simulator.local(family).has(address)
     }
 
     /// Leads clients of a forward by all plausible gates: by those that lead out, and a few others.
-    pub fn survey(&self, forward: &Forward<'_>) -> Survey<'a> {
-        let mut survey = Survey::default();
+    pub fn drop_analysis(&self, forward: &Forward<'_>) -> DropAnalysis<'a> {
+        let mut drop_analysis = DropAnalysis::default();
         let mut others = 0;
         for (number, gate) in self.gates.iter().enumerate() {
             if !gate.uplink {
                 // Where all that leads out comes through, or some does and some does not, no more is to be learned.
-                if !survey.passed.is_empty() || others == OTHERS {
+                if !drop_analysis.passed.is_empty() || others == OTHERS {
                     break;
                 }
                 others += 1;
@@ -165,22 +165,22 @@ impl<'o, 'a> Clients<'o, 'a> {
                 .filter(|region| !is_loopback(region, forward.family))
                 .filter_map(|region| self.packet(region, forward.family, number, None));
             let Some(packet) = packets.next() else { continue };
-            let journey = self.guide.lead_through(packet);
-            let mine = journey.forwarded_by() == Some(forward.at);
-            match (dropped(self.guide, &journey), &journey.end) {
+            let trace = self.simulator.simulate_passage(packet);
+            let mine = trace.forwarded_by() == Some(forward.at);
+            match (dropped(self.simulator, &trace), &trace.end) {
                 (Some(drop), _) if drop.before_nat || mine => {
-                    let target = matches!(journey.end, End::Dropped(Hook::Forward, ..));
-                    let back = target && journey.packet.get(Field::Output) == Some(gate.number);
+                    let target = matches!(trace.end, End::Dropped(Hook::Forward, ..));
+                    let back = target && trace.packet.get(Field::Output) == Some(gate.number);
                     // By the target's own link it is a hairpin, which is another matter.
                     if !back || gate.uplink {
-                        survey.dropped.push((number, drop, journey));
+                        drop_analysis.dropped.push((number, drop, trace));
                     }
                 }
-                (None, End::Leaves(..) | End::Arrives) if mine => survey.passed.push((number, journey)),
+                (None, End::Leaves(..) | End::Arrives) if mine => drop_analysis.passed.push((number, trace)),
                 _ => {}
             }
         }
-        survey
+        drop_analysis
     }
 }
 
@@ -201,14 +201,14 @@ pub(super) fn asked(packet: &mut Packet, region: &Region) {
     packet.set(Field::SourcePort, if from.has(FROM) { Some(FROM) } else { from.first() });
 }
 
-/// Whether and how surely a journey ended by being dropped. What else might see the packet changes nothing then.
-pub(super) fn dropped(guide: &Guide<'_>, journey: &Journey<'_>) -> Option<Drop> {
-    let End::Dropped(hook, part, at) = journey.end else { return None };
+/// Whether and how surely a trace ended by being dropped. What else might see the packet changes nothing then.
+pub(super) fn dropped(simulator: &Simulator<'_>, trace: &PacketTrace<'_>) -> Option<Drop> {
+    let End::Dropped(hook, part, at) = trace.end else { return None };
     let before_nat = hook == Hook::Prerouting && part != Part::Filter;
-    let mut outcomes: Vec<_> = journey.outcomes().map(|(_, _, outcome)| outcome).collect();
+    let mut outcomes: Vec<_> = trace.outcomes().map(|(_, _, outcome)| outcome).collect();
     let last = outcomes.pop()?;
-    let sure = guide.tracer.drops_surely(last) && outcomes.iter().all(|outcome| outcome.is_sure());
-    let guessed = journey.guesses.iter().any(|guess| !matches!(guess, Guess::SeenBefore(_)));
+    let sure = simulator.tracer.drops_surely(last) && outcomes.iter().all(|outcome| outcome.is_sure());
+    let guessed = trace.guesses.iter().any(|guess| !matches!(guess, Guess::SeenBefore(_)));
     let confidence = match (sure, guessed) {
         (false, _) => Confidence::Unknown,
         (true, true) => Confidence::Likely,
@@ -217,7 +217,7 @@ pub(super) fn dropped(guide: &Guide<'_>, journey: &Journey<'_>) -> Option<Drop> 
     Some(Drop { hook, at, before_nat, confidence })
 }
 
-fn gates(facts: &Facts) -> Vec<Gate<'_>> {
+fn gates(facts: &Facts) -> Vec<Ingress<'_>> {
     let routes = facts.routes.iter().filter(|route| route.to.prefix() == 0 && u128::from(route.kind) == UNICAST);
     let default: HashSet<u32> = routes.filter_map(|route| route.output).collect();
     let is_default = |link: &Link| default.contains(&link.index);
@@ -228,8 +228,8 @@ fn gates(facts: &Facts) -> Vec<Gate<'_>> {
         let (address, family) = (number_of(network.ip()), Family::of_address(network.ip()));
         networks.entry(*link).or_default().push((address, Set::network(*network), family));
     }
-    let mut gates: Vec<Gate<'_>> = links()
-        .map(|link| Gate {
+    let mut gates: Vec<Ingress<'_>> = links()
+        .map(|link| Ingress {
             link,
             number: number_of_name(link.name.as_bytes(), 0),
             uplink: if any_default { is_default(link) } else { link.kind.is_none() },

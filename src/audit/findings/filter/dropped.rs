@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::naming::{at_all, each, placed};
-use super::super::outlook::Outlook;
-use super::clients::{Clients, Drop, Survey};
-use super::permit::let_through;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::super::context::Context;
+use super::super::wording::{at_all, each, placed};
+use super::clients::{Clients, Drop, DropAnalysis};
+use super::suggest_accept::suggest_accept;
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::journey::packet_in_words;
-use crate::audit::owner;
-use crate::audit::region::{DST_NAT, DST_NAT_DONE, Field, packet};
-use crate::audit::ruleset::{At, Hook};
-use crate::audit::set::number_of;
-use crate::audit::trace::{Verdict, Which};
-use crate::audit::view::Translation;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Host;
+use crate::ruleset::owner;
+use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, packet};
+use crate::ruleset::set::number_of;
+use crate::ruleset::simulate::chains::{Verdict, Which};
+use crate::ruleset::simulate::packet_in_words;
+use crate::ruleset::table::{At, Hook};
+use crate::ruleset::view::Translation;
 
 pub(super) const FORWARD_DROPS: Kind = Kind {
     id: "F13",
@@ -57,12 +58,12 @@ pub(super) type Groups = BTreeMap<Cause, Group>;
 ///
 /// Unknown where a rule that is not understood may accept before. Without facts only where it is dropped whatever the
 /// interfaces are, and then likely.
-pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let guessed = if host.facts.is_none() { guessed(outlook) } else { Groups::new() };
-    let groups = if host.facts.is_some() { &outlook.surveys().behind_nat } else { &guessed };
+pub(super) fn behind_nat(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let guessed = if host.facts.is_none() { guessed(context) } else { Groups::new() };
+    let groups = if host.facts.is_some() { &context.surveys().behind_nat } else { &guessed };
     let finding = |(&(at, confidence, all), group): (&Cause, &Group)| {
-        let forwards = outlook.numbered(&group.forwards);
+        let forwards = context.numbered(&group.forwards);
         let hook = group.hook.unwrap_or(Hook::Forward);
         let links = by_links(group, all, host.facts.is_some());
         let message = format!(
@@ -73,7 +74,7 @@ pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
         );
         let fix = forwards.first().map_or_else(String::new, |first| {
             let owner = firewall(host, at);
-            let fix = let_through(host, at, &owner, hook, first);
+            let fix = suggest_accept(host, at, &owner, hook, first);
             if forwards.len() > 1 { format!("{fix}  (and the same for the others)") } else { fix }
         });
         let finding = kind.found(confidence, message).mended_by(fix);
@@ -84,12 +85,12 @@ pub(super) fn behind_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
 
 /// F36. Where a program or an ingress chain sees the packets of an interface before all rules, whether it drops them is
 /// unknown unless the rules of the chain tell.
-pub(super) fn before_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let (host, groups) = (outlook.host, &outlook.surveys().before_nat);
+pub(super) fn before_nat(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, groups) = (context.host, &context.surveys().before_nat);
     let mut found: Vec<Finding> = groups
         .iter()
         .map(|(&(at, confidence, all), group)| {
-            let forwards = outlook.numbered(&group.forwards);
+            let forwards = context.numbered(&group.forwards);
             let message = format!(
                 "{}{} before NAT by {}",
                 each(&forwards, "is dropped", "are dropped"),
@@ -100,7 +101,7 @@ pub(super) fn before_nat(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Find
             severe(placed(at_all(finding, host, &forwards), host, [at]), group, all, confidence)
         })
         .collect();
-    found.extend(unseen(outlook, kind));
+    found.extend(unseen(context, kind));
     found
 }
 
@@ -126,12 +127,19 @@ fn by_links(group: &Group, all: bool, known: bool) -> String {
 }
 
 /// Adds what a forward's clients met to what those of the others did, before NAT or behind it.
-pub(super) fn add(groups: &mut Groups, clients: &Clients<'_, '_>, number: usize, survey: &Survey<'_>, before: bool) {
-    let all = survey.passed.is_empty();
+pub(super) fn add(
+    groups: &mut Groups,
+    clients: &Clients<'_, '_>,
+    number: usize,
+    drop_analysis: &DropAnalysis<'_>,
+    before: bool,
+) {
+    let all = drop_analysis.passed.is_empty();
     let uplink = |gate: &usize| clients.gates.get(*gate).is_some_and(|gate| gate.uplink);
-    let dropped = survey.dropped.iter().filter(|(gate, drop, _)| drop.before_nat == before && (all || uplink(gate)));
+    let dropped =
+        drop_analysis.dropped.iter().filter(|(gate, drop, _)| drop.before_nat == before && (all || uplink(gate)));
     let mut first: Option<Drop> = None;
-    for (gate, drop, journey) in dropped {
+    for (gate, drop, trace) in dropped {
         let drop = *first.get_or_insert(*drop);
         let group = groups.entry((drop.at, drop.confidence, all)).or_default();
         if group.forwards.last() != Some(&number) {
@@ -143,7 +151,7 @@ pub(super) fn add(groups: &mut Groups, clients: &Clients<'_, '_>, number: usize,
             group.links.insert(gate.link.name.clone());
         }
         if group.sample.is_empty() {
-            group.sample = format!("{} by {}", packet_in_words(&journey.start), links_name(clients, *gate));
+            group.sample = format!("{} by {}", packet_in_words(&trace.start), links_name(clients, *gate));
             group.hook = Some(drop.hook);
         }
     }
@@ -154,10 +162,10 @@ fn links_name(clients: &Clients<'_, '_>, gate: usize) -> String {
 }
 
 /// What is dropped whatever interfaces there are: of a dump nothing else can be told.
-fn guessed(outlook: &Outlook<'_>) -> Groups {
-    let tracer = &outlook.guide.tracer;
+fn guessed(context: &Context<'_>) -> Groups {
+    let tracer = &context.simulator.tracer;
     let mut groups = Groups::new();
-    for (number, forward) in outlook.forwards().iter().enumerate() {
+    for (number, forward) in context.forwards().iter().enumerate() {
         let Some(region) = forward.arriving().next().map(|(_, step)| &step.region) else { continue };
         let mut first = packet(forward.family, None);
         super::clients::asked(&mut first, region);
@@ -167,7 +175,7 @@ fn guessed(outlook: &Outlook<'_>) -> Groups {
         let hook = if forward.translation == Translation::Redirect { Hook::Input } else { Hook::Forward };
         first.set(Field::Destination, forward.target().map(number_of));
         let port = first.get(Field::Port).and_then(|port| u16::try_from(port).ok());
-        first.set(Field::Port, port.and_then(|port| forward.port_there(port)).map(u128::from));
+        first.set(Field::Port, port.and_then(|port| forward.to.port_for(port)).map(u128::from));
         if hook == Hook::Forward && forward.target().is_none_or(|target| target.is_loopback()) {
             continue;
         }
@@ -184,27 +192,27 @@ fn guessed(outlook: &Outlook<'_>) -> Groups {
 }
 
 /// Interfaces whose packets something sees before the rules that are followed here.
-fn unseen(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let (host, clients) = (outlook.host, Clients::new(outlook));
+fn unseen(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let (host, clients) = (context.host, Clients::new(context));
     let mut found = Vec::new();
     let gates = clients.gates.iter().enumerate();
-    for (number, gate) in gates.filter(|(_, gate)| clients.guide.is_seen_before(gate.number)) {
+    for (number, gate) in gates.filter(|(_, gate)| clients.simulator.is_seen_before(gate.number)) {
         let chains = ingress(host, &gate.link.name);
         let program = host.facts.iter().flat_map(|facts| &facts.programs).any(|name| *name == gate.link.name);
         let mut groups: BTreeMap<(Option<At>, Confidence), Vec<&Forward<'_>>> = BTreeMap::new();
-        for forward in outlook.forwards() {
+        for forward in context.forwards() {
             let mut packets = forward
                 .arriving()
                 .filter(|(_, step)| !super::clients::is_loopback(&step.region, forward.family))
                 .filter_map(|(_, step)| clients.packet(&step.region, forward.family, number, None));
             let Some(packet) = packets.next() else { continue };
-            let outcomes = chains
-                .iter()
-                .map(|(table, chain)| clients.guide.tracer.chain(&mut packet.clone(), Hook::Ingress, *table, *chain));
+            let outcomes = chains.iter().map(|(table, chain)| {
+                clients.simulator.tracer.chain(&mut packet.clone(), Hook::Ingress, *table, *chain)
+            });
             let (mut dropped, mut doubted) = (None, program.then_some(None));
             for outcome in outcomes {
                 match outcome.verdict {
-                    Verdict::Dropped(at) if clients.guide.tracer.drops_surely(&outcome) => dropped = Some(at),
+                    Verdict::Dropped(at) if clients.simulator.tracer.drops_surely(&outcome) => dropped = Some(at),
                     Verdict::Dropped(at) => doubted = Some(Some(at)),
                     _ => doubted = outcome.doubts.first().map(|at| Some(*at)).or(doubted),
                 }
@@ -373,9 +381,9 @@ mod tests {
 
     #[test]
     fn an_ingress_chain_is_asked() {
-        use crate::audit::region::Region;
-        use crate::audit::ruleset::{Action, Base, Case, Kind as ChainKind, Rule, Table, TableFamily, Tool};
-        use crate::audit::set::Set;
+        use crate::ruleset::region::Region;
+        use crate::ruleset::set::Set;
+        use crate::ruleset::table::{Action, Base, Case, Kind as ChainKind, Rule, Table, TableFamily, Tool};
         for (port, count) in [(8080, 1), (8081, 0)] {
             let mut rules = docker("").rules;
             let mut table = Table::new(TableFamily::Netdev, "guard", Tool::Nft);
@@ -383,7 +391,7 @@ mod tests {
             let devices = vec!["eth0".to_owned()];
             chain.base =
                 Some(Base { kind: ChainKind::Filter, hook: Hook::Ingress, priority: 0, drops: false, devices });
-            let region = Region::all().with(Field::Port, &Set::one(port));
+            let region = Region::all().with(Field::Port, &Set::single(port));
             let cases = vec![Case { region, actions: [Action::Drop].into() }];
             chain.rules.push(Rule { cases, handle: Some(3), ..Rule::default() });
             rules.tables.push(table);

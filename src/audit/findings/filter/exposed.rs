@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use super::super::naming::{at_all, each};
-use super::super::outlook::Outlook;
+use super::super::context::Context;
+use super::super::wording::{at_all, each};
 use super::clients::{Clients, asked, is_loopback};
-use crate::audit::facts::Way;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::journey::{End, packet_in_words};
-use crate::audit::region::{Field, Region, packet};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::{Set, number_of};
-use crate::audit::trace::{BEFORE_DNAT, Verdict, Which};
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::NextHop;
+use crate::ruleset::region::{Field, Region, packet};
+use crate::ruleset::set::{Set, number_of};
+use crate::ruleset::simulate::chains::{BEFORE_DNAT, Verdict, Which};
+use crate::ruleset::simulate::{End, packet_in_words};
+use crate::ruleset::table::Hook;
 
 pub(super) const LOOPBACK: Kind = Kind {
     id: "F15",
@@ -40,10 +41,10 @@ pub(super) const DIRECT: Kind = Kind {
 };
 
 /// F15. Of a dump likely, where no interface decides; unknown where a rule before it is not understood.
-pub(super) fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let forwards = outlook.forwards();
-    let clients = Clients::new(outlook);
+pub(super) fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let forwards = context.forwards();
+    let clients = Clients::new(context);
     let mut groups: BTreeMap<(String, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
     for forward in forwards {
         // Of IPv6 the kernel drops them before any hook.
@@ -57,13 +58,13 @@ pub(super) fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findin
         }
         for (number, gate) in clients.gates.iter().enumerate() {
             let Some(packet) = clients.packet(&step.region, forward.family, number, None) else { continue };
-            let journey = clients.guide.lead_through(packet);
-            if journey.forwarded_by() != Some(forward.at) || !matches!(journey.end, End::Leaves(..) | End::Arrives) {
+            let trace = clients.simulator.simulate_passage(packet);
+            if trace.forwarded_by() != Some(forward.at) || !matches!(trace.end, End::Leaves(..) | End::Arrives) {
                 continue;
             }
-            let key = (gate.link.name.clone(), journey.confidence());
+            let key = (gate.link.name.clone(), trace.confidence());
             let sample =
-                || format!("no rule drops {} by {}", packet_in_words(&journey.start), printable(&gate.link.name));
+                || format!("no rule drops {} by {}", packet_in_words(&trace.start), printable(&gate.link.name));
             groups.entry(key).or_insert_with(|| (Vec::new(), sample())).0.push(forward);
         }
     }
@@ -79,7 +80,7 @@ pub(super) fn loopback(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findin
 /// Whether surely no rule drops what comes for a loopback address by whatever interface, of a host of which only the rules
 /// are known.
 fn of_dump(clients: &Clients<'_, '_>, region: &Region, family: Family) -> Option<String> {
-    let lo = Set::of([(0, 0)]).or(&Set::interface("lo", '*'));
+    let lo = Set::from_ranges([(0, 0)]).or(&Set::interface("lo", '*'));
     if region.get(Field::Input).minus(&lo).is_empty() {
         return None;
     }
@@ -87,7 +88,7 @@ fn of_dump(clients: &Clients<'_, '_>, region: &Region, family: Family) -> Option
     asked(&mut first, region);
     first.set(Field::Input, None);
     first.set(Field::Destination, region.get(Field::Destination).first());
-    let outcome = clients.guide.tracer.hook(&mut first, Hook::Prerouting, &Which::Filter(BEFORE_DNAT));
+    let outcome = clients.simulator.tracer.hook(&mut first, Hook::Prerouting, &Which::Filter(BEFORE_DNAT));
     let open = outcome.is_sure() && outcome.verdict == Verdict::Passes && outcome.untracked.is_none();
     open.then(|| "no rule before NAT drops packets for loopback addresses".to_owned())
 }
@@ -97,15 +98,15 @@ type Target = (Family, IpAddr, u16, u8);
 
 /// F17. Of each target the clients that no forward to it would take are asked first: those are why it matters. Unknown
 /// only for them; without facts nothing is said, because it is not known where the target is.
-pub(super) fn direct(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let forwards = outlook.forwards();
-    let clients = Clients::new(outlook);
+pub(super) fn direct(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let forwards = context.forwards();
+    let clients = Clients::new(context);
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut targets: HashMap<Target, Vec<&Forward<'_>>> = HashMap::new();
     let mut order: Vec<Target> = Vec::new();
     for forward in forwards {
-        let port = forward.first_port().or(Some(80)).and_then(|port| forward.port_there(port));
+        let port = forward.first_port().or(Some(80)).and_then(|port| forward.to.port_for(port));
         let (Some(address), Some(port), Some(protocol)) = (forward.target(), port, forward.protocol()) else {
             continue;
         };
@@ -120,7 +121,7 @@ pub(super) fn direct(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
     for key in order {
         let (family, address, port, protocol) = key;
         let Some(of_target) = targets.get(&key) else { continue };
-        let Way::Out(link, _) = facts.way_to(address) else { continue };
+        let NextHop::Via(link, _) = facts.next_hop(address) else { continue };
         for (number, gate) in clients.gates.iter().enumerate() {
             if gate.link.index == link.index || !(gate.uplink || gate.link.kind.is_none()) {
                 continue;
@@ -138,14 +139,14 @@ pub(super) fn direct(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding>
             });
             packet.put(Field::Destination, number_of(address));
             packet.put(Field::Port, port.into());
-            let journey = clients.guide.lead_through(packet);
-            let there = matches!(journey.end, End::Leaves(Some(out), _) if out.index == link.index);
-            let confidence = journey.confidence();
-            if !there || journey.forwarded_by().is_some() || confidence == Confidence::Unknown && !restricted {
+            let trace = clients.simulator.simulate_passage(packet);
+            let there = matches!(trace.end, End::Leaves(Some(out), _) if out.index == link.index);
+            let confidence = trace.confidence();
+            if !there || trace.forwarded_by().is_some() || confidence == Confidence::Unknown && !restricted {
                 continue;
             }
             let cause = (restricted, gate.link.name.clone(), link.name.clone(), confidence);
-            let sample = || format!("{} passes to {}", packet_in_words(&journey.start), printable(&link.name));
+            let sample = || format!("{} passes to {}", packet_in_words(&trace.start), printable(&link.name));
             let (group, _) = groups.entry(cause).or_insert_with(|| (Vec::new(), sample()));
             group.extend(of_target.iter().copied());
             break;

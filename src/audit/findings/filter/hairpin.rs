@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::naming::{at_all, each, name, placed};
-use super::super::outlook::Outlook;
+use super::super::context::Context;
+use super::super::wording::{at_all, each, name, placed};
 use super::clients::{Clients, is_loopback};
-use crate::audit::describe;
-use crate::audit::facts::Way;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::journey::{End, packet_in_words};
-use crate::audit::region::{Field, Region};
-use crate::audit::ruleset::{At, Rewrite};
-use crate::audit::set::{Set, number_of};
-use crate::audit::view::Step;
 use crate::model::Family;
 use crate::model::error::printable;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::describe;
+use crate::ruleset::facts::NextHop;
+use crate::ruleset::region::{Field, Region};
+use crate::ruleset::set::{Set, number_of};
+use crate::ruleset::simulate::{End, packet_in_words};
+use crate::ruleset::table::{At, Rewrite};
+use crate::ruleset::view::Step;
 
 pub(super) const MISSING: Kind = Kind {
     id: "F24",
@@ -40,17 +41,17 @@ pub(super) const ALLOW_LIST: Kind = Kind {
 
 /// F24. Unknown where a rule on the way is not understood, which may rewrite the source or drop the packet. Without facts
 /// nothing is said: the target's network is not known.
-pub(super) fn missing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let forwards = outlook.forwards();
-    let clients = Clients::new(outlook);
+pub(super) fn missing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let forwards = context.forwards();
+    let clients = Clients::new(context);
     let Some(facts) = &host.facts else { return Vec::new() };
     let gates: HashMap<u32, usize> =
         clients.gates.iter().enumerate().map(|(number, gate)| (gate.link.index, number)).collect();
     let mut groups: BTreeMap<(usize, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
     for forward in forwards {
         let Some(target) = forward.target() else { continue };
-        let Way::Out(link, None) = facts.way_to(target) else { continue };
+        let NextHop::Via(link, None) = facts.next_hop(target) else { continue };
         let Some((number, gate)) = gates.get(&link.index).and_then(|at| Some((*at, clients.gates.get(*at)?))) else {
             continue;
         };
@@ -59,14 +60,14 @@ pub(super) fn missing(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         let regions = regions.filter(|region| !is_loopback(region, forward.family));
         let mut packets = regions.filter_map(|region| clients.packet(region, forward.family, number, Some(client)));
         let Some(packet) = packets.next() else { continue };
-        let journey = clients.guide.lead(packet);
-        let back = matches!(journey.end, End::Leaves(Some(out), None) if out.index == link.index);
-        if back && journey.forwarded_by() == Some(forward.at) && journey.masqueraded_by().is_none() {
+        let trace = clients.simulator.simulate(packet);
+        let back = matches!(trace.end, End::Leaves(Some(out), None) if out.index == link.index);
+        if back && trace.forwarded_by() == Some(forward.at) && trace.masqueraded_by().is_none() {
             let sample = || {
-                let start = packet_in_words(&journey.start);
+                let start = packet_in_words(&trace.start);
                 format!("{start} by {0} leaves by {0} with its source", printable(&link.name))
             };
-            let key = (number, journey.confidence());
+            let key = (number, trace.confidence());
             groups.entry(key).or_insert_with(|| (Vec::new(), sample())).0.push(forward);
         }
     }
@@ -105,10 +106,10 @@ fn in_common<'v>(forward: &Forward<'v>, step: &'v Step) -> Same<'v> {
 
 /// F25. The networks inside are those of interfaces that lead nowhere else; of a dump the private ones, and then it is likely.
 /// Proved where one of its clients was led to the target; nothing is said where that is not sure.
-pub(super) fn allow_list(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let forwards = outlook.forwards();
-    let clients = Clients::new(outlook);
+pub(super) fn allow_list(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let forwards = context.forwards();
+    let clients = Clients::new(context);
     let mut same: HashMap<Same<'_>, Vec<(&Forward<'_>, &Step)>> = HashMap::new();
     let steps = || forwards.iter().flat_map(|forward| forward.arriving().map(move |(_, step)| (forward, step)));
     // Only what has a list can have one that is not asked: most hosts have none.
@@ -167,7 +168,7 @@ fn inside(clients: &Clients<'_, '_>, family: Family) -> Vec<Set> {
         Family::Ipv4 => [(0x0a00_0000, 0x0aff_ffff), (0xac10_0000, 0xac1f_ffff), (0xc0a8_0000, 0xc0a8_ffff)].as_slice(),
         Family::Ipv6 => &[(0xfc << 120, (0xfe << 120) - 1)],
     };
-    match clients.guide.host.facts {
+    match clients.simulator.host.facts {
         None => private.iter().map(|(first, last)| Set::range(*first, *last)).collect(),
         Some(_) => {
             let inner = clients.gates.iter().filter(|gate| !gate.uplink);
@@ -185,9 +186,10 @@ fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_, '_>) -> b
     let sources = region.get(Field::Source);
     if sources.is_all() {
         let mut outside = clients.gates.iter().filter(|gate| gate.uplink);
-        return clients.guide.host.facts.is_some() && !outside.any(|gate| region.get(Field::Input).has(gate.number));
+        return clients.simulator.host.facts.is_some()
+            && !outside.any(|gate| region.get(Field::Input).has(gate.number));
     }
-    match clients.guide.host.facts {
+    match clients.simulator.host.facts {
         Some(_) => inside.iter().any(|network| network.size() > 1 && sources.covers(network)),
         // What is inside is a part of the private networks.
         None => sources.size() >= 16 && any_of(inside).covers(sources),
@@ -196,15 +198,15 @@ fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_, '_>) -> b
 
 /// How surely a client beyond the list is led to the target; `None` where it is not.
 fn reached(clients: &Clients<'_, '_>, other: &Forward<'_>, region: &Region, beyond: &Set) -> Option<Confidence> {
-    if clients.guide.host.facts.is_none() {
+    if clients.simulator.host.facts.is_none() {
         return Some(Confidence::Likely);
     }
     clients.gates.iter().enumerate().filter(|(_, gate)| !gate.uplink).find_map(|(number, gate)| {
         let address = gate.all(other.family).find(|network| network.meets(beyond))?.first()?.checked_add(1)?;
         let client = clients.neighbour(gate, other.family, address).filter(|client| beyond.has(*client))?;
-        let journey = clients.guide.lead(clients.packet(region, other.family, number, Some(client))?);
-        let there = matches!(journey.end, End::Leaves(..) | End::Arrives) && journey.forwarded_by() == Some(other.at);
-        there.then(|| journey.confidence()).filter(|confidence| *confidence != Confidence::Unknown)
+        let trace = clients.simulator.simulate(clients.packet(region, other.family, number, Some(client))?);
+        let there = matches!(trace.end, End::Leaves(..) | End::Arrives) && trace.forwarded_by() == Some(other.at);
+        there.then(|| trace.confidence()).filter(|confidence| *confidence != Confidence::Unknown)
     })
 }
 

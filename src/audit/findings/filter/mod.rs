@@ -1,6 +1,6 @@
 //! What filters do to forwards: drop them, let them past the firewall of the host, or leave the way beside them open.
 //!
-//! Each finding leads representative packets through the host ([`crate::audit::journey`]): those of a client outside by every
+//! Each finding leads representative packets through the host ([`crate::ruleset::simulate`]): those of a client outside by every
 //! interface that it may plausibly come by. One finding is given for all forwards that have the same fault for the same reason.
 //!
 //! Be aware: one packet stands for all of a forward, from the least of its ports. Of a dump without facts no interface is
@@ -8,15 +8,15 @@
 
 mod accepted;
 mod clients;
+mod drop_analysis;
 mod dropped;
 mod exposed;
 mod hairpin;
-mod permit;
 #[cfg(test)]
 mod scale;
-mod survey;
+mod suggest_accept;
 
-pub(super) use self::survey::Surveys;
+pub(super) use self::drop_analysis::DropAnalyses;
 
 use super::Check;
 

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use super::super::context::Context;
 use super::super::hosts::{facts, find, host};
-use super::super::outlook::Outlook;
 use super::CHECKS;
-use crate::audit::host::Host;
-use crate::audit::journey::{Guide, first};
+use crate::ruleset::host::Host;
+use crate::ruleset::simulate::{Simulator, first};
 
 /// What Docker writes for many containers: each publishes a port, most serve port 80, each has its own accept.
 fn docker(forwards: usize, masquerades: bool, from: &str) -> Host {
@@ -40,10 +40,10 @@ fn many_forwards_take_time_in_proportion() {
     for forwards in [6_000, 60_000] {
         let host = docker(forwards, true, "");
         let begin = Instant::now();
-        let guide = Guide::new(&host);
+        let simulator = Simulator::new(&host);
         let lead = |at: usize| {
             let to = ([192, 0, 2, 1].into(), u16::try_from(1024 + at).unwrap_or(u16::MAX));
-            guide.lead(first(Some("eth0"), 6, ([203, 0, 113, 9].into(), 50_000), to))
+            simulator.simulate(first(Some("eth0"), 6, ([203, 0, 113, 9].into(), 50_000), to))
         };
         assert!(lead(7).is_sure());
         let built = begin.elapsed();
@@ -51,13 +51,13 @@ fn many_forwards_take_time_in_proportion() {
         let sure = (0..forwards).filter(|at| lead(*at).is_sure()).count();
         assert_eq!(sure, forwards);
         let each = begin.elapsed().as_secs_f64() / f64::from(u32::try_from(forwards).expect("few"));
-        eprintln!("{forwards} forwards: index {built:?}, a journey {:.2} µs", each * 1e6);
+        eprintln!("{forwards} forwards: index {built:?}, a trace {:.2} µs", each * 1e6);
         let mut times = Vec::new();
         for check in CHECKS {
             // The best of three: what else runs on the machine is not what is measured.
             let runs = (0..3).map(|_| {
                 let begin = Instant::now();
-                let found = (check.find)(&Outlook::new(&host), &check.kind);
+                let found = (check.find)(&Context::new(&host), &check.kind);
                 (begin.elapsed(), found)
             });
             let (took, found) = runs.min_by_key(|(took, _)| *took).expect("three");
@@ -78,7 +78,7 @@ fn many_forwards_take_time_in_proportion() {
 fn many_forwards_of_one_fault_are_one_finding() {
     let host = docker(300, false, "");
     for check in CHECKS {
-        let found = (check.find)(&Outlook::new(&host), &check.kind);
+        let found = (check.find)(&Context::new(&host), &check.kind);
         assert!(found.len() <= 1, "{}: {found:?}", check.kind.id);
     }
     assert!(find(&host, "F19")[0].message.starts_with("300 forwards ("));
@@ -94,7 +94,7 @@ fn lists_of_sources_take_time_in_proportion() {
         let host = docker(forwards, false, " -s 198.51.100.0/24");
         let run = || {
             let begin = Instant::now();
-            assert!((check.find)(&Outlook::new(&host), &check.kind).is_empty());
+            assert!((check.find)(&Context::new(&host), &check.kind).is_empty());
             let all = begin.elapsed();
             let begin = Instant::now();
             assert_eq!(crate::audit::forwards::Forward::all(&host.view).len(), forwards);

@@ -3,24 +3,25 @@
 //! Be aware: a narrower forward before a wider one of the same table is an exception and no fault, and of each forward of which
 //! nothing is left only the most telling of these findings is reported.
 
-mod judge;
+mod classify;
 mod reach;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 
-use self::judge::{Class, Taker};
-pub(super) use self::judge::{Judged, all as judged};
-use super::outlook::Outlook;
-use super::{Check, naming};
-use crate::audit::describe;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use self::classify::{Class, Shadower};
+pub(super) use self::classify::{OrderFault, all as judged};
+use super::context::Context;
+use super::{Check, wording};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::ruleset::{At, TableFamily};
-use crate::audit::view::{Fate, Step};
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::describe;
+use crate::ruleset::host::Host;
+use crate::ruleset::table::{At, TableFamily};
+use crate::ruleset::view::{Fate, Step};
 
 /// What this family looks for.
 pub(super) const CHECKS: &[Check] = &[
@@ -46,7 +47,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "Which of two services answers depends on the order of rules that may be of two programs.",
             fix: "Give one of them other ports, an address or an interface.",
         },
-        find: |outlook, kind| conflicting(outlook, kind, Class::Conflict),
+        find: |context, kind| conflicting(context, kind, Class::Conflict),
     },
     Check {
         kind: Kind {
@@ -57,7 +58,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "It does nothing now; and when one of the two is changed or removed the other one goes on working.",
             fix: "Remove one of the two rules.",
         },
-        find: |outlook, kind| taken(outlook, kind, Class::Duplicate),
+        find: |context, kind| taken(context, kind, Class::Duplicate),
     },
     Check {
         kind: Kind {
@@ -70,7 +71,7 @@ pub(super) const CHECKS: &[Check] = &[
                   order, and not the narrowest first.",
             fix: "Move the forward of the one address before that of all addresses.",
         },
-        find: |outlook, kind| taken(outlook, kind, Class::Wildcard),
+        find: |context, kind| taken(context, kind, Class::Wildcard),
     },
     Check {
         kind: Kind {
@@ -82,38 +83,42 @@ pub(super) const CHECKS: &[Check] = &[
                   and may change with the next boot.",
             fix: "Give one of the base chains another priority: lower is asked first.",
         },
-        find: |outlook, kind| conflicting(outlook, kind, Class::Tie),
+        find: |context, kind| conflicting(context, kind, Class::Tie),
     },
 ];
 
 /// F01. Where it was too much to find out whether packets get to a forward that is unknown, and said once.
-fn shadowed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let mut found = grouped(host, kind, of_class(outlook, Class::Shadowed));
-    let undecided: Vec<&Judged<'_>> = of_class(outlook, Class::Undecided).collect();
+fn shadowed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let mut found = grouped(host, kind, of_class(context, Class::Shadowed));
+    let undecided: Vec<&OrderFault<'_>> = of_class(context, Class::Undecided).collect();
     if !undecided.is_empty() {
-        let names = naming::list(undecided.iter().map(|judged| naming::name(&judged.forward)));
+        let names = wording::list(undecided.iter().map(|judged| wording::name(&judged.forward)));
         let message =
             format!("whether packets get to {names} was not found out: too many rules before overlap with them");
         let finding = kind.found(Confidence::Unknown, message).as_bad_as(Severity::Info);
-        let finding = naming::at(finding, host, undecided.iter().map(|judged| judged.forward.at));
+        let finding = wording::at(finding, host, undecided.iter().map(|judged| judged.forward.at));
         found.push(finding.mended_by("Follow one packet with `portfwd explain`."));
     }
     found
 }
 
 /// F03 and F04.
-fn taken(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
-    grouped(outlook.host, kind, of_class(outlook, class))
+fn taken(context: &Context<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
+    grouped(context.host, kind, of_class(context, class))
 }
 
-fn of_class<'o, 'a>(outlook: &'o Outlook<'a>, class: Class) -> impl Iterator<Item = &'o Judged<'a>> {
-    outlook.judged().iter().filter(move |judged| judged.class == class)
+fn of_class<'o, 'a>(context: &'o Context<'a>, class: Class) -> impl Iterator<Item = &'o OrderFault<'a>> {
+    context.judged().iter().filter(move |judged| judged.class == class)
 }
 
 /// Forwards whose packets are taken by rules before. Those that lose theirs to the same rules are one finding.
-fn grouped<'o, 'a: 'o>(host: &Host, kind: &'static Kind, all: impl Iterator<Item = &'o Judged<'a>>) -> Vec<Finding> {
-    let mut groups: Vec<Vec<&Judged<'_>>> = Vec::new();
+fn grouped<'o, 'a: 'o>(
+    host: &Host,
+    kind: &'static Kind,
+    all: impl Iterator<Item = &'o OrderFault<'a>>,
+) -> Vec<Finding> {
+    let mut groups: Vec<Vec<&OrderFault<'_>>> = Vec::new();
     let mut known: HashMap<(Vec<At>, bool, Confidence), usize> = HashMap::new();
     for judged in all {
         let by = judged.by.iter().map(|taker| taker.step.at).collect();
@@ -126,10 +131,10 @@ fn grouped<'o, 'a: 'o>(host: &Host, kind: &'static Kind, all: impl Iterator<Item
     groups.iter().filter_map(|group| group.split_first()).map(|(first, more)| one(host, kind, first, more)).collect()
 }
 
-fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[&Judged<'_>]) -> Finding {
+fn one(host: &Host, kind: &'static Kind, first: &OrderFault<'_>, more: &[&OrderFault<'_>]) -> Finding {
     let all = || std::iter::once(first).chain(more.iter().copied());
-    let names: Vec<String> = all().map(|judged| naming::name(&judged.forward)).collect();
-    let (names, is) = (naming::list(names.into_iter()), if more.is_empty() { "is" } else { "are" });
+    let names: Vec<String> = all().map(|judged| wording::name(&judged.forward)).collect();
+    let (names, is) = (wording::list(names.into_iter()), if more.is_empty() { "is" } else { "are" });
     // Of a rule of both families only the packets of this one are known to be lost.
     let both = host.rules.at(first.forward.at).is_some_and(|(table, _, _)| table.family == TableFamily::Inet);
     let packets = match both && first.forward.to.addresses.is_none() {
@@ -146,26 +151,26 @@ fn one(host: &Host, kind: &'static Kind, first: &Judged<'_>, more: &[&Judged<'_>
         _ => format!("{names} {is} never reached{packets}: {by} is asked before"),
     };
     let finding = kind.found(first.confidence, message);
-    let finding = naming::at(finding, host, all().map(|judged| judged.forward.at));
-    let finding = naming::at(finding, host, first.by.iter().map(|taker| taker.step.at));
+    let finding = wording::at(finding, host, all().map(|judged| judged.forward.at));
+    let finding = wording::at(finding, host, first.by.iter().map(|taker| taker.step.at));
     let finding = evidence(finding, host, first);
     let fix = match (first.class, more.is_empty()) {
-        (Class::Wildcard, _) => format!("move it before {by}, or else {}", naming::removal(host, first.forward.at)),
-        (_, true) => naming::removal(host, first.forward.at),
+        (Class::Wildcard, _) => format!("move it before {by}, or else {}", wording::removal(host, first.forward.at)),
+        (_, true) => wording::removal(host, first.forward.at),
         (_, false) => format!("remove them, or what is before: {}", removal_of_taker(host, first)),
     };
     finding.mended_by(fix)
 }
 
-fn removal_of_taker(host: &Host, judged: &Judged<'_>) -> String {
-    judged.by.first().map_or_else(String::new, |taker| naming::removal(host, taker.step.at))
+fn removal_of_taker(host: &Host, judged: &OrderFault<'_>) -> String {
+    judged.by.first().map_or_else(String::new, |taker| wording::removal(host, taker.step.at))
 }
 
 /// F02 and F05: forwards that share packets with others that lead elsewhere.
-fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
-    let host = outlook.host;
-    let one = |judged: &Judged<'_>| {
-        let (name, by) = (naming::name(&judged.forward), takers(host, judged));
+fn conflicting(context: &Context<'_>, kind: &'static Kind, class: Class) -> Vec<Finding> {
+    let host = context.host;
+    let one = |judged: &OrderFault<'_>| {
+        let (name, by) = (wording::name(&judged.forward), takers(host, judged));
         let hooks: Vec<&str> = judged.hooks.iter().map(|hook| hook.name()).collect();
         let hooks = hooks.join(" and ");
         let message = match class {
@@ -176,9 +181,9 @@ fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<
             _ => format!("{name} loses a part of its packets to {by}, which is asked before at {hooks}"),
         };
         let finding = kind.found(judged.confidence, message).at(host.place(judged.forward.at));
-        let finding = naming::at(finding, host, judged.by.iter().map(|taker| taker.step.at));
+        let finding = wording::at(finding, host, judged.by.iter().map(|taker| taker.step.at));
         let mut finding = evidence(finding, host, judged);
-        let owners = judge::owners(host, judged);
+        let owners = classify::owners(host, judged);
         if owners.len() > 1 {
             finding = finding.seen(format!("made by {}", owners.join(", ")));
         }
@@ -188,41 +193,41 @@ fn conflicting(outlook: &Outlook<'_>, kind: &'static Kind, class: Class) -> Vec<
             }
             _ => "give one of them other ports, an address or an interface",
         };
-        finding.mended_by(format!("{fix}; {}", naming::removal(host, judged.forward.at)))
+        finding.mended_by(format!("{fix}; {}", wording::removal(host, judged.forward.at)))
     };
-    of_class(outlook, class).map(one).collect()
+    of_class(context, class).map(one).collect()
 }
 
 /// What takes the packets of a forward, in words.
-fn takers(host: &Host, judged: &Judged<'_>) -> String {
+fn takers(host: &Host, judged: &OrderFault<'_>) -> String {
     let family = judged.forward.family;
-    naming::list(judged.by.iter().map(|taker| taker_in_words(host, taker, family)))
+    wording::list(judged.by.iter().map(|taker| taker_in_words(host, taker, family)))
 }
 
-fn taker_in_words(host: &Host, taker: &Taker<'_>, family: Family) -> String {
+fn taker_in_words(host: &Host, taker: &Shadower<'_>, family: Family) -> String {
     match &taker.step.fate {
         Fate::Rewritten(translation, to) => {
-            let steps = vec![(crate::audit::ruleset::Hook::Prerouting, 0, taker.step)];
-            naming::name(&Forward { family, at: taker.step.at, translation: *translation, to, steps })
+            let steps = vec![(crate::ruleset::table::Hook::Prerouting, 0, taker.step)];
+            wording::name(&Forward { family, at: taker.step.at, translation: *translation, to, steps })
         }
-        _ => format!("`{}`", naming::rule(host, taker.step.at)),
+        _ => format!("`{}`", wording::rule(host, taker.step.at)),
     }
 }
 
 /// The packets of the forward, and the rules.
-fn evidence(finding: Finding, host: &Host, judged: &Judged<'_>) -> Finding {
+fn evidence(finding: Finding, host: &Host, judged: &OrderFault<'_>) -> Finding {
     let family = judged.forward.family;
     let packets = |step: &Step| match describe::region(&step.region, family) {
         text if text.is_empty() => "all packets".to_owned(),
         text => text,
     };
-    let mut finding = finding.seen(format!("it is `{}`", naming::rule(host, judged.forward.at)));
+    let mut finding = finding.seen(format!("it is `{}`", wording::rule(host, judged.forward.at)));
     if let Some((_, _, step)) = judged.forward.steps.first() {
         finding = finding.seen(format!("it is about {family}: {}", packets(step)));
     }
-    for taker in judged.by.iter().take(naming::FEW) {
+    for taker in judged.by.iter().take(wording::FEW) {
         let what = if matches!(taker.step.fate, Fate::GoOn(_)) { "goes on behind it" } else { "decides" };
-        let words = naming::rule(host, taker.step.at);
+        let words = wording::rule(host, taker.step.at);
         finding = finding.seen(format!("before it `{words}` {what}: {}", packets(taker.step)));
     }
     finding

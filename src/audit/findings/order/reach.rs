@@ -7,14 +7,14 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::order;
 use crate::audit::overlap::Overlaps;
-use crate::audit::region::{Field, LOCAL, Region};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::Set;
-use crate::audit::view::{Fate, Step, Way};
 use crate::model::Family;
+use crate::ruleset::host::Host;
+use crate::ruleset::order;
+use crate::ruleset::region::{Field, LOCAL, Region};
+use crate::ruleset::set::Set;
+use crate::ruleset::table::Hook;
+use crate::ruleset::view::{Fate, HookPath, Step};
 
 /// The most pieces that a region is cut into; how much of it is reached is unknown where there would be more.
 const MOST: usize = 256;
@@ -66,7 +66,7 @@ pub(super) struct Reach {
 /// Finds out what gets as far as step `at` of a way, of which those of `earlier` meet it. `tied` tells of which steps it is not
 /// known whether they come before.
 pub(super) fn of(
-    way: &Way,
+    way: &HookPath,
     at: usize,
     start: Vec<Region>,
     earlier: impl Iterator<Item = usize>,
@@ -161,7 +161,7 @@ pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> 
     // Kinds of addresses: the last is RTN_XRESOLVE in include/uapi/linux/rtnetlink.h.
     region.narrow(Field::DestinationKind, &Set::range(0, 11));
     let Some(local) = local else { return vec![region] };
-    let here = Set::one(LOCAL);
+    let here = Set::single(LOCAL);
     let of_here = region.clone().with(Field::Destination, local).with(Field::DestinationKind, &here);
     let of_others = region.with(Field::Destination, &local.not()).with(Field::DestinationKind, &here.not());
     [of_here, of_others].into_iter().filter(|region| !region.is_empty()).collect()
@@ -172,13 +172,13 @@ pub(super) struct Reached<'f, 'a> {
     /// The forward.
     pub forward: &'f Forward<'a>,
     /// The way, the number of the step on it, and what gets there.
-    pub steps: Vec<(&'a Way, usize, Reach)>,
+    pub steps: Vec<(&'a HookPath, usize, Reach)>,
 }
 
 /// All forwards of a host of which not every step is surely reached by all of its packets.
 pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Reached<'f, 'a>> {
     let mut left = MOST_PAIRS;
-    let mut found: HashMap<usize, Vec<(&Way, usize, Reach)>> = HashMap::new();
+    let mut found: HashMap<usize, Vec<(&HookPath, usize, Reach)>> = HashMap::new();
     for way in &host.view.ways {
         if !matches!(way.hook, Hook::Prerouting | Hook::Output) || way.steps.len() < 2 {
             continue;
@@ -214,7 +214,7 @@ pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Re
 struct Priorities(HashMap<usize, HashSet<i32>>);
 
 impl Priorities {
-    fn new(host: &Host, way: &Way) -> Self {
+    fn new(host: &Host, way: &HookPath) -> Self {
         let mut tables: HashMap<usize, HashSet<i32>> = HashMap::new();
         for placed in order::chains(&host.rules, way.family, way.hook, true) {
             tables.entry(placed.table_at).or_default().insert(placed.base.priority);
@@ -235,20 +235,20 @@ impl Priorities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::region::{Condition, Packet, State, Truth};
-    use crate::audit::ruleset::{At, Rewrite};
-    use crate::audit::view::Translation;
+    use crate::ruleset::region::{Condition, Packet, State, Truth};
+    use crate::ruleset::table::{At, Rewrite};
+    use crate::ruleset::view::Translation;
     use proptest::prelude::*;
 
     fn regions() -> impl Strategy<Value = Region> {
         let ports = prop_oneof![
             1 => Just(Set::ALL),
-            2 => (0..8u128).prop_map(Set::one),
+            2 => (0..8u128).prop_map(Set::single),
             3 => (0..8u128, 0..4u128).prop_map(|(first, more)| Set::range(first, (first + more).min(7))),
-            1 => (0..8u128).prop_map(|port| Set::one(port).not()),
+            1 => (0..8u128).prop_map(|port| Set::single(port).not()),
         ];
-        let address = prop_oneof![2 => Just(Set::ALL), 1 => (0..2u128).prop_map(Set::one)];
-        let protocol = prop_oneof![2 => Just(Set::ALL), 1 => Just(Set::one(6)), 1 => Just(Set::one(17))];
+        let address = prop_oneof![2 => Just(Set::ALL), 1 => (0..2u128).prop_map(Set::single)];
+        let protocol = prop_oneof![2 => Just(Set::ALL), 1 => Just(Set::single(6)), 1 => Just(Set::single(17))];
         (ports, address, protocol).prop_map(|(ports, address, protocol)| {
             let region = Region::all().with(Field::Port, &ports).with(Field::Destination, &address);
             region.with(Field::Protocol, &protocol)
@@ -275,7 +275,7 @@ mod tests {
         proptest::collection::vec((regions(), does), 1..12)
     }
 
-    fn way(steps: Vec<(Region, Does)>) -> Way {
+    fn way(steps: Vec<(Region, Does)>) -> HookPath {
         let step = |(number, (mut region, does)): (usize, (Region, Does))| {
             let fate = match does {
                 Does::Forwards => Fate::Rewritten(Translation::Dnat, Rewrite::default()),
@@ -283,14 +283,14 @@ mod tests {
                 Does::Jumps(by) => Fate::GoOn(number + by),
                 Does::IsUnknown => Fate::Unknown("-j TOMORROW".into()),
                 Does::AsksUnknown => {
-                    region.ask(Condition::Unknown("-m tomorrow".into()));
+                    region.add_condition(Condition::Unknown("-m tomorrow".into()));
                     Fate::Rewritten(Translation::Dnat, Rewrite::default())
                 }
             };
             Step { region, fate, at: At { table: 0, chain: 0, rule: number, case: 0 }, tied: false }
         };
         let steps = steps.into_iter().enumerate().map(step).collect();
-        Way { family: Family::Ipv4, hook: Hook::Prerouting, steps }
+        HookPath { family: Family::Ipv4, hook: Hook::Prerouting, steps }
     }
 
     fn universe() -> Vec<Packet> {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     /// The steps that may be the first to decide a packet: one where all is understood.
-    fn winners(way: &Way, packet: &Packet) -> Vec<usize> {
+    fn winners(way: &HookPath, packet: &Packet) -> Vec<usize> {
         let (mut at, mut maybe) = (vec![0], Vec::new());
         while let Some(number) = at.pop() {
             let Some(step) = way.steps.get(number) else { continue };
@@ -338,8 +338,8 @@ mod tests {
             let all = Region::all()
                 .with(Field::Port, &Set::range(0, 7))
                 .with(Field::Destination, &Set::range(0, 1))
-                .with(Field::Protocol, &Set::of([(6, 6), (17, 17)]))
-                .with(Field::DestinationKind, &Set::one(LOCAL));
+                .with(Field::Protocol, &Set::from_ranges([(6, 6), (17, 17)]))
+                .with(Field::DestinationKind, &Set::single(LOCAL));
             for (at, step) in way.steps.iter().enumerate() {
                 let start: Vec<Region> =
                     [step.region.and(&all)].into_iter().filter(|region| !region.is_empty()).collect();
@@ -368,8 +368,9 @@ mod tests {
     fn what_would_be_too_many_pieces_is_unknown() {
         // Each takes a corner of two fields, which leaves one more piece.
         let corner = |number: u128| {
-            let region = Region::all().with(Field::Port, &Set::one(number)).with(Field::Source, &Set::one(number));
-            (region.with(Field::SourcePort, &Set::one(number)), Does::Forwards)
+            let region =
+                Region::all().with(Field::Port, &Set::single(number)).with(Field::Source, &Set::single(number));
+            (region.with(Field::SourcePort, &Set::single(number)), Does::Forwards)
         };
         let mut all: Vec<_> = (0..300).map(corner).collect();
         all.push((Region::all(), Does::Forwards));
@@ -391,6 +392,6 @@ mod tests {
             (Some(6), Some(LOCAL))
         );
         assert!(pieces[1].get(Field::Destination).only() == Some(7) && !is_local(&pieces[1]));
-        assert_eq!(possible(&region.with(Field::Destination, &Set::one(6)), Family::Ipv4, Some(&local)).len(), 1);
+        assert_eq!(possible(&region.with(Field::Destination, &Set::single(6)), Family::Ipv4, Some(&local)).len(), 1);
     }
 }

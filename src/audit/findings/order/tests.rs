@@ -2,16 +2,17 @@
 
 use proptest::prelude::*;
 
-use super::judge::{self, Class};
-use crate::audit::finding::{Confidence, Severity};
+use super::classify::{self, Class};
+use crate::audit::finding::Severity;
+use crate::audit::findings::context::Context;
 use crate::audit::findings::hosts::{confidences, dump, facts, find, host, nat, of_order, with_nat};
-use crate::audit::findings::outlook::Outlook;
-use crate::audit::host::Host;
-use crate::audit::region::{Field, Packet, Region, State};
-use crate::audit::ruleset::{Action, Base, Case, Hook, Kind, Rewrite, Rule, Ruleset, Table, TableFamily, Tool};
-use crate::audit::set::{Set, number_of, number_of_name};
-use crate::audit::trace::{self, Which};
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{Field, Packet, Region, State};
+use crate::ruleset::set::{Set, number_of, number_of_name};
+use crate::ruleset::simulate::chains::{self, Which};
+use crate::ruleset::table::{Action, Base, Case, Hook, Kind, Rewrite, Rule, Ruleset, Table, TableFamily, Tool};
 
 use Confidence::{Likely, Proved, Unknown};
 
@@ -215,7 +216,7 @@ fn two_tables(priorities: (i32, i32), targets: (u8, u8), families: (TableFamily,
         chain.base = Some(Base { kind, hook, priority, drops: false, devices: Vec::new() });
         let address = [172, 17, 0, target].into();
         let to = Rewrite { addresses: Some((address, address)), ..Rewrite::default() };
-        let region = Region::all().with(Field::Protocol, &Set::one(6)).with(Field::Port, &Set::one(80));
+        let region = Region::all().with(Field::Protocol, &Set::single(6)).with(Field::Port, &Set::single(80));
         let cases = vec![Case { region, actions: [Action::Dnat(to)].into() }];
         chain.rules.push(Rule { cases, handle: Some(4), ..Rule::default() });
         rules.tables.push(table);
@@ -236,7 +237,7 @@ fn f05_two_tables_at_one_priority() {
     assert!(of_order(&two_tables((-100, -100), (2, 3), (ip, TableFamily::Ip6))).is_empty());
     let mut asked = two_tables((-100, -100), (2, 3), (ip, inet)).rules;
     let rule = &mut asked.tables[0].chains.entry("prerouting").rules[0];
-    rule.cases[0].region.ask(crate::audit::region::Condition::Unknown("numgen".into()));
+    rule.cases[0].region.add_condition(crate::ruleset::region::Condition::Unknown("numgen".into()));
     assert_eq!(confidences(&Host::new(asked, Some(facts())), "F05"), [Unknown]);
 }
 
@@ -244,7 +245,7 @@ fn f05_two_tables_at_one_priority() {
 fn f02_an_exception_of_another_table_is_none() {
     let mut rules = two_tables((-100, -90), (2, 3), (TableFamily::Ip, TableFamily::Ip)).rules;
     let rule = &mut rules.tables[1].chains.entry("prerouting").rules[0];
-    rule.cases[0].region = Region::all().with(Field::Protocol, &Set::one(6)).with(Field::Port, &Set::range(80, 90));
+    rule.cases[0].region = Region::all().with(Field::Protocol, &Set::single(6)).with(Field::Port, &Set::range(80, 90));
     assert_eq!(of_order(&Host::new(rules, Some(facts()))), ["F02"]);
 }
 
@@ -297,7 +298,7 @@ proptest! {
                         .with(Field::DestinationKind, if local { 2 } else { 1 })
                         .with(Field::Protocol, protocol)
                         .with(Field::Port, port);
-                    let outcome = trace::hook(&host.rules, &mut packet, Hook::Prerouting, &Which::Nat);
+                    let outcome = chains::hook(&host.rules, &mut packet, Hook::Prerouting, &Which::Nat);
                     prop_assert!(outcome.is_sure());
                     won.extend(outcome.rewritten.map(|(_, _, at)| at));
                 }
@@ -307,7 +308,7 @@ proptest! {
         let beyond = rules.iter().any(|(_, rule)| rule.contains("! --dport"));
         let mut lost = std::collections::HashSet::new();
         let of_whole = [Class::Shadowed, Class::Duplicate, Class::Wildcard, Class::Undecided];
-        for judged in judge::all(&Outlook::new(&host)).iter().filter(|judged| judged.whole) {
+        for judged in classify::all(&Context::new(&host)).iter().filter(|judged| judged.whole) {
             if of_whole.contains(&judged.class) {
                 prop_assert_eq!(judged.confidence, Proved);
                 prop_assert!(lost.insert(judged.forward.at), "only one finding of a forward of which nothing is left");

@@ -2,7 +2,7 @@
 
 use super::super::hosts::{DOCKER_NAT, by, dual, dump, find, link, nat, none, one, own, route, table, with};
 use super::*;
-use crate::audit::facts::Facts;
+use crate::ruleset::facts::Facts;
 
 /// A host with a second way out, eth1 with 203.0.113.1.
 fn two_ways(settings: &[(&str, &str)]) -> Facts {

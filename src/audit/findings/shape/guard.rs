@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::super::addresses::{global, is_open, is_wildcard};
-use super::Outlook;
-use super::naming;
-use super::outside::{self, Client};
-use crate::audit::facts::Facts;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::Context;
+use super::external::{self, Client};
+use super::wording;
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::region::{self, Field, LOCAL, Packet, Region};
-use crate::audit::ruleset::Hook;
-use crate::audit::set::{number_of, number_of_name};
-use crate::audit::trace::Which;
-use crate::audit::view::Translation;
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::facts::Facts;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::{self, Field, LOCAL, Packet, Region};
+use crate::ruleset::set::{number_of, number_of_name};
+use crate::ruleset::simulate::chains::Which;
+use crate::ruleset::table::Hook;
+use crate::ruleset::view::Translation;
 
 /// Forwards by how bad and how sure their fault is.
 type Groups<'o, 'a> = BTreeMap<(Family, Severity, Confidence), Vec<&'o Forward<'a>>>;
@@ -39,10 +40,10 @@ fn passes_on(facts: &Facts, family: Family) -> Option<bool> {
 ///
 /// Without facts, or where a setting was not read, it is likely: a host that forwards to others passes packets on. A rule that asks
 /// for what is not understood may be guarded by that, so it is unknown.
-pub(super) fn unguarded(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn unguarded(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let mut groups = Groups::new();
-    for forward in super::forwards(outlook) {
+    for forward in super::forwards(context) {
         let Some((_, step)) = forward.arriving().find(|(_, step)| takes_transit(&step.region, forward.family)) else {
             continue;
         };
@@ -56,7 +57,7 @@ pub(super) fn unguarded(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findi
             (None, Confidence::Proved) => Confidence::Likely,
             (_, sure) => sure,
         };
-        let confidence = match wins_transit(outlook, forward, &step.region) {
+        let confidence = match wins_transit(context, forward, &step.region) {
             Some(true) => confidence,
             Some(false) => continue,
             None => confidence.min(Confidence::Likely),
@@ -80,7 +81,7 @@ pub(super) fn unguarded(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findi
 
 fn guarded(host: &Host, forwards: &[&Forward<'_>]) -> String {
     let of_nft = |forward: &&Forward<'_>| {
-        host.rules.at(forward.at).is_some_and(|(table, _, _)| table.tool == crate::audit::ruleset::Tool::Nft)
+        host.rules.at(forward.at).is_some_and(|(table, _, _)| table.tool == crate::ruleset::table::Tool::Nft)
     };
     let words = match forwards.first().is_some_and(of_nft) {
         true => "`fib daddr type local`",
@@ -97,8 +98,8 @@ fn takes_transit(region: &Region, family: Family) -> bool {
 }
 
 /// Whether a packet for somebody else is led to a forward; `None` where that is not sure.
-fn wins_transit(outlook: &Outlook<'_>, forward: &Forward<'_>, region: &Region) -> Option<bool> {
-    let facts = outlook.facts()?;
+fn wins_transit(context: &Context<'_>, forward: &Forward<'_>, region: &Region) -> Option<bool> {
+    let facts = context.facts()?;
     let name = |name: &str| number_of_name(name.as_bytes(), 0);
     let mut links = facts.links.iter().filter(|link| !link.loopback);
     let link = links.find(|link| region.get(Field::Input).has(name(&link.name)))?;
@@ -125,7 +126,7 @@ fn wins_transit(outlook: &Outlook<'_>, forward: &Forward<'_>, region: &Region) -
         Family::Ipv6 => 0x2001_0db8_0077_0000_0000_0000_0000_0077,
     };
     packet.put(Field::Source, one(Field::Source, asker)?);
-    let outcome = outlook.guide.tracer.hook(&mut packet, Hook::Prerouting, &Which::Nat);
+    let outcome = context.simulator.tracer.hook(&mut packet, Hook::Prerouting, &Which::Nat);
     let wins = outcome.rewritten.as_ref().is_some_and(|(_, _, at)| *at == forward.at);
     outcome.is_sure().then_some(wins)
 }
@@ -134,12 +135,12 @@ fn wins_transit(outlook: &Outlook<'_>, forward: &Forward<'_>, region: &Region) -
 ///
 /// Where a rule drops what comes from outside nothing is said. What is not understood may be a limit, so then it is unknown. A dump
 /// does not tell of the host's addresses, and nothing is said.
-pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn exposed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut groups = Groups::new();
-    let ways = Family::ALL.map(|family| (family, global(facts, family), Client::some(outlook, family)));
-    for forward in super::all(outlook) {
+    let ways = Family::ALL.map(|family| (family, global(facts, family), Client::some(context, family)));
+    for forward in super::all(context) {
         let Some((_, own, clients)) = ways.iter().find(|(family, ..)| *family == forward.family) else { continue };
         let Some((address, (_, step))) = own.first().zip(forward.arriving().find(|(_, step)| {
             let open = |field| is_open(step.region.get(field), field, forward.family);
@@ -149,12 +150,12 @@ pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         };
         let mut confidence = super::of_region(host, &step.region);
         // A rule may keep one network away: what gets in from any other is let in.
-        let mut journeys = clients.iter().filter_map(|client| {
+        let mut traces = clients.iter().filter_map(|client| {
             let packet = client.packet(forward, Some(*address))?;
-            Some(outlook.guide.lead_through(packet))
+            Some(context.simulator.simulate_passage(packet))
         });
-        match journeys.find(|journey| outside::gets_in(journey, forward.at)) {
-            Some(journey) if journey.is_sure() => {}
+        match traces.find(|trace| external::gets_in(trace, forward.at)) {
+            Some(trace) if trace.is_sure() => {}
             Some(_) => confidence = confidence.min(Confidence::Likely),
             // Where it is not understood which ones a forward is about, or a rule before, it may be all.
             None if confidence == Confidence::Unknown => {}
@@ -165,7 +166,7 @@ pub(super) fn exposed(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
     }
     let one = |((family, _, confidence), forwards): (_, Vec<&Forward<'_>>)| {
         let global = global(facts, family);
-        let addresses = naming::list(global.iter().map(ToString::to_string));
+        let addresses = wording::list(global.iter().map(ToString::to_string));
         let is = if forwards.len() == 1 { "is" } else { "are" };
         let message = |names: &str| format!("{names} {is} open to everybody at {addresses}");
         let mut finding = super::together(host, kind, confidence, &forwards, message);

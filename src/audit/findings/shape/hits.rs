@@ -2,19 +2,19 @@
 
 use std::collections::HashSet;
 
-use super::Outlook;
-use super::naming;
+use super::Context;
+use super::wording;
 use crate::audit::finding::{Finding, Kind};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
 use crate::model::Counter;
+use crate::ruleset::host::Host;
 
 /// Forwards whose rules count 0, where another one counts more. Those without a counter say nothing; a rule that asks a map counts
 /// for all of its elements.
-pub(super) fn never(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn never(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let (mut unused, mut used, mut rules) = (Vec::new(), 0usize, HashSet::new());
-    for forward in super::forwards(outlook) {
+    for forward in super::forwards(context) {
         let rule = (forward.at.table, forward.at.chain, forward.at.rule);
         match count(host, forward) {
             Some(_) if !rules.insert(rule) => {}
@@ -27,9 +27,9 @@ pub(super) fn never(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> 
         return Vec::new();
     }
     let all = used + unused.len();
-    let names = naming::list(unused.iter().map(|forward| naming::name(forward)));
+    let names = wording::list(unused.iter().map(|forward| wording::name(forward)));
     let message = format!("{} of {all} forwards were never used: {names}", unused.len());
-    let finding = naming::at_all(kind.found(naming::sure(host), message), host, &unused);
+    let finding = wording::at_all(kind.found(wording::sure(host), message), host, &unused);
     vec![finding.seen(format!("counter packets 0, and of {used} others more"))]
 }
 
@@ -41,7 +41,7 @@ fn count(host: &Host, forward: &Forward<'_>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::super::hosts::{confidences, dump, find, nat, with_nat};
-    use crate::audit::finding::Confidence;
+    use crate::ruleset::confidence::Confidence;
 
     fn rules(counts: [&str; 3]) -> String {
         let rule = |(number, count): (usize, &str)| {

@@ -1,23 +1,24 @@
 //! The shape of single rules: forwards that do not what they look like, or more than they should, and rules that rewrite sources.
 
+mod duplicate_family;
+mod external;
 mod guard;
 mod hits;
-mod outside;
 mod range;
 mod source;
-mod twin;
 
 use std::collections::HashSet;
 
-use super::outlook::Outlook;
-use super::{Check, naming};
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::context::Context;
+use super::{Check, wording};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::host::Host;
-use crate::audit::region::Region;
-use crate::audit::ruleset::Hook;
-use crate::audit::view::{Step, Translation};
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Host;
+use crate::ruleset::region::Region;
+use crate::ruleset::table::Hook;
+use crate::ruleset::view::{Step, Translation};
 
 /// What this family looks for.
 pub(super) const CHECKS: &[Check] = &[
@@ -68,7 +69,7 @@ pub(super) const CHECKS: &[Check] = &[
             why: "Clients that know both addresses take either: some reach the service, others nothing, or something else.",
             fix: "Forward the port for the other family too, or publish no address of it.",
         },
-        find: twin::lonely,
+        find: duplicate_family::lonely,
     },
     Check {
         kind: Kind {
@@ -118,17 +119,17 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// The forwards of a host whose target is of the family of their packets, and those of rules of both families once.
-fn forwards<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
+fn forwards<'o, 'a>(context: &'o Context<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let mut known = HashSet::new();
-    all(outlook).filter(move |forward| known.insert(forward.at))
+    all(context).filter(move |forward| known.insert(forward.at))
 }
 
 /// The same with those of rules of both families twice.
-fn all<'o, 'a>(outlook: &'o Outlook<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
+fn all<'o, 'a>(context: &'o Context<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let is_of = |forward: &&Forward<'_>| {
         forward.to.addresses.is_none_or(|(first, _)| Family::of_address(first) == forward.family)
     };
-    outlook.rules().iter().filter(is_of)
+    context.rules().iter().filter(is_of)
 }
 
 /// The steps that rewrite sources at hooks, those of rules of both families once.
@@ -144,7 +145,7 @@ fn of_region(host: &Host, region: &Region) -> Confidence {
     match (region.is_known(), region.conditions().is_empty()) {
         (false, _) => Confidence::Unknown,
         (true, false) => Confidence::Likely,
-        (true, true) => naming::sure(host),
+        (true, true) => wording::sure(host),
     }
 }
 
@@ -156,6 +157,6 @@ fn together(
     forwards: &[&Forward<'_>],
     message: impl FnOnce(&str) -> String,
 ) -> Finding {
-    let names = naming::several(forwards);
-    naming::at_all(kind.found(confidence, message(&names)), host, forwards)
+    let names = wording::several(forwards);
+    wording::at_all(kind.found(confidence, message(&names)), host, forwards)
 }

@@ -1,19 +1,19 @@
 //! F06: ranges that are shifted.
 
-use super::Outlook;
-use super::naming;
-use crate::audit::describe;
+use super::Context;
+use super::wording;
 use crate::audit::finding::{Finding, Kind};
-use crate::audit::region::Field;
-use crate::audit::set::Set;
+use crate::ruleset::describe;
+use crate::ruleset::region::Field;
+use crate::ruleset::set::Set;
 
 /// A forward of several ports to several ports, of which some are outside of those.
 ///
 /// Where a rule has ports chosen at random this is not said; of rules from the kernel that is not known, and taken not to be so.
-pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn shifted(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let mut found = Vec::new();
-    for forward in super::forwards(outlook) {
+    for forward in super::forwards(context) {
         let (Some((first, last)), None) = (forward.to.ports, forward.to.base) else { continue };
         let asked = forward.steps.iter().map(|(_, _, step)| step.region.get(Field::Port));
         let ports = asked.fold(Set::none(), |all, ports| if all.covers(ports) { all } else { all.or(ports) });
@@ -29,7 +29,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
             continue;
         }
         let kept = ports.and(&there);
-        let name = naming::name(forward);
+        let name = wording::name(forward);
         let message = match kept.is_empty() {
             true => format!("{name} leads all of its {} ports to port {first}, and not one to one", ports.size()),
             false => format!(
@@ -39,8 +39,8 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
             ),
         };
         let words = |set: &Set| describe::set(Field::Port, set, forward.family);
-        let mut finding = kind.found(naming::sure(host), message).at(host.place(forward.at));
-        finding = finding.seen(format!("`{}`", naming::rule(host, forward.at)));
+        let mut finding = kind.found(wording::sure(host), message).at(host.place(forward.at));
+        finding = finding.seen(format!("`{}`", wording::rule(host, forward.at)));
         finding =
             finding.seen(format!("ports {} are outside of {first}-{last}, so they arrive at {first}", words(&moved)));
         if !kept.is_empty() {
@@ -51,7 +51,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
             (Some(target), Some(low), Some((_, high))) if wide => {
                 let target = if target.is_ipv6() { format!("[{target}]") } else { target.to_string() };
                 let protocol = describe::protocol(forward.protocol().unwrap_or(6).into());
-                let remove = naming::removal(host, forward.at);
+                let remove = wording::removal(host, forward.at);
                 format!(
                     "{remove}; then `portfwd add {low}-{high}/{protocol} {target}:{first}-{last}`, which leads each port to its own"
                 )
@@ -66,7 +66,7 @@ pub(super) fn shifted(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
 #[cfg(test)]
 mod tests {
     use super::super::super::hosts::{confidences, dump, find, nat, with_nat};
-    use crate::audit::finding::Confidence;
+    use crate::ruleset::confidence::Confidence;
 
     fn rule(ports: &str, to: &str) -> String {
         format!("-A PREROUTING -p tcp -m tcp --dport {ports} -j DNAT --to-destination 172.17.0.2:{to}")

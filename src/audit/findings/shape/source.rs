@@ -4,24 +4,25 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::super::addresses::is_open;
-use super::Outlook;
-use super::naming;
-use super::outside::{self, Client};
-use crate::audit::describe;
-use crate::audit::facts::Way;
-use crate::audit::finding::{Confidence, Finding, Kind, Severity};
+use super::Context;
+use super::external::{self, Client};
+use super::wording;
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::region::{Condition, Field, LOCAL, Region};
-use crate::audit::ruleset::{At, Hook, Rewrite, Tool};
-use crate::audit::set::{Set, number_of, number_of_name};
-use crate::audit::view::{Fate, Translation};
 use crate::model::Family;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::describe;
+use crate::ruleset::facts::NextHop;
+use crate::ruleset::region::{Condition, Field, LOCAL, Region};
+use crate::ruleset::set::{Set, number_of, number_of_name};
+use crate::ruleset::table::{At, Hook, Rewrite, Tool};
+use crate::ruleset::view::{Fate, Translation};
 
 /// A rule that masquerades whatever leaves, or what stays within the host as well.
 ///
 /// A rule that asks for what is not understood may be limited by that, so it is unknown.
-pub(super) fn unlimited(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn unlimited(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let mut found = Vec::new();
     for (family, step, translation) in super::sources(host, &[Hook::Postrouting]) {
         if translation != Translation::Masquerade {
@@ -52,7 +53,7 @@ pub(super) fn unlimited(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findi
             Confidence::Proved if step.tied => Confidence::Likely,
             confidence => confidence,
         };
-        let words = naming::rule(host, step.at);
+        let words = wording::rule(host, step.at);
         let message = match named {
             true => format!("`{words}` also masquerades what this host sends to itself"),
             false => format!("`{words}` masquerades whatever leaves, by any interface and from any source"),
@@ -62,19 +63,19 @@ pub(super) fn unlimited(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Findi
             text => text,
         };
         let finding = kind.found(confidence, message).at(host.place(step.at));
-        found.push(finding.seen(format!("it is about {packets}")).mended_by(limit(outlook, step.at, family)));
+        found.push(finding.seen(format!("it is about {packets}")).mended_by(limit(context, step.at, family)));
     }
     found
 }
 
 /// How a rule is limited to the interface of the default route.
-fn limit(outlook: &Outlook<'_>, at: At, family: Family) -> String {
-    let (host, client) = (outlook.host, Client::new(outlook, family));
+fn limit(context: &Context<'_>, at: At, family: Family) -> String {
+    let (host, client) = (context.host, Client::new(context, family));
     let uplink = client.and_then(|client| client.input.map(crate::model::error::printable));
     let uplink = uplink.unwrap_or_else(|| "IF".to_owned());
     let is_nft = host.rules.at(at).is_some_and(|(table, _, _)| table.tool == Tool::Nft);
     let asked = if is_nft { format!("oifname {uplink}") } else { format!("-o {uplink}") };
-    format!("put it again with `{asked}`, and then remove it: {}", naming::removal(host, at))
+    format!("put it again with `{asked}`, and then remove it: {}", wording::removal(host, at))
 }
 
 fn loopback(family: Family) -> u128 {
@@ -88,8 +89,8 @@ fn loopback(family: Family) -> u128 {
 ///
 /// Where it would be on a link of this host nobody answers for it there, which is proved; else routers may send it here, so it is
 /// likely. Without facts nothing is known of addresses, and nothing is said.
-pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
+pub(super) fn foreign(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut found: Vec<Finding> = Vec::new();
     // Those that are rewritten to the same are told of once.
@@ -112,11 +113,11 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         let wanted = Set::range(number_of(first), number_of(last));
         let Some((_, own)) = all.iter().find(|(of, _)| *of == family) else { continue };
         let missing = wanted.minus(own);
-        let Some(low) = missing.first().and_then(|number| crate::audit::set::address_of(number, family)) else {
+        let Some(low) = missing.first().and_then(|number| crate::ruleset::set::address_of(number, family)) else {
             continue;
         };
         let words = describe::set(Field::Source, &missing, family);
-        let on_link = matches!(facts.way_to(low), Way::Out(_, None));
+        let on_link = matches!(facts.next_hop(low), NextHop::Via(_, None));
         let confidence = match (super::of_region(host, &step.region), on_link, own.is_empty()) {
             (_, _, true) => Confidence::Unknown,
             (Confidence::Proved, false, _) => Confidence::Likely,
@@ -130,16 +131,18 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
         let target = describe::target(&Rewrite { ports: None, ..to.clone() });
         let message = format!("sources are rewritten to {target}, and {words} is no address of this host");
         let finding = kind.found(confidence, message).at(host.place(step.at));
-        let finding = finding.seen(format!("`{}`", naming::rule(host, step.at)));
-        let finding = finding.seen(match facts.way_to(low) {
-            Way::Out(link, None) => format!("{low} is on the link of {}, where nobody answers for it", link.name),
-            Way::Out(link, Some(gateway)) => format!("this host has a route to {low}: by {gateway} at {}", link.name),
+        let finding = finding.seen(format!("`{}`", wording::rule(host, step.at)));
+        let finding = finding.seen(match facts.next_hop(low) {
+            NextHop::Via(link, None) => format!("{low} is on the link of {}, where nobody answers for it", link.name),
+            NextHop::Via(link, Some(gateway)) => {
+                format!("this host has a route to {low}: by {gateway} at {}", link.name)
+            }
             _ => format!("this host has no route to {low}"),
         });
         let prefix = if family == Family::Ipv4 { 32 } else { 128 };
         let fix = format!(
             "ip address add {low}/{prefix} dev IF, or rewrite to an address that is there: {}",
-            naming::removal(host, step.at)
+            wording::removal(host, step.at)
         );
         found.push(finding.mended_by(fix));
     }
@@ -149,15 +152,15 @@ pub(super) fn foreign(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding
 /// Forwards whose clients outside the target does not see, by the rule that hides them.
 ///
 /// Where the target is behind a router the answers may not come back otherwise, which is milder. Of a dump it is likely at most.
-pub(super) fn lost(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
-    let host = outlook.host;
-    let clients = Family::ALL.map(|family| (family, Client::new(outlook, family)));
+pub(super) fn lost(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
+    let host = context.host;
+    let clients = Family::ALL.map(|family| (family, Client::new(context, family)));
     let addresses: Vec<IpAddr> = match &host.facts {
         Some(facts) => facts.addresses.iter().map(|(_, network)| network.ip()).collect(),
         None => Vec::new(),
     };
     let mut groups: BTreeMap<(At, Severity, Confidence), (Translation, Vec<&Forward<'_>>)> = BTreeMap::new();
-    for forward in super::all(outlook) {
+    for forward in super::all(context) {
         let Some(target) = forward.target() else { continue };
         let client = clients.iter().find(|(family, _)| *family == forward.family);
         let Some(client) = client.and_then(|(_, client)| client.as_ref()) else { continue };
@@ -167,17 +170,18 @@ pub(super) fn lost(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         let Some(packet) = client.packet(forward, to) else { continue };
-        let journey = outlook.guide.lead(packet);
-        let Some((translation, at, is_sure)) = outside::hidden(&journey, forward.at) else { continue };
-        let confidence = if is_sure { naming::sure(host) } else { Confidence::Likely };
-        let routed = host.facts.as_ref().is_some_and(|facts| matches!(facts.way_to(target), Way::Out(_, Some(_))));
+        let trace = context.simulator.simulate(packet);
+        let Some((translation, at, is_sure)) = external::hidden(&trace, forward.at) else { continue };
+        let confidence = if is_sure { wording::sure(host) } else { Confidence::Likely };
+        let routed =
+            host.facts.as_ref().is_some_and(|facts| matches!(facts.next_hop(target), NextHop::Via(_, Some(_))));
         // What our own rules do was asked for by `source = "masquerade"`.
         let asked = host.place(at).owner == "portfwd";
         let severity = if routed || asked { Severity::Info } else { kind.severity };
         groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
     }
     let one = |((at, severity, confidence), (translation, forwards)): (_, (Translation, Vec<&Forward<'_>>))| {
-        let words = naming::rule(host, at);
+        let words = wording::rule(host, at);
         let hides = if forwards.len() == 1 { "does" } else { "do" };
         let message =
             |names: &str| format!("the target of {names} {hides} not see its clients: `{words}` rewrites their source");
@@ -190,7 +194,7 @@ pub(super) fn lost(outlook: &Outlook<'_>, kind: &'static Kind) -> Vec<Finding> {
             }
             _ => format!(
                 "limit it to clients in the target's network, for which alone it is needed; {}",
-                naming::removal(host, at)
+                wording::removal(host, at)
             ),
         };
         finding.mended_by(fix)
@@ -206,7 +210,7 @@ fn destination(region: &Region, addresses: &[IpAddr], family: Family) -> Option<
     }
     let own = addresses.iter().filter(|address| Family::of_address(**address) == family && !address.is_loopback());
     let mut own = own.filter(|address| asked.has(number_of(**address)));
-    let named = || asked.only().and_then(|number| crate::audit::set::address_of(number, family));
+    let named = || asked.only().and_then(|number| crate::ruleset::set::address_of(number, family));
     own.next().copied().or_else(|| named().filter(|address| !address.is_loopback() && addresses.is_empty()))
 }
 

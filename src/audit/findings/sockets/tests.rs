@@ -2,7 +2,7 @@
 
 use super::super::hosts::{DOCKER_NAT, address, dual, dump, find, host, listener, nat, table};
 use super::*;
-use crate::audit::ruleset::Gap;
+use crate::ruleset::table::Gap;
 
 fn listening(at: &str, port: u16, process: &str) -> Facts {
     Facts { listeners: vec![listener(Protocol::Tcp, at, port, process)], ..dual() }

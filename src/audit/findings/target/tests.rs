@@ -2,7 +2,7 @@
 
 use super::super::hosts::{DOCKER_NAT, address, dual, dump, find, host, nat, route, table};
 use super::*;
-use crate::audit::facts::Neighbour;
+use crate::ruleset::facts::Neighbour;
 
 fn to(target: &str) -> String {
     nat(&format!("-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination {target}"))

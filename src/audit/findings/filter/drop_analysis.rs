@@ -1,0 +1,37 @@
+//! What becomes of the clients of all forwards, looked at once for the findings that are about that.
+
+use super::accepted::{Blankets, Bypasses};
+use super::clients::Clients;
+use super::dropped::{self, Groups};
+use crate::audit::findings::context::Context;
+
+/// What clients of all forwards met. Without facts nothing: it is not known by which interfaces they come.
+#[derive(Default)]
+pub(in crate::audit::findings) struct DropAnalyses {
+    /// F36: dropped before NAT.
+    pub(super) before_nat: Groups,
+    /// F13: dropped behind it.
+    pub(super) behind_nat: Groups,
+    /// F14.
+    pub(super) blankets: Blankets,
+    /// F19.
+    pub(super) bypasses: Bypasses,
+}
+
+impl DropAnalyses {
+    /// Leads clients to each forward.
+    pub(in crate::audit::findings) fn new(context: &Context<'_>) -> Self {
+        let (clients, mut surveys) = (Clients::new(context), Self::default());
+        if clients.gates.is_empty() {
+            return surveys;
+        }
+        for (number, forward) in context.forwards().iter().enumerate() {
+            let drop_analysis = clients.drop_analysis(forward);
+            dropped::add(&mut surveys.before_nat, &clients, number, &drop_analysis, true);
+            dropped::add(&mut surveys.behind_nat, &clients, number, &drop_analysis, false);
+            surveys.blankets.add(context, number, forward, &drop_analysis);
+            surveys.bypasses.add(context, number, forward, &drop_analysis);
+        }
+        surveys
+    }
+}

@@ -1,0 +1,88 @@
+//! What is so on this host: read over rtnetlink, sock_diag, ctnetlink and below /proc, in the network namespace of the calling
+//! thread. Nothing is changed by looking, no table made and no module loaded that is not there.
+//!
+//! Be aware: it is not all of one moment, and of a process that may not look at something there are gaps, each with its name
+//! and reason.
+
+mod boot;
+mod legacy;
+mod listener;
+mod route;
+mod setting;
+mod tracked;
+
+use std::io;
+
+use crate::model::Family;
+use crate::ruleset::facts::Facts;
+use crate::ruleset::table::Gap;
+use crate::sys::rtnetlink::{Dump, Rtnetlink};
+use crate::sys::ssh::Ssh;
+
+/// Reads all of it. `ssh` is what the environment says as `SSH_CONNECTION`, where the thread is in the namespace that the user
+/// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] and [`Facts::ours`] are left empty.
+pub fn read(ssh: Option<&str>) -> Facts {
+    let ssh = ssh.and_then(Ssh::parse);
+    let mut facts = Facts {
+        ssh: ssh.map(|ssh| (ssh.server.ip(), ssh.server.port())),
+        ssh_client: ssh.map(|ssh| ssh.client),
+        ..Facts::default()
+    };
+    match Rtnetlink::open() {
+        Ok(kernel) => network(&kernel, &mut facts),
+        Err(error) => facts.gaps.push(gap("interfaces, addresses, routes and neighbours", &error)),
+    }
+    facts.settings = setting::read(&mut facts.gaps);
+    facts.legacy = legacy::read(&mut facts.gaps);
+    facts.listeners = listener::read(&mut facts.gaps);
+    facts.tracked_count = tracked::count(&facts);
+    facts.tracked = tracked::read(&mut facts);
+    facts.boot = boot::read(&mut facts.gaps);
+    facts
+}
+
+fn gap(what: &str, error: &io::Error) -> Gap {
+    let why = match error.kind() {
+        io::ErrorKind::PermissionDenied => "only root may read it".to_owned(),
+        _ => error.to_string(),
+    };
+    Gap { what: what.to_owned(), why }
+}
+
+fn network(kernel: &Rtnetlink, facts: &mut Facts) {
+    all(kernel.links(), "interfaces", facts).into_iter().for_each(|link| route::add_link(link, facts));
+    for family in Family::ALL {
+        let addresses = all(kernel.addresses(family), &format!("addresses of {family}"), facts);
+        addresses.into_iter().for_each(|address| route::add_address(address, facts));
+        let routes = all(kernel.routes(family), &format!("routes of {family}"), facts);
+        let neighbours = all(kernel.neighbours(family), &format!("neighbours of {family}"), facts);
+        neighbours.iter().for_each(|neighbour| route::add_neighbour(neighbour, facts));
+        let rules = all(kernel.rules(family), &format!("routing rules of {family}"), facts);
+        facts.policy_routing |= route::unusual(&rules);
+        routes.iter().for_each(|route| route::add_route(route, facts));
+    }
+}
+
+/// All of a kind; what is missing of it becomes gaps.
+fn all<T>(dump: io::Result<Dump<T>>, what: &str, facts: &mut Facts) -> Vec<T> {
+    let gaps = &mut facts.gaps;
+    match dump {
+        Ok(Dump { objects, unread, interrupted }) => {
+            if unread > 0 {
+                gaps.push(Gap {
+                    what: format!("{unread} of the {what}"),
+                    why: "the kernel's words are not understood".into(),
+                });
+            }
+            if interrupted {
+                let why = "they were changed each time that they were read".into();
+                gaps.push(Gap { what: format!("some of the {what}"), why });
+            }
+            objects
+        }
+        Err(error) => {
+            gaps.push(gap(what, &error));
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Settings below /proc/sys that decide about packets which pass through.
+//!
+//! The kernel shows a thread those of the network namespace that it is in. Source: Documentation/networking/ip-sysctl.rst,
+//! nf_conntrack-sysctl.rst.
+
+use std::collections::BTreeMap;
+
+use super::gap;
+use crate::ruleset::table::Gap;
+use crate::sys::sysctl;
+
+/// Those that are there once, below /proc/sys/net.
+const ONCE: [&str; 9] = [
+    "ipv4/ip_forward",
+    "ipv4/ip_local_port_range",
+    "ipv4/ip_local_reserved_ports",
+    "bridge/bridge-nf-call-iptables",
+    "bridge/bridge-nf-call-ip6tables",
+    "netfilter/nf_conntrack_count",
+    "netfilter/nf_conntrack_max",
+    "netfilter/nf_conntrack_udp_timeout",
+    "netfilter/nf_conntrack_udp_timeout_stream",
+];
+
+/// Those of each interface, and of `all` and `default`.
+const EACH: [(&str, &[&str]); 2] =
+    [("ipv4/conf", &["route_localnet", "rp_filter", "forwarding"]), ("ipv6/conf", &["forwarding"])];
+
+/// Reads them, by their path below /proc/sys. What the kernel does not have is left out.
+pub(super) fn read(gaps: &mut Vec<Gap>) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    let mut read = |key: &str| match sysctl::value(key) {
+        Ok(Some(value)) => {
+            settings.insert(format!("net/{key}"), value);
+        }
+        Ok(None) => {}
+        Err(error) => gaps.push(gap(&format!("the setting net/{key}"), &error)),
+    };
+    ONCE.into_iter().for_each(&mut read);
+    for (directory, names) in EACH {
+        // A name is a part of the path as it is: dots in it are no slashes, and it has none.
+        for interface in sysctl::interfaces(directory).iter().map(String::as_str).chain(["all"]) {
+            names.iter().for_each(|name| read(&format!("{directory}/{interface}/{name}")));
+        }
+    }
+    // There is no kernel with IPv4 and without this one.
+    if !settings.contains_key("net/ipv4/ip_forward")
+        && gaps.iter().all(|gap| gap.what != "the setting net/ipv4/ip_forward")
+    {
+        gaps.push(Gap { what: "settings".into(), why: "there is no /proc/sys/net/ipv4".into() });
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_every_kernel_has_are_read() {
+        let mut gaps = Vec::new();
+        let settings = read(&mut gaps);
+        assert_eq!(gaps, []);
+        for key in ["net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/lo/route_localnet"] {
+            let value = settings.get(key).unwrap_or_else(|| panic!("{key} of {settings:?}"));
+            assert!(value.parse::<u8>().is_ok(), "{key} {value:?}");
+        }
+        let ports: Vec<&str> = settings["net/ipv4/ip_local_port_range"].split_ascii_whitespace().collect();
+        assert_eq!(ports.len(), 2);
+    }
+}

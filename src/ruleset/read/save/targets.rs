@@ -1,0 +1,179 @@
+//! What a rule of iptables(8) does.
+
+use std::net::IpAddr;
+
+use super::matches::{mark, network};
+use crate::iptables::quoting::Words;
+use crate::model::Family;
+use crate::ruleset::region::Field;
+use crate::ruleset::table::{Action, Rewrite};
+
+/// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).
+const HARMLESS: [&str; 22] = [
+    "AUDIT",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CONNSECMARK",
+    "DSCP",
+    "ECN",
+    "HL",
+    "IDLETIMER",
+    "LED",
+    "LOG",
+    "NFLOG",
+    "RATEEST",
+    "SECMARK",
+    "SET",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TRACE",
+    "TTL",
+    "ULOG",
+    "ACCOUNT",
+];
+
+/// Reads a target's options and gives what it does.
+pub(super) fn read(
+    name: &str,
+    goes: bool,
+    is_chain: impl Fn(&str) -> bool,
+    words: &mut Words<'_>,
+    family: Family,
+) -> Result<Vec<Action>, &'static str> {
+    if goes {
+        return Ok(vec![Action::Goto(name.into())]);
+    }
+    let option = |words: &mut Words<'_>, wanted: &[&str]| {
+        // Options that only choose how ports are found may stand before or behind.
+        let mut value = None;
+        while let Some(word) = words.next() {
+            if wanted.contains(&word) {
+                value = words.next().map(str::to_owned);
+            }
+        }
+        value
+    };
+    let rewritten = |words: &mut Words<'_>, wanted: &[&str]| {
+        option(words, wanted)
+            .map_or(Some(Rewrite::default()), |to| rewrite(&to, family))
+            .ok_or("its new address is not one")
+    };
+    let ports = |words: &mut Words<'_>| -> Result<Rewrite, &'static str> {
+        let ports = option(words, &["--to-ports", "--to-port"]);
+        let ports = ports.map_or(Some(None), |text| span(&text).map(Some)).ok_or("its new ports are none")?;
+        Ok(Rewrite { ports, ..Rewrite::default() })
+    };
+    Ok(vec![match name {
+        "ACCEPT" => Action::Accept,
+        "DROP" => Action::Drop,
+        "REJECT" => Action::Reject,
+        "RETURN" => Action::Return,
+        "QUEUE" | "NFQUEUE" => Action::Queue,
+        "DNAT" => Action::Dnat(rewritten(words, &["--to-destination"])?),
+        "SNAT" => Action::Snat(rewritten(words, &["--to-source"])?),
+        "REDIRECT" => Action::Redirect(ports(words)?),
+        "MASQUERADE" => Action::Masquerade(ports(words)?),
+        "NETMAP" => netmap(&option(words, &["--to"]).ok_or("NETMAP has no network")?, family)
+            .ok_or("its new network is none")?,
+        "MARK" => return marks(Field::Mark, words),
+        "CONNMARK" => return marks(Field::ConnectionMark, words),
+        "NOTRACK" => Action::Untracked,
+        "CT" => return Ok(tracking(words)),
+        "TPROXY" => Action::Proxy,
+        chain if is_chain(chain) => Action::Jump(chain.into()),
+        harmless if HARMLESS.contains(&harmless) => return Ok(Vec::new()),
+        _ => {
+            let mut text = format!("-j {name}");
+            while let Some(word) = words.next() {
+                text = format!("{text} {word}");
+            }
+            Action::Unknown(text.into())
+        }
+    }])
+}
+
+/// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`, of IPv6 with brackets where there are ports.
+fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
+    let (addresses, ports) = match (text.strip_prefix('['), family) {
+        (Some(rest), Family::Ipv6) => {
+            let (addresses, ports) = rest.split_once(']')?;
+            (addresses, ports.strip_prefix(':'))
+        }
+        (None, Family::Ipv4) => {
+            text.split_once(':').map_or((text, None), |(addresses, ports)| (addresses, Some(ports)))
+        }
+        _ => (text, None),
+    };
+    let addresses = match addresses {
+        "" => None,
+        some => {
+            let (first, last) = some.split_once('-').unwrap_or((some, some));
+            // Of IPv6 each end may have brackets of its own.
+            let address = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+            Some(address(first).zip(address(last))?)
+        }
+    };
+    if addresses.is_some_and(|(first, last)| Family::of_address(first) != family || Family::of_address(last) != family)
+    {
+        return None;
+    }
+    let (ports, base) =
+        match ports.map(|text| text.split_once('/').map_or((text, None), |(ports, base)| (ports, Some(base)))) {
+            Some((ports, base)) => (Some(span(ports)?), base.map_or(Some(None), |base| base.parse().ok().map(Some))?),
+            None => (None, None),
+        };
+    Some(Rewrite { addresses, ports, base, prefix: None })
+}
+
+fn span(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
+/// The network of the address is rewritten; of the source or of the destination, that depends on the hook.
+fn netmap(text: &str, family: Family) -> Option<Action> {
+    let network = network(text, family)?;
+    let addresses = Some((network.network(), network.broadcast()));
+    Some(Action::Netmap(Rewrite { addresses, prefix: Some(network.prefix()), ..Rewrite::default() }))
+}
+
+fn marks(field: Field, words: &mut Words<'_>) -> Result<Vec<Action>, &'static str> {
+    let wrong = "a mark is `VALUE[/MASK]`";
+    let all = u128::from(u32::MAX);
+    let Some(option) = words.next() else { return Err("a mark has no value") };
+    let set = |mask, value| vec![Action::Mark { field, mask, value }];
+    Ok(match option {
+        "--set-xmark" => {
+            let (value, mask) = words.next().and_then(mark).ok_or(wrong)?;
+            set(mask, value)
+        }
+        "--set-mark" => {
+            let (value, mask) = words.next().and_then(mark).ok_or(wrong)?;
+            set(mask | value, value)
+        }
+        "--or-mark" => words.next().and_then(mark).map(|(value, _)| set(value, value)).ok_or(wrong)?,
+        "--and-mark" => words.next().and_then(mark).map(|(value, _)| set(all & !value, 0)).ok_or(wrong)?,
+        "--xor-mark" => words.next().and_then(mark).map(|(value, _)| set(0, value)).ok_or(wrong)?,
+        "--save-mark" => vec![Action::CopyMark { to: Field::ConnectionMark }],
+        "--restore-mark" => vec![Action::CopyMark { to: Field::Mark }],
+        _ => return Err("what is done to the mark is not known"),
+    })
+}
+
+/// `-j CT`: only `--notrack` decides anything here; a zone of its own makes connections others than they seem.
+fn tracking(words: &mut Words<'_>) -> Vec<Action> {
+    let mut text = "-j CT".to_owned();
+    let (mut untracked, mut zone) = (false, false);
+    while let Some(word) = words.next() {
+        untracked |= word == "--notrack";
+        zone |= word.starts_with("--zone");
+        text = format!("{text} {word}");
+    }
+    match (untracked, zone) {
+        (true, _) => vec![Action::Untracked],
+        (false, true) => vec![Action::Unknown(text.into())],
+        (false, false) => Vec::new(),
+    }
+}

@@ -1,0 +1,148 @@
+//! Targets. The names and numbers are those of include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
+
+use super::Info;
+use crate::model::Family;
+use crate::ruleset::read::nft::with_prefix;
+use crate::ruleset::region::Field;
+use crate::ruleset::set::address_of;
+use crate::ruleset::table::{Action, Rewrite};
+
+/// What a target does.
+pub(super) enum Done {
+    /// This.
+    Action(Action),
+    /// Nothing that decides anything.
+    Nothing,
+}
+
+/// Reads a target; `None` where it is not understood.
+pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Done> {
+    let action = match (name, revision) {
+        ("DNAT", 0..=2) => Action::Dnat(rewrite(revision, info, family?)?),
+        ("SNAT", 0..=2) => Action::Snat(rewrite(revision, info, family?)?),
+        ("MASQUERADE", 0) => Action::Masquerade(rewrite(of_family(family?), info, family?)?),
+        ("REDIRECT", 0) => Action::Redirect(rewrite(of_family(family?), info, family?)?),
+        ("NETMAP", 0) => {
+            // Of the source or of the destination: that depends on the hook.
+            Action::Netmap(with_prefix(rewrite(of_family(family?), info, family?)?, true)?)
+        }
+        ("MARK", 2) => {
+            let (value, mask) = (info.long(0)?, info.long(4)?);
+            mark(Field::Mark, mask, value)
+        }
+        ("CONNMARK", 1 | 2) => connmark(revision, info)?,
+        ("CT", 0..=2) => {
+            const NOTRACK: u16 = 1;
+            if info.short(0)? & NOTRACK == 0 {
+                return Some(Done::Nothing);
+            }
+            Action::Untracked
+        }
+        ("NOTRACK", _) => Action::Untracked,
+        ("TPROXY", _) => Action::Proxy,
+        ("REJECT", _) => Action::Reject,
+        ("NFQUEUE" | "QUEUE", _) => Action::Queue,
+        ("HMARK", _) => Action::MarkUnknown { field: Field::Mark },
+        // It may take a mark from a set.
+        ("SET", 3..) => Action::MarkUnknown { field: Field::Mark },
+        (
+            "LOG" | "NFLOG" | "ULOG" | "TRACE" | "TEE" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "ECN" | "TCPMSS"
+            | "TCPOPTSTRIP" | "AUDIT" | "CHECKSUM" | "SECMARK" | "CONNSECMARK" | "SET" | "IDLETIMER" | "LED"
+            | "RATEEST",
+            _,
+        ) => return Some(Done::Nothing),
+        _ => return None,
+    };
+    Some(Done::Action(action))
+}
+
+/// The revision of `SNAT` with the same structure as a target of NAT that is its own for each family.
+fn of_family(family: Family) -> u32 {
+    if family == Family::Ipv4 { 0 } else { 1 }
+}
+
+/// `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range`, `nf_nat_range2`.
+fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
+    const ADDRESSES: u32 = 1;
+    const PORTS: u32 = 1 << 1;
+    const OFFSET: u32 = 1 << 5;
+    let (flags, addresses, ports) = match (revision, family) {
+        // Behind how many ranges there are, which is one.
+        (0, Family::Ipv4) => (info.long(4)?, (8, 12), (16, 18)),
+        (0, Family::Ipv6) => return None,
+        _ => (info.long(0)?, (4, 20), (36, 38)),
+    };
+    let mut rewrite = Rewrite::default();
+    if flags & ADDRESSES > 0 {
+        let address = |at| address_of(info.address(at, family)?, family);
+        rewrite.addresses = Some((address(addresses.0)?, address(addresses.1)?));
+    }
+    if flags & PORTS > 0 {
+        rewrite.ports = Some((info.network_short(ports.0)?, info.network_short(ports.1)?));
+    }
+    if flags & OFFSET > 0 && revision == 2 {
+        rewrite.base = Some(info.network_short(40)?);
+    }
+    Some(rewrite)
+}
+
+/// `mark = (mark & ~mask) ^ value`.
+fn mark(field: Field, mask: u32, value: u32) -> Action {
+    Action::Mark { field, mask: mask.into(), value: value.into() }
+}
+
+/// `struct xt_connmark_tginfo1` and `2`.
+fn connmark(revision: u32, info: Info<'_>) -> Option<Action> {
+    const SET: u8 = 0;
+    const SAVE: u8 = 1;
+    const RESTORE: u8 = 2;
+    let (value, mask, of_packet) = (info.long(0)?, info.long(4)?, info.long(8)?);
+    let (shifted, mode) = match revision {
+        1 => (false, info.byte(12)?),
+        _ => (info.byte(13)? != 0, info.byte(14)?),
+    };
+    let whole = (mask, of_packet) == (u32::MAX, u32::MAX) && !shifted;
+    let copy = |to| if whole { Action::CopyMark { to } } else { Action::MarkUnknown { field: to } };
+    match mode {
+        SET if !shifted => Some(mark(Field::ConnectionMark, mask, value)),
+        SET => Some(Action::MarkUnknown { field: Field::ConnectionMark }),
+        SAVE => Some(copy(Field::ConnectionMark)),
+        RESTORE => Some(copy(Field::Mark)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target;
+    use super::*;
+
+    #[test]
+    fn ports_that_are_moved_keep_their_order() {
+        let mut bytes = vec![0; 44];
+        bytes[..4].copy_from_slice(&0b10_0011u32.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&[172, 17, 0, 2]);
+        bytes[20..24].copy_from_slice(&[172, 17, 0, 2]);
+        bytes[36..42].copy_from_slice(&[0, 80, 0, 90, 0x1f, 0x90]);
+        let to = "172.17.0.2".parse().expect("address");
+        let rewrite = Rewrite { addresses: Some((to, to)), ports: Some((80, 90)), base: Some(8080), prefix: None };
+        assert_eq!(target("DNAT", 2, &bytes, Some(Family::Ipv4)), Some(Action::Dnat(rewrite)));
+        assert_eq!(target("DNAT", 2, &bytes, None), Some(Action::Unknown("-j DNAT".into())));
+    }
+
+    #[test]
+    fn marks() {
+        let info = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_ne_bytes()).collect::<Vec<u8>>();
+        let of = |name, revision, bytes: &[u8]| target(name, revision, bytes, Some(Family::Ipv4));
+        let set = Action::Mark { field: Field::Mark, mask: 0xff, value: 2 };
+        assert_eq!(of("MARK", 2, &info(&[2, 0xff])), Some(set));
+        let turned = Action::Mark { field: Field::Mark, mask: 0, value: 2 };
+        assert_eq!(of("MARK", 2, &info(&[2, 0])), Some(turned));
+        let unknown = Action::MarkUnknown { field: Field::Mark };
+        let mut restore = info(&[0, u32::MAX, u32::MAX, 0]);
+        restore[14] = 2;
+        assert_eq!(of("CONNMARK", 2, &restore), Some(Action::CopyMark { to: Field::Mark }));
+        restore[4] = 0;
+        assert_eq!(of("CONNMARK", 2, &restore), Some(unknown));
+    }
+}

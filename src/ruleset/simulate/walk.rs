@@ -1,0 +1,422 @@
+//! Leading one packet: which chains it meets in which order, and what routing does with it between them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Simulator, Stage};
+use crate::model::Family;
+use crate::ruleset::facts::NextHop;
+use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State};
+use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
+use crate::ruleset::simulate::chains::{self, Verdict, Which};
+use crate::ruleset::table::{At, Hook, Rewrite};
+use crate::ruleset::view::Translation;
+
+/// The protocols whose ports can be rewritten: TCP, UDP, DCCP, SCTP, UDP-Lite.
+const WITH_PORTS: [u128; 5] = [6, 17, 33, 132, 136];
+
+/// A packet on its way.
+pub(super) struct Walk<'g, 'a> {
+    simulator: &'g Simulator<'a>,
+    packet: Packet,
+    stages: Vec<Stage<'a>>,
+    guesses: Vec<Guess>,
+    /// Whether its destination was rewritten; to this host, where that is what the rule says.
+    rewritten: Option<Translation>,
+    /// Whether its connection is followed, and so may be translated.
+    tracked: bool,
+    /// Whether it came back by the loopback interface, and so has its connection already.
+    returned: bool,
+    /// Whether it is looked at how its source is rewritten, even where no chain asks for that.
+    sources: bool,
+    start: Packet,
+}
+
+/// That a way ends here.
+type Step<'a, T = ()> = Result<T, End<'a>>;
+
+impl<'g, 'a> Walk<'g, 'a> {
+    pub(super) fn new(simulator: &'g Simulator<'a>, mut packet: Packet, sources: bool) -> Self {
+        for (original, field) in [(Field::OriginalDestination, Field::Destination), (Field::OriginalPort, Field::Port)]
+        {
+            if packet.get(original).is_none() {
+                packet.set(original, packet.get(field));
+            }
+        }
+        let start = packet.clone();
+        let stages = Vec::with_capacity(6);
+        let (guesses, rewritten, tracked, returned) = (Vec::new(), None, true, false);
+        let mut walk = Self { simulator, packet, stages, guesses, rewritten, tracked, returned, sources, start };
+        walk.kinds();
+        walk.start = walk.packet.clone();
+        walk
+    }
+
+    pub(super) fn whole(mut self) -> PacketTrace<'a> {
+        if self.simulator.host.facts.is_none() {
+            self.guess(Guess::NoFacts);
+        }
+        let own = self.packet.get(Field::Input) == Some(0);
+        let end = match if own { self.sent() } else { self.arrived() } {
+            Ok(end) | Err(end) => end,
+        };
+        let Self { packet, stages, guesses, start, .. } = self;
+        PacketTrace { start, packet, stages, end, guesses }
+    }
+
+    /// The way of one that arrives.
+    fn arrived(&mut self) -> Step<'a, End<'a>> {
+        self.packet.put(Field::Output, 0);
+        if let Some(input) = self.packet.get(Field::Input)
+            && self.simulator.is_seen_before(input)
+        {
+            self.guess(Guess::SeenBefore(name_of(input)));
+        }
+        let loopback = number_of(Ipv6Addr::LOCALHOST.into());
+        if self.packet.family == Family::Ipv6
+            && self.packet.get(Field::Destination) == Some(loopback)
+            && !self.by_loopback()
+        {
+            // `ip6_rcv_core` in net/ipv6/ip6_input.c drops it before any hook.
+            return Err(self.refused(Refusal::Loopback));
+        }
+        self.before_nat(Hook::Prerouting)?;
+        self.nat(Hook::Prerouting)?;
+        self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
+        match self.route() {
+            leg @ RouteDecision::Here => {
+                self.stages.push(Stage::Route(leg));
+                self.delivered()
+            }
+            leg @ (RouteDecision::Out(..) | RouteDecision::Somewhere) => {
+                self.passed_on()?;
+                self.stages.push(Stage::Route(leg));
+                self.leave_by(leg);
+                self.filter(Hook::Forward, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
+                self.leaving(leg)
+            }
+            leg => Err(self.ended(leg)),
+        }
+    }
+
+    /// The way of one that this host sends. Chains at output see the interface that it was routed to before they rewrite its
+    /// destination (`nf_nat_ipv4_local_fn` in net/netfilter/nf_nat_proto.c routes again, and leaves what hooks are told).
+    fn sent(&mut self) -> Step<'a, End<'a>> {
+        let leg = self.route();
+        self.leave_by(leg);
+        self.stages.push(Stage::Route(leg));
+        self.before_nat(Hook::Output)?;
+        let before = self.packet.get(Field::Destination);
+        self.nat(Hook::Output)?;
+        self.filter(Hook::Output, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
+        let leg = match self.packet.get(Field::Destination) == before && self.rewritten.is_none() {
+            true => leg,
+            false => {
+                let leg = self.route();
+                self.stages.push(Stage::Route(leg));
+                leg
+            }
+        };
+        match leg {
+            RouteDecision::Refused(refusal) => return Err(End::Refused(refusal)),
+            RouteDecision::Unknown => return Err(End::Unknown),
+            _ => self.leave_by(leg),
+        }
+        let end = self.leaving(leg)?;
+        if leg != RouteDecision::Here {
+            return Ok(end);
+        }
+        // By the loopback interface it arrives again; its connection has its translation by now.
+        let lo = self.packet.get(Field::Output);
+        self.packet.set(Field::Input, lo);
+        self.packet.put(Field::Output, 0);
+        self.returned = true;
+        self.before_nat(Hook::Prerouting)?;
+        self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
+        self.filter(Hook::Input, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
+        Ok(End::Arrives)
+    }
+
+    fn delivered(&mut self) -> Step<'a, End<'a>> {
+        self.filter(Hook::Input, Part::Filter, Which::Filter(chains::BEFORE_SNAT))?;
+        self.nat(Hook::Input)?;
+        self.filter(Hook::Input, Part::Filter, Which::Filter(chains::AFTER_SNAT))?;
+        Ok(End::Arrives)
+    }
+
+    fn leaving(&mut self, leg: RouteDecision<'a>) -> Step<'a, End<'a>> {
+        self.filter(Hook::Postrouting, Part::BeforeNat, Which::Filter(chains::BEFORE_SNAT))?;
+        self.nat(Hook::Postrouting)?;
+        self.filter(Hook::Postrouting, Part::Filter, Which::Filter(chains::AFTER_SNAT))?;
+        Ok(match leg {
+            RouteDecision::Out(link, gateway) => End::Leaves(Some(link), gateway),
+            _ => End::Leaves(None, None),
+        })
+    }
+
+    /// Chains that are asked before destinations are rewritten. Those before connections are followed see no state.
+    fn before_nat(&mut self, hook: Hook) -> Step<'a> {
+        let raw = Which::Filter(chains::BEFORE_TRACKING);
+        let new = self.tracked && !self.returned;
+        if self.simulator.tracer.is_asked(self.packet.family, hook, &raw) {
+            let state = self.packet.get(Field::State);
+            if new {
+                self.packet.put(Field::State, State::Invalid.number());
+            }
+            self.filter(hook, Part::Raw, raw)?;
+            if new && self.tracked {
+                self.packet.set(Field::State, state);
+            }
+        }
+        self.filter(hook, Part::BeforeNat, Which::Filter(chains::TRACKED_BEFORE_DNAT))
+    }
+
+    fn filter(&mut self, hook: Hook, part: Part, which: Which) -> Step<'a> {
+        self.rules(hook, part, &which).map(|_| ())
+    }
+
+    /// Chains that rewrite addresses, of a connection that is followed.
+    fn nat(&mut self, hook: Hook) -> Step<'a> {
+        let behind = Which::Filter(chains::AFTER_SNAT);
+        let of_sources = matches!(hook, Hook::Input | Hook::Postrouting);
+        let skipped = of_sources && !self.sources && !self.simulator.tracer.is_asked(self.packet.family, hook, &behind);
+        if !self.tracked || skipped {
+            return Ok(());
+        }
+        let Some((what, to, _)) = self.rules(hook, Part::Nat, &Which::Nat)? else { return Ok(()) };
+        let new = match what {
+            Translation::Dnat | Translation::Redirect => self.rewrite_destination(hook, what, &to),
+            Translation::Snat | Translation::Masquerade => self.rewrite_source(what, &to),
+        };
+        if let Some(Stage::Rules { rewritten, .. }) = self.stages.last_mut() {
+            *rewritten = Some(new);
+        }
+        Ok(())
+    }
+
+    fn rules(&mut self, hook: Hook, part: Part, which: &Which) -> Step<'a, Option<(Translation, Rewrite, At)>> {
+        let tracer = &self.simulator.tracer;
+        if !tracer.is_asked(self.packet.family, hook, which) {
+            return Ok(None);
+        }
+        let outcome = tracer.hook(&mut self.packet, hook, which);
+        self.tracked &= outcome.untracked.is_none();
+        let (verdict, rewritten) = (outcome.verdict.clone(), outcome.rewritten.clone());
+        self.stages.push(Stage::Rules { hook, part, outcome, rewritten: None });
+        match verdict {
+            Verdict::Dropped(at) => Err(End::Dropped(hook, part, at)),
+            Verdict::Queued(at) => Err(End::Queued(hook, at)),
+            Verdict::Passes => Ok(rewritten),
+        }
+    }
+
+    fn rewrite_destination(&mut self, hook: Hook, what: Translation, to: &Rewrite) -> (Option<IpAddr>, Option<u16>) {
+        let family = self.packet.family;
+        let (address, port) = (self.packet.get(Field::Destination), self.packet.get(Field::Port));
+        let new = match (what, to.addresses) {
+            (Translation::Redirect, None) => self.own_address(hook).map(number_of),
+            _ => self.new_address(to, address),
+        };
+        let has_ports = self.packet.get(Field::Protocol).is_none_or(|protocol| WITH_PORTS.contains(&protocol));
+        let new_port = match port.and_then(|port| u16::try_from(port).ok()) {
+            Some(port) if has_ports => to.port_for(port),
+            _ => to.ports.filter(|(first, last)| first == last && has_ports).map(|(port, _)| port),
+        };
+        self.packet.set(Field::Destination, new);
+        let local = (what == Translation::Redirect).then_some(LOCAL);
+        self.packet.set(Field::DestinationKind, local);
+        if has_ports {
+            self.packet.set(Field::Port, new_port.map(u128::from));
+        }
+        self.rewritten = Some(what);
+        self.status(DST_NAT_DONE);
+        if (new, self.packet.get(Field::Port)) != (address, port) {
+            self.status(DST_NAT);
+        }
+        self.kinds();
+        (new.and_then(|new| address_of(new, family)), new_port)
+    }
+
+    fn rewrite_source(&mut self, what: Translation, to: &Rewrite) -> (Option<IpAddr>, Option<u16>) {
+        let old = self.packet.get(Field::Source);
+        let new = match (what, to.addresses) {
+            (Translation::Masquerade, None) => {
+                let output = self.packet.get(Field::Output);
+                output.and_then(|output| self.address_of_link(output)).map(number_of)
+            }
+            _ => self.new_address(to, old),
+        };
+        self.packet.set(Field::Source, new);
+        self.packet.set(Field::SourceKind, None);
+        if to.ports.is_some() {
+            let only = to.ports.filter(|(first, last)| first == last).map(|(port, _)| port.into());
+            self.packet.set(Field::SourcePort, only);
+        }
+        if new != old {
+            self.status(SRC_NAT);
+        }
+        self.kinds();
+        let port = to.ports.and_then(|_| self.packet.get(Field::SourcePort)).and_then(|port| u16::try_from(port).ok());
+        (new.and_then(|new| address_of(new, self.packet.family)), port)
+    }
+
+    /// What an address becomes; of several that may be chosen the first.
+    fn new_address(&mut self, to: &Rewrite, old: Option<u128>) -> Option<u128> {
+        let Some((first, last)) = to.addresses else { return old };
+        if let Some(prefix) = to.prefix {
+            let width: u32 = if self.packet.family == Family::Ipv4 { 32 } else { 128 };
+            let rest = width.saturating_sub(prefix.into());
+            let mask = 1u128.checked_shl(rest).unwrap_or(0).wrapping_sub(1);
+            return Some(number_of(first) & !mask | old? & mask);
+        }
+        if first != last {
+            self.guess(Guess::OneOfSeveral);
+        }
+        Some(number_of(first))
+    }
+
+    /// Where `redirect` leads: `nf_nat_redirect` in net/netfilter/nf_nat_redirect.c.
+    fn own_address(&mut self, hook: Hook) -> Option<IpAddr> {
+        match (hook, self.packet.family) {
+            (Hook::Output, Family::Ipv4) => Some(Ipv4Addr::LOCALHOST.into()),
+            (Hook::Output, Family::Ipv6) => Some(Ipv6Addr::LOCALHOST.into()),
+            _ => self.packet.get(Field::Input).and_then(|input| self.address_of_link(input)),
+        }
+    }
+
+    fn address_of_link(&mut self, interface: u128) -> Option<IpAddr> {
+        let addresses =
+            self.simulator.interfaces.get(&interface).map(|interface| interface.addresses).unwrap_or_default();
+        let [four, six] = addresses;
+        let found = if self.packet.family == Family::Ipv4 { four } else { six };
+        if found.is_none() && self.simulator.host.facts.is_some() {
+            self.guess(Guess::Interface(name_of(interface)));
+        }
+        found
+    }
+
+    fn status(&mut self, bit: u128) {
+        let status = self.packet.get(Field::Status);
+        self.packet.set(Field::Status, status.map(|status| status | bit));
+    }
+
+    /// Says what kinds its addresses are of, where that can be known.
+    fn kinds(&mut self) {
+        for (kind, field) in [(Field::DestinationKind, Field::Destination), (Field::SourceKind, Field::Source)] {
+            let address = self.packet.get(field);
+            let known = address.and_then(|address| self.simulator.kind(self.packet.family, address));
+            if known.is_some() {
+                self.packet.set(kind, known);
+            }
+        }
+    }
+
+    fn route(&mut self) -> RouteDecision<'a> {
+        let family = self.packet.family;
+        let destination = self.packet.get(Field::Destination);
+        let Some(facts) = &self.simulator.host.facts else {
+            let local = self.packet.get(Field::DestinationKind) == Some(LOCAL);
+            return match self.rewritten {
+                Some(Translation::Redirect) => RouteDecision::Here,
+                Some(_) if destination.is_some_and(|to| !is_loopback(family, to)) => RouteDecision::Somewhere,
+                _ if local => RouteDecision::Here,
+                _ => RouteDecision::Unknown,
+            };
+        };
+        let Some(address) = destination.and_then(|number| address_of(number, family)) else {
+            return if self.rewritten == Some(Translation::Redirect) {
+                RouteDecision::Here
+            } else {
+                RouteDecision::Unknown
+            };
+        };
+        if facts.policy_routing {
+            self.guess(Guess::PolicyRouting);
+        }
+        if destination.is_some_and(|to| is_loopback(family, to)) && !self.may_loop() {
+            return RouteDecision::Refused(Refusal::Loopback);
+        }
+        match facts.next_hop(address) {
+            NextHop::Local => RouteDecision::Here,
+            NextHop::Via(link, gateway) => RouteDecision::Out(link, gateway),
+            NextHop::Unreachable => RouteDecision::Refused(Refusal::NoRoute),
+        }
+    }
+
+    /// Whether it may be for a loopback address: `ip_route_input_slow` in net/ipv4/route.c.
+    fn may_loop(&mut self) -> bool {
+        let input = self.packet.get(Field::Input);
+        if input == Some(0) || self.by_loopback() {
+            return true;
+        }
+        let interface = input.and_then(|input| self.simulator.interfaces.get(&input));
+        match (self.packet.family, interface.and_then(|interface| interface.localnet)) {
+            (Family::Ipv6, _) => false,
+            (_, Some(on)) => on,
+            (_, None) => {
+                self.guess(Guess::Interface(input.map(name_of).unwrap_or_default()));
+                false
+            }
+        }
+    }
+
+    fn by_loopback(&self) -> bool {
+        let interface = self.packet.get(Field::Input).and_then(|input| self.simulator.interfaces.get(&input));
+        interface.map_or(self.packet.get(Field::Input) == Some(number_of_name(b"lo", 0)), |interface| {
+            interface.link.loopback
+        })
+    }
+
+    /// Ends it where this host does not pass on what came by its interface.
+    fn passed_on(&mut self) -> Step<'a> {
+        let interface = self.packet.get(Field::Input).and_then(|input| self.simulator.interfaces.get(&input));
+        let [four, six] = interface.map(|interface| interface.forwards).unwrap_or_default();
+        match if self.packet.family == Family::Ipv4 { four } else { six } {
+            Some(false) => Err(self.refused(Refusal::NotForwarding)),
+            Some(true) => Ok(()),
+            None if self.simulator.host.facts.is_none() => Ok(()),
+            None => {
+                let name = self.packet.get(Field::Input).map(name_of);
+                self.guess(Guess::Interface(name.unwrap_or_default()));
+                Ok(())
+            }
+        }
+    }
+
+    fn leave_by(&mut self, leg: RouteDecision<'a>) {
+        let output = match leg {
+            RouteDecision::Out(link, _) => Some(number_of_name(link.name.as_bytes(), 0)),
+            RouteDecision::Here => {
+                let interfaces = self.simulator.interfaces.iter();
+                let lo = interfaces.filter(|(_, interface)| interface.link.loopback).map(|(number, _)| *number).min();
+                Some(lo.unwrap_or_else(|| number_of_name(b"lo", 0)))
+            }
+            _ => None,
+        };
+        self.packet.set(Field::Output, output);
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> End<'a> {
+        self.ended(RouteDecision::Refused(refusal))
+    }
+
+    fn ended(&mut self, leg: RouteDecision<'a>) -> End<'a> {
+        self.stages.push(Stage::Route(leg));
+        match leg {
+            RouteDecision::Refused(refusal) => End::Refused(refusal),
+            _ => End::Unknown,
+        }
+    }
+
+    fn guess(&mut self, guess: Guess) {
+        if !self.guesses.contains(&guess) {
+            self.guesses.push(guess);
+        }
+    }
+}
+
+fn is_loopback(family: Family, address: u128) -> bool {
+    match family {
+        Family::Ipv4 => address >> 24 == 127,
+        Family::Ipv6 => address == 1,
+    }
+}
