@@ -168,7 +168,7 @@ COMMIT
 }
 
 #[test]
-fn kernel_and_dump_give_the_same_rules() {
+fn the_kernel_and_a_dump_give_the_same_rules() {
     if !privileged() {
         return;
     }
