@@ -19,7 +19,8 @@ use crate::race::{Cost, Race};
 /// The name of this measurement in the tables.
 pub const NAME: &str = "the floor: one send";
 
-/// Adds the kernel alone to a comparison. The kernel adds the forwards of a rule set. Their removal is not measured.
+/// Adds the kernel alone to a comparison. The kernel adds the forwards of a rule set. The removal of the forwards is
+/// not measured.
 pub fn enter(race: &mut Race<'_>, rule_set: &str) {
     let namespace = Netns::new().expect("run as root");
     let (none, all) = (Program::default(), program(rule_set));

@@ -194,7 +194,7 @@ fn iptables_may_be_missing_if_it_has_no_rules_of_portfwd() {
     let without = "for p in nft legacy; do mount --bind /dev/null /usr/sbin/xtables-$p-multi; done";
     let state = net.state.path().to_string_lossy().into_owned();
     let list = || net.with(Variant::Nft, without, PORTFWD, &["--state-dir", &state, "list"]);
-    // If portfwd's iptables rules exist, `list` reports that it cannot read them.
+    // If portfwd's iptables rules exist, `list` reports that it cannot read these rules.
     let said = list();
     assert!(said.stderr.contains("iptables-nft"), "{said:?}");
     net.nft(&["flush", "ruleset"]);
@@ -289,7 +289,7 @@ fn the_next_command_waits_for_an_iptables_restore_that_outlives_portfwd() {
         );
         assert_eq!(said.code, 0, "{said:?}");
         net.ok(next);
-        // This sleep is longer than the `sleep 1` of the slow iptables-restore.
+        // The test sleeps longer than the slow iptables-restore, which sleeps for one second.
         std::thread::sleep(Duration::from_millis(1500));
         assert!(!net.saved(Variant::Legacy).contains("PORTFWD"), "{next:?}");
     }

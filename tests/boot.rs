@@ -41,7 +41,7 @@ impl Machine {
             symlink(format!("../{unit}"), directory.join(unit)).expect("linked");
         };
         for (by, unit) in [
-            // `systemctl enable` creates these links.
+            // `systemctl enable` creates the links to the unit files.
             ("multi-user.target", "portfwd.service"),
             ("nftables.service", "portfwd.service"),
             ("multi-user.target", "portfwd-online.service"),

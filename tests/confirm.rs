@@ -239,7 +239,7 @@ fn expire_without_watcher(net: &Net) {
         if flags.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "unconfirmed")) {
             return std::thread::sleep(Duration::from_millis(seconds * 1000 + 100));
         }
-        // The watcher rolled the change back before its end, because the machine is slow.
+        // On a slow machine, the watcher rolls the change back before the test ends the watcher.
     }
     panic!("30 seconds are too short on this machine");
 }
@@ -319,7 +319,7 @@ fn a_reboot_does_not_confirm_a_change() {
     let net = Net::new();
     let (state, path) = (net.state.path().to_string_lossy().into_owned(), file(&net.state, NEW));
     let path = path.to_string_lossy().into_owned();
-    // portfwd treats the namespace of process 1 as the host's namespace. Only the state of the host's namespace
+    // portfwd treats the namespace of process 1 as the host's namespace. The state of the host's namespace
     // outlives a boot.
     let boot = |id: &str, script: &str| {
         let script = format!(

@@ -127,7 +127,7 @@ fn add_waits_for_the_disk_once() {
 }
 
 #[test]
-fn a_small_change_does_not_read_or_send_all_forwards() {
+fn a_small_change_reads_and_sends_only_a_few_forwards() {
     if !privileged() {
         return;
     }
@@ -146,7 +146,8 @@ fn a_small_change_does_not_read_or_send_all_forwards() {
             std::fs::write(&path, (first..first + 206).map(forward).collect::<String>()).expect("written");
             said(&net, ["kernel", "read"], &["apply", &path.to_string_lossy()])
         };
-        // The three applied sets are: a new set, an equal set, and a set without the representative of its rule shape.
+        // The three applied rule sets are: a new set, an equal set, and a set without the element that represents its
+        // rule shape.
         (one, between, [61_000, 61_000, 61_001].map(&mut apply))
     };
     let (one, between, sets) = of(3_000);
@@ -160,8 +161,8 @@ fn a_small_change_does_not_read_or_send_all_forwards() {
     assert!(read.messages_sent == 2 && read.bytes_received < 300, "{read:?}");
     let [kernel, read] = between;
     assert!(kernel.messages_sent == 3 && kernel.bytes_sent < 200, "{kernel:?}");
-    // portfwd reads rules, chains and maps, the element before and after the commit, and the representative of the rule
-    // shape.
+    // portfwd reads rules, chains and maps, the element before and after the commit, and one element that represents
+    // its rule shape.
     assert!((8..15).contains(&read.messages_sent) && read.bytes_received < 8_000, "{read:?}");
     let [kernel, read] = set;
     assert!(kernel.messages_sent == 4 && kernel.bytes_sent < 206 * 70, "{kernel:?}");

@@ -82,7 +82,7 @@ fn pages_show_the_true_output_of_their_commands() {
 }
 
 #[test]
-fn rule_sets_of_pages_are_valid() {
+fn rule_sets_in_pages_are_valid() {
     let mut count = 0;
     for path in pages().iter().filter(|path| !path.ends_with("lab.md")) {
         for (rules, _) in examples(&read(path)) {
@@ -108,7 +108,7 @@ fn known_keys(heading: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_page_about_rules_has_every_key() {
+fn the_page_about_rules_documents_every_key() {
     let page = read(&root().join("docs/rules.md"));
     let tables = known_keys("");
     assert!(tables.len() >= 6, "{tables:?}");
@@ -158,7 +158,7 @@ fn links_in_pages_have_existing_targets() {
 }
 
 #[test]
-fn files_that_pages_name_exist() {
+fn file_names_in_pages_are_names_of_existing_files() {
     let mut count = 0;
     for path in pages() {
         let page = read(&path);

@@ -166,7 +166,7 @@ fn a_damaged_state_is_an_error_and_changes_no_rules() {
         let said = net.portfwd(&["add", "9999", "172.17.0.4:80"]);
         assert!(!said.stderr.contains("panicked"), "{round}: {said:?}");
         match said.code {
-            // The damage had no effect.
+            // The damage to the state file had no effect.
             0 => {
                 net.ok(&["rm", "9999"]);
             }
@@ -273,7 +273,7 @@ fn fifty_concurrent_processes_lose_no_forward() {
     let list = net.ok(&["list"]);
     assert!(!differs(&list), "{list:?}");
     assert_eq!(list.stdout.matches("172.17.0.3:80").count(), 1_000);
-    // The stored state alone contains all forwards too.
+    // Without the live table, the stored state still contains all forwards.
     net.nft(&["delete", "table", "inet", "portfwd"]);
     assert_eq!(net.ok(&["restore"]).stdout, "1000 added, 0 changed, 0 removed\n");
 }

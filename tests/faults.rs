@@ -350,7 +350,7 @@ fn fail_everywhere(
             // EROFS of the state directory is a failure (exit code 1). EROFS of a sysctl is a missing privilege (exit
             // code 5).
             "EROFS" => &[0, 1, 5],
-            // SQLite reports a failed lock as a lock that another process holds.
+            // If a lock call fails, SQLite reports that another process holds the lock.
             "EINTR" => &[0, 1, 75],
             _ => &[0, 1],
         };

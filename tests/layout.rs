@@ -102,7 +102,7 @@ fn unsafe_code_and_process_starts_are_in_one_file_each() {
 struct Step {
     file: String,
     function: String,
-    /// The number of the step that calls this function.
+    /// The number of the step whose function calls this function.
     caller: Option<usize>,
 }
 

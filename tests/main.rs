@@ -32,7 +32,7 @@ mod iptables;
 mod kernel;
 /// Labs: `up`, `down`, repeated, killed, and beside foreign objects.
 mod lab;
-/// The page `docs/lab.md`: runs each of its commands and compares the output.
+/// Runs each command of the page `docs/lab.md` and compares the output.
 mod lab_page;
 /// `lab show`, compared with the output of ip(8) and bridge(8).
 mod lab_show;
@@ -59,7 +59,7 @@ mod reading;
 mod regressions;
 /// Programs that commit without a pause, in a foreign table and in `inet portfwd`.
 mod rivals;
-/// Helpers for the other modules.
+/// Helpers for the other test modules.
 mod support;
 /// Open vSwitch bridges of labs.
 mod switch;

@@ -366,7 +366,7 @@ fn expect_same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
         String::from_utf8(output.stdout).expect("text")
     };
     let mut dumps = vec![print("nft", &["-j", "list", "ruleset"]), print("iptables-legacy-save", &[])];
-    // iptables-nft-save cannot show foreign tables, and prints a comment about them. So its dump is used only for
+    // iptables-nft-save cannot show foreign tables, and prints a note about them. So its dump is used only for
     // iptables-nft rules.
     if shown().contains("iptables-nft-restore") {
         dumps.push(print("iptables-nft-save", &[]));

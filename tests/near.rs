@@ -233,8 +233,8 @@ fn apply_of_a_small_set_costs_the_same_on_large_and_small_hosts() {
         let net = busy(count);
         let first = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
         let again = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
-        // This `apply` removes three forwards, adds three, and changes the targets of all others. The representative of
-        // their rule shape changes too.
+        // This `apply` removes three forwards, adds three, and changes the targets of the remaining forwards. One
+        // changed element represents their rule shape.
         let other = calls(&net, &["apply", &small(&net, "web", 1_003, 206, "172.17.0.4:80")]);
         let list = net.ok(&["list"]).stdout;
         assert_eq!(list.matches(" live ").count(), usize::from(count) + 3 + 206);
@@ -346,7 +346,7 @@ fn the_next_change_repairs_a_batch_without_an_answer() {
     let told = net.state.path().to_string_lossy().into_owned();
     let mut unheard = 0;
     for when in 1..=60 {
-        // Each round changes the target of the forwards. strace drops all netlink answers from number `when` on.
+        // Each round changes the target of the forwards. strace drops every netlink answer from the `when`-th on.
         let to = if when % 2 == 0 { "172.17.0.3" } else { "172.17.0.5" };
         let path = small(&net, "second", 30_000, 20, to);
         let inject = format!("inject=recvmsg:error=ENOBUFS:when={when}+");

@@ -166,7 +166,7 @@ fn every_example_is_tried_with_real_packets() {
 }
 
 #[test]
-fn try_handles_odd_rule_sets() {
+fn try_handles_unusual_rule_sets() {
     if !privileged() {
         return;
     }
@@ -246,7 +246,7 @@ fn try_refuses_a_packet_with_an_unknown_interface() {
     let (code, text) = sent("tcp 198.18.0.2 -> 198.18.0.1:1007 -i nope");
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("`nope` is no interface") && text.contains("has `eth0`, `docker0`, `pf-net2`, "), "{text}");
-    // `try` builds only the namespaces that the packet can reach. The names of the namespaces stay the same.
+    // `try` builds only the namespaces that the packet can reach, but with the names of the full network.
     let start = std::time::Instant::now();
     for (packet, arrives) in [
         ("tcp 198.18.0.2 -> 198.18.0.1:1007 -i eth0", "10.0.7.2:80 got it from 198.18.0.2"),

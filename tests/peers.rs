@@ -298,70 +298,70 @@ fn test_iptables(name: &str, files: &[&str], owner: &str, user_targets: &[&str])
 }
 
 #[test]
-fn docker_with_iptables() {
+fn audit_lists_the_iptables_rules_of_docker() {
     let files = ["audit/peers/docker-iptables.v4.save", "audit/peers/docker-iptables.v6.save"];
     test_iptables("docker-iptables", &files, "docker", &["10.9.9.9:22"]);
 }
 
 #[test]
-fn docker_20_with_iptables() {
+fn audit_lists_the_iptables_rules_of_docker_20() {
     test_iptables("docker-20", &["neighbours/docker.v4", "neighbours/docker.v6"], "docker", &[]);
 }
 
 #[test]
-fn docker_with_nftables() {
+fn audit_lists_the_nftables_rules_of_docker() {
     test_nft("docker-nftables", "docker");
 }
 
 #[test]
-fn netavark_with_iptables() {
+fn audit_lists_the_iptables_rules_of_netavark() {
     let files = ["audit/peers/netavark-iptables.v4.save", "audit/peers/netavark-iptables.v6.save"];
     test_iptables("netavark-iptables", &files, "podman", &[]);
 }
 
 #[test]
-fn netavark_with_nftables() {
+fn audit_lists_the_nftables_rules_of_netavark() {
     test_nft("netavark-nftables", "podman");
 }
 
 #[test]
-fn cni_portmap_with_iptables() {
+fn audit_lists_the_iptables_rules_of_cni_portmap() {
     let files = ["audit/peers/cni-iptables.v4.save", "audit/peers/cni-iptables.v6.save"];
     test_iptables("cni-iptables", &files, "cni", &[]);
 }
 
 #[test]
-fn cni_portmap_with_nftables() {
+fn audit_lists_the_nftables_rules_of_cni_portmap() {
     test_nft("cni-nftables", "cni");
 }
 
 #[test]
-fn crio_hostports_with_iptables() {
+fn audit_lists_the_iptables_rules_of_crio_hostports() {
     test_iptables("crio-iptables", &["audit/peers/crio-iptables.v4.save"], "cri-o", &[]);
 }
 
 #[test]
-fn crio_hostports_with_nftables() {
+fn audit_lists_the_nftables_rules_of_crio_hostports() {
     test_nft("crio-nftables", "cri-o");
 }
 
 #[test]
-fn kube_proxy_with_iptables() {
+fn audit_lists_the_iptables_rules_of_kube_proxy() {
     test_iptables("kube-proxy-iptables", &["audit/peers/kube-proxy-iptables.v4.save"], "kube-proxy", &[]);
 }
 
 #[test]
-fn kube_proxy_with_nftables() {
+fn audit_lists_the_nftables_rules_of_kube_proxy() {
     test_nft("kube-proxy-nftables", "kube-proxy");
 }
 
 #[test]
-fn firewalld_with_iptables() {
+fn audit_lists_the_iptables_rules_of_firewalld() {
     test_iptables("firewalld-iptables", &["neighbours/firewalld.v4", "neighbours/firewalld.v6"], "firewalld", &[]);
 }
 
 #[test]
-fn firewalld_with_nftables() {
+fn audit_lists_the_nftables_rules_of_firewalld() {
     test_nft("firewalld", "firewalld");
 }
 
@@ -371,21 +371,21 @@ fn ufw_has_only_the_nat_rules_of_its_user() {
 }
 
 #[test]
-fn libvirt_with_iptables() {
+fn audit_lists_the_iptables_rules_of_libvirt() {
     test_iptables("libvirt-iptables", &["audit/peers/libvirt-iptables.v4.save"], "libvirt", &["192.168.122.10:22"]);
 }
 
 #[test]
-fn libvirt_with_nftables() {
+fn audit_lists_the_nftables_rules_of_libvirt() {
     test_nft("libvirt-nftables", "libvirt");
 }
 
 #[test]
-fn fw4_with_nftables() {
+fn audit_lists_the_nftables_rules_of_fw4() {
     test_nft("fw4", "fw4");
 }
 
 #[test]
-fn incus_with_nftables() {
+fn audit_lists_the_nftables_rules_of_incus() {
     test_nft("incus", "incus");
 }

@@ -146,7 +146,7 @@ fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
             let mut batch = encode(&changes, generation);
             assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)), "{command}");
             assert_eq!(connection.moved_from(generation), None, "{command}");
-            // From this read on, the monitor sees all commits.
+            // After this read, the monitor sees every commit.
             let (live, generation) = decode(&mut connection).expect("reads");
             nft(command);
             batch.move_to(generation);

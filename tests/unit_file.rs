@@ -94,7 +94,7 @@ fn run_as_unit(net: &Net, variant: Option<Variant>, options: &[&str], command: &
     net.with(variant.unwrap_or(Variant::Nft), "", "unshare", &arguments)
 }
 
-/// Returns the sorted words of the live rules, without counters.
+/// Returns the words of the live rules in sorted order, without counters.
 fn live_rules(net: &Net, variant: Option<Variant>) -> Vec<String> {
     let text = match variant {
         None => net.nft(&["-s", "list", "ruleset"]).stdout,
@@ -163,7 +163,7 @@ fn group_calls(name: &str) -> BTreeSet<String> {
 #[test]
 fn restore_uses_only_allowed_system_calls_and_sockets() {
     if !privileged() || Command::new("systemd-analyze").arg("--version").output().is_err() {
-        // Another test of this file prints why it is skipped.
+        // Another test of this file prints why this test is skipped.
         return;
     }
     let unit = unit("portfwd.service");

@@ -57,8 +57,8 @@ fn ports(effort: Effort) -> u16 {
     u16::try_from(effort.most()).expect("there are 65,535 ports")
 }
 
-/// Measures connections through each rule set and through a single forward. The rival forwards the ports of the first
-/// rule set with one nft(8) rule each.
+/// Measures connections through each rule set and through a single forward. `rival` is a network with one nft(8) rule
+/// for each forward of the first rule set.
 fn race(backend: &str, sets: &[(&str, Forwards, u32)], rival: Option<&Net>, effort: Effort) -> Results {
     let one = one();
     let mut race = Race::default();

@@ -102,7 +102,7 @@ impl Samples {
         (!peaks.is_empty()).then(|| quantile(peaks, 0.5))
     }
 
-    /// Returns the ratio of these times to the times of `other`.
+    /// Returns the ratio of this program's times to the times of `other`.
     pub fn over(&self, other: &Self) -> Ratio {
         let pairs = self.0.iter().zip(&other.0).map(|(own, other)| own.seconds / other.seconds);
         let pairs: Vec<f64> = pairs.collect();

@@ -12,8 +12,8 @@ struct Terminal {
 impl Terminal {
     fn start(net: &Net, seconds: &str, text: &str) -> Self {
         let path = file(&net.state, text);
-        // The terminal hangs up only if no other process holds it, so it needs close-on-exec. openpty(3) cannot set
-        // close-on-exec.
+        // openpty(3) cannot set close-on-exec. Without close-on-exec, a child process would hold the terminal open, and
+        // no hang-up would occur.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let master = posix_openpt(flags).expect("a terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("it can be used");

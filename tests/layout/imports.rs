@@ -31,7 +31,7 @@ pub struct Use {
     pub item: String,
 }
 
-/// Whether code under `#[cfg(test)]` counts.
+/// The choice whether code under `#[cfg(test)]` counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tests {
     Count,

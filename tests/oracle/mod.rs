@@ -97,8 +97,8 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     topology.host.run(|| lab::set_bridge_netfilter(bridge_netfilter)).expect("the host's namespace").expect("switched");
     let before = generate::case(rng, MAX_TABLES, false).for_backend(backend);
     let before = if rng.bool() { before.desired() } else { None };
-    // The test network may lack the target of a loopback forward, so its route is unknown. Such earlier states are left
-    // out.
+    // The test network may lack the target of an earlier loopback forward, so the route to the target is unknown. The
+    // test skips such earlier states.
     let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
     let packets: Vec<Packet> = (0u16..)
         .map(|index| 20_000 + index)
@@ -107,7 +107,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
         .collect();
     let sight = Capture::open(&topology).expect("packets get through");
     topology.host.run(|| apply_incrementally(before, &desired, &case, backend)).expect("the host's namespace");
-    // The order in which portfwd and the rival register their chains must not matter.
+    // Foreign NAT chains must not get portfwd's packets, whichever chains are registered first.
     let rival_first = with_rival && rng.bool();
     if rival_first {
         topology.host.run(|| add_rival(backend)).expect("the host's namespace");
@@ -120,7 +120,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let sightings = sight.send(&packets).expect("sends");
     for (packet, sighting) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
-        // The rival may rewrite only packets that portfwd has not rewritten.
+        // Foreign NAT rules may rewrite only packets that portfwd has not rewritten.
         let rewritten =
             forward.is_some() && !matches!(fate, Fate::Sent { source: seen, .. } if seen.first == packet.source.ip());
         if (rewritten || !with_rival)

@@ -1,4 +1,4 @@
-//! Rules of nft(8).
+//! Tests that read rules of nft(8) from the kernel.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,7 +98,7 @@ fn verdict_maps_are_read() {
 }
 
 #[test]
-fn intervals_become_sets() {
+fn intervals_are_read_as_sets() {
     if !privileged() {
         return;
     }
@@ -395,8 +395,8 @@ fn rules_are_read_or_reported_as_interrupted_during_constant_commits() {
     if !privileged() {
         return;
     }
-    // The reader can read a few rules between two commits. A read of many rules fails while commits go on: a change in
-    // any table makes the kernel's dump incomplete. The reader must report the failure in time.
+    // The reader can read a few rules between two commits. A read of many rules fails while commits go on, because each
+    // commit makes the kernel's dump incomplete. The reader must report the failure in time.
     for (count, may_fail) in [(20, false), (5000, true)] {
         let namespace = Netns::new().expect("namespace");
         let load = || {

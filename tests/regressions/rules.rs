@@ -8,7 +8,7 @@ use portfwd::iptables::compile::Host;
 use portfwd::model::{DesiredState, Forward};
 use portfwd::{iptables, nft};
 
-/// The separator between two files.
+/// The line that separates two files in one test input.
 const SEPARATOR: &str = "\n# file\n";
 
 /// The limit for bindings. The compiler needs a few milliseconds for this number of bindings.
