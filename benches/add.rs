@@ -1,6 +1,7 @@
-//! Adds one forward to a host with N forwards, and removes it: in the kernel and in the state on disk.
+//! Measures how long portfwd needs to add one forward to a host with N forwards, and to remove one forward.
 //!
-//! The state is in the directory for temporary files, so the time includes one fsync to that disk.
+//! portfwd changes the rules in the kernel and its state on disk. The state is in the directory for temporary files.
+//! The time includes one fsync(2) to the disk of that directory.
 
 use portfwd::iptables::command::Variant;
 
@@ -17,14 +18,14 @@ const TRACKED: &str = "portfwd add, 200,000 connections tracked";
 const REMOVE: &str = "portfwd rm";
 const ELEMENT: &str = "nft add element";
 
-/// The first port that a contender adds. Contenders of [`one_more`] remove nothing, because a removal reads every element
-/// and leaves other data in the processor's caches.
+/// The first port that a bench adds. [`one_more`] removes no forward, because a removal reads every element and leaves
+/// other data in the processor's caches.
 const FIRST: u32 = 61_000;
 
-/// The conntrack entries of [`TRACKED`].
+/// The number of conntrack entries for the bench [`TRACKED`].
 const ENTRIES: u32 = 200_000;
 
-/// Compares `portfwd add` and `portfwd rm` with `nft add element` and with the crate `iptables`.
+/// Compares `portfwd add` with `nft add element` and with the crate `iptables`, and `portfwd rm` with `portfwd add`.
 pub fn bench(effort: Effort, report: &mut Report) {
     for count in effort.numbers() {
         let results = one_more(count, effort);
@@ -55,7 +56,7 @@ fn busy(count: u32) -> Host {
     host
 }
 
-/// Returns a function that adds one forward per call. Each call first runs `before`, which is not measured.
+/// Returns a function that runs `before` and then measures the addition of one forward.
 fn adding(host: Host, before: impl Fn(&Host)) -> impl FnMut() -> Cost {
     let mut ports = FIRST..;
     move || {
@@ -92,7 +93,7 @@ fn one_more(count: u32, effort: Effort) -> Results {
     race.run(&format!("add/{count}"), effort.small())
 }
 
-/// Counts the fsyncs and the requests to nf_tables.
+/// Counts the fsyncs and the nf_tables requests of `portfwd add`.
 fn counts(count: u32, report: &mut Report) {
     let host = busy(count);
     add(&host, FIRST);
@@ -122,7 +123,7 @@ fn one_less(count: u32, effort: Effort) -> Results {
     race.run(&format!("rm/{count}"), effort.loads(count))
 }
 
-/// Races portfwd against the crate `iptables`, which starts one process for each rule.
+/// Compares `portfwd add` with the crate `iptables`, which starts one process for each rule.
 fn one_process(count: u32, effort: Effort) -> Results {
     let mut race = Race::default();
     race.enter(ADD, adding(busy(count), |_| ()));

@@ -1,6 +1,7 @@
-//! Applies all forwards of a file: `portfwd apply` with TOML, nft(8) with a script, and the kernel alone.
+//! Measures how long a program needs to apply all forwards of a file.
 //!
-//! portfwd also writes its state to disk, and reads the rules back.
+//! Compares `portfwd apply` with `nft -f` and with the kernel alone. Only portfwd writes its state to disk and reads
+//! the rules back.
 
 use crate::effort::Effort;
 use crate::floor;

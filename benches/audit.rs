@@ -1,4 +1,5 @@
-//! The audit of N foreign rules in Docker's layout, compared with `iptables-nft-save`, which only prints them.
+//! Measures the audit of N foreign rules in Docker's layout. The peer is `iptables-nft-save`, which only prints the
+//! rules.
 
 use portfwd::iptables::command::Variant;
 

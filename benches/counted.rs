@@ -1,19 +1,21 @@
-//! Counts the system calls of a command with strace(1). Counts do not depend on the machine, so they have absolute limits.
+//! Counts the system calls of a command with strace(1). The counts do not depend on the machine, so each has an
+//! absolute limit.
 
 use std::process::Command;
 
 use crate::host::{Host, PORTFWD};
 
-/// The system calls of one command.
+/// The numbers of system calls of one command.
 #[derive(Debug, Clone, Copy)]
 pub struct Counted {
-    /// Calls of fsync(2) and fdatasync(2) for files. SQLite also syncs the directory of its log, which has nothing to write.
+    /// The calls of fsync(2) and fdatasync(2) on database files. SQLite also syncs the directory of its log. That call
+    /// does not count, because the directory has nothing to write.
     pub fsyncs: usize,
-    /// Sends to nf_tables. One send holds a whole batch.
+    /// The number of sends to nf_tables. One send contains a whole batch.
     pub requests: usize,
 }
 
-/// Runs portfwd under strace(1) and counts its system calls. portfwd must succeed.
+/// Runs portfwd under strace(1) and counts its system calls. Panics if portfwd fails.
 pub fn run(host: &Host, arguments: &[&str]) -> Counted {
     let log = host.file("calls", "");
     let mut command = Command::new("strace");

@@ -6,13 +6,13 @@ use crate::machine;
 use crate::table::phases;
 use crate::table::{Report, markdown};
 
-/// Writes the page with the tables, the machine and the explanations.
+/// Writes `docs/benchmarks.md`: the tables, the machine and the explanations.
 pub fn write(report: &Report, quick: bool) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
     std::fs::write(path, page(report, quick)).expect("docs/benchmarks.md");
 }
 
-/// The text above the tables.
+/// The text above the tables of results and counts.
 const HEAD: &str = "\
 All programs take turns in one run, in network namespaces. A ratio is the median of the ratios of all rounds, with their quartiles
 in brackets. Times depend on the machine; ratios depend on it less.
@@ -26,7 +26,7 @@ portfwd waits until its state is on disk; the other programs keep no state. Ever
 The second table counts system calls, which do not depend on the machine: an nf_tables request is one send to the kernel.
 ";
 
-/// The text above the phases.
+/// The text above the table of phases.
 const PHASES: &str = "\
 ## The phases of a command
 

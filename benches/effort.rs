@@ -1,4 +1,4 @@
-//! The numbers of forwards and of rounds, for full and quick runs.
+//! The size of a bench run: the numbers of forwards and of rounds.
 
 /// The size of a run: full or quick.
 #[derive(Debug, Clone, Copy)]
@@ -13,12 +13,12 @@ impl Effort {
         if self.quick { 6_000 } else { 60_000 }
     }
 
-    /// Returns the numbers of forwards for operations whose cost must not depend on that number.
+    /// Returns how many forwards a host has before a bench adds one more. The cost must not depend on this number.
     pub fn numbers(self) -> [u32; 3] {
         [1, 1_000, self.most()]
     }
 
-    /// Returns the number of rounds for an operation on all forwards.
+    /// Returns the number of rounds for an operation on `count` forwards.
     pub fn loads(self, count: u32) -> usize {
         match (self.quick, count) {
             (true, _) => 3,

@@ -1,5 +1,5 @@
-//! The floor: the kernel alone applies the messages of `portfwd apply`. They are encoded before the clock starts and sent at
-//! once.
+//! Measures the lower limit for `portfwd apply`: the kernel alone applies the same messages. The bench encodes the
+//! messages before the clock starts, and sends them at once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,10 +16,11 @@ use portfwd::nft::transaction::Connection;
 
 use crate::race::{Cost, Race};
 
-/// The name of the contender.
+/// The name of this measurement in the tables.
 pub const NAME: &str = "the floor: one send";
 
-/// Enters the kernel alone into a race. The kernel adds the forwards of a rule set; their removal is not measured.
+/// Adds the kernel alone to a comparison. The kernel adds the forwards of a rule set. The removal of the forwards is
+/// not measured.
 pub fn enter(race: &mut Race<'_>, rule_set: &str) {
     let namespace = Netns::new().expect("run as root");
     let (none, all) = (Program::default(), program(rule_set));
@@ -31,7 +32,7 @@ pub fn enter(race: &mut Race<'_>, rule_set: &str) {
     });
 }
 
-/// Compiles a rule set.
+/// Returns the nftables program of a rule set in TOML.
 fn program(rule_set: &str) -> Program {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("floor.toml");
@@ -43,7 +44,7 @@ fn program(rule_set: &str) -> Program {
     compile(&desired).expect("one table")
 }
 
-/// Sends changes in one batch and waits for the kernel's acknowledgement. The clock starts with the send.
+/// Measures a send of changes in one batch, up to the kernel's acknowledgement.
 fn send(namespace: &Netns, changes: &Changes) -> Cost {
     let commit = || {
         let mut connection = Connection::open().expect("netlink");

@@ -1,4 +1,4 @@
-//! A host in a network namespace, and a function that selects its variant of iptables.
+//! A host in a network namespace, and the choice of its iptables variant.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use portfwd::lab::Netns;
 use crate::race::Cost;
 use crate::race::process::run;
 
-/// The program under test.
+/// The path of the portfwd binary under test.
 pub const PORTFWD: &str = env!("CARGO_BIN_EXE_portfwd");
 
 /// A network namespace, and a directory for files and for portfwd's state.
@@ -28,14 +28,14 @@ impl Host {
         Self { namespace, directory: tempfile::tempdir().expect("directory") }
     }
 
-    /// Writes a file and returns its path.
+    /// Writes a file into the host's directory and returns its path.
     pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.path().join(name);
         std::fs::write(&path, text).expect("written");
         path.to_string_lossy().into_owned()
     }
 
-    /// Runs a program in the host's namespace. The program must succeed.
+    /// Runs a program in the host's namespace. Panics if the program fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Cost {
         run(&self.namespace, program, arguments)
     }
@@ -73,12 +73,13 @@ impl Host {
     }
 }
 
-/// Returns the path of a program of a variant of iptables. The suffix is `""`, `-restore` or `-save`.
+/// Returns the path of an iptables program, such as `iptables-nft-save`. The suffix is `""`, `-restore` or `-save`.
 pub fn iptables(variant: Variant, suffix: &str) -> String {
     format!("/usr/sbin/iptables-{}{suffix}", variant.name())
 }
 
-/// Runs a function with `iptables` set to a variant, as update-alternatives(1) does, in a new mount namespace.
+/// Runs a function in a new mount namespace in which `iptables` is one variant. The links are those of
+/// update-alternatives(1).
 pub fn with<T: Send>(variant: Variant, job: impl FnOnce() -> T + Send) -> T {
     let there = || {
         unshare(CloneFlags::CLONE_NEWNS).expect("run as root");

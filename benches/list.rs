@@ -1,4 +1,4 @@
-//! Lists all forwards with their counters, as JSON.
+//! Measures a list of all forwards with their counters, as JSON.
 
 use crate::effort::Effort;
 use crate::host::Host;

@@ -1,8 +1,10 @@
-//! Measures portfwd against another program, or the kernel alone, in the same run.
+//! Measures portfwd against other programs and against the kernel alone.
 //!
-//! `cargo bench` runs every bench; `cargo bench -- add list` runs two. `--quick` runs with fewer forwards and fewer rounds.
-//! `--write-docs` writes `docs/benchmarks.md`. Only ratios of one run are comparable. The benches need root, nft, both
-//! variants of iptables, conntrack and strace. They run in new network namespaces.
+//! `cargo bench` runs every bench; `cargo bench -- add list` runs two. `--quick` runs with fewer forwards and fewer
+//! rounds. `--write-docs` writes `docs/benchmarks.md`. Only ratios of one run are comparable.
+//!
+//! The benches need root, nft, both variants of iptables, conntrack and strace. The benches run in new network
+//! namespaces.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -27,7 +29,7 @@ use effort::Effort;
 use race::process;
 use table::Report;
 
-/// The function of a bench, which adds its results to the report.
+/// A bench function. The function adds its results to the report.
 type Bench = fn(Effort, &mut Report);
 
 /// The benches, in the order in which they run.

@@ -1,4 +1,4 @@
-//! The phases of commands, read from the output of `-v`.
+//! Measures the phases of commands, as `-v` prints them.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::race::quantile;
 use crate::table::Report;
 use crate::table::phases::Phases;
 
-/// The rounds of each command.
+/// The number of rounds for each command.
 const ROUNDS: usize = 7;
 
 /// Measures the phases of `apply`, `add`, `rm` and `list`.
@@ -41,7 +41,7 @@ pub fn bench(effort: Effort, report: &mut Report) {
     report.phases.extend([apply, add, range, remove, list]);
 }
 
-/// Runs portfwd with `-v` and returns stderr.
+/// Runs portfwd with `-v` and returns its stderr.
 fn verbose(host: &Host, arguments: &[&str]) -> String {
     let state = host.state();
     let run = || Command::new(PORTFWD).args(["--state-dir", &state, "-v"]).args(arguments).output();
@@ -61,7 +61,7 @@ fn measure(command: &str, mut run: impl FnMut() -> String) -> Phases {
     Phases { command: command.to_owned(), milliseconds }
 }
 
-/// Parses a line such as `  kernel      61.905 ms  sent …` into name and milliseconds.
+/// Parses a line such as `  kernel      61.905 ms  sent …`. Returns the name of the phase and its milliseconds.
 fn line(text: &str) -> Option<(String, f64)> {
     let mut words = text.split_whitespace();
     let (name, value, unit) = (words.next()?, words.next()?.parse().ok()?, words.next()?);

@@ -1,4 +1,4 @@
-//! Adds 206 ports in one command to a host with N forwards, and compares that with one port.
+//! Compares the addition of 206 ports in one command with the addition of one port, on a host with N forwards.
 
 use crate::effort::Effort;
 use crate::host::Host;
@@ -18,7 +18,7 @@ const RANGE: &str = "portfwd add, a range of 206 ports";
 pub fn bench(effort: Effort, report: &mut Report) {
     let (count, host) = (effort.most(), Host::new());
     host.portfwd(&["apply", &host.file("bench.toml", &peer::rule_set(count))]);
-    // Every second port, so that no two of them form a range.
+    // The list contains only every second port, because neighbouring ports form a range.
     let list = (0..MORE).map(|n| (FIRST + 2 * n).to_string()).collect::<Vec<_>>().join(",");
     let range = format!("{FIRST}-{}", FIRST + MORE - 1);
     let mut race = Race::default();

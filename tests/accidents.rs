@@ -5,7 +5,7 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, Net, PORTFWD, Said, file, ours, privileged};
 
-/// Returns portfwd's rules of one family (0 or 1) and table, in order.
+/// Returns portfwd's rules in one table of one family, in order. `family` is 0 for IPv4 and 1 for IPv6.
 fn table_rules<'a>(saved: &'a str, family: usize, table: &str) -> Vec<&'a str> {
     let mut tables = saved.split_inclusive("COMMIT\n").filter(|text| text.starts_with(&format!("*{table}\n")));
     tables.nth(family).map(ours).unwrap_or_default()
@@ -22,7 +22,7 @@ fn after_a_kill_each_family_has_the_old_or_the_new_rules() {
     });
 }
 
-/// Kills `apply` at many of its system calls, with changing rule sets.
+/// Kills `apply` at many of its system calls while it replaces one rule set with another.
 fn kill_applies(variant: Variant) {
     let net = Net::new();
     let path = net.state.path().join("set.toml");
@@ -40,8 +40,9 @@ fn kill_applies(variant: Variant) {
         net.saved(variant)
     });
     let mut kills = 0;
-    // A second thread writes the state, so strace follows threads for fdatasync and pwrite64. Programs that portfwd
-    // starts make neither call and stay alive. For the other calls, strace follows the first thread only.
+    // portfwd's second thread writes the state, so strace follows threads for fdatasync and pwrite64. Programs that
+    // portfwd starts do not make these two calls, so they stay alive. For the other calls, strace follows the first
+    // thread only.
     for (follow, call) in [
         ("-ff", "fsync"),
         ("-ff", "pwrite64"),
@@ -69,7 +70,7 @@ fn kill_applies(variant: Variant) {
                 let [now, old, new] = [&now, &of_old, &of_new].map(|saved| table_rules(saved, family, "nat"));
                 assert!(now == old || now == new, "{variant:?} {call} {when}: {now:#?}");
             }
-            // The next command waits for processes that still run, and repairs the rules.
+            // The next `apply` waits for processes that still run, and repairs the rules.
             apply(new);
             assert_eq!(ours(&net.saved(variant)), ours(&of_new), "{variant:?} {call} {when}");
         }
@@ -77,7 +78,7 @@ fn kill_applies(variant: Variant) {
     assert!(kills > 20, "{variant:?}: {kills}");
 }
 
-/// Splits an iptables-save dump into lines without chain policies, and the packet counters of the policies.
+/// Returns the lines of an iptables-save dump without chain policies, and the packet counter of each policy.
 fn split_policies(saved: &str) -> (Vec<&str>, Vec<u64>) {
     let policies = saved.lines().filter_map(|line| line.strip_prefix(':')?.split_once(" ACCEPT ["));
     let packets = |(_, counts): (&str, &str)| counts.split(':').next()?.parse().ok();
@@ -85,7 +86,7 @@ fn split_policies(saved: &str) -> (Vec<&str>, Vec<u64>) {
 }
 
 #[test]
-fn first_family_is_rolled_back_if_the_second_is_refused() {
+fn ipv4_rules_are_rolled_back_if_the_kernel_refuses_the_ipv6_rules() {
     if !privileged() {
         return;
     }
@@ -101,7 +102,7 @@ fn first_family_is_rolled_back_if_the_second_is_refused() {
         std::fs::write(&path, set("ONE")).expect("written");
         net.chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
-        // A foreign chain jumps to portfwd's chain, so the kernel refuses to delete that chain.
+        // A foreign chain jumps to portfwd's chain, so the kernel refuses to delete portfwd's chain.
         net.others(variant, "ip6tables", "*nat\n:THEIRS - [0:0]\n-A THEIRS -j PORTFWD-ONE\nCOMMIT\n");
         let counted = |net: &Net| net.chains(variant, &["list", "--json"]).stdout;
         let (before, list) = (net.saved(variant), counted(&net));
@@ -109,11 +110,11 @@ fn first_family_is_rolled_back_if_the_second_is_refused() {
         let said = net.try_chains(variant, &["apply", &path.to_string_lossy()]);
         assert_eq!(said.code, 1, "{variant:?}: {said:?}");
         assert!(said.stderr.contains("PORTFWD-ONE") && said.stderr.contains("refused"), "{said:?}");
-        assert_eq!(counted(&net), list, "the counters are restored");
+        assert_eq!(counted(&net), list, "the rollback restores the counters");
         let after = net.saved(variant);
         let (before, after) = (split_policies(&before), split_policies(&after));
         assert_eq!(after.0, before.0, "{variant:?}");
-        // The policy counters keep counting.
+        // The rollback does not reset the packet counters of chain policies.
         assert!(before.1.iter().zip(&after.1).all(|(before, after)| before <= after), "{variant:?}");
     }
 }
@@ -145,7 +146,7 @@ fn waiting_for_the_xtables_lock_has_a_limit() {
 }
 
 #[test]
-fn the_callers_environment_does_not_choose_programs() {
+fn environment_variables_do_not_choose_the_programs_that_portfwd_starts() {
     if !privileged() {
         return;
     }
@@ -175,7 +176,7 @@ fn an_unreadable_iptables_table_does_not_stop_a_flush() {
     }
     let net = Net::new();
     net.ok(&["--backend", "nft", "add", "8080", "172.17.0.3:80"]);
-    // A rule that iptables-nft cannot show, in its own table `nat`.
+    // iptables-nft cannot show this nft(8) rule in its table `nat`.
     net.nft(&["add table ip nat; add chain ip nat PREROUTING { type nat hook prerouting priority -100; }"]);
     net.nft(&["add rule ip nat PREROUTING fib daddr type local accept"]);
     net.ok(&["--backend", "nft", "flush"]);
@@ -184,7 +185,7 @@ fn an_unreadable_iptables_table_does_not_stop_a_flush() {
 }
 
 #[test]
-fn missing_iptables_is_no_error_if_its_rules_are_gone() {
+fn iptables_may_be_missing_if_it_has_no_rules_of_portfwd() {
     if !privileged() {
         return;
     }
@@ -193,7 +194,7 @@ fn missing_iptables_is_no_error_if_its_rules_are_gone() {
     let without = "for p in nft legacy; do mount --bind /dev/null /usr/sbin/xtables-$p-multi; done";
     let state = net.state.path().to_string_lossy().into_owned();
     let list = || net.with(Variant::Nft, without, PORTFWD, &["--state-dir", &state, "list"]);
-    // While the rules exist, `list` reports that it cannot read them.
+    // If portfwd's iptables rules exist, `list` reports that it cannot read these rules.
     let said = list();
     assert!(said.stderr.contains("iptables-nft"), "{said:?}");
     net.nft(&["flush", "ruleset"]);
@@ -209,7 +210,7 @@ fn cap_net_admin_alone_suffices_for_nftables() {
         return;
     }
     let net = Net::new();
-    // Only root can turn forwarding on, so the test does it first.
+    // Only root can enable forwarding, so the test enables it first.
     net.in_host(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("written"));
     let state = net.state.path().join("unprivileged");
     std::fs::create_dir(&state).expect("made");
@@ -254,7 +255,8 @@ fn foreign_comments_may_contain_any_bytes() {
     }
 }
 
-/// Returns shell commands that replace a program in /usr/sbin with a script. In the script, `$real` is the program.
+/// Returns shell commands that replace a program in /usr/sbin with a script. The script starts the original program as
+/// `$real`.
 fn replace_program(program: &str, script: &str) -> String {
     format!(
         "o=$(mktemp -d); s=$(mktemp -d); mount --bind /usr/sbin $o; ln -s $o/* $s; rm $s/{program}
@@ -264,7 +266,7 @@ fn replace_program(program: &str, script: &str) -> String {
 }
 
 #[test]
-fn the_next_command_waits_for_a_restore_that_outlives_portfwd() {
+fn the_next_command_waits_for_an_iptables_restore_that_outlives_portfwd() {
     if !privileged() {
         return;
     }
@@ -287,14 +289,14 @@ fn the_next_command_waits_for_a_restore_that_outlives_portfwd() {
         );
         assert_eq!(said.code, 0, "{said:?}");
         net.ok(next);
-        // Longer than the `sleep 1` of the slow restore.
+        // The test sleeps longer than the slow iptables-restore, which sleeps for one second.
         std::thread::sleep(Duration::from_millis(1500));
         assert!(!net.saved(Variant::Legacy).contains("PORTFWD"), "{next:?}");
     }
 }
 
 #[test]
-fn first_family_is_rolled_back_if_the_second_cannot_be_read_again() {
+fn ipv4_rules_are_rolled_back_if_the_ipv6_rules_cannot_be_read_again() {
     if !privileged() {
         return;
     }
@@ -357,7 +359,7 @@ fn foreign_comments_cannot_inject_lines_during_rollback() {
 }
 
 #[test]
-fn a_quote_in_an_interface_name_hides_no_rule() {
+fn foreign_rules_with_a_quote_in_the_interface_name_are_read() {
     if !privileged() {
         return;
     }

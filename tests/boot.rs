@@ -8,9 +8,9 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, PORTFWD, Said, root};
 
-/// A unit that brings an interface up as a network manager does.
+/// A systemd unit that brings an interface up, as a network manager does.
 ///
-/// The unit first saves the rules and `ip_forward` in /run/before.
+/// Before that, the unit saves the rules and `ip_forward` in /run/before.
 const NETWORK: &str = "[Unit]
 DefaultDependencies=no
 After=network-pre.target
@@ -22,12 +22,12 @@ ExecStart=/bin/sh -c 'nft list tables >/run/before; iptables-save >>/run/before;
 ExecStart=/bin/sh -ec 'ip link add docker0 type bridge; ip address add 172.17.0.1/16 dev docker0; ip link set docker0 up'
 ";
 
-/// A systemd in namespaces. Dropping the value ends it.
+/// A systemd instance in namespaces. A drop of the value ends the instance.
 struct Machine {
     work: tempfile::TempDir,
     cgroup: PathBuf,
     unshare: Child,
-    /// The pid of this systemd on the outer machine.
+    /// The pid of the instance's systemd, outside of its pid namespace.
     init_pid: String,
 }
 
@@ -41,7 +41,7 @@ impl Machine {
             symlink(format!("../{unit}"), directory.join(unit)).expect("linked");
         };
         for (by, unit) in [
-            // The links that `systemctl enable` creates.
+            // `systemctl enable` creates the links to the unit files.
             ("multi-user.target", "portfwd.service"),
             ("nftables.service", "portfwd.service"),
             ("multi-user.target", "portfwd-online.service"),
@@ -59,7 +59,7 @@ impl Machine {
             let unit = unit.replace("portfwd restore", &format!("portfwd --backend {backend} restore"));
             fs::write(units.join(name), unit).expect("written");
         }
-        // Forwards that were added before the reboot.
+        // The test adds these forwards before the reboot.
         let add = format!(
             "ip link set lo up; for port in 8080 8081; do
                  {PORTFWD} --backend nft --state-dir {} add $port 172.17.0.3:80 --loopback
@@ -131,7 +131,7 @@ impl Drop for Machine {
 
 #[test]
 #[ignore = "boots the machine's systemd in namespaces; see the README for the command"]
-fn booted_rules_exist_before_the_network_and_after_each_flush() {
+fn a_booted_host_has_its_rules_before_the_network_and_after_each_flush() {
     for variant in [None].into_iter().chain(BOTH.map(Some)) {
         let mut machine = Machine::boot(variant);
         let journal = machine.run("journalctl --no-pager -u portfwd -u portfwd-online").stdout;
@@ -155,7 +155,7 @@ fn booted_rules_exist_before_the_network_and_after_each_flush() {
         machine.systemctl("start nftables");
         assert_eq!(machine.rule_count(), expected, "{variant:?}");
         machine.systemctl("stop portfwd");
-        assert_eq!(machine.rule_count(), expected, "{variant:?}: stopping changes nothing");
+        assert_eq!(machine.rule_count(), expected, "{variant:?}: stopping a unit changes no rule");
         machine.run("nft flush ruleset");
         machine.systemctl("start portfwd");
         assert_eq!(machine.rule_count(), expected, "{variant:?}");

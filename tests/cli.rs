@@ -1,6 +1,6 @@
 use crate::support::{examples, file, portfwd};
 
-/// A rule set with a mistake of each kind.
+/// A rule set with one mistake of each kind.
 const MISTAKES: &str = r#"
 [settings]
 priority = 5000
@@ -88,12 +88,12 @@ fn every_example_is_valid() {
         assert_eq!(said.code, 0, "{said:?}");
         assert!(said.stdout.contains(" is valid, "), "{said:?}");
     }
-    // The examples are for different hosts, so the folder as a whole has conflicts.
+    // The examples are for different hosts, so all of them together conflict.
     assert_eq!(portfwd(&["check", "rules"]).code, 6);
 }
 
 #[test]
-fn files_that_are_no_rule_sets_are_refused() {
+fn files_without_a_valid_rule_set_are_refused() {
     let directory = tempfile::tempdir().expect("directory");
     let binary = directory.path().join("binary.toml");
     std::fs::write(&binary, b"# good\n\xff\n").expect("written");
@@ -146,7 +146,7 @@ fn rules_that_cannot_work_are_refused_with_the_reason() {
         ("[settings]\nip_forward = true\n".into(), 2, "not `\"enable\"` or `\"keep\"`"),
     ] {
         let said = portfwd(&["check", &file(&directory, &text).to_string_lossy()]);
-        // Kernels with DCCP accept the rule set.
+        // A kernel with DCCP accepts the DCCP rule set, so the exit code is 0.
         if said.code == 0 && code == 5 {
             continue;
         }
@@ -167,7 +167,7 @@ fn contradicting_keys_are_reported_with_their_position() {
         ("80/tcp", "10.0.0.1", "protocol = \"udp\"", "4:12"),
         ("80", "fd00::1", "loopback = true", "4:12"),
         ("127.0.0.1:80", "10.0.0.1", "loopback = false", "4:12"),
-        // A missing key has no position, so the error points at the key that needs it.
+        // A missing key has no position, so the error points at the key that requires it.
         ("127.0.0.1:80", "10.0.0.1", "", "2:10"),
         ("192.0.2.1:80", "fd00::1", "", "3:6"),
         ("80-90", "10.0.0.1:80-89", "", "3:6"),
@@ -207,7 +207,7 @@ fn file_names_cannot_send_terminal_escapes() {
     assert!(said.code == 2 && !said.stderr.contains(['\u{1b}', '\u{202e}']), "{said:?}");
 }
 
-/// A rule set with every key of every table, in the order of the format's documentation.
+/// A rule set with every key of every table. The order is that of the format's documentation.
 const EVERY_KEY: &str = r#"
 [[network]]
 name       = "docker0"
@@ -286,7 +286,7 @@ fn conflicting_source_rules_are_reported_with_both_positions() {
 }
 
 #[test]
-fn usage_mistakes_exit_with_2() {
+fn usage_errors_exit_with_code_2() {
     for arguments in [
         &["add", "0", "10.0.0.1"][..],
         &["add", "80", "10.0.0.1", "-p", "icmp"],

@@ -15,17 +15,17 @@ use portfwd::iptables::command::Variant;
 use crate::durable::words;
 use crate::support::{NamedNetns, Net, PORTFWD, Said, file, ours, privileged, root};
 
-/// Confirmation at a terminal.
+/// Tests of `apply --confirm` at a terminal.
 mod terminal;
 
-/// The rule set that these tests apply with `--confirm`.
+/// The rule set that the tests apply with `--confirm`.
 const NEW: &str = "[[forward]]\nlisten = \"8080\"\nto = \"172.17.0.3:80\"\n";
 /// The end of the prompt of `apply --confirm`.
 const PROMPT_END: &str = "` from the new connection.";
-/// Seconds to confirm: a time that never runs out in a test.
+/// The time limit for `--confirm`, in seconds. No test runs that long.
 const LONG: &str = "600";
 
-/// A running `apply --confirm` without a terminal, after it has printed its prompt.
+/// A running `apply --confirm` without a terminal. The command has printed its prompt.
 struct PendingApply {
     child: Child,
     stderr: BufReader<std::process::ChildStderr>,
@@ -55,7 +55,7 @@ impl PendingApply {
 
     fn wait(mut self) -> Said {
         let (mut stdout, mut stderr) = (String::new(), String::new());
-        // Reading to the end proves that the watcher holds no standard file of the command.
+        // This read ends only if no watcher process holds the command's stdout or stderr.
         self.stderr.read_to_string(&mut stderr).expect("text");
         self.child.stdout.take().expect("piped").read_to_string(&mut stdout).expect("text");
         let code = self.child.wait().expect("ends").code().unwrap_or(-1);
@@ -68,7 +68,7 @@ impl PendingApply {
     }
 }
 
-/// Returns a portfwd command with the net's state directory, for the caller to start in the host's namespace.
+/// Returns a portfwd command with the net's state directory. The caller starts the command in the host's namespace.
 fn command(net: &Net, arguments: &[&str]) -> Command {
     let mut command = Command::new(PORTFWD);
     command.arg("--state-dir").arg(net.state.path()).args(arguments).current_dir(root());
@@ -82,7 +82,7 @@ fn apply(net: &Net, seconds: &str, text: &str) -> PendingApply {
     PendingApply::start(net, command(net, &["apply", "--confirm", seconds, &path.to_string_lossy()]))
 }
 
-/// Returns the watcher processes that roll an unconfirmed change back.
+/// Returns the watcher processes, which roll an unconfirmed change back.
 fn watchers(net: &Net) -> Vec<Pid> {
     let state = net.state.path().to_string_lossy().into_owned();
     let all = fs::read_dir("/proc").expect("readable").flatten();
@@ -93,7 +93,7 @@ fn watchers(net: &Net) -> Vec<Pid> {
         line.contains(&state) && line.contains("\0--watch\0")
     };
     let found: Vec<i32> = numbers.filter(is_watcher).collect();
-    // Between fork and exec, a child has the command line of its parent.
+    // Between fork(2) and execve(2), a child has the command line of its parent.
     let is_child = |number: &i32| {
         let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
         let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
@@ -145,7 +145,7 @@ fn a_second_command_confirms_a_change() {
         assert!(said.code == 0 && said.stderr.is_empty(), "{variant:?} {said:?}");
         let said = run(&["confirm"]);
         assert!(said.code == 1 && said.stderr.contains("no pending change"), "{variant:?} {said:?}");
-        // Without a change there is nothing to confirm.
+        // If `apply` changes nothing, there is nothing to confirm.
         let said = run(&["apply", "--confirm", LONG, &path]);
         assert!(said.code == 0 && said.stdout == "unchanged\n" && said.stderr.contains("nothing"), "{said:?}");
         assert!(watchers(&net).is_empty());
@@ -201,7 +201,7 @@ fn an_unconfirmed_change_is_rolled_back_and_nothing_else_changes() {
 }
 
 #[test]
-fn killed_at_any_moment_apply_is_rolled_back() {
+fn a_killed_apply_is_rolled_back() {
     if !privileged() {
         return;
     }
@@ -228,7 +228,7 @@ fn killed_at_any_moment_apply_is_rolled_back() {
     });
 }
 
-/// Leaves a pending change without a watcher until its time is over.
+/// Makes a pending change, kills its watcher, and waits until the change expires.
 fn expire_without_watcher(net: &Net) {
     for seconds in [2, 6, 30] {
         let pending = apply(net, &seconds.to_string(), NEW);
@@ -239,13 +239,13 @@ fn expire_without_watcher(net: &Net) {
         if flags.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|end| end == "unconfirmed")) {
             return std::thread::sleep(Duration::from_millis(seconds * 1000 + 100));
         }
-        // The machine is too slow: the watcher has rolled the change back already.
+        // On a slow machine, the watcher rolls the change back before the test ends the watcher.
     }
     panic!("30 seconds are too short on this machine");
 }
 
 #[test]
-fn without_a_watcher_the_next_command_rolls_back_first() {
+fn the_next_command_rolls_back_an_expired_change_without_a_watcher() {
     if !privileged() {
         return;
     }
@@ -299,7 +299,7 @@ fn a_pending_change_blocks_every_change_except_flush() {
     }
     let list: serde_json::Value = serde_json::from_str(&net.ok(&["list", "--json"]).stdout).expect("JSON");
     assert!(list["confirm_within"].as_u64().is_some_and(|left| left > 0 && left <= 600), "{list}");
-    // `restore` adds the rules again after a foreign flush, and the change stays pending.
+    // `restore` adds the rules again after a foreign flush. The change stays pending.
     net.nft(&["flush", "ruleset"]);
     assert!(net.ok(&["restore"]).stdout.contains("added"));
     assert_eq!(words(&net), during);
@@ -312,14 +312,15 @@ fn a_pending_change_blocks_every_change_except_flush() {
 }
 
 #[test]
-fn a_reboot_does_not_confirm() {
+fn a_reboot_does_not_confirm_a_change() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let (state, path) = (net.state.path().to_string_lossy().into_owned(), file(&net.state, NEW));
     let path = path.to_string_lossy().into_owned();
-    // If process 1 is in the network namespace, that is the host's namespace, and its state outlives a boot.
+    // portfwd treats the namespace of process 1 as the host's namespace. The state of the host's namespace
+    // outlives a boot.
     let boot = |id: &str, script: &str| {
         let script = format!(
             "set -e; echo {id} > \"$S/boot\"; mount --bind \"$S/boot\" /proc/sys/kernel/random/boot_id
@@ -335,7 +336,7 @@ fn a_reboot_does_not_confirm() {
     };
     boot("one", "p add 9000 172.17.0.4");
     let before = words(&net);
-    // The end of the pid namespace kills all of its processes, as a power failure does.
+    // The end of the pid namespace kills all processes in it, as a power failure does.
     boot(
         "two",
         &format!(
@@ -348,7 +349,7 @@ fn a_reboot_does_not_confirm() {
     net.nft(&["flush", "ruleset"]);
     let said = boot("two", "p restore");
     assert!(said.stderr.contains("rolls back"), "{said:?}");
-    assert_eq!(words(&net), during, "the same boot, before the deadline");
+    assert_eq!(words(&net), during, "in the same boot, the change stays until the deadline");
     net.nft(&["flush", "ruleset"]);
     let said = boot("three", "p restore");
     assert!(said.stderr.contains("rolled back the last change, which was not confirmed in time"), "{said:?}");

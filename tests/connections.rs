@@ -7,11 +7,11 @@ use portfwd::sys::conntrack::{Conntrack, Entry};
 
 use crate::support::{Net, PORTFWD, file, privileged};
 
-/// A client that keeps its socket, so that all of its packets belong to one tracked connection.
+/// A UDP client that keeps its socket. All of its packets belong to one tracked connection.
 struct UdpClient(UdpSocket);
 
 impl UdpClient {
-    /// Binds a port of the client and connects it to an address.
+    /// Binds a socket in the client's namespace and connects it to an address.
     fn new(net: &Net, to: &str) -> Self {
         let to: SocketAddr = to.parse().expect("address");
         let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
@@ -21,9 +21,9 @@ impl UdpClient {
         Self(socket)
     }
 
-    /// Sends a packet and returns the answer, or `None` if there is no answer.
+    /// Sends a packet. Returns the answer, or `None` if no answer arrives.
     fn exchange(&self) -> Option<String> {
-        // Clears the error of an earlier packet: the socket reports it with a later call.
+        // A socket reports the error of an earlier packet at a later call, so the test clears the error first.
         let _ = self.0.take_error();
         let mut text = [0; 128];
         self.0.send(b"?").or_else(|_| self.0.send(b"?")).expect("sent");
@@ -51,7 +51,7 @@ fn connect(net: &Net, to: &str) -> TcpStream {
     stream
 }
 
-/// Returns true if the connection still echoes a byte.
+/// Returns true if the server still echoes a byte.
 fn is_alive(stream: &mut TcpStream) -> bool {
     let mut byte = [0; 1];
     stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok() && byte == *b"x"
@@ -89,14 +89,14 @@ fn a_client_that_keeps_sending_reaches_the_new_target_at_once() {
             }
             let from = |target: &str, said: Option<String>| said.is_some_and(|said| said.starts_with(target));
             let udp_client = UdpClient::new(&net, listen);
-            // Without a forward nothing answers, and conntrack records the connection without a translation.
+            // Without a forward, no server answers. Conntrack records the connection without a translation.
             assert_eq!(udp_client.exchange(), None);
             apply(old);
             assert!(from(old, udp_client.exchange()), "{variant:?} {listen}: on add");
             let said = apply(new);
             assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
             assert!(from(new, udp_client.exchange()), "{variant:?} {listen}: on change");
-            // An apply without changes ends no connection.
+            // An `apply` without changes drops no tracked connection.
             assert!(!apply(new).stderr.contains("dropped"));
             run(&["flush"]);
             assert_eq!(udp_client.exchange(), None, "{variant:?} {listen}: on removal");
@@ -105,7 +105,7 @@ fn a_client_that_keeps_sending_reaches_the_new_target_at_once() {
 }
 
 #[test]
-fn connections_of_other_forwards_are_not_disturbed() {
+fn a_change_does_not_disturb_connections_of_unchanged_forwards() {
     if !privileged() {
         return;
     }
@@ -114,7 +114,7 @@ fn connections_of_other_forwards_are_not_disturbed() {
     net.ok(&["add", "8081", "172.17.0.3:80", "--from", "192.0.2.0/24"]);
     serve_echo(&net, "172.17.0.3:80");
     let mut streams = ["192.0.2.1:8080", "192.0.2.1:8081"].map(|to| connect(&net, to));
-    // Routed traffic to a forwarded port, but at the target's own address.
+    // This connection is routed to the target's own address, but its port equals the port of a forward.
     serve_echo(&net, "172.17.0.3:9001");
     let mut passing = connect(&net, "172.17.0.3:9001");
     let mut alive = |when: &str| {
@@ -141,11 +141,11 @@ fn connections_of_other_forwards_are_not_disturbed() {
         alive("one by one");
     }
     let after = entries(&net);
-    assert!(before.iter().all(|entry| after.contains(entry)), "no entry is gone: {before:?} {after:?}");
+    assert!(before.iter().all(|entry| after.contains(entry)), "no conntrack entry is gone: {before:?} {after:?}");
 }
 
 #[test]
-fn a_removed_forward_ends_its_connections_unless_they_are_kept() {
+fn rm_ends_connections_unless_keep_connections_is_set() {
     if !privileged() {
         return;
     }
@@ -163,7 +163,7 @@ fn a_removed_forward_ends_its_connections_unless_they_are_kept() {
 }
 
 #[test]
-fn only_a_forward_that_wins_ends_connections() {
+fn only_the_forward_with_precedence_ends_a_connection() {
     if !privileged() {
         return;
     }
@@ -174,7 +174,8 @@ fn only_a_forward_that_wins_ends_connections() {
     let udp_client = UdpClient::new(&net, "192.0.2.1:5000");
     let old_answer = Some("172.17.0.3:53 saw 192.0.2.2".to_owned());
     assert_eq!(udp_client.exchange(), old_answer);
-    // These forwards do not win for the connection: less specific, other clients, other interface, other protocol.
+    // These forwards do not apply to the connection. They are less specific, or have another client, interface or
+    // protocol.
     for other in [
         &["add", "5000/udp", "172.17.0.4:53"][..],
         &["add", "192.0.2.1:4990-5010/udp", "172.17.0.4:53"],
@@ -189,7 +190,7 @@ fn only_a_forward_that_wins_ends_connections() {
     let said = net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24"]);
     assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
     assert_eq!(udp_client.exchange().as_deref(), Some("172.17.0.4:53 saw 192.0.2.2"));
-    // The source address that the target sees changes.
+    // The new forward changes the source address that the target sees.
     net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.4:53", "--from", "192.0.2.0/24", "--source", "masquerade"]);
     assert_eq!(udp_client.exchange().as_deref(), Some("172.17.0.4:53 saw 172.17.0.1"));
 }
@@ -215,7 +216,7 @@ fn connections_follow_a_changed_netmap() {
 }
 
 #[test]
-fn the_next_command_ends_connections_that_a_killed_one_left() {
+fn the_next_command_ends_connections_that_a_killed_rm_left() {
     if !privileged() {
         return;
     }
@@ -228,7 +229,7 @@ fn the_next_command_ends_connections_that_a_killed_one_left() {
         net.ok(&["add", "192.0.2.1:5000/udp", "172.17.0.3:53"]);
         let udp_client = UdpClient::new(&net, "192.0.2.1:5000");
         assert!(udp_client.exchange().is_some());
-        // `rm` sends messages to the kernel; the last ones delete conntrack entries.
+        // `rm` sends netlink messages to the kernel. The last messages delete conntrack entries.
         let inject = format!("inject=sendto:signal=KILL:when={when}");
         let portfwd = [PORTFWD, "--state-dir", &state, "rm", "192.0.2.1:5000"];
         let strace = [&["-f", "-qq", "-o", "/dev/null", "-e", &inject][..], &portfwd].concat();
@@ -237,9 +238,9 @@ fn the_next_command_ends_connections_that_a_killed_one_left() {
             break;
         }
         stale += usize::from(!live() && udp_client.exchange().is_some());
-        // The next command finishes the removal.
+        // After a kill of `rm`, the next command finishes the removal.
         net.ok(&["add", "9999", "172.17.0.3:80"]);
-        // Killed before it saved the new state, `rm` has no effect.
+        // If the kill came before `rm` saved its state, `rm` has no effect.
         assert_eq!(live(), udp_client.exchange().is_some(), "killed at {when}");
         removed += usize::from(!live());
         when += 1;

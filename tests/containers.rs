@@ -3,7 +3,7 @@ use crate::support::{PORTFWD, Said, privileged, root};
 
 const DOCKER: &str = "rules/lab/docker.toml";
 
-/// Starts an HTTP server in a container that answers with the container's name.
+/// Starts an HTTP server in a container. The server answers with the container's name.
 fn serve_name(machine: &Machine, container: &str) {
     let directory = machine.directory.path().join(container);
     std::fs::create_dir_all(&directory).expect("made");
@@ -11,7 +11,7 @@ fn serve_name(machine: &Machine, container: &str) {
     machine.ok(&["exec", container, "--", "busybox", "httpd", "-p", "80", "-h", &directory.to_string_lossy()]);
 }
 
-/// Requests a page from a server, from a namespace or from the host if `from` is `None`.
+/// Requests a page from a server. The client is in the namespace `from`, or on the host if `from` is `None`.
 fn http_get(machine: &Machine, from: Option<&str>, server: &str) -> Said {
     let url = format!("http://{server}/");
     let wget = ["timeout", "5", "busybox", "wget", "-q", "-O", "-", &url];
@@ -21,7 +21,7 @@ fn http_get(machine: &Machine, from: Option<&str>, server: &str) -> Said {
     }
 }
 
-/// Returns the pids of the processes in a machine whose command line matches `pattern` (grep).
+/// Returns the pids of a machine's processes whose command line matches the grep pattern `pattern`.
 fn processes(machine: &Machine, pattern: &str) -> Vec<String> {
     let script = "for p in /proc/[0-9]*; do tr '\\0' ' ' 2>/dev/null <$p/cmdline | grep -q -- \"$0\" && echo ${p#/proc/}; done; true";
     let found = machine.stdout_of("sh", &["-c", script, pattern]);
@@ -38,13 +38,13 @@ fn docker_wires_publishes_and_masquerades() {
     let machine = Machine::new();
     machine.ok(&["up", DOCKER]);
     assert_eq!(machine.ok(&["up", DOCKER]), "docker: unchanged\n");
-    // Network `none`: only the loopback interface, no routes.
+    // A container with network `none` has only the loopback interface, and no routes.
     assert_eq!(machine.stdout_of("ip", &["-n", "alone", "-br", "link"]).lines().count(), 1);
     assert_eq!(machine.stdout_of("ip", &["-n", "alone", "route"]), "");
     assert!(machine.pings("alone", "127.0.0.1") && !machine.pings("alone", "172.17.0.1"));
-    // Network `host`: the host's interfaces.
+    // A container with network `host` has the host's interfaces.
     assert_eq!(machine.ok(&["exec", "same", "--", "ip", "-br", "link"]), machine.stdout_of("ip", &["-br", "link"]));
-    // Network `bridge`: the next free address, a default route, a bridge port.
+    // A container with network `bridge` has the next free address, a default route and a bridge port.
     for (name, address, bridge) in
         [("db", "172.17.0.2/16", "docker0"), ("web", "172.17.0.3/16", "docker0"), ("shop", "172.18.0.2/16", "br-plain")]
     {
@@ -57,7 +57,7 @@ fn docker_wires_publishes_and_masquerades() {
         assert!(route.starts_with(&format!("default via {gateway} dev eth0")), "{route}");
     }
     assert!(machine.pings("db", "172.17.0.3") && machine.pings("web", "172.17.0.1"));
-    // Hosts outside have no route to containers, so an answer proves that the source is masqueraded.
+    // Hosts outside have no route to containers. An answer to a ping proves that the host masquerades the source.
     assert!(machine.pings("db", "192.0.2.2") && !machine.pings("shop", "192.0.2.2"));
     serve_name(&machine, "web");
     serve_name(&machine, "shop");
@@ -70,7 +70,8 @@ fn docker_wires_publishes_and_masquerades() {
         0,
         "the container's own address is not reachable from outside"
     );
-    // One forward through the chain DOCKER, and one in the map of all other forwards.
+    // The forward of docker0 is in the map of the chain DOCKER. The forward of the second bridge is in the map
+    // `ip-ports`.
     let table = machine.stdout_of("nft", &["list", "table", "inet", "portfwd"]);
     let [docker, direct] = ["map DOCKER-ip-ports", "map ip-ports"].map(|map| {
         let rest = table.split(&format!("\t{map} {{")).nth(1).unwrap_or_else(|| panic!("{map}: {table}"));
@@ -87,7 +88,7 @@ fn docker_wires_publishes_and_masquerades() {
 }
 
 #[test]
-fn a_container_has_a_process_1_that_reaps_and_is_restarted() {
+fn process_1_of_a_container_reaps_orphans_and_is_restarted() {
     if !privileged() {
         return;
     }
@@ -97,12 +98,12 @@ fn a_container_has_a_process_1_that_reaps_and_is_restarted() {
     let first = ps.lines().nth(1).unwrap_or_default();
     assert!(first.trim_start().starts_with("1 ") && first.contains("portfwd lab init"), "{ps}");
     assert!(ps.contains(" sleep infinity") && !ps.contains("sleep 3600"), "{ps}");
-    // On the host, process 1 of the container has another pid.
+    // On the host, process 1 of a container has another pid.
     let inits = processes(&machine, "lab init");
     let [init] = inits.as_slice() else { panic!("{inits:?}") };
     let numbers = machine.stdout_of("grep", &["NSpid", &format!("/proc/{init}/status")]);
     assert_eq!(numbers.split_whitespace().skip(1).collect::<Vec<_>>(), [init.as_str(), "1"]);
-    // Process 1 adopts orphans and reaps them.
+    // Process 1 of a container adopts orphans and reaps them.
     machine.ok(&["exec", "web", "--", "sh", "-c", "(sleep 0.1; true) & exit"]);
     std::thread::sleep(std::time::Duration::from_millis(600));
     let ps = machine.ok(&["exec", "web", "--", "busybox", "ps", "-o", "pid,stat,args"]);
@@ -119,7 +120,7 @@ fn a_container_has_a_process_1_that_reaps_and_is_restarted() {
     assert!(said.code == 1 && said.stderr.contains("the process of the container `web` has ended"), "{said:?}");
     assert!(machine.ok(&["up", DOCKER]).ends_with("docker: 1 made, 0 removed\n"));
     assert_eq!(machine.lab(&["exec", "web", "--", "true"]).code, 0);
-    // The name of the namespace is deleted, but a process still holds the namespace: `up` recreates the container.
+    // The name of the namespace is deleted, but a process still holds the namespace. `up` recreates the container.
     machine.stdout_of("ip", &["netns", "del", "web"]);
     machine.ok(&["up", DOCKER]);
     assert!(machine.pings("web", "172.17.0.2"));
@@ -151,7 +152,7 @@ fn commands_without_a_pid_namespace_end_with_their_children() {
     assert!(processes(&machine, "^sleep 5678").is_empty() && processes(&machine, "^sleep 8765").len() == 1);
     machine.ok(&["down"]);
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
-    // If a command cannot start, `up` reports it and rolls everything back.
+    // If a command cannot start, `up` reports the error and rolls everything back.
     let said = machine.lab(&["up", &machine.file(&text.replace("\"sleep\", \"5678\"", "\"no-such-program\""))]);
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("there is no program `no-such-program`"), "{said:?}");
@@ -176,28 +177,28 @@ fn foreign_rule_sets_stay_and_conflicts_with_them_are_refused() {
     assert!(said.stderr.contains("`8080/tcp` already goes to 10.0.0.1:80"), "{said:?}");
     assert!(said.stderr.contains("first defined in the rule set `other`"), "{said:?}");
     assert_eq!((machine.traces(), machine.stdout_of(PORTFWD, &["list"])), before);
-    // A port with a listener on the host is refused.
+    // `up` refuses to publish a port that a program on the host listens on.
     other("[[forward]]\nlisten = \"7000\"\nto = \"10.0.0.1:80\"\n");
     machine.stdout_of("busybox", &["httpd", "-p", "8090", "-h", "/"]);
     let said = machine.lab(&["up", DOCKER]);
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("`8090/tcp -> 172.18.0.2:80` would take the port of"), "{said:?}");
     machine.stdout_of("busybox", &["killall", "busybox"]);
-    // The lab's rules come and go beside the foreign rules.
+    // The lab's rules and the foreign rules exist together.
     machine.ok(&["up", DOCKER]);
     let list = machine.stdout_of(PORTFWD, &["list"]);
     assert!(list.contains("7000/tcp") && list.contains("8080/tcp"), "{list}");
     machine.stdout_of("nft", &["flush", "ruleset"]);
     assert!(machine.ok(&["list"]).contains("missing: rule set `lab-docker`"));
     assert!(machine.ok(&["up", DOCKER]).ends_with("docker: 1 made, 0 removed\n"));
-    // A failed `up` leaves the previous rules.
+    // A failed `up` keeps the previous rules.
     let text = std::fs::read_to_string(root().join(DOCKER)).expect("readable").replace("8080:80", "8082:80");
     let broken = format!("name = \"docker\"\n{}", text.replace("\"sleep\", \"infinity\"", "\"no-such-program\""));
     assert_eq!(machine.lab(&["up", &machine.file(&broken)]).code, 1);
     let list = machine.stdout_of(PORTFWD, &["list"]);
     assert!(list.contains("8080/tcp") && !list.contains("8082/tcp"), "{list}");
     assert!(machine.ok(&["up", DOCKER]).ends_with("docker: 1 made, 0 removed\n"), "the process is restarted");
-    // A changed port replaces the rule set.
+    // A changed port replaces the rule set of the lab.
     let text = std::fs::read_to_string(root().join(DOCKER)).expect("readable").replace("8080:80", "8081:80");
     let said = machine.ok(&["up", &machine.file(&format!("name = \"docker\"\n{text}"))]);
     assert!(said.ends_with("docker: 1 made, 1 removed\n"), "{said}");
@@ -221,7 +222,7 @@ fn foreign_rule_sets_stay_and_conflicts_with_them_are_refused() {
 }
 
 #[test]
-fn rules_of_an_earlier_boot_are_taken_over() {
+fn up_takes_over_the_rules_of_an_earlier_boot() {
     if !privileged() {
         return;
     }
@@ -231,7 +232,7 @@ fn rules_of_an_earlier_boot_are_taken_over() {
          [[container]]\nname = \"a\"\nbridge = \"br0\"\npublish = [\"8080:80\"]\n",
     );
     machine.ok(&["up", &path]);
-    // After a reboot, the rules' state exists, but the network and its journal do not.
+    // As after a reboot, portfwd's state exists, but the network and the journal of the lab do not.
     machine.stdout_of(
         "sh",
         &["-c", "rm /run/portfwd/lab/x.json && ip link del veth-a && ip netns del a && ip link del br0"],
@@ -244,7 +245,7 @@ fn rules_of_an_earlier_boot_are_taken_over() {
 }
 
 #[test]
-fn both_families_are_published() {
+fn ports_are_published_over_ipv4_and_ipv6() {
     if !privileged() {
         return;
     }
@@ -281,7 +282,7 @@ fn both_families_are_published() {
 }
 
 #[test]
-fn killed_at_any_system_call_then_down_leaves_no_rule_and_no_process() {
+fn down_after_a_kill_at_any_system_call_leaves_no_rule_and_no_process() {
     if privileged() {
         kill_at_system_calls(&Machine::new(), DOCKER, "web", 41);
     }

@@ -2,12 +2,12 @@ use std::process::Command;
 
 use crate::support::{Net, PORTFWD, file, privileged, root};
 
-/// A rule set of so many forwards.
+/// Returns a rule set with `count` forwards.
 fn many(count: u32) -> String {
     (1..=count).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3:80\"\n")).collect()
 }
 
-/// What a command said to the kernel in a phase and heard from it, as `-v` tells.
+/// The netlink messages and bytes of one phase of a command, as `-v` prints them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Said {
     messages_sent: usize,
@@ -16,7 +16,7 @@ struct Said {
     bytes_received: usize,
 }
 
-/// Runs a command with `-v`, and gives what it said in each of some phases.
+/// Runs a command with `-v`. Returns the netlink messages and bytes of each phase in `phases`.
 fn said<const N: usize>(net: &Net, phases: [&str; N], arguments: &[&str]) -> [Said; N] {
     let done = net.ok(&[&["-v"], arguments].concat());
     phases.map(|phase| {
@@ -45,15 +45,17 @@ fn strace(net: &Net, trace: &str, arguments: &[&str]) -> String {
     std::fs::read_to_string(&log).expect("readable")
 }
 
-/// Counts the system calls of a command, without those for memory, because these depend on the allocator.
+/// Counts the system calls of a command. Calls for memory do not count, because they depend on the allocator.
 fn calls(net: &Net, arguments: &[&str]) -> usize {
     let log = strace(net, "!%memory,futex,sched_yield", arguments);
-    // The kernel may restart a wait for a lock a thousand times.
+    // The kernel may restart a wait for a lock a thousand times. Restarts do not count.
     log.lines().filter(|line| !line.contains("ERESTART")).count()
 }
 
-/// Counts the waits of a command for the disk, and its sends to nf_tables. One send holds a whole batch. SQLite also syncs the
-/// directory of its log once in every process; the directory has nothing to write, so this does not count.
+/// Counts the fsyncs of a command, and its sends to nf_tables. One send contains a whole batch.
+///
+/// SQLite also syncs the directory of its log once in every process. That sync does not count, because the directory
+/// has nothing to write.
 fn fsyncs_and_requests(net: &Net, arguments: &[&str]) -> (usize, usize) {
     let log = strace(net, "fsync,fdatasync,sync,syncfs,sync_file_range,msync,sendto,sendmsg", arguments);
     let has = |line: &&str, words: &[&str]| words.iter().any(|word| line.contains(word));
@@ -62,13 +64,13 @@ fn fsyncs_and_requests(net: &Net, arguments: &[&str]) -> (usize, usize) {
     (syncs.filter(|line| line.contains(".db") || !line.contains("fsync(")).count(), requests.count())
 }
 
-/// Whether one number is at most so many hundredths of another.
+/// Returns true if `number` is at most `hundredths` percent of `of`.
 fn within(number: usize, hundredths: usize, of: usize) -> bool {
     number * 100 <= of * hundredths
 }
 
 #[test]
-fn apply_grows_with_what_is_asked_and_no_faster() {
+fn the_cost_of_apply_grows_no_faster_than_the_rule_set() {
     if !privileged() {
         return;
     }
@@ -82,16 +84,16 @@ fn apply_grows_with_what_is_asked_and_no_faster() {
     let ((one, read, few), (two, read_of_two, twice)) = (of(5_000), of(10_000));
     assert!(within(two.bytes_sent, 202, one.bytes_sent), "{one:?} {two:?}");
     assert!(within(two.messages_sent, 202, one.messages_sent), "{one:?} {two:?}");
-    // A key, where it leads, a comment, a counter: 60 bytes and the set's name of "set".
+    // An element has a key, a target, a comment and a counter: 60 bytes plus the name of the rule set.
     assert!(one.bytes_sent < 5_000 * 70, "{one:?}");
     assert_eq!((one.messages_received, two.messages_received), (1, 1));
-    // The verification after the commit reads only a sample of the elements, so its size does not grow.
+    // The verification after the commit reads only a sample of the elements. The size of the sample does not grow.
     assert!(within(read_of_two.bytes_received, 110, read.bytes_received), "{read:?} {read_of_two:?}");
     assert!(within(twice, 202, few), "{few} {twice}");
 }
 
 #[test]
-fn one_more_forward_waits_for_the_disk_once() {
+fn add_waits_for_the_disk_once() {
     if !privileged() {
         return;
     }
@@ -108,23 +110,24 @@ fn one_more_forward_waits_for_the_disk_once() {
         };
         let done = net.in_host(run).expect("strace is installed");
         assert!(done.status.success(), "{done:?}");
-        // SQLite also syncs the directory in every process, which has nothing to write.
+        // SQLite also syncs its directory in every process. The directory has nothing to write, so only syncs of `.db`
+        // files count.
         std::fs::read_to_string(&log).expect("readable").lines().filter(|line| line.contains(".db")).count()
     };
-    // The first writes the rest of the log of 1,500 forwards.
+    // The first `add` writes the rest of the log of 1,500 forwards, so it does not count.
     net.ok(&["add", "60000", "172.17.0.3:80"]);
     let ports: Vec<String> = (60_001..60_061).map(|port: u32| port.to_string()).collect();
     let mut all: Vec<usize> = ports.iter().map(|port| waits(&["add", port, "172.17.0.3:80"])).collect();
     all.extend(ports.iter().map(|port| waits(&["rm", port])));
     all.push(waits(&["list"]));
-    // Now and then the log is moved to the database: two more, and one when the log starts again.
+    // SQLite sometimes moves its log to the database, with two more syncs. A new start of the log needs one more sync.
     let more = all.iter().filter(|count| **count > 1).count();
     assert!(all.iter().all(|count| *count <= 3) && more <= all.len() / 6, "{all:?}");
     assert!(all.iter().filter(|count| **count == 1).count() > 100 && all.last() == Some(&0), "{all:?}");
 }
 
 #[test]
-fn one_change_of_thousands_reads_and_sends_its_own() {
+fn a_small_change_reads_and_sends_only_a_few_forwards() {
     if !privileged() {
         return;
     }
@@ -133,7 +136,7 @@ fn one_change_of_thousands_reads_and_sends_its_own() {
         net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
         net.ok(&["add", "60001", "172.17.0.3:80"]);
         let one = said(&net, ["kernel", "read"], &["add", "60002", "172.17.0.3:80"]);
-        // Where somebody else committed anything in between, rules, chains and maps are looked at again.
+        // After a commit of another program, portfwd reads rules, chains and maps again.
         assert_eq!(net.nft(&["add", "table", "inet", "another"]).code, 0);
         let between = said(&net, ["kernel", "read"], &["add", "60003", "172.17.0.3:80"]);
         net.ok(&["restore"]);
@@ -143,7 +146,8 @@ fn one_change_of_thousands_reads_and_sends_its_own() {
             std::fs::write(&path, (first..first + 206).map(forward).collect::<String>()).expect("written");
             said(&net, ["kernel", "read"], &["apply", &path.to_string_lossy()])
         };
-        // New; as it is; the first that goes is the one that stood for the others.
+        // The three applied rule sets are: a new set, an equal set, and a set without the element that represents its
+        // rule shape.
         (one, between, [61_000, 61_000, 61_001].map(&mut apply))
     };
     let (one, between, sets) = of(3_000);
@@ -153,20 +157,21 @@ fn one_change_of_thousands_reads_and_sends_its_own() {
     assert!(shifted[0].messages_sent == 4 && shifted[0].bytes_sent < 300, "{shifted:?}");
     let [kernel, read] = one;
     assert!(kernel.messages_sent == 3 && kernel.bytes_sent < 200, "{kernel:?}");
-    // The generation, and the element behind.
+    // portfwd reads the generation, and the element after the commit.
     assert!(read.messages_sent == 2 && read.bytes_received < 300, "{read:?}");
     let [kernel, read] = between;
     assert!(kernel.messages_sent == 3 && kernel.bytes_sent < 200, "{kernel:?}");
-    // Rules, chains and maps; the element, once before and once behind, and the one that stands for all others.
+    // portfwd reads rules, chains and maps, the element before and after the commit, and one element that represents
+    // its rule shape.
     assert!((8..15).contains(&read.messages_sent) && read.bytes_received < 8_000, "{read:?}");
     let [kernel, read] = set;
     assert!(kernel.messages_sent == 4 && kernel.bytes_sent < 206 * 70, "{kernel:?}");
-    // As many as are read back in a question: 16.
+    // One request reads back 16 elements.
     assert!(read.messages_sent < 5 + 206 / 16 && read.bytes_received < 600 + 206 * 160, "{read:?}");
 }
 
 #[test]
-fn one_more_forward_takes_one_fsync_and_three_requests() {
+fn add_takes_one_fsync_and_three_nf_tables_requests() {
     if !privileged() {
         return;
     }
@@ -174,9 +179,9 @@ fn one_more_forward_takes_one_fsync_and_three_requests() {
         let net = Net::new();
         net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
         net.ok(&["add", "60001", "172.17.0.3:80"]);
-        // Reads the generation, sends the batch, reads the element.
+        // The three requests read the generation, send the batch and read the element.
         assert_eq!(fsyncs_and_requests(&net, &["add", "60002", "172.17.0.3:80"]), (1, 3), "{count}");
-        // After a commit of another program the table is read again.
+        // After a commit of another program, portfwd reads its table again.
         assert_eq!(net.nft(&["add", "table", "inet", "another"]).code, 0);
         let (fsyncs, _) = fsyncs_and_requests(&net, &["add", "60003", "172.17.0.3:80"]);
         assert_eq!(fsyncs, 1, "{count}");
@@ -184,7 +189,7 @@ fn one_more_forward_takes_one_fsync_and_three_requests() {
 }
 
 #[test]
-fn a_list_reads_every_element_once() {
+fn list_reads_every_element_once() {
     if !privileged() {
         return;
     }
@@ -198,7 +203,7 @@ fn a_list_reads_every_element_once() {
     let ((one, few), (two, twice)) = (of(5_000), of(10_000));
     assert_eq!(one.messages_sent, two.messages_sent);
     let of_elements = two.bytes_received - one.bytes_received;
-    // An element in a dump has at most 120 bytes.
+    // An element in a netlink dump has at most 120 bytes.
     assert!(of_elements < 5_000 * 120 && one.bytes_received < 5_000 * 120 + 8_000, "{one:?} {two:?}");
     assert!(within(twice, 200, few), "{few} {twice}");
 }

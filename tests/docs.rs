@@ -4,10 +4,10 @@ use std::process::Command;
 
 use crate::support::{PORTFWD, Said, file, portfwd, privileged, root};
 
-/// Runs the commands of pages.
+/// Runs the commands that pages of the documentation show.
 mod console;
 
-/// Returns each TOML block of a page, and the packets and results of the tables after it.
+/// Returns each TOML block of a page, with the packets and results of the tables after the block.
 fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut examples = Vec::new();
     for part in page.split("```toml\n").skip(1) {
@@ -50,11 +50,11 @@ fn examples_of_the_precedence_page_are_true() {
 
 #[test]
 fn the_page_about_findings_is_up_to_date() {
-    // `UPDATE_EXPECT=1 cargo test the_page_about` writes the page.
+    // `UPDATE_EXPECT=1 cargo test the_page_about` writes `docs/findings.md`.
     expect_test::expect_file!["../docs/findings.md"].assert_eq(&portfwd::audit::findings::page());
 }
 
-/// Returns the pages that people write: those at the root, and in `docs` those that no test and no bench generates.
+/// Returns the pages that people write: the pages at the root, and the pages in `docs` that no test or bench generates.
 fn pages() -> Vec<PathBuf> {
     let at_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root().join(name));
     let entries = std::fs::read_dir(root().join("docs")).expect("readable").flatten().map(|entry| entry.path());
@@ -71,7 +71,8 @@ fn pages_show_the_true_output_of_their_commands() {
     if !privileged() {
         return;
     }
-    // `lab_page.rs` runs docs/lab.md. `UPDATE_EXPECT=1 cargo test pages_show` writes the output of today.
+    // `tests/lab_page.rs` runs the commands of docs/lab.md. `UPDATE_EXPECT=1 cargo test pages_show` writes the current
+    // output.
     let pages = pages().into_iter().map(|path| (read(&path), path));
     let pages: Vec<_> = pages.filter(|(page, path)| page.contains("```console") && !path.ends_with("lab.md")).collect();
     assert!(pages.iter().any(|(_, path)| path.ends_with("README.md")));
@@ -81,7 +82,7 @@ fn pages_show_the_true_output_of_their_commands() {
 }
 
 #[test]
-fn rule_sets_of_pages_are_valid() {
+fn rule_sets_in_pages_are_valid() {
     let mut count = 0;
     for path in pages().iter().filter(|path| !path.ends_with("lab.md")) {
         for (rules, _) in examples(&read(path)) {
@@ -95,7 +96,8 @@ fn rule_sets_of_pages_are_valid() {
     assert!(count >= 10, "{count}");
 }
 
-/// Returns the keys of a table, as the error about an unknown key lists them. An empty heading is the top level.
+/// Returns the keys of a TOML table, as the error about an unknown key lists them. An empty heading means the top
+/// level.
 fn known_keys(heading: &str) -> Vec<String> {
     let directory = tempfile::tempdir().expect("directory");
     let set = file(&directory, &format!("{heading}\nqqqqqq = 1\n"));
@@ -106,7 +108,7 @@ fn known_keys(heading: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_page_about_rules_has_every_key() {
+fn the_page_about_rules_documents_every_key() {
     let page = read(&root().join("docs/rules.md"));
     let tables = known_keys("");
     assert!(tables.len() >= 6, "{tables:?}");
@@ -136,7 +138,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn links_of_pages_lead_somewhere() {
+fn links_in_pages_have_existing_targets() {
     let mut count = 0;
     for path in pages() {
         let page = read(&path);
@@ -156,11 +158,11 @@ fn links_of_pages_lead_somewhere() {
 }
 
 #[test]
-fn files_that_pages_name_exist() {
+fn file_names_in_pages_are_names_of_existing_files() {
     let mut count = 0;
     for path in pages() {
         let page = read(&path);
-        // Of each line, every other part is between back quotes.
+        // If a line is split at back quotes, every second part was between back quotes.
         for name in page.lines().flat_map(|line| line.split('`').skip(1).step_by(2)) {
             if ["src/", "tests/", "docs/", "fuzz/", "rules/"].iter().any(|folder| name.starts_with(folder)) {
                 let is_pattern = name.contains(['*', ' ', '$']);

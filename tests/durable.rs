@@ -8,7 +8,7 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{Net, PORTFWD, Said, file, ours, privileged};
 
-/// One of every kind of rule, and what a kernel must remember of them.
+/// A rule set with one rule of every kind.
 pub const EVERYTHING: &str = r#"
 [[network]]
 name = "docker0"
@@ -42,7 +42,8 @@ listen = "203.0.113.64/28"
 to = "172.17.1.0/28"
 "#;
 
-/// The words of our table, whatever order the kernel gives its elements in, without what was counted.
+/// Returns the words of the live ruleset without counters. The words are sorted, because the kernel's order of elements
+/// is undefined.
 pub fn words(net: &Net) -> Vec<String> {
     let said = net.nft(&["-s", "list", "ruleset"]).stdout;
     let mut words: Vec<String> = said.split([' ', ',', '\n', '\t']).map(str::to_owned).collect();
@@ -51,7 +52,7 @@ pub fn words(net: &Net) -> Vec<String> {
     words
 }
 
-/// The store of the host's namespace.
+/// Returns the path of the state database of the host's namespace.
 pub fn store(net: &Net) -> PathBuf {
     let all = fs::read_dir(net.state.path().join("netns")).expect("readable").flatten().map(|entry| entry.path());
     let mut stores: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|end| end == "db")).collect();
@@ -64,7 +65,7 @@ pub fn differs(list: &Said) -> bool {
 }
 
 #[test]
-fn restore_puts_everything_back_and_then_has_nothing_to_do() {
+fn restore_adds_lost_rules_and_a_second_restore_changes_nothing() {
     if !privileged() {
         return;
     }
@@ -72,7 +73,7 @@ fn restore_puts_everything_back_and_then_has_nothing_to_do() {
     net.serve("172.17.0.3:80", false);
     net.ok(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]);
     let before = words(&net);
-    // As after a reboot, or what others do.
+    // The test clears rules and sysctls, as a reboot or another program does.
     net.nft(&["flush", "ruleset"]);
     net.in_host(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("written"));
     let list = net.ok(&["list"]);
@@ -94,7 +95,7 @@ fn restore_puts_everything_back_and_then_has_nothing_to_do() {
 }
 
 #[test]
-fn a_lost_state_is_made_again_from_the_kernel() {
+fn restore_from_kernel_recovers_a_lost_state() {
     if !privileged() {
         return;
     }
@@ -111,7 +112,7 @@ fn a_lost_state_is_made_again_from_the_kernel() {
         };
         let before = held();
         fs::remove_file(store(&net)).expect("removed");
-        // What is changed on nothing would take the forwards away.
+        // A change of an empty state would remove the forwards from the kernel, so portfwd refuses the change.
         for change in [&["add", "9999", "172.17.0.4"][..], &["restore"]] {
             let said = run(change);
             assert!(said.code == 1 && said.stderr.contains("restore --from-kernel"), "{variant:?} {said:?}");
@@ -131,14 +132,14 @@ fn a_lost_state_is_made_again_from_the_kernel() {
 }
 
 #[test]
-fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
+fn a_damaged_state_is_an_error_and_changes_no_rules() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.ok(&["apply", &file(&net.state, EVERYTHING).to_string_lossy()]);
     let (path, before) = (store(&net), words(&net));
-    // What is in the log counts in the place of what is in the file.
+    // SQLite prefers pages in its log to pages in the file. So the test first moves the log into the file.
     let log = PathBuf::from(format!("{}-wal", path.display()));
     let carry = |database: rusqlite::Connection| database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     rusqlite::Connection::open(&path).and_then(carry).expect("carried");
@@ -165,7 +166,7 @@ fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
         let said = net.portfwd(&["add", "9999", "172.17.0.4:80"]);
         assert!(!said.stderr.contains("panicked"), "{round}: {said:?}");
         match said.code {
-            // The bit was of no consequence.
+            // The damage to the state file had no effect.
             0 => {
                 net.ok(&["rm", "9999"]);
             }
@@ -174,7 +175,7 @@ fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
                 assert!(said.stderr.contains("restore --from-kernel"), "{round}: {said:?}");
                 assert_eq!(words(&net), before, "{round}");
                 let said = net.ok(&["restore", "--from-kernel"]);
-                // A file that is empty is no damaged one.
+                // portfwd keeps a damaged file under another name, but not an empty file.
                 let aside = format!("{}.damaged", path.display());
                 assert_eq!(said.stderr.contains(&aside), round > 0, "{round}: {said:?}");
                 assert_eq!(fs::read(&aside).ok(), (round > 0).then_some(bad), "{round}");
@@ -191,7 +192,7 @@ fn a_damaged_state_is_recognised_and_the_kernel_left_alone() {
 }
 
 #[test]
-fn a_link_in_the_place_of_the_state_is_not_followed() {
+fn symbolic_links_in_place_of_state_files_are_not_followed() {
     if !privileged() {
         return;
     }
@@ -215,7 +216,7 @@ fn a_link_in_the_place_of_the_state_is_not_followed() {
 }
 
 #[test]
-fn a_list_reads_the_state_from_a_read_only_file_system() {
+fn list_reads_the_state_from_a_read_only_file_system() {
     if !privileged() {
         return;
     }
@@ -235,7 +236,7 @@ fn a_list_reads_the_state_from_a_read_only_file_system() {
 }
 
 #[test]
-fn fifty_processes_and_another_program_lose_nothing() {
+fn fifty_concurrent_processes_lose_no_forward() {
     if !privileged() {
         return;
     }
@@ -263,16 +264,16 @@ fn fifty_processes_and_another_program_lose_nothing() {
                 })
             })
             .collect();
-        // The other is told to end before anything here can panic: a scope waits for all its threads.
+        // A scope waits for all its threads. So the nft thread must stop before an assertion can panic.
         let added: Vec<_> = adding.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);
         assert!(added.iter().all(Result::is_ok), "every process added all of its forwards");
-        assert!(other.join().expect("no panic") > 100, "the other was at work all the time");
+        assert!(other.join().expect("no panic") > 100, "nft committed rules during the whole test");
     });
     let list = net.ok(&["list"]);
     assert!(!differs(&list), "{list:?}");
     assert_eq!(list.stdout.matches("172.17.0.3:80").count(), 1_000);
-    // And the state alone says so too.
+    // Without the live table, the stored state still contains all forwards.
     net.nft(&["delete", "table", "inet", "portfwd"]);
     assert_eq!(net.ok(&["restore"]).stdout, "1000 added, 0 changed, 0 removed\n");
 }

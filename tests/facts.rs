@@ -66,15 +66,16 @@ fn interfaces_are_read_with_their_bridge_and_xdp_programs() {
     assert!(net.in_host(|| read(None)).programs.is_empty());
 }
 
-/// Returns the object file of an XDP program that passes every packet: two instructions, a symbol and the names.
+/// Returns the object file of an XDP program that passes every packet.
 ///
-/// `clang -target bpf` makes the same from `__attribute__((section("xdp"))) int pass(void *ctx) { return 2; }`.
+/// The file has two instructions, a symbol and names. `clang -target bpf` makes the same program from
+/// `__attribute__((section("xdp"))) int pass(void *ctx) { return 2; }`.
 fn xdp_object() -> Vec<u8> {
     let code: [u8; 16] = [0xb7, 0, 0, 0, 2, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
     let names = b"\0.strtab\0xdp\0.symtab\0pass\0\0\0\0\0\0\0";
     let words = |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
     let halves = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-    // The null symbol, then `pass`: a global function in section 2, 16 bytes long.
+    // The first symbol is the null symbol. The second symbol is `pass`, a global function of 16 bytes in section 2.
     let symbols = [vec![0; 24], halves(&[21, 0x0002_0012]), words(&[0, 16])].concat();
     let (names_at, code_at) = (64, 64 + names.len() as u64);
     let symbols_at = code_at + 16;
@@ -83,7 +84,8 @@ fn xdp_object() -> Vec<u8> {
     };
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x01\0\xf7\0\x01\0\0\0".to_vec();
     file.extend(words(&[0, 0, symbols_at + 48]));
-    // Flags; header size; size and count of program headers (none) and section headers (4); index of the names.
+    // The rest of the ELF header: flags, header size, size and count of program headers (0) and of section headers (4),
+    // index of the names.
     file.extend([0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 64, 0, 4, 0, 1, 0]);
     file.extend(names);
     file.extend(code);
@@ -207,7 +209,7 @@ fn routes_agree_with_ip_route_get() {
     assert_eq!(facts.link_of(address("10.8.0.2")).map(|link| link.name.as_str()), Some("docker0"));
     assert_eq!(facts.global_addresses(Family::Ipv4), ["192.0.2.1", "172.17.0.1", "10.8.0.1"].map(address));
 
-    // Any `ip rule`, even one that no packet here matches, splits the local table from the main table.
+    // Any `ip rule` splits the local table from the main table, even if no packet matches the rule.
     run(&net, "ip rule add fwmark 7 table 1000");
     assert!(compare(&destinations).policy_routing);
     run(&net, "ip rule del fwmark 7 table 1000");
@@ -215,7 +217,7 @@ fn routes_agree_with_ip_route_get() {
     run(&net, "ip -6 route add 2001:db8:7::/48 from 2001:db8::/64 via 2001:db8::99");
     assert!(net.in_host(|| read(None)).policy_routing);
 
-    // If the kernel reports a route with a nexthop id only, the route has no way, and that is a gap.
+    // If the kernel reports a route with a nexthop id only, the audit does not know its gateway and reports a gap.
     run(&net, "ip -6 route flush 2001:db8:7::/48; sysctl -qw net.ipv4.nexthop_compat_mode=0");
     let facts = net.in_host(|| read(None));
     assert!(!facts.policy_routing);
@@ -227,7 +229,7 @@ fn routes_agree_with_ip_route_get() {
 }
 
 #[test]
-fn ten_thousand_routes_are_read_to_the_last() {
+fn all_of_ten_thousand_routes_are_read() {
     if !privileged() {
         return;
     }
@@ -243,7 +245,7 @@ fn ten_thousand_routes_are_read_to_the_last() {
 }
 
 #[test]
-fn neighbours_sysctls_listeners_and_connections_come_from_the_namespace() {
+fn neighbours_sysctls_listeners_and_connections_are_read_from_the_namespace() {
     if !privileged() {
         return;
     }
@@ -309,7 +311,7 @@ fn neighbours_sysctls_listeners_and_connections_come_from_the_namespace() {
         (seen[0].protocol, seen[0].client.0, seen[0].target),
         (17, address("192.0.2.2"), (address("172.17.0.3"), 53))
     );
-    // `IPS_DST_NAT` and not `IPS_SRC_NAT`.
+    // The connection has the status bit `IPS_DST_NAT` and not `IPS_SRC_NAT`.
     assert_eq!(seen[0].status & 0x30, 0x20, "{seen:?}");
     assert_eq!(facts.legacy, BTreeSet::from([(Family::Ipv4, "raw".to_owned())]));
 
@@ -328,7 +330,7 @@ fn neighbours_sysctls_listeners_and_connections_come_from_the_namespace() {
 }
 
 #[test]
-fn connections_of_ipv6_and_those_without_ports_are_read() {
+fn ipv6_connections_and_connections_without_ports_are_read() {
     if !privileged() {
         return;
     }
@@ -339,12 +341,12 @@ fn connections_of_ipv6_and_those_without_ports_are_read() {
     );
     net.in_host(|| serve("[2001:db8::1]:7000".parse().expect("address"), true));
     let to = "[2001:db8::1]:7000".parse().expect("address");
-    // A new link may lose the first packets.
+    // A new link may lose its first packets, so the test sends up to five.
     let mut answers = (0..5).map(|_| net.client.run(|| ask(to, true)).expect("the client's namespace"));
     assert!(answers.any(|said| said.contains("saw 2001:db8::2")));
     let echo = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4));
-        // An echo request with id 1, sequence 1 and the checksum.
+        // These bytes are an ICMP echo request with id 1, sequence 1 and its checksum.
         let request = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
         let to = std::net::SocketAddr::new(address("192.0.2.1"), 0);
         socket.and_then(|socket| socket.send_to(&request, &to.into())).expect("sent")
@@ -359,11 +361,11 @@ fn connections_of_ipv6_and_those_without_ports_are_read() {
     assert_eq!((icmp.len(), icmp[0].listen), (1, (address("192.0.2.1"), 0)), "{:?}", facts.tracked);
 }
 
-/// An environment variable. If set, the test below runs its part for an unprivileged user.
+/// The environment variable that makes a test run its part for an unprivileged user.
 const AS_NOBODY: &str = "PORTFWD_TEST_AS_NOBODY";
 
 #[test]
-fn data_that_only_root_may_read_is_a_gap_with_a_reason() {
+fn data_that_only_root_can_read_is_reported_as_a_gap() {
     if std::env::var_os(AS_NOBODY).is_some() {
         let facts = read(None);
         let mut lines: Vec<String> = facts.gaps.iter().map(|gap| format!("gap: {}: {}", gap.what, gap.why)).collect();
@@ -377,7 +379,7 @@ fn data_that_only_root_may_read_is_a_gap_with_a_reason() {
         return;
     }
     let net = Net::new();
-    // The build directory may be readable by root only, so the user runs a copy.
+    // The build directory may be readable by root only, so the unprivileged user runs a copy of the program.
     let copy = net.state.path().join("tests");
     fs::copy(std::env::current_exe().expect("we run"), &copy).expect("copied");
     for path in [net.state.path(), &copy] {

@@ -7,7 +7,7 @@ use portfwd::iptables::command::Variant;
 use crate::durable::{EVERYTHING, differs, words};
 use crate::support::{BOTH, Net, PORTFWD, Said, feed, file, ours, privileged, root};
 
-/// A command that strace kills, or lets fail, at one of its system calls.
+/// A command under test. strace kills the command, or lets it fail, at one of its system calls.
 struct Trial<'a> {
     net: Net,
     variant: Option<Variant>,
@@ -20,7 +20,7 @@ impl<'a> Trial<'a> {
         Self { net: Net::new(), variant, prepare, command }
     }
 
-    /// Returns the options between the program's name and its command.
+    /// Returns portfwd's global options: the state directory and the backend.
     fn options(&self) -> Vec<String> {
         let state = self.net.state.path().to_string_lossy().into_owned();
         let backend = if self.variant.is_some() { "iptables" } else { "nft" };
@@ -31,7 +31,8 @@ impl<'a> Trial<'a> {
         self.run(PORTFWD, &[], arguments)
     }
 
-    /// Runs `program` with `before`, the options and `arguments`. `program` is portfwd, or strace that runs portfwd.
+    /// Runs `program` with `before`, portfwd's options and `arguments`. `program` is portfwd, or strace that starts
+    /// portfwd.
     fn run(&self, program: &str, before: &[&str], arguments: &[&str]) -> Said {
         let options = self.options();
         let options = options.iter().map(String::as_str);
@@ -52,13 +53,13 @@ impl<'a> Trial<'a> {
         said
     }
 
-    /// Runs the command under strace.
+    /// Runs the command under test with strace(1).
     fn strace(&self, options: &[&str]) -> Said {
         let before = [&["-qq"][..], options, &[PORTFWD]].concat();
         self.run("strace", &before, self.command)
     }
 
-    /// Returns portfwd's rules, one entry per table, and the sysctls as the last entry.
+    /// Returns portfwd's live rules, one entry for each table. The last entry contains the sysctls.
     fn live(&self) -> Vec<Vec<String>> {
         let switches = ["ip_forward", "conf/docker0/route_localnet"].map(|name| {
             self.net.in_host(|| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"))).expect("readable")
@@ -68,7 +69,7 @@ impl<'a> Trial<'a> {
             Some(variant) => {
                 let saved = self.net.saved(variant);
                 let tables = saved.split_inclusive("COMMIT\n").map(ours);
-                // An empty table is equal to a table that was never created.
+                // An empty table counts as a table that was never created.
                 let tables = tables.filter(|table| table.len() > 1);
                 tables.map(|table| table.into_iter().map(str::to_owned).collect()).collect()
             }
@@ -92,7 +93,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Prepares the state before the command and returns the live rules.
+    /// Prepares the state that exists before the command. Returns the live rules.
     fn reset(&self) -> Vec<Vec<String>> {
         self.ok(&["flush"]);
         self.prepare.iter().for_each(|arguments| drop(self.ok(arguments)));
@@ -102,7 +103,7 @@ impl<'a> Trial<'a> {
         self.live()
     }
 
-    /// Prepares the state before the command again, unless the rules `now` are already the `old` ones.
+    /// Prepares the state that exists before the command, unless the rules `now` equal the rules `old`.
     fn reset_from(&self, now: &[Vec<String>], old: &[Vec<String>]) {
         if self.command == ["restore"] {
             self.clear_kernel();
@@ -111,7 +112,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Counts the system calls of the command by name: the highest count of any thread or process.
+    /// Counts the system calls of the command by name. Each count is the highest of any thread or process.
     fn call_counts(&self) -> BTreeMap<String, u32> {
         self.trace().into_iter().fold(BTreeMap::new(), |mut highest, (_, name, number, _)| {
             let before = highest.entry(name).or_insert(0);
@@ -120,7 +121,8 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Traces the command. Returns thread, name, number and arguments of each call; numbers count per thread and name.
+    /// Traces the command. Returns the thread, name, number and arguments of each call. Numbers count per thread and
+    /// name.
     fn trace(&self) -> Vec<(String, String, u32, String)> {
         let log = self.net.state.path().join("calls");
         let said = self.strace(&["-f", "-y", "-o", &log.to_string_lossy()]);
@@ -138,15 +140,15 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// Reads the step between two tested points from an environment variable. All points take some minutes.
+/// Reads the distance between two tested points from an environment variable. A test of all points takes some minutes.
 fn step_from_env(variable: &str, usual: usize) -> usize {
     std::env::var(variable).ok().and_then(|step| step.parse().ok()).unwrap_or(usual)
 }
 
-/// Kills a command at its system calls and checks that the rules are the old or the new ones, and that `restore` repairs them.
+/// Kills a command at its system calls. Returns the number of kills.
 ///
-/// With iptables, each table on its own has the old or the new rules, and strace kills the programs that portfwd starts too.
-/// Returns the number of kills.
+/// After a kill, the rules must be the old or the new ones, and `restore` must repair them. With iptables, each table
+/// has its old or its new rules. strace also kills the programs that portfwd starts.
 fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&str]) -> usize {
     let trial = Trial::new(variant, prepare, command);
     let old = trial.reset();
@@ -155,7 +157,7 @@ fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
     assert_ne!(old, new, "{command:?}");
     trial.reset();
     let mut calls = trial.call_counts();
-    // strace kills before the call, and `exit` calls end the process anyway.
+    // strace kills a process before the call. An `exit` call ends the process anyway, so the test skips these calls.
     calls.retain(|name, _| !name.starts_with("exit"));
     let points = calls.iter().flat_map(|(name, count)| (1..=*count).map(move |when| (name, when)));
     let mut kills = 0;
@@ -165,7 +167,7 @@ fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
         trial.reset_from(&now, &old);
         let said = trial.strace(&["-f", "-o", "/dev/null", "-e", &format!("inject={name}:signal=KILL:when={when}")]);
         now = trial.live();
-        // strace counts calls per thread, so some numbers are never reached.
+        // strace counts calls per thread, so a process may end without the kill.
         if said.code == 0 {
             assert_eq!(now, new, "{place}");
             continue;
@@ -183,7 +185,7 @@ fn kill_everywhere(variant: Option<Variant>, prepare: &[&[&str]], command: &[&st
 }
 
 #[test]
-fn killed_at_any_system_call_leaves_old_or_new_rules_and_restore_repairs() {
+fn a_kill_at_any_system_call_leaves_old_or_new_rules() {
     if !privileged() {
         return;
     }
@@ -196,7 +198,7 @@ fn killed_at_any_system_call_leaves_old_or_new_rules_and_restore_repairs() {
     let many: String =
         (1..=1_100).map(|port| format!("[[forward]]\nlisten = \"{port}\"\nto = \"172.17.0.3\"\n")).collect();
     let many = file(&directory, &many).to_string_lossy().into_owned();
-    // With this many forwards, `add` loads only a part of the state.
+    // With 1,100 forwards, `add` loads only a part of the state.
     let many: [&[&str]; 1] = [&["apply", &many]];
     let small = directory.path().join("small.toml");
     fs::write(&small, "[[forward]]\nlisten = \"7100-7102\"\nto = \"172.17.0.4\"\n").expect("written");
@@ -243,7 +245,8 @@ fn a_failed_command_changes_nothing_and_exits_with_the_right_code() {
                 let place = format!("{call} {error} {when}: {said:?}");
                 assert!(!said.stderr.contains("panicked"), "{place}");
                 if said.code == 0 {
-                    // The call number was not reached, the call was retried, or only conntrack failed: `add` is complete.
+                    // `add` is complete if strace did not reach the call, portfwd repeated the call, or only conntrack
+                    // failed.
                     assert!(!differs(&net.ok(&["list"])), "{place}");
                     net.ok(&["rm", "9999"]);
                 } else {
@@ -260,10 +263,10 @@ fn a_failed_command_changes_nothing_and_exits_with_the_right_code() {
     assert!(failed.len() >= 9, "{failed:?}");
 }
 
-/// Groups of system calls and the errors that the kernel can return for them.
+/// Groups of system calls, and the errors that the kernel can return for each group.
 ///
-/// Left out: `getsockopt`, because a kernel either has `SO_NETNS_COOKIE` or not; `poll`, because Rust's runtime calls it
-/// before main to check the standard files; `close`, because no caller can handle its errors.
+/// `getsockopt` is left out: a kernel either has `SO_NETNS_COOKIE` or not. `poll` is left out: Rust's runtime calls it
+/// before main to check the standard files. `close` is left out: no caller can handle its errors.
 const FAULTS: [(&[&str], &[&str]); 3] = [
     (
         &["socket", "bind", "connect", "getsockname", "setsockopt", "sendto", "sendmsg", "recvfrom", "recvmsg"],
@@ -276,17 +279,17 @@ const FAULTS: [(&[&str], &[&str]); 3] = [
 const CHANGING: &[&str] =
     &["openat", "mkdir", "chmod", "fchmod", "flock", "pwrite64", "write", "fdatasync", "fsync", "ftruncate"];
 
-/// Returns the points where a command can fail: name of the system call, error, and number of the call.
+/// Returns the points at which a command can fail: the name of a system call, an error and the number of the call.
 fn fault_points(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
     let log = trial.trace();
     let first = log.first().map(|(thread, ..)| thread.clone());
     let mut numbers: BTreeMap<(&str, u32), bool> = BTreeMap::new();
     for (thread, name, number, arguments) in &log {
-        // Runtime threads use an eventfd, and iptables prints into a pipe: neither can fail.
+        // Runtime threads use an eventfd, and iptables prints into a pipe. Calls on these two files cannot fail.
         let possible = !arguments.contains("[eventfd]") && !arguments.contains("<pipe:");
-        // Calls of iptables-restore and other programs are not tested.
+        // The test lets only portfwd fail, and not iptables-restore or other programs that portfwd starts.
         let is_tested = match (trial.variant, &**name) {
-            // The first socket finds out if the kernel has nf_tables and which namespace this is.
+            // The first socket shows whether the kernel has nf_tables, and in which namespace portfwd runs.
             (_, "socket" | "bind" | "getsockname") if *number == 1 => false,
             (None, _) => true,
             // The number of reads depends on how iptables splits its output.
@@ -305,8 +308,9 @@ fn fault_points(trial: &Trial<'_>) -> Vec<(String, &'static str, u32)> {
     points.collect()
 }
 
-/// Lets a command fail at its system calls. Checks that kernel and state are both old or both new, that the exit code agrees,
-/// and that the next `restore` succeeds. Returns how often each error caused each exit code.
+/// Lets a command fail at its system calls. Returns how often each error caused each exit code.
+///
+/// Kernel and state must both be old or both be new. The exit code must agree, and the next `restore` must succeed.
 fn fail_everywhere(
     variant: Option<Variant>,
     prepare: &[&[&str]],
@@ -337,24 +341,25 @@ fn fail_everywhere(
         let mut faults = Vec::new();
         let without_switches = |tables: &[Vec<String>]| tables.split_last().map(|(_, rules)| rules.to_vec());
         if committed && now != new && without_switches(&now) == without_switches(&new) {
-            // A sysctl could not be set or restored; the next command does it.
+            // If the command could not set or restore a sysctl, the next command does so.
             trial.ok(&["restore"]);
             now = trial.live();
         }
         let codes: &[i32] = match error {
             "EPERM" => &[0, 5],
-            // EROFS in the state directory is a failure (1); EROFS of a sysctl is a missing privilege (5).
+            // EROFS of the state directory is a failure (exit code 1). EROFS of a sysctl is a missing privilege (exit
+            // code 5).
             "EROFS" => &[0, 1, 5],
-            // SQLite takes a lock that it could not get for one that another process holds.
+            // If a lock call fails, SQLite reports that another process holds the lock.
             "EINTR" => &[0, 1, 75],
             _ => &[0, 1],
         };
-        // 2: the rule set cannot be read. 127: the dynamic loader fails before portfwd starts.
+        // Exit code 2: portfwd cannot read the rule set. Exit code 127: the dynamic loader fails before portfwd starts.
         let expected = codes.contains(&said.code)
             || said.code == 1 && said.stderr.contains("the rules were committed")
-            // The errno is lost in these messages.
+            // These messages do not contain the errno.
             || said.code == 1 && ["netlink request failed", "did not report whether"].iter().any(|why| said.stderr.contains(why))
-            // A program that cannot start counts as missing.
+            // portfwd treats a program that cannot start as missing.
             || said.code == 5 && said.stderr.contains("a rule needs IPv6, but cannot run")
             || said.code == 2 && said.stderr.contains("cannot read `")
             || said.code == 127 && said.stdout.is_empty();
@@ -364,7 +369,7 @@ fn fail_everywhere(
         if is(&now) != promised {
             faults.push(format!("the kernel holds {}", is(&now)));
         }
-        // Restores the rules from the state to see what the state contains.
+        // After the kernel is cleared, `restore` shows which rules the state contains.
         trial.clear_kernel();
         let restored = trial.portfwd(&["restore"]);
         now = trial.live();
@@ -433,7 +438,7 @@ fn a_full_stdout_does_not_undo_a_change() {
         };
         let said: Said = net.in_host(|| run(full()).into());
         assert!(said.code == 0 && said.stderr.contains("note: the change is done, but"), "{command:?}: {said:?}");
-        // A full stderr is ignored.
+        // portfwd ignores an error of a write to stderr.
         let run = || Command::new(PORTFWD).args(["--state-dir", &state]).args(command).stderr(full()).output();
         assert!(net.in_host(run).expect("starts").status.success(), "{command:?}");
         assert!(!differs(&net.ok(&["list"])), "{command:?}");
@@ -450,7 +455,8 @@ fn closed_standard_files_and_pipes_stop_no_command() {
     }
     let net = Net::new();
     let state = net.state.path().to_string_lossy().into_owned();
-    // A file of the state must not get the number of a closed standard file: output would go into that file.
+    // A state file must not get the number of a closed standard file. Otherwise portfwd would print into the state
+    // file.
     for (port, closed) in [("8080", "<&- >&- 2>&-"), ("8081", "<&-"), ("8082", ">&-"), ("8083", "2>&-")] {
         let script = format!("exec \"$@\" {closed}");
         let arguments = ["-c", &script, "sh", PORTFWD, "-v", "--state-dir", &state, "add", port, "172.17.0.3:80"];
@@ -458,7 +464,7 @@ fn closed_standard_files_and_pipes_stop_no_command() {
         let said: Said = net.in_host(run).expect("starts").into();
         assert_eq!(said.code, 0, "{closed}: {said:?}");
     }
-    // Programs that portfwd executes get /dev/null in the place of a closed standard file.
+    // If a standard file is closed, programs that portfwd executes get /dev/null in its place.
     for (number, closed) in [("0", "<&-"), ("2", "2>&-")] {
         let lab = root().join("rules/lab/red-blue.toml");
         let script = format!("exec \"$@\" {closed}");
@@ -468,7 +474,7 @@ fn closed_standard_files_and_pipes_stop_no_command() {
         let said: Said = command.output().expect("starts").into();
         assert!(said.code == 0 && said.stdout == "/dev/null\n", "{closed}: {said:?}");
     }
-    // Stdout is a pipe without a reader: SIGPIPE must not end the command.
+    // Stdout is a pipe without a reader. SIGPIPE must not end the command.
     let run = || {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);

@@ -10,9 +10,9 @@ use crate::support::{Net, Said};
 
 /// Findings about services at boot and about portfwd's own state.
 mod boot;
-/// `audit` without root, with dumps, and its options.
+/// Tests of `audit` without root, with dumps and with its options.
 mod cli;
-/// Findings about filters, sources, neighbours and ways around a forward.
+/// Findings about filters, sources, neighbours and packets that bypass a forward.
 mod filter;
 /// Findings about interfaces, routes, sysctls, sockets and connections.
 mod host;
@@ -21,19 +21,21 @@ mod order;
 /// Findings about several tools on one host.
 mod tools;
 
-/// A fault, and a near miss without the fault.
+/// A host with a fault, and a similar host without the fault.
 struct Fault {
     /// The id of the finding, such as `F13`.
     id: &'static str,
-    /// Makes the fault: a script for sh(1) in the host's namespace, with [`SHELL_FUNCTIONS`].
+    /// The script for sh(1) that makes the fault in the host's namespace. The script can use [`SHELL_FUNCTIONS`].
     fault_script: &'static str,
-    /// The confidence, the severity and the start of the affected rule's place (empty if there is no rule).
+    /// The confidence, the severity and the start of the affected rule's place. The place is empty if no rule is
+    /// affected.
     found: [&'static str; 3],
-    /// Makes a similar host without the fault.
+    /// The script for sh(1) that makes a similar host without the fault.
     near_miss_script: &'static str,
 }
 
-/// Shell functions for the scripts: nft(8) chains in tables of their own, iptables rules and sysctls.
+/// Shell functions for the scripts of tests. They make nft(8) chains, load iptables rules and set sysctls. Each chain
+/// has its own table.
 const SHELL_FUNCTIONS: &str = "
     nat() { nft \"table ip t { chain pre { type nat hook prerouting priority dstnat; $1
  }; }\"; }
@@ -50,7 +52,7 @@ const SHELL_FUNCTIONS: &str = "
     sys() { echo \"$2\" > /proc/sys/net/$1; }
 ";
 
-/// Resets the host: no rules, a default route through the client, forwarding on.
+/// A script that resets the host: no rules, a default route through the client, forwarding enabled.
 const RESET: &str = "
     nft flush ruleset
     ip link del group 7 2> /dev/null || :
@@ -81,7 +83,7 @@ fn reset_and_run(net: &Net, script: &str) {
     run(net, &format!("{RESET}{script}"));
 }
 
-/// Returns the findings with one id.
+/// Returns the findings that have the given id.
 fn findings_of(net: &Net, id: &str) -> Vec<Value> {
     let said = net.ok(&["audit", "--json", "--only", id]);
     let Value::Array(found) = json(&said.stdout)["findings"].clone() else { panic!("{said:?}") };
@@ -93,13 +95,13 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// Returns confidence, severity and the first place of a finding.
+/// Returns the confidence, the severity and the first place of a finding.
 fn summary(finding: &Value) -> [&str; 3] {
     let text = |value: &'static str| finding[value].as_str().unwrap_or_default();
     [text("confidence"), text("severity"), finding["places"][0]["rule"].as_str().unwrap_or_default()]
 }
 
-/// Makes the fault, checks that `audit` reports exactly one such finding, and returns the finding.
+/// Makes the fault. Checks that `audit` reports exactly one finding with the fault's id, and returns the finding.
 #[track_caller]
 fn expect_fault(net: &Net, fault: &Fault) -> Value {
     reset_and_run(net, fault.fault_script);
@@ -117,7 +119,7 @@ fn expect_finding(net: &Net, id: &str, wanted: [&str; 3]) -> Value {
     one.clone()
 }
 
-/// Makes the near miss and checks that `audit` reports no such finding.
+/// Makes the similar host without the fault. Checks that `audit` reports no finding with the fault's id.
 #[track_caller]
 fn expect_no_fault(net: &Net, fault: &Fault) {
     reset_and_run(net, fault.near_miss_script);
@@ -131,7 +133,7 @@ fn expect_none(net: &Net, id: &str) {
     assert!(all.is_empty(), "{id}: {all:#?}");
 }
 
-/// Checks the fault and the near miss of each.
+/// Checks each fault on a host with the fault and on a similar host without it.
 fn check_all(net: &Net, faults: &[Fault]) {
     for fault in faults {
         expect_fault(net, fault);
@@ -152,6 +154,6 @@ fn expect_timeout(from: &Netns, to: &str) {
 #[track_caller]
 fn apply_fix(net: &Net, finding: &Value) {
     let fix = finding["fix"].as_str().expect("a fix");
-    // Text after two spaces is an explanation for people.
+    // In a fix, the text after two spaces is an explanation for people.
     run(net, fix.split("  ").next().unwrap_or(fix));
 }

@@ -14,7 +14,7 @@ fn bind_udp(net: &Net, at: &str) -> UdpSocket {
     net.in_host(|| UdpSocket::bind(at).expect("bind"))
 }
 
-/// Returns the name and pid of this process, as portfwd must print the owner of its sockets.
+/// Returns the name and pid of this process, in the form in which portfwd prints the owner of a socket.
 fn this_process() -> String {
     let name = std::fs::read_to_string("/proc/self/comm").expect("readable");
     format!("{}, process {}", name.trim_end(), std::process::id())
@@ -29,12 +29,12 @@ fn over_ssh(net: &Net, connection: &str, arguments: &[&str]) -> Said {
     })
 }
 
-/// Returns the ruleset in the kernel, and the stored forwards.
+/// Returns the live ruleset and the stored forwards.
 fn snapshot(net: &Net) -> (String, String) {
     (net.nft(&["list", "ruleset"]).stdout, net.ok(&["list", "--json"]).stdout)
 }
 
-/// Checks that a command is refused with these words and changes nothing, and that `--force` carries it out.
+/// Checks that portfwd refuses a command with these words and changes nothing. Then runs the command with `--force`.
 fn expect_refusal(net: &Net, arguments: &[&str], named: &[&str]) {
     let before = snapshot(net);
     for dry_run in [&[][..], &["--dry-run"]] {
@@ -50,7 +50,7 @@ fn expect_refusal(net: &Net, arguments: &[&str], named: &[&str]) {
 }
 
 #[test]
-fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
+fn a_forward_of_a_port_in_use_is_refused_and_names_the_program() {
     if !privileged() {
         return;
     }
@@ -70,7 +70,7 @@ fn a_forward_that_takes_a_listening_socket_is_refused_with_its_owner() {
         &["`0.0.0.0:22/tcp`", "`192.0.2.1:25/tcp`"],
     );
     expect_refusal(&net, &["add", "192.0.2.1:25", "172.17.0.3"], &["`192.0.2.1:25/tcp`"]);
-    // Addresses and protocols without a listener are free.
+    // portfwd allows a forward if no program listens on its address and protocol.
     net.ok(&["add", "192.0.2.9:25", "172.17.0.3"]);
     net.ok(&["add", "25/udp", "172.17.0.3"]);
 }
@@ -98,7 +98,7 @@ fn a_loopback_listener_conflicts_only_with_loopback_forwards() {
 }
 
 #[test]
-fn udp_and_ipv6_listeners_are_guarded_too() {
+fn forwards_of_udp_and_ipv6_ports_in_use_are_refused() {
     if !privileged() {
         return;
     }
@@ -113,7 +113,7 @@ fn udp_and_ipv6_listeners_are_guarded_too() {
 }
 
 #[test]
-fn an_applied_set_is_not_refused_again() {
+fn an_applied_rule_set_can_be_applied_again() {
     if !privileged() {
         return;
     }
@@ -137,7 +137,7 @@ fn an_applied_set_is_not_refused_again() {
 }
 
 #[test]
-fn plan_and_check_refuse_nothing() {
+fn plan_and_check_accept_forwards_of_ports_in_use() {
     if !privileged() {
         return;
     }
@@ -150,7 +150,7 @@ fn plan_and_check_refuse_nothing() {
 }
 
 #[test]
-fn all_refused_forwards_are_counted_and_five_are_named() {
+fn an_error_counts_all_refused_forwards_and_names_five() {
     if !privileged() {
         return;
     }
@@ -184,19 +184,19 @@ fn a_forward_that_takes_the_ssh_connection_is_refused() {
     assert!(said.code == 6 && said.stderr.contains(words), "{said:?}");
     assert!(said.stderr.contains("help: choose another port, or use `--force`"), "{said:?}");
     assert_eq!(snapshot(&net), before);
-    // Near misses: another port, other clients, a malformed variable, and `--force`.
+    // portfwd allows another port, other clients, a malformed `SSH_CONNECTION`, and `--force`.
     for arguments in [&["add", "23", "172.17.0.3"][..], &["add", "22", "172.17.0.3", "--from", "198.51.100.0/24"]] {
         let said = over_ssh(&net, connection, arguments);
         assert_eq!(said.code, 0, "{said:?}");
     }
     assert_eq!(over_ssh(&net, "what is this", &["add", "22", "172.17.0.3", "--dry-run"]).code, 0);
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--force"]).code, 0);
-    // Changing a forward that already takes the connection is allowed.
+    // portfwd allows a change of a forward that already takes the SSH connection.
     assert_eq!(over_ssh(&net, connection, &["add", "22", "172.17.0.3", "--comment", "x"]).code, 0);
 }
 
 #[test]
-fn with_netns_its_listeners_count_and_the_ssh_connection_does_not() {
+fn with_netns_only_listeners_in_that_namespace_are_guarded() {
     if !privileged() {
         return;
     }

@@ -8,10 +8,11 @@ use portfwd::store::{State, Unusable};
 
 use crate::support::{BOTH, Net, PORTFWD, ask, examples, file, ours, portfwd, privileged};
 
-/// Returns the crate `iptables` with a program of this variant in a fixed directory. Its own constructor searches `PATH`.
+/// Returns the crate `iptables` for one program of a variant, with a fixed path. The crate's own constructor searches
+/// `PATH`.
 ///
-/// The crate runs the program in the namespace of the calling thread. `is_numeric` stays false: `-S` refuses `-n`, and the
-/// crate then returns an empty list.
+/// The crate runs the program in the namespace of the calling thread. `is_numeric` stays false: otherwise the crate
+/// adds `-n`, `-S` refuses `-n`, and the crate returns an empty list.
 pub fn peer(word: &str, variant: Variant) -> IPTables {
     let cmd = match (word, variant) {
         ("iptables", Variant::Nft) => "/usr/sbin/iptables-nft",
@@ -23,7 +24,8 @@ pub fn peer(word: &str, variant: Variant) -> IPTables {
     IPTables { cmd, has_check: true, has_wait: true, is_numeric: false }
 }
 
-/// Lists the tables that portfwd writes to. The crate returns a list without policies if the program failed.
+/// Lists the rules of the tables that portfwd writes to. If the program failed, the crate returns a list without
+/// policies.
 pub fn listed(peer: &IPTables) -> Vec<String> {
     let list = |table| {
         let lines = peer.list_table(table).expect("the program starts");
@@ -60,12 +62,12 @@ fn examples_are_applied_listed_and_flushed() {
             assert!(!net.saved(variant).contains("PORTFWD"), "{variant:?} {path}");
         }
     }
-    // What is ours in nftables stayed as it was: nothing.
+    // The iptables backend made no table in nftables.
     assert!(!net.nft(&["list", "tables"]).stdout.contains("portfwd"));
 }
 
 #[test]
-fn one_forward_from_add_to_rm() {
+fn a_forward_works_from_add_to_rm_with_iptables() {
     if !privileged() {
         return;
     }
@@ -78,7 +80,7 @@ fn one_forward_from_add_to_rm() {
         net.chains(variant, &["add", "8080", "[fd00:17::3]:80"]);
         assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
         assert_eq!(net.tcp("[2001:db8::1]:8080"), "[fd00:17::3]:80 saw 2001:db8::2");
-        // What was counted is still there when another forward comes into the same chain.
+        // The counters stay when portfwd adds another forward to the same chain.
         net.chains(variant, &["add", "8081", "172.17.0.3:80"]);
         let list = net.chains(variant, &["list", "--json"]).stdout;
         assert_eq!(list.matches(r#""packets":1,"#).count(), 2, "{list}");
@@ -114,7 +116,7 @@ fn the_crate_iptables_finds_the_forward_and_the_foreign_rules() {
         both(&|word| {
             let peer = peer(word, variant);
             let to = if word == "iptables" { "172.17.0.3:80" } else { "[fd00:17::3]:80" };
-            // ip6tables-legacy 1.8.9 compares no ports and no addresses for `exists`, so the chain is listed.
+            // ip6tables-legacy 1.8.9 compares no ports and no addresses for `exists`, so the test lists the chain.
             let rule = format!("-A PORTFWD-forwards -p tcp -m tcp --dport 8080 -j DNAT --to-destination {to}");
             let forwards = peer.list("nat", "PORTFWD-forwards").expect("the program starts");
             assert_eq!(forwards, ["-N PORTFWD-forwards", &rule], "{variant:?} {word}");
@@ -137,7 +139,7 @@ fn the_crate_iptables_finds_the_forward_and_the_foreign_rules() {
 }
 
 #[test]
-fn what_iptables_cannot_do_is_refused_with_its_place() {
+fn rules_that_iptables_cannot_express_are_refused_with_their_position() {
     let directory = tempfile::tempdir().expect("directory");
     for (text, what, at) in [
         ("[settings]\npriority = -110\n", "iptables cannot run at priority -110", ":2:"),
@@ -165,7 +167,7 @@ fn what_iptables_cannot_do_is_refused_with_its_place() {
 }
 
 #[test]
-fn drift_is_shown_and_mended() {
+fn plan_shows_drift_and_apply_repairs_it() {
     if !privileged() {
         return;
     }
@@ -192,12 +194,12 @@ fn drift_is_shown_and_mended() {
             let chain: Vec<&str> = now.lines().filter(|line| line.starts_with("-A PREROUTING")).collect();
             assert_eq!(chain.first(), Some(&"-A PREROUTING -j PORTFWD.PREROUTING"), "{variant:?} {drift}");
         }
-        // Nobody else's rule went.
+        // portfwd keeps the foreign rule.
         assert!(net.saved(variant).contains("-A PREROUTING -p tcp -j ACCEPT"));
     }
 }
 
-/// Connects again and again while `job` works, and gives how often that went right, and every answer that was wrong.
+/// Connects repeatedly while `job` runs. Returns the number of correct answers, and all wrong answers.
 fn while_connecting(net: &Net, job: impl FnOnce()) -> (u32, Vec<String>) {
     let (stop, right) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut wrong = Vec::new();
@@ -223,7 +225,7 @@ fn while_connecting(net: &Net, job: impl FnOnce()) -> (u32, Vec<String>) {
 }
 
 #[test]
-fn from_one_backend_to_another_no_connection_is_lost() {
+fn a_change_of_the_backend_loses_no_connection() {
     if !privileged() {
         return;
     }
@@ -246,12 +248,12 @@ fn from_one_backend_to_another_no_connection_is_lost() {
             assert!(table(&net) && !BOTH.into_iter().any(|variant| net.saved(variant).contains("PORTFWD")));
         }
     });
-    assert_eq!(wrong, [""; 0], "{right} went right");
+    assert_eq!(wrong, [""; 0], "{right} correct answers");
     assert!(right > 20, "{right}");
 }
 
 #[test]
-fn a_change_is_seen_whole() {
+fn no_connection_fails_during_a_change() {
     if !privileged() {
         return;
     }
@@ -264,20 +266,20 @@ fn a_change_is_seen_whole() {
                 net.chains(variant, &["add", &port.to_string(), "172.17.0.3:80"]);
             }
         });
-        assert_eq!(wrong, [""; 0], "{variant:?}: {right} went right");
+        assert_eq!(wrong, [""; 0], "{variant:?}: {right} correct answers");
         assert!(right > 20, "{right}");
     }
 }
 
 #[test]
-fn without_nf_tables_iptables_does_the_work() {
+fn portfwd_uses_iptables_if_the_kernel_has_no_nf_tables() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     net.serve("172.17.0.3:80", false);
     let state = net.state.path().to_string_lossy().into_owned();
-    // The first socket is the one that nf_tables would be asked by.
+    // portfwd opens its first socket to find nf_tables. strace lets that call fail.
     let arguments = ["-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT:when=1", PORTFWD];
     let run = |ours: &[&str]| {
         net.with(Variant::Legacy, "", "strace", &[&arguments, &["--state-dir", &state][..], ours].concat())
@@ -293,7 +295,7 @@ fn without_nf_tables_iptables_does_the_work() {
 }
 
 #[test]
-fn what_nf_tables_was_found_to_lack_is_remembered() {
+fn a_missing_nf_tables_feature_is_remembered() {
     if !privileged() {
         return;
     }
@@ -315,7 +317,7 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
         "{said:?}"
     );
     assert!(net.ok(&["list"]).stdout.contains("live") && !net.nft(&["list", "tables"]).stdout.contains("inet portfwd"));
-    // Another kernel may have it.
+    // A record of another kernel version does not count.
     keep("0.0".into());
     let said = net.ok(&["add", "81", "172.17.0.3"]);
     assert!(!said.stderr.contains("lacks"), "{said:?}");
@@ -323,7 +325,7 @@ fn what_nf_tables_was_found_to_lack_is_remembered() {
 }
 
 #[test]
-fn what_others_put_into_our_chains_is_named() {
+fn foreign_rules_in_portfwds_chains_are_reported() {
     if !privileged() {
         return;
     }
@@ -354,7 +356,7 @@ fn what_others_put_into_our_chains_is_named() {
 }
 
 #[test]
-fn what_another_backend_saw_begin_does_not_open_an_isolated_network() {
+fn an_isolated_network_blocks_earlier_connections_after_a_change_of_the_backend() {
     if !privileged() {
         return;
     }
@@ -392,7 +394,7 @@ fn what_another_backend_saw_begin_does_not_open_an_isolated_network() {
             std::thread::sleep(Duration::from_millis(150));
             arrived.load(Ordering::Relaxed) - before
         };
-        // Nobody answers, so to the kernel every packet is the first one.
+        // The target sends no answer, so conntrack treats every packet as the first of a connection.
         apply(false, &[], true);
         assert_eq!(send(), 3, "{variant:?}");
         apply(true, &["--backend", "nft"], false);
@@ -401,7 +403,7 @@ fn what_another_backend_saw_begin_does_not_open_an_isolated_network() {
         assert_eq!(send(), 3, "{variant:?}");
         apply(true, &[], true);
         assert_eq!(send(), 0, "nftables to {variant:?}");
-        // Nor does what belongs to no connection.
+        // Untracked packets do not enter an isolated network.
         for backend in [true, false] {
             apply(true, if backend { &[] } else { &["--backend", "nft"] }, backend);
             net.nft(&["add table ip theirs; add chain ip theirs raw { type filter hook prerouting priority -300; }"]);
@@ -413,7 +415,7 @@ fn what_another_backend_saw_begin_does_not_open_an_isolated_network() {
 }
 
 #[test]
-fn a_change_starts_no_more_programs_than_it_needs() {
+fn add_starts_few_iptables_programs() {
     if !privileged() {
         return;
     }
@@ -428,9 +430,10 @@ fn a_change_starts_no_more_programs_than_it_needs() {
         let text = std::fs::read_to_string(&log).expect("strace wrote it");
         let started: Vec<&str> = text.lines().filter(|line| line.contains("execve(\"")).collect();
         let named = |word: &str| started.iter().filter(|line| line.contains(word)).count();
-        // What is there is read in both families, at most twice; in one also right before and after it is changed.
+        // portfwd reads both families at most twice. It reads the changed family also right before and after the
+        // change.
         let (saves, restores) = (named("-save\""), named("-restore\""));
         assert!(saves <= 6 && restores == 1, "{variant:?}: {text}");
-        assert_eq!(started.len(), 1 + saves + restores, "nothing is asked for its version: {text}");
+        assert_eq!(started.len(), 1 + saves + restores, "portfwd runs no program for its version: {text}");
     }
 }

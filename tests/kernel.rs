@@ -8,7 +8,7 @@ fn forwards_toml(count: u32) -> String {
 
 /// Runs portfwd under strace and returns the size of each batch that it sends, in bytes.
 fn batches(net: &Net, arguments: &[&str]) -> Vec<usize> {
-    // One file per thread, so that strace splits no line.
+    // strace writes one file for each thread, so that it splits no line.
     let directory = tempfile::tempdir().expect("directory");
     let log = directory.path().join("strace");
     let said: Said = net.in_host(|| {
@@ -20,14 +20,14 @@ fn batches(net: &Net, arguments: &[&str]) -> Vec<usize> {
     assert_eq!(said.code, 0, "{said:?}");
     let logs = std::fs::read_dir(directory.path()).expect("logs").flatten();
     let text: String = logs.map(|log| std::fs::read_to_string(log.path()).expect("log")).collect();
-    // A batch begins with message type 0x10, NFNL_MSG_BATCH_BEGIN.
+    // A batch begins with a message of type 0x10, NFNL_MSG_BATCH_BEGIN.
     let batch = |line: &&str| line.contains("NFNL_MSG_BATCH_BEGIN") || line.contains("nlmsg_type=0x10,");
     let size = |line: &str| line.rsplit_once("= ").and_then(|(_, size)| size.trim().parse().ok()).expect("a size");
     text.lines().filter(batch).map(size).collect()
 }
 
 #[test]
-fn apply_is_one_batch_and_one_more_forward_is_one_element() {
+fn apply_sends_one_batch_and_add_sends_one_element() {
     if !privileged() {
         return;
     }
@@ -59,7 +59,7 @@ fn plan_after_apply_is_empty_and_apply_repairs_drift() {
         let list = net.ok(&["list"]);
         assert!(!list.stdout.contains("missing") && !list.stdout.contains("foreign"), "{list:?}");
         let expected = net.nft(&["-n", "list", "ruleset"]).stdout;
-        // Drift: a flushed chain and a foreign set.
+        // The drift is a flushed chain and a foreign set.
         net.nft(&["flush", "chain", "inet", "portfwd", "nat-prerouting"]);
         net.nft(&["add", "set", "inet", "portfwd", "strange", "{ type ipv4_addr; }"]);
         assert_eq!(net.portfwd(&["plan", "--detailed-exitcode", &path]).code, 3);
@@ -122,7 +122,7 @@ fn two_files_in_either_order_give_the_same_rules() {
         }
         let list = net.ok(&["list"]).stdout;
         let text = net.nft(&["-n", "-t", "list", "ruleset"]).stdout;
-        // nft(8) lists objects in creation order, so the test sorts them.
+        // nft(8) lists objects in the order of their creation, so the test sorts them.
         let mut objects: Vec<String> = text.split("\n\n").map(|object| object.trim().to_owned()).collect();
         objects.iter_mut().for_each(|object| {
             *object = object.replace("table inet portfwd {\n", "").replace("\n}", "").trim().to_owned()
@@ -161,7 +161,7 @@ fn a_foreign_element_is_reported_and_removed() {
     }
     let net = Net::new();
     net.ok(&["add", "8080", "172.17.0.3:80"]);
-    // A foreign element. Its comment is not a rule-set name.
+    // The foreign element has a comment that is not a rule-set name.
     let foreign = "add element inet portfwd ip-ports { tcp . 9 comment \"not a set name!\" : 10.0.0.1 . 9 }";
     assert_eq!(net.nft(&[foreign]).code, 0);
     let list = net.ok(&["list"]);
@@ -171,7 +171,7 @@ fn a_foreign_element_is_reported_and_removed() {
 }
 
 #[test]
-fn a_refused_element_is_named() {
+fn an_error_names_the_element_that_the_kernel_refuses() {
     use portfwd::model::{DesiredState, Forward, RuleSet, SetName};
     use portfwd::nft::transaction::{CommitError, Connection};
     use portfwd::nft::{compile::compile, decode::decode, diff::diff, element, encode::encode};
@@ -191,7 +191,8 @@ fn a_refused_element_is_named() {
         let mut connection = Connection::open().expect("opens");
         let (live, generation) = decode(&mut connection).expect("reads");
         connection.commit(&encode(&diff(&live, &program), generation)).expect("commits");
-        // The program `believed` lacks an element that the kernel contains, so adding the element fails with EEXIST.
+        // The program `believed` lacks an element that the kernel contains. An addition of this element fails with
+        // EEXIST.
         let (mut believed, generation) = decode(&mut connection).expect("reads");
         let elements = &mut believed.maps.get_mut("ip-ports").expect("the map").elements;
         let keys: Vec<_> = elements.keys().cloned().collect();

@@ -5,7 +5,7 @@ const RED_BLUE: &str = "rules/lab/red-blue.toml";
 const BRIDGE: &str = "rules/lab/bridge.toml";
 
 #[test]
-fn red_and_blue_reach_each_other_and_ip_netns_sees_them() {
+fn two_namespaces_reach_each_other_and_ip_netns_lists_them() {
     if !privileged() {
         return;
     }
@@ -55,7 +55,7 @@ fn four_namespaces_and_the_host_reach_each_other_over_a_bridge() {
 }
 
 #[test]
-fn a_second_up_changes_nothing_and_recreates_lost_objects() {
+fn a_second_up_only_recreates_lost_objects() {
     if !privileged() {
         return;
     }
@@ -133,7 +133,7 @@ fn a_failed_last_journal_write_is_only_a_warning() {
         return;
     }
     let machine = Machine::new();
-    // The first rename writes the journal before `up` creates anything.
+    // The first rename writes the journal before `up` creates anything. strace lets the second rename fail.
     let inject = "inject=rename:error=ENOSPC:when=2";
     let said = machine.run("strace", &["-f", "-qq", "-o", "/dev/null", "-e", inject, PORTFWD, "lab", "up", RED_BLUE]);
     assert!(
@@ -155,12 +155,12 @@ fn exec_restores_the_default_signal_handling() {
     machine.ok(&["up", RED_BLUE]);
     let said = machine.lab(&["exec", "red", "--", "grep", "SigIgn", "/proc/self/status"]);
     let ignored = said.stdout.trim().rsplit('\t').next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    // SIGPIPE, which the Rust runtime ignores by default.
+    // The Rust runtime ignores SIGPIPE by default, so the test checks that signal.
     assert_eq!(ignored.map(|mask| mask >> 12 & 1), Some(0), "{said:?}");
 }
 
 #[test]
-fn down_fails_if_it_may_not_enter_the_host() {
+fn down_fails_without_permission_to_enter_the_host() {
     if !privileged() {
         return;
     }
@@ -178,7 +178,7 @@ fn down_fails_if_it_may_not_enter_the_host() {
 }
 
 #[test]
-fn up_removes_undescribed_objects_and_keeps_the_rest() {
+fn up_removes_objects_that_are_not_in_the_file() {
     if !privileged() {
         return;
     }
@@ -206,7 +206,7 @@ fn up_removes_undescribed_objects_and_keeps_the_rest() {
     assert_eq!((inode(), link()), before);
     assert!(machine.pings("blue", "192.168.15.7") && !machine.pings("blue", "192.168.15.1"));
     assert_eq!(machine.ok(&["exec", "green", "--", "cat", "/proc/sys/net/ipv4/ip_forward"]), "1\n");
-    // The same end with a new peer: `up` makes a new pair and sets the address again.
+    // A veth end has the same name but a new peer. `up` makes a new pair and sets the address again.
     let moved = other.replace("\"blue\"", "\"green2\"").replace("\"green\"", "\"blue\"");
     machine.ok(&["up", &machine.file(&format!("name = \"x\"\n{moved}"))]);
     assert!(machine.pings("green2", "192.168.15.7"));
@@ -256,12 +256,12 @@ fn a_failed_up_is_rolled_back() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("cannot make the route 203.0.113.0/24 via 198.51.100.1 in `gray`"), "{said:?}");
     assert!(is_bare(&machine.traces()), "{}", machine.traces());
-    // After a failed change, a running lab is unchanged.
+    // A failed `up` does not change a running lab.
     machine.ok(&["up", BRIDGE]);
     assert_eq!(machine.lab(&["up", &broken]).code, 1);
     assert_eq!(machine.ok(&["up", BRIDGE]), "bridge: unchanged\n");
     machine.ok(&["down"]);
-    // Lets the first, the second and each further mount fail.
+    // In each round, strace lets another mount(2) of `up` fail.
     let mut failed = 0;
     for when in 1..=8 {
         let inject = format!("inject=mount:error=ENOMEM:when={when}");
@@ -277,7 +277,7 @@ fn a_failed_up_is_rolled_back() {
 }
 
 #[test]
-fn killed_at_any_system_call_then_down_leaves_no_trace() {
+fn down_after_a_kill_at_any_system_call_leaves_no_trace() {
     if privileged() {
         kill_at_system_calls(&Machine::new(), BRIDGE, "blue", 9);
     }
@@ -299,7 +299,7 @@ fn concurrent_ups_wait_for_each_other() {
 }
 
 #[test]
-fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
+fn exec_with_a_file_needs_no_root_and_leaves_no_trace() {
     if !privileged() {
         return;
     }
@@ -321,7 +321,7 @@ fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
         assert_eq!(said.code, 0, "{said:?}");
     }
     assert_eq!(machine.traces().lines().count(), 1, "{}", machine.traces());
-    // `list` and `up` need root. They report the missing privilege, and do not report unreadable objects as missing.
+    // `list` and `up` need root. Without root they report the missing privilege, and no missing objects.
     machine.ok(&["up", RED_BLUE]);
     let list = [&nobody[..], &[PORTFWD, "lab", "list"]].concat();
     let said = machine.run(list[0], &list[1..]);
@@ -333,7 +333,7 @@ fn exec_with_a_file_needs_no_root_and_leaves_nothing() {
 }
 
 #[test]
-fn the_host_can_be_a_named_namespace() {
+fn the_host_of_a_lab_can_be_a_named_namespace() {
     if !privileged() {
         return;
     }
@@ -358,13 +358,13 @@ fn the_host_can_be_a_named_namespace() {
     assert_eq!(said.code, 6, "{said:?}");
     assert!(said.stderr.contains("help: use `--netns host`"), "{said:?}");
     assert!(on("other", &["list"]).stdout.contains("bridge   up      host"), "{:?}", on("other", &["list"]));
-    // `down` works from any namespace and removes the host's part too.
+    // `down` works from any namespace and also removes the lab's objects in the host.
     assert_eq!(on("other", &["down", "bridge"]).code, 0);
     assert_eq!(machine.stdout_of("ip", &["-n", "host", "-br", "link"]).lines().count(), 1);
     let mut names: Vec<_> = machine.stdout_of("ls", &["-A", "/run/netns"]).lines().map(str::to_owned).collect();
     names.sort_unstable();
     assert_eq!(names, ["host", "other"]);
-    // The deleted host namespace took its interfaces with it, so `down` still succeeds.
+    // A deleted host namespace takes its interfaces with it. `down` still succeeds.
     assert_eq!(on("host", &["up", BRIDGE]).code, 0);
     machine.stdout_of("ip", &["netns", "del", "host"]);
     let said = on("other", &["down"]);
@@ -373,7 +373,7 @@ fn the_host_can_be_a_named_namespace() {
 }
 
 #[test]
-fn both_families_and_several_hops_are_routed() {
+fn ipv4_and_ipv6_are_routed_over_several_hops() {
     if !privileged() {
         return;
     }
@@ -420,7 +420,7 @@ fn both_families_and_several_hops_are_routed() {
     machine.ok(&["up", &chain]);
     assert!(machine.pings("a", "10.2.0.2") && machine.pings("a", "fd00:2::2"));
     assert_eq!(machine.ok(&["up", &chain]), "chain: unchanged\n");
-    // The same lab without its routes.
+    // The new file describes the same lab without its routes.
     let text = std::fs::read_to_string(&chain).expect("readable");
     let without = text.split("[[route]]").next().unwrap_or_default();
     let said = machine.ok(&["up", &machine.file(without)]);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::machine::Machine;
 use crate::support::{PORTFWD, privileged, root};
 
-/// A machine that runs the commands of the page, and the normalizer of their output.
+/// A machine that runs the commands of `docs/lab.md`, and a normalizer for their output.
 struct PageRunner {
     machine: Machine,
     normalizer: Normalizer,
@@ -27,7 +27,7 @@ impl PageRunner {
         for name in ["ping", "nc", "arp", "sysctl"] {
             symlink(busybox.trim(), here.join("bin").join(name)).expect("linked");
         }
-        // A private directory for the state of rule sets, like the private /run.
+        // A tmpfs on /var/lib keeps the state of rule sets private.
         machine.stdout_of("mount", &["-t", "tmpfs", "tmpfs", "/var/lib"]);
         Self { machine, normalizer: Normalizer::default() }
     }
@@ -47,7 +47,7 @@ impl PageRunner {
         let here = self.machine.directory.path().to_string_lossy().into_owned();
         let script = format!("cd '{here}'; PATH=\"$PWD/bin:$PATH\"; exec 2>&1; {command}");
         let said = self.machine.run("sh", &["-c", &script]);
-        // Some commands of the page fail on purpose; their output shows it.
+        // Some commands of the page fail on purpose, and their output shows the failure.
         let failed = ["100% packet loss", "unreachable", "refused"].iter().any(|word| said.stdout.contains(word));
         assert!(said.code == 0 || failed, "{command}: {said:?}");
         self.normalizer.normalize(&said.stdout)
@@ -86,7 +86,7 @@ impl PageRunner {
 }
 
 impl Drop for PageRunner {
-    /// Ends the processes that still run in namespaces, in case the page did not end them.
+    /// Ends the processes that the page left in namespaces.
     fn drop(&mut self) {
         let script = "for name in $(ls /run/netns); do ip netns pids $name | xargs -r kill; done; \
                      cat /run/openvswitch/*.pid | xargs -r kill";
@@ -94,7 +94,7 @@ impl Drop for PageRunner {
     }
 }
 
-/// Replaces values that differ from run to run: MAC addresses, pids, times. Stores the number of each MAC address.
+/// Replaces values that differ between runs: MAC addresses, pids and times. The map gives each MAC address a number.
 #[derive(Default)]
 struct Normalizer(BTreeMap<[u8; 6], u8>);
 
@@ -143,7 +143,7 @@ impl Normalizer {
         }
     }
 
-    /// Returns the MAC address that replaces `mac` in the page.
+    /// Returns the MAC address that the page shows instead of `mac`.
     fn replacement(&mut self, mac: [u8; 6]) -> [u8; 6] {
         if mac[0] & 1 == 1 || mac == [0; 6] {
             return mac;
@@ -153,7 +153,7 @@ impl Normalizer {
     }
 }
 
-/// Replaces the pid in a row of a process table, and keeps the width of the column.
+/// Replaces the pid in a row of a process table. Keeps the width of the column.
 fn normalize_process(line: &str) -> Option<String> {
     let number = line.trim_start().split(' ').next()?;
     let rest = line.strip_prefix("  ")?.strip_prefix(number)?;
@@ -177,7 +177,8 @@ fn mac_from_link_local(address: &std::net::Ipv6Addr) -> Option<[u8; 6]> {
     }
 }
 
-/// Runs the commands of a section. Returns the section with their current output, and the drawings that they wrote.
+/// Runs the commands of a section. Returns the section with the current output, and the drawings that the commands
+/// wrote.
 fn run_section(section: &str) -> (String, Vec<(String, String)>) {
     let mut runner = PageRunner::new();
     if section.contains("ovs-vsctl") {
@@ -192,7 +193,7 @@ fn run_section(section: &str) -> (String, Vec<(String, String)>) {
             _ => in_block,
         };
         let command = line.strip_prefix("$ ").filter(|_| in_block);
-        // Drops the old output of commands.
+        // The new page must not contain the old output of commands.
         if !in_block || command.is_some() || line.starts_with("```") {
             out += line;
         }

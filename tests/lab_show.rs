@@ -23,7 +23,7 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// Returns a namespace of a picture. `None` is the host.
+/// Returns a namespace from the JSON output of `lab show`. The name `None` is the host.
 fn namespace<'a>(picture: &'a Value, name: Option<&str>) -> &'a Value {
     let found = list(&picture["spaces"]).iter().find(|space| space["name"].as_str() == name);
     found.unwrap_or_else(|| panic!("no {name:?} in {picture}"))
@@ -47,7 +47,7 @@ fn ip(machine: &Machine, name: &str, arguments: &[&str]) -> Value {
     json(&machine.stdout_of("ip", &[&["-n", name, "-j"], arguments].concat()))
 }
 
-/// Checks that a namespace of a picture agrees with ip(8): links, addresses, routes of both families, neighbours.
+/// Checks that the JSON of a namespace agrees with ip(8): links, addresses, routes of both families, neighbours.
 fn expect_same_as_ip(machine: &Machine, space: &Value) {
     let name = space["name"].as_str().expect("not the host");
     let links = ip(machine, name, &["addr"]);
@@ -74,7 +74,7 @@ fn expect_same_as_ip(machine: &Machine, space: &Value) {
     let mut expected: Vec<_> = [["-4", "route"], ["-6", "route"]]
         .iter()
         .flat_map(|question| list(&ip(machine, name, question)).to_vec())
-        // Newer kernels have the routes of ::1 in the local table.
+        // Newer kernels have the routes of ::1 in the local table, so the test ignores routes of `lo`.
         .filter(|found| found["dev"] != "lo")
         .map(|found| route(&found, "dst", "gateway"))
         .collect();
@@ -93,7 +93,8 @@ fn expect_same_as_ip(machine: &Machine, space: &Value) {
     assert_eq!(shown, expected, "{name}");
 }
 
-/// Waits until every link that is up has a link-local address. The kernel adds it shortly after the link comes up.
+/// Waits until every link that is up has a link-local address. The kernel adds the address shortly after the link comes
+/// up.
 fn wait_for_addresses(machine: &Machine) {
     for _ in 0..100 {
         let picture = show_json(machine, &[]);
@@ -146,7 +147,7 @@ fn each_namespace_is_shown_with_its_own_arp_table() {
 }
 
 #[test]
-fn the_host_is_shown_with_bridge_ports_and_uplink_only() {
+fn show_lists_only_bridge_ports_and_the_uplink_of_the_host() {
     if !privileged() {
         return;
     }
@@ -156,7 +157,7 @@ fn the_host_is_shown_with_bridge_ports_and_uplink_only() {
                  ip netns add elsewhere";
     machine.stdout_of("sh", &["-c", script]);
     machine.ok(&["up", BRIDGE]);
-    // A foreign port of the bridge is shown too, with any name and any peer.
+    // `show` includes a foreign port of the bridge, whatever its name and its peer.
     let script = "ip link add odd type veth peer name far && ip link set odd name \"$(printf 'o\\033<&d')\" && \
                  ip link set \"$(printf 'o\\033<&d')\" master v-net-0 && ip link set far netns elsewhere";
     machine.stdout_of("sh", &["-c", script]);
@@ -172,7 +173,7 @@ fn the_host_is_shown_with_bridge_ports_and_uplink_only() {
     assert_eq!(found, expected);
     assert_eq!(link(host, odd)["peer"], "elsewhere");
     assert_eq!(link(host, "out")["bridge"], Value::Null);
-    // The ends have the same interface index in each namespace, so the index alone does not identify the peer.
+    // The veth ends have the same interface index in each namespace. The index alone does not identify the peer.
     for (index, name) in ["red", "blue", "orange", "gray"].into_iter().enumerate() {
         let port = link(host, &format!("veth-{name}-br"));
         assert_eq!((&port["bridge"], &port["state"]), (&"v-net-0".into(), &"up".into()));
@@ -217,14 +218,14 @@ fn missing_objects_are_shown_in_their_namespace() {
     assert!(missing(orange).contains(&"`veth-orange` up in `orange`"), "{orange}");
     let text = machine.ok(&["show"]);
     assert!(text.contains("\nnamespace blue: missing\n  missing: namespace `blue`\n"), "{text}");
-    // The kernel deletes a namespace some time after its name is gone. Until then, the peer in the host exists.
+    // The kernel deletes a namespace some time after the removal of its name. Until then, the veth peer in the host
+    // exists.
     let wait_until_gone =
         "for n in $(seq 200); do ip link show veth-blue-br >/dev/null 2>&1 || exit 0; sleep 0.05; done; exit 1";
     machine.stdout_of("sh", &["-c", wait_until_gone]);
-    // After `up`, nothing is missing.
     machine.ok(&["up", BRIDGE]);
     assert!(!machine.ok(&["show"]).contains("missing"));
-    // A deleted bridge is missing, and so are its ports.
+    // If the bridge is deleted, `show` reports the bridge and its ports as missing.
     machine.stdout_of("ip", &["link", "del", "v-net-0"]);
     let picture = show_json(&machine, &[]);
     let host = namespace(&picture, None);
@@ -270,7 +271,8 @@ fn containers_are_shown_with_their_networks_and_processes() {
          [[container]]\nname = \"same\"\nnetwork = \"host\"\n",
     );
     machine.ok(&["up", &containers]);
-    // Process 1 of a new pid namespace, and `unshare`, which waits for it outside.
+    // The container runs process 1 of a new pid namespace. `unshare` waits for this process outside of the pid
+    // namespace.
     machine.stdout_of("sh", &["-c", "ip netns exec web unshare --pid --fork sleep 3599 >/dev/null 2>&1 & sleep 0.3"]);
     let picture = show_json(&machine, &[&containers]);
     let (host, web) = (namespace(&picture, None), namespace(&picture, Some("web")));
@@ -311,7 +313,7 @@ fn a_drawing_goes_into_a_file_and_is_reproducible() {
     for text in ["bridge v-net-0", "192.168.15.5/24", "veth-gray-br", "namespace gray", "192.168.15.4/24"] {
         assert!(drawn.contains(text), "{text} in {drawn}");
     }
-    // A new lab has other MAC addresses, but the drawing is the same.
+    // A new lab has other MAC addresses, but its drawing is the same.
     machine.ok(&["down"]);
     machine.ok(&["up", BRIDGE]);
     wait_for_addresses(&machine);

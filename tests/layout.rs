@@ -3,16 +3,17 @@ use std::path::{Path, PathBuf};
 
 use crate::support::root;
 
-/// Which file uses which.
+/// Finds the files of a source tree that each file uses.
 mod imports;
 
 use imports::{Files, Tests, cycles, uses};
 
-/// The rooms from bottom to top: each may use only those before it.
+/// The folders of `src` from bottom to top. Each folder may use only the folders before it.
 const ROOMS: [&str; 11] =
     ["model", "sys", "nft", "iptables", "ruleset", "store", "config", "engine", "lab", "audit", "cli"];
 
-/// The groups of files that still use each other in a cycle: their folder, and their names, or none for all in the folder.
+/// The groups of files that still use each other in a cycle: a folder and file names. Without names, a group is the
+/// whole folder.
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("ruleset/facts/", "mod routes"),
     (
@@ -51,7 +52,7 @@ fn all(tree: &str) -> Files {
 }
 
 #[test]
-fn arrows_between_rooms_point_down() {
+fn folders_use_only_folders_below_them() {
     let files = all("src");
     let place = |file: &str| {
         let (room, _) = file.split_once('/')?;
@@ -82,28 +83,31 @@ fn no_files_use_each_other_in_a_cycle() {
             assert!(known, "{tree}: {cycle:#?} use each other:\n{}", listed.join("\n"));
         }
         for exception in exceptions {
-            assert!(cycles.iter().any(|cycle| is(exception, cycle)), "this is no exception any more: {exception:?}");
+            assert!(
+                cycles.iter().any(|cycle| is(exception, cycle)),
+                "this exception has no cycle any more: {exception:?}"
+            );
         }
     }
 }
 
 #[test]
-fn unsafe_code_is_in_one_file_and_processes_are_started_in_one() {
+fn unsafe_code_and_process_starts_are_in_one_file_each() {
     for (file, text) in all("src") {
         assert!(file == "sys/ffi.rs" || !["unsafe {", "#[unsafe("].iter().any(|word| text.contains(word)), "{file}");
         assert!(file == "sys/process.rs" || !text.contains("Command::new"), "{file}");
     }
 }
 
-/// One step of the walk in the head of src/lib.rs.
+/// A row of the table in the head of src/lib.rs: a function between the command line and the kernel.
 struct Step {
     file: String,
     function: String,
-    /// The number of the step that calls this one.
+    /// The number of the step whose function calls this function.
     caller: Option<usize>,
 }
 
-/// Reads the walk from the head of src/lib.rs.
+/// Reads the table of functions in the head of src/lib.rs.
 fn walk(head: &str) -> Vec<Step> {
     let rows = head.lines().filter_map(|line| line.strip_prefix("//! | ")).skip_while(|row| !row.starts_with("step"));
     let rows = rows.skip(2).map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`')).collect::<Vec<_>>());
@@ -116,10 +120,10 @@ fn walk(head: &str) -> Vec<Step> {
 }
 
 #[test]
-fn the_walk_of_one_forward_in_lib_rs_is_true() {
+fn the_table_of_functions_in_lib_rs_is_true() {
     let sources = all("src");
     let steps = walk(&sources["lib.rs"]);
-    // The code of a file without comments and unit tests.
+    // Returns the code of a file without comments and unit tests.
     let code = |file: &str| {
         let text = sources.get(file).unwrap_or_else(|| panic!("there is no {file}"));
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();

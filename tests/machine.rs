@@ -4,13 +4,13 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{PORTFWD, Said, file, root};
 
-/// An isolated machine: a network namespace, a mount namespace with an empty /run and /var/lib, and a pid namespace.
+/// An isolated machine: a network namespace, a pid namespace, and a mount namespace with an empty /run and /var/lib.
 ///
-/// A sleeping process holds the namespaces. Each test can have its own namespace `red`, and dropping the machine ends
-/// all processes in it.
+/// A sleeping process holds the namespaces. Two machines can both contain a namespace `red`. A drop of the value ends
+/// all processes in the machine.
 pub struct Machine {
     holder: Child,
-    /// The pid of the first process in the machine, on the outside.
+    /// The pid of the machine's first process, outside of the machine's pid namespace.
     init_pid: String,
     pub directory: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl Machine {
 
     /// Starts Open vSwitch in the machine, with its files in the machine's /run.
     ///
-    /// Prints `SKIPPED` and returns false if Open vSwitch is not installed. Panics instead if `CI` is set.
+    /// Returns false and prints `SKIPPED` if Open vSwitch is not installed. Panics in this case if `CI` is set.
     pub fn open_vswitch(&self) -> bool {
         if !std::path::Path::new("/usr/sbin/ovs-vswitchd").exists() {
             let message = "SKIPPED: needs Open vSwitch, install the package openvswitch-switch";
@@ -87,7 +87,8 @@ impl Machine {
         file(&self.directory, text).to_string_lossy().into_owned()
     }
 
-    /// Lists everything that a lab could leave: namespaces, links, journals, routes, rules, sysctls, processes, bridges.
+    /// Lists everything that a lab could leave behind: namespaces, links, journals, routes, rules, sysctls, processes,
+    /// bridges.
     pub fn traces(&self) -> String {
         let script = "
             ls -A /run/netns 2>/dev/null; ls -A /run/portfwd/lab | grep -v lab.lock; ip -br link; ip route
@@ -105,13 +106,14 @@ impl Drop for Machine {
     }
 }
 
-/// Returns true if the traces contain nothing but the loopback interface.
+/// Returns true if the output of [`Machine::traces`] contains only the loopback interface.
 pub fn is_bare(traces: &str) -> bool {
     let mut lines = traces.lines();
     lines.next().is_some_and(|line| line.starts_with("lo ")) && lines.next().is_none()
 }
 
-/// Counts the system calls of a command by name: the highest count of any thread. Programs that it starts do not count.
+/// Counts the system calls of a command by name. Each count is the highest of any thread. Programs that the command
+/// starts do not count.
 fn system_calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> {
     let log = machine.directory.path().join("calls");
     let log = log.to_string_lossy();
@@ -130,9 +132,10 @@ fn system_calls(machine: &Machine, arguments: &[&str]) -> BTreeMap<String, u32> 
     })
 }
 
-/// Kills `up` and `down` of a lab at each `every`-th system call, then checks that `down` leaves no trace.
+/// Kills `up` and `down` of a lab at every `every`-th system call. Then checks that `down` leaves no trace.
 ///
-/// In every other run of `up`, the lab exists without its namespace `lost`. `KILLS_EVERY` overrides `every`.
+/// In every second run of `up`, the lab exists without its namespace `lost`. The environment variable `KILLS_EVERY`
+/// overrides `every`.
 pub fn kill_at_system_calls(machine: &Machine, path: &str, lost: &str, every: usize) {
     let every = std::env::var("KILLS_EVERY").ok().and_then(|every| every.parse().ok()).unwrap_or(every);
     let mut killed = [0, 0];

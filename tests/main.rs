@@ -1,8 +1,8 @@
-//! The integration tests, one binary.
+//! The integration tests of portfwd, in one binary.
 
 /// Faults of the iptables backend: kills, refusals, locks, hostile text and hostile environments.
 mod accidents;
-/// The systemd units, in a booted systemd.
+/// Tests of the systemd units with a booted systemd.
 mod boot;
 /// The `check` command and usage errors, without privileges.
 mod cli;
@@ -14,7 +14,7 @@ mod connections;
 mod containers;
 /// Upper limits for messages, bytes and system calls.
 mod costs;
-/// The examples of the documentation, with real packets.
+/// The examples of the documentation, run with real packets.
 mod docs;
 /// The state file: loss, damage and concurrent writers.
 mod durable;
@@ -22,7 +22,7 @@ mod durable;
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.
 mod faults;
-/// The findings of the audit: each on a host with its fault, and on a similar host without it.
+/// The findings of the audit. Each is tested on a host with the fault and on a similar host without the fault.
 mod findings;
 /// Forwards that conflict with a listening socket or with the user's ssh connection.
 mod guards;
@@ -32,19 +32,19 @@ mod iptables;
 mod kernel;
 /// Labs: `up`, `down`, repeated, killed, and beside foreign objects.
 mod lab;
-/// The page `docs/lab.md`: runs each of its commands and compares the output.
+/// Runs each command of the page `docs/lab.md` and compares the output.
 mod lab_page;
 /// `lab show`, compared with the output of ip(8) and bridge(8).
 mod lab_show;
-/// The structure of the code: imports between rooms, and the only file with unsafe code.
+/// The structure of the code: imports between folders, and the only file with unsafe code.
 mod layout;
 /// Isolated machines for lab tests: run a command, list leftovers, kill at system calls.
 mod machine;
 /// Random mixtures of rules from several tools: `audit` predicts where each real packet goes.
 mod mixtures;
-/// Adding a forward to thousands: a partial load gives the same result as a full one.
+/// `portfwd add` on a host with thousands of forwards. A partial load gives the same result as a full load.
 mod near;
-/// Foreign iptables rules stay unchanged, and a live Docker Engine keeps working.
+/// portfwd beside other programs: foreign iptables rules stay unchanged, and a live Docker Engine keeps working.
 mod neighbours;
 /// Random rule sets and random packets, compared with [`portfwd::model::meaning`].
 #[expect(clippy::print_stdout, reason = "prints the seed and the progress")]
@@ -53,17 +53,17 @@ mod oracle;
 mod packet;
 /// Recorded rules of Docker, Podman, Kubernetes and others, as `audit` lists them.
 mod peers;
-/// Foreign rules, read from the kernel into the audit's ruleset.
+/// Foreign rules, as the audit reads them from the kernel.
 mod reading;
-/// The corpus and the regressions of the fuzz targets, with the same properties.
+/// The saved inputs of the fuzz targets, as ordinary tests.
 mod regressions;
 /// Programs that commit without a pause, in a foreign table and in `inet portfwd`.
 mod rivals;
-/// Helpers for the other modules.
+/// Helpers for the other test modules.
 mod support;
 /// Open vSwitch bridges of labs.
 mod switch;
 /// Sysctls that forwards need: set, guarded and restored.
 mod switches;
-/// The systemd units: their sandbox allows everything that `restore` needs.
+/// The systemd units: their sandbox allows everything that `portfwd restore` needs.
 mod unit_file;

@@ -1,6 +1,6 @@
-//! Random mixtures of rules from several tools in one namespace: `audit` predicts where each real packet goes.
+//! Random mixtures of rules from several tools in one namespace. `audit` must predict where each real packet goes.
 //!
-//! The real result is read from connection tracking: the address from which the kernel expects the reply.
+//! Connection tracking shows the real result: the address from which the kernel expects the reply.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,19 +20,19 @@ use portfwd::ruleset::table::Hook;
 
 use crate::support::{Net, feed, privileged};
 
-/// The default number of mixtures. The README runs `MIXTURES=1000`.
+/// The default number of mixtures. The environment variable `MIXTURES` overrides it.
 const MIXTURES: u64 = 60;
 
-/// The number of packets for each mixture.
+/// The number of packets that the test sends for each mixture.
 const PACKETS: usize = 24;
 
 /// The destination ports of rules and packets.
 const PORTS: std::ops::Range<u16> = 8000..8008;
 
-/// Client addresses. The host has a route to both.
+/// The addresses of clients. The host has a route to both.
 const CLIENTS: [&str; 2] = ["192.0.2.2", "192.0.2.3"];
 
-/// Destination addresses: two of the host, and two behind it.
+/// The destination addresses: two addresses of the host, and two behind the host.
 const DESTINATIONS: [&str; 4] = ["192.0.2.1", "192.0.2.9", "172.17.0.3", "203.0.113.9"];
 
 fn pick<'a>(rng: &mut Rng, from: &[&'a str]) -> &'a str {
@@ -79,7 +79,7 @@ fn target(rng: &mut Rng) -> String {
     format!("172.17.0.{}", rng.u8(3..9))
 }
 
-/// Returns the random statement of a rule in an nft NAT chain.
+/// Returns a random statement for a rule in an nft NAT chain.
 fn nft_statement(rng: &mut Rng, inet: bool, chains: &[String]) -> String {
     let ip = if inet { " ip" } else { "" };
     match rng.u8(..12) {
@@ -96,7 +96,7 @@ fn nft_statement(rng: &mut Rng, inet: bool, chains: &[String]) -> String {
     }
 }
 
-/// Returns a map of a table, and a rule that looks it up.
+/// Returns a map for a table, and a rule that looks the map up.
 fn nft_map(rng: &mut Rng, name: &str) -> (String, String) {
     let mut ports: Vec<u16> = PORTS.collect();
     rng.shuffle(&mut ports);
@@ -219,7 +219,7 @@ fn iptables_nat(rng: &mut Rng) -> String {
     text + "COMMIT\n"
 }
 
-/// Returns the programs that load rules, each with its input.
+/// Returns the programs that load the rules of a mixture, each with its input.
 fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     for name in ["one", "two"] {
@@ -228,8 +228,8 @@ fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
             all.push(("nft", nft_table(rng, name, priority)));
         }
     }
-    // The iptables variants use the same priority, and the order of their chains is not defined. So a mixture has one variant
-    // at most.
+    // Both iptables variants use the same priority, and the order of their chains is undefined. So a mixture contains
+    // at most one variant.
     match rng.u8(..3) {
         0 => all.push(("iptables-nft-restore", iptables_nat(rng))),
         1 => all.push(("iptables-legacy-restore", iptables_nat(rng))),
@@ -245,8 +245,8 @@ fn mixture(rng: &mut Rng) -> Vec<(&'static str, String)> {
 /// The source and the destination of a packet.
 type Sent = (SocketAddr, SocketAddr);
 
-/// Sends packets. Returns for each the address from which the kernel expects the reply, or `None` if the packet was
-/// dropped.
+/// Sends packets. Returns the address from which the kernel expects the reply to each packet, or `None` for a dropped
+/// packet.
 fn send_packets(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, Option<SocketAddr>> {
     let sockets: Vec<(UdpSocket, SocketAddr)> = net
         .client
@@ -260,7 +260,7 @@ fn send_packets(net: &Net, packets: &[(IpAddr, SocketAddr)]) -> BTreeMap<Sent, O
         })
         .expect("the client's namespace");
     let mut reply_from = BTreeMap::new();
-    // On a busy machine, a packet may not have arrived yet.
+    // On a busy machine, a packet may arrive late. So the test reads conntrack several times.
     for _ in 0..4 {
         let facts = net.in_host(|| read::facts::read(None));
         assert!(!facts.gaps.iter().any(|gap| gap.what.contains("connections")), "{:?}", facts.gaps);
@@ -366,11 +366,12 @@ fn expect_same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
         String::from_utf8(output.stdout).expect("text")
     };
     let mut dumps = vec![print("nft", &["-j", "list", "ruleset"]), print("iptables-legacy-save", &[])];
-    // Without rules of its own, iptables-nft-save prints that it cannot show foreign tables.
+    // iptables-nft-save cannot show foreign tables, and prints a note about them. So its dump is used only for
+    // iptables-nft rules.
     if shown().contains("iptables-nft-restore") {
         dumps.push(print("iptables-nft-save", &[]));
     }
-    // Without tables the programs print nothing.
+    // The programs print nothing if there are no tables, so the test skips empty dumps.
     let dumps = dumps
         .iter()
         .filter(|dump| !dump.is_empty())
@@ -391,7 +392,7 @@ fn expect_same_in_dumps(net: &Net, host: &Host, shown: &dyn Fn() -> String) {
         rows.sort();
         rows
     };
-    // A dump has no host addresses, so the view of the kernel must not resolve `local` either.
+    // A dump contains no host addresses. So the rules from the kernel are listed without host addresses too.
     let without_facts = Host::new(host.rules.clone(), None);
     assert_eq!(rows(&dumped), rows(&without_facts), "{}", shown());
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::durable::store;
 use crate::support::{Net, PORTFWD, file, privileged, root};
 
-/// A rule set of so many forwards, from port 10,001 on, with some of other sorts and a network.
+/// Returns a rule set with a network, `count` forwards from port 10,001 on, and three forwards of other kinds.
 fn many(count: u16) -> String {
     let mut text = "[[network]]\nname = \"docker0\"\nsubnet = [\"172.17.0.0/16\"]\n".to_owned();
     let mut forward = |listen: &str, to: &str, more: &str| {
@@ -20,21 +20,21 @@ fn many(count: u16) -> String {
     text
 }
 
-/// A network whose host has so many forwards.
+/// Returns a network whose host has `count` simple forwards and three other forwards.
 fn busy(count: u16) -> Net {
     let net = Net::new();
     net.ok(&["apply", &file(&net.state, &many(count)).to_string_lossy()]);
     net
 }
 
-/// Whether a list shows a difference; the lists here are too long to be printed.
+/// Returns the lines of `portfwd list` that report missing or foreign rules.
 fn differences(net: &Net) -> Vec<String> {
     let list = net.ok(&["list"]);
     let differs = |line: &&str| ["missing", "foreign"].iter().any(|word| line.contains(word));
     list.stdout.lines().chain(list.stderr.lines()).filter(differs).map(str::to_owned).collect()
 }
 
-/// Everything that is asked is in the kernel and nothing else, and what is kept is what is asked.
+/// Checks that the live rules equal the desired state, and that `restore` makes the same rules from the stored state.
 fn whole(net: &Net) {
     assert_eq!(differences(net), [""; 0]);
     assert_eq!(net.ok(&["restore"]).stdout, "unchanged\n");
@@ -51,9 +51,9 @@ fn whole(net: &Net) {
     assert!(elements() == before, "what was restored differs");
 }
 
-/// How many system calls a command takes.
+/// Counts the system calls of a command.
 fn calls(net: &Net, arguments: &[&str]) -> usize {
-    // Every command reads the log. Its length depends on the commands before.
+    // Every command reads SQLite's log, and its length depends on earlier commands. So the test first empties the log.
     let checkpoint = |database: rusqlite::Connection| database.query_row("PRAGMA wal_checkpoint", [], |_| Ok(()));
     rusqlite::Connection::open(store(net)).and_then(checkpoint).expect("the log is empty");
     let log = net.state.path().join("calls");
@@ -68,7 +68,7 @@ fn calls(net: &Net, arguments: &[&str]) -> usize {
 }
 
 #[test]
-fn one_more_forward_takes_as_many_system_calls_whatever_is_there() {
+fn add_takes_as_many_system_calls_on_a_large_host_as_on_a_small_one() {
     if !privileged() {
         return;
     }
@@ -79,13 +79,13 @@ fn one_more_forward_takes_as_many_system_calls_whatever_is_there() {
         assert_eq!(net.ok(&["list"]).stdout.matches(" live ").count(), usize::from(count) + 5);
         taken
     });
-    // A tree with one more level is a page more.
+    // A database tree with one more level costs one more page.
     assert!(thousands.abs_diff(few) <= 20, "{few} {thousands}");
     assert!(few < 600, "{few}");
 }
 
 #[test]
-fn forwards_of_every_sort_are_added_to_many() {
+fn every_kind_of_forward_can_be_added_to_many_forwards() {
     if !privileged() {
         return;
     }
@@ -127,7 +127,7 @@ fn forwards_of_every_sort_are_added_to_many() {
 }
 
 #[test]
-fn what_it_would_contradict_is_found_among_many() {
+fn add_finds_a_conflict_among_many_forwards() {
     if !privileged() {
         return;
     }
@@ -141,13 +141,13 @@ fn what_it_would_contradict_is_found_among_many() {
         }
     }
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, before);
-    // One port of a range is none.
+    // A single port inside the range of another forward is no conflict.
     net.ok(&["add", "2500", "172.17.0.9:1"]);
     whole(&net);
 }
 
 #[test]
-fn a_table_that_is_not_as_it_was_left_is_mended_whole() {
+fn add_repairs_a_table_that_another_program_changed() {
     if !privileged() {
         return;
     }
@@ -171,7 +171,7 @@ fn a_table_that_is_not_as_it_was_left_is_mended_whole() {
 }
 
 #[test]
-fn connections_follow_one_forward_among_many() {
+fn a_connection_follows_its_forward_among_many_forwards() {
     if !privileged() {
         return;
     }
@@ -190,7 +190,7 @@ fn connections_follow_one_forward_among_many() {
     };
     assert_eq!(ask("192.0.2.1:53"), "172.17.0.3:80 saw 192.0.2.2");
     assert_eq!(ask("192.0.2.1:54"), "172.17.0.3:80 saw 192.0.2.2");
-    // A stronger one takes the first connection over, one that is beaten takes nothing.
+    // A forward with higher precedence takes a connection over. A forward with lower precedence takes none.
     let said = net.ok(&["add", "192.0.2.1:53/udp", "172.17.0.4:80"]);
     assert!(said.stderr.contains("dropped 1 tracked connection"), "{said:?}");
     assert_eq!(ask("192.0.2.1:53"), "172.17.0.4:80 saw 192.0.2.2");
@@ -201,7 +201,7 @@ fn connections_follow_one_forward_among_many() {
 }
 
 #[test]
-fn sockets_are_guarded_among_many_as_among_few() {
+fn a_forward_of_a_port_in_use_is_refused_among_many_forwards() {
     if !privileged() {
         return;
     }
@@ -210,13 +210,13 @@ fn sockets_are_guarded_among_many_as_among_few() {
     let _sockets = [listen("0.0.0.0:8050"), listen("0.0.0.0:2222")];
     let said = net.portfwd(&["add", "2222", "172.17.0.3:22"]);
     assert!(said.code == 6 && said.stderr.contains("`0.0.0.0:2222/tcp`"), "{said:?}");
-    // The range takes it already.
+    // The forward of 8000-8100 already takes port 8050, so portfwd allows the new forward.
     net.ok(&["add", "8050", "172.17.0.3:22"]);
     net.ok(&["add", "2222", "172.17.0.3:22", "--force"]);
     whole(&net);
 }
 
-/// A set of so many forwards, from a port on, as a file whose set has this name.
+/// Writes a rule set of `count` forwards from port `first` on, with the given name. Returns the path of the file.
 fn small(net: &Net, name: &str, first: u16, count: u16, to: &str) -> String {
     let path = net.state.path().join(format!("{name}.toml"));
     let forward = |port: u16| format!("[[forward]]\nlisten = \"{port}\"\nto = \"{to}\"\n");
@@ -225,7 +225,7 @@ fn small(net: &Net, name: &str, first: u16, count: u16, to: &str) -> String {
 }
 
 #[test]
-fn a_small_set_takes_as_many_system_calls_whatever_is_there() {
+fn apply_of_a_small_set_costs_the_same_on_large_and_small_hosts() {
     if !privileged() {
         return;
     }
@@ -233,7 +233,8 @@ fn a_small_set_takes_as_many_system_calls_whatever_is_there() {
         let net = busy(count);
         let first = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
         let again = calls(&net, &["apply", &small(&net, "web", 1_000, 206, "172.17.0.3:80")]);
-        // Three go, three come, all others lead elsewhere, the one that stood for them included.
+        // This `apply` removes three forwards, adds three, and changes the targets of the remaining forwards. One
+        // changed element represents their rule shape.
         let other = calls(&net, &["apply", &small(&net, "web", 1_003, 206, "172.17.0.4:80")]);
         let list = net.ok(&["list"]).stdout;
         assert_eq!(list.matches(" live ").count(), usize::from(count) + 3 + 206);
@@ -241,13 +242,13 @@ fn a_small_set_takes_as_many_system_calls_whatever_is_there() {
         whole(&net);
         [first, again, other]
     });
-    // Threads, and what the allocator takes back, differ from run to run.
+    // The number of threads and the calls of the allocator differ between runs.
     let close = |(few, thousands): (&usize, &usize)| few.abs_diff(*thousands) * 8 < *few;
     assert!(few.iter().zip(&thousands).all(close), "{few:?} {thousands:?}");
 }
 
 #[test]
-fn a_small_set_that_contradicts_one_of_many_is_refused() {
+fn a_small_set_that_conflicts_with_a_large_set_is_refused() {
     if !privileged() {
         return;
     }
@@ -259,13 +260,13 @@ fn a_small_set_that_contradicts_one_of_many_is_refused() {
     let said = net.portfwd(&["apply", &small(&net, "other", 1_019, 1, "172.17.0.3:80")]);
     assert!(said.code == 6 && said.stderr.contains("`1019/tcp` already goes to 172.17.0.3:80"), "{said:?}");
     assert_eq!(net.nft(&["list", "ruleset"]).stdout, before);
-    // What it had itself is no contradiction.
+    // A new version of a set does not conflict with the set's own old forwards.
     net.ok(&["apply", &small(&net, "web", 1_010, 20, "172.17.0.4:80")]);
     whole(&net);
 }
 
 #[test]
-fn more_than_forwards_in_a_small_set_comes_out_as_if_all_had_been_looked_at() {
+fn a_small_set_with_networks_and_source_rules_is_applied_correctly() {
     if !privileged() {
         return;
     }
@@ -278,7 +279,7 @@ fn more_than_forwards_in_a_small_set_comes_out_as_if_all_had_been_looked_at() {
         assert_eq!(differences(&net), [""; 0], "{more}");
         whole(&net);
     };
-    // Forwards of the other set are in this network.
+    // The targets of forwards in the other rule set are in this network.
     with("[[network]]\nname = \"br1\"\nsubnet = [\"10.0.0.0/8\"]\nchain = \"ELSEWHERE\"\n");
     with("[[masquerade]]\nfrom = \"10.9.0.0/24\"\n");
     with("[[forward]]\nlisten = \"1001-1100\"\nto = \"10.0.0.9:80\"\nsource = \"192.0.2.1\"\n");
@@ -290,7 +291,7 @@ fn more_than_forwards_in_a_small_set_comes_out_as_if_all_had_been_looked_at() {
 }
 
 #[test]
-fn a_small_set_mends_what_others_did_to_another() {
+fn apply_of_a_small_set_repairs_drift_in_another_set() {
     if !privileged() {
         return;
     }
@@ -305,7 +306,7 @@ fn a_small_set_mends_what_others_did_to_another() {
     for between in [None, Some("999")] {
         spoil();
         if let Some(port) = between {
-            // It looks at itself alone.
+            // `add` checks only its own forward, so the drift stays.
             net.ok(&["add", port, "172.17.0.3:80"]);
             assert_eq!(differences(&net).len(), 1);
         }
@@ -315,7 +316,7 @@ fn a_small_set_mends_what_others_did_to_another() {
 }
 
 #[test]
-fn among_few_one_more_mends_what_others_did() {
+fn add_repairs_drift_on_a_host_with_few_forwards() {
     if !privileged() {
         return;
     }
@@ -333,9 +334,9 @@ fn among_few_one_more_mends_what_others_did() {
     }
 }
 
-/// Where neither the answer to a batch is heard nor what became of it, the next change looks at everything.
+/// If the kernel's answer to a batch is lost, the next change reads everything.
 #[test]
-fn what_was_done_unheard_is_mended_by_the_next_change() {
+fn the_next_change_repairs_a_batch_without_an_answer() {
     if !privileged() {
         return;
     }
@@ -345,7 +346,7 @@ fn what_was_done_unheard_is_mended_by_the_next_change() {
     let told = net.state.path().to_string_lossy().into_owned();
     let mut unheard = 0;
     for when in 1..=60 {
-        // Its forwards lead elsewhere, and back; every answer from this one on is lost.
+        // Each round changes the target of the forwards. strace drops every netlink answer from the `when`-th on.
         let to = if when % 2 == 0 { "172.17.0.3" } else { "172.17.0.5" };
         let path = small(&net, "second", 30_000, 20, to);
         let inject = format!("inject=recvmsg:error=ENOBUFS:when={when}+");

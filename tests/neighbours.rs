@@ -13,13 +13,13 @@ use crate::iptables::{listed, peer};
 use crate::peers::View;
 use crate::support::{Net, PORTFWD, Said, feed, file, privileged, root};
 
-/// A live Docker engine beside us.
+/// Tests with a live Docker Engine beside portfwd.
 mod docker;
 
-/// How the words of the IPv4 and the IPv6 programs begin.
+/// The names of the IPv4 and the IPv6 program.
 const WORDS: [&str; 2] = ["iptables", "ip6tables"];
 
-/// Everything that a rule set can ask, so that we have a jump from every built-in chain that we ever jump from.
+/// A rule set with every feature, so that portfwd needs a jump from each built-in chain that it ever uses.
 const SET: &str = r#"
 [[network]]
 name = "docker0"
@@ -72,7 +72,8 @@ to = "2001:db8::10"
 out = "wan1"
 "#;
 
-/// The built-in chains that [`SET`] needs a jump from. IPv6 needs no guard of loopback addresses.
+/// The built-in chains from which [`SET`] needs a jump. IPv6 needs no guard of loopback addresses, so one chain is
+/// missing.
 const HOOKS: [&str; 9] = [
     "ip6tables mangle FORWARD",
     "ip6tables nat OUTPUT",
@@ -85,13 +86,13 @@ const HOOKS: [&str; 9] = [
     "iptables nat PREROUTING",
 ];
 
-/// The tables that we have rules in.
+/// The tables that contain rules of portfwd.
 const TABLES: [&str; 4] = ["ip6tables mangle", "ip6tables nat", "iptables mangle", "iptables nat"];
 
-/// What iptables-save prints: by program and table, the lines of each table.
+/// The output of iptables-save: the lines of each table, by program and table.
 type Saved = BTreeMap<String, Vec<String>>;
 
-/// Makes `iptables` the one of a variant, in a mount namespace that is there for that, and goes on as another program.
+/// A script that links `iptables` to one variant in a private mount namespace, and then starts a program.
 const AS_VARIANT: &str = r#"d=$(mktemp -d) && mount -t tmpfs none "$d" && cp -a /etc/alternatives/. "$d" &&
     for p in iptables ip6tables; do ln -sfn "/usr/sbin/$p-$0" "$d/$p"; done &&
     mount --move "$d" /etc/alternatives && rmdir "$d" && exec "$@""#;
@@ -111,7 +112,8 @@ fn saved(variant: Variant) -> Saved {
     WORDS.into_iter().flat_map(save).collect()
 }
 
-/// What is not ours, but for tables that hold nothing but empty built-in chains: those are there as soon as anybody looks.
+/// Returns the rules without portfwd's rules. Tables with only empty built-in chains are left out, because any read
+/// creates them.
 fn theirs(saved: &Saved) -> Saved {
     let mut theirs = saved.clone();
     theirs.values_mut().for_each(|lines| lines.retain(|line| !line.contains("PORTFWD")));
@@ -119,7 +121,7 @@ fn theirs(saved: &Saved) -> Saved {
     theirs
 }
 
-/// The parts of `[12:345] -A CHAIN …` and of `:CHAIN POLICY [12:345]`: packets, bytes, and the rest.
+/// Splits a line such as `[12:345] -A CHAIN …` or `:CHAIN POLICY [12:345]` into packets, bytes and the rest.
 fn counted(line: &str) -> (u64, u64, String) {
     let parts = line.split_once('[').and_then(|(before, rest)| Some((before, rest.split_once(']')?)));
     let Some((before, (counter, behind))) = parts.filter(|(before, _)| before.is_empty() || before.starts_with(':'))
@@ -130,7 +132,8 @@ fn counted(line: &str) -> (u64, u64, String) {
     (packets.parse().expect("packets"), bytes.parse().expect("bytes"), format!("{before}{behind}"))
 }
 
-/// The built-in chains that jump to ours; each must do it once, without any condition, before everything else.
+/// Returns the built-in chains that jump to portfwd's chains. Panics unless each jump is the first rule, without a
+/// condition, and unique.
 fn hooks(saved: &Saved) -> Vec<String> {
     let mut hooks = Vec::new();
     for (table, lines) in saved {
@@ -153,7 +156,7 @@ fn hooks(saved: &Saved) -> Vec<String> {
     hooks
 }
 
-/// A host whose `iptables` is of one variant.
+/// A host with one variant of iptables.
 struct Host {
     namespace: Netns,
     variant: Variant,
@@ -161,7 +164,7 @@ struct Host {
 }
 
 impl Host {
-    /// One that has the recorded rules of a neighbour, with what they counted.
+    /// Makes a host with the recorded rules and counters of another program.
     fn with(variant: Variant, neighbour: &str) -> Self {
         let namespace = Netns::new().expect("namespace");
         let host = Self { namespace, variant, state: tempfile::tempdir().expect("directory") };
@@ -170,13 +173,13 @@ impl Host {
             let text = std::fs::read_to_string(path).expect("recorded");
             host.inside(|| feed(&format!("{word}-{}-restore", variant.name()), &["-c", "-w", "20"], &text));
         }
-        // ip6tables-nft-restore 1.8.9 forgets the counters that it is given, so these rules count real packets.
+        // ip6tables-nft-restore 1.8.9 does not restore counters, so the IPv6 rules count a real packet.
         host.inside(|| {
             let links = Links::open().expect("rtnetlink");
             links.up("lo").expect("up");
             links.address("lo", "2001:db8::10".parse().expect("address"), 128).expect("address");
             let bind = |_| {
-                // A new address is tentative for a moment.
+                // A new IPv6 address is tentative for a moment.
                 std::thread::sleep(Duration::from_millis(10));
                 UdpSocket::bind("[2001:db8::10]:0").ok()
             };
@@ -198,7 +201,7 @@ impl Host {
         theirs(&self.saved())
     }
 
-    /// Changes rules as a neighbour does, in a table by its name in [`Saved`].
+    /// Changes a table as another program does. `table` is a name in [`Saved`].
     fn neighbour(&self, table: &str, command: &str) {
         let (word, table) = table.split_once(' ').expect("a program and a table");
         let said: Said =
@@ -206,7 +209,7 @@ impl Host {
         assert_eq!(said.code, 0, "{word} -t {table} {command}: {said:?}");
     }
 
-    /// Reads the rules that are not portfwd's with the crate `iptables`, which runs `iptables -S`.
+    /// Returns the foreign rules, as the crate `iptables` reads them with `iptables -S`.
     fn listed(&self) -> Vec<String> {
         let mut lines: Vec<String> =
             self.inside(|| WORDS.into_iter().flat_map(|word| listed(&peer(word, self.variant))).collect());
@@ -214,8 +217,8 @@ impl Host {
         lines
     }
 
-    /// Returns the built-in chains of [`HOOKS`] that jump to portfwd's chain of the same name. The jump and the chain exist
-    /// together or not at all.
+    /// Returns the built-in chains of [`HOOKS`] that jump to portfwd's chain of the same name. Panics if a jump exists
+    /// without its chain, or a chain without its jump.
     fn hooked(&self) -> Vec<&'static str> {
         let hooked = |at: &&str| {
             let (word, at) = at.split_once(' ').expect("a program");
@@ -235,7 +238,7 @@ impl Host {
         self.inside(|| command.output().expect("unshare is installed").into())
     }
 
-    /// Runs the program, which must succeed.
+    /// Runs portfwd. Panics if portfwd fails.
     fn ok(&self, arguments: &[&str]) -> Said {
         let said = self.portfwd(arguments);
         assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
@@ -243,7 +246,7 @@ impl Host {
     }
 }
 
-/// Does with each variant everything that changes our rules, and compares the neighbour's rules with those before.
+/// Makes every kind of change with each variant. Checks that the other program's rules stay the same.
 fn leave_alone(neighbour: &str) {
     if !privileged() {
         return;
@@ -253,7 +256,7 @@ fn leave_alone(neighbour: &str) {
         WORDS.into_iter().for_each(|word| host.neighbour(&format!("{word} mangle"), "-P FORWARD DROP"));
         let (before, listed) = (host.theirs(), host.listed());
         for (table, lines) in &before {
-            // Where a rule of theirs counted something, a zero does not go unseen.
+            // If the counters of foreign rules are not zero, the test sees a reset of the counters.
             let counts: Vec<u64> =
                 lines.iter().filter(|line| line.contains(" -A ")).map(|line| counted(line).0).collect();
             let recorded = table.starts_with("iptables") || variant == Variant::Legacy;
@@ -307,7 +310,7 @@ fn the_rules_of_ufw_are_the_same_after_every_change() {
 }
 
 #[test]
-fn a_neighbour_who_comes_in_front_of_us_or_throws_us_out_is_seen_and_stays() {
+fn apply_repairs_portfwds_jumps_and_keeps_foreign_rules() {
     if !privileged() {
         return;
     }

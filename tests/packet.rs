@@ -31,7 +31,7 @@ fn a_forward_works_from_add_to_rm() {
 }
 
 #[test]
-fn ipv6_udp_addresses_and_ranges_are_forwarded() {
+fn forwards_of_ipv6_udp_addresses_and_ranges_work() {
     if !privileged() {
         return;
     }
@@ -66,7 +66,7 @@ fn ipv6_udp_addresses_and_ranges_are_forwarded() {
         ("[2001:db8::1]:8080", false, "[fd00:17::3]:80 saw 2001:db8::2"),
         ("[2001:db8::1]:53", true, "[fd00:17::3]:53 saw 2001:db8::2"),
         ("192.0.2.1:53", true, "172.17.0.3:53 saw 192.0.2.2"),
-        // The same port at an address without a forward.
+        // The address 172.17.0.1 has no forward of this port.
         ("172.17.0.1:53", true, "ConnectionRefused"),
         ("192.0.2.1:8000", false, "172.17.0.3:8000 saw 192.0.2.2"),
         ("192.0.2.1:8010", false, "172.17.0.3:8010 saw 192.0.2.2"),
@@ -89,7 +89,7 @@ fn ipv6_udp_addresses_and_ranges_are_forwarded() {
 }
 
 #[test]
-fn an_isolated_network_lets_in_only_what_is_published() {
+fn an_isolated_network_accepts_only_packets_to_published_ports() {
     if !privileged() {
         return;
     }
@@ -110,7 +110,7 @@ fn an_isolated_network_lets_in_only_what_is_published() {
 }
 
 #[test]
-fn swapping_sets_refuses_and_misroutes_no_connection() {
+fn a_swap_of_rule_sets_neither_refuses_nor_misroutes_a_connection() {
     if !privileged() {
         return;
     }
@@ -140,7 +140,7 @@ fn swapping_sets_refuses_and_misroutes_no_connection() {
             None
         });
         for round in 1..=500 {
-            // Established connections may finish: the test is about new connections.
+            // The test is about new connections, so established connections may finish.
             net.ok(&["apply", "--keep-connections", &sets[round % 2]]);
         }
         done.store(true, Ordering::Relaxed);
@@ -166,7 +166,7 @@ fn every_example_is_tried_with_real_packets() {
 }
 
 #[test]
-fn try_handles_odd_rule_sets() {
+fn try_handles_unusual_rule_sets() {
     if !privileged() {
         return;
     }
@@ -226,7 +226,7 @@ fn try_handles_odd_rule_sets() {
 }
 
 #[test]
-fn given_packets_need_an_existing_interface() {
+fn try_refuses_a_packet_with_an_unknown_interface() {
     if !privileged() {
         return;
     }
@@ -246,7 +246,7 @@ fn given_packets_need_an_existing_interface() {
     let (code, text) = sent("tcp 198.18.0.2 -> 198.18.0.1:1007 -i nope");
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("`nope` is no interface") && text.contains("has `eth0`, `docker0`, `pf-net2`, "), "{text}");
-    // `try` builds only the namespaces that the packet can reach, with the same names.
+    // `try` builds only the namespaces that the packet can reach, but with the names of the full network.
     let start = std::time::Instant::now();
     for (packet, arrives) in [
         ("tcp 198.18.0.2 -> 198.18.0.1:1007 -i eth0", "10.0.7.2:80 got it from 198.18.0.2"),
@@ -283,7 +283,7 @@ fn try_needs_no_root_and_reports_its_limits() {
     if !allowed {
         return;
     }
-    // Almost 200,000 elements are more than any unprivileged socket may send.
+    // The rule set has almost 200,000 elements. An unprivileged socket may not send that many.
     let large = file(&directory, "[[forward]]\nlisten = \"1-65534/tcp,udp,sctp\"\nto = \"10.0.0.1:2-65535\"\n");
     let output = nobody(&large);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

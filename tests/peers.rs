@@ -8,13 +8,13 @@ use portfwd::lab::{Links, Netns};
 
 use crate::support::{BOTH, PORTFWD, Said, bind, feed, privileged, root};
 
-/// A host with the rules of another program and addresses 192.0.2.1, 192.0.2.10, 2001:db8::1 and 2001:db8::10.
+/// A host with the rules of another program. Its addresses are 192.0.2.1, 192.0.2.10, 2001:db8::1 and 2001:db8::10.
 pub struct Peer {
     namespace: Netns,
     state: tempfile::TempDir,
 }
 
-/// A row of the audit's list, without handles and counters.
+/// A row in the output of `audit`, without handles and counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     pub owner: String,
@@ -24,9 +24,9 @@ pub struct Row {
     pub words: String,
     /// The row as text, without the parts that only the kernel or only a dump contains.
     comparable: String,
-    /// The sort keys of a row from a map: first the map, then the element. Other rows have none.
+    /// The sort keys of a row from a map: the map, then the element. Rows outside of maps have no keys.
     ///
-    /// The test sorts these rows because the kernel's order of map elements is undefined.
+    /// The test sorts rows from maps, because the kernel's order of map elements is undefined.
     mapped: Option<[String; 2]>,
 }
 
@@ -73,7 +73,7 @@ impl Row {
             _ if table.ends_with("crio-hostports") => {
                 Some([format!("{table} {chain} {}", row["handle"]), words.clone()])
             }
-            // Services come before node ports.
+            // Rows of services come before rows of node ports.
             _ if chain.starts_with("endpoint-") => {
                 let of_node = text("ports").starts_with('3');
                 Some([format!("{table} {of_node}"), format!("{packets} {chain}")])
@@ -88,12 +88,12 @@ impl Row {
     }
 }
 
-/// Replaces text in brackets with `[…]`. The kernel and a dump name unknown expressions differently.
+/// Replaces unknown expressions in brackets with `[…]`, because the kernel and a dump name them differently.
 fn without_unknown(text: &str) -> String {
     let mut depth = 0_usize;
     let mut out = String::new();
     for (at, letter) in text.char_indices() {
-        // IPv6 addresses are in brackets too.
+        // IPv6 addresses are in brackets too, but they are not replaced.
         let address = text[at..].split(']').next().is_some_and(|inner| inner.contains("::") && !inner.contains(' '));
         match letter {
             '[' if !address => depth += 1,
@@ -105,7 +105,7 @@ fn without_unknown(text: &str) -> String {
             letter => out.push(letter),
         }
     }
-    // The kernel reports several unknown expressions as one.
+    // The kernel reports several unknown expressions as one, so neighbouring `[…]` become one.
     while out.contains("[…] […]") {
         out = out.replace("[…] […]", "[…]");
     }
@@ -170,7 +170,7 @@ impl Peer {
             for (address, length) in [("192.0.2.1", 24), ("192.0.2.10", 24), ("2001:db8::1", 64), ("2001:db8::10", 64)]
             {
                 links.address("eth0", address.parse().expect("address"), length).expect("address");
-                // Waits, because a tentative IPv6 address is not local yet.
+                // A tentative IPv6 address is not local yet, so the test waits.
                 bind(|| std::net::UdpSocket::bind((address, 0)));
             }
         });
@@ -194,7 +194,7 @@ impl Peer {
         view
     }
 
-    /// Returns the view of dumps: each entry is a file name, and the program and arguments that print the dump.
+    /// Returns the view of dumps. Each entry has a file name, and the program and arguments that print the dump.
     fn dump_view(&self, dumps: &[(&str, &str, &[&str])]) -> View {
         let files: Vec<String> = dumps
             .iter()
@@ -218,7 +218,7 @@ fn read(path: &PathBuf) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Returns the DNAT targets in the text of a layout.
+/// Returns the DNAT targets in recorded rules.
 fn targets_in_text(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -226,7 +226,7 @@ fn targets_in_text(text: &str) -> BTreeSet<String> {
             let target = line.split_once(word).and_then(|(_, rest)| rest.split(' ').next());
             found.extend(target.filter(|target| target.contains(|one: char| one.is_ascii_digit())).map(str::to_owned));
         }
-        // Elements of a map: `tcp . 8080 : 10.85.0.2 . 80`.
+        // Map elements such as `tcp . 8080 : 10.85.0.2 . 80` contain targets too.
         if line.contains("elements =") {
             let targets = line.split(',').filter_map(|element| element.split_once(" : "));
             for (address, port) in targets.filter_map(|(_, to)| to.trim_end_matches([' ', '}']).split_once(" . ")) {
@@ -241,14 +241,14 @@ fn targets_in_text(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// Checks that a view equals the recorded rows, contains all targets of the text, and has the right owners.
+/// Checks that a view equals the recorded rows, contains all targets of the rules, and has the right owners.
 fn check_view(view: &View, name: &str, texts: &[String], owner: &str, user_targets: &[&str]) {
     expect_file![path(&format!("{name}.rows"))].assert_eq(&view.words());
     let users: BTreeSet<&str> = user_targets.iter().copied().collect();
     assert_eq!(view.targets("user"), users, "{name}");
     let mut all: BTreeSet<String> = view.targets(owner).into_iter().map(str::to_owned).collect();
     all.extend(users.into_iter().map(str::to_owned));
-    // The target of a redirect is this host.
+    // A redirect has no target address, because its target is this host.
     all.retain(|target| !target.starts_with(':'));
     let written: BTreeSet<String> = texts.iter().flat_map(|text| targets_in_text(text)).collect();
     assert_eq!(all, written, "{name}: {}", view.words());
@@ -257,7 +257,7 @@ fn check_view(view: &View, name: &str, texts: &[String], owner: &str, user_targe
     assert!(strangers.is_empty(), "{name}: {strangers:#?}");
 }
 
-/// Tests an nft(8) layout: in the kernel, and as a dump of `nft -j list ruleset`.
+/// Tests recorded nft(8) rules: from the kernel, and from a dump of `nft -j list ruleset`.
 fn test_nft(name: &str, owner: &str) {
     if !privileged() {
         return;
@@ -271,7 +271,7 @@ fn test_nft(name: &str, owner: &str) {
     assert_eq!(dumped.comparable(), live.comparable(), "{name}");
 }
 
-/// Tests an iptables(8) layout with both variants: in the kernel, and as a dump of iptables-save.
+/// Tests recorded iptables(8) rules with both variants: from the kernel, and from a dump of iptables-save.
 fn test_iptables(name: &str, files: &[&str], owner: &str, user_targets: &[&str]) {
     if !privileged() {
         return;
@@ -298,94 +298,94 @@ fn test_iptables(name: &str, files: &[&str], owner: &str, user_targets: &[&str])
 }
 
 #[test]
-fn docker_with_iptables() {
+fn audit_lists_the_iptables_rules_of_docker() {
     let files = ["audit/peers/docker-iptables.v4.save", "audit/peers/docker-iptables.v6.save"];
     test_iptables("docker-iptables", &files, "docker", &["10.9.9.9:22"]);
 }
 
 #[test]
-fn docker_20_with_iptables() {
+fn audit_lists_the_iptables_rules_of_docker_20() {
     test_iptables("docker-20", &["neighbours/docker.v4", "neighbours/docker.v6"], "docker", &[]);
 }
 
 #[test]
-fn docker_with_nftables() {
+fn audit_lists_the_nftables_rules_of_docker() {
     test_nft("docker-nftables", "docker");
 }
 
 #[test]
-fn netavark_with_iptables() {
+fn audit_lists_the_iptables_rules_of_netavark() {
     let files = ["audit/peers/netavark-iptables.v4.save", "audit/peers/netavark-iptables.v6.save"];
     test_iptables("netavark-iptables", &files, "podman", &[]);
 }
 
 #[test]
-fn netavark_with_nftables() {
+fn audit_lists_the_nftables_rules_of_netavark() {
     test_nft("netavark-nftables", "podman");
 }
 
 #[test]
-fn cni_portmap_with_iptables() {
+fn audit_lists_the_iptables_rules_of_cni_portmap() {
     let files = ["audit/peers/cni-iptables.v4.save", "audit/peers/cni-iptables.v6.save"];
     test_iptables("cni-iptables", &files, "cni", &[]);
 }
 
 #[test]
-fn cni_portmap_with_nftables() {
+fn audit_lists_the_nftables_rules_of_cni_portmap() {
     test_nft("cni-nftables", "cni");
 }
 
 #[test]
-fn crio_hostports_with_iptables() {
+fn audit_lists_the_iptables_rules_of_crio_hostports() {
     test_iptables("crio-iptables", &["audit/peers/crio-iptables.v4.save"], "cri-o", &[]);
 }
 
 #[test]
-fn crio_hostports_with_nftables() {
+fn audit_lists_the_nftables_rules_of_crio_hostports() {
     test_nft("crio-nftables", "cri-o");
 }
 
 #[test]
-fn kube_proxy_with_iptables() {
+fn audit_lists_the_iptables_rules_of_kube_proxy() {
     test_iptables("kube-proxy-iptables", &["audit/peers/kube-proxy-iptables.v4.save"], "kube-proxy", &[]);
 }
 
 #[test]
-fn kube_proxy_with_nftables() {
+fn audit_lists_the_nftables_rules_of_kube_proxy() {
     test_nft("kube-proxy-nftables", "kube-proxy");
 }
 
 #[test]
-fn firewalld_with_iptables() {
+fn audit_lists_the_iptables_rules_of_firewalld() {
     test_iptables("firewalld-iptables", &["neighbours/firewalld.v4", "neighbours/firewalld.v6"], "firewalld", &[]);
 }
 
 #[test]
-fn firewalld_with_nftables() {
+fn audit_lists_the_nftables_rules_of_firewalld() {
     test_nft("firewalld", "firewalld");
 }
 
 #[test]
-fn ufw_leaves_nat_to_its_user() {
+fn ufw_has_only_the_nat_rules_of_its_user() {
     test_iptables("ufw", &["neighbours/ufw.v4", "neighbours/ufw.v6"], "ufw", &["10.10.10.2:80"]);
 }
 
 #[test]
-fn libvirt_with_iptables() {
+fn audit_lists_the_iptables_rules_of_libvirt() {
     test_iptables("libvirt-iptables", &["audit/peers/libvirt-iptables.v4.save"], "libvirt", &["192.168.122.10:22"]);
 }
 
 #[test]
-fn libvirt_with_nftables() {
+fn audit_lists_the_nftables_rules_of_libvirt() {
     test_nft("libvirt-nftables", "libvirt");
 }
 
 #[test]
-fn fw4_with_nftables() {
+fn audit_lists_the_nftables_rules_of_fw4() {
     test_nft("fw4", "fw4");
 }
 
 #[test]
-fn incus_with_nftables() {
+fn audit_lists_the_nftables_rules_of_incus() {
     test_nft("incus", "incus");
 }

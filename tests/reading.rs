@@ -12,9 +12,9 @@ use portfwd::ruleset::table::{Action, Case, Chain, Rewrite, Rule, Ruleset, Table
 
 use crate::support::feed;
 
-/// Rules of iptables-nft, as the kernel stores them in nf_tables.
+/// Tests that read rules of iptables-nft from nf_tables.
 mod iptables;
-/// Rules of nft(8).
+/// Tests that read rules of nft(8) from the kernel.
 mod nft;
 
 /// Loads rules in a new namespace and reads them.

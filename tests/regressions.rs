@@ -13,12 +13,12 @@ mod rules;
 mod saved;
 mod spec;
 
-/// Checks the property of a fuzz target with each file of its corpus and its regressions.
+/// Checks the property of a fuzz target with each file of its corpus and of its regressions.
 fn every_file(target: &str, holds: fn(&[u8])) {
     let mut count = 0;
     for folder in ["corpus", "regressions"] {
         let folder = root().join("fuzz").join(folder).join(target);
-        // A target without past faults has no folder `regressions`.
+        // A fuzz target without past faults has no folder `regressions`.
         let files = if folder.is_dir() { std::fs::read_dir(&folder).expect("readable") } else { continue };
         for file in files.flatten() {
             eprintln!("{}", file.path().display());
@@ -77,7 +77,7 @@ impl Wire for Recorded {
         let mut answers = self.1.lock().expect("one thread");
         let begin = answers.len();
         answers.extend(&room[..received]);
-        // Clears the sequence number: on replay, a zero number matches any request.
+        // On replay, a zero sequence number matches any request. So the test clears the number.
         let mut at = begin;
         while let Some(length) = answers.get(at..at + 4).map(|length| u32::from_ne_bytes(length.try_into().expect("4")))
         {
@@ -92,7 +92,7 @@ impl Wire for Recorded {
     }
 }
 
-/// Records the corpus of the fuzz target `messages`. Run it again on kernels with other answers.
+/// Records the corpus of the fuzz target `messages`. Run this test again on kernels with other answers.
 #[test]
 #[ignore = "writes into fuzz/corpus/messages"]
 fn the_kernels_answers_are_recorded() {

@@ -7,7 +7,7 @@ use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode}
 
 use crate::support::{Net, file, privileged};
 
-/// Runs a job while one nft(8) process commits each of these lines, in a loop without a pause.
+/// Runs a job while one nft(8) process commits each line of `lines`, in a loop without a pause.
 ///
 /// Returns the job's result and the number of rounds.
 fn with_concurrent_commits<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -> (T, u32) {
@@ -25,10 +25,10 @@ fn with_concurrent_commits<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -
                 rounds.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Catches a panic, so that the writer stops before the panic goes on. Otherwise the scope waits for the writer.
+        // The writer must stop before a panic of the job goes on. Otherwise the scope waits for the writer.
         let job = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
         done.store(true, Ordering::Relaxed);
-        // Kills nft, because commands may still be in the pipe.
+        // Commands may still be in the pipe, so the test kills nft.
         child.kill().expect("killed");
         child.wait().expect("ended");
         job
@@ -39,10 +39,10 @@ fn with_concurrent_commits<T>(net: &Net, lines: &str, job: impl FnOnce() -> T) -
     }
 }
 
-/// Commits in a foreign table.
+/// nft(8) commands that commit in a foreign table.
 const FOREIGN_COMMITS: &str = "add chain ip other c\nadd rule ip other c counter accept\ndelete chain ip other c\n";
 
-/// Commits in portfwd's table.
+/// nft(8) commands that commit in portfwd's table.
 const OWN_TABLE_COMMITS: &str = "add element inet portfwd ip-ports { tcp . 9 : 10.0.0.1 . 9 }
 delete element inet portfwd ip-ports { tcp . 9 }
 ";
@@ -88,7 +88,7 @@ fn constant_commits_in_portfwds_table_lose_no_forward() {
         (8001..8005)
             .filter(|port| match add(port) {
                 said if said.code == 0 => true,
-                // Exit code 75: every attempt met another commit, and nothing was changed.
+                // Exit code 75 means that every attempt met another commit, and nothing was changed.
                 said if said.code == 75 => false,
                 said => panic!("{said:?}"),
             })
@@ -134,7 +134,7 @@ fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
             ("add table inet portfwd", true),
             ("flush ruleset", true),
         ] {
-            // The first stale commit has no monitor yet, and starts it.
+            // The first stale commit starts the monitor of commits.
             let mut connection = Connection::open().expect("opens");
             let (live, generation) = decode(&mut connection).expect("reads");
             let mut wanted = live.clone();
@@ -146,14 +146,14 @@ fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
             let mut batch = encode(&changes, generation);
             assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)), "{command}");
             assert_eq!(connection.moved_from(generation), None, "{command}");
-            // From this read on, the monitor sees all commits.
+            // After this read, the monitor sees every commit.
             let (live, generation) = decode(&mut connection).expect("reads");
             nft(command);
             batch.move_to(generation);
             assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)), "{command}");
             let moved = connection.moved_from(generation);
             assert_eq!(moved.is_none(), ours, "{command}: {moved:?}");
-            // If portfwd's table is untouched, the earlier decision is valid at the new generation.
+            // If portfwd's table is unchanged, the earlier read is still valid at the new generation.
             let (now, at) = decode(&mut connection).expect("reads");
             assert!(ours || now == live && moved == Some(at), "{command}: {moved:?} {at}");
         }
@@ -178,13 +178,13 @@ fn starting_the_monitor_changes_nothing() {
         let changes = diff(&live, &program);
         let mut batch = encode(&changes, generation.wrapping_add(1));
         assert!(matches!(connection.commit(&batch), Err(CommitError::Stale)));
-        // Starts the monitor, which sends empty batches.
+        // `moved_from` starts the monitor, which sends empty batches.
         assert_eq!(connection.moved_from(generation), None);
         assert_eq!(decode(&mut connection).expect("reads"), (live, generation));
         assert_eq!(connection.generation().expect("tells"), generation);
         // Without a notification, the connection does not trust a new generation.
         assert_eq!(connection.moved_from(generation), None);
-        // A foreign commit in a foreign table moves the generation by one, and the batch can follow.
+        // A foreign commit in a foreign table moves the generation by one. portfwd can send its batch again.
         drop(decode(&mut connection).expect("reads"));
         let said = Command::new("nft").arg("add table ip other").output().expect("nft is installed");
         assert!(said.status.success(), "{said:?}");
@@ -198,9 +198,10 @@ fn starting_the_monitor_changes_nothing() {
     });
 }
 
-/// Increments the target port of the only forward `times` times, each time from the port that it has read.
+/// Increments the target port of the only forward `times` times. Each increment starts from the port that the
+/// connection read.
 ///
-/// Returns how often a batch was sent again, and how often the table had to be read again.
+/// Returns how often a batch was sent again, and how often the table was read again.
 fn increment_port(times: u32) -> (u32, u32) {
     let mut connection = Connection::open().expect("opens");
     let (mut sent_again, mut read_again) = (0, 0);

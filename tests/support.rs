@@ -15,7 +15,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Returns the example rule sets in `rules/`. The examples of `portfwd lab` are in a subfolder and not included.
+/// Returns the example rule sets in `rules/`. The examples of `portfwd lab` are in a subfolder and are not included.
 pub fn examples() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root().join("rules")).expect("readable").flatten();
     let files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
@@ -23,7 +23,7 @@ pub fn examples() -> Vec<PathBuf> {
     files
 }
 
-/// The exit code and the output of a command. A failed assertion prints all of it.
+/// The exit code and the output of a command. A failed assertion prints both.
 #[derive(Debug)]
 pub struct Said {
     pub code: i32,
@@ -121,20 +121,20 @@ impl Net {
             let state = self.state.path().to_string_lossy().into_owned();
             let mut command = Command::new(PORTFWD);
             command.args(["--state-dir", &state]).args(arguments).current_dir(root());
-            // The user who runs the tests may be on an ssh connection, which does not belong to this network.
+            // The user may run the tests over SSH. That connection does not belong to the test network.
             command.env_remove("SSH_CONNECTION");
             command.output().expect("the program starts").into()
         })
     }
 
     /// Runs a program in the host's namespace, with `iptables` linked to this variant as update-alternatives(1) does.
-    /// A shell with private mounts runs `before` first.
+    /// Before the program, a shell with private mounts runs `before`.
     pub fn with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Said {
         let mut command = self.command_with(variant, before, program, arguments);
         self.in_host(move || command.output().expect("unshare is installed").into())
     }
 
-    /// Returns the command of [`Net::with`], for the caller to start in the host's namespace.
+    /// Returns the command of [`Net::with`]. The caller starts the command in the host's namespace.
     pub fn command_with(&self, variant: Variant, before: &str, program: &str, arguments: &[&str]) -> Command {
         let script = format!(
             "set -e; d=$(mktemp -d); cp -a /etc/alternatives/. $d; mount --bind $d /etc/alternatives
@@ -145,7 +145,8 @@ impl Net {
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script, "sh", program]).args(arguments).current_dir(root());
-        // The mount disappears with the mount namespace, but the directory of `mktemp` stays.
+        // The mount disappears with the mount namespace, but the directory of `mktemp` stays. So `mktemp` uses the
+        // test's directory.
         command.env("TMPDIR", self.state.path()).env_remove("SSH_CONNECTION");
         command
     }
@@ -200,7 +201,7 @@ impl Net {
         self.host.run(job).expect("the host's namespace")
     }
 
-    /// Starts a server in the target. Its answer names its own address and the source address that it sees.
+    /// Starts a server in the target. Its answer names the server's address and the source address of the request.
     pub fn serve(&self, at: &str, udp: bool) {
         let at: SocketAddr = at.parse().expect("address");
         self.target.run(|| serve(at, udp)).expect("the target's namespace");
@@ -218,7 +219,7 @@ impl Net {
     }
 }
 
-/// Binds as soon as the address is usable. An IPv6 address is tentative at first, longer on a busy machine.
+/// Binds a socket as soon as its address is usable. An IPv6 address is tentative at first, longer on a busy machine.
 pub fn bind<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
     for _ in 0..500 {
         match bind() {
@@ -299,7 +300,7 @@ pub fn feed(program: &str, arguments: &[&str], text: &str) {
     assert!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// iptables-nft and iptables-legacy.
+/// The two variants: iptables-nft and iptables-legacy.
 pub const BOTH: [Variant; 2] = Variant::ALL;
 
 /// Returns portfwd's lines of an iptables-save dump, and the table headers around them.
@@ -307,7 +308,7 @@ pub fn ours(saved: &str) -> Vec<&str> {
     saved.lines().filter(|line| line.contains("PORTFWD") || line.starts_with('*')).collect()
 }
 
-/// A namespace with a name for ip-netns(8). Dropping the value deletes the namespace.
+/// A network namespace with a name for ip-netns(8). A drop of the value deletes the namespace.
 pub struct NamedNetns(pub String);
 
 impl NamedNetns {

@@ -25,7 +25,7 @@ fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
         assert!(seen.contains("UP") && seen.contains("192.168.15."), "{seen}");
     }
     assert_eq!(machine.run("busybox", &["ping", "-c1", "-W2", "192.168.15.3"]).code, 0);
-    // Tests TCP too: the checksums must be valid.
+    // The test also sends TCP, because TCP needs valid checksums.
     std::fs::write(machine.directory.path().join("index.html"), "blue\n").expect("written");
     let directory = machine.directory.path().to_string_lossy().into_owned();
     machine.ok(&["exec", "blue", "--", "busybox", "httpd", "-p", "80", "-h", &directory]);
@@ -40,7 +40,6 @@ fn four_namespaces_and_the_host_reach_each_other_over_open_vswitch() {
     }
     assert_eq!(vsctl(&machine, &["list-ports", "v-net-0"]).lines().count(), 4);
     assert_eq!(machine.ok(&["up", OVS]), "ovs: unchanged\n");
-    // `up` creates a lost port again.
     vsctl(&machine, &["del-port", "veth-red-br"]);
     assert!(machine.ok(&["list"]).contains("missing: port `veth-red-br`"));
     assert!(machine.ok(&["up", OVS]).ends_with("ovs: 1 made, 0 removed\n"));
@@ -92,7 +91,7 @@ fn without_open_vswitch_up_names_the_package_or_service() {
 }
 
 #[test]
-fn killed_at_any_system_call_then_down_leaves_no_bridge() {
+fn down_after_a_kill_at_any_system_call_leaves_no_bridge() {
     if let Some(machine) = machine_with_open_vswitch() {
         kill_at_system_calls(&machine, OVS, "blue", 41);
     }

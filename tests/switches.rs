@@ -38,7 +38,7 @@ fn a_loopback_forward_sets_route_localnet_on_one_interface() {
     assert_eq!(from_host("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.1");
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     assert_eq!(sysctl(&net, "ipv4/conf/eth0/route_localnet"), "0");
-    // The counter includes packets from this host and from outside.
+    // The forward's counter includes packets from this host and from outside.
     assert!(net.ok(&["list", "--json"]).stdout.contains(r#""packets":3,"#));
     net.ok(&["add", "127.0.0.1:8081", "172.17.0.3:80", "--loopback"]);
     assert_eq!(from_host("127.0.0.1:8081"), "172.17.0.3:80 saw 172.17.0.1");
@@ -68,7 +68,7 @@ fn the_next_command_restores_a_sysctl_after_a_kill() {
         (forward, &["flush"], &["flush"]),
     ];
     for (path, command, next) in cases {
-        // strace kills portfwd at the first `openat` of the sysctl, then at the second and so on, until no kill happens.
+        // Each round kills portfwd at the next `openat` of the sysctl. The last round kills nothing.
         let kills = (1..20).take_while(|when| {
             net.ok(&["add", "8080", "172.17.0.3:80", "--loopback"]);
             let said: Said = net.in_host(|| {
@@ -89,7 +89,7 @@ fn the_next_command_restores_a_sysctl_after_a_kill() {
     }
 }
 
-/// A neighbour behind docker0 that has no loopback interface, so that it can send to loopback addresses elsewhere.
+/// A machine behind docker0. Without a loopback interface, this machine can send to loopback addresses elsewhere.
 fn intruder(net: &Net) -> Netns {
     let intruder = Netns::new().expect("namespace");
     net.in_host(|| {
@@ -139,9 +139,9 @@ fn packets_with_loopback_addresses_from_outside_are_dropped() {
             break;
         }
     }
-    assert_eq!(send(10_000), [2], "only the packet without a loopback address");
-    // Without portfwd's rules, `route_localnet` lets in the packet to 127.0.0.1, so the guard is what drops it. The packet
-    // from 127.0.0.1 is dropped for another reason: `accept_local` is off.
+    assert_eq!(send(10_000), [2], "only the packet without a loopback address arrives");
+    // Without portfwd's rules, `route_localnet` lets in the packet to 127.0.0.1. So portfwd's guard is what drops that
+    // packet. The kernel drops the packet from 127.0.0.1, because `accept_local` is off.
     net.nft(&["flush", "ruleset"]);
     assert_eq!(send(20_000), [0, 2]);
 }
@@ -157,7 +157,7 @@ fn advertise(net: &Net, prefix: Ipv6Addr) {
         let socket = socket.expect("raw socket");
         socket.set_multicast_hops_v6(255).expect("hops");
         let all_nodes = SocketAddrV6::new(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 0, 0, index);
-        // The link-local address may be tentative still; the caller sends again.
+        // The link-local address may still be tentative. The caller sends again.
         let sent = socket.send_to(&message, &all_nodes.into());
         assert!(!sent.is_err_and(|error| error.kind() != std::io::ErrorKind::AddrNotAvailable));
     };
@@ -166,7 +166,7 @@ fn advertise(net: &Net, prefix: Ipv6Addr) {
 }
 
 #[test]
-fn router_advertisements_are_still_accepted() {
+fn router_advertisements_are_accepted_after_forwarding_is_enabled() {
     if !privileged() {
         return;
     }
@@ -200,14 +200,14 @@ fn router_advertisements_are_still_accepted() {
 }
 
 #[test]
-fn a_plan_shows_sysctls_and_a_missing_bridge_opens_no_other_interface() {
+fn plan_shows_sysctls_and_a_missing_bridge_changes_no_other_interface() {
     if !privileged() {
         return;
     }
     let net = Net::new();
     let set = "[[network]]\nname = \"br-later\"\nsubnet = [\"10.5.0.0/24\"]\n\n[[forward]]\nlisten = \"8080\"\nto = \"10.5.0.2:80\"\nloopback = true\n";
     let path = crate::support::file(&net.state, set).to_string_lossy().into_owned();
-    // The default route through eth0 covers the target, but eth0 must not get `route_localnet`.
+    // The default route through eth0 covers the target. eth0 must not get `route_localnet`.
     net.in_host(|| {
         let links = Links::open().expect("rtnetlink");
         let ip = |text: &str| text.parse().expect("address");

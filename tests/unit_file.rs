@@ -7,7 +7,8 @@ use portfwd::iptables::command::Variant;
 
 use crate::support::{BOTH, Net, PORTFWD, Said, file, ours, privileged, root};
 
-/// Forwards of both families, a loopback forward that needs `route_localnet`, and a range that makes portfwd probe iptables.
+/// A rule set with forwards of both families. The loopback forward needs `route_localnet`, and the range makes portfwd
+/// probe iptables.
 const SET: &str = r#"
 [[network]]
 name = "docker0"
@@ -41,7 +42,7 @@ fn systemd_analyze_accepts_the_units() {
     let directory = tempfile::tempdir().expect("directory");
     let paths = ["portfwd.service", "portfwd-online.service"].map(|name| {
         let path = directory.path().join(name);
-        // systemd-analyze checks that the program exists, so the path becomes that of the test build.
+        // systemd-analyze checks that the program exists, so the test inserts the path of the test build.
         fs::write(&path, unit(name).replace("/usr/local/sbin/portfwd", PORTFWD)).expect("written");
         path
     });
@@ -54,12 +55,12 @@ fn systemd_analyze_accepts_the_units() {
             return;
         }
     };
-    // The output may contain warnings about units of the machine.
+    // The output may contain warnings about other units of the machine.
     let mentions_portfwd = said.stderr.lines().any(|line| line.contains("portfwd"));
     assert!(said.code == 0 && !mentions_portfwd, "{said:?}");
 }
 
-/// Runs portfwd with the unit's sandbox, as far as this works without systemd.
+/// Runs portfwd with the unit's sandbox, as far as the sandbox works without systemd.
 ///
 /// portfwd runs as root with the unit's capabilities only, cannot gain privileges, and can write only the unit's paths.
 /// portfwd is not process 1, because process 1 has all capabilities.
@@ -68,7 +69,7 @@ fn run_as_unit(net: &Net, variant: Option<Variant>, options: &[&str], command: &
     let bounds =
         settings(&unit, "CapabilityBoundingSet").join(" ").to_lowercase().replace("cap_", "+").replace(' ', ",");
     let state = net.state.path().to_string_lossy().into_owned();
-    // The tmpfs hides the host's lock file. The unit's ExecStartPre= makes the same file.
+    // The tmpfs hides the host's lock file. ExecStartPre= of the unit makes the same file.
     let script = format!(
         "set -e; mount -t tmpfs none /run; (umask 077; touch /run/xtables.lock)
          for path in {state} /run/xtables.lock /proc/sys/net; do mount --bind $path $path; done
@@ -93,7 +94,7 @@ fn run_as_unit(net: &Net, variant: Option<Variant>, options: &[&str], command: &
     net.with(variant.unwrap_or(Variant::Nft), "", "unshare", &arguments)
 }
 
-/// Returns the sorted words of the live rules, without counters.
+/// Returns the words of the live rules in sorted order, without counters.
 fn live_rules(net: &Net, variant: Option<Variant>) -> Vec<String> {
     let text = match variant {
         None => net.nft(&["-s", "list", "ruleset"]).stdout,
@@ -130,7 +131,8 @@ fn restore_works_in_the_units_sandbox() {
         let set = file(&net.state, SET);
         let said = run_as_unit(&net, variant, &[], &format!("apply {}", set.display()));
         assert_eq!(said.code, 0, "{variant:?}: {said:?}");
-        // Process 1 is in this namespace, so it counts as the host's, even if portfwd may not inspect process 1.
+        // portfwd treats this namespace as the host's, because process 1 is in it. portfwd needs no permission to
+        // inspect process 1.
         assert!(net.state.path().join("state.db").exists(), "{variant:?}: {said:?}");
         let before = live_rules(&net, variant);
         clear_kernel(&net, variant);
@@ -161,7 +163,7 @@ fn group_calls(name: &str) -> BTreeSet<String> {
 #[test]
 fn restore_uses_only_allowed_system_calls_and_sockets() {
     if !privileged() || Command::new("systemd-analyze").arg("--version").output().is_err() {
-        // The test above prints the reason.
+        // Another test of this file prints why this test is skipped.
         return;
     }
     let unit = unit("portfwd.service");
@@ -199,7 +201,7 @@ fn check_trace(trace: &Path, allowed: &BTreeSet<String>, families: &str) {
             continue;
         };
         assert!(allowed.contains(call), "{line}");
-        // iptables looks names up in nscd (AF_UNIX) first, and falls back to the files in /etc.
+        // iptables looks names up in nscd (AF_UNIX) first. Without nscd, iptables reads the files in /etc.
         if call == "socket" && !arguments.starts_with("AF_UNIX") {
             assert!(families.split(' ').any(|family| arguments.starts_with(&format!("{family},"))), "{line}");
         }

@@ -1,33 +1,34 @@
-//! Forwards to port 80 of the target, and the ports of the last ones.
+//! Rule sets for the connection bench, and the ports of their last forwards. Each forward goes to port 80 of the
+//! target.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::net::{CLIENT, HOST, TARGET};
 
-/// The port of the only forward of [`one`].
+/// The port of the only forward in the rule set of [`one`].
 const ONE: u16 = 8080;
-/// The first port of the other rule sets.
+/// The first port of the rule sets with many forwards.
 const FIRST: u16 = 1_024;
-/// The number of forwards that connections use: the last ones of a rule set.
+/// The number of forwards that the client connects to. They are the last forwards of a rule set.
 const LAST: u16 = 16;
-/// The ports of a range; not a power of two, so that some ranges hold aligned blocks and some do not.
+/// The number of ports in a range. The number is not a power of two, so only some ranges contain aligned blocks.
 const WIDTH: u16 = 20;
 
 /// A rule set and the ports of its last forwards.
 pub struct Forwards {
     /// The rule set, in TOML.
     pub text: String,
-    /// The ports that connections go to.
+    /// The ports that the client connects to.
     pub last: Vec<u16>,
 }
 
-/// Returns the forward of port 8080 alone.
+/// Returns a rule set with one forward, of port 8080.
 pub fn one() -> Forwards {
     Forwards { text: forward(&ONE.to_string(), ""), last: vec![ONE] }
 }
 
-/// Returns `count` forwards of single ports.
+/// Returns `count` forwards of one port each.
 pub fn singles(count: u16) -> Forwards {
     let ports = FIRST..FIRST + count;
     let last = ports.clone().skip((count - LAST).into()).collect();
@@ -41,8 +42,10 @@ pub fn ranges(count: u16) -> Forwards {
     Forwards { text: firsts().map(range).collect(), last: firsts().skip((count - LAST).into()).collect() }
 }
 
-/// Returns `count` forwards in each of twenty classes: with or without an address, with or without an interface, and four
-/// client prefixes or none. The last forwards have no address, interface or prefix, so their precedence is the lowest.
+/// Returns `count` forwards in each of twenty classes. A class has an address or none, an interface or none, and one of
+/// four client prefix lengths or none.
+///
+/// The last forwards have no address, interface or prefix, so their precedence is the lowest.
 pub fn classes(count: u16) -> Forwards {
     let mut text = String::new();
     let ports = FIRST + LAST..FIRST + LAST + count;
@@ -63,7 +66,8 @@ pub fn classes(count: u16) -> Forwards {
     Forwards { text, last }
 }
 
-/// Returns a table of nft(8) with one rule for each of [`singles`], as Docker's nftables backend writes them.
+/// Returns an nft(8) table with one rule for each forward of [`singles`]. The rules have the form of Docker's nftables
+/// backend.
 pub fn rules(count: u16) -> String {
     let mut rules = String::new();
     for port in FIRST..FIRST + count {

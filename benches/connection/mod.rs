@@ -1,9 +1,9 @@
-//! A new connection through the last of N forwards, compared with one through the only forward.
+//! Measures a new connection through the last of N forwards, and compares it with one through a single forward.
 //!
-//! Each rule set has its own client, host and target, and they take turns. The client opens each connection and resets it
-//! (`SO_LINGER` 0).
+//! Each rule set has its own client, host and target. The rule sets take turns. The client opens each connection and
+//! resets it (`SO_LINGER` 0).
 //!
-//! Be aware: all namespaces share the conntrack table, so its growth slows all contenders down.
+//! Be aware: all namespaces share the conntrack table. Its growth slows all measurements down.
 
 mod forwards;
 mod net;
@@ -17,14 +17,14 @@ use crate::table::{Report, Row, Target};
 use forwards::{Forwards, classes, one, ranges, rules, singles};
 use net::Net;
 
-/// The connections of one turn.
+/// The number of connections in one measurement.
 const TURN: u16 = 200;
 
 const ONE: &str = "portfwd, N = 1";
 const LAST: &str = "the last forward";
 const RULES: &str = "nft, one rule each";
 
-/// Compares the last of N forwards with the only forward, for nftables and both variants of iptables.
+/// Compares the last of N forwards with a single forward, for nftables and both variants of iptables.
 pub fn bench(effort: Effort, report: &mut Report) {
     let count = effort.most();
     let few = if effort.quick { 300 } else { 5_000 };
@@ -52,12 +52,13 @@ pub fn bench(effort: Effort, report: &mut Report) {
     }
 }
 
-/// Returns the largest N as a number of ports.
+/// Returns the largest number of forwards as a `u16`.
 fn ports(effort: Effort) -> u16 {
     u16::try_from(effort.most()).expect("there are 65,535 ports")
 }
 
-/// Runs the rule sets with a backend against one forward, and a rival with the ports of the first rule set.
+/// Measures connections through each rule set and through a single forward. `rival` is a network with one nft(8) rule
+/// for each forward of the first rule set.
 fn race(backend: &str, sets: &[(&str, Forwards, u32)], rival: Option<&Net>, effort: Effort) -> Results {
     let one = one();
     let mut race = Race::default();

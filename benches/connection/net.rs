@@ -1,4 +1,4 @@
-//! A client, a host that forwards, and a target, in three namespaces.
+//! A network of three namespaces: a client, a host that forwards, and a target.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener};
@@ -12,18 +12,18 @@ use crate::host::PORTFWD;
 
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-/// The host's address on the client's side, on interface eth0.
+/// The host's address on eth0, the interface to the client.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The target of all forwards.
 pub const TARGET: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 3);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 1);
 
-/// The client's first source port. Each connection takes the next one, because conntrack still holds the earlier tuples.
+/// The client's first source port. Each connection uses a new port, because conntrack still holds the earlier tuples.
 const FIRST_SOURCE: u16 = 1_024;
-/// The target's backlog, less than `net.core.somaxconn`.
+/// The target's listen backlog. The value is below `net.core.somaxconn`.
 const BACKLOG: i32 = 2_048;
 
-/// The three namespaces. The client connects to the host's address.
+/// A client, a host and a target in three namespaces. The client connects to the host's address.
 pub struct Net {
     client: Netns,
     host: Netns,
@@ -50,7 +50,7 @@ impl Net {
             links.veth("eth1", "eth0", &target).expect("veth");
             up(&links, "eth0", HOST);
             up(&links, "eth1", GATEWAY);
-            // Rule sets of nft(8) do not enable forwarding.
+            // An nft(8) script does not enable forwarding, so this function does.
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
         };
         host.run(in_host).expect("host");
@@ -75,18 +75,18 @@ impl Net {
         Self { client, host, target, listener, state, next_source: Cell::new(FIRST_SOURCE) }
     }
 
-    /// Applies a rule set on the host with a backend.
+    /// Runs `portfwd apply` on the host with a backend.
     pub fn apply(&self, backend: &str, rule_set: &str) {
         let file = self.file("bench.toml", rule_set);
         let state = self.state.path().join("state");
         let mut command = Command::new(PORTFWD);
         command.arg("--state-dir").arg(&state).args(["--backend", backend, "apply", &file]);
-        // Rule sets may forward port 22, and portfwd protects the user's ssh connection.
+        // With `SSH_CONNECTION` set, portfwd refuses a forward of port 22 that takes the user's SSH connection.
         command.env_remove("SSH_CONNECTION");
         self.in_host(command);
     }
 
-    /// Loads a script of nft(8) on the host.
+    /// Loads an nft(8) script on the host.
     pub fn load(&self, script: &str) {
         let mut command = Command::new("nft");
         command.args(["-f", &self.file("rival", script)]);
@@ -104,10 +104,10 @@ impl Net {
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Opens and resets `count` connections to `ports` in turn, and returns the mean time of a connection in seconds.
+    /// Opens and resets `count` connections to `ports` in turn. Returns the mean time of a connection in seconds.
     ///
-    /// The kernel forwards packets on the client's processor while the client waits in connect(2), so no other thread wakes
-    /// up. The target accepts the connections afterwards.
+    /// While the client waits in connect(2), the kernel forwards the packets on the client's processor. No other thread
+    /// wakes up. The target accepts the connections afterwards.
     pub fn connections(&self, ports: &[u16], count: u16) -> f64 {
         let first = self.next_source.get();
         self.next_source.set(first.checked_add(count).expect("source ports are left"));

@@ -1,4 +1,4 @@
-//! Rules of iptables(8): one for each forward.
+//! iptables(8) rules for the benches, with one rule for each forward.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -26,7 +26,7 @@ pub fn rules(count: u32) -> String {
     text + "COMMIT\n"
 }
 
-/// Appends forward `n` with the crate `iptables`, which starts one process for the rule.
+/// Appends the rule of forward `n` with the crate `iptables`, which starts one process.
 pub fn append(host: &Host, variant: Variant, n: u32) -> Cost {
     let cmd = match variant {
         Variant::Nft => "/usr/sbin/iptables-nft",
@@ -41,8 +41,8 @@ pub fn append(host: &Host, variant: Variant, n: u32) -> Cost {
     Cost::seconds(host.namespace.run(append).expect("the namespace"))
 }
 
-/// Returns Docker's layout for one bridge and one container: a rule for each port in table nat, and the bridge's rules in
-/// table filter.
+/// Returns Docker's rules for one bridge and one container. Table nat has a rule for each port, and table filter has
+/// the rules of the bridge.
 pub fn docker(count: u32) -> String {
     let mut text = String::from(
         "*filter\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n\

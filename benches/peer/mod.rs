@@ -1,6 +1,7 @@
-//! The same forwards in the languages of other programs: forward `n` sends port `n` to port 80 of the address [`target`].
+//! The forwards of a bench, in the language of each program. Forward `n` sends port `n` to port 80 of the address
+//! [`target`].
 //!
-//! Each forward has a counter in all languages. In nftables each forward also has a comment, like portfwd's elements.
+//! Each forward has a counter in every language. In nftables each forward also has a comment, like portfwd's elements.
 
 pub mod iptables;
 pub mod nft;
@@ -8,7 +9,7 @@ pub mod nft;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-/// Returns the target of forward `n`.
+/// Returns the target address of forward `n`.
 pub fn target(n: u32) -> Ipv4Addr {
     let [.., a, b] = (n >> 6).to_be_bytes();
     let host = u8::try_from(n & 63).unwrap_or(0);

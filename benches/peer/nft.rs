@@ -1,19 +1,19 @@
-//! Scripts of nft(8): a map, and a rule for each forward.
+//! nft(8) scripts for the benches: one with a map, and one with a rule for each forward.
 
 use super::target;
 
-/// The name of the table.
+/// The name of the nft(8) table.
 pub const TABLE: &str = "rival";
 
-/// The beginning of a base chain. Its rule continues the text.
+/// The start of a base chain in nft(8) syntax. The caller appends the rule of the chain.
 const PREROUTING: &str = "chain c { type nat hook prerouting priority -105;\n fib daddr type local";
 
-/// Returns the map's element for forward `n`.
+/// Returns the map element of forward `n`.
 pub fn element(n: u32) -> String {
     format!("tcp . {n} comment \"bench\" : {} . 80", target(n))
 }
 
-/// Returns a table with one map and one rule that looks it up: the fastest layout.
+/// Returns a table with one map and one rule that looks the port up in the map. This layout is the fastest.
 pub fn map(count: u32) -> String {
     let elements: Vec<String> = (1..=count).map(element).collect();
     let elements = elements.join(",\n");

@@ -1,4 +1,4 @@
-//! The result tables: measurements and limits.
+//! The result tables of the benches: measurements and limits.
 
 pub mod phases;
 mod report;

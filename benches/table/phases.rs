@@ -1,19 +1,19 @@
-//! The table of phases, with a column for each command.
+//! The table of phases: one row for each phase, one column for each command.
 
 use std::collections::BTreeMap;
 
 use portfwd::engine::timing::Phase;
 
-/// The phases of one command.
+/// The phases of one command, with their times.
 #[derive(Debug, Clone)]
 pub struct Phases {
-    /// The name of the command, which is the head of its column.
+    /// The name of the command, which is the heading of its column.
     pub command: String,
-    /// The median time by phase, in milliseconds. `time` is the total, `rest` the time outside of all phases.
+    /// The median time of each phase, in milliseconds. `time` is the total. `rest` is the time outside of all phases.
     pub milliseconds: BTreeMap<String, f64>,
 }
 
-/// Returns a Markdown table with a column for each command, or nothing without measurements.
+/// Returns a Markdown table with a column for each command. Returns an empty text if nothing was measured.
 pub fn table(all: &[Phases]) -> String {
     if all.is_empty() {
         return String::new();

@@ -1,18 +1,18 @@
-//! A row of the result table: a measurement, its rival and its limits.
+//! A row of the result table: portfwd's measurement, a peer's measurement, and limits.
 
 use crate::race::{Ratio, Samples};
 
-/// The limits of a row.
+/// The upper limits of a table row.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Target {
-    /// The largest ratio of times.
+    /// The largest allowed ratio of times.
     pub time: Option<f64>,
-    /// The largest ratio of memory peaks.
+    /// The largest allowed ratio of memory peaks.
     pub memory: Option<f64>,
 }
 
 impl Target {
-    /// Returns a limit of the ratio of times.
+    /// Returns a limit for the ratio of times only.
     pub fn time(ratio: f64) -> Self {
         Self { time: Some(ratio), memory: None }
     }
@@ -21,7 +21,7 @@ impl Target {
 /// A comparison of portfwd with one peer.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// The name of the operation, for the first column.
+    /// The name of the operation, in the first column.
     pub what: String,
     /// The number of forwards or rules.
     pub count: u32,
@@ -31,14 +31,14 @@ pub struct Row {
     pub seconds: f64,
     /// The ratio of portfwd's times to the peer's.
     pub time: Ratio,
-    /// The ratio of portfwd's memory peak to the peer's; `None` if one is not measured.
+    /// The ratio of portfwd's memory peak to the peer's. `None` if either is not measured.
     pub memory: Option<f64>,
     /// The limits of the ratios.
     pub target: Target,
 }
 
 impl Row {
-    /// Compares portfwd's samples with a peer's, without limits.
+    /// Compares portfwd's costs with a peer's costs. The row has no limits yet.
     pub fn new(what: impl Into<String>, count: u32, own: &Samples, peer: impl Into<String>, other: &Samples) -> Self {
         Self {
             what: what.into(),
@@ -51,12 +51,12 @@ impl Row {
         }
     }
 
-    /// Returns the row with other limits.
+    /// Returns the row with `target` as its limits.
     pub fn target(self, target: Target) -> Self {
         Self { target, ..self }
     }
 
-    /// Returns the limits that the row exceeds, with the measured ratios; `None` if it has no limits.
+    /// Returns the exceeded limits, each with its measured ratio. Returns `None` if the row has no limits.
     pub fn missed(&self) -> Option<Vec<String>> {
         let Target { time, memory } = self.target;
         let parts = [(time, Some(self.time.middle), "time"), (memory, self.memory, "memory")];

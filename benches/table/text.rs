@@ -1,4 +1,4 @@
-//! The tables as text, for a terminal and for Markdown.
+//! The result tables as text, for a terminal and for Markdown.
 
 use tabled::builder::Builder;
 use tabled::settings::Style;
@@ -8,12 +8,12 @@ use super::{Report, Row, Target};
 const HEADS: [&str; 8] = ["what", "N", "portfwd", "compared with", "time ratio", "memory ratio", "limit", "reached"];
 const COUNT_HEADS: [&str; 5] = ["what", "N", "count", "limit", "reached"];
 
-/// Returns both tables for a terminal.
+/// Returns the tables of results and counts for a terminal.
 pub fn plain(report: &Report) -> String {
     format!("{}\n\n{}", rows(report).with(Style::psql()), counts(report).with(Style::psql()))
 }
 
-/// Returns both tables for Markdown.
+/// Returns the tables of results and counts as Markdown.
 pub fn markdown(report: &Report) -> String {
     format!("{}\n\n{}", rows(report).with(Style::markdown()), counts(report).with(Style::markdown()))
 }
@@ -56,7 +56,7 @@ fn cells(row: &Row) -> [String; 8] {
     ]
 }
 
-/// Returns limits as text.
+/// Returns the limits of a row as text.
 fn words(target: Target) -> String {
     let parts = [target.time.map(|limit| format!("≤ {limit}")), target.memory.map(|limit| format!("memory ≤ {limit}"))];
     let parts: Vec<String> = parts.into_iter().flatten().collect();

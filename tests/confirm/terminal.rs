@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A running `apply --confirm` in the foreground of a terminal, after it has printed its prompt.
+/// A running `apply --confirm` in the foreground of a terminal. The command has printed its prompt.
 struct Terminal {
     master: PtyMaster,
     child: Child,
@@ -12,7 +12,8 @@ struct Terminal {
 impl Terminal {
     fn start(net: &Net, seconds: &str, text: &str) -> Self {
         let path = file(&net.state, text);
-        // Close-on-exec, which openpty(3) cannot set: the terminal hangs up only if no other process holds it.
+        // openpty(3) cannot set close-on-exec. Without close-on-exec, a child process would hold the terminal open, and
+        // no hang-up would occur.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let master = posix_openpt(flags).expect("a terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("it can be used");
@@ -45,7 +46,7 @@ impl Terminal {
         (self.child.wait().expect("ends").code().unwrap_or(-1), self.shown)
     }
 
-    /// Closes the terminal, as the end of an ssh connection does.
+    /// Closes the terminal, as the end of an SSH connection does.
     fn hang_up(mut self) -> ExitStatus {
         drop(self.master);
         self.child.wait().expect("ends")
@@ -79,7 +80,7 @@ fn enter_confirms_and_any_other_input_rolls_back_at_once() {
 }
 
 #[test]
-fn stdin_is_read_only_from_a_terminal() {
+fn apply_reads_stdin_only_if_it_is_a_terminal() {
     if !privileged() {
         return;
     }
@@ -100,11 +101,11 @@ fn stdin_is_read_only_from_a_terminal() {
     assert!(said.code == 0 && said.stdout.ends_with("the rest is done\n"), "{said:?}");
 }
 
-/// Ends a terminal or its processes, and returns the signal that ended the program.
+/// Ends a terminal or its processes. Returns the signal that ended the program.
 type End = fn(Terminal) -> Option<i32>;
 
 #[test]
-fn without_the_terminal_or_its_processes_the_change_is_rolled_back() {
+fn a_change_is_rolled_back_if_its_terminal_or_its_processes_end() {
     if !privileged() {
         return;
     }

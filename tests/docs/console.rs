@@ -1,8 +1,8 @@
 //! Runs the commands that pages of the documentation show, and compares their output with the page.
 //!
-//! Each section of a page runs on a machine of its own with the network of `network.toml`. There, `ssh NAME` runs a command on
-//! the machine NAME, and each TOML block of the page that begins with `# NAME.toml` is a file. A block of the kind
-//! `toml invalid` is not a rule set that [`super`] expects to be valid.
+//! Each section of a page has its own machine with the network of `network.toml`. `ssh NAME` runs a command on the
+//! machine NAME. Each TOML block that begins with `# NAME.toml` becomes a file. The tests in [`super`] do not check
+//! blocks of the kind `toml invalid`.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -11,10 +11,11 @@ use std::thread;
 use crate::machine::Machine;
 use crate::support::{PORTFWD, root};
 
-/// `ssh host` runs a command here, any other name in the network namespace of that name.
+/// A script for `ssh`. `ssh host` runs a command in the current namespace. `ssh NAME` runs a command in the network
+/// namespace NAME.
 const SSH: &str = "#!/bin/sh\nname=$1; shift\n[ $name = host ] || set -- ip netns exec $name \"$@\"\nexec \"$@\"\n";
 
-/// Returns the page with the output that its commands print now.
+/// Returns the page with the current output of its commands.
 pub fn with_output(page: &str) -> String {
     let starts: Vec<usize> = [0].into_iter().chain(page.match_indices("\n## ").map(|(at, _)| at + 1)).collect();
     let ends = starts.iter().copied().skip(1).chain([page.len()]);
@@ -47,7 +48,7 @@ fn run_section(section: &str, page: &str) -> String {
     out
 }
 
-/// Builds the network and the files.
+/// Builds the network, and writes the files of the page.
 fn prepare(page: &str) -> Machine {
     let machine = Machine::new();
     machine.ok(&["up", "tests/docs/network.toml"]);
@@ -70,7 +71,7 @@ fn prepare(page: &str) -> Machine {
     machine
 }
 
-/// Returns the name and text of each TOML block that begins with its name.
+/// Returns the file name and the text of each TOML block that begins with a file name.
 fn files(page: &str) -> Vec<(&str, &str)> {
     let blocks = page.split("```toml").skip(1).filter_map(|rest| rest.split_once('\n')?.1.split_once("\n```"));
     blocks
@@ -81,7 +82,7 @@ fn files(page: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// Runs a command and returns stdout and stderr, without process numbers and white space at the end of lines.
+/// Runs a command. Returns its stdout and stderr without process numbers and without white space at line ends.
 fn run(machine: &Machine, command: &str) -> String {
     let here: &Path = machine.directory.path();
     let script = format!("cd '{}'; PATH=\"$PWD/bin:$PATH\"; exec 2>&1; {}", here.display(), command.trim_end());
@@ -89,7 +90,7 @@ fn run(machine: &Machine, command: &str) -> String {
     said.stdout.lines().map(|line| without_process_numbers(line.trim_end()) + "\n").collect()
 }
 
-/// Replaces the number in `process 4711` by the number of the pages, 812.
+/// Replaces the number in text such as `process 4711` by 812, the number in the pages.
 fn without_process_numbers(line: &str) -> String {
     let mut parts = line.split("process ");
     let mut text = parts.next().unwrap_or_default().to_owned();

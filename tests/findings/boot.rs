@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::{SHELL_FUNCTIONS, expect_finding, expect_none, json, reset_and_run};
 use crate::support::{Net, PORTFWD, Said, privileged};
 
-/// Shell commands that make a host look booted by systemd, with only the services in `etc` of the test's directory.
+/// Shell commands that make a host look booted by systemd. The host has only the services in the test's directory
+/// `etc`.
 const BOOTED: &str = "
     mount -t tmpfs none /run; mkdir -p /run/systemd/system
     mount --bind $d/etc /etc/systemd/system
@@ -19,7 +20,7 @@ const BOOTED: &str = "
     disable() { SYSTEMD_OFFLINE=1 systemctl disable \"$@\" 2> /dev/null; }
 ";
 
-/// Runs a script on the host with process 1 in the host's network namespace. Panics if the script fails.
+/// Runs a script on a host whose process 1 is in the host's network namespace. Panics if the script fails.
 #[track_caller]
 fn booted(net: &Net, script: &str) -> String {
     let directory = net.state.path();
@@ -35,7 +36,7 @@ fn booted(net: &Net, script: &str) -> String {
     said.stdout
 }
 
-/// Returns confidence, severity and fix of each finding with one id on the booted host.
+/// Returns the confidence, the severity and the fix of each finding with one id, on the booted host.
 #[track_caller]
 fn booted_findings(net: &Net, id: &str) -> Vec<[String; 3]> {
     let report = json(&booted(net, &format!("portfwd audit --json --only {id}")));
@@ -75,13 +76,13 @@ fn finds_rules_that_a_reboot_loses() {
     assert_eq!([confidence, severity], ["likely", "warning"]);
     booted(&net, &fix.replace("systemctl enable", "enable"));
     assert!(booted_findings(&net, "F47").is_empty());
-    // In a namespace without systemd, `audit` knows nothing about services.
+    // In a namespace without systemd, `audit` does not know any services.
     booted(&net, "disable portfwd.service");
     assert!(!booted_findings(&net, "F47").is_empty());
     expect_none(&net, "F47");
     booted(&net, "enable portfwd.service");
 
-    // The file differs from the applied rule set.
+    // The rule-set file differs from the applied rule set.
     write(8081);
     let all = booted_findings(&net, "F47");
     let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
@@ -116,7 +117,7 @@ fn finds_services_that_flush_foreign_rules() {
     let all = booted_findings(&net, "F48");
     let [[confidence, severity, fix]] = all.as_slice() else { panic!("{all:?}") };
     assert_eq!([confidence, severity], ["proved", "warning"]);
-    // The flush deletes portfwd's rules, and `restore` brings them back.
+    // The flush deletes portfwd's rules, and `portfwd restore` adds them again.
     let flushes = "nft -f $d/wall.nft";
     assert_eq!(net.tcp("192.0.2.1:8080"), "172.17.0.3:80 saw 192.0.2.2");
     booted(&net, flushes);
@@ -144,7 +145,7 @@ fn finds_services_that_flush_foreign_rules() {
 }
 
 #[test]
-fn finds_recorded_lack_of_kernel_features() {
+fn finds_a_recorded_missing_kernel_feature() {
     if !privileged() {
         return;
     }
@@ -163,7 +164,7 @@ fn finds_recorded_lack_of_kernel_features() {
     let now = fs::read_to_string("/proc/sys/kernel/osrelease").expect("readable");
     record(now.trim().to_owned());
     expect_finding(&net, "F51", ["proved", "info", ""]);
-    // The record is from another kernel, so it does not count.
+    // A record of another kernel version does not count.
     record("0.0".into());
     expect_none(&net, "F51");
 }

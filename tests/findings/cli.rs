@@ -1,4 +1,4 @@
-//! `audit` without root, with dumps, and its options.
+//! Tests of `audit` without root, with dumps and with its options.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -33,7 +33,7 @@ fn ids(said: &Said) -> Vec<String> {
 }
 
 #[test]
-fn options_filter_findings_and_set_the_exit_code() {
+fn audit_options_select_findings_and_the_exit_code() {
     if !privileged() {
         return;
     }
@@ -51,7 +51,6 @@ fn options_filter_findings_and_set_the_exit_code() {
         assert!(all_severities.iter().any(|one| one == severity), "{severity}: {said:?}");
     }
 
-    // `--fail-on` sets the exit code.
     for (id, severity) in all.iter().zip(&all_severities) {
         let severities: Vec<&String> =
             all.iter().zip(&all_severities).filter(|(one, _)| *one == id).map(|(_, one)| one).collect();
@@ -70,7 +69,6 @@ fn options_filter_findings_and_set_the_exit_code() {
     let without = net.portfwd(&["audit", "--json", "--fail-on", "error", "--ignore", &errors.join(",")]);
     assert_eq!(without.code, 0, "{without:?}");
 
-    // `--ignore` and `--only` select findings.
     let rest: Vec<&String> = all.iter().filter(|id| !errors.contains(&id.as_str())).collect();
     assert_eq!(ids(&without).iter().collect::<Vec<_>>(), rest);
     let only = net.ok(&["audit", "--json", "--only", &errors.join(",").to_lowercase()]);
@@ -89,7 +87,6 @@ fn options_filter_findings_and_set_the_exit_code() {
     }
     assert!(net.portfwd(&["audit", "--only", "F99"]).stderr.contains("F99"));
 
-    // `--owner` selects rows and findings.
     let audit_owner = |owner: &str| json(&net.ok(&["audit", "--json", "--owner", owner]).stdout);
     let owners = |value: &Value| -> Vec<String> {
         value.as_array().expect("a list").iter().map(|row| row["owner"].as_str().expect("text").to_owned()).collect()
@@ -135,7 +132,7 @@ fn sarif_output_follows_the_standard() {
         let results = run["results"].as_array().expect("results");
         assert!(!results.is_empty());
         for result in results {
-            // SARIF §3.27 requires a message; §3.27.10 and §3.11.8 define level and text.
+            // SARIF §3.27 requires a message. §3.27.10 and §3.11.8 define the level and the text.
             assert!(result["message"]["text"].as_str().is_some_and(|text| !text.is_empty()), "{result:#}");
             assert!(rules.contains(&result["ruleId"].as_str().expect("an id")), "{result:#}");
             assert!(["note", "warning", "error"].contains(&result["level"].as_str().expect("a level")), "{result:#}");
@@ -169,7 +166,7 @@ fn without_root_audit_names_unreadable_sources() {
     run(&net, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3");
     net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
     assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
-    // The build directory may be readable by root only, so the user runs a copy.
+    // The build directory may be readable by root only, so the unprivileged user runs a copy of the program.
     let copy = net.state.path().join("portfwd");
     fs::copy(PORTFWD, &copy).expect("copied");
     for path in [net.state.path(), &copy] {
@@ -194,7 +191,7 @@ fn without_root_audit_names_unreadable_sources() {
     let unknown = report["unknown"].as_array().expect("a list");
     assert!(unknown.iter().any(|gap| gap["what"] == "the rules of nf_tables"), "{unknown:#?}");
     assert!(ids(&said).contains(&"F52".to_owned()), "{said:?}");
-    // Unreadable sources are a finding too: F52.
+    // Finding F52 reports sources that `audit` cannot read.
     assert_eq!(as_nobody(&["--only", "F52", "--fail-on", "warning"]).code, 4);
     assert_eq!(as_nobody(&["--fail-on", "error", "--ignore", "F52,F32"]).code, 0);
 }
@@ -213,7 +210,7 @@ fn control_characters_in_foreign_comments_are_escaped() {
     let hidden = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
     assert!(!said.stdout.contains(hidden) && !said.stderr.contains(hidden), "{said:?}");
     assert!(said.stdout.contains("F01") && said.stdout.contains("\\u{1b}"), "{said:?}");
-    // JSON contains the original text with JSON escapes.
+    // JSON output contains the original text with JSON escapes.
     let said = net.ok(&["audit", "--json"]);
     assert!(!said.stdout.contains(|c: char| c.is_ascii_control() && c != '\n'), "{said:?}");
     let report = json(&said.stdout);
@@ -221,7 +218,7 @@ fn control_characters_in_foreign_comments_are_escaped() {
 }
 
 #[test]
-fn a_truncated_dump_is_refused_with_its_line() {
+fn the_error_about_a_truncated_dump_names_the_line() {
     if !privileged() {
         return;
     }
@@ -242,7 +239,7 @@ fn a_truncated_dump_is_refused_with_its_line() {
         said.stderr.contains(&format!("line {}", cut + 1)) || said.stderr.contains(&format!("line {}", cut + 2)),
         "{said:?}"
     );
-    // Cut in the middle of a word.
+    // The dump ends in the middle of a word.
     let half = lines[..=cut].join("\n");
     let said = audit_text(&half[..half.len() - 30]);
     assert_eq!(said.code, 2, "{said:?}");
@@ -255,14 +252,15 @@ fn a_truncated_dump_is_refused_with_its_line() {
         let said = audit_text(text);
         assert_eq!(said.code, 2, "{text:?}: {said:?}");
     }
-    // Without tables iptables-save prints nothing. An empty dump is accepted beside another dump.
+    // iptables-save prints nothing if there are no tables. `audit` accepts an empty dump beside another dump.
     let empty = net.state.path().join("empty");
     fs::write(&path, &save).and_then(|()| fs::write(&empty, "")).expect("written");
     let said = portfwd(&["audit", "--json", &path.to_string_lossy(), &empty.to_string_lossy()]);
     assert_eq!(said.code, 0, "{said:?}");
 }
 
-/// Returns everything that reading could change: rules, legacy tables, sysctls, connections, routes. Counters are left out.
+/// Returns everything that a read could change: rules, legacy tables, sysctls, connections and routes. Counters are
+/// left out.
 fn state(net: &Net) -> String {
     run(
         net,
@@ -296,17 +294,20 @@ fn audit_changes_nothing() {
         assert_eq!(lines(&before, &after), lines(&after, &before));
         assert_eq!(before, after);
     }
-    assert!(fs::read_dir(net.state.path()).expect("readable").next().is_none(), "something is in the state directory");
+    assert!(
+        fs::read_dir(net.state.path()).expect("readable").next().is_none(),
+        "`audit` wrote into the state directory"
+    );
 }
 
-/// Returns the fields of a forward that are the same in the kernel and in a dump.
+/// Returns the fields of a forward that the kernel and a dump have in common.
 fn comparable(forward: &Value) -> String {
     let words = ["family", "action", "protocol", "ports", "interface", "from", "to", "owner", "table", "chain"];
     words.map(|word| forward[word].to_string()).join(" ")
 }
 
 #[test]
-fn a_host_and_its_dumps_have_the_same_forwards() {
+fn the_kernel_and_its_dumps_have_the_same_forwards() {
     if !privileged() {
         return;
     }
@@ -357,7 +358,7 @@ fn hidden_characters_in_foreign_names_are_escaped() {
     let net = Net::new();
     let bad: String = INVISIBLE.iter().collect();
     reset_and_run(&net, "");
-    // Interface names have 15 bytes only. iptables accepts more characters in chain names than nft(8).
+    // An interface name has at most 15 bytes. iptables accepts more characters in chain names than nft(8).
     let link = "x\u{9b}\u{202e}y";
     let rules = format!(
         "*nat\n:PREROUTING ACCEPT\n:a{bad} -\n-A PREROUTING -j a{bad}\n-A a{bad} -i {link} -p tcp --dport 80 -m comment --comment \"b{bad}\" -j DNAT --to-destination 172.17.0.3:80\n-A a{bad} -p tcp --dport 80 -j DNAT --to-destination 172.17.0.4:80\nCOMMIT\n"

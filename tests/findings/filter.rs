@@ -1,4 +1,4 @@
-//! Findings about filters, sources, neighbours and ways around a forward.
+//! Findings about filters, sources, neighbours and packets that bypass a forward.
 
 use std::process::Command;
 
@@ -42,21 +42,21 @@ fn finds_dropped_packets() {
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
     expect_no_fault(&net, &dropped);
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
-    // A packet must be accepted in every table.
+    // A packet passes only if every table accepts it.
     reset_and_run(
         &net,
         "nat 'fib daddr type local tcp dport 8080 dnat to 172.17.0.3:80'
             xt filter '-A FORWARD -d 172.17.0.3 -p tcp --dport 80 -j ACCEPT'
             filter forward 'ct state established accept; iifname eth0 drop'",
     );
-    // Packets from the bridge are not dropped, so this is a warning.
+    // The rule does not drop packets from the bridge, so the severity is only a warning.
     let finding = expect_finding(&net, "F13", ["proved", "warning", "ip t pre handle"]);
     expect_timeout(&net.client, "192.0.2.1:8080");
     apply_fix(&net, &finding);
     expect_none(&net, "F13");
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
 
-    // Redirected packets pass hook input instead of forward, and IPv6 packets pass IPv6 filters.
+    // Redirected packets pass hook input and not hook forward. IPv6 packets pass IPv6 filters.
     net.in_host(|| serve("192.0.2.1:8082".parse().expect("address"), false));
     reset_and_run(
         &net,
@@ -136,7 +136,7 @@ fn finds_faults_of_accept_rules() {
     };
     expect_fault(&net, &blanket);
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
-    // Without firewalld's rule the packets are dropped.
+    // Without firewalld's accept rule, the filter drops the packets.
     run(
         &net,
         "nft flush chain inet firewalld filter_FORWARD
@@ -158,7 +158,7 @@ fn finds_faults_of_accept_rules() {
     assert_eq!(net.tcp("192.0.2.1:8080"), ANSWER);
     expect_no_fault(&net, &past);
 
-    // A rule that compares the whole status at once, as `nft -o` can produce.
+    // This rule compares the whole conntrack status at once. `nft -o` can produce such a rule.
     let status = |value: &str| {
         format!(
             "nat 'fib daddr type local tcp dport 8080 dnat to 172.17.0.3:80'
@@ -176,7 +176,7 @@ fn finds_faults_of_accept_rules() {
 }
 
 #[test]
-fn finds_ways_around_a_forward() {
+fn finds_packets_that_bypass_a_forward() {
     if !privileged() {
         return;
     }
@@ -196,7 +196,7 @@ fn finds_ways_around_a_forward() {
     expect_timeout(&net.client, "172.17.0.3:80");
     expect_no_fault(&net, &direct);
 
-    // A client without a loopback address, which routes packets for 127.0.0.1 to this host.
+    // This client has no loopback address. The client routes packets for 127.0.0.1 to the host.
     let in_client = "ip addr del 127.0.0.1/8 dev lo; echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
         ip route add 127.0.0.1/32 via 192.0.2.1 src 192.0.2.2";
     let said: Said =
@@ -204,7 +204,7 @@ fn finds_ways_around_a_forward() {
     assert_eq!(said.code, 0, "{said:?}");
     reset_and_run(&net, "nat 'ip daddr 127.0.0.1 tcp dport 8080 dnat to 172.17.0.3:80'");
     let found = findings_of(&net, "F15");
-    // One finding for each possible ingress interface.
+    // `audit` reports one finding for each possible ingress interface.
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found.iter().all(|finding| finding["severity"] == "error"), "{found:#?}");
     assert_eq!(net.tcp("127.0.0.1:8080"), ANSWER);
@@ -213,7 +213,7 @@ fn finds_ways_around_a_forward() {
     expect_timeout(&net.client, "127.0.0.1:8080");
     reset_and_run(&net, "nat 'iifname lo ip daddr 127.0.0.1 tcp dport 8080 dnat to 172.17.0.3:80'");
     expect_none(&net, "F15");
-    // A listener on 127.0.0.1, meant for this host only.
+    // The listener on 127.0.0.1 is meant for clients on this host only.
     net.in_host(|| serve("127.0.0.1:8082".parse().expect("address"), false));
     expect_timeout(&net.client, "127.0.0.1:8082");
     reset_and_run(&net, "sys ipv4/conf/eth0/route_localnet 1");
@@ -280,12 +280,12 @@ fn finds_flowtables_that_bypass_the_rules() {
 }
 
 #[test]
-fn finds_missing_hairpin_for_the_targets_network() {
+fn finds_a_missing_hairpin_rule_for_the_targets_network() {
     if !privileged() {
         return;
     }
     let net = net();
-    // The target connects to its own forward: the bridge sends no frame back out of its ingress port.
+    // The target connects to its own forward. The bridge sends no frame back out of its ingress port.
     let calls = |on: u8| format!("sys bridge/bridge-nf-call-iptables {on}\n");
     if run(&net, "ls /proc/sys/net").contains("bridge") {
         let script = "nat 'ip daddr 192.0.2.1 tcp dport 8080 dnat to 172.17.0.3:80'
@@ -301,7 +301,7 @@ fn finds_missing_hairpin_for_the_targets_network() {
         run(&net, &calls(0));
     }
 
-    // A second container on the target's bridge.
+    // The neighbour is a second container on the target's bridge.
     let neighbour = Netns::new().expect("namespace");
     let ip = |text: &str| text.parse().expect("address");
     net.in_host(|| {

@@ -31,7 +31,7 @@ fn finds_unreachable_targets() {
     expect_fault(&net, &nowhere);
     assert_eq!(net.tcp("192.0.2.1:80"), "HostUnreachable");
     expect_no_fault(&net, &nowhere);
-    // The bridge of the container engine was deleted, so only the default route is left.
+    // The bridge of the container engine is deleted, so the target has only the default route.
     reset_and_run(
         &net,
         "xt nat ':DOCKER -
@@ -73,7 +73,7 @@ fn finds_unreachable_targets() {
     reset_and_run(&net, "nat 'iifname != gone0 tcp dport 80 dnat to 172.17.0.3'");
     expect_finding(&net, "F49", ["likely", "warning", "ip t pre handle"]);
 
-    // A redirect goes to the address of the ingress interface.
+    // A redirect sends packets to the address of the ingress interface.
     net.in_host(|| serve("127.0.0.1:8085".parse().expect("address"), false));
     reset_and_run(&net, "nat 'ip daddr 192.0.2.1 tcp dport 80 redirect to :8085'");
     expect_finding(&net, "F10", ["proved", "warning", "ip t pre handle"]);
@@ -117,7 +117,8 @@ fn finds_wrong_sysctls() {
     expect_none(&net, "F12");
     assert_eq!(net.tcp("192.0.2.1:80"), "172.17.0.3:80 saw 192.0.2.2");
     expect_no_fault(&net, &off);
-    // IPv4 checks `forwarding` of the ingress interface. Answers of the target enter through docker0, so the kernel drops them.
+    // IPv4 checks `forwarding` of the ingress interface. Answers of the target enter through docker0, so the kernel
+    // drops the answers.
     reset_and_run(
         &net,
         "sys ipv4/conf/docker0/forwarding 0; nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3'",
@@ -174,7 +175,7 @@ fn finds_routing_faults() {
     }
     let net = Net::new();
     net.serve("172.17.0.3:80", false);
-    // A second uplink, and a remote client behind it.
+    // A remote client is behind a second uplink of the host.
     let remote = Netns::new().expect("namespace");
     net.in_host(|| Links::open().and_then(|links| links.veth("wan", "eth0", &remote)).expect("veth"));
     let in_remote = || {
@@ -209,7 +210,7 @@ fn finds_routing_faults() {
     expect_none(&net, "F28");
     expect_timeout(&remote, "203.0.113.1:80");
     assert!(counted());
-    // A policy routing rule may send the answers back through `wan`; `audit` does not evaluate such rules.
+    // A policy routing rule may send the answers back through `wan`. `audit` does not evaluate policy routing rules.
     reset_and_run(
         &net,
         &to_wan(
@@ -263,7 +264,7 @@ fn finds_conflicts_with_sockets() {
     run(&net, "nft flush ruleset");
     assert_eq!(net.tcp("192.0.2.1:8086"), "[::]:8086 saw ::ffff:192.0.2.2");
 
-    // The user has an ssh connection from the client.
+    // The test simulates a user with an SSH connection from the client.
     let on_ssh = || {
         let said: Said = net.in_host(|| {
             let mut command = Command::new(PORTFWD);
@@ -283,7 +284,7 @@ fn finds_conflicts_with_sockets() {
     assert_eq!(on_ssh().as_array().map(Vec::len), Some(0));
 }
 
-/// A client that keeps its socket, so that all of its packets belong to one tracked connection.
+/// A UDP client that keeps its socket. All of its packets belong to one tracked connection.
 struct UdpClient<'a> {
     net: &'a Net,
     socket: UdpSocket,
@@ -333,14 +334,15 @@ fn finds_stale_connections() {
     expect_none(&net, "F38");
     assert_eq!(udp_client.exchange(), "172.17.0.4:53 saw 192.0.2.2");
     expect_none(&net, "F38");
-    // No rule translates the connection any more. The kernel still does while any rule needs connection tracking.
+    // No rule translates the connection any more. The kernel still translates the connection while any rule needs
+    // connection tracking.
     run(&net, "nft flush chain ip t pre; nft add rule ip t pre udp dport 54 dnat to 172.17.0.3");
     expect_finding(&net, "F38", ["proved", "warning", ""]);
     assert_eq!(udp_client.exchange(), "172.17.0.4:53 saw 192.0.2.2");
     run(&net, "nft flush chain ip t pre");
     expect_finding(&net, "F38", ["proved", "warning", ""]);
     assert_eq!(udp_client.exchange(), "ConnectionRefused");
-    // A connection from before the forward, tracked because a rule matches on its state.
+    // The connection is older than the forward. The kernel tracks the connection because a rule matches on its state.
     reset_and_run(&net, "filter input 'ct state established accept'");
     net.in_host(|| serve("192.0.2.1:53".parse().expect("address"), true));
     let udp_client = UdpClient::new(&net, "192.0.2.1:53");

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::support::{Net, ask, privileged, serve};
 
-/// Returns a network whose target serves some ports at both of its addresses.
+/// Returns a network whose target has two addresses and serves some ports at both.
 fn net() -> Net {
     let net = Net::new();
     for at in ["172.17.0.3:80", "172.17.0.4:80", "172.17.0.3:9000", "172.17.0.3:9002"] {
@@ -120,7 +120,7 @@ fn finds_faults_in_single_rules() {
         near_miss_script: "nat 'fib daddr type local tcp dport 80 dnat to 172.17.0.3:9000'",
     };
     expect_fault(&net, &unguarded);
-    // The rule also takes routed traffic to another host.
+    // A rule without an address also takes routed traffic to other hosts.
     assert_eq!(net.tcp("172.17.0.4:80"), "172.17.0.3:9000 saw 192.0.2.2");
     expect_no_fault(&net, &unguarded);
     assert_eq!(net.tcp("172.17.0.4:80"), "172.17.0.4:80 saw 192.0.2.2");

@@ -17,7 +17,7 @@ fn finds_rules_of_both_iptables_variants() {
     let xt = "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'\n";
     reset_and_run(&net, &format!("{legacy}{xt}"));
     expect_finding(&net, "F32", ["proved", "error", ""]);
-    // With nft(8) rules instead of iptables-nft rules, the severity is lower.
+    // If the second tool is nft(8) and not iptables-nft, the severity is lower.
     reset_and_run(&net, &format!("{legacy}nat 'ip daddr 192.0.2.1 tcp dport 81 dnat to 172.17.0.3'"));
     expect_finding(&net, "F32", ["proved", "warning", ""]);
     // Rules at different hooks do not conflict.
@@ -29,7 +29,7 @@ fn finds_rules_of_both_iptables_variants() {
 }
 
 #[test]
-fn each_place_names_the_iptables_variant() {
+fn the_place_of_a_finding_names_the_iptables_variant() {
     if !privileged() {
         return;
     }
@@ -61,7 +61,7 @@ fn each_place_names_the_iptables_variant() {
     assert!(log.contains("\"fullyQualifiedName\":\"iptables-legacy nat DOCKER rule 1\""), "{log}");
     let said = net.ok(&["explain", "tcp 192.0.2.2:5000 -> 192.0.2.1:80 -i eth0"]).stdout;
     assert!(said.contains("iptables-legacy nat DOCKER") || said.contains("ip nat DOCKER"), "{said}");
-    // For a dump, the place is the line.
+    // In a dump, the place of a finding is a line.
     let save = net.state.path().join("save");
     std::fs::write(&save, run(&net, "iptables-legacy-save")).expect("written");
     let said = crate::support::portfwd(&["audit", &save.to_string_lossy()]);
@@ -69,7 +69,7 @@ fn each_place_names_the_iptables_variant() {
 }
 
 #[test]
-fn finds_rules_that_a_tool_cannot_show_or_forgot() {
+fn finds_rules_that_a_tool_cannot_show_or_has_forgotten() {
     if !privileged() {
         return;
     }
@@ -83,13 +83,13 @@ fn finds_rules_that_a_tool_cannot_show_or_forgot() {
         near_miss_script: "xt nat '-A PREROUTING -d 192.0.2.1 -p tcp --dport 81 -j DNAT --to 172.17.0.3'
             nat 'dnat to tcp dport map { 80 : 172.17.0.3, 82 : 172.17.0.4 }'",
     };
-    // iptables-nft decides which rules it cannot show.
+    // iptables-nft itself decides which rules it cannot show.
     let refuses = "iptables-nft -t nat -S 2>&1 || :";
     expect_fault(&net, &native);
     assert!(run(&net, refuses).contains("incompatible"));
     expect_no_fault(&net, &native);
     assert!(!run(&net, refuses).contains("incompatible"));
-    // These iptables matches cover two kinds of packets, and iptables-nft can show them.
+    // Each of these iptables matches covers two kinds of packets. iptables-nft can show the rules.
     reset_and_run(
         &net,
         "xt filter '-A FORWARD -m conntrack --ctstate RELATED,DNAT -j ACCEPT
@@ -97,7 +97,7 @@ fn finds_rules_that_a_tool_cannot_show_or_forgot() {
     );
     expect_none(&net, "F33");
     assert!(!run(&net, "iptables-nft -S 2>&1").contains("incompatible"));
-    // An nft(8) rule with expressions that iptables knows is no finding if iptables-nft can show it.
+    // `audit` reports no finding for an nft(8) rule that iptables-nft can show.
     reset_and_run(
         &net,
         &format!("{xt}nft 'add rule ip nat PREROUTING ip daddr 192.0.2.1 tcp dport 82 counter dnat to 172.17.0.3'"),
@@ -151,14 +151,14 @@ fn finds_forwards_to_removed_containers() {
     reset_and_run(&net, &docker.replace("TARGET", "172.18.0.2:80"));
     let finding = expect_finding(&net, "F45", ["proved", "warning", "ip nat DOCKER handle"]);
     super::expect_timeout(&net.client, "192.0.2.1:80");
-    // After the rename to WEB, the chain belongs to no container engine.
+    // `audit` attributes a chain with the name WEB to no container engine.
     run(&net, "iptables -t nat -E DOCKER WEB");
     expect_none(&net, "F45");
     run(&net, "iptables -t nat -E WEB DOCKER");
     super::apply_fix(&net, &finding);
     expect_none(&net, "F45");
     assert_eq!(net.tcp("192.0.2.1:80"), "ConnectionRefused");
-    // The bridge of this target has a port.
+    // The bridge of this target has a port, so `audit` reports no finding.
     reset_and_run(&net, &docker.replace("TARGET", "172.17.0.3:80"));
     expect_none(&net, "F45");
     assert_eq!(net.tcp("192.0.2.1:80"), "172.17.0.3:80 saw 192.0.2.2");

@@ -1,23 +1,23 @@
-//! Finds which file of a source tree uses which, and the files that use each other in a cycle.
+//! Finds the files of a source tree that each file uses, and the files that use each other in a cycle.
 //!
 //! ```text
 //! text ──tokens──▶ tokens ──read──▶ modules, imports, paths ──resolve──▶ uses
 //! ```
-//! The reader follows `use` trees, paths in code and in macro calls, child modules, modules inside a file, and imports of
-//! imports (`pub use`) to the file that defines the item. An import of a module alone is not a use. A `mod.rs` that only
-//! declares and re-exports its children defines nothing, so no file uses it.
+//! The reader follows `use` trees, modules, and paths in code and in macro calls to the file that defines the item. It
+//! also follows imports of imports (`pub use`). An import of a module alone is not a use. A `mod.rs` that only declares
+//! and re-exports its children defines nothing, so no file uses it.
 //!
-//! Be aware: the reader does not know types. It does not see the use of a method or a field through a value.
+//! Be aware: the reader does not know types, so it misses a method or a field that code uses through a value.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The text of each file by its name, relative to the root of the tree.
+/// The text of each file, by its name relative to the root of the tree.
 pub type Files = BTreeMap<String, String>;
 
-/// The names that lead from the root of the crate to a module or an item, or from a module to an item.
+/// The names that lead to a module or an item, from the root of the crate or from a module.
 type Path = Vec<String>;
 
-/// The most imports of imports that are followed. A tree can import in a circle.
+/// The limit for a chain of imports. Imports can form a circle.
 const MOST_IMPORTS: usize = 16;
 
 /// An item of one file that another file uses.
@@ -31,14 +31,14 @@ pub struct Use {
     pub item: String,
 }
 
-/// Whether code under `#[cfg(test)]` counts.
+/// The choice whether code under `#[cfg(test)]` counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tests {
     Count,
     Skip,
 }
 
-/// Finds all uses between different files.
+/// Returns all uses of an item of one file in another file.
 pub fn uses(files: &Files, tests: Tests) -> BTreeSet<Use> {
     let mut tree = Tree::default();
     for name in files.keys() {
@@ -56,7 +56,7 @@ pub fn uses(files: &Files, tests: Tests) -> BTreeSet<Use> {
     found.collect()
 }
 
-/// Finds the groups of files in which each file leads to every other.
+/// Returns the groups of files that use each other in a cycle, directly or through other files.
 pub fn cycles(uses: &BTreeSet<Use>) -> BTreeSet<BTreeSet<String>> {
     let mut used: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for one in uses {
@@ -78,7 +78,7 @@ pub fn cycles(uses: &BTreeSet<Use>) -> BTreeSet<BTreeSet<String>> {
     reached.keys().map(|file| group(file)).filter(|group| !group.is_empty()).collect()
 }
 
-/// Returns the module of a file: `a::b` for `a/b.rs` and `a/b/mod.rs`, the root for `lib.rs` and `main.rs`.
+/// Returns the module of a file: `a::b` for `a/b.rs` and `a/b/mod.rs`, and the root for `lib.rs` and `main.rs`.
 fn module_of(file: &str) -> Path {
     let name = file.trim_end_matches(".rs");
     let name = name.strip_suffix("/mod").unwrap_or(name);
@@ -88,13 +88,13 @@ fn module_of(file: &str) -> Path {
 /// The modules, imports and paths of all files.
 #[derive(Default)]
 struct Tree {
-    /// The file of each module.
+    /// The file of each module, by the path of the module.
     modules: BTreeMap<Path, String>,
-    /// The path of each import, by the module that has it and the name there.
+    /// The path of each import. The key is the importing module and the imported name.
     imports: BTreeMap<(Path, String), Path>,
     /// Every path, with the file and the module that contain it.
     paths: Vec<(String, Path, Path)>,
-    /// The modules that are declared under `#[cfg(test)]`, in files of their own.
+    /// The modules that are declared under `#[cfg(test)]` and have their own files.
     test_modules: Vec<Path>,
 }
 
@@ -163,7 +163,7 @@ impl Tree {
             }
             name if self.modules.contains_key(&child(module, name)) => rest = path,
             name => {
-                // `use name;` has the same path as its name.
+                // An import such as `use name;` leads to itself, so the search skips it.
                 let import = self.imports.get(&(here.clone(), name.to_owned())).filter(|import| *import != path)?;
                 return self.resolve(&here, &[import, rest].concat(), imports.checked_sub(1)?);
             }
@@ -171,7 +171,7 @@ impl Tree {
         while let Some((name, after)) = rest.split_first() {
             let inner = child(&here, name);
             let is_module = self.modules.contains_key(&inner);
-            // A function may have the name of its module.
+            // A function and a module may have the same name.
             if let Some(import) = self.imports.get(&(here.clone(), name.clone()))
                 && (after.is_empty() || !is_module)
             {
@@ -206,10 +206,10 @@ fn item_length(tokens: &[&str]) -> usize {
     tokens.len()
 }
 
-/// Returns the paths of a `use` tree such as `a::{b, c as d};`, each with its name in the module.
+/// Returns the paths of a `use` tree such as `a::{b, c as d};`. Each path has its name in the module.
 fn use_tree(tokens: &[&str]) -> Vec<(Path, String)> {
     let mut all = Vec::new();
-    // The prefix of each open brace.
+    // The path before each open brace.
     let mut prefixes = vec![Path::new()];
     let mut path = Path::new();
     let mut renamed = None;
@@ -243,7 +243,7 @@ fn is_word(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// Splits a text into words and marks, without comments and literals. `::` is one mark, `r#try` is the word `try`.
+/// Splits code into words and marks, without comments and literals. `::` is one mark. `r#try` is the word `try`.
 fn tokens(text: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = text;
@@ -268,7 +268,8 @@ fn tokens(text: &str) -> Vec<&str> {
     tokens
 }
 
-/// Returns the length of the string or character at the start of `text`, if there is one. For a lifetime, that is its `'`.
+/// Returns the length of the string or character at the start of `text`, or `None`. For a lifetime, the length is that
+/// of its `'`.
 fn literal(text: &str) -> Option<usize> {
     let start = text.find(|c: char| !"bcr#".contains(c))?;
     let (prefix, body) = text.split_at(start);
@@ -289,7 +290,7 @@ fn literal(text: &str) -> Option<usize> {
     Some(start + end + 1)
 }
 
-/// Makes a tree of files. Every tree has a module `a` whose child `inner` defines `Thing` and `go`.
+/// Returns a tree of files for a test. Every tree has a module `a`. Its child `inner` defines `Thing` and `go`.
 fn tree(files: &[(&str, &str)]) -> Files {
     let a = [
         ("lib.rs", "pub mod a; pub mod b; pub mod r#try;"),
@@ -314,7 +315,7 @@ fn every_way_to_name_an_item_leads_to_its_file() {
         ("pub use crate::r#try::run;", "try.rs run"),
         ("const C: char = '\"'; const D: u8 = b'\\''; use crate::a::here;", "a/mod.rs here"),
         ("#[cfg(test)] use crate::a::here; use crate::a::inner::go;", "a/inner.rs go"),
-        // An import of a module, other crates, comments and literals are not uses.
+        // These are no uses: an import of a module, other crates, comments and literals.
         ("use crate::a; pub(in crate::a) fn f<'a>() {}", ""),
         ("use std::fmt; use serde; fn f() { fmt::Write }", ""),
         ("// crate::a::here()\n/// crate::a::here()\nfn f() {}", ""),
@@ -335,7 +336,7 @@ fn every_way_to_name_an_item_leads_to_its_file() {
 }
 
 #[test]
-fn a_planted_cycle_is_found_and_nothing_else() {
+fn only_the_files_of_a_cycle_are_found() {
     let cycle = [
         ("b/mod.rs", "pub mod one; pub mod two; mod three; pub use one::One; pub use three::three;"),
         ("b/one.rs", "use super::two; pub struct One; fn f() { two::two() }"),
@@ -350,7 +351,7 @@ fn a_planted_cycle_is_found_and_nothing_else() {
 }
 
 #[test]
-fn a_parent_that_defines_what_its_children_use_is_in_a_cycle_with_those_it_uses() {
+fn a_parent_and_children_that_use_each_other_are_a_cycle() {
     let parent = "mod one; mod two; pub struct Shared; fn f() { one::one() } pub use two::two;";
     let files = [("b/mod.rs", parent), ("b/one.rs", "use super::Shared;"), ("b/two.rs", "use super::Shared;")];
     let expected = ["b/mod.rs", "b/one.rs", "b/two.rs"].map(str::to_owned);

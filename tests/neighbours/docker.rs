@@ -1,15 +1,15 @@
-//! A live Docker engine beside us.
+//! Tests with a live Docker Engine beside portfwd.
 
 use super::*;
 
-/// Where programs are, wherever the tests are started.
+/// The directories of programs. The caller's `PATH` does not matter.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin";
 
 fn installed(program: &str) -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join(program)).find(|path| path.is_file())
 }
 
-/// Whether a Docker Engine can be started. Where not, the test says so and is skipped; with CI set it fails.
+/// Returns true if a Docker Engine can be started. Otherwise prints `SKIPPED`, or panics if `CI` is set.
 fn has_docker() -> bool {
     let missing: Vec<&str> =
         ["dockerd", "docker", "busybox"].into_iter().filter(|program| installed(program).is_none()).collect();
@@ -22,13 +22,14 @@ fn has_docker() -> bool {
     all
 }
 
-/// How long an engine may take to start, and a container.
+/// The longest time for the start of an engine or of a container.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What containers answer.
+/// The answer of each container.
 const HELLO: &str = "hello\n";
 
-/// Private mounts and processes for a Docker Engine: nothing of it stays when they end, nothing of a host's own is met.
+/// A script that starts a Docker Engine with private mounts and processes. The engine leaves nothing behind, and does
+/// not touch a Docker Engine of the machine.
 const ENGINE: &str = r#"
 read -r process rest < /proc/self/stat && echo "$process" &&
 for directory in /run /opt /etc/docker; do test ! -d "$directory" || mount -t tmpfs tmpfs "$directory" || exit; done &&
@@ -40,7 +41,8 @@ mount -t proc proc /proc && exec dockerd --data-root /run/data --storage-driver 
 struct Engine<'a> {
     net: &'a Net,
     variant: Variant,
-    /// What it began with, and its first process inside, which all others end with.
+    /// The process of unshare(1). `first` is the pid of the first process inside. If the first process ends, all others
+    /// end.
     unshare: Child,
     first: String,
     cgroup: String,
@@ -71,7 +73,7 @@ impl<'a> Engine<'a> {
         engine
     }
 
-    /// Runs a program where the engine is.
+    /// Runs a program in the namespaces of the engine.
     fn run(&self, program: &str, arguments: &[&str]) -> Said {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.first, "--mount", "--pid", "--", program]).args(arguments);
@@ -83,14 +85,15 @@ impl<'a> Engine<'a> {
         self.run("docker", arguments)
     }
 
-    /// The same, and it must succeed. Gives what it printed.
+    /// Runs docker(1) and returns its stdout. Panics if docker(1) fails.
     fn done(&self, arguments: &[&str]) -> String {
         let said = self.docker(arguments);
         assert_eq!(said.code, 0, "docker {arguments:?}: {said:?}");
         said.stdout.trim().to_owned()
     }
 
-    /// Runs a container that says `hello` at its port 80, published as said, and waits until clients get that answer.
+    /// Runs a container that answers `hello` at its port 80, and publishes the port as `published`. Waits until clients
+    /// get the answer.
     fn publish(&self, name: &str, published: &str, clients_ask: &[&str]) {
         let run = ["run", "--detach", "--name", name, "--publish", published, "hello"];
         self.done(&[&run[..], &["/busybox", "nc", "-ll", "-p", "80", "-e", "/busybox", "echo", "hello"]].concat());
@@ -102,7 +105,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Makes the image of these containers: busybox alone.
+    /// Imports the image of the containers. The image contains only busybox.
     fn import(&self) {
         let busybox = installed("busybox").expect("installed");
         let (directory, name) = (busybox.parent().expect("a directory").to_string_lossy().into_owned(), "hello");
@@ -118,7 +121,7 @@ impl<'a> Engine<'a> {
         assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
     }
 
-    /// The view of an audit, in which nothing that Docker made may be of anybody else.
+    /// Returns the view of `audit`. Panics if a rule belongs neither to Docker nor to portfwd.
     fn audited(&self) -> View {
         let state = self.home.path().join("state").to_string_lossy().into_owned();
         let view = View::new(&self.run(PORTFWD, &["--state-dir", &state, "audit", "--json"]));
@@ -137,7 +140,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Removes a control group and those in it, which nobody is in any more.
+/// Removes a control group and the groups inside. No process is in them any more.
 fn remove_cgroup(path: &Path) {
     for inner in std::fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
         remove_cgroup(&inner.path());
@@ -157,7 +160,7 @@ impl Drop for Engine<'_> {
     }
 }
 
-/// That the rules are those from before, and nothing was counted to zero; packets may have been counted since.
+/// Checks that the rules are the same, and that no counter is lower than before.
 fn same_or_counted_on(now: &Saved, before: &Saved) {
     let rules = |saved: &Saved| -> Vec<(String, Vec<String>)> {
         let rules = |lines: &Vec<String>| lines.iter().map(|line| counted(line).2).collect();
@@ -175,7 +178,7 @@ fn live_docker(variant: Variant) {
         return;
     }
     let net = Net::new();
-    // Docker makes its bridge itself.
+    // Docker creates the bridge `docker0` itself, so the test deletes it first.
     let removed = net.in_host(|| Command::new("ip").args(["link", "delete", "docker0"]).status());
     assert!(removed.expect("ip is installed").success());
     let engine = Engine::start(&net, variant);
@@ -199,13 +202,15 @@ fn live_docker(variant: Variant) {
     engine.portfwd(&["add", "[2001:db8::1]:9090", &format!("[{in_ipv6}]:80")]);
     same(&before);
     assert_eq!(desired("9090"), [HELLO; 2]);
-    // Its network `docker0` is Docker's own, and Docker gives the first container the address that it forwards port 80 to.
+    // The network `docker0` of [`SET`] is Docker's own. Docker gives the first container the address to which the set
+    // forwards port 80.
     let set = file(&engine.home, SET).to_string_lossy().into_owned();
     engine.portfwd(&["apply", &set]);
     same(&before);
     assert_eq!(hooks(&engine.saved()), HOOKS);
     assert_eq!(net.tcp("192.0.2.1:80"), HELLO);
-    // Docker goes on as well. Over IPv4 alone: with ip6tables-legacy, Docker 20.10 publishes one container only.
+    // Docker can publish another container. Only IPv4 is used: with ip6tables-legacy, Docker 20.10 publishes one
+    // container only.
     engine.publish("second", "192.0.2.1:8081:80", &["192.0.2.1:8081"]);
     let both = engine.theirs();
     assert_ne!(both, before);
@@ -226,11 +231,11 @@ fn live_docker(variant: Variant) {
 }
 
 #[test]
-fn a_live_docker_engine_keeps_its_rules_and_its_containers_stay_reachable() {
+fn a_live_docker_engine_keeps_its_rules_and_containers() {
     live_docker(Variant::Nft);
 }
 
 #[test]
-fn the_same_where_docker_uses_iptables_legacy() {
+fn a_live_docker_engine_with_iptables_legacy_keeps_its_rules_and_containers() {
     live_docker(Variant::Legacy);
 }

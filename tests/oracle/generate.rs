@@ -1,4 +1,4 @@
-//! Generators for random rule sets, and for random packets at the edges of their ranges.
+//! Generators for random rule sets and random packets. Many packets are at the edges of address and port ranges.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -13,7 +13,7 @@ use portfwd::lab::Topology;
 use portfwd::model::{Binding, DesiredState, Family, Packet, Protocol, RuleSet, netmap};
 use portfwd::sys::tracking::{Untracked, rewrites_ports};
 
-/// Tables of a rule-set file. The generator checks each table as it adds it, so any subset is valid.
+/// The tables of a rule-set file. The generator checks each new table, so any subset is valid.
 pub type Tables = Vec<String>;
 
 /// A rule set as text: its settings and its tables. The tables can be split into two files.
@@ -54,7 +54,7 @@ impl Case {
         load(&[("oracle", &self.text())])
     }
 
-    /// Returns the desired state of two files in either order. Each file contains every other table.
+    /// Returns the desired state of two files with half of the tables each. `swapped` reverses the order of the files.
     pub fn asked_from_two(&self, swapped: bool) -> Option<DesiredState> {
         let half = |odd: usize| -> String {
             let half = self.tables.iter().enumerate().filter(|(index, _)| index % 2 == odd);
@@ -82,7 +82,7 @@ fn load(files: &[(&str, &str)]) -> Option<(DesiredState, Vec<RuleSet>)> {
 
 const TARGETS: [&str; 8] =
     ["172.17.0.2", "172.17.0.3", "10.1.0.2", "10.1.0.9", "10.9.0.2", "fd00:17::2", "fd00:a::2", "fd00:9::2"];
-// The last address is also in a network with a netmap.
+// The last address, 192.0.3.9, is also in a network with a netmap.
 const LISTENS: [&str; 9] = ["", "", "", "", "192.0.2.1:", "192.0.2.2:", "[2001:db8::1]:", "127.0.0.1:", "192.0.3.9:"];
 const FROMS: [&str; 16] = [
     "198.51.100.0/24",
@@ -113,17 +113,17 @@ fn choose<'a, T: ?Sized>(rng: &mut Rng, list: &[&'a T]) -> &'a T {
 
 /// Makes a rule set of up to `max_tables` tables.
 ///
-/// With `early`, the priorities are before those of most programs, for destinations and sources.
+/// With `early`, the priorities of destination NAT and source NAT are before those of most programs.
 pub fn case(rng: &mut Rng, max_tables: usize, early: bool) -> Case {
     let keep = if rng.u8(..12) == 0 { "ip_forward = \"keep\"\n" } else { "" };
     let priorities = if early { -109..-100 } else { -199..50 };
     let priority = if rng.u8(..4) == 0 { format!("priority = {}\n", rng.i32(priorities)) } else { String::new() };
     let mut case = Case { settings: format!("[settings]\n{keep}{priority}"), tables: Vec::new() };
-    // The compiler handles many different client prefix lengths in another way than a few.
+    // The compiler handles many different client prefix lengths in another way than a few lengths.
     let many_prefixes = rng.u8(..3) == 0;
     // With few ports, forwards compete for the same packets.
     let ports = if rng.bool() { 1000..1030 } else { 1000..1006 };
-    // Networks with own chains spread similar forwards over several chains.
+    // Networks with their own chains spread similar forwards over several chains.
     let networks = rng.u8(0..3);
     for _ in 0..rng.usize(1..=max_tables) {
         let table = match rng.u8(..20) {
@@ -152,7 +152,7 @@ fn network(rng: &mut Rng) -> String {
     )
 }
 
-/// Returns `from`, `out`, or both.
+/// Returns the key `from`, the key `out`, or both.
 fn from_and_out(rng: &mut Rng) -> String {
     let from =
         choose(rng, &["10.1.0.0/24", "10.1.0.2", "172.17.0.0/16", "198.51.100.0/24", "fd00:a::/64", "fd00:17::2"]);
@@ -200,7 +200,7 @@ fn netmap_table(rng: &mut Rng) -> String {
 fn ports(rng: &mut Rng, space: Range<u16>) -> String {
     let first = rng.u16(space);
     match rng.u8(..24) {
-        // More ports than portfwd puts into one iptables chain.
+        // This list has more ports than portfwd puts into one iptables chain.
         23 => (0..70).map(|number| (first + number * 3).to_string()).collect::<Vec<_>>().join(","),
         other => few_ports(rng, first, other % 6),
     }
@@ -252,7 +252,7 @@ fn forward(rng: &mut Rng, many_prefixes: bool, space: Range<u16>) -> String {
     text
 }
 
-/// Returns a random packet near the bindings that the network can send, or `None` if the random choice is not sendable.
+/// Returns a random packet near the bindings. Returns `None` if the test network cannot send the packet.
 pub fn packet(rng: &mut Rng, desired: &DesiredState, topology: &Topology, source_port: u16) -> Option<Packet> {
     let aim = rng.choice(&desired.bindings).map(|owned| &owned.rule);
     let family = match aim {
@@ -272,7 +272,8 @@ pub fn packet(rng: &mut Rng, desired: &DesiredState, topology: &Topology, source
 pub fn sendable(packet: &Packet, topology: &Topology) -> bool {
     let (source, destination) = (packet.source.ip(), packet.destination.ip());
     let host = &topology.plan;
-    // The first address of a network is for all routers (RFC 4291, 2.6.1), the last IPv4 address is the broadcast address.
+    // The first address of a network is for all routers (RFC 4291, 2.6.1). The last IPv4 address is the broadcast
+    // address.
     let edge = |address: IpAddr| {
         let last = |own: &IpNetwork| own.is_ipv4() && own.prefix() < 31 && own.broadcast() == address;
         let first = |own: &IpNetwork| own.network() == address && own.ip() != address;
@@ -290,7 +291,7 @@ pub fn sendable(packet: &Packet, topology: &Topology) -> bool {
         return host.owns(source) && (destination.is_loopback() || !source.is_loopback());
     };
     let Some(here) = host.interfaces.iter().find(|here| here.name == *arrives) else { return false };
-    // A sender does not route packets for its own network, and cannot send without an address of the family.
+    // A sender does not route packets for its own network. It cannot send without an address of the packet's family.
     let on_link = here.addresses.iter().any(|own| own.contains(destination));
     let has_family = here.addresses.iter().any(|own| own.is_ipv4() == destination.is_ipv4());
     has_family && !host.owns(source) && !destination.is_loopback() && (host.owns(destination) || !on_link)
@@ -302,7 +303,7 @@ fn interface(rng: &mut Rng, aim: Option<&Binding>, topology: &Topology) -> Optio
     match rng.u8(..10) {
         0..=2 => None,
         3..=5 if named.is_some() => named,
-        // The target's network: a hairpin packet.
+        // A packet from the target's network is a hairpin packet.
         6 | 7 => aim
             .and_then(|binding| topology.subnet_of(binding.to.address?))
             .map(|subnet| subnet.bridge.clone())
@@ -335,7 +336,7 @@ fn port(rng: &mut Rng, aim: Option<&Binding>) -> u16 {
         4 => first - 1,
         5 => last + 1,
         6 => rng.u16(first..=last),
-        // The target port: no rule may touch packets that are routed to it.
+        // The packet goes to the target port. No rule may touch packets that are routed to the target port.
         _ => binding.target_port(first),
     }
 }
@@ -400,7 +401,7 @@ fn source(
     rng.choice(&all).copied()
 }
 
-/// Returns the first and the last address of a prefix, and the addresses before and after.
+/// Returns the first and the last address of a prefix, and the addresses before and after the prefix.
 fn edges(from: IpNetwork) -> Vec<IpAddr> {
     if from.prefix() < 8 {
         return Vec::new();

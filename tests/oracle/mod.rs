@@ -83,7 +83,7 @@ fn oracle(backend: Backend, cases: u64) {
     println!("oracle: {backend:?}, {packets} packets met {sets} rule sets as expected, in {:?}", start.elapsed());
 }
 
-/// Tries one rule set and returns the number of packets sent. `done` counts the packets that arrived correctly before.
+/// Tries one rule set and returns the number of packets sent. `done` is the number of correct packets so far.
 fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let with_rival = rng.u8(..6) == 0;
     let case = generate::case(rng, MAX_TABLES, with_rival).for_backend(backend);
@@ -92,12 +92,13 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     assert_eq!(orders[0], orders[1], "{}", case.text());
     let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();
     let topology = Topology::build(&desired, &bindings).unwrap_or_else(|error| panic!("{error}\n{}", case.text()));
-    // Most hosts with containers have bridge netfilter on.
+    // Most hosts with containers have bridge netfilter enabled.
     let bridge_netfilter = rng.u8(..3) == 0;
     topology.host.run(|| lab::set_bridge_netfilter(bridge_netfilter)).expect("the host's namespace").expect("switched");
     let before = generate::case(rng, MAX_TABLES, false).for_backend(backend);
     let before = if rng.bool() { before.desired() } else { None };
-    // The route to a loopback forward's target is unknown if this network lacks the target.
+    // The test network may lack the target of an earlier loopback forward, so the route to the target is unknown. The
+    // test skips such earlier states.
     let before = before.filter(|before| before.bindings.iter().all(|owned| !owned.rule.loopback));
     let packets: Vec<Packet> = (0u16..)
         .map(|index| 20_000 + index)
@@ -106,7 +107,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
         .collect();
     let sight = Capture::open(&topology).expect("packets get through");
     topology.host.run(|| apply_incrementally(before, &desired, &case, backend)).expect("the host's namespace");
-    // The order of registration must not matter.
+    // Foreign NAT chains must not get portfwd's packets, whichever chains are registered first.
     let rival_first = with_rival && rng.bool();
     if rival_first {
         topology.host.run(|| add_rival(backend)).expect("the host's namespace");
@@ -119,7 +120,7 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
     let sightings = sight.send(&packets).expect("sends");
     for (packet, sighting) in packets.iter().zip(&sightings) {
         let Meaning { forward, fate } = meaning(&sets, &host, packet);
-        // The rival must not rewrite packets that portfwd has rewritten. The rival may rewrite all others.
+        // Foreign NAT rules may rewrite only packets that portfwd has not rewritten.
         let rewritten =
             forward.is_some() && !matches!(fate, Fate::Sent { source: seen, .. } if seen.first == packet.source.ip());
         if (rewritten || !with_rival)
@@ -140,8 +141,8 @@ fn try_rule_set(rng: &mut Rng, done: &AtomicUsize, backend: Backend) -> usize {
 
 /// Adds foreign NAT rules at the priorities of Docker and most other programs, after portfwd's default priorities.
 ///
-/// The rules redirect every packet that they get to a port of this host, or rewrite its source to an address that no other
-/// rule uses.
+/// Some foreign rules redirect packets to a port of this host. Others rewrite the source to an address that is used
+/// nowhere else.
 fn add_rival(backend: Backend) {
     if let Backend::Variant(variant) = backend {
         for family in ["iptables", "ip6tables"] {
@@ -169,10 +170,10 @@ fn add_rival(backend: Backend) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Returns true if the network can observe where a packet goes: the network needs a receiver.
+/// Returns true if the test network has a receiver for the packet and can observe where it goes.
 ///
-/// With bridge netfilter ([`lab::set_bridge_netfilter`]), a bridge handles two kinds of packets itself, so they are not
-/// observable: packets back out of their ingress port, and packets that this host does not forward.
+/// With bridge netfilter ([`lab::set_bridge_netfilter`]), a bridge handles two kinds of packets itself. These are
+/// packets back out of their ingress port, and packets that this host does not forward. The test cannot observe them.
 fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: bool) -> bool {
     let to = match fate {
         Fate::Sent { to, .. } => to,
@@ -184,7 +185,7 @@ fn visible(packet: &Packet, fate: &Fate, topology: &Topology, bridge_netfilter: 
     !(bridge_netfilter && sender.is_some_and(|sender| std::ptr::eq(sender, receiver)))
 }
 
-/// Commits one rule set after the other, and checks the plan and the lifted rules at the end.
+/// Commits one rule set after the other. Then checks the plan and the lifted rules.
 fn apply_incrementally(before: Option<DesiredState>, desired: &DesiredState, case: &Case, backend: Backend) {
     let mut engine = Engine::open(Storage::Memory, backend, Scope::Full).expect("opens");
     for step in before.into_iter().chain([desired.clone()]) {
@@ -196,17 +197,17 @@ fn apply_incrementally(before: Option<DesiredState>, desired: &DesiredState, cas
     let mut lifted = engine.live().expect("reads").lift();
     let mut wanted = desired.clone();
     wanted.settings.clear();
-    // A network that neither masquerades nor isolates has no rules in the kernel.
+    // A network without `masquerade` and without `isolate` has no rules in the kernel.
     wanted.networks.retain(|owned| owned.rule.masquerade || owned.rule.isolate);
     wanted.normalize();
     lifted.desired.normalize();
     assert_eq!(lifted.foreign, Vec::<String>::new(), "{}", case.text());
     assert_eq!(lifted.desired, wanted, "{}", case.text());
-    // Removes the rules again, so that packets later meet only the rules of `lab::apply`.
+    // This commit removes the rules, so that later packets meet only the rules of `lab::apply`.
     engine.commit(State::default(), Options::default()).expect("flushes");
 }
 
-/// Shrinks a mismatch to the tables that it needs, and panics with a case that can be replayed.
+/// Shrinks a mismatch to the tables that it needs. Panics with a case that can be replayed.
 fn fail_with_minimal_case(case: &Case, packet: &Packet, backend: Backend, found: &str) -> ! {
     let mut small = case.clone();
     let reproducible = mismatches(&small, packet, backend);
@@ -232,7 +233,7 @@ fn fail_with_minimal_case(case: &Case, packet: &Packet, backend: Backend, found:
     );
 }
 
-/// Returns true if a packet, sent alone, does not go where the rule set requires.
+/// Sends a packet alone. Returns true if the packet does not go where the rule set requires.
 fn mismatches(case: &Case, packet: &Packet, backend: Backend) -> bool {
     let Some((desired, written)) = case.written() else { return false };
     let bindings: Vec<_> = desired.bindings.iter().map(|owned| &owned.rule).collect();

@@ -1,4 +1,4 @@
-//! Rules of iptables-nft, as the kernel stores them in nf_tables.
+//! Tests that read rules of iptables-nft from nf_tables.
 
 use std::collections::HashMap;
 
@@ -75,7 +75,7 @@ COMMIT
 }
 
 #[test]
-fn other_iptables_matches_and_targets_are_read() {
+fn iptables_matches_and_targets_are_read() {
     if !privileged() {
         return;
     }
@@ -168,7 +168,7 @@ COMMIT
 }
 
 #[test]
-fn kernel_and_dump_give_the_same_rules() {
+fn the_kernel_and_a_dump_give_the_same_rules() {
     if !privileged() {
         return;
     }

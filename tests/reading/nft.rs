@@ -1,4 +1,4 @@
-//! Rules of nft(8).
+//! Tests that read rules of nft(8) from the kernel.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ fn maps_become_one_case_per_element() {
     if !privileged() {
         return;
     }
-    // CRI-O's layout: one map for ports of all addresses, one for ports of one address.
+    // CRI-O's layout has one map for ports of all addresses, and one map for ports of one address.
     let all = chain_of(
         "ip",
         "map any { type inet_proto . inet_service : ipv4_addr . inet_service
@@ -46,7 +46,7 @@ fn maps_become_one_case_per_element() {
     assert_eq!(any.cases.len(), 2);
     let dns = ipv4().with(Field::Protocol, 17).with(Field::Port, 53).with(Field::DestinationKind, LOCAL);
     assert_eq!(actions_for(any, &dns), Some(&[Action::Dnat(rewrite_to("10.0.0.3", Some(5353)))][..]));
-    // A port in only one of the two maps does not match.
+    // A port in only one of the two maps does not match the rule.
     assert_eq!(two.cases.len(), 2, "{two:#?}");
     for (port, target) in [(1, "10.0.0.1"), (2, "10.0.0.2")] {
         let packet = ipv4().with(Field::Protocol, 6).with(Field::Port, port);
@@ -60,7 +60,7 @@ fn verdict_maps_are_read() {
     if !privileged() {
         return;
     }
-    // kube-proxy's layout: a map selects the service, a random number selects the endpoint.
+    // In kube-proxy's layout, a map selects the service, and a random number selects the endpoint.
     let all = load(
         "table ip kube-proxy {
          map services { type ipv4_addr . inet_proto . inet_service : verdict
@@ -98,7 +98,7 @@ fn verdict_maps_are_read() {
 }
 
 #[test]
-fn intervals_become_sets() {
+fn intervals_are_read_as_sets() {
     if !privileged() {
         return;
     }
@@ -209,7 +209,7 @@ fn marks_states_and_unknown_expressions_are_read() {
     if !privileged() {
         return;
     }
-    // netavark's marks, and matches of fw4 and others.
+    // The rules contain netavark's marks, and matches of fw4 and other programs.
     let all = chain_of(
         "inet",
         "chain c { type filter hook prerouting priority -150; policy drop
@@ -391,12 +391,12 @@ fn commit_without_pause(stop: &AtomicBool) -> u32 {
 }
 
 #[test]
-fn rules_are_read_or_reported_as_interrupted_beside_constant_commits() {
+fn rules_are_read_or_reported_as_interrupted_during_constant_commits() {
     if !privileged() {
         return;
     }
-    // A few rules are read between two commits. Reading many rules fails while commits go on: a change in any table makes
-    // the kernel's dump incomplete. The reader must report this in time.
+    // The reader can read a few rules between two commits. A read of many rules fails while commits go on, because each
+    // commit makes the kernel's dump incomplete. The reader must report the failure in time.
     for (count, may_fail) in [(20, false), (5000, true)] {
         let namespace = Netns::new().expect("namespace");
         let load = || {

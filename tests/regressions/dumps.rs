@@ -1,4 +1,5 @@
-//! Any text as a dump of foreign rules: the reader accepts or refuses the text, and the audit handles all accepted rules.
+//! Any text as a dump of foreign rules. The reader accepts or refuses the text, and the audit handles all accepted
+//! rules.
 
 use portfwd::audit::{findings, listing};
 use portfwd::ruleset::host::Host;

@@ -1,4 +1,4 @@
-//! The kernel's answers, or any bytes instead: each request ends with a result or an error.
+//! The kernel's answers, or any bytes in their place. Each request ends with a result or an error.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,7 @@ use portfwd::ruleset::read::nft;
 use portfwd::ruleset::table::Ruleset;
 use portfwd::sys::netlink::wire::Wire;
 
-/// Takes any bytes: the first selects the request, the others are the answers.
+/// Takes any bytes. The first byte selects the request, and the other bytes are the answers.
 pub fn holds(input: &[u8]) {
     if let Some((question, answers)) = input.split_first() {
         ask(*question, Connection::over(Box::new(Answers::parse(answers))));
@@ -44,7 +44,8 @@ fn run_audit(rules: &Ruleset) {
     drop((listing::forwards(&host), listing::sources(&host), findings::all(&host, |_| true)));
 }
 
-/// Prints and lifts a program, and encodes its removal: the table, its content, and the content of maps and chains.
+/// Prints and lifts a program. Encodes the removal of its table, of its content, and of the content of its maps and
+/// chains.
 fn print_lift_and_remove(program: &Program) {
     assert!(program.table || program.to_string().is_empty());
     lift(program);
@@ -67,7 +68,7 @@ struct Answers {
 }
 
 impl Answers {
-    /// Splits the bytes into messages by the length in each header. The incomplete rest is the last message.
+    /// Splits the bytes into messages by the length in each header. An incomplete rest is the last message.
     fn parse(mut bytes: &[u8]) -> Self {
         let mut messages = VecDeque::new();
         while let Some(length) =
@@ -90,7 +91,8 @@ impl Wire for Answers {
 
     fn receive(&mut self, room: &mut [u8]) -> io::Result<usize> {
         let Some(mut message) = self.messages.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
-        // A zero number becomes the number of the request. Other numbers stay, so the message does not match.
+        // A zero sequence number becomes the number of the request. Any other number stays, so the message does not
+        // match.
         if let Some(number) = message.get_mut(8..12)
             && number == [0; 4]
         {

@@ -1,4 +1,4 @@
-//! Any text as rule-set files: each mistake has a valid position, and files without mistakes compile.
+//! Any text as rule-set files. Each mistake has a valid position, and files without mistakes compile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use portfwd::iptables::compile::Host;
 use portfwd::model::{DesiredState, Forward};
 use portfwd::{iptables, nft};
 
-/// The separator between two files.
+/// The line that separates two files in one test input.
 const SEPARATOR: &str = "\n# file\n";
 
-/// The limit for bindings. The compiler needs a few milliseconds for this many.
+/// The limit for bindings. The compiler needs a few milliseconds for this number of bindings.
 const MAX_BINDINGS: usize = 200;
 
-/// The limit for rules and elements, for the same reason.
+/// The limit for rules and elements. The compiler needs a few milliseconds for this number.
 const MAX_RULES: u32 = 5_000;
 
 /// Splits any text into up to three files. Bytes that are not UTF-8 are ignored.
@@ -59,7 +59,7 @@ fn expect_inside_its_text(place: &Location) {
     assert!(lines.get(inside.clone()) == text.get(span.clone()), "{inside:?} of {lines:?}");
 }
 
-/// Returns an upper bound for the number of bindings, without making them.
+/// Returns an upper bound for the number of bindings, without making the bindings.
 fn max_bindings(sets: &[Loaded]) -> usize {
     let bound = |forward: &Forward| {
         let protocols = forward.listen.protocols.len().max(forward.protocols.len()).max(1);
@@ -68,7 +68,7 @@ fn max_bindings(sets: &[Loaded]) -> usize {
     sets.iter().flat_map(|loaded| &loaded.set.forwards).map(bound).sum()
 }
 
-/// Compiles the desired state with both backends. If a backend accepts it, the lifted bindings must be equal.
+/// Compiles the desired state with both backends. The lifted bindings must be equal if a backend accepts the state.
 fn compile_and_lift(desired: &DesiredState) {
     let ports: u32 = desired.bindings.iter().map(|owned| owned.rule.ports.width()).sum();
     if desired.bindings.iter().map(|owned| nft::element::count(&owned.rule)).sum::<usize>() <= MAX_RULES as usize

@@ -1,4 +1,4 @@
-//! Any text as an iptables-save dump: it is read or refused, lifted, and written back.
+//! Any text as an iptables-save dump. The reader refuses the text, or the rules are lifted and written back.
 
 use portfwd::iptables::command::Variant;
 use portfwd::iptables::compile::{Host, compile};

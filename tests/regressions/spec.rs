@@ -1,4 +1,4 @@
-//! The text forms of the model: each value prints text that parses to the same value.
+//! The text forms of the model. Each value prints text that parses to the same value.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
