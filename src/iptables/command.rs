@@ -1,6 +1,7 @@
 //! Finds and runs the programs of iptables(8): `iptables`, `iptables-save` and `iptables-restore`.
 //!
-//! The crate `iptables` is not used: it starts one process for each rule, and finds the program by `PATH`.
+//! portfwd does not use the crate `iptables`. That crate starts one process for each rule, and finds the program by
+//! `PATH`.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -14,34 +15,35 @@ use super::save::SaveError;
 use crate::model::Family;
 use crate::sys::process::{self, ProcessError};
 
-/// The time to wait for the xtables lock, in seconds.
+/// The maximum time to wait for the xtables lock, in seconds.
 pub const LOCK_WAIT: u32 = 5;
 
-/// The names of connection labels. Source: connlabel.conf of libnetfilter_conntrack.
+/// The path of the file with the names of connection labels. Source: connlabel.conf of libnetfilter_conntrack.
 const LABEL_NAMES: &str = "/etc/xtables/connlabel.conf";
 
-/// The kernel interface that a program of iptables uses.
+/// The kernel interface that an iptables program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// nf_tables, with tables of iptables' own.
+    /// The interface nf_tables, in which iptables has its own tables.
     Nft,
-    /// x_tables, the kernel's older interface.
+    /// The interface x_tables, which is older than nf_tables.
     Legacy,
 }
 
 impl Variant {
-    /// All variants, the current one first.
+    /// All variants, the newer variant first.
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    /// Returns the variant of a version such as `iptables v1.8.9 (nf_tables)`. Programs before 1.8 print no variant and are
-    /// legacy.
+    /// Returns the variant from the output of `--version`, such as `iptables v1.8.9 (nf_tables)`. Programs before 1.8
+    /// print no variant. Such programs are legacy.
     fn of_version(version: &str) -> Self {
         if version.contains("(nf_tables)") { Self::Nft } else { Self::Legacy }
     }
 
-    /// Returns the variant of a program. If both variants are installed, the path is a link to a file with the variant in its
-    /// name, such as `xtables-nft-multi`. Otherwise `--version` decides.
+    /// Returns the variant of a program. If both variants are installed, the path is a link to a file such as
+    /// `xtables-nft-multi`. The name of that file contains the variant. Otherwise the output of `--version` contains
+    /// the variant.
     fn of_program(program: &Path) -> Result<Self, CommandError> {
         let file = std::fs::canonicalize(program).unwrap_or_default();
         let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -52,7 +54,7 @@ impl Variant {
         }
     }
 
-    /// Returns the variant as in the names of programs: `nft` or `legacy`.
+    /// Returns the part of program names that identifies the variant: `nft` or `legacy`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nft => "nft",
@@ -61,7 +63,7 @@ impl Variant {
     }
 }
 
-/// An error of a program of iptables.
+/// An error of an iptables program.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// A program is missing or could not be run.
@@ -81,7 +83,7 @@ pub enum CommandError {
     Refused {
         /// The file name of the program.
         program: String,
-        /// The refused line of the input in backquotes, or `its input`.
+        /// The refused line of the input in backquotes. If the line is unknown, the text is `its input`.
         line: String,
         /// The program's error message.
         message: String,
@@ -91,14 +93,14 @@ pub enum CommandError {
     Unreadable(#[from] SaveError),
 }
 
-/// The installed programs of one family and variant.
+/// The installed iptables programs of one family and variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tools {
     /// The address family of the rules.
     pub family: Family,
     /// The kernel interface of the programs.
     pub variant: Variant,
-    /// The path of `iptables`, which is used only for `--version`.
+    /// The path of `iptables` or `ip6tables`. portfwd runs this program only with `--version`.
     plain: PathBuf,
     restore: PathBuf,
     save: PathBuf,
@@ -116,7 +118,7 @@ impl Tools {
         Self::with(Family::Ipv4, variant, plain, &[format!("{word}-{}", variant.name()), word.to_owned()])
     }
 
-    /// Returns the programs of a variant.
+    /// Returns the installed programs of one family and variant.
     ///
     /// # Errors
     /// If the variant is not installed.
@@ -125,7 +127,7 @@ impl Tools {
         if let Ok(path) = find(std::slice::from_ref(&word)) {
             return Self::with(family, variant, path, &[word, plain.to_owned()]);
         }
-        // Before 1.8 there was only one variant, and the names of programs had no suffix.
+        // Before iptables 1.8, there was only one variant, and the names of programs had no suffix.
         let path = find(&[plain.to_owned()])?;
         if Variant::of_program(&path)? != variant {
             return Err(ProcessError::Missing(word).into());
@@ -146,27 +148,28 @@ impl Tools {
         version(&self.plain)
     }
 
-    /// Returns the output of iptables-save(8): all rules, with counters.
+    /// Returns the output of `iptables-save -c`: all rules, with counters.
     ///
     /// # Errors
     /// If the program fails.
     pub fn save(&self) -> Result<String, CommandError> {
         let output = run(&self.save, &["-c"], Stdio::null())?;
-        // Comments of other programs may have any encoding; those of portfwd are UTF-8.
+        // Comments of other programs may have any encoding. portfwd's comments are UTF-8.
         Ok(String::from_utf8(output.stdout)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// Applies the changes in `text` with iptables-restore(8), one commit per table. Writes the text to the file `input`, so
-    /// that the program can read all of it even if this process dies.
+    /// Applies the changes in `text` with iptables-restore(8), with one commit for each table. The text is first
+    /// written to the file `input`, so that the program can read the whole text even if this process dies.
     ///
     /// # Errors
-    /// If a table is refused. Earlier tables in the text are then changed already.
+    /// If iptables-restore refuses a table. Tables before the refused table are already changed.
     pub fn restore(&self, text: &str, input: &mut File) -> Result<(), CommandError> {
         self.restore_with(&["--noflush", "--counters", "--wait", &LOCK_WAIT.to_string()], text, input)
     }
 
-    /// Returns true if iptables-restore(8) accepts a text. Changes no rule, but the kernel may load the tables of the text.
+    /// Returns true if iptables-restore(8) accepts the text. Changes no rule, but the kernel may load the tables that
+    /// the text names.
     ///
     /// # Errors
     /// If the program fails for another reason than the text.
@@ -203,7 +206,7 @@ fn run(program: &Path, arguments: &[&str], stdin: impl Into<Stdio>) -> Result<Ou
     if output.status.success() { Ok(output) } else { Err(classify(program, &output)) }
 }
 
-/// Returns the label names of this host, which iptables-save(8) prints instead of label numbers.
+/// Returns the label names of this host. iptables-save(8) prints these names instead of label numbers.
 pub fn label_names() -> LabelNames {
     std::fs::read(LABEL_NAMES)
         .map_or_else(|_| LabelNames::default(), |bytes| LabelNames::read(&String::from_utf8_lossy(&bytes)))
@@ -216,13 +219,12 @@ fn command_name(family: Family) -> &'static str {
     }
 }
 
-/// Returns the path of the first installed program of `names`.
+/// Returns the path of the first program in `names` that is installed.
 fn find(names: &[String]) -> Result<PathBuf, ProcessError> {
     let missing = || ProcessError::Missing(names.first().cloned().unwrap_or_default());
     names.iter().find_map(|name| process::find(name).ok()).ok_or_else(missing)
 }
 
-/// Returns the output of `--version`, such as `iptables v1.8.9 (nf_tables)`.
 fn version(program: &Path) -> Result<String, CommandError> {
     let output = run(program, &["--version"], Stdio::null())?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -232,13 +234,14 @@ fn name(program: &Path) -> String {
     program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Classifies a failure by its message. The exit code is ambiguous: 4 means a held lock, missing privileges, or a refusal of
-/// the kernel.
+/// Classifies a failure by its message, because the exit code is ambiguous. Exit code 4 means a held lock, missing
+/// privileges, or a refusal of the kernel.
 ///
-/// Source: iptables(8) and xshared.c; measured with 1.8.9.
+/// Source: iptables(8) and xshared.c; measured with iptables 1.8.9.
 fn classify(program: &Path, output: &Output) -> CommandError {
     let text = String::from_utf8_lossy(&output.stderr);
-    // Skips the hint at the end, and the warning for each rule with a label if connlabel.conf is missing.
+    // Skips the hint at the end of the message. If connlabel.conf is missing, iptables also prints a warning for each
+    // rule with a label. These warnings are skipped too.
     let is_message = |line: &&str| !line.starts_with("Try `") && !line.contains("connlabel.conf") && !line.is_empty();
     let mut message = text.lines().map(str::trim).filter(is_message).collect::<Vec<_>>().join("; ");
     if message.is_empty() {
@@ -270,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_of_a_refusal_is_found() {
+    fn the_line_number_is_read_from_an_error_message() {
         assert_eq!(line_of("x: Bad\nError occurred at line: 10"), Some(10));
         assert_eq!(line_of("iptables-restore: line 7 failed"), Some(7));
         for text in ["", "line: 0", "line: x", "failed"] {

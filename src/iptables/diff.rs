@@ -1,4 +1,5 @@
-//! Compares the rules of a family. The changes are complete chains, or a few rules at one position of a chain.
+//! Compares the live and the wanted rules of a family. The changes are complete chains, or a few rules at one position
+//! of a chain.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,32 +13,32 @@ use crate::model::Counter;
 pub struct Edit {
     /// The name of the chain.
     pub chain: Arc<str>,
-    /// The number of rules before the replaced rules.
+    /// The number of rules in the chain before the replaced rules.
     pub at: usize,
-    /// The number of rules that are deleted.
+    /// The number of rules to delete.
     pub remove: usize,
-    /// The rules that are inserted.
+    /// The rules to insert.
     pub insert: Vec<Arc<Rule>>,
 }
 
-/// The maximum number of rules in an [`Edit`]. With an edit, all other rules of the chain keep their counters. If the
-/// whole chain is written again, packets that are counted between reading and writing are lost.
+/// The maximum number of rules in an [`Edit`]. An edit keeps the counters of all other rules in the chain. If portfwd
+/// writes the whole chain, counts between the read and the write are lost.
 const MAX_EDIT_RULES: usize = 8;
 
 /// The changes to one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TableChanges {
-    /// Built-in chains that lose jumps, and the number of jumps to delete.
+    /// Built-in chains that have jumps to delete, and the number of these jumps.
     pub unhook: Vec<(Hook, usize)>,
     /// Built-in chains that get a jump as their first rule.
     pub hook: Vec<Hook>,
-    /// Chains that are created or written again. Existing rules keep their counters.
+    /// Chains that portfwd creates or writes again. Existing rules keep their counters.
     pub write: Vec<(Arc<str>, Chain)>,
     /// Chains in which a few rules change.
     pub edit: Vec<Edit>,
-    /// Chains that are deleted.
+    /// The names of chains to delete.
     pub remove: Vec<Arc<str>>,
-    /// The unchanged policies of the built-in chains.
+    /// The policies of the built-in chains, which portfwd does not change.
     pub policies: Vec<Policy>,
 }
 
@@ -49,7 +50,7 @@ impl TableChanges {
     }
 }
 
-/// The changes to one family: the tables in the order of the commits.
+/// The changes to one family. The tables are in the order of the commits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes(pub Vec<(Table, TableChanges)>);
 
@@ -64,7 +65,7 @@ impl Changes {
         self.0.iter().any(|(_, changes)| !changes.edit.is_empty())
     }
 
-    /// Returns the number of rules that are written.
+    /// Returns the number of rules that the changes write.
     pub fn rules(&self) -> usize {
         let rules = |changes: &TableChanges| -> usize {
             let written: usize = changes.write.iter().map(|(_, chain)| chain.rules.len()).sum();
@@ -77,7 +78,8 @@ impl Changes {
 /// Returns the changes that turn `live` into `wanted`.
 pub fn diff(live: &FamilyRules, wanted: &FamilyRules) -> Changes {
     let mut tables = Table::ALL;
-    // The rules that drop packets must be present whenever forwards are: they are added first and deleted last.
+    // Rules that drop packets must be present whenever forwards are present. So `mangle` changes before `nat` if rules
+    // are added, and after `nat` if rules are deleted.
     if wanted.mangle.is_empty() {
         tables.reverse();
     }
@@ -129,7 +131,7 @@ fn edit(name: &Arc<str>, now: &[Arc<Rule>], wanted: &Chain) -> Option<Edit> {
     few.then(|| Edit { chain: Arc::clone(name), at: before, remove, insert: insert.to_vec() })
 }
 
-/// The counters of rules in changed chains, by chain and rule, and by rule only.
+/// The counters of rules in changed chains. `in_chain` finds a counter by chain and rule, `anywhere` by rule only.
 #[derive(Default)]
 struct OldCounters<'a> {
     in_chain: HashMap<(&'a str, &'a Rule), Counter>,
@@ -147,7 +149,8 @@ impl<'a> OldCounters<'a> {
         }
     }
 
-    /// Returns the chain with the old counters of its rules: from the same chain, or from the chain that a rule moved from.
+    /// Returns the chain with the old counters of its rules. A counter comes from the same chain. If a rule moved, its
+    /// counter comes from the previous chain.
     fn carry_over(&self, name: &str, chain: &Chain) -> Chain {
         let counter = |rule: &Rule| {
             let found = self.in_chain.get(&(name, rule)).or_else(|| self.anywhere.get(rule));
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_after_a_foreign_rule_is_moved_to_the_top() {
+    fn a_jump_after_a_rule_of_another_program_is_moved_to_the_top() {
         let wanted = contents(&[]);
         for (first, times) in [(false, 1), (true, 2)] {
             let mut live = wanted.clone();

@@ -1,7 +1,7 @@
-//! Lifts a program back to the model. The inverse of [`super::compile`].
+//! Converts a program back to the model. The inverse of [`super::compile`].
 //!
-//! Only chains that packets can reach from the built-in chains are read. Rules that cannot be lifted are foreign: another
-//! program added them to portfwd's chains.
+//! portfwd reads only chains that packets can reach from the built-in chains. A rule is foreign if portfwd cannot
+//! convert it. Another program added such a rule to portfwd's chains.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -22,7 +22,8 @@ use crate::model::{
     Observed, PortMap, SetName, SetRule, Snat, Source,
 };
 
-/// Lifts a program. The result also contains the counters and the names of foreign objects.
+/// Converts a program to the model. The result also contains the counters, and the names of objects that portfwd did
+/// not create.
 pub fn lift(program: &Program) -> Observed {
     let mut held = Observed::default();
     let mut others = OtherRules::default();
@@ -45,12 +46,12 @@ pub fn lift(program: &Program) -> Observed {
     held
 }
 
-/// Compiles the lifted state again and returns the names of rules and chains that are not in the result.
+/// Compiles the lifted state again. Returns the names of rules and chains that the compiled program lacks.
 ///
-/// `chains` contains the chain of the forwards to each target. A network that neither masquerades nor isolates has no
-/// rules, so the lifted state lacks its chain.
+/// `chains` contains the chain of the forwards to each target. The lifted state can lack such a chain, because a
+/// network without masquerading and isolation has no rules.
 fn foreign_rules(program: &Program, desired: &DesiredState, chains: HashMap<IpAddr, Option<ChainName>>) -> Vec<String> {
-    // If a chain's name was shortened, its full name is unknown, and so are the expected rules.
+    // If the name of a chain was shortened, the full name and the expected rules are unknown.
     let known = chains.into_iter().map(|(target, chain)| Some((target, chain?)));
     let Some(chains) = known.collect::<Option<ChainsByTarget>>() else { return Vec::new() };
     let shifts = Family::ALL.into_iter().any(|family| {
@@ -86,7 +87,8 @@ fn foreign_rules(program: &Program, desired: &DesiredState, chains: HashMap<IpAd
     foreign
 }
 
-/// Returns the rules of the chain that a built-in chain jumps to. Returns no rules if the built-in chain does not jump.
+/// Returns the rules of portfwd's chain for a built-in chain. Returns no rules if the built-in chain does not jump to
+/// portfwd's chain.
 fn entry_rules(contents: &Contents, hook: Hook) -> &[Arc<Rule>] {
     let chain = contents.hooks.get(&hook).and_then(|_| contents.chains.get(hook.portfwd_chain().as_str()));
     chain.map(|chain| chain.rules.as_slice()).unwrap_or_default()
@@ -97,7 +99,7 @@ const MAX_JUMP_DEPTH: u8 = 16;
 
 /// The properties that all rules of a chain of forwards share.
 struct Root<'a> {
-    /// The comment for rules without a comment of their own.
+    /// The comment for rules without their own comment.
     default_comment: Option<&'a Arc<str>>,
     /// The chain name from the rule set; `None` if the name was shortened.
     chain: Option<ChainName>,
@@ -115,27 +117,27 @@ impl<'a> Root<'a> {
     }
 }
 
-/// The forwards of a family, read from its chains.
+/// The forwards of a family, read from the family's chains.
 struct Forwards<'a> {
     half: &'a FamilyRules,
     family: Family,
     sources: Sources,
-    /// The bindings of non-loopback addresses, or of one loopback address.
+    /// The bindings that serve non-loopback addresses, or one loopback address.
     found: HashMap<SetRule<Binding>, Found>,
-    /// The rules for loopback addresses, without comments.
+    /// The rules for loopback addresses, without comments, and their counters.
     loopback: HashMap<Rule, Counter>,
-    /// The chain of the forwards to each target; `None` if the name was shortened.
+    /// The chain name of the forwards to each target. `None` if the name was shortened.
     chains: HashMap<IpAddr, Option<ChainName>>,
 }
 
 /// The rules that were found for a binding.
 #[derive(Default)]
 struct Found {
-    /// The number of rules.
+    /// The number of rules that belong to the binding.
     rules: usize,
     /// True if one rule serves all ports of the binding.
     all_ports: bool,
-    /// The sum of the counters.
+    /// The sum of the rules' counters.
     sum: Counter,
 }
 
@@ -157,8 +159,8 @@ impl<'a> Forwards<'a> {
         forwards
     }
 
-    /// Reads the chain that a rule jumps to and all chains below it. Skips visited chains: portfwd jumps to each of its
-    /// chains only once.
+    /// Reads the chain that `jump` jumps to, and all chains below. Skips visited chains, because portfwd jumps to each
+    /// of its chains only once.
     fn walk(
         &mut self,
         jump: &'a Rule,
@@ -177,7 +179,7 @@ impl<'a> Forwards<'a> {
             if rule.jump_target().is_some() {
                 self.walk(rule, root, scope, deeper, visited);
             } else {
-                // Rules that cannot be read are reported by `foreign_rules`.
+                // `foreign_rules` reports the rules that cannot be read.
                 let _: Option<()> = self.add_rule(rule, root, scope, chain.counter(index));
             }
         }
@@ -191,7 +193,8 @@ impl<'a> Forwards<'a> {
         if scope == AddressScope::Loopback {
             self.loopback.insert(without_comment(rule), counter);
             if rule.destination.is_none() {
-                // The rule belongs to a forward with a rule for non-loopback addresses.
+                // A rule without a destination address belongs to a forward that also has a rule for non-loopback
+                // addresses.
                 return Some(());
             }
         }
@@ -204,13 +207,14 @@ impl<'a> Forwards<'a> {
         Some(())
     }
 
-    /// Returns the bindings without missing rules.
+    /// Returns the bindings whose rules are complete, with the sums of the counters.
     fn complete(mut self) -> Vec<(SetRule<Binding>, Counter)> {
         let mut bindings = Vec::with_capacity(self.found.len());
         for (owned, Found { rules: count, all_ports, mut sum }) in std::mem::take(&mut self.found) {
             let rule = &owned.rule;
             let scope = if rule.serves_non_loopback() { AddressScope::NonLoopback } else { AddressScope::Loopback };
-            // If iptables can shift ranges, one rule serves all ports. Otherwise there is one rule for each port.
+            // If iptables can shift port ranges, one rule serves all ports of a range. Otherwise each port has its own
+            // rule.
             let rules = |scope, shifts| {
                 let mut rules = Vec::new();
                 binding_rules(rule, scope, None, &self.sources, shifts, |rule| rules.push(rule));
@@ -287,7 +291,8 @@ fn read_binding(
             let all: Vec<u8> = own.iter().copied().chain([FORWARDED]).collect();
             label::decode(&label::to_bits(&all), sources, &mut binding)?;
         }
-        // Every loopback connection to another host has this label, whatever the options of the forward are.
+        // Every loopback connection to another host has the label `MASQUERADE`. The options of the forward do not
+        // affect this label.
         AddressScope::Loopback if own.is_empty() || own == [MASQUERADE] => {}
         AddressScope::Loopback => label::decode(&label::to_bits(&own), sources, &mut binding)?,
     }
@@ -296,7 +301,7 @@ fn read_binding(
         .then_some(binding)
 }
 
-/// Returns the network of all addresses of a family.
+/// Returns the network that contains all addresses of a family.
 fn family_network(family: Family) -> Option<IpNetwork> {
     let any: IpAddr = match family {
         Family::Ipv4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
@@ -305,7 +310,7 @@ fn family_network(family: Family) -> Option<IpNetwork> {
     IpNetwork::new(any, 0).ok()
 }
 
-/// Reads the source addresses of forwards and their numbers.
+/// Reads the source addresses of forwards and the IDs of these addresses.
 fn sources(nat: &Contents) -> Vec<(u32, IpAddr)> {
     let mut found = Vec::new();
     let (mut next, mut visited) = (vec![(SOURCES, 0)], HashSet::new());
@@ -327,11 +332,12 @@ fn sources(nat: &Contents) -> Vec<(u32, IpAddr)> {
 #[derive(Default)]
 struct OtherRules {
     networks: BTreeMap<(SetName, IfName), Network>,
-    /// The number of rules of each 1:1 translation: three, for `PREROUTING`, `OUTPUT` and `POSTROUTING`. If one is missing,
-    /// the translation counts as missing. A rule set may contain the same translation twice.
+    /// The number of rules of each 1:1 translation. A complete translation has three rules, in `PREROUTING`, `OUTPUT`
+    /// and `POSTROUTING`. If one rule is missing, the translation counts as missing. A rule set may contain the same
+    /// translation twice.
     netmaps: BTreeMap<SetRule<Netmap>, usize>,
     masquerades: Vec<SetRule<Masquerade>>,
-    /// Masquerades without a prefix, with the number of their IPv4 rules and IPv6 rules.
+    /// The masquerades without a prefix. For each masquerade, the numbers of its IPv4 rules and its IPv6 rules.
     both_families: BTreeMap<SetRule<Masquerade>, [usize; 2]>,
     snats: Vec<SetRule<Snat>>,
 }
@@ -346,7 +352,7 @@ impl OtherRules {
         ];
         for (contents, hook) in hooks {
             for rule in entry_rules(contents, hook) {
-                // portfwd's rules that belong to no rule set have no comment. `Forwards` reads the forwards.
+                // A rule of portfwd without a comment belongs to no rule set. `Forwards` reads the jumps to forwards.
                 let Some(comment) = rule.comment().filter(|_| !is_forward_jump(rule, hook)) else { continue };
                 let _: Option<()> = self.add_rule(rule, comment, family, hook);
             }
@@ -397,7 +403,8 @@ impl OtherRules {
     }
 }
 
-/// Returns true if a rule jumps to forwards. The comment of such a jump applies to forwards without a comment.
+/// Returns true if a rule jumps to a chain of forwards. The comment of the jump applies to rules in the chain without
+/// their own comment.
 fn is_forward_jump(rule: &Rule, hook: Hook) -> bool {
     rule.jump_target().is_some() && matches!(hook, Hook::Prerouting | Hook::Output)
 }

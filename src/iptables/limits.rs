@@ -1,5 +1,5 @@
-//! The features of rule sets that iptables does not support. portfwd refuses these rule sets and does not approximate
-//! them.
+//! The features of rule sets that iptables does not support. portfwd refuses a rule set with such a feature, and does
+//! not approximate the feature.
 //!
 //! | feature | reason |
 //! | --- | --- |
@@ -15,9 +15,9 @@ use crate::model::{Binding, DesiredState, IfName, Priority, Protocol, SetName};
 /// An unsupported feature in a rule set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
-    /// The message: the feature and the reason.
+    /// The error message: the unsupported feature and the reason.
     pub what: String,
-    /// The help text: the change that makes the rule set work.
+    /// The help text: the change that makes the rule set valid.
     pub help: String,
 }
 
@@ -69,7 +69,7 @@ pub fn of_priority(priority: Option<Priority>) -> Option<Limit> {
     })
 }
 
-/// Returns all unsupported features of the desired state, with their rule sets.
+/// Returns all unsupported features of the desired state, each with the name of its rule set.
 pub fn find(desired: &DesiredState) -> Vec<(SetName, Limit)> {
     let mut found = Vec::new();
     let mut add = |set: &SetName, limit: Option<Limit>| found.extend(limit.map(|limit| (set.clone(), limit)));
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ambiguous_interface_names_are_refused() {
+    fn interface_names_that_iptables_cannot_match_are_refused() {
         for good in ["eth0", "br-4f2a", "wg.1", "a+b", "a!b", "veth@x", "e*"] {
             assert_eq!(of_interface(&good.parse().expect(good)), None, "{good}");
         }

@@ -1,4 +1,4 @@
-//! The matches of extensions, written and read in the syntax of iptables-extensions(8).
+//! Writes and reads the matches of extensions, in the syntax of iptables-extensions(8).
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -25,12 +25,12 @@ impl States {
     }
 }
 
-/// A match of an extension. The variants are in the order of the text.
+/// A match of an iptables extension. The variants are in the order of the matches in a rule's text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
     /// The destination is one of this host's addresses.
     LocalDestination,
-    /// The source is any address of the family, written as a range. iptables omits `-s 0.0.0.0/0`, but keeps the range.
+    /// Any source address of the family, written as a range. iptables omits `-s 0.0.0.0/0`, but keeps the range.
     AnySource,
     /// The source or destination address is in a range.
     Range {
@@ -41,7 +41,7 @@ pub enum Match {
         /// The highest address.
         last: IpAddr,
     },
-    /// The connection is in one of these states.
+    /// The connection is in one of the given states.
     State(States),
     /// The connection has a label.
     Label {
@@ -52,7 +52,7 @@ pub enum Match {
     },
     /// Always matches, and sets a label of the connection.
     SetLabel(u8),
-    /// Always matches. Contains the name of the rule set and the remark.
+    /// Always matches. Contains a comment: the name of the rule set and a remark.
     Comment(Arc<str>),
 }
 
@@ -78,8 +78,8 @@ impl Match {
         }
     }
 
-    /// Reads the words after `-m NAME`. The inverse of [`Match::write`]. Returns `None` if portfwd does not write such a
-    /// match.
+    /// Reads a match from the words after `-m NAME`. The inverse of [`Match::write`]. Returns `None` if portfwd does
+    /// not write such a match.
     pub(super) fn read(name: &str, words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
         match name {
             "addrtype" if words.take_if("--dst-type") => (words.next()? == "LOCAL").then_some(Self::LocalDestination),
@@ -109,13 +109,13 @@ impl Match {
         if Family::of_address(first) != family || Family::of_address(last) != family {
             return None;
         }
-        // The addresses are printed again, so any spelling in `text` matches.
+        // The comparison uses printed addresses, so every spelling of an address in `text` matches.
         let all = source && format!("{first}-{last}") == all_addresses(family);
         Some(if all { Self::AnySource } else { Self::Range { source, first, last } })
     }
 }
 
-/// Returns the range of all addresses of a family.
+/// Returns the range of all addresses of a family as text.
 fn all_addresses(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "0.0.0.0-255.255.255.255",
@@ -123,7 +123,7 @@ fn all_addresses(family: Family) -> &'static str {
     }
 }
 
-/// The label names of this host, from connlabel.conf. iptables-save prints these names instead of the numbers.
+/// The label names of this host, from connlabel.conf. iptables-save prints these names instead of label numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelNames(Vec<(String, u8)>);
 

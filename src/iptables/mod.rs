@@ -1,15 +1,16 @@
-//! The iptables backend, for hosts without nf_tables or with a policy that requires iptables. It compiles the model to a
-//! [`program`], compares programs, writes the changes for iptables-restore(8), and reads the rules from iptables-save(8).
+//! The iptables backend, for hosts without nf_tables and for hosts with a policy that requires iptables. Its modules
+//! compile the model to a [`program`] and compare two programs. They write the changes for iptables-restore(8), and
+//! read the rules from iptables-save(8).
 //!
 //! ```text
 //! model ──compile──▶ program ──diff──▶ changes ──restore──▶ text ──command──▶ iptables-restore ──▶ kernel
 //! model ◀───lift──── program ◀──────────────────save─────── text ◀──command── iptables-save ◀─────┘
 //! ```
-//! Only `command` performs I/O. The text for iptables-nft and iptables-legacy is the same, except for the policies
-//! of built-in chains.
+//! Only `command` performs I/O. iptables-nft and iptables-legacy get the same text, except for the policies of built-in
+//! chains.
 //!
-//! Be aware: portfwd owns the chains whose names start with `PORTFWD`, and one jump from each built-in chain that needs
-//! one. portfwd does not flush or move other rules and does not reset their counters.
+//! Be aware: portfwd owns the chains whose names start with `PORTFWD`. portfwd also owns at most one jump in each
+//! built-in chain. portfwd does not flush or move the rules of other programs, and does not reset their counters.
 
 pub mod command;
 pub mod compile;

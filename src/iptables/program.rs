@@ -1,4 +1,5 @@
-//! A ruleset as plain data: portfwd's chains of each family, and the jumps to them from built-in chains.
+//! A ruleset as plain data. The ruleset contains portfwd's chains for each family, and the jumps from built-in chains
+//! to these chains.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +13,10 @@ pub use super::target::PREFIX;
 /// A table of iptables(8) that portfwd uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
-    /// Sees every packet, before the table `filter`. Rules in `filter` cannot accept a packet that was dropped here.
+    /// The table `mangle`, which sees every packet before the table `filter`. Rules in `filter` cannot accept a packet
+    /// that `mangle` has dropped.
     Mangle,
-    /// Translates addresses. The table sees only the first packet of each connection.
+    /// The table `nat`, which translates addresses. The table sees only the first packet of each connection.
     Nat,
 }
 
@@ -31,7 +33,7 @@ impl Table {
     }
 }
 
-/// A built-in chain.
+/// A built-in chain of iptables(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
     /// Incoming packets, before the routing decision.
@@ -45,7 +47,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All built-in chains in which portfwd adds jumps.
+    /// All built-in chains to which portfwd adds jumps.
     pub const ALL: [Self; 4] = [Self::Prerouting, Self::Forward, Self::Output, Self::Postrouting];
 
     /// Returns the chain's name in iptables(8).
@@ -58,8 +60,8 @@ impl Hook {
         }
     }
 
-    /// Returns the name of portfwd's chain for this built-in chain, such as `PORTFWD.POSTROUTING`. Chain names in rule sets
-    /// cannot contain a dot, so they never conflict.
+    /// Returns the name of portfwd's chain for a built-in chain, such as `PORTFWD.POSTROUTING`. The name has a dot,
+    /// which chain names in rule sets cannot contain. So the names never conflict.
     pub fn portfwd_chain(self) -> String {
         format!("{PREFIX}.{}", self.name())
     }
@@ -68,9 +70,10 @@ impl Hook {
 /// The jumps from a built-in chain to portfwd's chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HookJump {
-    /// True if the jump is the first rule of the built-in chain. portfwd's nftables chains run before others, too.
+    /// True if the jump is the first rule of the built-in chain. As with nftables, portfwd's rules run before the rules
+    /// of other programs.
     pub first: bool,
-    /// The number of such jumps in the built-in chain.
+    /// The number of jumps to portfwd's chain in the built-in chain.
     pub times: usize,
 }
 
@@ -82,9 +85,10 @@ impl HookJump {
 /// One of portfwd's chains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// The rules in order. Programs share the rules that stay when the rest of a chain changes.
+    /// The rules in the order of evaluation. Programs share unchanged rules in memory.
     pub rules: Vec<Arc<Rule>>,
-    /// The counters of the rules in the same order; empty if they were not read from the kernel.
+    /// The counters of the rules, in the order of the rules. The list is empty if the counters were not read from the
+    /// kernel.
     pub counters: Vec<Counter>,
 }
 
@@ -95,7 +99,7 @@ impl<T: Into<Arc<Rule>>> From<Vec<T>> for Chain {
 }
 
 impl Chain {
-    /// Returns the counter of the rule with this index.
+    /// Returns the counter of the rule at `index`, or zeros if the counter is unknown.
     pub fn counter(&self, index: usize) -> Counter {
         self.counters.get(index).copied().unwrap_or_default()
     }
@@ -103,8 +107,8 @@ impl Chain {
 
 /// The policy of a built-in chain and its counter.
 ///
-/// portfwd does not change policies, but must write them: iptables-legacy resets the counter with every change to the
-/// table unless the input contains the policy.
+/// portfwd does not change policies, but must write them for iptables-legacy. Otherwise every change to the table
+/// resets the counter of the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// The name of the built-in chain.
@@ -115,19 +119,19 @@ pub struct Policy {
     pub counter: Counter,
 }
 
-/// portfwd's part of one table.
+/// The part of one table that belongs to portfwd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// portfwd's chains by name.
     pub chains: BTreeMap<Arc<str>, Chain>,
-    /// The jumps from built-in chains.
+    /// The jumps from built-in chains to portfwd's chains.
     pub hooks: BTreeMap<Hook, HookJump>,
     /// The policies of the built-in chains; empty if they were not read from the kernel.
     pub policies: Vec<Policy>,
 }
 
 impl Contents {
-    /// Returns true if both contain the same rules and jumps. Ignores the counters.
+    /// Returns true if both tables contain the same rules and jumps of portfwd. Ignores the counters.
     pub fn same_content(&self, other: &Self) -> bool {
         fn rules(contents: &Contents) -> impl Iterator<Item = (&Arc<str>, &Vec<Arc<Rule>>)> {
             contents.chains.iter().map(|(name, chain)| (name, &chain.rules))
@@ -135,7 +139,7 @@ impl Contents {
         self.hooks == other.hooks && rules(self).eq(rules(other))
     }
 
-    /// Returns true if there is neither a chain nor a jump.
+    /// Returns true if the table contains neither a chain nor a jump of portfwd.
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.hooks.is_empty()
     }
@@ -144,14 +148,14 @@ impl Contents {
 /// portfwd's rules of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FamilyRules {
-    /// The part of the table `mangle`.
+    /// portfwd's part of the table `mangle`.
     pub mangle: Contents,
-    /// The part of the table `nat`.
+    /// portfwd's part of the table `nat`.
     pub nat: Contents,
 }
 
 impl FamilyRules {
-    /// Returns the part of a table.
+    /// Returns portfwd's part of a table.
     pub fn table(&self, table: Table) -> &Contents {
         match table {
             Table::Mangle => &self.mangle,
@@ -159,7 +163,7 @@ impl FamilyRules {
         }
     }
 
-    /// Returns the part of a table for changes.
+    /// Returns portfwd's part of a table as a mutable reference.
     pub fn table_mut(&mut self, table: Table) -> &mut Contents {
         match table {
             Table::Mangle => &mut self.mangle,
@@ -167,7 +171,7 @@ impl FamilyRules {
         }
     }
 
-    /// Returns true if both tables are empty.
+    /// Returns true if portfwd's parts of both tables are empty.
     pub fn is_empty(&self) -> bool {
         self.mangle.is_empty() && self.nat.is_empty()
     }
@@ -176,14 +180,14 @@ impl FamilyRules {
 /// portfwd's rules of both families.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
-    /// The rules of iptables(8).
+    /// The IPv4 rules, for iptables(8).
     pub ipv4: FamilyRules,
-    /// The rules of ip6tables(8).
+    /// The IPv6 rules, for ip6tables(8).
     pub ipv6: FamilyRules,
 }
 
 impl Program {
-    /// Returns the rules of a family.
+    /// Returns portfwd's rules of one family.
     pub fn family(&self, family: Family) -> &FamilyRules {
         match family {
             Family::Ipv4 => &self.ipv4,
@@ -191,7 +195,7 @@ impl Program {
         }
     }
 
-    /// Returns the rules of a family for changes.
+    /// Returns portfwd's rules of one family as a mutable reference.
     pub fn family_mut(&mut self, family: Family) -> &mut FamilyRules {
         match family {
             Family::Ipv4 => &mut self.ipv4,
@@ -199,7 +203,7 @@ impl Program {
         }
     }
 
-    /// Returns true if both families are empty.
+    /// Returns true if portfwd's rules of both families are empty.
     pub fn is_empty(&self) -> bool {
         self.ipv4.is_empty() && self.ipv6.is_empty()
     }

@@ -1,9 +1,9 @@
 //! Quotes and splits the words in lines of iptables-restore(8) and iptables-save(8).
 
-/// Appends a word, in double quotes if needed. The word must not contain line ends.
+/// Appends a word to a line, in double quotes if necessary. The word must not contain line ends.
 ///
-/// In double quotes, a backslash escapes the next character. Source: `add_param_to_argv` in iptables' xshared.c; measured
-/// with both variants of 1.8.9.
+/// In double quotes, a backslash escapes the next character. Source: `add_param_to_argv` in iptables' xshared.c;
+/// measured with both variants of iptables 1.8.9.
 pub(super) fn push_quoted(text: &str, out: &mut String) {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/' | ',' | '@' | '=' | '+');
     if !text.is_empty() && text.chars().all(plain) {
@@ -22,7 +22,7 @@ pub(super) fn push_quoted(text: &str, out: &mut String) {
 
 /// Splits a line into words. The inverse of [`push_quoted`]. Returns `None` if a quote is not closed.
 ///
-/// A quote counts only at the beginning of a word, because iptables-save does not quote interface names.
+/// A quote inside a word is an ordinary character, because iptables-save does not quote interface names.
 pub(crate) fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::with_capacity(16);
     let mut rest = line.trim_start_matches(' ');
@@ -57,22 +57,22 @@ pub(crate) fn split(line: &str) -> Option<Vec<String>> {
 pub(crate) struct Words<'a>(std::slice::Iter<'a, String>);
 
 impl<'a> Words<'a> {
-    /// Starts at the first word.
+    /// Creates an iterator that starts at the first word.
     pub(crate) fn new(words: &'a [String]) -> Self {
         Self(words.iter())
     }
 
-    /// Returns the next word and advances.
+    /// Returns the next word and advances the iterator.
     pub(crate) fn next(&mut self) -> Option<&'a str> {
         self.0.next().map(String::as_str)
     }
 
-    /// Returns the next word without advancing.
+    /// Returns the next word without advancing the iterator.
     pub(crate) fn peek(&self) -> Option<&'a str> {
         self.0.as_slice().first().map(String::as_str)
     }
 
-    /// Advances and returns true if the next word equals `word`.
+    /// Returns true and advances the iterator if the next word equals `word`.
     pub(super) fn take_if(&mut self, word: &str) -> bool {
         let is = self.0.as_slice().first().is_some_and(|next| next == word);
         if is {

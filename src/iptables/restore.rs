@@ -1,4 +1,4 @@
-//! Writes changes as the input of `iptables-restore --noflush --counters`.
+//! Writes changes as text for `iptables-restore --noflush --counters`.
 //!
 //! ```text
 //! *nat
@@ -12,9 +12,9 @@
 //! COMMIT
 //! ```
 //! A chain declaration creates the chain, or flushes an existing chain. For iptables-legacy, portfwd also declares the
-//! built-in chains, with their current policies and counters. These declarations flush nothing; without them, every change
-//! to a table resets the counters of the policies (measured, 1.8.9). The kernel applies each table atomically at its
-//! `COMMIT`.
+//! built-in chains, with their current policies and counters. The declaration of a built-in chain flushes nothing.
+//! Without this declaration, every change to a table resets the counters of the policies (measured, iptables 1.8.9).
+//! The kernel applies each table atomically at `COMMIT`.
 
 use std::fmt::Write as _;
 
@@ -27,7 +27,7 @@ use crate::model::Family;
 /// The estimated length of a line in bytes.
 const LINE_LENGTH: usize = 80;
 
-/// Writes the changes of a family for a variant.
+/// Writes the changes of one family as text for one variant of iptables.
 pub fn text(changes: &Changes, family: Family, variant: Variant) -> String {
     let mut out = String::with_capacity(changes.rules() * LINE_LENGTH);
     for (table, changes) in &changes.0 {
@@ -38,8 +38,8 @@ pub fn text(changes: &Changes, family: Family, variant: Variant) -> String {
     out
 }
 
-/// Returns true if no chain name, comment or foreign rule in the changes contains a control character. A line end, for
-/// example in the comment of another program's rule, would start an unintended line.
+/// Returns true if no chain name, comment or foreign rule in the changes contains a control character. For example, a
+/// line end in the comment of another program's rule would start an unintended line.
 pub fn is_sound(changes: &Changes) -> bool {
     let control = |text: &str| text.chars().any(char::is_control);
     let broken = |rule: &Rule| {

@@ -38,7 +38,7 @@ pub enum Transport {
     Icmp,
 }
 
-/// A rule. Fields that are `None` match every packet.
+/// A rule of iptables(8). A field that is `None` matches every packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// `-s`: the network of the source address.
@@ -53,28 +53,28 @@ pub struct Rule {
     pub protocol: Option<Transport>,
     /// `--dport`: the destination ports.
     pub ports: Option<PortRange>,
-    /// `-m multiport --dports`: the range of the forward, if the rule serves a part of that range only.
+    /// `-m multiport --dports`: the complete port range of the forward. `None` if the rule serves the complete range.
     pub part_of: Option<PortRange>,
-    /// The matches of extensions, in the order of the text.
+    /// The matches of extensions, in the order of the rule's text.
     pub matches: Vec<Match>,
     /// `-j`: the target. `None` if the rule only sets labels.
     pub target: Option<Target>,
-    /// The text of a rule that portfwd does not write. All other fields are empty then.
+    /// The text of a rule that portfwd does not write. If this field is set, all other fields are empty.
     pub foreign: Option<String>,
 }
 
 impl Rule {
-    /// Returns a rule that jumps to a chain with every packet.
+    /// Returns a rule that jumps to `chain` with every packet.
     pub fn jump(chain: &str) -> Self {
         Self::with_target(Target::Jump(chain.into()))
     }
 
-    /// Returns a rule with this target for every packet.
+    /// Returns a rule that applies `target` to every packet.
     pub fn with_target(target: Target) -> Self {
         Self { target: Some(target), ..Self::default() }
     }
 
-    /// Appends a match.
+    /// Appends a match to the rule.
     #[must_use]
     pub fn with_match(mut self, more: Match) -> Self {
         self.matches.push(more);
@@ -153,7 +153,7 @@ impl Rule {
         }
     }
 
-    /// Reads a rule. The inverse of [`Rule::write_to`]. A rule that portfwd would not write is kept as foreign text.
+    /// Reads a rule. The inverse of [`Rule::write_to`]. Keeps the text of a rule that portfwd does not write.
     pub fn parse(text: &str, family: Family, names: &LabelNames) -> Self {
         let read = quoting::split(text).and_then(|words| Self::read(&mut Words::new(&words), family, names));
         read.unwrap_or_else(|| Self { foreign: Some(text.trim_matches(' ').to_owned()), ..Self::default() })
@@ -172,7 +172,7 @@ impl Rule {
                 "-p" => rule.protocol = Some(transport(words.next()?)?),
                 "--dport" => rule.ports = Some(ports(words.next()?)?),
                 "-m" => match words.next()? {
-                    // The match extension of the protocol, for `--dport`.
+                    // iptables-save prints the extension of the protocol, for example `-m tcp`, before `--dport`.
                     "tcp" | "udp" | "sctp" | "dccp" => {}
                     "multiport" if words.take_if("--dports") => {
                         let slot = if rule.ports.is_none() { &mut rule.ports } else { &mut rule.part_of };
@@ -199,7 +199,8 @@ fn network(words: &mut Words<'_>, family: Family) -> Option<IpNetwork> {
     (Family::of_network(network) == family).then_some(network)
 }
 
-/// Reads a protocol. iptables-save prints the name if iptables knows it, and otherwise the number.
+/// Reads a protocol. iptables-save prints the name of a protocol that iptables knows, and the number of other
+/// protocols.
 fn transport(text: &str) -> Option<Transport> {
     let number = text.parse().ok();
     if text == "icmp" || number == Some(1) {
@@ -214,7 +215,7 @@ fn ports(text: &str) -> Option<PortRange> {
     PortRange::new(first.parse().ok()?, last.parse().ok()?)
 }
 
-/// Returns the comment of a binding, to be shared by all rules with the same comment.
+/// Returns the comment of a binding. All rules with the same comment can share the text.
 pub fn shared_comment(set: &SetName, remark: Option<&Comment>) -> Arc<str> {
     format_comment(set, remark.map(Comment::as_str)).into()
 }
@@ -227,7 +228,7 @@ mod tests {
         Rule::parse(text, family, &LabelNames::default())
     }
 
-    /// The output of iptables-save 1.8.9 for portfwd's rules. The output of both variants is the same.
+    /// The output of iptables-save 1.8.9 for portfwd's rules. iptables-nft and iptables-legacy print the same text.
     const SAVED: [&str; 22] = [
         "-m iprange --dst-range 10.0.0.1-10.0.0.9 -j PORTFWD.0a-0123456789ab",
         "-j PORTFWD.PREROUTING",
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_all_addresses_is_any_source() {
+    fn every_spelling_of_the_full_address_range_means_any_source() {
         for (text, family) in [
             ("-m iprange --src-range 0.0.0.0-255.255.255.255", Family::Ipv4),
             ("-m iprange --src-range ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", Family::Ipv6),

@@ -6,7 +6,7 @@ use super::program::{FamilyRules, Hook, HookJump, PREFIX, Policy, Table};
 use super::rule::{LabelNames, Rule};
 use crate::model::{Counter, Family};
 
-/// The reasons why the output of iptables-save cannot be read.
+/// An error in the output of iptables-save.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SaveError {
     /// A table contains rules that only nft(8) can create. iptables neither shows nor changes such a table.
@@ -17,17 +17,17 @@ pub enum SaveError {
     Line(usize, String),
 }
 
-/// Reads portfwd's part of the output of iptables-save.
+/// Reads portfwd's chains, rules and jumps from the output of iptables-save.
 ///
 /// # Errors
 /// If a line has an unknown format, or if iptables-save cannot show one of portfwd's tables.
 pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<FamilyRules, SaveError> {
     let mut half = FamilyRules::default();
     let mut table = None;
-    // The index of the last rule of each built-in chain.
+    // The index of the last rule in each built-in chain.
     let mut last_rules: Vec<(Hook, usize)> = Vec::new();
     for (number, line) in logical_lines(text) {
-        // Only spaces are trimmed: a name may end with other white space.
+        // A name may end with other white space, so only spaces are trimmed.
         let line = line.trim_end_matches(' ');
         if let Some(comment) = line.strip_prefix('#') {
             check_compatible(comment)?;
@@ -71,8 +71,8 @@ pub fn parse(text: &str, family: Family, names: &LabelNames) -> Result<FamilyRul
     Ok(half)
 }
 
-/// Splits the output of iptables-save into lines, with their numbers. A line with an open quote continues to the closing
-/// quote, because comments of other programs may contain line ends.
+/// Splits the output of iptables-save into lines, with their numbers. A line with an open quote continues to the
+/// closing quote. Comments of other programs may contain line ends.
 pub(crate) fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let (mut rest, mut number) = (text, 0);
     std::iter::from_fn(move || {
@@ -92,7 +92,7 @@ pub(crate) fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
             }
             false
         };
-        // If a quote is never closed, the rule ends at the first newline, although the newline is inside the quote.
+        // If a quote is never closed, the rule ends at the first line end, even inside the quote.
         let end = rest.find(ends).or_else(|| rest.find('\n')).unwrap_or(rest.len());
         let (line, remainder) = rest.split_at(end);
         let first = number + 1;
@@ -102,20 +102,21 @@ pub(crate) fn logical_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Reads `PREROUTING ACCEPT [12:345]`. Returns `None` for user-defined chains, which have no policy.
+/// Reads the policy in `PREROUTING ACCEPT [12:345]`. Returns `None` for user-defined chains, which have no policy.
 fn parse_policy(text: &str) -> Option<Policy> {
     let mut words = text.split(' ');
     let (chain, policy) = (words.next()?.to_owned(), words.next().filter(|policy| *policy != "-")?.to_owned());
     Some(Policy { chain, policy, counter: counter_of(words.next()?.strip_prefix('[')?.strip_suffix(']')?)? })
 }
 
-/// Reads a counter of the form `12:345`, packets and bytes.
+/// Reads a counter of the form `12:345`: packets and bytes.
 pub(crate) fn counter_of(text: &str) -> Option<Counter> {
     let (packets, bytes) = text.split_once(':')?;
     Some(Counter { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? })
 }
 
-/// Fails on the comment ``# Table `nat' is incompatible, use 'nft' tool.``, which iptables-save prints instead of a table.
+/// Returns an error for the comment ``# Table `nat' is incompatible, use 'nft' tool.``. iptables-save prints this
+/// comment instead of a table.
 fn check_compatible(comment: &str) -> Result<(), SaveError> {
     let name = comment.strip_prefix(" Table `").and_then(|rest| rest.split_once("' is incompatible"));
     match name {
@@ -126,7 +127,7 @@ fn check_compatible(comment: &str) -> Result<(), SaveError> {
     }
 }
 
-/// Reads `[12:345] -A CHAIN …`. The counter is missing if iptables-save ran without `-c`.
+/// Reads a rule of the form `[12:345] -A CHAIN …`. The counter is missing if iptables-save ran without `-c`.
 fn parse_append(line: &str) -> Option<(Counter, &str, &str)> {
     let (counter, rest) = match line.strip_prefix('[') {
         Some(rest) => {
@@ -171,7 +172,7 @@ COMMIT
             half.nat.policies.iter().map(|policy| (policy.chain.as_str(), policy.counter.packets)).collect();
         assert_eq!(policies, [("PREROUTING", 1), ("OUTPUT", 0)]);
         assert_eq!(half.nat.hooks.get(&Hook::Prerouting), Some(&HookJump { first: false, times: 1 }));
-        // A jump with a condition does not count: portfwd writes none.
+        // A jump with a condition does not count, because portfwd writes only jumps without conditions.
         assert_eq!(half.nat.hooks.len(), 1);
         let entry = half.nat.chains.get("PORTFWD.PREROUTING").expect("there");
         assert_eq!(entry.rules, [Rule::jump("PORTFWD-DOCKER").into()]);
@@ -181,7 +182,7 @@ COMMIT
     }
 
     #[test]
-    fn foreign_comments_may_contain_line_ends() {
+    fn comments_of_other_programs_may_contain_line_ends() {
         let text = "*nat\n[1:2] -A INPUT -m comment --comment \"a\n-A PREROUTING -j PORTFWD.PREROUTING\nb \\\" c\" -j ACCEPT\n[1:2] -A PORTFWD-X -j RETURN\nx\n";
         assert_eq!(
             parse(text, Family::Ipv4, &LabelNames::default()),

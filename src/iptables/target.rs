@@ -1,4 +1,4 @@
-//! The targets of rules, written and read in the syntax of iptables(8).
+//! Writes and reads the targets of rules, in the syntax of iptables(8).
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -24,15 +24,15 @@ pub struct Destination {
 /// The new destination port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DestinationPort {
-    /// The port stays.
+    /// The destination port does not change.
     Keep,
-    /// Every port becomes this port.
+    /// The target rewrites every port to one port.
     One(u16),
-    /// `LO-HI/BASE`: the ports from `base` upwards are mapped to the range, one to one.
+    /// `LO-HI/BASE`: maps the ports from `base` upwards to a range, one to one.
     Shift {
         /// The range of new ports.
         to: PortRange,
-        /// The port that becomes the first port of the range.
+        /// The port that the target maps to the first port of the range.
         base: u16,
     },
 }
@@ -40,7 +40,7 @@ pub enum DestinationPort {
 /// The target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// Jumps to another chain. The packet returns if no rule there gives a verdict.
+    /// Jumps to another chain. If no rule of that chain gives a verdict, the packet returns.
     Jump(Arc<str>),
     /// `RETURN`: returns to the calling chain.
     Return,
@@ -48,7 +48,7 @@ pub enum Target {
     Drop,
     /// `DNAT`: rewrites the destination.
     Dnat(Destination),
-    /// `REDIRECT`: rewrites the destination to this host, and to the port unless it is `None`.
+    /// `REDIRECT`: rewrites the destination to this host. Also rewrites the port unless the port is `None`.
     Redirect(Option<u16>),
     /// `SNAT`: rewrites the source to an address from a pool.
     Snat(Pool, Option<Mode>),
@@ -81,7 +81,8 @@ impl Target {
         }
     }
 
-    /// Reads the words after `-j`. The inverse of [`Target::write`]. Returns `None` if portfwd does not write such a target.
+    /// Reads a target from the words after `-j`. The inverse of [`Target::write`]. Returns `None` if portfwd does not
+    /// write such a target.
     pub(super) fn read(words: &mut Words<'_>, family: Family) -> Option<Self> {
         let target = match words.next()? {
             "RETURN" => Self::Return,

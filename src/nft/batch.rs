@@ -1,6 +1,7 @@
-//! A batch of netlink messages that the kernel commits as one transaction, and the subject of each message.
+//! A batch of netlink messages. The kernel commits a batch as one transaction.
 //!
-//! A refusal names a message by its number, and a place in it. The batch translates both to an object of the program.
+//! If the kernel refuses a message, it reports the message's number and the position of the fault. The batch finds the
+//! object of the program at that position.
 
 use nftnl_sys::libc;
 
@@ -9,7 +10,7 @@ use super::program::{Element, Key, Rule, TABLE};
 use crate::sys::netlink::message::{self, put_message_with};
 use crate::sys::netlink::{Attributes, Message, flag};
 
-/// The subject of a message.
+/// The object that a netlink message adds or deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject<'a> {
     /// The message that begins or ends the batch.
@@ -18,15 +19,15 @@ pub enum Subject<'a> {
     Table,
     /// A chain, or all rules of a chain.
     Chain(&'a str),
-    /// A rule of a chain.
+    /// A rule, with the name of its chain.
     Rule(&'a str, &'a Rule),
-    /// A map, by its name.
+    /// The name of a map.
     Map(&'a str),
-    /// Elements of a map, in the order of the message.
+    /// The name of a map and some of its elements, in the order of the message.
     Elements(&'a str, &'a [(Key, Element)]),
 }
 
-/// The sequence number, the byte range and the subject of a message.
+/// The sequence number, the byte range, the type and the subject of a netlink message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry<'a> {
     seq: u32,
@@ -36,7 +37,7 @@ struct Entry<'a> {
     subject: Subject<'a>,
 }
 
-/// A batch of messages.
+/// A batch of netlink messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch<'a> {
     bytes: Vec<u8>,
@@ -49,14 +50,14 @@ impl<'a> Batch<'a> {
         u32::try_from(self.entries.len() + 1).unwrap_or(u32::MAX)
     }
 
-    /// Writes a message: the header of the family and the attributes that `put` appends.
+    /// Appends a message to the batch. `put` writes the body of the message.
     pub(super) fn write(&mut self, kind: u16, flags: u16, subject: Subject<'a>, put: impl FnOnce(&mut Vec<u8>)) {
         let (start, seq) = (self.bytes.len(), self.next());
         put_message_with(&mut self.bytes, kind, flags | flag::REQUEST, seq, put);
         self.entries.push(Entry { seq, start, end: self.bytes.len(), kind, subject });
     }
 
-    /// Requests an acknowledgement of the last message.
+    /// Sets `NLM_F_ACK` in the last message, so that the kernel acknowledges this message.
     pub(super) fn acknowledge(&mut self) {
         let start = self.entries.last().map_or(0, |entry| entry.start);
         if let Some((message, _)) = self.bytes.get(start..).and_then(Message::split) {
@@ -69,20 +70,20 @@ impl<'a> Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Returns the bytes to send.
+    /// Returns the messages of the batch as bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Replaces the generation of the batch. The changes must be valid at the new generation.
+    /// Writes a new generation into the batch. The caller must ensure that the changes are valid at this generation.
     pub fn move_to(&mut self, generation: u32) {
-        // The value of the first attribute of the first message.
+        // Bytes 24 to 27 of a batch contain the generation.
         if let Some(number) = self.bytes.get_mut(24..28) {
             number.copy_from_slice(&generation.to_be_bytes());
         }
     }
 
-    /// Returns the number of messages, including begin and end.
+    /// Returns the number of messages in the batch, including the begin and end messages.
     pub fn message_count(&self) -> usize {
         self.entries.len()
     }
@@ -92,12 +93,12 @@ impl Batch<'_> {
         self.entries.iter().rev().nth(1).map_or(0, |entry| entry.seq)
     }
 
-    /// Returns the subject of a message.
+    /// Returns the subject of the message with the sequence number `seq`.
     pub fn subject(&self, seq: u32) -> Option<&Subject<'_>> {
         self.entries.iter().find(|entry| entry.seq == seq).map(|entry| &entry.subject)
     }
 
-    /// Returns the element at a position in a message: the position that the kernel reports for a refused element.
+    /// Returns the element at byte `offset` of a message. The kernel reports such an offset for a refused element.
     pub fn element_at(&self, seq: u32, offset: u32) -> Option<(&str, &Key, &Element)> {
         let entry = self.entries.iter().find(|entry| entry.seq == seq)?;
         let Subject::Elements(map, elements) = &entry.subject else { return None };
@@ -106,7 +107,7 @@ impl Batch<'_> {
         Some((map, key, element))
     }
 
-    /// Returns a line for each message, for `-v`: number, size and subject.
+    /// Returns one line of text for each message, with number, size and subject. The option `-v` prints these lines.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.entries.iter().map(|entry| {
             let size = entry.end - entry.start;
@@ -127,7 +128,7 @@ impl Batch<'_> {
     }
 }
 
-/// Returns the index of the first element of a message that ends behind `offset`.
+/// Returns the index of the first element that ends after byte `offset` of the message.
 fn element_index(message: &[u8], offset: usize) -> Option<usize> {
     let header = message::HEADER + HEADER;
     let mut attributes = Attributes::behind(message, header).spans();

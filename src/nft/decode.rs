@@ -1,13 +1,14 @@
-//! Decodes netlink dumps of table `inet portfwd` to a program. Only [`has_chain`] reads other tables, for chain names.
+//! Reads the table `inet portfwd` from netlink dumps into a program. Only [`has_chain`] reads other tables, for chain
+//! names.
 //!
-//! A dump has several parts, and other programs may commit between two parts. First, portfwd tries to read the table in
-//! one generation. If commits interrupt this, portfwd monitors the commits (see `watch.rs`). The result is valid if no
-//! commit changed portfwd's table:
-//! - In dumps of chains, rules and maps, the kernel finds its position by counting objects; older kernels also count the
-//!   objects of other tables. Commits to other tables can therefore make the kernel skip objects. So portfwd repeats each
-//!   of these small dumps until no commit interrupts the dump.
-//! - In a dump of elements, the kernel counts the elements of one map only (`nf_tables_dump_set`). Commits to other
-//!   tables do not affect it.
+//! The kernel sends a dump in several parts. Other programs may commit between two parts. First, portfwd tries to read
+//! the whole table in one generation. If a commit interrupts this attempt, portfwd monitors the commits (see
+//! `watch.rs`). The result is valid if no commit changed portfwd's table:
+//! - In a dump of chains, rules or maps, the kernel finds its position by counting objects. Older kernels also count
+//!   the objects of other tables. A commit to another table can therefore make the kernel skip objects. portfwd repeats
+//!   such a small dump until no commit interrupts the dump.
+//! - In a dump of elements, the kernel counts only the elements of one map (`nf_tables_dump_set`). Commits to other
+//!   tables do not affect this dump.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,19 +21,20 @@ use super::program::{Base, Chain, ChainType, Element, Hook, Key, Map, Program, R
 use super::transaction::{Connection, KernelError, PATIENCE, names};
 use crate::sys::netlink::{Dump, put_attribute, put_nested};
 
-/// The maximum number of attempts for a dump of chains, rules or maps. There is no pause between attempts: a dump is
-/// shorter than most pauses between two commits.
+/// The maximum number of attempts for a dump of chains, rules or maps. portfwd does not pause between attempts, because
+/// such a dump is shorter than most pauses between two commits.
 const DUMP_ATTEMPTS: u32 = 100;
 
-/// The pause before portfwd reads the whole table again.
+/// The pause before portfwd reads its whole table again.
 const RETRY_PAUSE: Duration = Duration::from_millis(2);
 
-/// Reads portfwd's table. Returns the program and its generation.
+/// Reads portfwd's table. Returns the program and the generation of the rules.
 ///
 /// # Errors
-/// [`KernelError::Interrupted`] if other programs kept changing the table for [`PATIENCE`]. If commits cannot be
-/// monitored, changes to any table count. [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the user namespace that
-/// owns the network namespace.
+/// [`KernelError::Interrupted`] if other programs kept changing portfwd's table for [`PATIENCE`]. If portfwd cannot
+/// monitor the commits, a change to any table counts.
+///
+/// [`KernelError::NotPermitted`] without CAP_NET_ADMIN in the user namespace that owns the network namespace.
 pub fn decode(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, &elements, PATIENCE)
 }
@@ -63,7 +65,7 @@ fn decode_with(
     }
 }
 
-/// A program and its generation; `None` if the read must be repeated.
+/// A program and its generation. `None` if portfwd must read the table again.
 type Found = Result<Option<(Program, u32)>, KernelError>;
 
 /// Turns [`KernelError::Interrupted`] into `None`.
@@ -74,34 +76,35 @@ fn retry_if_interrupted(found: Found) -> Found {
     }
 }
 
-/// Reads the table. Returns `None` if the generation changed meanwhile.
+/// Reads portfwd's table. Returns `None` if the generation changed during the read.
 fn read_in_one_generation(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let before = connection.generation()?;
     let program = program(connection, elements)?;
     Ok((connection.generation()? == before).then_some((program, before)))
 }
 
-/// Reads the table while commits are monitored. Returns `None` if one of them changed portfwd's table.
+/// Reads portfwd's table while portfwd monitors commits. Returns `None` if a commit changed portfwd's table.
 fn read_while_watching(connection: &mut Connection, elements: &ReadElements<'_>) -> Found {
     let program = program(connection, elements)?;
     Ok(connection.still()?.map(|generation| (program, generation)))
 }
 
-/// The timeout of [`decode_structure`]. The commit is already complete and the dump is short.
+/// The time limit of [`decode_structure`]. The limit is short, because a dump without elements is short.
 const STRUCTURE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads portfwd's table without the elements of its maps. Returns the program and its generation.
+/// Reads portfwd's table without the elements of its maps. Returns the program and the generation of the rules.
 ///
 /// # Errors
-/// As [`decode`], but after one second.
+/// As [`decode`], but [`KernelError::Interrupted`] after one second.
 pub fn decode_structure(connection: &mut Connection) -> Result<(Program, u32), KernelError> {
     decode_with(connection, &|_, _| Ok(BTreeMap::new()), STRUCTURE_TIMEOUT)
 }
 
-/// Reads portfwd's table with only those elements whose keys `wanted` or `left` contains. Returns the program and its
-/// generation.
+/// Reads portfwd's table, but only the elements whose keys `wanted` or `left` contains. Returns the program and the
+/// generation of the rules.
 ///
-/// `left` is the program that the kernel probably contains. Its keys are requested in groups, all other keys one by one.
+/// `left` is the program that the kernel probably contains. portfwd requests the keys of `left` in groups, and all
+/// other keys one by one.
 ///
 /// # Errors
 /// As [`decode`].
@@ -124,8 +127,8 @@ pub fn decode_partial(
     decode_with(connection, &elements, PATIENCE)
 }
 
-/// Reads the existing elements among at most [`KEYS_PER_REQUEST`] keys. If one key is missing, the kernel fails the whole
-/// request, so portfwd then requests each key separately.
+/// Adds the existing elements among at most [`KEYS_PER_REQUEST`] keys to `found`. If one key is missing, the kernel
+/// refuses the whole request. portfwd then requests each key separately.
 fn existing_elements(
     connection: &mut Connection,
     map: &str,
@@ -153,15 +156,15 @@ pub fn has_chain(connection: &mut Connection, prefix: &str) -> Result<bool, Kern
     Ok(found)
 }
 
-/// The maximum number of keys in one request. Each element is returned in its own message, and a socket buffer of default
-/// size would lose further messages.
+/// The maximum number of keys in one request. The kernel returns each element in its own message. A socket buffer of
+/// default size would lose further messages.
 pub const KEYS_PER_REQUEST: usize = 16;
 
-/// Reads at most [`KEYS_PER_REQUEST`] elements of a map by their keys, at constant cost for each element. Returns `None`
-/// if one of the elements does not exist.
+/// Reads at most [`KEYS_PER_REQUEST`] elements of a map by their keys. The cost of one element is constant. Returns
+/// `None` if one of the elements does not exist.
 ///
 /// # Errors
-/// If the kernel refuses the request for another reason.
+/// If the kernel refuses the request for another reason than a missing element.
 pub fn elements_by_key<'a>(
     connection: &mut Connection,
     map: &str,
@@ -184,7 +187,7 @@ pub fn elements_by_key<'a>(
     Ok(exist.then_some(found))
 }
 
-/// Reads the elements of the map with this name.
+/// A function that reads all elements of a map. The text is the name of the map.
 type ReadElements<'a> = dyn Fn(&mut Connection, &str) -> Result<BTreeMap<Key, Element>, KernelError> + 'a;
 
 fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<Program, KernelError> {
@@ -201,7 +204,8 @@ fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<P
     program.table = true;
     program.chains = retry_dump(connection, chains)?;
     for (chain, rule) in retry_dump(connection, rules)? {
-        // If a chain was added after the dump of chains, the caller detects the commit and reads the table again.
+        // The chain of the rule is missing if another program added the chain after the dump of chains. In this case,
+        // the caller reads the table again.
         if let Some(chain) = program.chains.get_mut(&chain) {
             chain.rules.push(rule);
         }
@@ -217,8 +221,8 @@ fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<P
     Ok(program)
 }
 
-/// Repeats a dump until no commit interrupts it. If commits are not monitored, the caller must read the whole table again,
-/// so the dump is not repeated.
+/// Repeats a dump until no commit interrupts the dump. If portfwd does not monitor commits, the dump runs only once,
+/// because the caller must then read the whole table again.
 fn retry_dump<T>(
     connection: &mut Connection,
     dump: impl Fn(&mut Connection) -> Result<T, KernelError>,
@@ -243,7 +247,8 @@ fn chains(connection: &mut Connection) -> Result<BTreeMap<String, Chain>, Kernel
             let base = match base {
                 None => None,
                 Some(Some(base)) => Some(base),
-                // portfwd creates no such base chain. This placeholder differs from all of portfwd's chains.
+                // The type or the hook of this base chain is unknown. The placeholder differs from all of portfwd's
+                // chains.
                 Some(None) => Some(Base { chain_type: ChainType::Filter, hook: Hook::Forward, priority: i32::MIN }),
             };
             chains.insert(record.name, Chain { base, rules: Vec::new() });
@@ -279,7 +284,8 @@ fn rules(connection: &mut Connection) -> Result<Vec<(String, Rule)>, KernelError
     Ok(rules)
 }
 
-/// Reads the names and shapes of maps and sets. The shape is `None` if portfwd creates no maps with these types.
+/// Reads the names and shapes of all maps and sets in portfwd's table. A shape is `None` if portfwd creates no such
+/// map.
 fn shapes(connection: &mut Connection) -> Result<BTreeMap<String, Option<Shape>>, KernelError> {
     let request = names(&[(key::SET_TABLE, TABLE)]);
     let mut shapes = BTreeMap::new();
@@ -314,7 +320,8 @@ fn elements(connection: &mut Connection, map: &str) -> Result<BTreeMap<Key, Elem
     }
     let count = found.len();
     let elements: BTreeMap<_, _> = found.into_iter().collect();
-    // After many insertions the kernel resizes a hash map in the background. A dump during the resize returns some
-    // elements twice and skips as many others. There is no error and no new generation (seen on Linux 6.18).
+    // After many insertions, the kernel resizes a hash map in the background. A dump during the resize returns some
+    // elements twice and skips the same number of other elements. The kernel reports neither an error nor a new
+    // generation (seen on Linux 6.18).
     if elements.len() == count { Ok(elements) } else { Err(KernelError::Interrupted) }
 }

@@ -1,8 +1,8 @@
-//! Compares two programs and returns the changes that turn one into the other, without I/O.
+//! Compares two programs and returns the changes that turn one program into the other, without I/O.
 //!
-//! Chains are small: a changed chain is flushed and filled again, within one transaction. Maps are large: only the
-//! changed elements are deleted and added. If the shape of a map differs or the table has flags, the table is deleted and
-//! created again.
+//! Chains are small, so a changed chain is flushed and filled again in the same transaction. Maps are large, so only
+//! changed elements are deleted and added. If a map has another shape, the table is deleted and created again. The same
+//! applies if the table has flags.
 
 use std::collections::BTreeMap;
 
@@ -11,46 +11,46 @@ use super::program::{Chain, Element, Key, Program, Rule, Shape};
 /// Elements to delete from or add to one map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Elements {
-    /// The map's name.
+    /// The name of the map.
     pub map: String,
     /// The key and data types of the map.
     pub shape: Shape,
-    /// The elements, in the order of their keys.
+    /// The elements, in ascending order of their keys.
     pub elements: Vec<(Key, Element)>,
 }
 
-/// The changes to a table. The fields are in the order in which the changes must be sent.
+/// The changes to portfwd's table. The kernel must receive the changes in the order of the fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// True if the table is deleted with all its contents.
+    /// True if the batch deletes the table with all its contents.
     pub delete_table: bool,
-    /// True if the table is created.
+    /// True if the batch creates the table.
     pub add_table: bool,
-    /// Chains that are flushed.
+    /// The names of chains to flush.
     pub empty_chains: Vec<String>,
-    /// Elements that are deleted.
+    /// Elements to delete from maps.
     pub delete_elements: Vec<Elements>,
-    /// Chains that are deleted. Base chains are first.
+    /// The names of chains to delete. Base chains come first.
     pub delete_chains: Vec<String>,
-    /// Maps that are deleted.
+    /// The names of maps to delete.
     pub delete_maps: Vec<String>,
-    /// Maps that are created, without elements.
+    /// Maps to create, without their elements.
     pub add_maps: Vec<(String, Shape)>,
-    /// Chains that are created, without rules. Regular chains are first.
+    /// Chains to create, without their rules. Regular chains come first.
     pub add_chains: Vec<(String, Chain)>,
-    /// Elements that are added.
+    /// Elements to add to maps.
     pub add_elements: Vec<Elements>,
-    /// Rules that are appended to their chains. Base chains are last, so that the chains they jump to have their rules.
+    /// Rules to append to chains. Base chains come last, because the chains that they jump to must be complete.
     pub add_rules: Vec<(String, Vec<Rule>)>,
 }
 
 impl Changes {
-    /// Returns true if there is nothing to send.
+    /// Returns true if there are no changes.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns true if only elements change: table, chains, rules and maps stay.
+    /// Returns true if only map elements change.
     pub fn changes_only_elements(&self) -> bool {
         !(self.delete_table || self.add_table)
             && [&self.empty_chains, &self.delete_chains, &self.delete_maps].iter().all(|names| names.is_empty())
@@ -60,7 +60,7 @@ impl Changes {
     }
 }
 
-/// Returns the changes that turn `live` into `asked`.
+/// Returns the changes that turn `live` into `desired`.
 pub fn diff(live: &Program, desired: &Program) -> Changes {
     let mut changes = Changes::default();
     if !desired.table {
@@ -102,7 +102,8 @@ fn maps(live: &Program, desired: &Program, changes: &mut Changes) {
     }
 }
 
-/// Returns the elements of `left` that `right` lacks or has with other data, comment or range.
+/// Returns the elements of `left` that are missing in `right`, or that have other data, another comment or another port
+/// range there.
 fn only_in(left: &BTreeMap<Key, Element>, right: &BTreeMap<Key, Element>) -> Vec<(Key, Element)> {
     (left.iter())
         .filter(|(key, element)| !right.get(*key).is_some_and(|other| other.same_content(element)))
@@ -122,7 +123,7 @@ fn chains(live: &Program, desired: &Program, changes: &mut Changes) {
             changes.delete_chains.push(name.clone());
         }
     }
-    // A chain can be deleted only after the rules that jump to it, and must be created before them.
+    // The kernel deletes a chain only if no rule jumps to the chain. A rule can jump only to an existing chain.
     changes.delete_chains.sort_by_key(|name| live.chains.get(name).is_some_and(|chain| chain.base.is_none()));
     let mut names: Vec<&String> = desired.chains.keys().collect();
     names.sort_by_key(|name| desired.chains.get(*name).is_some_and(|chain| chain.base.is_some()));

@@ -1,11 +1,11 @@
-//! Converts a binding to map elements and back.
+//! Converts a binding to map elements, and map elements to bindings.
 //!
-//! A single port is one element. A range is split into aligned blocks of 1,024 ports, then blocks of 16, then single
-//! ports. Each block or port is one element; the range of all ports takes 141 elements. A range whose ports are shifted
-//! takes one element for each port.
+//! A single port needs one element. A range is split into aligned blocks of 1,024 ports, blocks of 16 ports, and single
+//! ports. Each block or port needs one element. The range of all ports has 141 elements. If a forward shifts the ports
+//! of a range, each port needs one element.
 //!
-//! Every element of a range carries the complete range ([`Span`]). So each element alone is enough to read the binding
-//! back, and portfwd detects a range with missing elements.
+//! Every element of a range contains the complete range ([`Span`]). portfwd can therefore read the binding from any one
+//! element, and detects missing elements of a range.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -26,10 +26,10 @@ pub fn kinds(binding: &Binding) -> impl Iterator<Item = Kind> {
     Kind::ALL.into_iter().filter(|kind| key_ports(binding, *kind).next().is_some())
 }
 
-/// Returns the part of the binding's ports that consists of complete aligned blocks of `size` ports.
+/// Returns the ports of the binding that form complete, aligned blocks of `size` ports.
 ///
-/// The range is empty if there is no complete block, or if each port needs its own element. The numbers have 32 bits
-/// because the end of the last block is 65,536.
+/// The result is empty if the binding has no complete block, or if each port needs its own element. The numbers have 32
+/// bits, because the end of the last block is 65,536.
 fn complete_blocks(binding: &Binding, size: u16) -> Range<u32> {
     let (first, end) = (u32::from(binding.ports.first()), u32::from(binding.ports.last()) + 1);
     let start = first.next_multiple_of(size.into());
@@ -37,11 +37,13 @@ fn complete_blocks(binding: &Binding, size: u16) -> Range<u32> {
     if kept { start..(end / u32::from(size) * u32::from(size)).max(start) } else { first..first }
 }
 
-/// Returns the ports in the binding's keys for a map of `kind`, in ascending order. The key of a block has its first port.
+/// Returns the ports in the binding's keys for a map of `kind`, in ascending order. The key of a block contains the
+/// first port of the block.
 fn key_ports(binding: &Binding, kind: Kind) -> impl Iterator<Item = u16> {
     let all = u32::from(binding.ports.first())..u32::from(binding.ports.last()) + 1;
     let (large, small) = (complete_blocks(binding, LARGE_BLOCK), complete_blocks(binding, SMALL_BLOCK));
-    // Without larger blocks in the middle, the smaller blocks or ports fill the whole outer range.
+    // Larger blocks cover the ports of `inner`. If there are no larger blocks, `inner` is empty and at the end of
+    // `outer`.
     let gap =
         |inner: &Range<u32>, outer: &Range<u32>| if inner.is_empty() { outer.end..outer.end } else { inner.clone() };
     let (outer, inner) = match (kind, binding.to.port) {
@@ -58,7 +60,8 @@ fn key_ports(binding: &Binding, kind: Kind) -> impl Iterator<Item = u16> {
     ports.filter_map(|port| u16::try_from(port).ok())
 }
 
-/// Returns the kind of map with the key of `port`. Returns `None` if `port` is in a block, but not its first port.
+/// Returns the kind of map whose key contains `port`. Returns `None` if `port` is in a block, but is not the first port
+/// of the block.
 fn kind_of_key(binding: &Binding, port: u16) -> Option<Kind> {
     let (large, small) = (complete_blocks(binding, LARGE_BLOCK), complete_blocks(binding, SMALL_BLOCK));
     let starts_block = |size: u16| port.is_multiple_of(size);
@@ -73,12 +76,14 @@ fn kind_of_key(binding: &Binding, port: u16) -> Option<Kind> {
     }
 }
 
-/// Returns the number of elements of a binding in all maps, without the maps for labels and loopback addresses.
+/// Returns the number of map elements of a binding. Elements in the maps for labels and for any loopback address are
+/// not counted.
 pub fn count(binding: &Binding) -> usize {
     Kind::ALL.into_iter().map(|kind| key_ports(binding, kind).count()).sum()
 }
 
-/// Returns the elements of a binding in one map. The data are the target, or `label` if `id` is a map of labels.
+/// Returns the elements of a binding in one map. The element data are the target. In a map of labels, the data are
+/// `label`.
 pub fn elements(id: &MapId, binding: &Binding, comment: &Arc<str>, label: &[u8]) -> Vec<(Key, Element)> {
     let span = (!binding.is_exact()).then_some(Span { ports: binding.ports, to: binding.to.port });
     let element = |port| {
@@ -134,7 +139,8 @@ fn push_port(bytes: &mut Vec<u8>, port: u16) {
 
 /// Reads the binding that an element belongs to, without the options in its labels. The inverse of [`elements`].
 ///
-/// Returns `None` if the map is not a target map, serves all loopback addresses, or portfwd does not write such elements.
+/// Returns `None` in three cases: the map has no targets, the map is for any loopback address, or portfwd does not
+/// write such elements.
 pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>> {
     if id.role != MapRole::Targets || id.scope == AddressScope::AnyLoopback {
         return None;
@@ -170,17 +176,17 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>
         loopback: id.scope == AddressScope::OneLoopback,
         comment: remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?,
     };
-    // The element must have the kind and data that `elements` would write.
+    // The map kind and the data of the element must be those that `elements` writes.
     let in_range = (rule.ports.first()..=rule.ports.last()).contains(&port);
     let same = in_range && kind_of_key(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
     same.then_some(SetRule { set, rule })
 }
 
-/// The unread rest of a key or of data.
+/// The bytes of a key or of element data that are not read yet.
 struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
-    /// Reads a field of `N` bytes and skips its padding.
+    /// Reads a field of `N` bytes and skips the padding of the field.
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let field = self.0.get(..N)?.try_into().ok()?;
         self.0 = self.0.get(N.next_multiple_of(4)..).unwrap_or_default();
@@ -219,7 +225,7 @@ mod tests {
         forward.bindings().expect("valid")
     }
 
-    /// Returns every element of a binding with its map and key.
+    /// Returns all elements of a binding, each with its map and key.
     fn all_elements(rule: &Binding) -> Vec<(MapId, Key, Element)> {
         let comment = format_comment(&SetName::cli(), Some("a: b")).into();
         let of_kind = |kind| {
@@ -231,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn every_element_is_read_back() {
+    fn each_element_is_read_back_as_its_binding() {
         for (listen, to) in [
             ("8080", "172.17.0.3:80"),
             ("192.0.2.1:53/udp", "10.0.0.2"),

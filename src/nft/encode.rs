@@ -1,13 +1,14 @@
-//! Changes encoded into one batch of netlink messages.
+//! Encodes changes as one batch of netlink messages.
 //!
 //! ```text
 //! batch begin (generation)  delete/add table  delete rules  delete elements  delete chains  delete maps
 //!                           add maps  add chains  add elements  add rules  batch end
 //! ```
-//! A message contains up to 180 elements, or one other object. Only the last message is acknowledged. libnftnl writes tables,
-//! chains and rules; maps and elements are written here, because `nftnl` has no maps with data.
+//! A message contains up to 180 elements, or one object of another kind. The kernel acknowledges only the last change.
+//! libnftnl writes tables, chains and rules. This file writes maps and elements, because `nftnl` has no maps with data.
 //!
-//! Be aware: [`super::decode`] reads these encodings back. A test compares the two with a kernel in between.
+//! Be aware: [`super::decode`] reads the encoded objects back. A test compares the encoder with the decoder, with a
+//! kernel in between.
 
 use std::ptr::NonNull;
 
@@ -24,14 +25,16 @@ use crate::sys::ffi::{self, Buffer, c_text};
 use crate::sys::netlink::message::netfilter_header;
 use crate::sys::netlink::{Message, flag, put_attribute, put_nested, put_text};
 
-/// `NFNL_BATCH_GENID` in include/uapi/linux/netfilter/nfnetlink.h: the generation that the batch was made for.
+/// The attribute with the generation for which the batch is valid. Source: `NFNL_BATCH_GENID` in
+/// include/uapi/linux/netfilter/nfnetlink.h.
 const BATCH_GENERATION: u16 = 1;
 
-/// The number of elements that always fit into one message. An element has at most 260 bytes: a key of 64, data of 20, user
-/// data of 136, and their headers. Their list has at most 65,535.
+/// The number of elements that always fit into one message. An element has at most 260 bytes: a key of 64 bytes, data
+/// of 20 bytes, user data of 136 bytes, and their headers. The attribute with the list of elements has at most 65,535
+/// bytes.
 const ELEMENTS_PER_MESSAGE: usize = 180;
 
-/// Encodes changes for a generation of the rules. The kernel refuses the batch at any other generation.
+/// Encodes changes as a batch for one generation of the rules. The kernel refuses the batch at any other generation.
 pub fn encode(changes: &Changes, generation: u32) -> Batch<'_> {
     let mut writer = Writer { batch: Batch::default(), buffer: Buffer::new() };
     writer.edge(libc::NFNL_MSG_BATCH_BEGIN, Some(generation));
@@ -101,7 +104,8 @@ fn rule_object<'a>(rule: &Rule, chain: &'a nftnl::Chain<'a>) -> nftnl::Rule<'a> 
         object.add_expr(expr);
     }
     if let Some(comment) = &rule.comment {
-        // At most 32 bytes of a set's name, a word, 15 of an interface and 28 of a chain: it always fits.
+        // A rule comment always fits. It has at most a rule set name (32 bytes), a word, an interface name (15 bytes)
+        // and a chain name (28 bytes).
         let fits = object.set_comment(c_text(comment));
         debug_assert!(fits.is_ok(), "{comment}");
     }
@@ -122,14 +126,14 @@ impl nftnl::expr::Expression for Expr {
     }
 }
 
-/// Writes the messages of a batch.
+/// A writer for the messages of a batch.
 struct Writer<'a> {
     batch: Batch<'a>,
     buffer: Buffer,
 }
 
 impl<'a> Writer<'a> {
-    /// Writes the begin or the end of the batch.
+    /// Writes the message that begins or ends the batch.
     fn edge(&mut self, kind: i32, generation: Option<u32>) {
         self.batch.write(u16::try_from(kind).unwrap_or(0), 0, Subject::Batch, |body| {
             body.extend(netfilter_header(0, KIND >> 8));
@@ -139,7 +143,7 @@ impl<'a> Writer<'a> {
         });
     }
 
-    /// Writes an object of libnftnl. Only the last object of the batch is acknowledged.
+    /// Writes an object of libnftnl as a message. The message does not request an acknowledgement.
     fn push(&mut self, message: &impl NlMsg, kind: MsgType, subject: Subject<'a>) {
         let bytes = self.buffer.write(message, self.batch.next(), kind);
         if let Some((message, _)) = Message::split(bytes) {
@@ -189,7 +193,7 @@ impl<'a> Writer<'a> {
         self.elements(libc::NFT_MSG_DELSETELEM, 0, elements, |_, _| {});
     }
 
-    /// Writes elements: their keys, and the attributes that `put` appends.
+    /// Writes messages with the keys of elements. `put` appends more attributes to each element.
     fn elements(&mut self, kind: i32, flags: u16, elements: &'a Elements, put: impl Fn(&mut Vec<u8>, &Element)) {
         for some in elements.elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.object(kind, flags, Subject::Elements(&elements.map, some), |body| {
@@ -207,7 +211,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes a message about an object of table `inet portfwd`.
+    /// Writes a message about an object of the table `inet portfwd`.
     fn object(&mut self, kind: i32, flags: u16, subject: Subject<'a>, put: impl FnOnce(&mut Vec<u8>)) {
         self.batch.write(KIND | u16::try_from(kind).unwrap_or(0), flags, subject, |body| {
             body.extend(netfilter_header(u8::try_from(libc::NFPROTO_INET).unwrap_or(0), 0));
@@ -216,7 +220,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The flags of a message that adds what must not exist yet.
+/// The flags of a message that creates an object. The kernel refuses the message if the object exists.
 const NEW: u16 = flag::CREATE | flag::EXCL;
 
 #[cfg(test)]
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn one_more_forward_is_one_element() {
+    fn one_more_forward_encodes_to_one_element() {
         let before = desired((1000..2000).map(|port| port.to_string()));
         let after = desired((1000..2001).map(|port| port.to_string()));
         let changes = diff(&before, &after);
@@ -253,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generation_is_in_the_first_message_and_the_last_is_acknowledged() {
+    fn first_message_has_the_generation_and_last_change_is_acknowledged() {
         let changes = diff(&Program::default(), &desired(["80".into()]));
         let batch = encode(&changes, 0x0102_0304);
         assert_eq!(batch.bytes()[20..28], [8, 0, 1, 0, 1, 2, 3, 4]);
@@ -289,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_names_the_element() {
+    fn a_byte_offset_in_a_message_identifies_the_element() {
         let program = desired((1..=400).map(|port| port.to_string()));
         let changes = diff(&Program::default(), &program);
         let batch = encode(&changes, 1);

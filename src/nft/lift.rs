@@ -1,6 +1,7 @@
-//! Lifts a program back to the model. The inverse of [`super::compile`].
+//! Converts a program back to the model. The inverse of [`super::compile`].
 //!
-//! Rules, maps and elements that cannot be lifted are foreign: another program added them to portfwd's table.
+//! A rule, map or element is foreign if portfwd cannot convert it. Another program added such an object to portfwd's
+//! table.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,7 +20,8 @@ use crate::model::{
     SetName, SetRule, Snat,
 };
 
-/// Lifts a program. The result also contains the counters and the names of foreign objects.
+/// Converts a program to the model. The result also contains the counters, and the names of objects that portfwd did
+/// not create.
 pub fn lift(program: &Program) -> Observed {
     let mut lifted = Observed::default();
     if program.flagged {
@@ -51,7 +53,7 @@ pub fn lift(program: &Program) -> Observed {
             }
         }
     }
-    // A range with missing elements counts as missing.
+    // A port range with a missing element counts as a missing binding.
     let complete = ranges.into_iter().filter(|(owned, (_, count))| *count == element::count(&owned.rule));
     found.extend(complete.map(|(owned, (sum, _))| (owned, sum)));
     merge_loopback(&ids, &mut found, &mut lifted.foreign);
@@ -63,7 +65,7 @@ pub fn lift(program: &Program) -> Observed {
     lifted
 }
 
-/// Reads the binding of an element and its labels.
+/// Reads the binding of an element, including the options in the element's labels.
 fn read_binding(
     id: &MapId,
     key: &Key,
@@ -78,7 +80,7 @@ fn read_binding(
     Some(owned)
 }
 
-/// Reads the source addresses and their numbers from the maps of source addresses.
+/// Reads the IDs and addresses from the maps of source addresses.
 fn sources(program: &Program) -> Sources {
     let of_family = |family: Family| {
         let elements = program.maps.get(sources_name(family)).map(|map| map.elements.iter());
@@ -90,10 +92,10 @@ fn sources(program: &Program) -> Sources {
     )
 }
 
-/// Merges the maps for all loopback addresses into the bindings that were `found` in the other maps.
+/// Merges the maps for any loopback address into `found`, the bindings from all other maps.
 ///
-/// Adds the counters, removes bindings with missing loopback elements, and adds elements and labels without a binding to
-/// `foreign`.
+/// Adds the counters of loopback elements to the bindings. Removes a binding if its loopback elements are missing. Adds
+/// loopback elements and labels without a binding to `foreign`.
 fn merge_loopback(
     ids: &[(MapId, &BTreeMap<Key, Element>)],
     found: &mut Vec<(SetRule<Binding>, Counter)>,
@@ -108,7 +110,7 @@ fn merge_loopback(
         if !rule.loopback || !rule.serves_non_loopback() {
             return true;
         }
-        // The chain of a binding is unknown, so the maps of every chain are searched.
+        // A binding does not contain its chain name, so portfwd searches the maps of all chains.
         let of_class = |id: &&MapId| **id == MapId::for_binding(rule, id.kind, id.chain.clone()).any_loopback();
         let mut parts = 0;
         for id in ids.iter().map(|(id, _)| id).filter(|id| any_loopback(id)).filter(of_class) {
@@ -130,7 +132,7 @@ fn merge_loopback(
     }
 }
 
-/// The matches and the NAT expression of a rule.
+/// The matches, the constants and the NAT expression of a rule.
 #[derive(Default)]
 struct Parts<'a> {
     subnet: Option<IpNetwork>,
@@ -145,7 +147,7 @@ fn lift_rules(program: &Program, lifted: &mut Observed) {
     let chains = [NAT_PREROUTING, NAT_OUTPUT, NAT_POSTROUTING, FILTER_FORWARD];
     for chain in chains {
         for rule in program.chains.get(chain).map(|chain| chain.rules.as_slice()).unwrap_or_default() {
-            // portfwd's rules that belong to no rule set have no comment.
+            // A rule of portfwd without a comment belongs to no rule set.
             let Some(comment) = &rule.comment else { continue };
             if read_rule(rule, comment, &mut networks, &mut netmaps, &mut lifted.desired).is_none() {
                 lifted.foreign.push(format!("rule \"{comment}\" of chain {chain}"));
@@ -153,8 +155,8 @@ fn lift_rules(program: &Program, lifted: &mut Observed) {
         }
     }
     lifted.desired.networks = networks.into_iter().map(|((set, _), rule)| SetRule { set, rule }).collect();
-    // A 1:1 translation has three rules, at prerouting, output and postrouting. If one is missing, the translation counts
-    // as missing. A rule set may contain the same translation twice.
+    // A 1:1 translation has three rules: at prerouting, output and postrouting. If one rule is missing, the translation
+    // counts as missing. A rule set may contain the same translation twice.
     lifted.desired.netmaps =
         netmaps.into_iter().flat_map(|(netmap, count)| std::iter::repeat_n(netmap, count / 3)).collect();
 }
@@ -184,7 +186,7 @@ fn read_rule(
     Some(())
 }
 
-/// Reads source NAT from a rule's constants: addresses and ports.
+/// Reads a source NAT rule. The constants of the rule are addresses and ports.
 fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
     let nat = parts.nat.filter(|nat| nat.source)?;
     let constant = |register| parts.constants.iter().find(|constant| constant.to == register).map(|found| &found.data);
@@ -205,19 +207,20 @@ fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
         NatFlag::Persistent => Some(Mode::Persistent),
         NatFlag::Prefix => return None,
     };
-    // A rule without a source match has a family match, which was read as prefix length 0.
+    // A rule without a source address matches only the family. `read_parts` returns a family match as a network with
+    // prefix length 0.
     let from = parts.subnet.filter(|subnet| subnet.prefix() > 0);
     Some(Snat { from, out: parts.out.clone(), to: Pool::new(first, last, ports)?, mode })
 }
 
-/// Returns the network that the rule of a 1:1 translation translates to.
+/// Returns the new network in a rule for a 1:1 translation.
 fn netmap_network(parts: &Parts<'_>) -> Option<IpNetwork> {
     let nat = parts.nat.filter(|nat| nat.flag == NatFlag::Prefix)?;
     let first = parts.constants.iter().rev().find(|constant| constant.to == nat.address.first)?;
     IpNetwork::new(address(&first.data)?, parts.subnet?.prefix()).ok()
 }
 
-/// Reads the matched network and egress interface, the constants, and the NAT expression of a rule.
+/// Reads the matched network, the egress interface, the constants and the NAT expression of a rule.
 fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
     let mut parts = Parts::default();
     let mut exprs = rule.exprs.iter().peekable();
@@ -253,7 +256,7 @@ fn read_parts(rule: &Rule) -> Option<Parts<'_>> {
     Some(parts)
 }
 
-/// Returns the network of all addresses of the family in a `meta nfproto` match.
+/// Returns the network with all addresses of a family. The family comes from a `meta nfproto` match.
 fn family_network(family: &Cmp) -> Option<IpNetwork> {
     match family.data.as_slice() {
         [2] => IpNetwork::new(Ipv4Addr::UNSPECIFIED.into(), 0).ok(),
@@ -276,7 +279,7 @@ mod tests {
     use crate::nft::compile::compile;
     use crate::nft::expr::{Payload, Register};
 
-    /// Returns forwards with additional labels or with loopback.
+    /// Returns forwards that need additional labels, or that have loopback listeners.
     fn labelled_forwards() -> Vec<Forward> {
         let mut forwards = Vec::new();
         for (listen, to, source, hairpin, loopback) in [

@@ -1,4 +1,4 @@
-//! The maps of forwards and their names.
+//! The maps that contain forwards, and the names of these maps.
 //!
 //! The class of a binding determines the key fields of its map. The ports of a binding determine the kind of the map:
 //!
@@ -9,24 +9,27 @@
 //! | `ranges16`, `ranges1024` | blocks of 16 or 1,024 ports of a range that keeps its ports | port without its low bits | address |
 //! | `gathered16`, `gathered1024` | blocks of 16 or 1,024 ports of a range with one target port | port without its low bits | address and port |
 //!
-//! Every map is a hash table, so the cost of a lookup does not depend on the number of elements. Interval maps are
-//! slower: the kernel stores a concatenation with a range as a `pipapo` set, and a lookup takes longer with every
-//! element (2.1 times the cost of a whole connection at 5,000 ranges; Linux 6.18).
+//! Every map is a hash table, so the number of elements does not affect the cost of a lookup. Interval maps are slower.
+//! The kernel stores a concatenation with a range as a `pipapo` set, and every element makes a lookup slower. With
+//! 5,000 ranges, a lookup costs 2.1 times as much as a whole connection (Linux 6.18).
 //!
-//! A range whose ports are shifted needs one element for each port, because the kernel does not shift ports:
+//! If a forward shifts the ports of a range, each port needs one element, because the kernel does not shift ports.
 //! `dnat to a:lo-hi` with another base sends every port to `lo` (measured, Linux 6.18).
 //!
-//! The data of a map whose name ends in `-redirect` have no address: the target is this host.
+//! If the name of a map ends in `-redirect`, the target is this host, and the data contain no address.
 //!
-//! Separate maps, `loopback`, serve packets to loopback addresses. If the forward listens on a loopback address, the key
-//! contains that address (`at`). Otherwise the key contains neither address nor interface, even if the forward has them.
+//! Maps with `loopback` in the name are for packets to loopback addresses. If the forward listens on a loopback
+//! address, the name contains `at` and the key contains the address. Otherwise the key contains neither address nor
+//! interface, even if the forward has them.
 //!
-//! A `labels` map has the same keys as another map, but only for elements that need additional connection labels (see
-//! [`crate::model::label`]). A `clients` set has the keys of several maps with client prefixes, without the client field
-//! (see `compile/clients.rs`).
+//! A `labels` map has the keys of elements that need additional connection labels (see [`crate::model::label`]). A
+//! `clients` set has the keys of several maps with client prefixes, without the client field (see
+//! `compile/clients.rs`).
 //!
-//! A name is `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`, for example
-//! `DOCKER-ip-ports` or `ip6-address-from64-ranges16`. [`super::element`] needs only this name to read an element.
+//! The format of a name is
+//! `[CHAIN-]FAMILY[-loopback][-address|-at][-interface][-fromLENGTH]-KIND[-redirect][-labels|-clients]`. Examples are
+//! `DOCKER-ip-ports` and `ip6-address-from64-ranges16`. [`super::element`] needs only the name of the map to read an
+//! element.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,10 +37,10 @@ use std::str::FromStr;
 use super::program::{Field, Shape};
 use crate::model::{Binding, ChainName, Class, Family};
 
-/// The kind of ports that the elements of a map serve.
+/// The kind of a map: single ports, ports of ranges, or blocks of ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Single ports. This variant is the first because a single port wins over a range.
+    /// Single ports. Rules look up this kind first, because a single port has precedence over a range.
     Ports,
     /// Ports of a range, with one element for each port.
     Spans,
@@ -51,13 +54,14 @@ pub enum Kind {
     Gathered1024,
 }
 
-/// The number of ports in a small block. With 16, typical ranges of 10 to 1,000 ports need the fewest elements.
+/// The number of ports in a small block. With 16 ports in a block, typical ranges of 10 to 1,000 ports need the fewest
+/// elements.
 pub const SMALL_BLOCK: u16 = 16;
 /// The number of ports in a large block.
 pub const LARGE_BLOCK: u16 = 1024;
 
 impl Kind {
-    /// All kinds in the order of lookup.
+    /// All kinds of maps, in the order in which rules look up the maps.
     pub const ALL: [Self; 6] =
         [Self::Ports, Self::Spans, Self::Ranges16, Self::Ranges1024, Self::Gathered16, Self::Gathered1024];
 
@@ -87,64 +91,65 @@ impl Kind {
 pub enum AddressScope {
     /// All addresses except loopback addresses.
     NonLoopback,
-    /// The loopback address in the key.
+    /// The loopback address that the key contains.
     OneLoopback,
     /// Every loopback address of the family.
     AnyLoopback,
 }
 
-/// The properties of a map, which its name encodes.
+/// The properties of a map. The name of the map contains all of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MapId {
     /// The destination addresses that the map serves.
     pub scope: AddressScope,
-    /// The fields of the key, besides protocol and port.
+    /// The fields of the key in addition to protocol and port.
     pub class: Class,
-    /// The kind of ports.
+    /// The kind of the map: single ports, ports of ranges, or blocks of ports.
     pub kind: Kind,
     /// True if the target is this host.
     pub redirect: bool,
     /// The chain with the rule that looks up the map.
     pub chain: ChainName,
-    /// The contents of the map's data.
+    /// The contents of the map's data: labels, targets or nothing.
     pub role: MapRole,
 }
 
-/// The contents of a map's data.
+/// The contents of a map's data: labels, targets or nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MapRole {
-    /// The labels of a connection. This variant is the first because rules look up the labels before the target.
+    /// The data are connection labels. This variant is the first, because rules look up labels before targets.
     Labels,
-    /// The target of a connection.
+    /// The data are the target of a connection.
     Targets,
-    /// A set without data. The set contains the ports of forwards with client prefixes, to be checked for any client.
+    /// No data: a set with the ports of forwards that have client prefixes. The set has no field for the client.
     Clients,
 }
 
 impl MapId {
-    /// Returns the target map of `kind` for a binding whose forwards are in `chain`.
+    /// Returns the properties of the target map for a binding. `chain` is the chain of the binding's forwards.
     pub fn for_binding(binding: &Binding, kind: Kind, chain: ChainName) -> Self {
         let scope = if binding.serves_non_loopback() { AddressScope::NonLoopback } else { AddressScope::OneLoopback };
         let redirect = binding.to.address.is_none();
         Self { scope, class: binding.class(), kind, redirect, chain, role: MapRole::Targets }
     }
 
-    /// Returns the corresponding map for packets to any loopback address.
+    /// Returns the properties of the map for any loopback address. All other properties stay the same.
     pub fn any_loopback(&self) -> Self {
         Self { scope: AddressScope::AnyLoopback, ..self.clone() }
     }
 
-    /// Returns the map with the labels of this map's elements.
+    /// Returns the properties of the map that contains the labels for this map's elements.
     pub fn labels(&self) -> Self {
         Self { role: MapRole::Labels, ..self.clone() }
     }
 
-    /// Returns the target map that belongs to this map of labels.
+    /// Returns the properties of the target map that belongs to this map of labels.
     pub fn targets(&self) -> Self {
         Self { role: MapRole::Targets, ..self.clone() }
     }
 
-    /// Returns the set that guards this map and the equal maps for other client prefix lengths.
+    /// Returns the properties of the client set for this map. Maps that differ only in the client prefix length share
+    /// the set.
     pub fn clients(&self) -> Self {
         let class = Class { from: None, ..self.class };
         Self { class, redirect: false, role: MapRole::Clients, ..self.clone() }
@@ -166,7 +171,7 @@ impl MapId {
             Family::Ipv4 => Field::Ipv4,
             Family::Ipv6 => Field::Ipv6,
         };
-        // nft(8) can read its own listing back only if the protocol is the first field.
+        // If the protocol is not the first field of a key, nft(8) cannot read its own output back.
         let mut key = Vec::with_capacity(5);
         key.extend([Field::Protocol, Field::Port]);
         if self.keys_address() {
@@ -192,7 +197,7 @@ impl MapId {
     }
 }
 
-/// The field type of a connection label. nft(8) can list no other 128-bit type than IPv6 addresses.
+/// The field type of a connection label. IPv6 addresses are the only 128-bit type that nft(8) can list.
 pub const LABEL: Field = Field::Ipv6;
 
 impl fmt::Display for MapId {
@@ -228,7 +233,7 @@ impl fmt::Display for MapId {
     }
 }
 
-/// The error for a name that portfwd gives to none of its maps.
+/// The error for a name that is not the name of a portfwd map.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not the name of a portfwd map")]
 pub struct ForeignName(String);
@@ -305,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_read_back() {
+    fn every_map_name_is_parsed_back() {
         let ids = all_ids();
         for id in &ids {
             assert_eq!(id.to_string().parse().as_ref(), Ok(id));

@@ -1,8 +1,9 @@
-//! Readers of nf_tables messages: chains, rules, sets and elements as plain data.
+//! Parsers of nf_tables messages. The results are plain data: chains, rules, sets and elements.
 //!
-//! libnftnl does not read the messages, because messages are input from outside. If an attribute has an unexpected length,
-//! libnftnl 1.2.4 ends the process (`abi_breakage` in utils.h and utils.c). It reads a text up to the next zero, even behind
-//! the message (`strdup` of `mnl_attr_get_str`). It drops a whole rule if the rule has one unknown expression.
+//! libnftnl does not parse the messages, because messages are input from outside. libnftnl 1.2.4 has three faults:
+//! - An attribute with an unexpected length ends the process (`abi_breakage` in utils.h and utils.c).
+//! - A text extends to the next zero byte, even after the end of the message (`strdup` of `mnl_attr_get_str`).
+//! - One unknown expression makes libnftnl drop the whole rule.
 
 use nftnl_sys as sys;
 
@@ -12,19 +13,19 @@ use super::user_data::{self, Span};
 use crate::model::Counter;
 use crate::sys::netlink::{self, Attributes};
 
-/// The bytes of netfilter's header, `struct nfgenmsg`. Its first byte is the family.
+/// The size of the netfilter header `struct nfgenmsg`, in bytes. The first byte is the family.
 pub(super) const HEADER: usize = 4;
 
-/// The subsystem nf_tables in the kind of a message.
+/// The number of the nf_tables subsystem, in the upper byte of a message type.
 pub(super) const KIND: u16 = 10 << 8;
 
-/// The longest key, constant or data of an element, in bytes: all registers together.
+/// The maximum length of a key, a constant or element data, in bytes. All registers together have this length.
 const LONGEST_DATA: usize = 64;
 
-/// `NFT_SET_MAP` in include/uapi/linux/netfilter/nf_tables.h.
+/// The flag of a set that is a map. Source: `NFT_SET_MAP` in include/uapi/linux/netfilter/nf_tables.h.
 const MAP: u32 = sys::libc::NFT_SET_MAP.unsigned_abs();
 
-/// Attributes by their numbers. Source: include/uapi/linux/netfilter/nf_tables.h.
+/// The numbers of attributes. Source: include/uapi/linux/netfilter/nf_tables.h.
 pub(super) mod key {
     pub const TABLE_NAME: u16 = 1;
     pub const TABLE_FLAGS: u16 = 2;
@@ -65,7 +66,7 @@ pub(super) mod key {
     pub const VERDICT_CHAIN: u16 = 2;
 }
 
-/// Returns the bytes of a register: at most 64.
+/// Returns the value of a data attribute. Returns `None` if the value has more than 64 bytes.
 pub(crate) fn data_value<'a>(attributes: Attributes<'a>, kind: u16) -> Option<&'a [u8]> {
     attributes.nested(kind)?.get(key::DATA_VALUE).filter(|value| value.len() <= LONGEST_DATA)
 }
@@ -74,32 +75,33 @@ pub(crate) fn data_value<'a>(attributes: Attributes<'a>, kind: u16) -> Option<&'
 pub(super) struct ChainRecord {
     pub(super) table: String,
     pub(super) name: String,
-    /// Type, hook and priority of a base chain.
+    /// The type, the hook and the priority of a base chain. `None` for a regular chain.
     pub(super) base: Option<(String, u32, i32)>,
 }
 
-/// A message of nf_tables.
+/// A netlink message of nf_tables.
 #[derive(Clone, Copy)]
 pub(crate) struct Message<'a>(pub(super) netlink::Message<'a>);
 
 impl<'a> Message<'a> {
-    /// Splits the first message off `bytes`. Returns `None` if there is no whole message.
+    /// Returns the first message in `bytes`, and the bytes after this message. Returns `None` if the message is
+    /// incomplete.
     pub(crate) fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (message, rest) = netlink::Message::split(bytes)?;
         Some((Self(message), rest))
     }
 
-    /// Returns the family, `NFPROTO_…`.
+    /// Returns the address family of the message: a number `NFPROTO_…`.
     pub(crate) fn family(self) -> u8 {
         self.0.body.first().copied().unwrap_or_default()
     }
 
-    /// Returns the attributes of the object.
+    /// Returns the attributes of the object in the message.
     pub(crate) fn attributes(self) -> Attributes<'a> {
         self.0.attributes(HEADER)
     }
 
-    /// Reads a chain, with type, hook and priority if it is a base chain.
+    /// Reads a chain. For a base chain, also reads the type, the hook and the priority.
     pub(super) fn chain(self) -> Option<ChainRecord> {
         let chain = self.attributes();
         let base = |kind| {
@@ -124,7 +126,7 @@ impl<'a> Message<'a> {
         Some((rule.text(key::RULE_CHAIN)?, Rule { exprs: exprs.collect::<Option<_>>()?, comment }))
     }
 
-    /// Reads the name and the shape of a set or map. The shape is `None` if portfwd does not create such sets.
+    /// Reads the name and the shape of a set or map. The shape is `None` if portfwd creates no such sets or maps.
     pub(super) fn set(self) -> Option<(String, Option<Shape>)> {
         let set = self.attributes();
         let flags = set.be_u32(key::SET_FLAGS).unwrap_or(0);
@@ -136,13 +138,13 @@ impl<'a> Message<'a> {
         Some((set.text(key::SET_NAME)?, (flags & !MAP == 0).then(shape).flatten()))
     }
 
-    /// Passes the key, data, comment, span and counter of each element to `each`. Returns `None` if the key or the data of an
-    /// element cannot be read.
+    /// Calls `each` with the key, data, comment, span and counter of every element. Returns `None` if a key or the data
+    /// of an element cannot be read.
     pub(super) fn elements(self, mut each: impl FnMut(Key, &[u8], (&str, Option<Span>), Counter)) -> Option<()> {
         let list = self.attributes().nested(key::ELEMENTS_LIST).unwrap_or_default();
         for (_, element) in list.iter() {
             let element = Attributes::new(element);
-            // The catch-all element has no key.
+            // A catch-all element has no key.
             let Some(_) = element.get(key::ELEMENT_KEY) else { continue };
             let key = data_value(element, key::ELEMENT_KEY)?;
             let data = match element.nested(key::ELEMENT_DATA) {
@@ -157,7 +159,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// An expression in the kernel's encoding. Its attributes are found by libnftnl's numbers, which the encoder uses.
+/// An expression in the kernel's encoding. Callers use libnftnl's attribute numbers, as the encoder does.
 struct Expression<'a> {
     name: String,
     attributes: Attributes<'a>,
@@ -173,7 +175,7 @@ impl<'a> Expression<'a> {
         Expr::read(&self.name, self)
     }
 
-    /// Returns the packets and bytes of a counter, or zeros for other expressions.
+    /// Returns the packets and bytes of a counter expression. Returns zeros for other expressions.
     fn counter(&self) -> Counter {
         if self.name != "counter" {
             return Counter::default();
@@ -182,7 +184,7 @@ impl<'a> Expression<'a> {
         Counter { packets: number(key::COUNTER_PACKETS), bytes: number(key::COUNTER_BYTES) }
     }
 
-    /// Returns the kernel's number of an attribute. The number differs if libnftnl has another order.
+    /// Converts an attribute number of libnftnl to the kernel's number. Some numbers of `meta` and `lookup` differ.
     ///
     /// Source: libnftnl's include/libnftnl/expr.h and include/uapi/linux/netfilter/nf_tables.h.
     fn kernel_number(&self, attribute: u16) -> u16 {
@@ -196,7 +198,8 @@ impl<'a> Expression<'a> {
         }
     }
 
-    /// Returns the verdict of an `immediate` if `attribute` is one that libnftnl has for verdicts only.
+    /// Returns the verdict of an `immediate` expression. Returns `None` if libnftnl does not use `attribute` for
+    /// verdicts.
     fn verdict(&self, attribute: u16) -> Option<Attributes<'a>> {
         const IMMEDIATE_DATA: u16 = 2;
         let for_verdict = [sys::NFTNL_EXPR_IMM_VERDICT, sys::NFTNL_EXPR_IMM_CHAIN].contains(&u32::from(attribute));
@@ -238,7 +241,7 @@ mod tests {
     use crate::sys::netlink::message::put_message;
     use crate::sys::netlink::put_attribute;
 
-    /// Returns the messages of changes, without the begin and the end of the batch.
+    /// Encodes changes. Returns the messages between the begin and the end of the batch.
     fn messages(changes: &Changes) -> Vec<Vec<u8>> {
         let batch = encode(changes, 1);
         let (mut rest, mut messages) = (batch.bytes(), Vec::new());
@@ -300,8 +303,9 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_another_length_is_no_number() {
-        // libnftnl 1.2.4 ends the process if it reads this: `nftnl_set_parse_attr_cb` and `nftnl_expr_parse_attr_cb`.
+    fn a_number_with_a_wrong_length_is_ignored() {
+        // libnftnl 1.2.4 ends the process if a number has a wrong length (`nftnl_set_parse_attr_cb` and
+        // `nftnl_expr_parse_attr_cb`).
         let set = message(&[(key::SET_NAME, b"m\0"), (key::SET_FLAGS, &[0, 0])]);
         assert_eq!(read(&set).set(), Some(("m".into(), Some(Shape { key: vec![], data: vec![] }))));
         let expr = attributes(&[(key::EXPRESSION_NAME, b"meta\0"), (key::EXPRESSION_DATA, &attributes(&[(2, &[1])]))]);
@@ -311,14 +315,15 @@ mod tests {
     }
 
     #[test]
-    fn a_text_ends_with_its_attribute() {
-        // libnftnl 1.2.4 reads beyond the message: `strdup` in `nftnl_chain_nlmsg_parse`.
+    fn a_text_without_terminating_zero_ends_with_its_attribute() {
+        // If a text has no terminating zero, libnftnl 1.2.4 reads beyond the message (`strdup` in
+        // `nftnl_chain_nlmsg_parse`).
         let chain = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::CHAIN_NAME, b"name")]);
         assert_eq!(read(&chain).chain().map(|chain| chain.name), Some("name".into()));
     }
 
     #[test]
-    fn a_name_longer_than_256_bytes_is_no_name() {
+    fn a_name_longer_than_256_bytes_is_rejected() {
         for (length, valid) in [(256, true), (257, false)] {
             assert_eq!(read(&message(&[(key::SET_NAME, &vec![b'x'; length])])).set().is_some(), valid);
         }
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_longer_than_all_registers_is_no_key() {
+    fn a_key_longer_than_all_registers_is_rejected() {
         for (length, valid) in [(64, true), (65, false)] {
             let value = attributes(&[(key::DATA_VALUE, &vec![1; length])]);
             let element = attributes(&[(key::ELEMENT_KEY, &value)]);
@@ -343,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cut_at_any_byte_does_not_panic() {
+    fn reading_a_truncated_message_does_not_panic() {
         let mut bytes = message(&[(key::CHAIN_TABLE, b"portfwd\0"), (key::ELEMENTS_LIST, &[255; 40])]);
         for end in (netlink::message::HEADER..bytes.len()).rev() {
             bytes.truncate(end);

@@ -1,15 +1,15 @@
-//! The nftables backend. It compiles the model to a [`program`], compares programs, sends the changes as one netlink
-//! batch, and reads the table back.
+//! The nftables backend. Its modules compile the model to a [`program`], compare two programs, and send the changes to
+//! the kernel as one netlink batch. They also read the kernel's table back.
 //!
 //! ```text
 //! model ──compile──▶ program ──diff──▶ changes ──encode──▶ batch ──transaction──▶ kernel
 //! model ◀───lift──── program ◀──────────────────decode──── dumps ◀──transaction──┘
 //! ```
-//! A program is plain data. It can be built, printed, compared and tested without privileges. All `unsafe` code of the
-//! crate is in `ffi`, behind safe functions.
+//! A program is plain data, so tests of programs need no privileges. All `unsafe` code of the crate is in `ffi`, behind
+//! safe functions.
 //!
-//! Be aware: the backend changes only table `inet portfwd` and reads the rules of no other table. While commits of other
-//! programs interrupt a dump, `watch` reads the names of the tables that they change.
+//! Be aware: the backend changes only the table `inet portfwd`, and reads no rules of other tables. If commits of other
+//! programs interrupt a dump, `watch` reads the names of the tables that these commits change.
 
 pub mod batch;
 pub mod compile;

@@ -1,7 +1,7 @@
 //! A ruleset as plain data: one table with chains, rules, maps and elements.
 //!
-//! A program prints like `nft --debug=netlink`: each expression in brackets. This is the form that the kernel stores.
-//! `nft list table inet portfwd` shows the same rules as text.
+//! `Display` prints a program like `nft --debug=netlink`, with each expression in brackets. The kernel stores rules in
+//! this form. `nft list table inet portfwd` prints the same rules as text.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use super::expr::{Expr, Hex};
 use super::user_data::Span;
 use crate::model::Counter;
 
-/// The name of portfwd's only nftables table, of family `inet`.
+/// The name of portfwd's only nftables table. The family of the table is `inet`.
 pub const TABLE: &str = "portfwd";
 
 /// The type of a base chain.
@@ -55,14 +55,14 @@ pub struct Base {
 pub struct Rule {
     /// The expressions in the order of evaluation.
     pub exprs: Vec<Expr>,
-    /// The rule set that the rule belongs to, and the remark. `None` for rules that belong to no rule set.
+    /// The name of the rule set that the rule belongs to, and a remark. `None` if the rule belongs to no rule set.
     pub comment: Option<String>,
 }
 
 /// A chain of rules. The policy of base chains is `accept`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
-    /// The hook of a base chain. `None` for a regular chain, which rules jump to.
+    /// The type, hook and priority of a base chain. `None` for a regular chain, which rules jump to.
     pub base: Option<Base>,
     /// The rules in the order of evaluation.
     pub rules: Vec<Rule>,
@@ -87,7 +87,7 @@ impl Field {
     /// All field types that portfwd's maps use.
     pub const ALL: [Self; 5] = [Self::Ipv4, Self::Ipv6, Self::Interface, Self::Protocol, Self::Port];
 
-    /// Returns the length in bytes, without padding.
+    /// Returns the length of the field in bytes, without padding.
     pub fn length(self) -> u8 {
         match self {
             Self::Ipv4 => 4,
@@ -102,7 +102,7 @@ impl Field {
         self.length().div_ceil(4)
     }
 
-    /// Returns nft(8)'s number of the data type. Source: `enum datatypes` in nftables' include/datatype.h.
+    /// Returns nft(8)'s number for the data type. Source: `enum datatypes` in nftables' include/datatype.h.
     pub fn type_id(self) -> u32 {
         match self {
             Self::Ipv4 => 7,
@@ -113,7 +113,7 @@ impl Field {
         }
     }
 
-    /// Returns nft(8)'s name of the data type.
+    /// Returns nft(8)'s name for the data type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ipv4 => "ipv4_addr",
@@ -144,7 +144,7 @@ impl Shape {
         }
     }
 
-    /// Returns the type number of a concatenation: six bits for each field. Source: `concat_subtype_add` in nftables'
+    /// Returns the type number of a concatenation. Each field has six bits. Source: `concat_subtype_add` in nftables'
     /// include/datatype.h.
     pub fn type_id(fields: &[Field]) -> u32 {
         fields.iter().fold(0, |id, field| (id << 6) | field.type_id())
@@ -199,7 +199,8 @@ pub struct Map {
 pub struct Program {
     /// True if the table exists.
     pub table: bool,
-    /// True if the table has flags. portfwd sets none; with `dormant`, for example, no packet traverses the table.
+    /// True if the table has flags. portfwd sets no flags. For example, no packet traverses a table with the flag
+    /// `dormant`.
     pub flagged: bool,
     /// The chains by name.
     pub chains: BTreeMap<String, Chain>,
@@ -213,9 +214,11 @@ impl Program {
         self.maps.values().map(|map| map.elements.len()).sum()
     }
 
-    /// Returns a hash of the table, its chains and rules, and the shapes of its maps, but not of the elements.
+    /// Returns a hash of the table, its chains and rules, and the shapes of its maps. The elements of the maps do not
+    /// affect the hash.
     ///
-    /// Two different layouts have the same hash with probability 2^-64. Another build of portfwd may hash differently.
+    /// Two different layouts have the same hash with probability 2^-64. Another build of portfwd may return another
+    /// hash.
     pub fn layout(&self) -> u64 {
         let mut hasher = Xxh3Default::new();
         (self.table, self.flagged, &self.chains).hash(&mut hasher);
@@ -303,7 +306,7 @@ mod tests {
     use crate::nft::expr::Verdict;
 
     #[test]
-    fn field_types_round_trip() {
+    fn fields_round_trip_through_type_numbers() {
         let fields = vec![Field::Ipv6, Field::Interface, Field::Ipv6, Field::Protocol, Field::Port];
         assert_eq!(Shape::fields(Shape::type_id(&fields)), Some(fields));
         assert_eq!(Shape::fields(1), None);
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_hashes_all_but_the_elements() {
+    fn layout_hash_depends_on_everything_except_elements() {
         let layout_after = |change: &dyn Fn(&mut Program)| {
             let rule = Rule { exprs: vec![Expr::Verdict(Verdict::Return)], comment: None };
             let shape = Shape { key: vec![Field::Port], data: vec![Field::Ipv4] };

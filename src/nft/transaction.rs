@@ -1,9 +1,9 @@
-//! The nf_tables connection: requests with their answers, dumps, and the commit of a batch.
+//! The connection to nf_tables. The connection sends requests, reads dumps, and commits batches.
 //!
-//! If another program commits while portfwd reads or commits, a second socket receives the kernel's notifications: see
-//! `watch.rs`. Until then, only one socket is open.
+//! Usually one socket is open. If another program commits during a read or a commit of portfwd, a second socket
+//! receives the kernel's notifications (see `watch.rs`).
 //!
-//! Be aware: each method reads the answers to its request to their end, so a connection belongs to one thread.
+//! Be aware: each method reads all answers to its request, so only one thread may use a connection.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::sys::netlink::traffic::Traffic;
 use crate::sys::netlink::wire::Wire;
 use crate::sys::netlink::{self, Bus, Dump, Error, Refusal, Request, Socket, flag, put_text};
 
-/// The time limit for retries if other programs commit in between.
+/// The time limit for retries after commits of other programs.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An error of a request to nf_tables.
@@ -41,23 +41,24 @@ pub enum KernelError {
     Socket(&'static str, #[source] io::Error),
 }
 
-/// An error of a commit. The kernel applied no part of the batch, except possibly after [`CommitError::Unheard`].
+/// An error of a commit. After [`CommitError::Unheard`], the result of the commit is unknown. After every other error,
+/// the kernel has applied no part of the batch.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The generation of the batch is no longer the current one.
+    /// The generation of the batch is no longer current, because another program committed.
     #[error("another program changed the rules at the same time")]
     Stale,
-    /// The kernel refused a message.
+    /// The kernel refused a message of the batch.
     #[error("the kernel refused message {seq}{}", .reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Refused {
-        /// The sequence number of the message.
+        /// The sequence number of the refused message.
         seq: u32,
-        /// The kernel's error.
+        /// The error that the kernel returned.
         #[source]
         error: io::Error,
         /// The kernel's explanation (extended acknowledgement).
         reason: Option<String>,
-        /// The position of the fault in the message.
+        /// The byte offset of the fault in the message.
         offset: Option<u32>,
     },
     /// The batch exceeds the socket's send buffer.
@@ -71,7 +72,7 @@ pub enum CommitError {
     Unheard(#[source] KernelError),
 }
 
-/// A connection to nf_tables in the network namespace that the thread was in when it opened the connection.
+/// A connection to nf_tables. The network namespace is that of the thread that opened the connection.
 pub struct Connection {
     socket: Socket,
     watch: Option<Watch>,
@@ -93,17 +94,17 @@ impl Connection {
         Ok(Self { socket, watch: None, generation: None })
     }
 
-    /// Makes a connection over any transport. The answers may be arbitrary bytes.
+    /// Creates a connection over any transport. The transport may return arbitrary bytes as answers.
     pub fn over(wire: Box<dyn Wire>) -> Self {
         Self { socket: Socket::over(wire), watch: None, generation: None }
     }
 
-    /// Returns the traffic since the connection was opened, without notifications.
+    /// Returns the traffic of the connection since its start, without notifications.
     pub fn traffic(&self) -> Traffic {
         self.socket.traffic()
     }
 
-    /// Returns the generation of the ruleset, which grows with every commit of any program.
+    /// Returns the generation of the ruleset. The generation grows with every commit of any program.
     ///
     /// # Errors
     /// If the request fails.
@@ -118,12 +119,13 @@ impl Connection {
         found.ok_or(KernelError::Unreadable("the generation"))
     }
 
-    /// Returns the last generation that [`Connection::generation`] read, or `None` before the first call.
+    /// Returns the last generation that [`Connection::generation`] read. Returns `None` before the first call.
     pub fn last_heard_generation(&self) -> Option<u32> {
         self.generation
     }
 
-    /// Watches the commits of other programs from now on. Returns false if the kernel refuses the subscription.
+    /// Starts to monitor the commits of other programs. Returns false if the kernel refuses the subscription to
+    /// notifications.
     ///
     /// # Errors
     /// If a request fails.
@@ -139,29 +141,31 @@ impl Connection {
         Ok(true)
     }
 
-    /// Returns true if the connection watches the commits of other programs.
+    /// Returns true if the connection monitors the commits of other programs.
     pub(super) fn is_watching(&self) -> bool {
         self.watch.is_some()
     }
 
-    /// Returns the generation at which everything read since [`Connection::watch`] is valid. Returns `None` if another
-    /// program may have changed portfwd's table since then.
+    /// Returns the generation for which all data read since [`Connection::watch`] are valid. Returns `None` if another
+    /// program may have changed portfwd's table since [`Connection::watch`].
     ///
     /// # Errors
     /// If a request fails.
     pub(super) fn still(&mut self) -> Result<Option<u32>, KernelError> {
-        // A running commit may have changed portfwd's table before the kernel sends its notifications.
+        // During a commit, the kernel changes the table before it sends the notifications.
         self.await_commits()?;
         Ok(self.poll_watch())
     }
 
-    /// Returns, after [`CommitError::Stale`], the generation to move a batch of generation `before` to. Returns `None` if
-    /// portfwd's table may have changed in between, so the caller must read the table again.
+    /// Returns a new generation for a batch that failed with [`CommitError::Stale`] at generation `before`. Returns
+    /// `None` if portfwd's table may have changed since `before`. The caller must then read the table again.
     pub fn moved_from(&mut self, before: u32) -> Option<u32> {
-        // The kernel sends the notifications of a commit before it can refuse a later batch. Missing ones were lost.
+        // The kernel sends the notifications of a commit before it refuses a later batch. If the generation is
+        // unchanged here, notifications were lost.
         let moved = self.poll_watch().filter(|now| *now != before);
         if moved.is_none() {
-            // The next read is watched from its beginning. Without a watch, the next read fails if another program commits.
+            // A new watch covers the next read from its beginning. If no watch can start, a commit of another program
+            // interrupts the next read.
             self.watch = None;
             drop(self.watch());
         }
@@ -174,7 +178,7 @@ impl Connection {
         generation
     }
 
-    /// Waits until running commits have ended: an empty batch changes nothing, but needs the same lock.
+    /// Waits for the end of running commits. An empty batch changes nothing, but needs the same lock as a commit.
     fn await_commits(&mut self) -> Result<(), KernelError> {
         let mut batch = Vec::new();
         for kind in [libc::NFNL_MSG_BATCH_BEGIN, libc::NFNL_MSG_BATCH_END] {
@@ -182,12 +186,12 @@ impl Connection {
             put_message(&mut batch, kind, flag::REQUEST, seq, &netfilter_header(0, KIND >> 8));
         }
         self.socket.send(&batch, 2).map_err(failed)?;
-        // The kernel answers an empty batch only if it refuses the batch. The next request skips that answer.
+        // The kernel answers an empty batch only with a refusal. The next request skips this refusal.
         self.generation().map(drop)
     }
 
-    /// Requests the object that `attributes` name and passes each message of the answer to `each`. Returns false if there is
-    /// no such object.
+    /// Requests the object that `attributes` name. Calls `each` with each message of the answer. Returns false if the
+    /// object does not exist.
     pub(super) fn get(
         &mut self,
         what: &'static str,
@@ -202,11 +206,12 @@ impl Connection {
         }
     }
 
-    /// Dumps the objects of a kind and passes each message to `each`, which returns `None` if it cannot read the message.
+    /// Dumps the objects of one kind and calls `each` with each message. `each` returns `None` if it cannot read the
+    /// message.
     ///
     /// # Errors
-    /// [`KernelError::Interrupted`] if another program commits during the dump, or has deleted the table or set that
-    /// `attributes` name.
+    /// [`KernelError::Interrupted`] if another program commits during the dump. The error is the same if another
+    /// program has deleted the table or set that `attributes` name.
     pub(super) fn dump(
         &mut self,
         what: &'static str,
@@ -233,7 +238,7 @@ impl Connection {
         }
     }
 
-    /// Like [`Connection::dump`], for the objects of all families.
+    /// Like [`Connection::dump`], but for the objects of all families.
     pub(crate) fn dump_all(
         &mut self,
         what: &'static str,
@@ -243,7 +248,7 @@ impl Connection {
         uninterrupted(self.query(what, kind, libc::NFPROTO_UNSPEC, true, &[], each))
     }
 
-    /// Like [`Connection::dump`], for the objects of one family.
+    /// Like [`Connection::dump`], but for the objects of one family.
     pub(crate) fn dump_of(
         &mut self,
         what: &'static str,
@@ -260,8 +265,8 @@ impl Connection {
         }
     }
 
-    /// Requests one object, or a dump of all, and passes each message of the answer to `each`, which returns `None` if it
-    /// cannot read the message.
+    /// Requests one object, or dumps all objects of a kind. Calls `each` with each message of the answer. `each`
+    /// returns `None` if it cannot read the message.
     fn query(
         &mut self,
         what: &'static str,
@@ -303,7 +308,7 @@ impl Connection {
     /// [`CommitError`].
     pub fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let size = batch.bytes().len();
-        // The kernel counts its own overhead against the buffer: at most as much as the batch itself.
+        // The buffer must also hold the kernel's own overhead, which is at most the size of the batch.
         let room = size.saturating_mul(2).max(1 << 16);
         (self.socket.reserve(room)).map_err(|error| KernelError::Socket("setting up a netlink socket", error))?;
         self.socket.send(batch.bytes(), batch.message_count()).map_err(|error| {
@@ -323,13 +328,13 @@ impl Connection {
             match outcome.map_err(|error| CommitError::Unheard(failed(error)))? {
                 None => {}
                 Some(Ok(())) => {
-                    // The watch would report this commit as one of another program.
+                    // The watch would report portfwd's own commit as a commit of another program.
                     self.watch = None;
                     return Ok(());
                 }
                 Some(Err(refusal)) => {
                     return Err(match refusal.error.raw_os_error() {
-                        // 85 is ERESTART, the kernel's answer to a batch of an earlier generation.
+                        // Error 85 is ERESTART. The kernel returns ERESTART for a batch of an earlier generation.
                         Some(85) => CommitError::Stale,
                         Some(libc::EPERM | libc::EACCES) => KernelError::NotPermitted(refusal.error).into(),
                         _ => {
@@ -343,7 +348,7 @@ impl Connection {
     }
 }
 
-/// Encodes pairs of an attribute kind and a name.
+/// Encodes attributes with names as values. Each pair has the number of the attribute and the name.
 pub(crate) fn names(pairs: &[(u16, &str)]) -> Vec<u8> {
     let mut attributes = Vec::new();
     pairs.iter().for_each(|(kind, name)| put_text(&mut attributes, *kind, name));

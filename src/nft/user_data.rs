@@ -1,17 +1,19 @@
-//! The user data of rules and elements: the comment, in nft(8)'s format, and the port range of an element, in portfwd's
-//! own format. The kernel stores user data but does not interpret them.
+//! User data of rules and elements. The kernel stores user data, but does not interpret them. The comment has nft(8)'s
+//! format. The port range of an element has portfwd's own format.
 //!
-//! User data are a list of attributes with type, length and value; type and length have one byte each. nft(8) reads
-//! type 0 as the comment and skips unknown types.
+//! User data are a list of attributes. Each attribute has a type, a length and a value. Type and length have one byte
+//! each. nft(8) reads type 0 as the comment and skips unknown types.
 
 use std::ffi::CStr;
 
 use crate::model::{PortMap, PortRange};
 
-/// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`: text with a terminating zero.
+/// The type of a comment: text with a terminating zero. Source: `NFTNL_UDATA_RULE_COMMENT` and
+/// `NFTNL_UDATA_SET_ELEM_COMMENT`.
 const COMMENT: u8 = 0;
-/// portfwd's own type: first port, last port, kind of [`PortMap`] and target port; ports in network byte order.
-/// nft(8) numbers its types from 0 upwards, so this number is far from them.
+/// The type of a port range, which only portfwd uses. The value contains the first port, the last port, the kind of
+/// [`PortMap`] and the target port. Ports are in network byte order. nft(8) numbers its own types from 0 upwards, so
+/// 0x9f is far from them.
 const SPAN: u8 = 0x9f;
 
 /// The complete port range that an element is a part of, and the target ports of the range.
@@ -49,7 +51,7 @@ impl Span {
     }
 }
 
-/// Encodes a comment, unless it is empty, and a span, unless it is `None`.
+/// Encodes a comment and a span. Omits an empty comment and a missing span.
 pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
     let mut data = Vec::with_capacity(comment.len() + 12);
     if !comment.is_empty() {
@@ -64,9 +66,9 @@ pub fn write(comment: &str, span: Option<Span>) -> Vec<u8> {
     data
 }
 
-/// Decodes the comment and the span. The inverse of [`write()`].
+/// Decodes a comment and a span. The inverse of [`write()`].
 ///
-/// The comment is empty if there is none. Unknown types are skipped; truncated attributes end the list.
+/// Returns an empty text if there is no comment. Skips unknown types, and stops at a truncated attribute.
 pub fn read(mut data: &[u8]) -> (&str, Option<Span>) {
     let (mut comment, mut span) = ("", None);
     while let [kind, length, rest @ ..] = data {

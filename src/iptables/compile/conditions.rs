@@ -9,7 +9,7 @@ pub(super) fn interface_match(name: &IfName, not: bool) -> Option<Interface> {
     Some(Interface { not, name: name.clone() })
 }
 
-/// Returns `None` for prefixes of length 0, because iptables-save omits them.
+/// Returns the network, or `None` if the prefix length is 0. iptables-save omits networks of prefix length 0.
 pub(super) fn nonzero_prefix(network: Option<IpNetwork>) -> Option<IpNetwork> {
     network.filter(|network| network.prefix() > 0)
 }

@@ -1,5 +1,5 @@
-//! Compiles the rules for source addresses: sources of forwards, 1:1 translations in both directions, source NAT, and
-//! masquerades.
+//! Compiles the rules that rewrite source addresses: sources of forwards, source NAT, and masquerades. Also compiles
+//! 1:1 translations in both directions.
 //!
 //! ```text
 //! -A PORTFWD.POSTROUTING -o lo -j RETURN
@@ -11,9 +11,9 @@
 //! ```
 //! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins.
 //!
-//! A forward's source address has a number, which the connection's label contains. The chains under [`SOURCES`] match this
-//! number four bits at a time. A pool with ports needs one rule for each protocol with ports, and one rule for all other
-//! protocols.
+//! The source address of a forward has an ID, which the connection's label contains. The chains below [`SOURCES`] match
+//! this ID four bits at a time. A pool with ports needs one rule for each protocol with ports, and one rule for all
+//! other protocols.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -31,16 +31,16 @@ use crate::model::precedence::{self, RuleRef};
 use crate::model::rule_comment::{NETMAP, NETWORK, format_comment, format_network};
 use crate::model::{DesiredState, Family, IfName, Netmap, Pool, Protocol, SetRule};
 
-/// The chain that rewrites the source to the address of a forward. Its subchains have this prefix.
+/// The chain that rewrites the source to the address of a forward. The names of the subchains start with this name.
 pub(in crate::iptables) const SOURCES: &str = "PORTFWD.SOURCES";
 
-/// The remark of a rule that completes the rule before it.
+/// The remark of additional rules for one source NAT. The first rule has the usual remark.
 pub(in crate::iptables) const SAME: &str = "same";
 
-/// The maximum number of source addresses in a chain that is not split.
+/// The maximum number of source addresses in one chain. A chain with more addresses is split.
 const MAX_CHAIN_SOURCES: usize = 16;
 
-/// Adds the chains of source addresses and returns the rules of `POSTROUTING`. `labelled` is true if forwards set
+/// Returns the rules of `POSTROUTING`, and adds the chains of source addresses. `labelled` is true if forwards set
 /// [`MASQUERADE`].
 pub(super) fn rules(
     desired: &DesiredState,
@@ -73,8 +73,8 @@ pub(super) fn rules(
     rules
 }
 
-/// Adds a chain that matches the numbers of source addresses, and its subchains. The chain matches only the lowest `bits`
-/// of each number; the jumps to the chain match the other bits.
+/// Adds a chain that matches the IDs of source addresses, and the subchains of this chain. The chain matches the lowest
+/// `bits` of each ID. The jumps to the chain match the higher bits.
 fn add_source_chains(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &mut Contents) {
     let label_matches = |number: u32, range: std::ops::Range<u8>| -> Vec<Match> {
         let label = |bit| Match::Label { bit: label::label_of_id_bit(bit), not: number >> bit & 1 == 0 };
@@ -101,7 +101,7 @@ fn add_source_chains(numbers: Vec<(u32, IpAddr)>, bits: u8, chain: &str, nat: &m
     nat.chains.insert(chain.into(), Chain::from(rules));
 }
 
-/// Returns the rules that translate destinations: from the published network to the real one.
+/// Returns the destination NAT rules of 1:1 translations, from the published network to the real network.
 pub(super) fn inward(desired: &DesiredState, family: Family) -> Vec<Rule> {
     netmaps(desired, family, |netmap| (netmap.listen, netmap.to))
         .into_iter()
@@ -110,7 +110,7 @@ pub(super) fn inward(desired: &DesiredState, family: Family) -> Vec<Rule> {
 }
 
 /// Returns one rule for each 1:1 translation, the longest prefix first. `networks` returns the matched network and the
-/// network that it is translated to.
+/// new network.
 fn netmaps(desired: &DesiredState, family: Family, networks: impl Fn(&Netmap) -> (IpNetwork, IpNetwork)) -> Vec<Rule> {
     let netmap_rule = |owned: &SetRule<Netmap>| {
         let (from, to) = networks(&owned.rule);
@@ -134,7 +134,8 @@ fn egress_rules(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Ve
     let (remark, same) = remarks(desired, written);
     match egress.rewrite {
         Rewrite::Masquerade => {
-            // A masquerade without a prefix applies to both families. This match marks a prefix of length 0 instead.
+            // A masquerade without a prefix applies to both families. `AnySource` marks a masquerade with a prefix of
+            // length 0, which applies to one family.
             let any_source = (egress.from.is_some() && rule.source.is_none()).then_some(Match::AnySource);
             rule.matches.extend(any_source);
             rule.matches.extend(remark.map(Match::Comment));
@@ -160,14 +161,14 @@ fn egress_rules(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Ve
     }
 }
 
-/// Returns the protocols for which iptables accepts SNAT ports. For ICMP, the ports are echo identifiers; iptables does not
-/// accept ICMPv6. Source: `parse_to` in iptables' libxt_NAT.c; measured with 1.8.9.
+/// Returns the protocols for which iptables accepts SNAT ports. For ICMP, the ports are echo identifiers. iptables
+/// accepts no ports for ICMPv6. Source: `parse_to` in iptables' libxt_NAT.c; measured with iptables 1.8.9.
 fn snat_port_protocols(family: Family) -> impl Iterator<Item = Transport> {
     let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Dccp].map(Transport::Ports);
     ports.into_iter().chain((family == Family::Ipv4).then_some(Transport::Icmp))
 }
 
-/// Returns the comment of an egress rule, and the comment of the rules that complete it.
+/// Returns the comment of an egress rule, and the comment of additional rules for the same source NAT.
 fn remarks(desired: &DesiredState, written: RuleRef) -> (Option<Arc<str>>, Option<Arc<str>>) {
     let both = |set, remark: Option<&str>| (format_comment(set, remark).into(), format_comment(set, Some(SAME)).into());
     let found: Option<(Arc<str>, Arc<str>)> = match written {
@@ -180,7 +181,7 @@ fn remarks(desired: &DesiredState, written: RuleRef) -> (Option<Arc<str>>, Optio
     found.map_or((None, None), |(remark, same)| (Some(remark), Some(same)))
 }
 
-/// Returns the bits of a source number that a rule matches as set.
+/// Returns the bits that must be 1 in the ID of a source address so that the rule matches.
 pub(in crate::iptables) fn source_number_bits(rule: &Rule) -> u32 {
     let set = |bit: &u8| rule.matches.contains(&Match::Label { bit: label::label_of_id_bit(*bit), not: false });
     (0..label::SOURCE_ID_BITS).filter(set).map(|bit| 1 << bit).sum()

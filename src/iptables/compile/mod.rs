@@ -16,7 +16,7 @@
 //! -A PORTFWD.FORWARD -m conntrack --ctstate NEW -m connlabel --label 121 … -j PORTFWD.HAIRPIN
 //! -A PORTFWD.HAIRPIN -i eth0 -o eth0 -m connlabel --label 120 --set
 //! ```
-//! The rules are in the order of precedence, so the first match of a packet is the forward that wins.
+//! The rules are in the order of precedence, so the first rule that matches a packet belongs to the winning forward.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -45,7 +45,7 @@ use super::rule::{Match, Rule};
 use crate::model::label::{MasqueradeNeeds, Sources};
 use crate::model::{DesiredState, Family, SetName};
 
-/// The reasons why the model cannot be compiled.
+/// An error during the compilation of the model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// A rule set uses a feature that iptables does not support.
@@ -53,7 +53,7 @@ pub enum CompileError {
     Limit(SetName, Limit),
 }
 
-/// Compiles the desired state.
+/// Compiles the desired state to a program.
 ///
 /// # Errors
 /// [`CompileError::Limit`] with the first feature that iptables does not support.
@@ -97,7 +97,7 @@ fn family_rules(desired: &DesiredState, family: Family, host: &Host, by_target: 
     half
 }
 
-/// Adds the chain of a built-in chain and the jump to it, unless there are no rules.
+/// Adds portfwd's chain for a built-in chain, and the jump to portfwd's chain. Does nothing if there are no rules.
 fn add_hook(contents: &mut Contents, hook: Hook, rules: Vec<Rule>) {
     if !rules.is_empty() {
         contents.chains.insert(hook.portfwd_chain().into(), Chain::from(rules));

@@ -8,12 +8,13 @@
 //! -A PORTFWD.ISOLATE -m connlabel ! --label 121 -j DROP
 //! -A PORTFWD.PREROUTING ! -i lo -s 127.0.0.0/8 -j DROP
 //! ```
-//! A packet of a hairpin client enters and leaves by the same interface. iptables cannot compare the two interfaces, so
-//! there is one rule for each interface of the host. Interfaces that only rule sets contain get a rule too, because they
-//! may be created later.
+//! A packet of a hairpin client enters and leaves by the same interface. iptables cannot compare two interfaces, so
+//! each interface of the host has one rule. An interface that only a rule set contains also has a rule, because the
+//! interface may be created later.
 //!
-//! The table `mangle` sees every packet, even if the table `filter` accepts it. Unlike the guard of nftables, this guard may
-//! run after connection tracking: conntrack does not keep a connection whose first packet is dropped.
+//! The table `mangle` sees every packet, even if the table `filter` accepts the packet. The guard of the nftables
+//! backend runs before connection tracking. This guard may run after connection tracking, because conntrack does not
+//! keep a connection whose first packet is dropped.
 
 use std::collections::BTreeSet;
 
@@ -31,13 +32,13 @@ pub const HAIRPIN: &str = "PORTFWD.HAIRPIN";
 /// The chain that drops packets to isolated networks.
 const ISOLATED: &str = "PORTFWD.ISOLATE";
 
-/// Returns true if a network with a subnet of the family is isolated.
+/// Returns true if an isolated network has a subnet of the family.
 pub(super) fn isolates(desired: &DesiredState, family: Family) -> bool {
     let networks = desired.networks.iter().filter(|owned| owned.rule.isolate);
     networks.flat_map(|owned| &owned.rule.subnets).any(|subnet| Family::of_network(*subnet) == family)
 }
 
-/// Returns the rules of `FORWARD`. Adds the chains that they jump to.
+/// Returns the rules for the chain `FORWARD`. Adds the chains that these rules jump to.
 pub(super) fn rules(
     desired: &DesiredState,
     family: Family,
@@ -79,7 +80,7 @@ pub(super) fn rules(
     rules
 }
 
-/// Returns the interfaces of the host and of the rule sets, except those that iptables cannot match.
+/// Returns the interfaces of the host and of the rule sets, except interfaces that iptables cannot match.
 fn interfaces(desired: &DesiredState, host: &Host) -> BTreeSet<IfName> {
     let networks = desired.networks.iter().map(|owned| &owned.rule.name);
     let forwards = desired.bindings.iter().filter_map(|owned| owned.rule.interface.as_ref());
@@ -90,8 +91,8 @@ fn interfaces(desired: &DesiredState, host: &Host) -> BTreeSet<IfName> {
     named.chain(&host.interfaces).filter(supported).cloned().collect()
 }
 
-/// Returns the rules that drop packets from other hosts with loopback addresses; none if no forward needs the guard. IPv6
-/// needs no guard: the kernel drops packets with ::1 from a network.
+/// Returns the rules that drop packets from other hosts with loopback addresses. Returns no rules if no forward needs
+/// the guard. IPv6 needs no guard, because the kernel drops packets with ::1 from a network.
 pub(super) fn guard(desired: &DesiredState, family: Family) -> Vec<Rule> {
     let opens = |binding: &crate::model::Binding| binding.loopback && binding.to.address.is_some();
     let Ok(lo) = IfName::try_from("lo".to_owned()) else { return Vec::new() };

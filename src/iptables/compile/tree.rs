@@ -8,22 +8,22 @@
 //! A chain with more than [`MAX_CHAIN_RULES`] rules is split in three steps:
 //!
 //! 1. by protocol,
-//! 2. by blocks of ports: the whole space into 16 blocks, each block into 8, and so on down to single ports,
+//! 2. by blocks of ports: all ports into 16 blocks, each block into 8 smaller blocks, and so on down to single ports,
 //! 3. by ranges of destination addresses, then of source addresses, into at most [`FAN_OUT`] parts at a time.
 //!
-//! Rules that span several blocks stay in the chain, after the jumps to the blocks. Jumps are at most 14 deep; nf_tables
-//! allows 16 (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
+//! Rules that span several blocks stay in the chain, after the jumps to the blocks. Jumps are at most 14 deep.
+//! nf_tables allows a depth of 16 (`NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h).
 //!
-//! A packet without a match returns from a jump. So a packet traverses the same rules in the same order as in one long
-//! chain, but skips the rules that a jump's conditions exclude.
+//! If a packet matches no rule of a chain, the packet returns from the jump. So a packet traverses the rules in the
+//! same order as in one long chain, but skips the rules that the condition of a jump excludes.
 //!
-//! Blocks of ports begin at multiples of their size, so a new forward usually changes only one chain. A new forward changes
-//! more chains in three cases: it splits a chain, its port is outside of all existing blocks, or thousands of addresses
-//! share one port.
+//! Blocks of ports begin at multiples of their size, so a new forward usually changes only one chain. A new forward
+//! changes more chains in three cases: it splits a chain, its port is outside of all existing blocks, or thousands of
+//! addresses share one port.
 //!
-//! Measured with 60,000 forwards of single ports, iptables 1.8.9 and Linux 6.18: a new connection through the last forward
-//! takes 1.035 times as long as with one forward (iptables-legacy), or 1.05 times (iptables-nft). With at most 8 rules in a
-//! chain the factors were 1.036 and 1.032, but loading took 1.5 and 2.2 times as long.
+//! The measurement had 60,000 forwards of single ports (iptables 1.8.9, Linux 6.18). A new connection through the last
+//! forward takes longer than with one forward: 1.035 times with iptables-legacy, and 1.05 times with iptables-nft. With
+//! at most 8 rules in a chain, the factors were 1.036 and 1.032, but loading took 1.5 and 2.2 times as long.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -35,13 +35,13 @@ use crate::iptables::program::{Chain, PREFIX};
 use crate::iptables::rule::{Match, Rule, Transport};
 use crate::model::{PortRange, Protocol};
 
-/// The maximum number of rules in a chain that is not split.
+/// The maximum number of rules in one chain. A chain with more rules is split.
 const MAX_CHAIN_RULES: usize = 64;
 
 /// The sizes of port blocks. Each size is a multiple of the next size.
 const BLOCKS: [u32; 6] = [65_536, 4_096, 512, 64, 8, 1];
 
-/// The maximum number of parts in one split by addresses.
+/// The maximum number of parts if rules are split by addresses.
 const FAN_OUT: usize = 16;
 
 /// One of the two addresses in the IP header.
@@ -60,16 +60,17 @@ impl AddressField {
     }
 }
 
-/// A tree of chains under construction.
+/// A tree of chains during compilation.
 pub(super) struct Tree<'a> {
     chains: &'a mut BTreeMap<Arc<str>, Chain>,
-    /// The prefix of the chain names in this tree.
+    /// The prefix of all chain names in this tree.
     prefix: String,
 }
 
 impl<'a> Tree<'a> {
-    /// Starts a tree. The names of its chains contain five hexadecimal digits of a hash of `name`, which no existing chain
-    /// uses. So another tree does not change these names.
+    /// Creates an empty tree. The chain names of the tree contain five hexadecimal digits of a hash of `name`. If other
+    /// chains use these digits, the tree takes the next unused number. A hash does not depend on other trees, so the
+    /// names stay the same.
     pub(super) fn new(chains: &'a mut BTreeMap<Arc<str>, Chain>, name: &str) -> Self {
         let prefix = |number: u64| format!("{PREFIX}.{:05x}-", number & 0xf_ffff);
         let taken = |prefix: &str| {
@@ -83,10 +84,10 @@ impl<'a> Tree<'a> {
         Self { chains, prefix: prefix(number) }
     }
 
-    /// Adds the rules of the chain `chain` to `out`, and the chains that they jump to to the tree. Rules that may match the
-    /// same packet must be in the order of precedence.
+    /// Adds the rules of `chain` to `out`. Adds the chains that these rules jump to to the tree. Rules that may match
+    /// the same packet must be in the order of precedence.
     pub(super) fn add_rules(&mut self, mut rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
-        // The sort is stable, so rules of the same port stay in order.
+        // The sort is stable, so rules of the same port keep their order.
         rules.sort_by_key(|rule| (protocol(rule), rule.ports));
         self.split_by_protocol(rules, chain, out);
     }
@@ -112,7 +113,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Splits the rules of one protocol by the largest blocks that separate them.
+    /// Splits the rules of one protocol into blocks of ports. The block size is the largest size that separates the
+    /// rules.
     fn split_by_port(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         let Some(protocol) = rules.first().and_then(|rule| protocol(rule)) else {
             out.extend(rules);
@@ -138,7 +140,7 @@ impl<'a> Tree<'a> {
         for (block, rules) in blocks {
             let range = (block * size, block * size + (size - 1));
             let ports = u16::try_from(range.0).ok().zip(u16::try_from(range.1).ok());
-            // The first block begins at port 0, but no rule matches port 0.
+            // The first block begins at port 0, but a rule cannot match port 0.
             let ports = ports.and_then(|(first, last)| PortRange::new(first.max(1), last));
             if rules.len() == 1 || ports.is_none() {
                 out.extend(rules);
@@ -156,8 +158,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Splits rules of the same ports by addresses. Each class is split separately, because rules of one class never
-    /// overlap.
+    /// Splits rules of the same ports by addresses. Each class of rules is split separately, because rules of one class
+    /// never overlap.
     fn split_by_class(&mut self, rules: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         let class =
             |rule: &Rule| (rule.destination.is_some(), rule.input.is_some(), rule.source.map(|source| source.prefix()));
@@ -174,7 +176,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Splits rules that never overlap into at most [`FAN_OUT`] parts, sorted by the destination or the source address.
+    /// Splits rules by destination address or by source address, into at most [`FAN_OUT`] parts. The rules must not
+    /// overlap.
     fn split_by_address(&mut self, mut group: Vec<Arc<Rule>>, chain: &str, out: &mut Vec<Arc<Rule>>) {
         for field in [AddressField::Destination, AddressField::Source] {
             let mut networks: Vec<IpNetwork> = group.iter().filter_map(|rule| field.network(rule)).collect();
@@ -183,7 +186,7 @@ impl<'a> Tree<'a> {
             if networks.len() < 2 || group.iter().any(|rule| field.network(rule).is_none()) {
                 continue;
             }
-            // The sort is stable, so rules of the same address stay in order.
+            // The sort is stable, so rules of the same address keep their order.
             group.sort_by_key(|rule| field.network(rule));
             let mut rules = group.into_iter().peekable();
             for (number, part) in networks.chunks(part_size(networks.len())).enumerate() {
@@ -197,18 +200,19 @@ impl<'a> Tree<'a> {
             }
             return;
         }
-        // The rules differ in their interfaces only, and there are no ranges of interfaces.
+        // The rules differ only in their interfaces. iptables cannot match ranges of interfaces, so the rules are not
+        // split.
         out.extend(group);
     }
 
-    /// Adds a chain with `rules` and a rule that jumps to it. `jump` contains the conditions of the jump.
+    /// Adds a chain with `rules`, and a rule that jumps to the chain. `jump` contains the conditions of that rule.
     fn add_child(&mut self, jump: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
         let mut child = Vec::new();
         self.split_by_protocol(rules, &name, &mut child);
         self.insert_chain(jump, name, child, out);
     }
 
-    /// Adds a chain like [`Tree::add_child`], for rules of the same ports.
+    /// Adds a chain like [`Tree::add_child`], but for rules of the same ports.
     fn add_address_child(&mut self, jump: Rule, name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
         let mut child = Vec::new();
         self.split_by_class(rules, &name, &mut child);
@@ -216,7 +220,7 @@ impl<'a> Tree<'a> {
     }
 
     fn insert_chain(&mut self, mut jump: Rule, mut name: String, rules: Vec<Arc<Rule>>, out: &mut Vec<Arc<Rule>>) {
-        // Names with a hash may collide. All other names are unique.
+        // A name with a hash may already exist. All other chain names are unique.
         while let Entry::Occupied(_) = self.chains.entry(name.as_str().into()) {
             name = format!("{}{:012x}", self.prefix, hash(&name) >> 16);
         }
@@ -233,7 +237,8 @@ fn protocol(rule: &Rule) -> Option<Protocol> {
     }
 }
 
-/// Returns the letter of a protocol for chain names. The letters are not hexadecimal digits, so they differ from hashes.
+/// Returns the letter of a protocol for chain names. The letter is not a hexadecimal digit, so names with a letter
+/// differ from names with a hash.
 fn protocol_letter(protocol: Protocol) -> char {
     match protocol {
         Protocol::Tcp => 't',
@@ -244,8 +249,9 @@ fn protocol_letter(protocol: Protocol) -> char {
     }
 }
 
-/// Returns the number of addresses in each part for a total of `count`: the smallest [`MAX_CHAIN_RULES`] times a power of
-/// [`FAN_OUT`] that gives at most [`FAN_OUT`] parts. There are always at least two parts.
+/// Returns the number of addresses in each part if `count` addresses are split. The number is [`MAX_CHAIN_RULES`] times
+/// a power of [`FAN_OUT`]. The smallest such number with at most [`FAN_OUT`] parts is chosen. There are always at least
+/// two parts.
 fn part_size(count: usize) -> usize {
     let mut size = MAX_CHAIN_RULES;
     while size * FAN_OUT < count {
@@ -290,7 +296,7 @@ mod tests {
             })
     }
 
-    /// Returns the first matching rule with a verdict. Adds the number of traversed rules to `traversed`.
+    /// Returns the first matching rule that is not a jump. Adds the number of traversed rules to `traversed`.
     fn walk<'a>(
         rules: &'a [Arc<Rule>],
         chains: &'a BTreeMap<Arc<str>, Chain>,
@@ -337,10 +343,10 @@ mod tests {
         Packet { protocol, port, source: address(1), destination: address(2), interface: "eth0" }
     }
 
-    /// Returns the maximum number of rules that one of the packets traverses.
+    /// Returns the highest number of rules that one of the packets traverses.
     fn max_traversed(rules: &[Rule], packets: impl Iterator<Item = Packet>) -> usize {
         let (root, chains) = build(rules.to_vec());
-        assert!(chains.keys().all(|name| name.len() <= 28), "names that iptables takes");
+        assert!(chains.keys().all(|name| name.len() <= 28), "chain names have at most 28 bytes");
         let traversed = |packet: Packet| {
             let mut count = 0;
             assert!(walk(&root, &chains, &packet, &mut count).is_some(), "{packet:?}");
@@ -350,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_traverses_tens_of_60_000_single_ports() {
+    fn a_packet_traverses_few_of_60_000_rules_for_single_ports() {
         let all_ports = |protocol| (1..=30_000).map(move |port| rule(protocol, port * 2, port * 2));
         let rules: Vec<Rule> = all_ports(Protocol::Tcp).chain(all_ports(Protocol::Udp)).collect();
         let both = |port: u16| [Protocol::Tcp, Protocol::Udp].map(|protocol| packet(protocol, port * 2));
@@ -359,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_traverses_tens_of_8_000_ranges_across_blocks() {
+    fn a_packet_traverses_few_of_8_000_rules_for_ranges() {
         let rules: Vec<Rule> = (0..8_000).map(|n| rule(Protocol::Tcp, n * 8 + 5, n * 8 + 11)).collect();
         let packets = (0..8_000).map(|n| packet(Protocol::Tcp, n * 8 + 10));
         let traversed = max_traversed(&rules, packets);
@@ -367,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_traverses_tens_of_20_000_addresses_of_one_port() {
+    fn a_packet_traverses_few_of_20_000_rules_for_addresses_of_one_port() {
         for field in [AddressField::Destination, AddressField::Source] {
             let with = |number: u32| {
                 let network = Some(IpNetwork::from(address(number * 77)));

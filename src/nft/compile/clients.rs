@@ -1,12 +1,13 @@
 //! Compiles forwards with client prefixes of many lengths.
 //!
-//! Each prefix length needs a map and a rule, and each rule costs every packet about 0.2 µs (measured, Linux 6.18). So the
-//! rules of three or more lengths are in a separate chain. A packet enters the chain only if its port is in a set:
+//! Each prefix length needs a map and a rule. Each rule costs every packet about 0.2 µs (measured, Linux 6.18). If
+//! there are three or more lengths, their rules are in a separate chain. A packet enters the chain only if a set
+//! contains the packet's port:
 //! ```text
 //! meta nfproto ipv4 meta l4proto . th dport @ip-ports-clients jump forwards-clients-ip
 //! ```
-//! The set contains the keys of all these maps, without the last field, the client. If no prefix contains the client, the
-//! packet returns from the chain and continues with the next rule.
+//! The set contains the keys of all maps that the chain looks up, without the client field. If no prefix contains the
+//! client, the packet returns from the chain and continues with the next rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,17 +19,20 @@ use crate::nft::expr::{Expr, Lookup, Verdict};
 use crate::nft::map::{MapId, MapRole};
 use crate::nft::program::{Chain, Element, Key, Map, Program, Rule, Shape};
 
-/// The minimum number of prefix lengths for a separate chain. The lookup in the set costs as much as one length.
+/// The minimum number of prefix lengths for a separate chain. A lookup in the client set costs as much as one prefix
+/// length.
 const MIN_LENGTHS: usize = 3;
 
-/// Family, "has address" and "has interface". The precedence of forwards in one group depends on the prefix length only.
+/// The family of a map, and whether its key contains an address and an interface. In one group, the precedence of
+/// forwards depends only on the prefix length.
 type Group = (Family, bool, bool);
 
 fn group(id: &MapId) -> Group {
     (id.class.family, id.class.address, id.class.interface)
 }
 
-/// Returns the rules for a chain of forwards. Adds the separate chains and sets of client prefixes to `program`.
+/// Returns the rules for a chain of forwards. Adds client sets and the separate chains for client prefixes to
+/// `program`.
 pub(super) fn rules(run: &Run, program: &mut Program) -> Vec<Rule> {
     let mut lengths: BTreeMap<Group, BTreeSet<u8>> = BTreeMap::new();
     for (id, _) in &run.maps {
@@ -44,7 +48,7 @@ pub(super) fn rules(run: &Run, program: &mut Program) -> Vec<Rule> {
             continue;
         }
         let client_rules = separate.entry(group(id)).or_default();
-        // The first map of a group has the highest precedence, so the jump for the whole group is here.
+        // The first map of a group has the highest precedence, so the jump to the group's chain is at this position.
         if client_rules.is_empty() {
             rules.extend(guarded_jumps(run, group(id), program));
         }
@@ -61,13 +65,15 @@ fn chain_name(run: &Run, (family, address, interface): Group) -> String {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",
     };
-    // All maps of a chain have an address or none has, except in chains for loopback addresses.
+    // A chain for loopback addresses may contain maps with and without an address. All other chains contain only one of
+    // these two types.
     let address = if address { "-address" } else { "" };
     let interface = if interface { "-interface" } else { "" };
     format!("{}-clients-{family}{address}{interface}", run.name)
 }
 
-/// Adds the sets of a group, one for each kind of key, and returns the rules that look them up and jump.
+/// Adds the client sets of a group to `program`, one set for each kind of key. Returns one rule for each set: the rule
+/// looks up the set and jumps to the group's chain.
 fn guarded_jumps(run: &Run, wanted: Group, program: &mut Program) -> Vec<Rule> {
     let mut sets: BTreeMap<MapId, Map> = BTreeMap::new();
     let targets = run.maps.iter().map(|(id, _)| id).filter(|id| id.role == MapRole::Targets);

@@ -8,7 +8,7 @@ use crate::nft::expr::{
 
 pub(super) const FIRST: Register = Register::word32(0);
 
-/// `meta nfproto ipv4`: matches packets of the family.
+/// Matches packets of the family: `meta nfproto ipv4`.
 pub(super) fn family_is(family: Family) -> [Expr; 2] {
     let number = match family {
         Family::Ipv4 => 2,
@@ -46,7 +46,7 @@ pub(super) fn mask(family: Family, length: u8) -> Vec<u8> {
     (0..bytes).map(|byte| !0xffu8.checked_shr(length.saturating_sub(byte * 8).into()).unwrap_or(0)).collect()
 }
 
-/// `ip saddr 10.0.0.0/8`: matches packets with an address in the network.
+/// Matches packets with an address in the network: `ip saddr 10.0.0.0/8`.
 pub(super) fn address_in(network: ipnetwork::IpNetwork, field: AddressField) -> Vec<Expr> {
     let family = Family::of_network(network);
     let data = octets(network.network());
@@ -63,7 +63,7 @@ pub(super) fn address_in(network: ipnetwork::IpNetwork, field: AddressField) -> 
     exprs
 }
 
-/// `iifname "eth0"` or `oifname != "eth0"`.
+/// Matches the name of an interface: `iifname "eth0"` or `oifname != "eth0"`.
 pub(super) fn interface_is(key: MetaKey, equal: bool, name: &crate::model::IfName) -> [Expr; 2] {
     name_is(key, equal, name.to_bytes())
 }
@@ -80,27 +80,27 @@ pub(super) fn octets(address: std::net::IpAddr) -> Vec<u8> {
     }
 }
 
-/// `ct label set 121`. Uses the four registers that start at `scratch`.
+/// Sets labels of the connection: `ct label set 121`. Uses the four registers that start at `scratch`.
 pub(super) fn set_label(labels: &[u8], scratch: Register) -> [Expr; 2] {
     [Expr::Immediate(Immediate { to: scratch, data: to_bits(labels) }), Expr::CtSetLabel(CtSetLabel { from: scratch })]
 }
 
-/// `ct label 121`.
+/// Matches connections with the label: `ct label 121`.
 pub(super) fn has_label(label: u8) -> [Expr; 3] {
     compare_label(&[label], false, vec![0; 16])
 }
 
-/// `ct label & (121, 119) == 121`: matches if of the labels in `mask` exactly those in `set` are set.
+/// Matches connections that have all labels in `set`, and no other label in `mask`: `ct label & (121, 119) == 121`.
 pub(super) fn label_is(mask: &[u8], set: &[u8]) -> [Expr; 3] {
     compare_label(mask, true, to_bits(set))
 }
 
-/// `ct label & (121, 119) != 121`: the negation of [`label_is`].
+/// Matches connections that [`label_is`] does not match: `ct label & (121, 119) != 121`.
 pub(super) fn label_is_not(mask: &[u8], set: &[u8]) -> [Expr; 3] {
     compare_label(mask, false, to_bits(set))
 }
 
-/// Compares the connection's labels, masked with `mask`, with `data`.
+/// Masks the labels of the connection with `mask`, and compares the result with `data`.
 fn compare_label(mask: &[u8], equal: bool, data: Vec<u8>) -> [Expr; 3] {
     [
         Expr::Ct(Ct { key: CtKey::Label, to: FIRST }),

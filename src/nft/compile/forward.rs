@@ -1,4 +1,4 @@
-//! Compiles forwards: their maps, their chains, and the jumps to these chains.
+//! Compiles forwards to maps, chains, and rules that jump to the chains.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,9 +20,9 @@ const RTN_LOCAL: u32 = 2;
 /// The rules that jump to the chains of forwards.
 #[derive(Default)]
 pub(super) struct Jumps {
-    /// Jumps for packets to loopback addresses, which only this host sends.
+    /// Jumps for packets to loopback addresses. Only this host sends such packets.
     pub(super) loopback: Vec<Rule>,
-    /// Jumps for packets to all other addresses.
+    /// Jumps for packets to non-loopback addresses.
     pub(super) non_loopback: Vec<Rule>,
 }
 
@@ -62,17 +62,17 @@ pub(super) fn maps_and_chains(desired: &DesiredState, sources: &Sources, program
     jumps
 }
 
-/// The maps under construction.
+/// The maps of forwards during compilation.
 #[derive(Default)]
 struct Maps {
-    /// The text of each comment, shared by all elements with this comment.
+    /// The text of each comment. All elements with the same comment share one text.
     comments: HashMap<(SetName, Option<Comment>), Arc<str>>,
     /// Each map with the protocols of its elements.
     by_id: BTreeMap<MapId, (BTreeSet<Protocol>, Map)>,
 }
 
 impl Maps {
-    /// Adds a binding to a map. If the binding has a `label`, also adds the label to the corresponding map of labels.
+    /// Adds a binding to the map `id`. If the binding has a `label`, also adds the label to the map `id.labels()`.
     fn add_binding(&mut self, id: &MapId, owned: &SetRule<Binding>, label: Option<Vec<u8>>) {
         let remark = owned.rule.comment.as_ref();
         let text = || format_comment(&owned.set, remark.map(Comment::as_str)).into();
@@ -95,7 +95,8 @@ impl Maps {
     }
 }
 
-/// `fib daddr type local jump DOCKER`. Chains of forwards with addresses need no `fib` match.
+/// Jumps to a chain of forwards: `fib daddr type local jump DOCKER`. If the forwards of the chain have addresses, the
+/// rule has no `fib` match.
 fn jump(chain: &str, stage: Stage) -> Rule {
     let mut exprs = Vec::with_capacity(3);
     if stage == Stage::Any {
@@ -106,12 +107,13 @@ fn jump(chain: &str, stage: Stage) -> Rule {
     Rule { exprs, comment: None }
 }
 
-/// `ip daddr 127.0.0.0/8 jump DOCKER-loopback`.
+/// Jumps to a chain of loopback forwards: `ip daddr 127.0.0.0/8 jump DOCKER-loopback`.
 fn jump_loopback(chain: &str, family: Family) -> Rule {
     match_loopback(family, Verdict::Jump(chain.to_owned()))
 }
 
-/// `ip daddr 127.0.0.0/8 return`, `ip6 daddr ::1 return`: leaves all other packets to loopback addresses unchanged.
+/// Returns the rules `ip daddr 127.0.0.0/8 return` and `ip6 daddr ::1 return`. These rules follow the loopback forwards
+/// and leave other packets to loopback addresses unchanged.
 pub(super) fn return_loopback() -> [Rule; 2] {
     Family::ALL.map(|family| match_loopback(family, Verdict::Return))
 }

@@ -1,4 +1,4 @@
-//! Isolated networks: drops packets from outside, except connections of forwards and 1:1 translations.
+//! Compiles isolated networks. The rules drop packets from outside, except packets of forwards and 1:1 translations.
 //!
 //! ```text
 //! chain filter-forward  { ip daddr 172.17.0.0/16 oifname "docker0" iifname != "docker0"
@@ -6,9 +6,9 @@
 //!                         ip daddr 172.17.0.0/16 oifname "docker0" iifname != "docker0"
 //!                         ct state new ct label & (121, 117) != 121 drop comment "web: isolate docker0 DOCKER" }
 //! ```
-//! Two rules are needed: packets without a connection have no label, and a rule stops if it loads a missing label
-//! (`nft_ct_get_eval` in net/netfilter/nft_ct.c). Label 117 is on connections that started under the iptables backend and
-//! that no forward matched.
+//! Each subnet needs two rules, because packets without a connection have no labels. If a rule loads a missing label,
+//! the kernel stops the evaluation of the rule (`nft_ct_get_eval` in net/netfilter/nft_ct.c). Label 117 marks
+//! connections that started under the iptables backend and that no forward matched.
 //!
 //! Source of the conntrack states: `NF_CT_STATE_BIT`, `NF_CT_STATE_INVALID_BIT` and `NF_CT_STATE_UNTRACKED_BIT` in
 //! include/uapi/linux/netfilter/nf_conntrack_common.h.
@@ -20,9 +20,10 @@ use crate::model::{DesiredState, Network, SetRule};
 use crate::nft::expr::{Bitwise, Cmp, Ct, CtKey, Expr, MetaKey, Verdict};
 use crate::nft::program::Rule;
 
-/// The state of a connection until conntrack sees a reply.
+/// The bit of the conntrack state `new`: conntrack has not seen a reply.
 const NEW: u32 = 8;
-/// Invalid and untracked packets. These packets belong to no connection, so they have no label.
+/// The bits of the conntrack states `invalid` and `untracked`. Packets in these states belong to no connection, so they
+/// have no labels.
 const NO_CONNECTION: u32 = 1 | 64;
 
 /// Returns two rules for each subnet of an isolated network.

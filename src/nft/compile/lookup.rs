@@ -1,22 +1,23 @@
 //! Compiles the rules that look up packets in the maps of forwards.
 //!
-//! The rule for single IPv4 ports with address, interface and client prefix, as nft(8) text:
+//! As nft(8) text, the rule for single IPv4 ports with address, interface and client prefix is:
 //! ```text
 //! meta nfproto ipv4 ct label set 121
 //!     dnat ip to meta l4proto . th dport . ip daddr . iifname . ip saddr & 255.255.255.0 map @ip-address-interface-from24-ports
 //! ```
-//! For maps of port blocks, the rule masks the low bits of the port. For maps with client prefixes, the rule masks the
-//! client's address before the lookup: prefixes of different lengths are in different maps, so the keys of one map never
-//! overlap. The rule sets the label after a successful lookup, so only connections of forwards get the label.
+//! If a map contains port blocks, the rule masks the low bits of the port. If a map contains client prefixes, the rule
+//! masks the client's address before the lookup. Prefixes of different lengths are in different maps, so the keys of
+//! one map never overlap. The rule sets the label only after a successful lookup, so only connections of forwards get
+//! the label.
 //!
-//! Forwards with their own source, without hairpin NAT, or with loopback need more labels. A rule before the usual one
-//! sets these labels from a map with the same keys:
+//! A forward needs more labels if it has its own source, no hairpin NAT, or loopback listeners. An additional rule
+//! before the usual rule sets these labels from a map with the same keys:
 //! ```text
 //! meta nfproto ipv4 ct label set meta l4proto . th dport map @ip-ports-labels dnat ip to meta l4proto . th dport map @ip-ports
 //! ```
-//! Be aware: nft(8) prints `ct label set` before the lookup, so a table that is restored from its text labels every
-//! connection to this host. `plan` shows the difference and `apply` repairs the table. nft(8) 1.0.6 cannot read two things
-//! that it prints: a mask after the first field of a key, and a label that is set from a map.
+//! Be aware: nft(8) prints `ct label set` before the lookup. A table that is restored from this text labels every
+//! connection to this host. `plan` shows this difference, and `apply` repairs the table. nft(8) 1.0.6 cannot read two
+//! parts of its own output: a mask after the first field of a key, and a label that is set from a map.
 
 use std::collections::BTreeSet;
 
@@ -29,8 +30,8 @@ use crate::nft::expr::{
 use crate::nft::map::{AddressScope, MapId, MapRole};
 use crate::nft::program::{Field, Rule};
 
-/// Returns the rules that look up one map: one rule, or for redirects one rule for each protocol. nft(8) accepts
-/// `redirect to :PORT` only after a protocol match.
+/// Returns the rules that look up one map. A map of redirects has one rule for each protocol, because nft(8) accepts
+/// `redirect to :PORT` only after a protocol match. Every other map has one rule.
 pub(super) fn rules(id: &MapId, protocols: &BTreeSet<Protocol>) -> Vec<Rule> {
     if id.redirect {
         return protocols.iter().map(|protocol| rule(id, Some(*protocol))).collect();
@@ -58,9 +59,10 @@ fn rule(id: &MapId, protocol: Option<Protocol>) -> Rule {
     Rule { exprs, comment: None }
 }
 
-/// Returns the labels for connections without an element in a map of labels.
+/// Returns the labels for connections that have no element in a map of labels.
 fn common_label(id: &MapId) -> &'static [u8] {
-    // Another host cannot reply to a loopback address, so these connections are masqueraded. Redirects stay on this host.
+    // Loopback connections to another host are masqueraded, because the other host cannot reply to a loopback address.
+    // Redirected connections stay on this host.
     if id.scope == AddressScope::NonLoopback || id.redirect { &[FORWARDED] } else { &[FORWARDED, MASQUERADE] }
 }
 
@@ -85,7 +87,8 @@ fn rewrite(id: &MapId) -> Expr {
     Expr::Nat(Nat { source: false, family: id.class.family, address: FIRST.into(), port, flag: NatFlag::None })
 }
 
-/// The registers for labels. The data of a map use at most the first five words.
+/// The first register for labels. The data of a map use at most the first five register words, so labels do not
+/// overwrite the data.
 const LABEL_SCRATCH: Register = Register::word32(8);
 
 pub(super) fn load_key(id: &MapId, fields: &[Field]) -> Vec<Expr> {

@@ -16,9 +16,9 @@
 //!                                                                        ip saddr 172.17.0.0/16 oifname != "docker0" masquerade }
 //! }
 //! ```
-//! Forwards are map elements. There is one map for each class and kind of binding, and one rule for each map, so the
-//! number of rules does not grow with the number of forwards. The rules are in the order of precedence, so the first
-//! match of a packet is the forward that wins.
+//! Each forward is stored in map elements. There is one map for each class and kind of binding, and one rule for each
+//! map. So the number of rules does not grow with the number of forwards. The rules are in the order of precedence, so
+//! the first rule that matches a packet belongs to the winning forward.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -31,7 +31,7 @@
 //! | `netmap.rs` | 1:1 translations |
 //! | `isolate.rs` | isolated networks |
 //! | `source.rs` | source NAT and masquerading |
-//! | `samples.rs` | bindings that represent all others |
+//! | `representatives.rs` | bindings that represent all bindings |
 //! | `expressions.rs` | shared expressions |
 
 mod clients;
@@ -53,10 +53,10 @@ use super::program::{Base, Chain, ChainType, Hook, Program, Rule};
 use crate::model::label::{MasqueradeNeeds, Sources};
 use crate::model::{DesiredState, SetName};
 
-/// The priority of the guard, before connection tracking (-200). So conntrack does not see the dropped packets, and the
-/// guard sees the original destination addresses.
+/// The priority of the guard. The guard runs before connection tracking (-200), so conntrack does not see the dropped
+/// packets. The guard sees the original destination addresses.
 pub const GUARD_PRIORITY: i32 = -300;
-/// The priority of [`FILTER_FORWARD`], just after filters of the usual priority 0.
+/// The priority of [`FILTER_FORWARD`]. The chain runs just after filter chains of the usual priority 0.
 pub const FORWARD_PRIORITY: i32 = 5;
 
 /// The base chain that drops packets with loopback addresses from other hosts.
@@ -70,15 +70,15 @@ pub const FILTER_FORWARD: &str = "filter-forward";
 /// The base chain that rewrites source addresses.
 pub const NAT_POSTROUTING: &str = "nat-postrouting";
 
-/// The reasons why the model cannot be compiled.
+/// An error during the compilation of the model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// Two rule sets have different priorities, but the table has only one.
+    /// Two rule sets have different priorities, but the table can have only one priority.
     #[error("the rule sets `{0}` and `{1}` have different priorities")]
     Priorities(SetName, SetName),
 }
 
-/// Compiles the desired state. An empty desired state needs no table.
+/// Compiles the desired state to a program. An empty desired state needs no table.
 ///
 /// # Errors
 /// If two rule sets have different priorities.

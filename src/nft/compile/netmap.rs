@@ -5,10 +5,11 @@
 //! chain nat-output      { the same }
 //! chain nat-postrouting { ip saddr 10.0.0.0/24 snat ip prefix to 192.0.2.0/24 comment "web: netmap" }
 //! ```
-//! Longer prefixes are first. All 1:1 translations are after the forwards, so a forward of one port wins.
+//! Rules for longer prefixes come first. All 1:1 translations come after the forwards, so a forward of one port has
+//! precedence over a translation.
 //!
-//! The label admits the connection to isolated networks and enables hairpin NAT: a client in the target's network is not
-//! always in the translated network.
+//! Label 121 allows the connection into isolated networks and enables hairpin NAT. Hairpin NAT is needed because a
+//! client in the target's network is not always in the translated network.
 
 use std::cmp::Reverse;
 
@@ -21,7 +22,7 @@ use crate::model::{DesiredState, Family, Netmap, SetRule};
 use crate::nft::expr::{Expr, Immediate, Nat, NatFlag, RegisterRange};
 use crate::nft::program::Rule;
 
-/// Returns the rules that translate destinations: from the published network to the real one.
+/// Returns the destination NAT rules of 1:1 translations, from the published network to the real network.
 pub(super) fn inward(desired: &DesiredState) -> Vec<Rule> {
     let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
@@ -33,7 +34,7 @@ pub(super) fn inward(desired: &DesiredState) -> Vec<Rule> {
     sorted(desired, |netmap| netmap.listen).into_iter().map(rule).collect()
 }
 
-/// Returns the rules that translate sources: from the real network to the published one.
+/// Returns the source NAT rules of 1:1 translations, from the real network to the published network.
 pub(super) fn outward(desired: &DesiredState) -> Vec<Rule> {
     let rule = |owned: &SetRule<Netmap>| {
         let Netmap { listen, to } = owned.rule;
@@ -54,7 +55,8 @@ fn rule(owned: &SetRule<Netmap>, exprs: Vec<Expr>) -> Rule {
     Rule { exprs, comment: Some(format_comment(&owned.set, Some(NETMAP))) }
 }
 
-/// `dnat ip prefix to 10.0.0.0/24`. The kernel rewrites the bits that the first and the last address have in common.
+/// Translates a network: `dnat ip prefix to 10.0.0.0/24`. The kernel rewrites only the bits that the first and the last
+/// address of the network have in common.
 fn prefix(source: bool, network: IpNetwork) -> Vec<Expr> {
     let family = Family::of_network(network);
     let last = FIRST.after(if family == Family::Ipv4 { 1 } else { 4 });

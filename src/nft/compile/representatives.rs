@@ -1,21 +1,23 @@
-//! Selects representative bindings. They compile to the same program as all bindings, except for the elements.
+//! Selects representative bindings. Except for the elements, the representatives compile to the same program as all
+//! bindings.
 //!
-//! With them, `add` compiles one more forward beside thousands from the representatives and its neighbours alone. The
-//! rules, chains and maps of a program depend on a few properties of each binding, [`RuleShape`], and not on the number
-//! of bindings. All other properties affect elements only.
+//! If thousands of forwards exist, `add` does not compile all of them. `add` compiles only the representatives, the new
+//! forward, and the forwards whose ports overlap with its ports. The rules, chains and maps of a program depend on a
+//! few properties of each binding ([`RuleShape`]), and not on the number of bindings. All other properties affect only
+//! elements.
 
 use std::collections::HashSet;
 
 use super::super::element;
 use crate::model::{Binding, ChainName, Class, DesiredState, Protocol, SetName, SetRule, Source};
 
-/// The properties of a binding that affect more than its elements. The rule set is included because it may enable IP
-/// forwarding.
+/// The properties of a binding that affect rules, chains and maps. The name of the rule set is one of them, because a
+/// rule set may enable IP forwarding.
 #[derive(PartialEq, Eq, Hash)]
 struct RuleShape<'a> {
     set: &'a SetName,
     class: Class,
-    /// One bit for each of [`element::kinds`].
+    /// A bit mask of the map kinds from [`element::kinds`].
     kinds: u8,
     protocol: Protocol,
     redirect: bool,
@@ -44,7 +46,7 @@ impl<'a> RuleShape<'a> {
     }
 }
 
-/// Returns true if two bindings certainly have the same shape. A quick check that may return false for equal shapes.
+/// Returns true only if two bindings have the same shape. This check is quick, and may return false for equal shapes.
 fn surely_same_shape(one: &SetRule<Binding>, other: &SetRule<Binding>, networks: bool) -> bool {
     let (a, b) = (&one.rule, &other.rule);
     let to = if networks { a.to.address == b.to.address } else { a.to.address.is_some() == b.to.address.is_some() };
@@ -58,7 +60,7 @@ fn surely_same_shape(one: &SetRule<Binding>, other: &SetRule<Binding>, networks:
         && one.set == other.set
 }
 
-/// Returns the `known` representatives and one binding for each shape that they lack.
+/// Returns the representatives in `known`, and one binding for each shape that `known` lacks.
 pub fn representatives(desired: &DesiredState, known: &[SetRule<Binding>]) -> Vec<SetRule<Binding>> {
     let mut representatives = known.to_vec();
     let mut seen: HashSet<RuleShape<'_>> = known.iter().map(|owned| RuleShape::new(desired, owned)).collect();
@@ -138,7 +140,8 @@ mod tests {
         desired
     }
 
-    /// Compiles and removes the elements, except those of the maps of source addresses.
+    /// Compiles a desired state and removes the elements from the program. Keeps the elements in the maps of source
+    /// addresses.
     fn frame(desired: &DesiredState) -> Program {
         let mut program = compile(desired).expect("compiles");
         for (name, map) in &mut program.maps {
@@ -151,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn samples_compile_to_the_same_rules_as_all_bindings(
+        fn representatives_compile_to_the_same_rules_as_all_bindings(
             picks in proptest::collection::vec(
                 (0..LISTEN.len(), 0..PORTS.len(), 0..TO.len(), 0..SOURCE.len(),
                  (0u8..6, any::<bool>(), proptest::bool::weighted(0.8), proptest::bool::weighted(0.2), 0u8..4)),
@@ -165,13 +168,14 @@ mod tests {
             few.bindings = representatives(&all, &[]);
             prop_assert_eq!(frame(&few), frame(&all));
             prop_assert_eq!(few.forwarding(), all.forwarding());
-            // Representatives of a part are known, and the rest is added.
+            // The representatives of the first bindings are known. The test adds the remaining bindings.
             let known = representatives(&DesiredState { bindings: all.bindings[..half.index(all.bindings.len() + 1)].to_vec(), ..all.clone() }, &[]);
             few.bindings = representatives(&all, &known);
             prop_assert!(few.bindings.starts_with(&known));
             few.normalize();
             prop_assert_eq!(frame(&few), frame(&all));
-            // A rule set is replaced: the other sets' representatives are known, and its remaining bindings are added.
+            // The test replaces one rule set. The representatives of all other rule sets are known, and the new
+            // bindings of the replaced rule set are added.
             let replaced = |owned: &SetRule<Binding>| owned.set.as_str() == "set0";
             let mut known = representatives(&all, &[]);
             let mut after = all.clone();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::model::{ChainName, Protocol};
 use crate::nft::map::{AddressScope, Kind, MapId};
 
-/// The packets that a chain of forwards receives, in the order of the jumps.
+/// The packets that a chain of forwards receives. The variants are in the order of the jumps to the chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Loopback,
@@ -33,7 +33,7 @@ impl Stage {
     }
 }
 
-/// A run of maps that one chain looks up in order.
+/// Consecutive maps that one chain looks up in order.
 pub(super) struct Run {
     /// The name of the nft chain.
     pub(super) name: String,
@@ -43,17 +43,17 @@ pub(super) struct Run {
     pub(super) maps: Vec<(MapId, BTreeSet<Protocol>)>,
 }
 
-/// Sorts the maps by precedence and groups consecutive maps of the same chain name and stage.
+/// Sorts the maps by precedence. Groups consecutive maps with the same chain name and stage into one nft chain.
 ///
-/// Usually there is one chain for each chain name and stage. If maps of other chain names lie in between, the rest of
-/// the chain is in `NAME-2`, `NAME-3` and so on.
+/// Usually each chain name and stage has one nft chain. If maps with other chain names come in between, the remaining
+/// maps are in `NAME-2`, `NAME-3` and so on.
 pub(super) fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     let level = |id: &MapId| {
         let class = id.class;
         (Stage::for_map(id), !class.address, !class.interface, Reverse(class.from), id.kind != Kind::Ports)
     };
-    // The families never overlap, so they share a level. Maps of one level may be in any order, except that labels are
-    // before their targets.
+    // Maps of both families share a level, because the families never overlap. Within a level, only one order matters:
+    // labels come before their targets.
     let within_level = |id: &MapId| (id.chain.clone(), id.class.family, id.kind, id.redirect, id.scope, id.role);
     maps.sort_by_cached_key(|(id, _)| (level(id), within_level(id)));
     let named: BTreeSet<ChainName> = maps.iter().map(|(id, _)| id.chain.clone()).collect();
@@ -61,7 +61,7 @@ pub(super) fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     while let Some((first, _)) = maps.first() {
         let end = maps.iter().position(|(id, _)| level(id) != level(first)).unwrap_or(maps.len());
         let mut same_level: Vec<_> = maps.drain(..end).collect();
-        // The chain of the last run is first, so that the run continues.
+        // Each level starts with maps of the previous chain, so that this chain continues.
         if let Some(last) = runs.last() {
             let chain = last.chain.clone();
             same_level.sort_by_key(|(id, _)| id.chain != chain);
@@ -80,8 +80,8 @@ pub(super) fn runs(mut maps: Vec<(MapId, BTreeSet<Protocol>)>) -> Vec<Run> {
     runs
 }
 
-/// Returns an unused name for the next chain. A number is appended if another chain has the name, for example a chain
-/// name from a rule set of an older version.
+/// Returns an unused name for the next chain. If another chain has the name, a number is appended. For example, a rule
+/// set of an older version may contain the name.
 fn run_name(runs: &[Run], named: &BTreeSet<ChainName>, chain: &ChainName, stage: Stage) -> String {
     let base = format!("{chain}{}", stage.suffix());
     let numbered = |number: usize| if number == 1 { base.clone() } else { format!("{base}-{number}") };

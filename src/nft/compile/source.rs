@@ -1,4 +1,5 @@
-//! Compiles the rules for source addresses: sources of forwards, 1:1 translations, source NAT, and masquerades.
+//! Compiles the rules that rewrite source addresses: sources of forwards, 1:1 translations, source NAT, and
+//! masquerades.
 //!
 //! ```text
 //! chain nat-postrouting {
@@ -11,11 +12,12 @@
 //!     oifname "eth0" masquerade comment "web"
 //! }
 //! ```
-//! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins. The comment
-//! contains the name of the rule set, and for a network its name and chain. Packets that stay on this host are not changed.
+//! The rules of rule sets are in the order of precedence ([`precedence::by_precedence`]), so the first match wins. The
+//! comment of a rule contains the name of the rule set. For a network, the comment also contains the network's name and
+//! chain. Packets that stay on this host are not changed.
 //!
-//! Be aware: the ports of a pool also limit ICMP echo identifiers. nft(8) prints such a rule, but reads it back only after
-//! a match of a protocol with ports.
+//! Be aware: the ports of a pool also limit ICMP echo identifiers. nft(8) prints a rule with such a pool, but can read
+//! the rule back only after a match of a protocol with ports.
 
 use super::expressions::{AddressField, FIRST, address_in, family_is, has_label, interface_is, name_is, octets};
 use super::netmap;
@@ -30,7 +32,8 @@ use crate::nft::expr::{
 use crate::nft::map;
 use crate::nft::program::{Element, Field, Key, Map, Program, Rule, Shape};
 
-/// Adds the maps of source addresses and returns the postrouting rules. `labelled` is true if forwards set [`MASQUERADE`].
+/// Returns the postrouting rules, and adds the maps of source addresses to `program`. `labelled` is true if forwards
+/// set [`MASQUERADE`].
 pub(super) fn rules(desired: &DesiredState, sources: &Sources, labelled: bool, program: &mut Program) -> Vec<Rule> {
     let mut rules = Vec::new();
     for family in Family::ALL {
@@ -52,7 +55,7 @@ pub(super) fn rules(desired: &DesiredState, sources: &Sources, labelled: bool, p
     rules
 }
 
-/// Returns the name of the map of source addresses. Its keys are the numbers that connection labels contain.
+/// Returns the name of a map of source addresses. The keys of the map are IDs, which connection labels contain.
 pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "sources-ip",
@@ -60,7 +63,7 @@ pub(in crate::nft) fn sources_name(family: Family) -> &'static str {
     }
 }
 
-/// Returns the key and data types of the map [`sources_name`].
+/// Returns the key and data types of the map with the name [`sources_name`].
 pub(in crate::nft) fn sources_shape(family: Family) -> Shape {
     let address = match family {
         Family::Ipv4 => Field::Ipv4,
@@ -79,7 +82,7 @@ fn sources_map(sources: &Sources, family: Family) -> Option<Map> {
     (!elements.is_empty()).then(|| Map { shape: sources_shape(family), elements })
 }
 
-/// `meta nfproto ipv4 snat ip to ct label & … map @sources-ip`.
+/// Rewrites the source to the address of a forward: `meta nfproto ipv4 snat ip to ct label & … map @sources-ip`.
 fn snat_from_label(family: Family) -> Rule {
     let mut exprs = family_is(family).to_vec();
     exprs.push(Expr::Ct(Ct { key: CtKey::Label, to: FIRST }));
@@ -89,14 +92,14 @@ fn snat_from_label(family: Family) -> Rule {
     Rule { exprs, comment: None }
 }
 
-/// `ct label 120 masquerade`.
+/// Masquerades connections with the label: `ct label 120 masquerade`.
 fn masquerade_by_label() -> Rule {
     let mut exprs = has_label(MASQUERADE).to_vec();
     exprs.push(Expr::Masquerade(Masquerade));
     Rule { exprs, comment: None }
 }
 
-/// `oifname "lo" return`.
+/// Keeps the source of packets that stay on this host: `oifname "lo" return`.
 fn return_loopback() -> Rule {
     let mut exprs = name_is(MetaKey::OifName, true, *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_vec();
     exprs.push(Expr::Verdict(Verdict::Return));

@@ -12,12 +12,12 @@ const LENGTH: u16 = attribute(sys::NFTNL_EXPR_BITWISE_LEN);
 const MASK: u16 = attribute(sys::NFTNL_EXPR_BITWISE_MASK);
 const XOR: u16 = attribute(sys::NFTNL_EXPR_BITWISE_XOR);
 
-/// Keeps the bits of `mask` and clears all other bits.
+/// Keeps the bits of `mask` in a register, and clears all other bits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bitwise {
-    /// The register with the value and the result.
+    /// The register that contains the value and receives the result.
     pub register: Register,
-    /// The bits to keep. The mask has the length of the value.
+    /// The bits to keep. The mask and the value have the same length.
     pub mask: Vec<u8>,
 }
 

@@ -10,14 +10,14 @@ const SREG: u16 = attribute(sys::NFTNL_EXPR_CMP_SREG);
 const OPERATOR: u16 = attribute(sys::NFTNL_EXPR_CMP_OP);
 const DATA: u16 = attribute(sys::NFTNL_EXPR_CMP_DATA);
 
-/// Matches if a register equals `data`, or differs from it.
+/// Matches if a register equals `data` (`==`), or if the register does not equal `data` (`!=`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cmp {
-    /// The register with the value.
+    /// The register to compare.
     pub register: Register,
     /// True for `==`, false for `!=`.
     pub equal: bool,
-    /// The constant, in the byte order of the value.
+    /// The constant, in the same byte order as the register.
     pub data: Vec<u8>,
 }
 

@@ -1,7 +1,7 @@
 //! `ct`: loads the conntrack state or labels, and sets labels.
 //!
-//! Labels are 128 bits that a connection keeps from its first packet on. portfwd uses labels instead of packet or
-//! connection marks, because marks affect routing and many programs use them.
+//! Labels are 128 bits of a connection. The connection keeps its labels from the first packet on. portfwd does not use
+//! packet or connection marks, because marks affect routing and many programs use marks.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ const SREG: u16 = attribute(sys::NFTNL_EXPR_CT_SREG);
 const STATE: u32 = constant(libc::NFT_CT_STATE);
 const LABELS: u32 = constant(libc::NFT_CT_LABELS);
 
-/// The property of a connection to load.
+/// A property of a connection that `ct` loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CtKey {
-    /// The state as a bit mask: 4 bytes, host byte order.
+    /// The conntrack state as a bit mask: 4 bytes in host byte order.
     State,
-    /// All labels: 16 bytes.
+    /// All labels of a connection: 16 bytes.
     Label,
 }
 
@@ -39,7 +39,7 @@ impl CtKey {
 pub struct Ct {
     /// The property to load.
     pub key: CtKey,
-    /// The first word of the result.
+    /// The first register word of the loaded property.
     pub to: Register,
 }
 
@@ -65,10 +65,10 @@ impl fmt::Display for Ct {
     }
 }
 
-/// Sets the labels whose bits are set in 16 bytes. All other labels stay.
+/// Sets connection labels from a bit mask of 16 bytes. Labels whose bits are 0 stay unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CtSetLabel {
-    /// The first word of the 16 bytes.
+    /// The first register word of the bit mask.
     pub from: Register,
 }
 

@@ -10,13 +10,15 @@ const DREG: u16 = attribute(sys::NFTNL_EXPR_FIB_DREG);
 const RESULT: u16 = attribute(sys::NFTNL_EXPR_FIB_RESULT);
 const FLAGS: u16 = attribute(sys::NFTNL_EXPR_FIB_FLAGS);
 
-/// The kind of lookup.
+/// The kind of routing lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FibResult {
-    /// `fib daddr type`: the address type of the destination, 2 for an address of this host. 4 bytes, host byte order.
+    /// `fib daddr type`: the address type of the destination. The type is 2 for an address of this host. The result has
+    /// 4 bytes in host byte order.
     DestinationType,
-    /// `fib daddr . iif oif exists`: 1 if the route to the destination leaves by the ingress interface, else 0. 4 bytes,
-    /// host byte order. The kernel allows this lookup at the prerouting, input and forward hooks.
+    /// `fib daddr . iif oif exists`: 1 if the route to the destination leaves by the ingress interface, otherwise 0.
+    /// The result has 4 bytes in host byte order. The kernel allows this lookup at the prerouting, input and forward
+    /// hooks.
     DestinationBehindInput,
 }
 
@@ -36,12 +38,12 @@ impl FibResult {
     }
 }
 
-/// Loads the result of a lookup into a register.
+/// Loads the result of a routing lookup into a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fib {
-    /// The kind of lookup.
+    /// The kind of routing lookup.
     pub result: FibResult,
-    /// The register for the result.
+    /// The register for the result of the lookup.
     pub to: Register,
 }
 

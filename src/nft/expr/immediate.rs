@@ -17,7 +17,7 @@ const VERDICT_REGISTER: u32 = 0;
 /// Loads a constant into registers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Immediate {
-    /// The first word of the constant.
+    /// The first register word of the constant.
     pub to: Register,
     /// The constant, in the byte order of the registers.
     pub data: Vec<u8>,
@@ -46,9 +46,9 @@ pub enum Verdict {
     Drop,
     /// Ends the evaluation of the base chain and accepts the packet.
     Accept,
-    /// Returns to the calling chain, after the jump.
+    /// Returns to the calling chain and continues after the jump.
     Return,
-    /// Evaluates another chain. If no rule there gives a verdict, continues with the next rule.
+    /// Jumps to another chain. If no rule of that chain gives a verdict, the kernel returns to the calling chain.
     Jump(String),
 }
 

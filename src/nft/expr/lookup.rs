@@ -16,9 +16,9 @@ const FLAGS: u16 = attribute(sys::NFTNL_EXPR_LOOKUP_FLAGS);
 pub struct Lookup {
     /// The name of the map or set.
     pub map: String,
-    /// The first word of the key.
+    /// The first register word of the key.
     pub from: Register,
-    /// The first word for the data; `None` for a set.
+    /// The first register word for the data; `None` for a set.
     pub to: Option<Register>,
 }
 

@@ -9,16 +9,18 @@ use super::{Attributes, Read, Register, Value, attribute, constant};
 const KEY: u16 = attribute(sys::NFTNL_EXPR_META_KEY);
 const DREG: u16 = attribute(sys::NFTNL_EXPR_META_DREG);
 
-/// The kind of metadata.
+/// The packet metadata that `meta` loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MetaKey {
-    /// `meta nfproto`: 1 byte, 2 for IPv4, 10 for IPv6.
+    /// `meta nfproto`, the family: 1 byte, with 2 for IPv4 and 10 for IPv6.
     NfProto,
     /// `meta l4proto`, the transport protocol: 1 byte.
     L4Proto,
-    /// `iifname`, the name of the ingress interface: 16 bytes. The rule does not match if there is none.
+    /// `iifname`, the name of the ingress interface: 16 bytes. A packet without an ingress interface does not match the
+    /// rule.
     IifName,
-    /// `oifname`, the name of the egress interface: 16 bytes. The rule does not match if there is none.
+    /// `oifname`, the name of the egress interface: 16 bytes. A packet without an egress interface does not match the
+    /// rule.
     OifName,
 }
 
@@ -44,12 +46,12 @@ impl MetaKey {
     }
 }
 
-/// Loads metadata into a register.
+/// Loads packet metadata into a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Meta {
-    /// The kind of metadata.
+    /// The packet metadata to load.
     pub key: MetaKey,
-    /// The first word of the result.
+    /// The first register word of the loaded metadata.
     pub to: Register,
 }
 

@@ -1,7 +1,7 @@
-//! The expressions of rules. Each file contains one kind of expression, its encoder and its decoder.
+//! The expressions of rules. Each file contains one kind of expression, with its encoder and its decoder.
 //!
-//! Expressions pass values to each other in registers. [`Register`] identifies a register by its first 32-bit word. The
-//! kernel reports words 0, 4, 8 and 12 with the numbers of the old 128-bit registers, and portfwd prints the same numbers.
+//! Expressions exchange values in registers. [`Register`] identifies a register by its first 32-bit word. For words 0,
+//! 4, 8 and 12, the kernel reports the numbers of the old 128-bit registers. portfwd prints the same numbers.
 
 mod bitwise;
 mod cmp;
@@ -59,7 +59,7 @@ pub enum Expr {
     Fib(Fib),
     /// Loads a constant.
     Immediate(Immediate),
-    /// Gives a verdict.
+    /// Gives a verdict, for example `drop`.
     Verdict(Verdict),
     /// The name of an expression that portfwd does not write.
     Foreign(String),
@@ -84,7 +84,7 @@ impl Expr {
         }
     }
 
-    /// Returns the netlink attributes. The inverse of [`Expr::read`].
+    /// Returns the netlink attributes of the expression. The inverse of [`Expr::read`].
     pub fn attributes(&self) -> Attributes {
         match self {
             Self::Meta(expr) => expr.attributes(),
@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    /// Returns an example of each expression and each variant with its own encoding.
+    /// Returns examples of all expressions, with one example for each encoding.
     pub(in crate::nft) fn one_of_each() -> Vec<Expr> {
         let a = Register::word32(0);
         let b = Register::word32(1);

@@ -23,14 +23,14 @@ const DNAT: u32 = constant(libc::NFT_NAT_DNAT);
 const IPV4: u32 = constant(libc::NFPROTO_IPV4);
 const IPV6: u32 = constant(libc::NFPROTO_IPV6);
 
-/// Flags that the kernel adds if an address or a port is present. Source: `NF_NAT_RANGE_MAP_IPS` and
+/// Flags that the kernel sets by itself if a rule has an address or a port. Source: `NF_NAT_RANGE_MAP_IPS` and
 /// `NF_NAT_RANGE_PROTO_SPECIFIED` in include/uapi/linux/netfilter/nf_nat.h.
 const IMPLIED: u32 = 1 | 2;
 
-/// A NAT flag of nft(8): how the kernel selects an address and a port from ranges.
+/// A NAT flag of nft(8). The flag determines how the kernel selects an address and a port from ranges.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum NatFlag {
-    /// No flag: the first free address and port.
+    /// No flag: the kernel selects the first free address and port.
     #[default]
     None,
     /// `random`.
@@ -46,7 +46,7 @@ pub enum NatFlag {
 impl NatFlag {
     const ALL: [Self; 5] = [Self::None, Self::Random, Self::FullyRandom, Self::Persistent, Self::Prefix];
 
-    /// Returns the kernel's flag. Source: `NF_NAT_RANGE_…` in include/uapi/linux/netfilter/nf_nat.h.
+    /// Returns the kernel's number for the flag. Source: `NF_NAT_RANGE_…` in include/uapi/linux/netfilter/nf_nat.h.
     fn number(self) -> u32 {
         match self {
             Self::None => 0,
@@ -68,7 +68,7 @@ impl NatFlag {
     }
 }
 
-/// The registers with the two ends of a range, or with a single value.
+/// The registers that contain the two ends of a range, or a single value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegisterRange {
     /// The register with the lower end.
@@ -89,14 +89,14 @@ impl RegisterRange {
         std::iter::once((first, Value::U32(self.first.to_wire()))).chain(upper)
     }
 
-    /// Reads a range. For a single value, the kernel reports the same register as upper end.
+    /// Reads a range. For a single value, the kernel reports one register as the lower and the upper end.
     fn read(attributes: &impl Read, first: u16, last: u16) -> Option<Self> {
         let first = attributes.register(first)?;
         Some(Self { first, last: attributes.register(last).filter(|last| *last != first) })
     }
 }
 
-/// Rewrites the source or destination to an address and a port from registers.
+/// Rewrites the source or the destination of a packet. The new address and port are in registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Nat {
     /// True for source NAT, false for destination NAT.
@@ -107,7 +107,7 @@ pub struct Nat {
     pub address: RegisterRange,
     /// The registers with the new port or range of ports; `None` keeps the port.
     pub port: Option<RegisterRange>,
-    /// The selection from ranges.
+    /// The flag for the selection from ranges.
     pub flag: NatFlag,
 }
 
@@ -164,8 +164,8 @@ impl fmt::Display for Nat {
     }
 }
 
-/// Rewrites the destination to this host: the first address of the ingress interface, or the loopback address for packets
-/// from this host.
+/// Rewrites the destination to this host. The new address is the first address of the ingress interface. For packets
+/// from this host, the new address is the loopback address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Redirect {
     /// The register with the new port; `None` keeps the port.

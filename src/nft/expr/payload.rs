@@ -11,12 +11,13 @@ const BASE: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_BASE);
 const OFFSET: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_OFFSET);
 const LENGTH: u16 = attribute(sys::NFTNL_EXPR_PAYLOAD_LEN);
 
-/// The header that an offset refers to.
+/// The packet header that contains a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Header {
     /// The IPv4 or IPv6 header.
     Network,
-    /// The header of TCP, UDP and so on. The rule does not match if the packet has none.
+    /// The header of the transport protocol, for example TCP. A packet without a transport header does not match the
+    /// rule.
     Transport,
 }
 
@@ -29,7 +30,7 @@ pub struct Payload {
     pub offset: u32,
     /// The length of the field in bytes.
     pub length: u32,
-    /// The first word of the result.
+    /// The first register word of the loaded field.
     pub to: Register,
 }
 

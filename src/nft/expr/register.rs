@@ -1,18 +1,18 @@
-//! The registers in which expressions pass values to each other.
+//! The registers through which expressions exchange values.
 
 use std::fmt;
 
-/// A 32-bit register word, 0 to 15: the first word of a value.
+/// The number of a 32-bit register word, 0 to 15. A longer value starts at this word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Register(u8);
 
 impl Register {
-    /// Returns the word with this number, 0 to 15.
+    /// Returns the register word with the given number, 0 to 15.
     pub const fn word32(number: u8) -> Self {
         Self(number & 15)
     }
 
-    /// Returns the word that is `words` after this word.
+    /// Returns the register word that is `words` words after `self`.
     pub fn after(self, words: u8) -> Self {
         Self::word32(self.0 + words)
     }
@@ -22,7 +22,8 @@ impl Register {
         if self.0.is_multiple_of(4) { u32::from(self.0 / 4) + 1 } else { u32::from(self.0) + 8 }
     }
 
-    /// Returns the register with this number in netlink messages; `None` if the number is invalid or the verdict register.
+    /// Returns the register with a given number in netlink messages. Returns `None` if the number is invalid, or if the
+    /// number is the verdict register.
     pub fn from_wire(number: u32) -> Option<Self> {
         match u8::try_from(number).ok()? {
             number @ 1..=4 => Some(Self((number - 1) * 4)),

@@ -1,4 +1,4 @@
-//! The attributes of expressions, with libnftnl's numbers.
+//! The attributes of expressions. libnftnl defines the attribute numbers.
 
 use super::register::Register;
 
@@ -13,10 +13,10 @@ pub enum Value {
     Name(String),
 }
 
-/// The attributes of an expression: libnftnl's attribute numbers and the values.
+/// The attributes of an expression: pairs of a libnftnl attribute number and a value.
 pub type Attributes = Vec<(u16, Value)>;
 
-/// Reads the attributes of an expression. Every method returns `None` if the attribute is missing.
+/// A reader of the attributes of an expression. Every method returns `None` if the attribute is missing.
 pub trait Read {
     /// Reads a 32-bit number.
     fn number(&self, attribute: u16) -> Option<u32>;
@@ -25,13 +25,13 @@ pub trait Read {
     /// Reads the name of a chain, map or set.
     fn name(&self, attribute: u16) -> Option<String>;
 
-    /// Reads a register number. Also returns `None` if the number is invalid.
+    /// Reads a register number. Returns `None` if the attribute is missing or the number is invalid.
     fn register(&self, attribute: u16) -> Option<Register> {
         Register::from_wire(self.number(attribute)?)
     }
 }
 
-/// Converts a libnftnl attribute number to the type of its function parameters.
+/// Converts a libnftnl attribute number to `u16`, the parameter type of libnftnl's functions.
 pub(super) const fn attribute(number: u32) -> u16 {
     assert!(number <= 0xffff, "attribute numbers are small");
     #[expect(clippy::cast_possible_truncation, reason = "checked in the line above")]
@@ -39,7 +39,7 @@ pub(super) const fn attribute(number: u32) -> u16 {
     narrow
 }
 
-/// Converts a `libc` constant to `u32`. Some of these constants are signed.
+/// Converts a `libc` constant to `u32`. `libc` declares some kernel constants as signed numbers.
 pub(super) const fn constant(number: i32) -> u32 {
     assert!(number >= 0, "kernel constants are not negative");
     number.unsigned_abs()
