@@ -1,7 +1,7 @@
-//! Changes that are rolled back unless the user confirms them in time.
+//! Rolls a change back unless the user confirms it in time.
 //!
-//! The state keeps the old desired state until the change is confirmed or rolled back. So any command that runs after the
-//! deadline can roll it back. A rollback is a commit like any other.
+//! The state keeps the old desired state until the change is confirmed or rolled back. So every command can do the
+//! rollback after the deadline. A rollback is an ordinary commit of the old desired state.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use super::{Engine, EngineError, Options, Outcome};
 use crate::store::{Deadline, State, Unconfirmed};
 
 impl Engine {
-    /// Marks `after` as a change that needs a confirmation within `time`, and returns the deadline; `None` if `after` changes
-    /// nothing.
+    /// Marks `after` as a change that the user must confirm within `time`, and returns the deadline. Returns `None`
+    /// if `after` changes nothing.
     ///
     /// # Errors
     /// [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
@@ -25,7 +25,7 @@ impl Engine {
         Ok(Some(until))
     }
 
-    /// Fails while a change waits for its confirmation: it would not be clear what a rollback restores.
+    /// Fails if a change waits for its confirmation. A second change would make the target of a rollback unclear.
     ///
     /// # Errors
     /// [`EngineError::Unconfirmed`]
@@ -47,10 +47,10 @@ impl Engine {
         Ok(true)
     }
 
-    /// Rolls the pending change back, before or after its deadline. Returns `None` if there is none.
+    /// Rolls the pending change back, even before its deadline. Returns `None` if no change is pending.
     ///
     /// # Errors
-    /// As [`Engine::commit`]; the change stays pending then.
+    /// As [`Engine::commit`]. After an error, the change stays pending.
     pub fn roll_back(&mut self) -> Result<Option<Outcome>, EngineError> {
         let mut after = self.state.clone();
         let Some(Unconfirmed { desired, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_change_is_accepted_while_one_is_pending() {
+    fn a_pending_change_allows_only_its_own_repair_or_end() {
         let plain = State::default();
         assert!(may_change(&plain, &other(&plain)).is_ok());
         let until = Deadline::after(Duration::from_secs(60));
