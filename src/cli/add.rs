@@ -124,7 +124,7 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     Ok(0)
 }
 
-/// Inserts a binding into the desired state. Replaces the binding of the same set, ports and target that has other options.
+/// Inserts a binding into the desired state. Replaces the binding with the same set, match and target, if there is one.
 ///
 /// # Errors
 /// If the binding conflicts with another one.
