@@ -34,7 +34,7 @@ pub const CONFLICT: u8 = 6;
 /// Exit code: another process holds a lock or keeps changing rules; try again.
 pub const BUSY: u8 = 75;
 
-/// An error that a command detects without the library.
+/// An error that the command line itself detects, not the library.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Mistakes in rule sets.
@@ -64,7 +64,7 @@ pub enum Failure {
         /// The help text: what to do instead.
         help: String,
     },
-    /// A name that refers to nothing, or a command without an object.
+    /// An argument that names no existing object, or a command that finds no object.
     #[error("{what}")]
     NotFound {
         /// The message: what failed, on which object, and why.

@@ -77,7 +77,7 @@ impl Global {
     /// Opens the engine for a change, or for reading if `dry_run`.
     ///
     /// # Errors
-    /// If another change is pending, or if the engine fails.
+    /// Fails if another change is pending, or if the engine fails.
     pub(super) fn change(&self, dry_run: bool, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         if dry_run {
             return self.read(output);

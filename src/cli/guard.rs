@@ -20,8 +20,7 @@ const MAX_NAMED: usize = 5;
 /// port. `sets` are the rule-set files to show in errors.
 ///
 /// # Errors
-/// [`Failure::Taken`] with the refused forwards.
-/// [`Failure::Taken`] with these forwards.
+/// Returns [`Failure::Taken`] with the refused forwards.
 pub fn check(
     engine: &mut Engine,
     after: &mut State,

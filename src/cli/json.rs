@@ -42,7 +42,7 @@ pub struct Listed<'a> {
     pub owned: &'a SetRule<Binding>,
     /// `live`, `missing` or `foreign`.
     pub state: &'static str,
-    /// Packets and bytes; zero if the forward is missing.
+    /// The packet and byte counters of the forward; zero if the forward is missing.
     pub counter: Counter,
 }
 

@@ -205,7 +205,7 @@ fn parse_lab(text: &str) -> anyhow::Result<LabName> {
 /// Returns the name of the only lab.
 ///
 /// # Errors
-/// If there is no lab, or more than one.
+/// Fails if there is no lab, or more than one.
 fn only_lab(journals: &Journals) -> anyhow::Result<LabName> {
     let labs: Vec<LabName> = net::list(journals)?.into_iter().map(|lab| lab.name).collect();
     match labs.as_slice() {

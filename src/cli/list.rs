@@ -132,8 +132,8 @@ fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> a
     Ok(())
 }
 
-/// Returns the target and the options of a forward. A redirect without an address is one binding for each family, so
-/// this function adds the family.
+/// Returns the target and the options of a forward. A redirect without an address has one binding for each address
+/// family, so this function adds the family.
 fn target(rule: &Binding) -> String {
     let (to, options) = (rule.target(), rule.options());
     let needs_family = rule.address.is_none() && rule.from.is_none() && rule.to.address.is_none();

@@ -58,7 +58,7 @@ const MAX_NAMED: usize = 5;
 /// A binding is removed as a whole or not at all: `rm 80` does not shorten `80-90`.
 ///
 /// # Errors
-/// If a port range or a protocol of `listen` has no such binding.
+/// Fails if a port range or a protocol of `listen` has no such binding.
 fn find(desired: &DesiredState, set: &SetName, listen: &Listen) -> Result<BTreeSet<usize>, Failure> {
     let mut found = BTreeSet::new();
     let any = [None];

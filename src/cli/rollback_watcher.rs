@@ -274,7 +274,7 @@ impl Watcher {
     }
 }
 
-/// Runs the watcher: waits for the deadline, and rolls the change back if it is still pending.
+/// Runs the watcher. The watcher waits for the deadline, and rolls the change back if the change is still pending.
 pub fn watch(global: &Global) -> anyhow::Result<()> {
     leave_session()?;
     let (pause, attempts) = RETRY;
@@ -307,7 +307,7 @@ fn leave_session() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits while a change is pending, and rolls it back after its deadline.
+/// Waits while a change is pending, and rolls the change back after its deadline.
 fn roll_back_at_deadline(global: &Global) -> anyhow::Result<()> {
     loop {
         // Opens read-only, so that nothing is written to disk if no change is pending.

@@ -17,7 +17,7 @@ const DEFAULT: &str = "/etc/portfwd";
 /// Loads the rule-set files of `paths`, each file once.
 ///
 /// # Errors
-/// [`Failure::Problems`] with every mistake of all files.
+/// Returns [`Failure::Problems`] with every mistake of all files.
 pub fn load(paths: &[PathBuf], backend: Backend) -> anyhow::Result<Vec<Loaded>> {
     load_for(paths, backend, |_| true)
 }
@@ -25,7 +25,7 @@ pub fn load(paths: &[PathBuf], backend: Backend) -> anyhow::Result<Vec<Loaded>> 
 /// Loads files like [`load`], but ignores each kernel limit for which `limits` returns false.
 ///
 /// # Errors
-/// [`Failure::Problems`] with every mistake of all files.
+/// Returns [`Failure::Problems`] with every mistake of all files.
 pub fn load_for(
     paths: &[PathBuf],
     backend: Backend,

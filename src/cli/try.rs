@@ -44,8 +44,7 @@ struct Probed<'a> {
 }
 
 pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    // The temporary network has its own sysctls. So a sysctl of this host is no reason to refuse a forward, but a
-    // missing kernel part is.
+    // The temporary network has its own sysctls, so only missing parts of the kernel limit the forwards.
     let loaded = sets::load_for(&args.paths, global.choice(), |why| matches!(why, Untracked::Absent(_)))?;
     let desired = config::merge(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
     let mut packets: Vec<Packet> = Vec::with_capacity(args.packets.len());

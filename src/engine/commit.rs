@@ -343,7 +343,7 @@ impl<'e> Transaction<'e> {
         if !sent.plan.is_empty() {
             self.after.committed = sent.plan.work.generation_after();
             if here == BackendId::Nft {
-                // The commit proves that this kernel's nf_tables has all needed features.
+                // nf_tables accepted the rules, so this kernel has all nf_tables features that portfwd needs.
                 self.after.unusable = None;
             }
         }

@@ -47,7 +47,7 @@ impl<'a> Changed<'a> {
 /// entry.
 ///
 /// # Errors
-/// If the kernel cannot list its connections, or refuses to delete one.
+/// Fails if the kernel cannot list its connections, or refuses to delete one.
 pub(super) fn delete_stale(
     changed: &Changed<'_>,
     desired: impl FnOnce() -> io::Result<Arc<DesiredState>>,

@@ -74,7 +74,7 @@ pub enum EngineError {
     /// The rules were committed, but portfwd's older rules in an unused backend could not be removed.
     #[error("the rules were committed, but portfwd's rules in {backend} could not be removed")]
     Left {
-        /// The backend that still has older rules.
+        /// The unused backend that still has rules of portfwd.
         backend: BackendId,
         /// The error of the failed removal.
         #[source]

@@ -186,7 +186,7 @@ impl Iptables {
             for table in Table::ALL {
                 let (now, planned) = (now.table(table), program.family(*family).table(table));
                 // Ignores the positions of portfwd's jumps. If another program inserts a rule before a
-                // jump, the next plan shows it.
+                // jump, the next plan shows the difference.
                 if now.same_content(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
                     && now.hooks.keys().eq(planned.hooks.keys())
                 {
@@ -298,7 +298,7 @@ pub(super) fn wait_for_last_restore(path: &Path) -> Result<(), EngineError> {
     input(Some(path)).map(drop)
 }
 
-/// Opens and locks the file that iptables-restore reads from.
+/// Opens and locks the input file of iptables-restore.
 fn input(path: Option<&Path>) -> Result<Lock, EngineError> {
     let failed = |error: io::Error| EngineError::Input(error);
     let file = match path {

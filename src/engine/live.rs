@@ -22,7 +22,7 @@ pub enum Live {
 }
 
 impl Live {
-    /// Converts the kernel's rules to forwards, networks and the other rules of rule sets.
+    /// Converts the live rules to forwards, networks and other rules, as rule-set files contain them.
     pub fn lift(&self) -> Observed {
         match self {
             Self::Nft { program, .. } => lift(program),

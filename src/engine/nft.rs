@@ -22,7 +22,7 @@ use crate::store::Verified;
 /// The largest number of elements in a partial plan. Larger plans use the full scope.
 pub const PARTIAL_LIMIT: usize = 512;
 
-/// The most changed elements that are read back after a commit.
+/// The most changed elements that portfwd reads again after a commit.
 const VERIFIED_ELEMENTS: usize = 256;
 
 /// The nftables backend of one network namespace.
@@ -127,8 +127,8 @@ impl Backend for Nftables {
                 Ok(()) => return Ok(Some(batch.lines().collect())),
                 Err(CommitError::Stale) => {}
                 Err(CommitError::Unheard(error)) => {
-                    // The kernel has handled the batch by now. Reads over a new connection if the
-                    // kernel committed it.
+                    // The kernel has handled the batch by now. A new connection can read whether
+                    // the kernel committed the batch.
                     let done = Connection::open()
                         .and_then(|mut again| was_committed(&mut again, changes, program, *generation));
                     return match done {
@@ -170,7 +170,8 @@ fn verify(
     if !changes.changes_only_elements() {
         let (live, at) = match decode::decode_structure(connection) {
             Ok(found) => found,
-            // Another program keeps changing portfwd's table, so that program would cause a difference.
+            // Another program keeps changing portfwd's table, so a difference would not prove an error of
+            // portfwd.
             Err(KernelError::Interrupted) => return Ok(()),
             Err(error) => return Err(unverified(error)),
         };
@@ -228,7 +229,7 @@ fn unverified(error: KernelError) -> EngineError {
     EngineError::Unchecked(Box::new(error.into()))
 }
 
-/// Returns the part of the table that differs from the plan. Ignores elements.
+/// Returns the first part of the table that differs from the planned table. Ignores elements.
 fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
     let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
     if (live.table, live.flagged) != (planned.table, planned.flagged) {

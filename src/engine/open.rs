@@ -27,7 +27,7 @@ pub enum Storage<'a> {
     /// A directory that the engine reads and writes. If the state file is damaged, the engine renames the file and
     /// starts with an empty state.
     Reset(&'a Path),
-    /// No directory. The state is lost when the engine is dropped.
+    /// Memory instead of a directory. The state is lost when the engine is dropped.
     Memory,
 }
 
@@ -52,8 +52,8 @@ impl Engine {
     /// few are enough.
     ///
     /// # Errors
-    /// If the kernel or the state cannot be read. If another portfwd process holds the store's lock for longer than
-    /// [`LOCK_WAIT`].
+    /// Fails if the kernel or the state cannot be read. Also fails if another portfwd process holds the store's lock for
+    /// longer than [`LOCK_WAIT`].
     pub fn open(storage: Storage<'_>, choice: Choice, scope: Scope) -> Result<Self, EngineError> {
         let mut timing = Timing::default();
         let (nftables, fallback_reason) = timing.measure(Phase::Read, || open_nftables(choice))?;
@@ -152,7 +152,7 @@ impl Engine {
     /// applies the same change to the whole state, and stores the result in `after`.
     ///
     /// # Errors
-    /// If the state cannot be read.
+    /// Fails if the state cannot be read.
     pub fn load_full(&mut self, after: &mut State) -> Result<(), EngineError> {
         if self.is_partial() {
             let full = self.timing.measure(Phase::Store, || self.store.load())?;
@@ -166,7 +166,7 @@ impl Engine {
     /// Reads the live rules of portfwd.
     ///
     /// # Errors
-    /// If the kernel cannot be read.
+    /// Fails if the kernel cannot be read.
     pub fn live(&mut self) -> Result<Live, EngineError> {
         self.backend.live(&mut self.timing)
     }

@@ -126,7 +126,7 @@ impl Engine {
     /// Plans the change to the desired rules. Changes nothing.
     ///
     /// # Errors
-    /// If the kernel cannot be read, or the rule sets cannot be compiled.
+    /// Fails if the kernel cannot be read, or the rule sets cannot be compiled.
     pub fn plan_rules(&mut self, desired: &Arc<DesiredState>) -> Result<Plan, EngineError> {
         let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
         Ok(self.timing.measure(Phase::Plan, || Plan::new(&live, &compared, work)))
@@ -135,7 +135,7 @@ impl Engine {
     /// Plans the change to a state: rules, sysctls, and the removal of rules from unused backends. Changes nothing.
     ///
     /// # Errors
-    /// As [`Engine::plan_rules`]. Also if a sysctl or the routing table cannot be read.
+    /// Fails like [`Engine::plan_rules`]. Also fails if a sysctl or the routing table cannot be read.
     pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
         let mut plan = self.plan_rules(&after.desired)?;
         let sysctls = Sysctls::needed(&mut after.clone(), &self.state)?;
@@ -181,7 +181,7 @@ pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>
     (steps, lifted)
 }
 
-/// Returns true if a network has rules in the kernel. A network has rules if it masquerades or isolates.
+/// Returns true if a network masquerades or isolates. Only such a network has rules in the kernel.
 fn leaves_a_trace(network: &crate::model::Network) -> bool {
     network.masquerade || network.isolate
 }

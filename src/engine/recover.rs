@@ -10,7 +10,7 @@ impl Engine {
     /// Finishes an earlier change whose process was killed. Returns false if there is no such change.
     ///
     /// # Errors
-    /// As [`Engine::commit`].
+    /// Fails like [`Engine::commit`].
     pub fn finish_interrupted(&mut self) -> Result<bool, EngineError> {
         if self.state.unfinished.is_none() {
             return Ok(false);
@@ -22,7 +22,8 @@ impl Engine {
     /// Rebuilds a state from the live rules. Facts that leave no trace in the kernel are missing.
     ///
     /// # Errors
-    /// [`EngineError::Nothing`] if the kernel has no rules of portfwd. Other variants if the kernel cannot be read.
+    /// Returns [`EngineError::Nothing`] if the kernel has no rules of portfwd.
+    /// Returns other variants if the kernel cannot be read.
     pub fn state_from_kernel(&mut self) -> Result<State, EngineError> {
         let live = self.live()?;
         let Observed { mut desired, .. } = live.lift();

@@ -13,7 +13,7 @@ impl Engine {
     /// if `after` changes nothing.
     ///
     /// # Errors
-    /// [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
+    /// Returns [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
     pub fn require_confirmation(&self, after: &mut State, time: Duration) -> Result<Option<Deadline>, EngineError> {
         self.ensure_none_pending()?;
         let State { desired, origins, sysctls, .. } = self.state.clone();
@@ -28,7 +28,7 @@ impl Engine {
     /// Fails if a change waits for its confirmation. A second change would make the target of a rollback unclear.
     ///
     /// # Errors
-    /// [`EngineError::Unconfirmed`]
+    /// Returns [`EngineError::Unconfirmed`] with the time until the deadline.
     pub fn ensure_none_pending(&self) -> Result<(), EngineError> {
         let waiting = self.state.unconfirmed.as_ref();
         waiting.map_or(Ok(()), |waiting| Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default())))
@@ -37,7 +37,7 @@ impl Engine {
     /// Confirms the pending change. Returns false if there is none, or if its deadline has passed.
     ///
     /// # Errors
-    /// If the state cannot be written.
+    /// Fails if the state cannot be written.
     pub fn confirm(&mut self) -> Result<bool, EngineError> {
         let mut after = self.state.clone();
         let waiting = after.unconfirmed.take().filter(|waiting| waiting.until.left().is_some());
@@ -50,7 +50,7 @@ impl Engine {
     /// Rolls the pending change back, even before its deadline. Returns `None` if no change is pending.
     ///
     /// # Errors
-    /// As [`Engine::commit`]. After an error, the change stays pending.
+    /// Fails like [`Engine::commit`]. After an error, the change stays pending.
     pub fn roll_back(&mut self) -> Result<Option<Outcome>, EngineError> {
         let mut after = self.state.clone();
         let Some(Unconfirmed { desired, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
@@ -61,7 +61,7 @@ impl Engine {
     /// Rolls the pending change back if its deadline has passed.
     ///
     /// # Errors
-    /// As [`Engine::roll_back`].
+    /// Fails like [`Engine::roll_back`].
     pub fn roll_back_if_expired(&mut self) -> Result<Option<Outcome>, EngineError> {
         let expired = self.state.unconfirmed.as_ref().is_some_and(|waiting| waiting.until.left().is_none());
         if expired { self.roll_back() } else { Ok(None) }

@@ -30,10 +30,10 @@ pub struct Sysctls {
 }
 
 impl Sysctls {
-    /// Reads the sysctls, and plans which of them to set and to restore. Updates the list of sysctls in `after`.
+    /// Reads the sysctls, and plans which sysctls to set and to restore. Updates the list of sysctls in `after`.
     ///
     /// # Errors
-    /// If a sysctl or the routing table cannot be read.
+    /// Fails if a sysctl or the routing table cannot be read.
     pub fn needed(after: &mut State, before: &State) -> Result<Self, EngineError> {
         let mut sysctls = Self::default();
         for family in after.desired.forwarding() {
@@ -83,7 +83,7 @@ impl Sysctls {
     /// Sets and restores the sysctls that must change before the rules. Returns the restored sysctls.
     ///
     /// # Errors
-    /// The first sysctl that cannot be set. Then all sysctls have their old values.
+    /// Returns the error of the first sysctl that cannot be set. Then all sysctls have their old values.
     pub fn before_commit(&self) -> Result<Vec<sysctl::Change>, EngineError> {
         sysctl::may_set(&self.open)?;
         sysctl::set(&self.forward)?;
@@ -100,7 +100,7 @@ impl Sysctls {
     /// the sysctls that could not be restored, so the next change tries again.
     ///
     /// # Errors
-    /// The first sysctl that cannot be set.
+    /// Returns the error of the first sysctl that cannot be set.
     pub fn after_commit(&self, after: &mut State) -> Result<Vec<sysctl::Change>, EngineError> {
         let restored = sysctl::undo(&self.restore);
         after.sysctls.extend(self.to_restore().filter(|change| sysctl::holds(change)).cloned());

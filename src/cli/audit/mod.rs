@@ -120,7 +120,7 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
 /// Parses finding IDs in upper or lower case.
 ///
 /// # Errors
-/// If an ID belongs to no finding.
+/// Fails if an ID belongs to no finding.
 fn finding_ids(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     let mut all = BTreeSet::new();
     for id in ids {

@@ -48,7 +48,7 @@ impl ShowArgs {
     /// Checks the options.
     ///
     /// # Errors
-    /// If JSON and the drawing would both go to stdout.
+    /// Fails if JSON and the drawing would both go to stdout.
     pub fn check(&self, global: &Global) -> Result<(), Failure> {
         if global.json && self.svg.as_deref() == Some(Path::new("-")) {
             let what = "`--json` and `--svg -` would both print to stdout".into();
