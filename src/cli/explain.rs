@@ -53,7 +53,7 @@ struct Explained {
     forwarded_by: Option<String>,
     /// The rule that rewrote the source.
     masqueraded_by: Option<String>,
-    /// `proved`, `likely` or `unknown`.
+    /// The confidence of the result: `proved`, `likely` or `unknown`.
     confidence: &'static str,
     /// A text for each fact that is uncertain.
     doubts: Vec<String>,

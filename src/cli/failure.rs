@@ -83,7 +83,7 @@ pub enum Failure {
     Probes(usize, usize),
 }
 
-/// Prints an error. Returns its exit code.
+/// Prints an error, and returns the exit code for the error.
 pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -114,7 +114,7 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        // Skips a cause that the text already ends with.
+        // Skips a cause whose text is already at the end of the message.
         if !text.ends_with(&cause) {
             text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&cause);

@@ -40,7 +40,7 @@ pub struct List<'a> {
 pub struct Listed<'a> {
     /// The forward and its rule set.
     pub owned: &'a SetRule<Binding>,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     pub state: &'static str,
     /// The packet and byte counters of the forward; zero if the forward is missing.
     pub counter: Counter,
@@ -56,7 +56,7 @@ impl Serialize for Listed<'_> {
 #[derive(Serialize)]
 struct Forward<'a> {
     set: &'a str,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     state: &'static str,
     family: Family,
     protocol: &'static str,
@@ -120,7 +120,7 @@ fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::
 pub struct Other {
     /// The name of the rule set.
     pub set: String,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     pub state: &'static str,
     /// The rule as text.
     pub rule: String,
@@ -143,7 +143,7 @@ pub struct Changes<'a> {
 /// The change of one rule.
 #[derive(Debug, Serialize)]
 pub struct Change<'a> {
-    /// `add`, `change` or `remove`.
+    /// The kind of change: `add`, `change` or `remove`.
     pub action: &'static str,
     /// The name of the rule set; null if the change belongs to none.
     pub set: Option<&'a str>,

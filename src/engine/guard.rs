@@ -135,7 +135,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Returns these conditions twice: unchanged, and with loopback addresses included.
+    /// Returns two sets of match conditions: the unchanged one, and the one with loopback addresses included.
     fn and_wider(self) -> [Self; 2] {
         [self, Self { loopback: true, ..self }]
     }

@@ -44,7 +44,7 @@ struct Nat<'a> {
     /// The index of the rule in the order of precedence.
     order: usize,
     family: Family,
-    /// `dnat`, `redirect`, `snat` or `masquerade`.
+    /// The kind of rewrite: `dnat`, `redirect`, `snat` or `masquerade`.
     action: &'static str,
     /// Protocols, such as `tcp` or `{ tcp, udp }`; null matches all.
     protocol: Option<&'a str>,
