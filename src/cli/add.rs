@@ -124,10 +124,10 @@ pub fn run(args: &AddArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     Ok(0)
 }
 
-/// Inserts a binding into the desired state. Replaces the binding of the same set, ports and target that has other options.
+/// Inserts a binding into the desired state. Replaces the binding with the same set, match and target, if there is one.
 ///
 /// # Errors
-/// If the binding conflicts with another one.
+/// Fails if the binding conflicts with a binding of the desired state.
 fn insert(desired: &mut DesiredState, set: &SetName, binding: Binding) -> Result<(), Failure> {
     let is_same = |owned: &SetRule<Binding>| {
         let rule = &owned.rule;

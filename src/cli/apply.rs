@@ -38,7 +38,7 @@ fn open(args: &ApplyArgs, loaded: &[Loaded], global: &Global, output: &mut Outpu
     if args.dry_run || args.confirm.is_some() || loaded.is_empty() || forwards().count() > PARTIAL_LIMIT {
         return global.change(args.dry_run, Scope::Full, output);
     }
-    // `config::merge` reports invalid forwards later.
+    // Skips invalid forwards here. `config::merge` reports them later.
     let bindings: Vec<Binding> = forwards().filter_map(|forward| forward.bindings().ok()).flatten().collect();
     let sets: Vec<SetName> = loaded.iter().map(|loaded| loaded.set.name.clone()).collect();
     global.change(false, Scope::Partial(Part { bindings, sets }), output)

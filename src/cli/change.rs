@@ -1,4 +1,4 @@
-//! Output of all commands that change rules: the preview of `--dry-run`, and the report of a commit.
+//! Prints the results of commands that change rules: the preview of `--dry-run`, and the report of a commit.
 
 use super::{Global, Output, failure, json, view};
 use crate::engine::{Engine, Outcome};

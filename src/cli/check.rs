@@ -1,7 +1,7 @@
 //! `portfwd check`: validates rule sets without privileges.
 //!
-//! A forward is also a mistake if the running kernel cannot rewrite its ports. So `check` reads from the kernel which
-//! protocols its connection tracking supports, and nothing else.
+//! A forward is a mistake if the running kernel cannot rewrite its ports. So `check` reads which protocols the kernel's
+//! connection tracking supports. It reads nothing else from the kernel.
 
 use std::path::PathBuf;
 

@@ -41,19 +41,19 @@ pub struct ExplainArgs {
 struct Explained {
     version: u32,
     packet: String,
-    /// A text for each hook and routing decision, in order.
+    /// One text for each hook and routing decision, in the order of the packet's path.
     stages: Vec<String>,
     /// A text for the end of the packet: delivered, dropped or unknown.
     end: String,
     /// The destination after all rewrites; null if the packet is not delivered, or its destination is unknown.
     to: Option<SocketAddr>,
-    /// The source that the receiver sees; null like `to`.
+    /// The source that the receiver sees; null if the packet is not delivered, or its source is unknown.
     from: Option<SocketAddr>,
     /// The rule that rewrote the destination.
     forwarded_by: Option<String>,
     /// The rule that rewrote the source.
     masqueraded_by: Option<String>,
-    /// `proved`, `likely` or `unknown`.
+    /// The confidence of the result: `proved`, `likely` or `unknown`.
     confidence: &'static str,
     /// A text for each fact that is uncertain.
     doubts: Vec<String>,
@@ -61,7 +61,7 @@ struct Explained {
 
 pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
     let packet = parse_packet(args)?;
-    // Drift does not matter to a packet, so the state of portfwd is not read.
+    // Only the live rules decide about a packet, so `explain` does not read portfwd's state.
     let (rules, facts) = audit::live(global, output)?;
     let host = Host::new(rules, Some(facts));
     let input = packet.interface.as_ref().map(crate::model::IfName::as_str);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn packet_is_one_word_or_several() {
+    fn a_packet_is_parsed_from_one_word_or_from_several() {
         for words in [
             &["tcp 198.51.100.7:1 -> 192.0.2.1:80 -i eth0"][..],
             &["tcp 198.51.100.7:1 -> 192.0.2.1:80", "-i", "eth0"],

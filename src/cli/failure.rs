@@ -1,4 +1,4 @@
-//! Prints errors with a help text, and maps them to exit codes. No other file does either.
+//! Prints errors with a help text, and maps each error to an exit code. No other file maps errors to exit codes.
 
 use std::io;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::sys::namespace::NamespaceError;
 use crate::sys::process::ProcessError;
 use crate::sys::sysctl::{self, SysctlError};
 
-/// Failed; nothing changed.
+/// Exit code: the command failed, and changed nothing.
 pub const FAILED: u8 = 1;
-/// Usage, or an invalid rule set.
+/// Exit code: the command line is wrong, or a rule set is invalid.
 pub const USAGE: u8 = 2;
-/// `plan --detailed-exitcode` found changes.
+/// Exit code: `plan --detailed-exitcode` found changes.
 pub const CHANGES: u8 = 3;
-/// `audit --fail-on` found a finding of that severity or a higher one.
+/// Exit code: `audit --fail-on` found a finding of the given severity or a higher one.
 pub const FOUND: u8 = 4;
-/// Permission or kernel feature missing.
+/// Exit code: a permission or a kernel feature is missing.
 pub const MISSING: u8 = 5;
-/// A conflict was refused.
+/// Exit code: portfwd refused a conflict.
 pub const CONFLICT: u8 = 6;
-/// Busy; try again.
+/// Exit code: another process holds a lock or keeps changing rules; try again.
 pub const BUSY: u8 = 75;
 
-/// An error that a command itself finds.
+/// An error that the command line itself detects, not the library.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Mistakes in rule sets.
@@ -43,9 +43,9 @@ pub enum Failure {
     /// Forwards that would take the port of a local service or of the user's SSH connection.
     #[error("{all} forwards would take a port that is in use")]
     Taken {
-        /// The first few of them.
+        /// The first few refused forwards.
         problems: Vec<Problem>,
-        /// The number of all.
+        /// The number of all refused forwards.
         all: usize,
     },
     /// An invalid command line.
@@ -64,7 +64,7 @@ pub enum Failure {
         /// The help text: what to do instead.
         help: String,
     },
-    /// An argument or a command that refers to nothing.
+    /// An argument that names no existing object, or a command that finds no object.
     #[error("{what}")]
     NotFound {
         /// The message: what failed, on which object, and why.
@@ -78,20 +78,20 @@ pub enum Failure {
         /// The message: what failed, on which object, and why.
         what: String,
     },
-    /// Probes with an unexpected result: their number, and the number of all.
+    /// The number of probes with an unexpected result, and the number of all probes.
     #[error("{0} of {1} probes got an unexpected result")]
     Probes(usize, usize),
 }
 
-/// Prints an error. Returns its exit code.
+/// Prints an error, and returns the exit code for the error.
 pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            // A reader such as `head` closed the pipe.
+            // A reader such as `head` closed the pipe. This is no error.
             return 0;
         }
         if output.done {
-            // Exit code 1 would mean that nothing was changed.
+            // Returns 0, because exit code 1 would mean that nothing was changed.
             let written = writeln!(output.stderr, "note: the change is done, but could not be printed: {error}");
             drop(written);
             return 0;
@@ -114,13 +114,13 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        // Skips a cause that the text already ends with.
+        // Skips a cause whose text is already at the end of the message.
         if !text.ends_with(&cause) {
             text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&cause);
         }
     }
-    // The text may contain file names and other untrusted text.
+    // Error texts may contain file names and other untrusted text.
     let text = printable(&text);
     let problem = Problem { kind: ProblemKind::Invalid, what: text, location: None, related: None, help };
     let written = write!(output.stderr, "{}", problem.render(output.color));
@@ -128,7 +128,7 @@ pub fn report(error: &anyhow::Error, output: &mut Output<'_>) -> u8 {
     code
 }
 
-/// Prints mistakes and, if there are several, the line `summary`.
+/// Prints mistakes. If there are several, also prints the line `summary`.
 fn print_problems(problems: &[Problem], summary: &str, output: &mut Output<'_>) {
     for (index, problem) in problems.iter().enumerate() {
         let gap = if index > 0 { "\n" } else { "" };
@@ -214,7 +214,7 @@ fn of_engine(error: &EngineError) -> (u8, String) {
             (BUSY, format!("`portfwd confirm` keeps it, or wait {left} for its rollback; nothing was changed"))
         }
         EngineError::Refused { error, .. } => match error.raw_os_error() {
-            // The kernel was built without an expression, or cannot load its module.
+            // The kernel lacks an nf_tables expression, or cannot load its module.
             Some(libc_errno::ENOENT | libc_errno::EOPNOTSUPP) => {
                 (MISSING, "this kernel lacks a part of nf_tables that the rules need; `-v` shows the messages".into())
             }
@@ -290,7 +290,7 @@ pub fn seconds_rounded_up(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// Error numbers as constants, for patterns.
+/// Error numbers as constants, because patterns need constants.
 mod libc_errno {
     pub const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
     pub const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
@@ -340,7 +340,7 @@ fn of_lab(error: &LabError) -> (u8, String) {
     }
 }
 
-/// Returns code and help for an error of the rules or of Open vSwitch inside of a step's error.
+/// Returns the exit code and the help text if rules or Open vSwitch made a step fail. Returns `None` for other causes.
 fn of_step(error: &io::Error) -> Option<(u8, String)> {
     let error = error.get_ref()?;
     if let Some(error) = error.downcast_ref::<EngineError>() {

@@ -16,7 +16,7 @@ pub fn run(args: &FlushArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let storage = if args.dry_run { Storage::ReadOnly(directory) } else { Storage::ReadWrite(directory) };
     let mut engine = global.open(storage, Scope::Full, output)?;
     if !args.dry_run {
-        // `flush` removes a pending change too, so it needs no rollback first.
+        // A pending change needs no rollback first, because `flush` removes all rules anyway.
         global.finish(&mut engine, output)?;
     }
     engine.remove_from_all_backends();

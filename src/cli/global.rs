@@ -1,4 +1,4 @@
-//! The options that every command has, and how commands open kernel and state with them.
+//! The options of every command, and the functions that open the engine with these options.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,8 @@ impl Global {
         Ok(engine)
     }
 
-    /// Opens the engine for writing. First finishes an interrupted change, and rolls back an expired one.
+    /// Opens the engine for writing. First finishes an interrupted change, and rolls back a change whose deadline
+    /// has passed.
     pub(super) fn recover(&self, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         let mut engine = self.open(Storage::ReadWrite(&self.state_dir), scope, output)?;
         if engine.roll_back_if_expired()?.is_some() {
@@ -76,7 +77,7 @@ impl Global {
     /// Opens the engine for a change, or for reading if `dry_run`.
     ///
     /// # Errors
-    /// If another change is pending, besides the errors of the engine.
+    /// Fails if another change is pending, or if the engine fails.
     pub(super) fn change(&self, dry_run: bool, scope: Scope, output: &mut Output<'_>) -> anyhow::Result<Engine> {
         if dry_run {
             return self.read(output);

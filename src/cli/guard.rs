@@ -1,6 +1,6 @@
 //! Refuses new forwards that take the port of a local service or of the user's SSH connection, unless the user gives `--force`.
 //!
-//! Reads the state, the listening sockets and the environment, and changes nothing.
+//! This module reads the state, the listening sockets and the environment. It changes nothing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,14 +14,14 @@ use crate::store::State;
 use crate::sys::sockets::{self, Owner};
 use crate::sys::ssh::Ssh;
 
-/// The most forwards that an error names, and the most sockets of each.
+/// The most forwards that an error names, and the most sockets that it names for each forward.
 const MAX_NAMED: usize = 5;
 
-/// Checks that no forward of `after` takes a port that the forwards of the current state do not take. `sets` are the files to
-/// show in errors.
+/// Fails if a forward of `after` takes a port that is in use, unless a forward of the current state already takes this
+/// port. `sets` are the rule-set files to show in errors.
 ///
 /// # Errors
-/// [`Failure::Taken`] with these forwards.
+/// Returns [`Failure::Taken`] with the refused forwards.
 pub fn check(
     engine: &mut Engine,
     after: &mut State,
@@ -31,7 +31,7 @@ pub fn check(
 ) -> anyhow::Result<()> {
     let refused = check_loaded(engine, &after.desired, sets, global, output);
     if refused.is_err() && engine.is_partial() {
-        // A forward outside of the partial state may take the port already.
+        // A forward outside of the loaded part may already take the port, so the check needs the whole state.
         engine.load_full(after)?;
         return check_loaded(engine, &after.desired, sets, global, output);
     }
@@ -100,7 +100,7 @@ fn problem(taking: &Taking<'_>, owners: &HashMap<u32, Owner>, sets: &[Loaded]) -
     }
 }
 
-/// Returns the place of a binding in the rule-set files.
+/// Returns the position of a binding in the rule-set files.
 fn place(binding: &Binding, sets: &[Loaded]) -> Option<Location> {
     let mut forwards = sets.iter().flat_map(|loaded| loaded.set.forwards.iter().zip(&loaded.forwards));
     let has_binding = |bindings: Vec<Binding>| bindings.contains(binding);

@@ -1,4 +1,4 @@
-//! The JSON output of commands. Each has a `version`, which increases with every incompatible change.
+//! The JSON output of commands. Each output has a `version`, which increases with every incompatible change.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
@@ -17,11 +17,11 @@ pub const VERSION: u32 = 1;
 /// The JSON output of `list`.
 #[derive(Debug, Serialize)]
 pub struct List<'a> {
-    /// [`VERSION`].
+    /// The version of the JSON format, [`VERSION`].
     pub version: u32,
     /// The nftables generation of the live rules; null with iptables, which has none.
     pub generation: Option<u32>,
-    /// Seconds until the rollback of the pending change, 0 if they are over; null if no change is pending.
+    /// Seconds until the rollback of the pending change. 0 after the deadline; null if no change is pending.
     pub confirm_within: Option<u64>,
     /// Live forwards, followed by the missing ones.
     pub forwards: &'a [Listed<'a>],
@@ -35,14 +35,14 @@ pub struct List<'a> {
     pub netmaps: Vec<Other>,
 }
 
-/// A forward in a list. Its JSON form exists only while it is printed, which saves memory with thousands of forwards.
+/// A forward in a list. It becomes JSON only when it is printed, which saves memory with thousands of forwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
     /// The forward and its rule set.
     pub owned: &'a SetRule<Binding>,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     pub state: &'static str,
-    /// Packets and bytes; zero if it is missing.
+    /// The packet and byte counters of the forward; zero if the forward is missing.
     pub counter: Counter,
 }
 
@@ -56,7 +56,7 @@ impl Serialize for Listed<'_> {
 #[derive(Serialize)]
 struct Forward<'a> {
     set: &'a str,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     state: &'static str,
     family: Family,
     protocol: &'static str,
@@ -77,12 +77,12 @@ struct Forward<'a> {
     source: Source,
     /// True if clients in the target's own network are masqueraded.
     hairpin: bool,
-    /// True if it also serves this host at its loopback addresses.
+    /// True if the forward also serves clients on this host at loopback addresses.
     loopback: bool,
     comment: Option<&'a str>,
     /// The number of new connections.
     packets: u64,
-    /// The size of their first packets.
+    /// The size of the first packets of all connections, in bytes.
     bytes: u64,
 }
 
@@ -120,7 +120,7 @@ fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::
 pub struct Other {
     /// The name of the rule set.
     pub set: String,
-    /// `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `missing` or `foreign`.
     pub state: &'static str,
     /// The rule as text.
     pub rule: String,
@@ -129,11 +129,11 @@ pub struct Other {
 /// The JSON output of `plan` and of all commands that change rules.
 #[derive(Debug, Serialize)]
 pub struct Changes<'a> {
-    /// [`VERSION`].
+    /// The version of the JSON format, [`VERSION`].
     pub version: u32,
     /// True if the changes were made, false if they were only planned.
     pub done: bool,
-    /// The change of each rule.
+    /// One entry for each changed rule.
     pub changes: Vec<Change<'a>>,
     /// Seconds until the rollback of the pending change; left out if none is pending.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +143,7 @@ pub struct Changes<'a> {
 /// The change of one rule.
 #[derive(Debug, Serialize)]
 pub struct Change<'a> {
-    /// `add`, `change` or `remove`.
+    /// The kind of change: `add`, `change` or `remove`.
     pub action: &'static str,
     /// The name of the rule set; null if the change belongs to none.
     pub set: Option<&'a str>,
@@ -186,13 +186,13 @@ pub fn print(value: &impl Serialize, to: &mut dyn Write) -> io::Result<()> {
     to.flush()
 }
 
-/// Wraps a writer in a buffer of 64 KiB, because stdout itself writes at most one KiB or one line at once.
+/// Wraps a writer in a buffer of 64 KiB, because stdout itself writes at most 1 KiB or one line at once.
 pub fn buffered(to: &mut dyn Write) -> BufWriter<&mut dyn Write> {
     BufWriter::with_capacity(64 * 1024, to)
 }
 
-/// A compact JSON format that escapes invisible characters, because names and comments may come from untrusted sources and JSON
-/// may be printed to a terminal. serde_json itself escapes only characters below U+0020.
+/// A compact JSON format that escapes invisible characters. Names and comments may come from untrusted sources, and a
+/// terminal may print the JSON. serde_json itself escapes only characters below U+0020.
 struct Visible;
 
 impl Formatter for Visible {
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn invisible_characters_are_escaped_and_survive_a_round_trip() {
+    fn invisible_characters_are_escaped_and_can_be_parsed_again() {
         let text = "ü\"\\\n\u{7f}\u{9b}31m\u{202e}\u{200d}\u{e0041}\u{1f600}";
         let mut out = Vec::new();
         print(&text, &mut out).expect("printed");

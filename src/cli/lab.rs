@@ -108,10 +108,10 @@ struct InitArgs {
     word: String,
     /// The name of the container
     name: String,
-    /// True if it is in the host's network namespace
+    /// True if the container is in the host's network namespace
     #[arg(long)]
     host: bool,
-    /// True if it has its own PID namespace
+    /// True if the container has its own PID namespace
     #[arg(long)]
     own: bool,
     /// The command and its arguments
@@ -168,7 +168,7 @@ pub fn run(args: &LabArgs, global: &Global, output: &mut Output<'_>) -> anyhow::
     }
 }
 
-/// Returns the journals of labs in the directory that the user chose.
+/// Returns the journals of labs, in the default directory or below `--state-dir`.
 fn journals(global: &Global) -> Journals {
     let has_own_directory = global.state_dir != Path::new(STATE_DIR);
     let journals =
@@ -186,7 +186,7 @@ fn find_lab(name: Option<&str>, journals: &Journals) -> anyhow::Result<LabName> 
     name.map_or_else(|| only_lab(journals), parse_lab)
 }
 
-/// Converts conflicts of rules to mistakes with places, like those of rule-set files.
+/// Converts a conflict of rules to mistakes with positions in files.
 fn with_places(error: NetError) -> anyhow::Error {
     match error {
         NetError::Conflict(problems) => Failure::Problems(problems).into(),
@@ -194,7 +194,7 @@ fn with_places(error: NetError) -> anyhow::Error {
     }
 }
 
-/// Returns the name of a lab from its name or its file.
+/// Parses the name of a lab, or reads the name from the file of a lab.
 fn parse_lab(text: &str) -> anyhow::Result<LabName> {
     if text.contains('/') || Path::new(text).extension().is_some_and(|extension| extension == "toml") {
         return Ok(load(Path::new(text))?.name);
@@ -205,7 +205,7 @@ fn parse_lab(text: &str) -> anyhow::Result<LabName> {
 /// Returns the name of the only lab.
 ///
 /// # Errors
-/// If there is no lab, or more than one.
+/// Fails if there is no lab, or more than one.
 fn only_lab(journals: &Journals) -> anyhow::Result<LabName> {
     let labs: Vec<LabName> = net::list(journals)?.into_iter().map(|lab| lab.name).collect();
     match labs.as_slice() {

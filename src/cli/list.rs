@@ -1,4 +1,4 @@
-//! `portfwd list`: the live rules with counters, and the drift from the desired state.
+//! `portfwd list`: prints the live rules with counters, and the drift from the desired state.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -31,7 +31,7 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let masquerades = other_rules(&lifted.desired.masquerades, &desired.masquerades);
     let snats = other_rules(&lifted.desired.snats, &desired.snats);
     let netmaps = other_rules(&lifted.desired.netmaps, &desired.netmaps);
-    // With iptables the name itself contains the table.
+    // With iptables, `name` already contains the table.
     let place = if engine.id() == BackendId::Nft { " in table inet portfwd" } else { "" };
     for name in &lifted.foreign {
         writeln!(output.stderr, "warning: {name}{place} is foreign; `portfwd apply` removes it")?;
@@ -64,9 +64,9 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     Ok(0)
 }
 
-/// Returns how often other programs changed nftables since generation `committed`, which is that of portfwd's last change.
+/// Returns a note about the commits of other programs since generation `committed`, portfwd's last commit.
 ///
-/// The kernel names a program only in the notification of its commit, so the text names none.
+/// The note names no program. The kernel names a program only in the notification of its commit.
 fn changes_since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
     let (committed, now) = (committed?, now?);
     match now.checked_sub(committed) {
@@ -79,7 +79,7 @@ fn changes_since(committed: Option<u32>, now: Option<u32>) -> Option<String> {
     }
 }
 
-/// Returns the live forwards, followed by the missing ones. Both arguments are normalized, so one pass compares them.
+/// Returns the live forwards, followed by the missing ones. Both states are normalized, so one pass compares them.
 fn forwards<'a>(lifted: &'a Observed, desired: &'a DesiredState) -> Vec<Listed<'a>> {
     let mut foreign = lifted.desired.less(desired).into_iter().peekable();
     let missing = desired.less(&lifted.desired);
@@ -132,8 +132,8 @@ fn print(forwards: &[Listed<'_>], others: &[Other], stdout: &mut dyn Write) -> a
     Ok(())
 }
 
-/// Returns the target and the options of a forward. Adds the family if two forwards would look the same: a redirect without an
-/// address is one binding for each family.
+/// Returns the target and the options of a forward. A redirect without an address has one binding for each address
+/// family, so this function adds the family.
 fn target(rule: &Binding) -> String {
     let (to, options) = (rule.target(), rule.options());
     let needs_family = rule.address.is_none() && rule.from.is_none() && rule.to.address.is_none();

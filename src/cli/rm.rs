@@ -32,7 +32,7 @@ pub fn run(args: &RmArgs, global: &Global, output: &mut Output<'_>) -> anyhow::R
     let set = add::parse("--set", &args.set, str::parse::<SetName>)?;
     let mut engine = global.change(args.dry_run, Scope::Full, output)?;
     let mut after = engine.state().clone();
-    // Finds all bindings before it removes the first, so that an argument can be given twice.
+    // Finds all bindings before it removes the first one, so that a repeated argument is no error.
     let mut removed = BTreeSet::new();
     for listen in &listens {
         removed.append(&mut find(&after.desired, &set, listen)?);
@@ -58,11 +58,11 @@ const MAX_NAMED: usize = 5;
 /// A binding is removed as a whole or not at all: `rm 80` does not shorten `80-90`.
 ///
 /// # Errors
-/// If a range, or one of the named protocols, has no such binding.
+/// Fails if a port range or a protocol of `listen` has no such binding.
 fn find(desired: &DesiredState, set: &SetName, listen: &Listen) -> Result<BTreeSet<usize>, Failure> {
     let mut found = BTreeSet::new();
     let any = [None];
-    // Each protocol that `listen` names must have a binding.
+    // Each protocol in `listen` must have a binding.
     let named: Vec<Option<Protocol>> = listen.protocols.iter().copied().map(Some).collect();
     for protocol in if named.is_empty() { &any[..] } else { &named } {
         let same = |binding: &Binding| {
@@ -87,8 +87,8 @@ fn find(desired: &DesiredState, set: &SetName, listen: &Listen) -> Result<BTreeS
     Ok(found)
 }
 
-/// Returns the error for ports without a forward. Names the forwards that overlap with them, and the command that removes
-/// those.
+/// Returns the error for ports without a forward. The error names overlapping forwards, and the command that removes
+/// them.
 fn not_found<'a>(listen: &Listen, set: &SetName, overlapping: impl Iterator<Item = &'a Binding>) -> Failure {
     let mut overlapping: Vec<&Binding> = overlapping.collect();
     overlapping.sort_by_key(|binding| (binding.ports.first(), binding.ports.last(), binding.protocol));
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_only_bindings_with_exactly_these_ports() {
+    fn only_bindings_with_exactly_the_given_ports_are_found() {
         let desired = desired(&["8000-8010", "8005", "8005/udp", "192.0.2.1:8005", "90,95-99"]);
         for (listen, expected) in [
             ("8000-8010", &[0][..]),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn error_names_overlapping_forwards_and_the_command() {
+    fn the_error_names_overlapping_forwards_and_the_command_to_remove_them() {
         let desired = desired(&["8000-8010", "8005", "90/udp", "192.0.2.1:1-9", "20", "30", "40"]);
         for (listen, named, command) in [
             ("1-65535", "`20/tcp`, `30/tcp`, `40/tcp`, `90/udp`, `8000-8010/tcp` and 1 more", "rm 20/tcp 30/tcp"),

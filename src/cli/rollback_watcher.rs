@@ -1,5 +1,5 @@
-//! `apply --confirm`: waits for the confirmation, and rolls the change back without one. A second process, the watcher, does
-//! the rollback if the first one is killed.
+//! `apply --confirm`: waits for the confirmation, and rolls the change back if the user does not confirm it. If this
+//! process is killed, a second process does the rollback: the watcher.
 //!
 //! ```text
 //! apply --confirm ── starts ──▶ watcher, in its own session
@@ -9,8 +9,8 @@
 //!   │ or a removed flag file                        or a removed flag file
 //!   ▼ confirms or rolls back                        ▼ rolls back
 //! ```
-//! Neither process holds the store's lock while it waits. Each reads the store before it acts, so their order does not matter.
-//! If both are killed, the next command that changes rules does the rollback.
+//! Neither process holds the store's lock while it waits. Each process reads the store before it acts, so the order of
+//! the processes does not matter. If both are killed, the next command that changes rules does the rollback.
 //!
 //! Be aware: anything that kills a whole control group also kills the watcher. Examples are `KillUserProcesses=` in logind.conf
 //! and `systemctl stop` of the unit that started portfwd.
@@ -53,7 +53,7 @@ pub fn commit(
     global: &Global,
     output: &mut Output<'_>,
 ) -> anyhow::Result<u8> {
-    // Blocks signals before any thread starts, so that a signal during the commit causes a rollback.
+    // Blocks signals before any thread starts. So a signal during the commit causes a rollback.
     let signals = block_signals().context("cannot wait for signals")?;
     let Some(until) = engine.require_confirmation(&mut after, time)? else {
         commit_and_report(&mut engine, after, options, global, output)?;
@@ -64,10 +64,10 @@ pub fn commit(
     let done = commit_and_report(&mut engine, after, options, global, output);
     let is_pending = engine.state().unconfirmed.is_some();
     match done {
-        // A lost terminal is the case that confirmation exists for, so a failed print is no error.
+        // A failed print is no error here, because the user may have lost the terminal.
         Err(error) if is_pending && error.is::<io::Error>() => {}
         Err(error) => {
-            // The live rules are not the committed ones, so there is nothing to confirm.
+            // After a failed commit there is nothing to confirm, so the change is rolled back.
             engine.roll_back()?;
             return Err(error);
         }
@@ -113,8 +113,8 @@ fn question(time: Duration, terminal: bool, portfwd: &str) -> String {
     )
 }
 
-/// Confirms or rolls back the change of deadline `until`, unless another command did so already. Returns the exit code, or
-/// `None` if the change is still pending.
+/// Confirms or rolls back the change with the deadline `until`. Does nothing if another command has already done so.
+/// Returns the exit code, or `None` if the change is still pending.
 fn act_on(
     answer: &Answer,
     until: &Deadline,
@@ -168,7 +168,7 @@ fn with_sink<T>(job: impl FnOnce(&mut Output<'_>) -> T) -> T {
 enum Answer {
     /// The user pressed Enter or typed `y` or `yes`.
     Yes,
-    /// The user typed something else, or a signal came; with its text.
+    /// The user typed another text, or a signal arrived. Contains that text, or the name of the signal.
     No(String),
     /// The deadline passed, or another command confirmed or removed the change.
     Over,
@@ -183,7 +183,7 @@ fn wait(until: &Deadline, flag: Option<&Path>, terminal: &mut Option<Terminal>, 
         let mut ready = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         ready.extend(foreground.map(|terminal| PollFd::new(terminal.0.as_fd(), PollFlags::POLLIN)));
         if poll(&mut ready, PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::ZERO)).is_err() {
-            // Interrupted, for example by SIGSTOP and SIGCONT.
+            // SIGSTOP and SIGCONT can interrupt poll(2).
             continue;
         }
         let mut ready = ready.iter().map(|file| file.any() == Some(true));
@@ -208,7 +208,8 @@ fn is_over(until: &Deadline, flag: Option<&Path>) -> bool {
     until.left().is_none() || flag.is_some_and(|flag| !flag.exists())
 }
 
-/// The terminal at stdin. Any other stdin is not read, because it may be the rest of a script that runs portfwd.
+/// The terminal at stdin. portfwd reads stdin only if it is a terminal. Otherwise, stdin may be the rest of a script
+/// that runs portfwd.
 struct Terminal(io::Stdin);
 
 impl Terminal {
@@ -224,7 +225,7 @@ impl Terminal {
         Some(terminal)
     }
 
-    /// Returns true if portfwd runs in the foreground, so that typed lines are for it and not for the shell.
+    /// Returns true if portfwd runs in the foreground. Otherwise, typed lines are for the shell.
     fn is_foreground(&self) -> bool {
         tcgetpgrp(&self.0).is_ok_and(|group| group == getpgrp())
     }
@@ -244,18 +245,20 @@ fn block_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// The process that does the rollback if this one is killed. It starts to wait when this value is dropped.
+/// The watcher, which does the rollback if the current process is killed. Drop this value to start the wait of the
+/// watcher.
 struct Watcher {
-    /// The watcher starts to wait at the end of this input.
+    /// The stdin of the watcher, which starts its wait at the end of its stdin.
     _input: ChildStdin,
 }
 
 impl Watcher {
-    /// Starts the watcher, and waits until it has left this session.
+    /// Starts the watcher, and waits until the watcher has left the session.
     fn start(global: &Global) -> anyhow::Result<Self> {
         let backend = global.backend.to_possible_value().map(|value| value.get_name().to_owned());
         let directory = std::path::absolute(&global.state_dir)?;
-        // The watcher inherits the network namespace. `--netns` could name a new namespace by now.
+        // The watcher inherits the network namespace. The name in `--netns` could belong to a new namespace by
+        // now.
         let arguments: [OsString; 6] = [
             "--backend".into(),
             backend.unwrap_or_default().into(),
@@ -271,7 +274,7 @@ impl Watcher {
     }
 }
 
-/// Runs the watcher: waits for the deadline, and rolls the change back if it is still pending.
+/// Runs the watcher. The watcher waits for the deadline, and rolls the change back if the change is still pending.
 pub fn watch(global: &Global) -> anyhow::Result<()> {
     leave_session()?;
     let (pause, attempts) = RETRY;
@@ -286,15 +289,15 @@ pub fn watch(global: &Global) -> anyhow::Result<()> {
     last
 }
 
-/// Leaves the session, closes inherited files, and reports that to the parent. Then waits until the parent has committed or
-/// ended.
+/// Leaves the session, closes inherited files, and reports success to the parent. Then waits until the parent has
+/// committed or ended.
 fn leave_session() -> anyhow::Result<()> {
     let signals: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT].into_iter().collect();
-    // Replaces the inherited mask, which blocks SIGTERM: the watcher must not delay a shutdown.
+    // Unblocks SIGTERM, which the parent blocks, so that the watcher does not delay a shutdown.
     signals.thread_set_mask()?;
     setsid()?;
-    // Closes inherited files, such as a script's lock, which must be free when its owner ends. The watcher itself has not opened
-    // a file yet.
+    // Closes inherited files. For example, the lock file of a script must be free when the script ends. The watcher
+    // itself has not opened a file yet.
     let open = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for inherited in open.filter(|number: &RawFd| *number > 2).collect::<Vec<_>>() {
         let _ = close(inherited);
@@ -304,7 +307,7 @@ fn leave_session() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits while a change is pending, and rolls it back after its deadline.
+/// Waits while a change is pending, and rolls the change back after its deadline.
 fn roll_back_at_deadline(global: &Global) -> anyhow::Result<()> {
     loop {
         // Opens read-only, so that nothing is written to disk if no change is pending.

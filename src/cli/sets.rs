@@ -14,18 +14,18 @@ use crate::sys::tracking::{self, Untracked};
 /// The folder of rule sets if the command line has no path.
 const DEFAULT: &str = "/etc/portfwd";
 
-/// Loads each file of `paths` once.
+/// Loads the rule-set files of `paths`, each file once.
 ///
 /// # Errors
-/// [`Failure::Problems`] with every mistake of all files.
+/// Returns [`Failure::Problems`] with every mistake of all files.
 pub fn load(paths: &[PathBuf], backend: Backend) -> anyhow::Result<Vec<Loaded>> {
     load_for(paths, backend, |_| true)
 }
 
-/// Like [`load`], for a host to which only some limits of this kernel apply. `limits` returns true for these.
+/// Loads files like [`load`], but ignores each kernel limit for which `limits` returns false.
 ///
 /// # Errors
-/// [`Failure::Problems`] with every mistake of all files.
+/// Returns [`Failure::Problems`] with every mistake of all files.
 pub fn load_for(
     paths: &[PathBuf],
     backend: Backend,
@@ -38,7 +38,7 @@ pub fn load_for(
     let mut seen = HashSet::new();
     for path in paths {
         for file in source::files(path)? {
-            // Two paths may name the same file. If a path does not exist, the read below fails.
+            // Skips a file that is loaded already. A missing file fails below, when it is read.
             if file.canonicalize().is_ok_and(|real| !seen.insert(real)) {
                 continue;
             }
@@ -54,7 +54,7 @@ pub fn load_for(
     if problems.is_empty() {
         return Ok(sets);
     }
-    // Reports conflicts between the valid rules in the same run.
+    // Adds the conflicts between the valid rules, so that one run reports all mistakes.
     problems.extend(config::merge(DesiredState::default(), &sets).err().unwrap_or_default());
     Err(Failure::Problems(problems).into())
 }
@@ -84,7 +84,7 @@ fn inexpressible(loaded: &Loaded) -> Vec<Problem> {
     let networks = (set.networks.iter().zip(&loaded.networks))
         .filter_map(|(network, place)| Some(missing(limits::of_interface(&network.name)?, Some(place))));
     let forwards = set.forwards.iter().zip(&loaded.forwards).filter_map(|(forward, place)| {
-        // At most one mistake for each forward.
+        // Reports at most one mistake for each forward.
         let bindings = forward.bindings().ok()?;
         Some(missing(bindings.iter().find_map(limits::of_binding)?, Some(place)))
     });

@@ -44,7 +44,7 @@ struct Probed<'a> {
 }
 
 pub fn run(args: &TryArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
-    // The sysctls of this host do not apply to the temporary network, so only missing kernel parts limit it.
+    // The temporary network has its own sysctls, so only missing parts of the kernel limit the forwards.
     let loaded = sets::load_for(&args.paths, global.choice(), |why| matches!(why, Untracked::Absent(_)))?;
     let desired = config::merge(DesiredState::default(), &loaded).map_err(Failure::Problems)?;
     let mut packets: Vec<Packet> = Vec::with_capacity(args.packets.len());

@@ -68,7 +68,7 @@ pub fn notes(outcome: &Outcome, verbose: bool, output: &mut Output<'_>) -> std::
     Ok(())
 }
 
-/// Returns the past participle for a step.
+/// Returns the word for a change: `added`, `changed` or `removed`.
 pub fn verb(sign: Sign) -> &'static str {
     match sign {
         Sign::Add => "added",

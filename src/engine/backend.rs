@@ -1,6 +1,6 @@
-//! What the engine needs of a backend: reading the live rules, planning, sending and verifying a change.
+//! The interface of a backend: read the live rules, and plan, send and verify a change.
 //!
-//! `nft.rs` and `iptables.rs` implement [`Backend`] with functions of the same names, so that they can be read side by side.
+//! `nft.rs` and `iptables.rs` implement [`Backend`].
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub enum Work {
         changes: Box<Changes>,
         /// The rules after the change.
         program: Program,
-        /// The generation that the batch carries: the kernel refuses the batch in any other.
+        /// The generation that the batch carries. The kernel refuses the batch if its own generation differs.
         generation: u32,
     },
     /// The input of one iptables-restore for each family.
@@ -33,13 +33,13 @@ pub enum Work {
         changes: Vec<(Family, ChainChanges)>,
         /// The rules after the change.
         program: Arc<Chains>,
-        /// The rules on which the change was decided.
+        /// The live rules from which portfwd planned the change.
         before: Arc<Chains>,
     },
 }
 
 impl Work {
-    /// Returns true if the live rules are the desired ones already.
+    /// Returns true if the live rules already equal the desired rules.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Nft { changes, .. } => changes.is_empty(),
@@ -47,7 +47,7 @@ impl Work {
         }
     }
 
-    /// Returns the generation of the rules after the change. iptables has no generations.
+    /// Returns the generation of the rules after the change; `None` with iptables, which has no generations.
     pub fn generation_after(&self) -> Option<u32> {
         match self {
             Self::Nft { generation, .. } => Some(generation.wrapping_add(1)),
@@ -56,29 +56,30 @@ impl Work {
     }
 }
 
-/// A planned change, with the live rules on which it was decided.
+/// A planned change, with the live rules from which portfwd planned it.
 pub(super) struct Decision {
     pub(super) live: Live,
     pub(super) work: Work,
-    /// The desired rules that were compared with the live ones: all of them, or those of a partial plan.
+    /// The desired rules that the plan compared with the live rules. A partial plan compares only some rules.
     pub(super) compared: Arc<DesiredState>,
 }
 
-/// A change of a few forwards, planned without the rest of the desired state.
+/// A change of a few forwards, planned without the whole desired state.
 pub(super) struct PartialChange<'a> {
-    /// The old versions of the changed forwards, and the representatives that the change keeps (one for each rule shape).
+    /// The old versions of the changed forwards, and one representative of each rule shape.
     pub(super) before: DesiredState,
-    /// The new versions of the changed forwards, with the same representatives.
+    /// The new versions of the changed forwards, and one representative of each rule shape.
     pub(super) after: DesiredState,
-    /// When the live rules were last known to be the desired ones.
+    /// The last generation in which the live rules equalled the desired rules, if known.
     pub(super) last_verified: Option<&'a Verified>,
-    /// Whether rules, chains and the elements of these forwards may be read, if another program committed since then.
+    /// True if the plan may read from the kernel. This is necessary if another program committed after
+    /// `last_verified`.
     pub(super) may_read: bool,
 }
 
 /// The kernel interface that holds the rules of one network namespace.
 pub(super) trait Backend {
-    /// Returns which backend this is.
+    /// Returns the ID of this backend.
     fn id(&self) -> BackendId;
 
     /// Returns the version lines of the external programs, if the backend has any.
@@ -97,8 +98,8 @@ pub(super) trait Backend {
         timing: &mut Timing,
     ) -> Result<Option<Decision>, EngineError>;
 
-    /// Sends a change, all of it or nothing. Returns the sent messages as text, or `None` if the live rules are no longer
-    /// those on which the change was decided.
+    /// Sends a change, all of it or nothing. Returns the sent messages as text. Returns `None` if another program
+    /// has changed portfwd's rules after the plan.
     fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError>;
 
     /// Reads the changed rules again, and compares them with the planned ones.

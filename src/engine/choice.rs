@@ -1,12 +1,12 @@
-//! Which backend the user chose, and which one holds the rules.
+//! The backend that the user chose, and the backend that holds the rules.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::iptables::command::Variant;
 
-/// How long a command waits for another portfwd process in the same namespace. A queue of them may take at most six times
-/// that, as long as it moves. The last of fifty debug builds on two busy cores waited 9.8 s (measured).
+/// The time that a command waits for another portfwd process in the same namespace. In a queue that moves, a command
+/// waits at most six times as long. The last of fifty debug builds on two busy cores waited 9.8 s (measured).
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// The backend that the user chose.
@@ -18,7 +18,7 @@ pub enum Choice {
     Nft,
     /// iptables, in the variant of the host's own `iptables` command.
     Iptables,
-    /// iptables of this variant.
+    /// iptables, in the given variant.
     Variant(Variant),
 }
 
@@ -42,7 +42,7 @@ pub enum BackendId {
 }
 
 impl BackendId {
-    /// Returns the variant if this is iptables.
+    /// Returns the iptables variant; `None` for nftables.
     pub(super) fn variant(self) -> Option<Variant> {
         match self {
             Self::Nft => None,

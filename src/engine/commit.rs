@@ -2,18 +2,19 @@
 //!
 //! | phase | what it does | how a failure is undone |
 //! | --- | --- | --- |
-//! | load | refuses a change on top of one that waits for its confirmation | nothing was changed |
+//! | load | refuses a change while another change waits for its confirmation | nothing was changed |
 //! | plan | reads the live rules, compiles, compares | nothing was changed |
 //! | persist the intent | writes the desired state to disk, marked as unfinished | the store writes all or nothing |
-//! | sysctls | switches forwarding on | restores the sysctls, then the state on disk |
-//! | send | one netlink batch, or iptables-restore; plans again if another program committed in between | the same |
+//! | sysctls | switches forwarding on | portfwd restores the sysctls, then the state on disk |
+//! | send | sends one netlink batch, or runs iptables-restore; plans again if another program has committed | portfwd restores the sysctls, then the state on disk |
 //! | verify | reads the changed rules again | the rules stay; the error names the difference |
-//! | open loopback | sets route_localnet, gives sysctls back, removes the rules of other backends | the next command tries again |
+//! | open loopback | sets route_localnet, restores other sysctls, removes rules from unused backends | the next command tries again |
 //! | connections | deletes the conntrack entries that the change invalidates | the next command tries again |
 //! | persist the end | marks the change as finished | the next command finishes the change |
 //!
-//! [`Transaction`] holds the data of the phases; [`Transaction::roll_back`] undoes those before the kernel's commit. After
-//! the kernel's commit there is no way back, so the later phases go on after an error, and the outcome reports it.
+//! [`Transaction`] holds the data of all phases. If a phase before the kernel's commit fails,
+//! [`Transaction::roll_back`] undoes the earlier phases. After the kernel's commit nothing is rolled back. Most later
+//! phases run even after an error.
 
 use std::io;
 use std::sync::Arc;
@@ -36,40 +37,41 @@ use crate::nft::transaction::{CommitError, PATIENCE};
 use crate::store::{State, Unfinished, Unusable, Verified};
 use crate::sys::sysctl;
 
-/// How a change is committed.
+/// The options of a commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Keep the connections that the change invalidates.
+    /// True to keep the tracked connections that the change invalidates.
     pub keep_connections: bool,
 }
 
 /// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The change of each rule; empty if the live rules were the desired ones already.
+    /// The changed rules; empty if the live rules already were the desired ones.
     pub plan: Plan,
-    /// The sent messages as text of one or more lines each.
+    /// The messages to the kernel as text. A message may have several lines.
     pub messages: Vec<String>,
-    /// The sysctls that the rules need.
+    /// The sysctls that the commit sets or restores.
     pub sysctls: Sysctls,
-    /// The sysctls that have their old values again.
+    /// The sysctls that portfwd restored to their old values.
     pub restored: Vec<sysctl::Change>,
-    /// Backends from which older rules of portfwd were removed.
+    /// The unused backends from which portfwd removed its older rules.
     pub moved_from: Vec<BackendId>,
-    /// The number of deleted conntrack entries, or why they could not be deleted.
+    /// The number of deleted conntrack entries, or the error text if portfwd could not delete them.
     pub ended: Result<usize, String>,
-    /// Why the end of the change could not be written to disk. The next change looks at everything again.
+    /// The error text if portfwd could not record on disk that the change is finished. Then the next command
+    /// finishes the change.
     pub unkept: Option<String>,
 }
 
 impl Engine {
-    /// Commits `after`: the kernel gets its rules, and the disk the state. Sysctls that `after` no longer lists get their old
-    /// values back. portfwd's rules in other backends are removed once those of this one are live.
+    /// Commits `after` to the kernel and to disk. Restores the sysctls that `after` no longer lists. After the
+    /// kernel's commit, removes portfwd's rules from unused backends.
     ///
     /// # Errors
-    /// After most errors kernel and state are as before. [`EngineError::Differs`], [`EngineError::Unchecked`],
-    /// [`EngineError::Closed`] and [`EngineError::Left`] are found after the kernel has committed the rules.
-    /// [`EngineError::NotRolledBack`] names what could not be rolled back.
+    /// After most errors, the kernel and the state are unchanged. [`EngineError::Differs`],
+    /// [`EngineError::Unchecked`], [`EngineError::Closed`] and [`EngineError::Left`] mean that the kernel has
+    /// committed the rules. [`EngineError::NotRolledBack`] names the family that portfwd could not roll back.
     pub fn commit(&mut self, after: State, options: Options) -> Result<Outcome, EngineError> {
         let mut change = Transaction::load(self, after, options)?;
         change.plan()?;
@@ -88,22 +90,22 @@ impl Engine {
     }
 }
 
-/// A change that is being committed.
+/// The data of a running commit.
 struct Transaction<'e> {
     engine: &'e mut Engine,
     options: Options,
     /// The state to which a rollback returns.
     before: State,
-    /// The state while the change runs.
+    /// The state on disk while the change runs.
     during: State,
     /// The state to commit.
     after: State,
-    /// Whether an earlier change may have left connections that it invalidated.
+    /// True if an interrupted earlier change may have left stale conntrack entries.
     interrupted: bool,
     decision: Option<Decision>,
     sysctls: Sysctls,
     restored: Vec<sysctl::Change>,
-    /// The phases to undo, in order.
+    /// The finished phases that a rollback undoes, oldest first.
     undo: Vec<Undo>,
 }
 
@@ -113,11 +115,11 @@ enum Undo {
     Sysctls,
 }
 
-/// The part of the outcome that the phase "send" knows.
+/// The results of the phase "send".
 struct Sent {
     plan: Plan,
     messages: Vec<String>,
-    /// The live rules before the change, as desired state; `None` if nothing was sent.
+    /// The live rules before the change, as a desired state; `None` if nothing was sent.
     replaced: Option<Arc<DesiredState>>,
 }
 
@@ -155,11 +157,13 @@ impl<'e> Transaction<'e> {
         Ok(())
     }
 
-    /// Plans the change from the loaded part of the state; `None` if the whole state is loaded or needed.
+    /// Plans the change from a partial state. Returns `None` if the whole state is loaded, or if the plan needs the
+    /// whole state.
     fn plan_partial(&mut self) -> Result<Option<Decision>, EngineError> {
         let Scope::Partial(part) = &self.engine.scope else { return Ok(None) };
         let (before, after) = (&self.engine.state, &mut self.after);
-        // In a set that the change replaces, other forwards of the same rule shape can stand in for a removed representative.
+        // Drops the removed representatives of replaced sets. The loaded part contains all forwards of these
+        // sets.
         after.representatives.retain(|owned| !part.sets.contains(&owned.set) || after.desired.bindings.contains(owned));
         let represented = after.representatives.iter().all(|owned| after.desired.bindings.contains(owned));
         if !represented || !differ_in_forwards_only(&before.desired, &after.desired) {
@@ -180,13 +184,14 @@ impl<'e> Transaction<'e> {
         self.engine.load_full(&mut self.after)?;
         self.after.representatives = match self.engine.id() {
             BackendId::Nft => representatives(&self.after.desired, &[]),
-            // Only a table of nf_tables can be read in part.
+            // Only nftables uses representatives, because only nftables plans partial changes.
             BackendId::Iptables(_) => Vec::new(),
         };
         self.engine.backend.plan(&self.after.desired, &mut self.engine.timing)
     }
 
-    /// Fails if the kernel has portfwd's rules but the state is empty: the state was lost, and the change would delete them.
+    /// Fails if the state is empty but the kernel has rules of portfwd. Then the state was lost, and the change
+    /// would delete these rules.
     fn refuse_unknown_rules(&self, live: &Live) -> Result<(), EngineError> {
         let State { desired, unfinished, unconfirmed, .. } = &self.engine.state;
         let blank = desired.is_empty() && unfinished.is_none() && unconfirmed.is_none();
@@ -197,8 +202,8 @@ impl<'e> Transaction<'e> {
         if live.is_empty() { Ok(()) } else { Err(EngineError::Unknown(self.engine.id(), live.bindings.len())) }
     }
 
-    /// Returns the record of this change, and of an earlier one that was interrupted; `None` if the desired state stays the
-    /// same.
+    /// Returns the record of this change, merged with the record of an interrupted earlier change. Returns `None`
+    /// if the desired state stays the same and no earlier change was interrupted.
     fn unfinished(&self) -> Option<Unfinished> {
         let (before, last) = (&self.before.desired, &self.before.unfinished);
         if *before == self.after.desired && last.is_none() {
@@ -221,7 +226,8 @@ impl<'e> Transaction<'e> {
         Ok(())
     }
 
-    /// Sends the planned change. With [`Choice::Auto`], sends it to iptables if nf_tables lacks a feature.
+    /// Sends the planned change. If nf_tables lacks a feature, [`Choice::Auto`] sends the change to iptables
+    /// instead.
     fn send(&mut self) -> Result<Sent, EngineError> {
         let error = match self.send_to_backend() {
             Ok(sent) => return Ok(sent),
@@ -242,7 +248,8 @@ impl<'e> Transaction<'e> {
         self.send_to_backend()
     }
 
-    /// Sends the planned change. Plans again as long as other programs change portfwd's rules in between.
+    /// Sends the planned change. If another program has changed portfwd's rules, plans and sends again, for at most
+    /// [`PATIENCE`].
     fn send_to_backend(&mut self) -> Result<Sent, EngineError> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -264,7 +271,7 @@ impl<'e> Transaction<'e> {
         }
     }
 
-    /// Undoes the phases so far, and returns the error that the caller reports.
+    /// Undoes the finished phases. Returns `error`, or the error of a failed undo.
     fn roll_back(mut self, error: EngineError) -> EngineError {
         while let Some(undo) = self.undo.pop() {
             match undo {
@@ -272,7 +279,8 @@ impl<'e> Transaction<'e> {
                 Undo::Intent => {
                     let mut back = rebase(&self.engine.state, &self.during, &self.before);
                     if matches!(error, EngineError::Commit(CommitError::Unheard(_))) {
-                        // The kernel may have committed the change: the next command compares everything.
+                        // The kernel may have committed the change, so the next command must
+                        // compare all rules.
                         back.unfinished.clone_from(&self.during.unfinished);
                         back.verified = None;
                     }
@@ -298,7 +306,7 @@ impl<'e> Transaction<'e> {
         Ok(())
     }
 
-    /// Deletes the conntrack entries that this change invalidates, and those of an earlier one that was interrupted.
+    /// Deletes the conntrack entries that this change or an interrupted earlier change invalidates.
     fn delete_connections(&mut self, sent: &Sent) -> io::Result<usize> {
         if self.options.keep_connections {
             return Ok(0);
@@ -307,7 +315,7 @@ impl<'e> Transaction<'e> {
         let netmaps = sent.replaced.as_ref().map_or(&desired.netmaps, |replaced| &replaced.netmaps);
         let mut changed = Changed::from_steps(&sent.plan.steps, netmaps, &desired.netmaps);
         if self.interrupted {
-            // The earlier change may have added any forward before it was interrupted.
+            // Any forward may be new, because the interrupted change may have added it.
             changed.extend(desired.bindings.iter().map(|owned| &owned.rule));
             changed.extend(self.during.unfinished.iter().flat_map(|change| change.gone.iter()));
         }
@@ -318,7 +326,8 @@ impl<'e> Transaction<'e> {
             .measure(Phase::Connections, || connections::delete_stale(&changed, || all().map_err(io::Error::other)))
     }
 
-    /// Writes that the change is finished, and which generation has the desired rules. Returns why that failed, if it did.
+    /// Records on disk that the change is finished, and the generation of the verified rules. Returns the error
+    /// text if the write fails.
     fn persist_end(
         &mut self,
         sent: &Sent,
@@ -334,7 +343,7 @@ impl<'e> Transaction<'e> {
         if !sent.plan.is_empty() {
             self.after.committed = sent.plan.work.generation_after();
             if here == BackendId::Nft {
-                // nf_tables accepted the rules, so it has all features.
+                // nf_tables accepted the rules, so this kernel has all nf_tables features that portfwd needs.
                 self.after.unusable = None;
             }
         }
@@ -345,8 +354,8 @@ impl<'e> Transaction<'e> {
         self.engine.persist(&self.after).err().map(|error| error.to_string())
     }
 
-    /// Returns the generation in which the live rules are the desired ones and nothing else. A partial change keeps what was
-    /// known before it, if no other program committed in between.
+    /// Returns the generation in which the live rules equal the desired rules. After a partial change this needs
+    /// two conditions: the generation before the change was verified, and no other program committed in between.
     fn verified_generation(&self, work: &Work) -> Option<Verified> {
         let Work::Nft { program, generation, .. } = work else { return None };
         let before = self.engine.state.verified.as_ref();
@@ -373,8 +382,10 @@ impl<'e> Transaction<'e> {
     }
 }
 
-/// Fails if the change is neither the end of a pending change nor a repair of it. A commit of the same desired state is a
-/// repair, for example after a flush; a commit whose state no longer has the pending change ends it.
+/// Fails if a change is pending and `after` is another change. Accepts two kinds of commits.
+///
+/// - A commit without a pending change ends the pending change.
+/// - A commit of the same desired state repairs the live rules, for example after a flush.
 pub(super) fn may_change(before: &State, after: &State) -> Result<(), EngineError> {
     let (Some(waiting), Some(_)) = (&before.unconfirmed, &after.unconfirmed) else { return Ok(()) };
     if before.desired == after.desired {
@@ -383,8 +394,8 @@ pub(super) fn may_change(before: &State, after: &State) -> Result<(), EngineErro
     Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default()))
 }
 
-/// Returns what nf_tables lacks if that is why it refused a message: an expression that the kernel was built without, or
-/// whose module it cannot load.
+/// Returns the missing feature if nf_tables refused a message because of it. Example: the kernel was built without an
+/// expression, or cannot load the module of the expression.
 fn missing_feature(error: &EngineError) -> Option<String> {
     let EngineError::Refused { subject, error, .. } = error else { return None };
     let kinds = [io::ErrorKind::NotFound, io::ErrorKind::Unsupported];

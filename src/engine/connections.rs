@@ -1,8 +1,10 @@
-//! Deletes the conntrack entries that a change invalidates, so that the next packet of such a connection meets the new rules.
+//! Deletes the conntrack entries that a change invalidates. The next packet of such a connection then meets the new
+//! rules.
 //!
-//! A conntrack entry keeps the NAT decision of the connection's first packet. The entry is stale if a changed forward or 1:1
-//! translation matches that packet, and the new rules would send the packet elsewhere. The entry does not store the ingress
-//! interface. portfwd takes the interface of the route back to the sender for it.
+//! A conntrack entry stores the NAT decision for the first packet of a connection. The entry is stale if a changed
+//! forward or 1:1 translation matches that packet, and the new rules would send the packet elsewhere.
+//!
+//! The entry does not store the ingress interface. portfwd uses the interface of the route back to the sender instead.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -14,7 +16,7 @@ use crate::model::{Binding, DesiredState, Family, IfName, Netmap, Protocol, SetR
 use crate::sys::conntrack::{self, Conntrack, Entry};
 use crate::sys::rtnetlink;
 
-/// The rules that a change adds, removes or replaces: the old and the new ones.
+/// The old and the new versions of the rules that a change adds, removes or replaces.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Changed<'a> {
     bindings: Vec<&'a Binding>,
@@ -22,7 +24,8 @@ pub(super) struct Changed<'a> {
 }
 
 impl<'a> Changed<'a> {
-    /// Collects the rules of a plan's steps. `before` and `after` are all 1:1 translations.
+    /// Collects the changed forwards from `steps`, and the 1:1 translations that only one of `before` and `after`
+    /// contains.
     pub(super) fn from_steps(steps: &'a [Step], before: &[SetRule<Netmap>], after: &[SetRule<Netmap>]) -> Self {
         let words = steps.iter().flat_map(|step| [&step.before, &step.after]).flatten();
         let binding = |words: &'a Words| match words {
@@ -34,16 +37,17 @@ impl<'a> Changed<'a> {
         Self { bindings: words.filter_map(binding).collect(), netmaps }
     }
 
-    /// Adds forwards whose connections must be compared, too.
+    /// Adds forwards whose connections may be stale.
     pub(super) fn extend(&mut self, bindings: impl IntoIterator<Item = &'a Binding>) {
         self.bindings.extend(bindings);
     }
 }
 
-/// Deletes the stale conntrack entries and returns their number. Calls `desired` only if a changed rule matches an entry.
+/// Deletes the stale conntrack entries and returns their number. Calls `desired` only if a changed rule matches an
+/// entry.
 ///
 /// # Errors
-/// If the kernel cannot list its connections, or refuses to delete one.
+/// Fails if the kernel cannot list its connections, or refuses to delete one.
 pub(super) fn delete_stale(
     changed: &Changed<'_>,
     desired: impl FnOnce() -> io::Result<Arc<DesiredState>>,
@@ -51,7 +55,7 @@ pub(super) fn delete_stale(
     if changed.bindings.is_empty() && changed.netmaps.is_empty() || conntrack::count() == Some(0) {
         return Ok(0);
     }
-    // A kernel that tracks no connections translates none.
+    // Without connection tracking there is no NAT, so no connection is stale.
     let Some((mut conntrack, entries)) = tracked()? else { return Ok(0) };
     if entries.is_empty() {
         return Ok(0);
@@ -82,7 +86,7 @@ fn tracked() -> io::Result<Option<(Conntrack, Vec<Entry>)>> {
     }
 }
 
-/// Decides if an error means that the kernel tracks no connections, or that it cannot list the `count` that it tracks.
+/// Ignores an error that only means that the kernel tracks no connections. Otherwise, returns the error.
 fn unreadable(error: io::Error, count: Option<u64>) -> io::Result<()> {
     let missing = [nix::libc::EINVAL, nix::libc::EPROTONOSUPPORT].map(Some).contains(&error.raw_os_error());
     match count {
@@ -94,12 +98,13 @@ fn unreadable(error: io::Error, count: Option<u64>) -> io::Result<()> {
     }
 }
 
-/// The egress interface of the route to each address; `None` without a route.
+/// The egress interface of the route to each address. `None` means that there is no route.
 #[derive(Debug, Default)]
 struct Routes(BTreeMap<IpAddr, Option<IfName>>);
 
 impl Routes {
-    /// Looks up the routes to the addresses of connections; to their senders only if `senders` is true.
+    /// Looks up the routes to the receivers of connections. If `senders` is true, also looks up the routes to the
+    /// senders.
     fn look_up(entries: &[Entry], senders: bool) -> io::Result<Self> {
         let receivers = entries.iter().flat_map(|entry| [entry.original.destination.ip(), entry.reply.source.ip()]);
         let senders = entries.iter().filter(|_| senders).map(|entry| entry.original.source.ip());
@@ -111,18 +116,18 @@ impl Routes {
         self.0.get(&address)?.as_ref()
     }
 
-    /// Returns true if an address belongs to this host: its route uses the loopback interface.
+    /// Returns true if an address belongs to this host. The route to such an address uses the interface `lo`.
     fn own(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.to(address).is_some_and(|interface| interface.as_str() == "lo")
     }
 }
 
-/// Rules by protocol and port, for the lookup of connections.
+/// Forwards by protocol and port, and 1:1 translations, for the lookup of a connection.
 struct Rules<'a> {
     ports: HashMap<(Family, Protocol, u16), Vec<&'a Binding>>,
     ranges: HashMap<(Family, Protocol), Vec<&'a Binding>>,
     netmaps: &'a [Netmap],
-    /// True if one of the rules names an ingress interface.
+    /// True if a forward names an ingress interface.
     name_interfaces: bool,
 }
 
@@ -142,7 +147,8 @@ impl<'a> Rules<'a> {
         rules
     }
 
-    /// Returns the forwards that match the first packet of a connection, ingress interface and local destination aside.
+    /// Returns the forwards whose address, ports and client prefix match the first packet of a connection. Ignores
+    /// the ingress interface, and does not check that the destination is local.
     fn candidates(&self, entry: &Entry) -> impl Iterator<Item = &'a Binding> {
         let (family, protocol, to) = (entry.family(), entry.protocol, entry.original.destination);
         let exact = self.ports.get(&(family, protocol, to.port())).into_iter().flatten();
@@ -166,7 +172,7 @@ impl<'a> Rules<'a> {
     fn matching(&self, entry: &Entry, routes: &Routes) -> Vec<&'a Binding> {
         let (from, to) = (entry.original.source.ip(), entry.original.destination.ip());
         let here = |binding: &&Binding| binding.address.is_some() || routes.own(to);
-        // A forward serves loopback addresses whatever interface it names.
+        // At a loopback address, a forward ignores its interface.
         let arrived = |binding: &&Binding| {
             to.is_loopback() || binding.interface.as_ref().is_none_or(|by| routes.to(from) == Some(by))
         };
@@ -175,7 +181,7 @@ impl<'a> Rules<'a> {
         about
     }
 
-    /// Returns the 1:1 translation that matches a connection: the one with the longest prefix.
+    /// Returns the 1:1 translation with the longest prefix that matches a connection.
     fn translation(&self, entry: &Entry) -> Option<&'a Netmap> {
         let to = entry.original.destination.ip();
         self.netmaps.iter().filter(|netmap| netmap.listen.contains(to)).max_by_key(|netmap| netmap.listen.prefix())
@@ -186,15 +192,15 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Returns true if the new rules would send a connection elsewhere. `changing` are the old and the new versions of the changed
-/// rules, `now` are all new rules.
+/// Returns true if the new rules would send a connection elsewhere. `changing` contains the old and the new versions of
+/// the changed rules. `now` contains all new rules.
 fn is_stale(entry: &Entry, changing: &Rules<'_>, now: &Rules<'_>, routes: &Routes) -> bool {
     let (known, went) = (changing.matching(entry, routes), entry.reply.source);
     if known.is_empty() && changing.translation(entry).is_none() {
         return false;
     }
     if let Some(winner) = now.matching(entry, routes).first() {
-        // The target may be the same, and the source address that it sees may differ.
+        // Even with an unchanged target, the source address that the target sees may change.
         let seen_otherwise = |before: &&Binding| {
             before.listens_like(winner)
                 && before.ports == winner.ports
@@ -205,19 +211,19 @@ fn is_stale(entry: &Entry, changing: &Rules<'_>, now: &Rules<'_>, routes: &Route
     if let Some(netmap) = now.translation(entry) {
         return went != translated(netmap, entry);
     }
-    // No forward matches any more. The entry is only stale if an old rule of portfwd made it.
+    // No new rule matches. The entry is stale only if an old rule of portfwd created it.
     let sent = known.iter().any(|binding| sends(binding, entry, routes));
     sent || changing.translation(entry).is_some_and(|netmap| went == translated(netmap, entry))
 }
 
-/// Returns true if a forward sends a connection to the target that the entry has.
+/// Returns true if the target of a forward equals the target in a conntrack entry.
 fn sends(binding: &Binding, entry: &Entry, routes: &Routes) -> bool {
     let went = entry.reply.source;
     let port = binding.target_port(entry.original.destination.port());
     went.port() == port && binding.to.address.map_or_else(|| routes.own(went.ip()), |address| address == went.ip())
 }
 
-/// Returns the target of a connection under a 1:1 translation.
+/// Returns the destination that a 1:1 translation gives to a connection.
 fn translated(netmap: &Netmap, entry: &Entry) -> SocketAddr {
     let to = entry.original.destination;
     SocketAddr::new(netmap::translate(to.ip(), netmap.to), to.port())
@@ -228,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_that_tracks_connections_and_cannot_list_them_is_an_error() {
+    fn tracked_connections_that_the_kernel_cannot_list_are_an_error() {
         let invalid = || io::Error::from_raw_os_error(nix::libc::EINVAL);
         assert!(unreadable(invalid(), None).is_ok() && unreadable(invalid(), Some(0)).is_ok());
         let error = unreadable(invalid(), Some(3)).expect_err("connections are tracked");

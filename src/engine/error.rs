@@ -11,10 +11,10 @@ use crate::nft::transaction::{CommitError, KernelError};
 use crate::store::StateError;
 use crate::sys::sysctl::SysctlError;
 
-/// An error of the engine. Unless its documentation says otherwise, kernel and state are as before.
+/// An error of the engine. Unless the variant documents a change, the kernel and the state are unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The kernel did not answer a request.
+    /// A request to nf_tables failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel did not commit the batch.
@@ -23,7 +23,7 @@ pub enum EngineError {
     /// The kernel refused a message of the batch.
     #[error("the kernel refused {subject}{}", reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Refused {
-        /// The refused object, as the rule set names it.
+        /// The refused object, such as a forward or a chain.
         subject: String,
         /// The extended acknowledgement of the kernel, if there is one.
         reason: Option<String>,
@@ -31,10 +31,10 @@ pub enum EngineError {
         #[source]
         error: std::io::Error,
     },
-    /// Another change is pending: it waits for its confirmation, for this long.
+    /// An earlier change waits for its confirmation. The value is the time until its deadline.
     #[error("an earlier change is pending: it waits for its confirmation")]
     Unconfirmed(Duration),
-    /// Other programs changed the rules each time before the batch was sent.
+    /// Other programs kept changing the rules, or held a lock, until the time limit.
     #[error("another program keeps changing the rules of this network namespace")]
     Busy,
     /// The live rules differ from the committed ones.
@@ -46,10 +46,11 @@ pub enum EngineError {
     /// The state could not be read or written.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The kernel is as before. The state on disk is unknown, because writing it failed, and so did writing the old one again.
+    /// The new state could not be written, and the old state could not be written again. The state on disk is
+    /// unknown. The kernel is unchanged.
     #[error("the state could not be written, and its old content could not be written again")]
     Undecided(#[source] StateError),
-    /// The rule sets cannot be one table.
+    /// The rule sets cannot be compiled to one nftables table.
     #[error(transparent)]
     Compile(#[from] CompileError),
     /// The rule sets need a feature that iptables lacks.
@@ -61,21 +62,21 @@ pub enum EngineError {
     /// A rule needs ip6tables, which is missing.
     #[error("a rule needs IPv6, but {0}")]
     NoIpv6(String),
-    /// One family was changed, the other one refused the change, and the first could not be rolled back.
+    /// A failed change could not be rolled back in one address family.
     #[error("{family} could not be rolled back after the other family was refused")]
     NotRolledBack {
-        /// The family whose rules are neither the old nor the new ones.
+        /// The family whose old rules are not restored.
         family: Family,
-        /// The cause.
+        /// The error of the failed rollback.
         #[source]
         error: Box<EngineError>,
     },
-    /// The rules were committed, but portfwd's older rules in another backend could not be removed.
+    /// The rules were committed, but portfwd's older rules in an unused backend could not be removed.
     #[error("the rules were committed, but portfwd's rules in {backend} could not be removed")]
     Left {
-        /// The backend that has them.
+        /// The unused backend that still has rules of portfwd.
         backend: BackendId,
-        /// The cause.
+        /// The error of the failed removal.
         #[source]
         error: Box<EngineError>,
     },
@@ -91,7 +92,7 @@ pub enum EngineError {
     /// The route to a target could not be read.
     #[error("cannot look up the route to the target {0}")]
     Route(IpAddr, #[source] std::io::Error),
-    /// The kernel has rules of portfwd, but the state is empty.
+    /// The kernel has rules of portfwd, but the state is empty. The number counts the live forwards.
     #[error("{0} has {1} forwards of portfwd, but the state is empty: it was lost")]
     Unknown(BackendId, usize),
     /// The kernel has no rules of portfwd.

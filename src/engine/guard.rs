@@ -1,10 +1,10 @@
-//! Finds new forwards that would take the clients of a listening socket of this host, or the user's own ssh connection.
+//! Finds new forwards that would take the clients of a listening socket of this host, or the user's SSH connection.
 //!
-//! The functions are pure: they compare the old and the new desired state with the sockets. A forward that already took a
-//! socket's clients in the old state is no finding, so a rule set that was applied once is never refused later.
+//! All functions are pure. They compare the old and the new desired state with the sockets. If a forward of the old
+//! state already takes a socket, the socket is no finding. So portfwd never refuses a rule set that was applied before.
 //!
-//! Be aware: a forward that takes only some clients, or those of one interface, counts as taking the socket. Sockets that
-//! are bound to an interface count as being everywhere.
+//! Be aware: a forward takes a socket even if it takes only some clients, or only clients on one interface. A socket
+//! that is bound to one interface counts as bound to all interfaces.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -15,23 +15,24 @@ use crate::model::{Binding, DesiredState, Family, IfName, Protocol};
 use crate::sys::sockets::Socket;
 use crate::sys::ssh::Ssh;
 
-/// A new forward, and the sockets that would lose clients to it.
+/// A new forward, and the sockets that would lose clients to the forward.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taking<'a> {
     /// The new forward.
     pub binding: &'a Binding,
-    /// The sockets, in the order of their ports.
+    /// The sockets that lose clients, sorted by port.
     pub sockets: Vec<&'a Socket>,
-    /// The user's ssh connection, if the forward would take it.
+    /// The user's SSH connection, if the forward would take it.
     pub ssh: Option<Ssh>,
 }
 
-/// Returns the protocols whose sockets matter.
+/// Returns the protocols of all forwards. Only sockets of these protocols can lose clients.
 pub fn protocols(after: &DesiredState) -> BTreeSet<Protocol> {
     after.bindings.iter().map(|owned| owned.rule.protocol).collect()
 }
 
-/// Returns the sockets that forwards of `after` take, unless a forward of `before` took them already.
+/// Returns the forwards of `after` that take a socket or `ssh`. Leaves out sockets that a forward of `before` already
+/// takes.
 pub fn takings<'a>(
     before: &'a DesiredState,
     after: &'a DesiredState,
@@ -58,7 +59,7 @@ pub fn takings<'a>(
     found.into_iter().filter_map(new).collect()
 }
 
-/// Returns the sockets that forwards take, whether or not the forwards are new.
+/// Returns every forward that takes a socket or `ssh`, whether it is new or old.
 fn all<'a>(desired: &'a DesiredState, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
     desired.bindings.iter().filter_map(move |owned| {
         let binding = &owned.rule;
@@ -68,7 +69,7 @@ fn all<'a>(desired: &'a DesiredState, sockets: &Sockets<'a>, ssh: Option<Ssh>) -
     })
 }
 
-/// Sockets sorted by protocol and port, for the lookup of many forwards.
+/// Sockets sorted by protocol and port, for fast lookups.
 struct Sockets<'a>(Vec<&'a Socket>);
 
 impl<'a> Sockets<'a> {
@@ -86,7 +87,7 @@ impl<'a> Sockets<'a> {
     }
 }
 
-/// The match of a forward without its ports.
+/// The match conditions of a forward, except its ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Place<'a> {
     family: Family,
@@ -107,24 +108,24 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Returns this match, and the same one with loopback addresses.
+    /// Returns two sets of match conditions: the unchanged one, and the one with loopback addresses included.
     fn and_wider(self) -> [Self; 2] {
         [self, Self { loopback: true, ..self }]
     }
 }
 
-/// Returns true if a forward takes clients from a socket of its protocol and ports.
+/// Returns true if a forward takes clients from a socket. The caller has already compared protocol and port.
 fn takes(binding: &Binding, socket: &Socket) -> bool {
     let own = !socket.address.is_unspecified();
     let stays_there = binding.target_port(socket.port) == socket.port
         && binding.to.address.is_none_or(|target| own && target == socket.address);
     let there = if own { is_about(binding, socket.address) } else { true };
-    // Packets to a multicast group are never forwarded.
+    // portfwd never forwards packets to a multicast group.
     let to_group = socket.address.is_multicast();
     socket.serves(binding.family) && there && !to_group && !stays_there
 }
 
-/// Returns true if a forward would take the next connection between the same hosts.
+/// Returns true if a forward would take a new SSH connection between the same client and server.
 fn takes_ssh(binding: &Binding, ssh: Ssh) -> bool {
     let port = ssh.server.port();
     let stays_there =
@@ -172,7 +173,7 @@ mod tests {
         desired
     }
 
-    /// `0.0.0.0:22/tcp`, and `[::]:22/tcp only` for IPv6 only.
+    /// Parses a socket such as `0.0.0.0:22/tcp`. The suffix ` only` marks an IPv6-only socket: `[::]:22/tcp only`.
     fn socket(text: &str) -> Socket {
         let (text, only_ipv6) = text.strip_suffix(" only").map_or((text, false), |text| (text, true));
         let (at, protocol) = text.split_once('/').expect(text);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_take_a_socket_has_its_near_miss() {
+    fn a_forward_takes_only_the_sockets_that_it_matches() {
         for (forward, taken_from, not_from) in [
             ("22 10.0.0.1", "0.0.0.0:22/tcp", "0.0.0.0:23/tcp"),
             ("22 10.0.0.1", "[::]:22/tcp", "[::]:22/tcp only"),
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_forward_takes_anew_counts() {
+    fn a_socket_that_an_old_forward_already_takes_is_no_finding() {
         let sockets = ["0.0.0.0:22/tcp", "127.0.0.1:22/tcp", "0.0.0.0:25/tcp"];
         for (before, after, expected) in [
             (&["22 10.0.0.1"][..], &["22 10.0.0.1"][..], &[][..]),
@@ -238,7 +239,7 @@ mod tests {
             (&["22 10.0.0.1 from=198.51.100.0/24"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &["192.0.2.1:22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &["22 10.0.0.1 interface=eth0"], &["0.0.0.0:22/tcp"]),
-            // The old forward redirected the port to the socket itself.
+            // The old forward sent port 22 to the socket itself, so it took nothing.
             (&["22 :22"], &["22 10.0.0.1"], &["0.0.0.0:22/tcp"]),
             (&["22 10.0.0.1"], &[], &[]),
         ] {
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ssh_connection_is_taken_by_what_its_packets_match() {
+    fn only_a_forward_that_matches_the_ssh_connection_takes_it() {
         for (connection, forward, is_taken) in [
             ("198.51.100.7 50000 192.0.2.1 22", "22 10.0.0.1", true),
             ("198.51.100.7 50000 192.0.2.1 22", "20-22 10.0.0.1", true),

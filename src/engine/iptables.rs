@@ -1,4 +1,4 @@
-//! The iptables backend of the engine: plan, send and verify one iptables-restore for each family.
+//! The iptables backend of the engine. Each address family gets one iptables-restore.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -29,19 +29,19 @@ use crate::store::Lock;
 use crate::sys::netlink::traffic::{Amount, Traffic};
 use crate::sys::rtnetlink;
 
-/// Changes of at least this many rules are not read back: that takes a fifth of the time of writing them, and
-/// iptables-restore reports itself whether the kernel took them.
+/// The number of changed rules from which portfwd does not read the rules back. Reading takes a fifth of the time of
+/// writing. iptables-restore itself reports if the kernel refuses a rule.
 const VERIFY_LIMIT: usize = 2_000;
 
-/// How many times portfwd waits for the xtables lock while it rolls one family back.
+/// The most attempts to roll back one family while another program holds the xtables lock.
 const ROLLBACK_ATTEMPTS: u32 = 12;
 
-/// The iptables of one network namespace.
+/// The iptables backend of one network namespace.
 pub(super) struct Iptables {
     programs: Programs,
     /// The locked file from which iptables-restore reads.
     input: Lock,
-    /// Whether DNAT shifts port ranges; `None` before the first use.
+    /// True if iptables can shift port ranges; `None` before the first test.
     shifts: Option<bool>,
 }
 
@@ -82,16 +82,18 @@ impl Programs {
 }
 
 impl Iptables {
-    /// Finds the commands of a variant, or those of the host's own variant. A host without IPv6 may have none for it.
+    /// Opens the iptables commands of `variant`. `None` stands for the variant of the host's `iptables`. ip6tables
+    /// may be missing.
     ///
-    /// `input` is the file from which iptables-restore reads; `None` stands for a file without a name. It stays locked as
-    /// long as an iptables-restore runs, even if the portfwd that started it was killed; this function waits for that.
+    /// `path` is the file from which iptables-restore reads. `None` stands for a file in memory. The file stays
+    /// locked while an iptables-restore runs, even if the portfwd that started it was killed. This function waits
+    /// for the lock.
     pub(super) fn open(variant: Option<Variant>, path: Option<&Path>) -> Result<Self, EngineError> {
         let ipv4 = match variant {
             Some(variant) => Tools::of_variant(Family::Ipv4, variant)?,
             None => Tools::of_host()?,
         };
-        // `ip6tables` may be of the other variant. portfwd uses one variant for both families.
+        // portfwd uses one variant for both families, even if the host's `ip6tables` is of another variant.
         let ipv6 = Tools::of_variant(Family::Ipv6, ipv4.variant);
         let programs = Programs { ipv4, ipv6, names: label_names() };
         Ok(Self { programs, input: input(path)?, shifts: None })
@@ -101,7 +103,8 @@ impl Iptables {
         self.programs.ipv4.variant
     }
 
-    /// Returns true if iptables and the kernel can shift port ranges. The first forward that needs it tries it out.
+    /// Returns true if iptables and the kernel can shift port ranges. Tests this once, before the first forward
+    /// that shifts ports.
     fn shifts(&mut self, desired: &DesiredState) -> Result<bool, EngineError> {
         let shifted = desired.bindings.iter().any(|owned| matches!(owned.rule.to.port, PortMap::Shift(_)));
         if let Some(known) = if shifted { self.shifts } else { Some(true) } {
@@ -112,7 +115,8 @@ impl Iptables {
         );
         let (tools, input) = (&self.programs.ipv4, &mut self.input);
         let trial = || -> Result<bool, EngineError> {
-            // In a network namespace of its own, so that the trial makes no table here. Without permission for one, here.
+            // The trial creates a table. A new network namespace keeps the table out of the current one. If
+            // unshare(2) is not permitted, the trial runs in the current namespace.
             let _: Result<(), Errno> = unshare(CloneFlags::CLONE_NEWNET);
             Ok(tools.accepts(&trial, input)?)
         };
@@ -122,8 +126,8 @@ impl Iptables {
         Ok(known)
     }
 
-    /// Reads a family again, and takes over the policies and their counters. Returns true if portfwd's rules are still those
-    /// on which the changes were decided.
+    /// Reads the rules of a family again, and copies the current policies and their counters to `changes`. Returns
+    /// true if portfwd's rules still equal `before`.
     fn refresh(&self, changes: &mut Changes, family: Family, before: &Program) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
         for (table, changes) in &mut changes.0 {
@@ -137,8 +141,8 @@ impl Iptables {
         Ok(tools.restore(text, &mut self.input)?)
     }
 
-    /// Returns true if another program changed the rules of a refused change: if a table is neither the old nor the new one,
-    /// or if all tables are the new ones although they were refused.
+    /// Returns true if another program changed the tables that iptables-restore refused to change. In this case a
+    /// table differs from both `before` and `after`, or all tables already equal `after`.
     fn changed_since(&self, before: &FamilyRules, after: &FamilyRules, family: Family) -> Result<bool, EngineError> {
         let now = self.programs.read_family(family)?;
         let is = |of: &FamilyRules, table: Table| now.table(table).same_content(of.table(table));
@@ -146,7 +150,8 @@ impl Iptables {
         Ok(!Table::ALL.into_iter().all(known) || Table::ALL.into_iter().all(|table| is(after, table)))
     }
 
-    /// Restores the rules of some families, counters included. Waits longer than usual for the xtables lock.
+    /// Restores the rules of `families` to `before`, with their counters. While the xtables lock is busy, makes up
+    /// to [`ROLLBACK_ATTEMPTS`] attempts.
     fn roll_back(&mut self, families: &[Family], before: &Program) -> Result<(), EngineError> {
         for family in families.iter().copied() {
             let half = |error| EngineError::NotRolledBack { family, error: Box::new(error) };
@@ -180,7 +185,8 @@ impl Iptables {
             let now = self.programs.read_family(*family).map_err(|error| EngineError::Unchecked(Box::new(error)))?;
             for table in Table::ALL {
                 let (now, planned) = (now.table(table), program.family(*family).table(table));
-                // Another program may have inserted a rule before the jump. The next plan shows that.
+                // Ignores the positions of portfwd's jumps. If another program inserts a rule before a
+                // jump, the next plan shows the difference.
                 if now.same_content(&Contents { hooks: now.hooks.clone(), ..planned.clone() })
                     && now.hooks.keys().eq(planned.hooks.keys())
                 {
@@ -221,7 +227,7 @@ impl Backend for Iptables {
         };
         let decision =
             |work| Decision { live: Live::Iptables(Arc::clone(&before)), work, compared: Arc::clone(desired) };
-        // A rule for an interface that is gone does no harm. It alone is no reason for a change.
+        // A hairpin rule for a removed interface is harmless. If nothing else differs, the plan is empty.
         let gone: BTreeSet<IfName> = hairpin_interfaces(&before).difference(&interfaces).cloned().collect();
         if !gone.is_empty() {
             let lenient = work(compiled(&interfaces.union(&gone).cloned().collect())?);
@@ -234,18 +240,19 @@ impl Backend for Iptables {
         Ok(decision(work))
     }
 
-    /// Returns `None`: iptables-restore rewrites whole chains, so all rules are compared.
+    /// Returns `None`, because iptables-restore rewrites whole chains and needs all rules.
     fn plan_partial(&mut self, _: &PartialChange<'_>, _: &mut Timing) -> Result<Option<Decision>, EngineError> {
         Ok(None)
     }
 
-    /// Rolls both families back if one fails.
+    /// Sends the changes of both families. If one family fails, rolls both families back.
     fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError> {
         let Work::Iptables { changes, before, program: after } = work else { return Ok(None) };
         let mut sent = Vec::new();
         let mut touched = Vec::new();
         for (family, changes) in changes {
-            // Edits by rule number need the rule at that number, and iptables-legacy writes the policies of whole tables.
+            // Rule numbers in edits must be current. iptables-legacy also writes the policies of whole
+            // tables.
             if self.variant() == Variant::Legacy || changes.has_edits() {
                 let unchanged = self.refresh(changes, *family, before);
                 if !matches!(unchanged, Ok(true)) {
@@ -266,31 +273,32 @@ impl Backend for Iptables {
             }
             sent.push(text);
         }
-        // The rules in it may be confidential.
+        // Empties the input file, because rules may be confidential.
         let _: io::Result<()> = self.input.set_len(0);
         Ok(Some(sent))
     }
 
-    /// Reads small changes again and compares them.
+    /// Verifies changes of fewer than [`VERIFY_LIMIT`] rules.
     fn verify(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
         let Work::Iptables { changes, program, .. } = work else { return Ok(()) };
         timing.measure(Phase::Read, || self.compare(changes, program))
     }
 }
 
-/// Returns the interfaces that the hairpin rules name.
+/// Returns the interfaces of the live hairpin rules.
 fn hairpin_interfaces(program: &Program) -> BTreeSet<IfName> {
     let chains = Family::ALL.into_iter().filter_map(|family| program.family(family).mangle.chains.get(HAIRPIN));
     let rules = chains.flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| rule.input.as_ref()).map(|input| input.name.clone()).collect()
 }
 
-/// Waits for an iptables-restore whose portfwd was killed, so that its change does not follow a later one.
+/// Waits for an iptables-restore whose portfwd was killed. Without this wait, the old change could overwrite a later
+/// change.
 pub(super) fn wait_for_last_restore(path: &Path) -> Result<(), EngineError> {
     input(Some(path)).map(drop)
 }
 
-/// Opens and locks the file that iptables-restore reads from.
+/// Opens and locks the input file of iptables-restore.
 fn input(path: Option<&Path>) -> Result<Lock, EngineError> {
     let failed = |error: io::Error| EngineError::Input(error);
     let file = match path {

@@ -1,4 +1,4 @@
-//! The live rules of portfwd, of either backend.
+//! The live rules of portfwd, from nftables or iptables.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub enum Live {
 }
 
 impl Live {
-    /// Returns the rules in the terms of rule sets.
+    /// Converts the live rules to forwards, networks and other rules, as rule-set files contain them.
     pub fn lift(&self) -> Observed {
         match self {
             Self::Nft { program, .. } => lift(program),
@@ -39,7 +39,7 @@ impl Live {
         priority.filter(|priority| *priority != Priority::DEFAULT)
     }
 
-    /// Returns the generation in which the rules were read. iptables has no generations.
+    /// Returns the generation in which the rules were read; `None` with iptables, which has no generations.
     pub fn generation(&self) -> Option<u32> {
         match self {
             Self::Nft { generation, .. } => Some(*generation),

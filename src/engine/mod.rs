@@ -1,16 +1,19 @@
-//! Reads the live rules, and plans and commits changes: the only place where the desired state and the kernel meet.
+//! Plans and commits changes. Only this module uses both the desired state and the kernel's rules.
 //!
 //! ```text
 //! desired state ──compile──▶ program ─┐
 //!                                     ├─diff──▶ changes ──encode──▶ batch ──commit──▶ kernel ──decode──▶ verified
 //! kernel ────────── decode ─▶ program ─┘
 //! ```
-//! `commit.rs` runs the phases of a change and can undo each of them. `nft.rs` and `iptables.rs` do the kernel's part.
+//! `commit.rs` runs the phases of a change, and undoes them if the kernel refuses the change. `nft.rs` and
+//! `iptables.rs` read and write the kernel's rules.
 //!
-//! A change is decided on the live rules. The batch carries the generation of the rules on which it was decided: if another
-//! program commits in between, the kernel refuses the batch, and the engine decides again. The intent is written to disk
-//! before the kernel is changed, and removed if the kernel refuses the change. So a process that is killed in between leaves
-//! an intent that the next command completes.
+//! portfwd plans a change from the live rules. The batch carries the generation of these rules. If another program
+//! commits before the batch arrives, the kernel refuses the batch, and portfwd plans again.
+//!
+//! The intent is the new desired state, marked as unfinished. portfwd writes the intent to disk before it changes the
+//! kernel, and removes the intent if the kernel refuses the change. If portfwd is killed in between, the next command
+//! completes the change.
 
 mod backend;
 mod choice;

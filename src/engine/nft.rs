@@ -1,4 +1,4 @@
-//! The nftables backend of the engine: plan, send and verify one netlink batch.
+//! The nftables backend of the engine. A change is one netlink batch.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,31 +19,31 @@ use crate::nft::program::{Element, Key, Program};
 use crate::nft::transaction::{CommitError, Connection, KernelError, PATIENCE};
 use crate::store::Verified;
 
-/// The most elements that a partial plan reads one by one.
+/// The largest number of elements in a partial plan. Larger plans use the full scope.
 pub const PARTIAL_LIMIT: usize = 512;
 
-/// The most changed elements that are read back after a commit.
+/// The most changed elements that portfwd reads again after a commit.
 const VERIFIED_ELEMENTS: usize = 256;
 
-/// The nftables of one network namespace.
+/// The nftables backend of one network namespace.
 pub(super) struct Nftables {
     connection: Connection,
 }
 
 impl Nftables {
-    /// Opens nftables and reads the generation, so that a process without permission fails before it writes anything.
+    /// Opens nftables and reads the generation. So a process without permission fails before it writes anything.
     pub(super) fn open() -> Result<Self, KernelError> {
         let mut connection = Connection::open()?;
         connection.generation()?;
         Ok(Self { connection })
     }
 
-    /// Returns the open netlink connection.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// Returns the current generation, if the live rules were verified in it: no program has committed since.
+    /// Returns the current generation if the live rules were verified in it. Returns `None` if a program has
+    /// committed since the verification.
     fn verified_generation(
         &mut self,
         verified: Option<&Verified>,
@@ -51,7 +51,8 @@ impl Nftables {
     ) -> Result<Option<u32>, EngineError> {
         let Some(verified) = verified else { return Ok(None) };
         let is = |generation: &u32| verified.is(*generation);
-        // The generation was read before this process got the lock of the store. Another portfwd may have committed since.
+        // `open` read this generation before the store was locked. If it is not verified, another portfwd may
+        // have committed in between, so the generation is read again.
         if let Some(generation) = self.connection.last_heard_generation().filter(is) {
             return Ok(Some(generation));
         }
@@ -95,7 +96,8 @@ impl Backend for Nftables {
         let (left, program) = timing.measure(Phase::Compile, || (compile(&change.before), compile(&change.after)));
         let (left, program) = (left?, program?);
         let (now, generation) = match (verified, change.last_verified) {
-            // Another version of portfwd may compile the same forwards to other chains and maps.
+            // Compares the layouts, because another version of portfwd may compile forwards to other chains
+            // and maps.
             (Some(generation), Some(verified)) if left.layout() == verified.layout => (left, generation),
             _ if !change.may_read => return Ok(None),
             _ => {
@@ -113,7 +115,8 @@ impl Backend for Nftables {
         Ok(Some(Decision { live, work: Work::Nft { changes, program, generation }, compared }))
     }
 
-    /// Sends the batch again with the new generation as long as other programs commit to other tables only.
+    /// Sends the batch. If another program has committed only to other tables, sends the batch again with the new
+    /// generation.
     fn send(&mut self, work: &mut Work, timing: &mut Timing) -> Result<Option<Vec<String>>, EngineError> {
         let Work::Nft { changes, program, generation } = work else { return Ok(None) };
         let connection = &mut self.connection;
@@ -124,7 +127,8 @@ impl Backend for Nftables {
                 Ok(()) => return Ok(Some(batch.lines().collect())),
                 Err(CommitError::Stale) => {}
                 Err(CommitError::Unheard(error)) => {
-                    // The kernel has handled the batch by now. A new connection tells whether it was committed.
+                    // The kernel has handled the batch by now. A new connection can read whether
+                    // the kernel committed the batch.
                     let done = Connection::open()
                         .and_then(|mut again| was_committed(&mut again, changes, program, *generation));
                     return match done {
@@ -143,11 +147,12 @@ impl Backend for Nftables {
         }
     }
 
-    /// Compares every chain, rule and map if one of them was changed, and at most [`VERIFIED_ELEMENTS`] of the changed
-    /// elements, spread evenly. Reports no difference if another program committed since: the difference may be its own.
+    /// Compares all chains, rules and maps if one of them was changed. Also compares at most [`VERIFIED_ELEMENTS`]
+    /// of the changed elements, spread evenly. Ignores a difference if another program has committed since, because
+    /// that program may have caused it.
     ///
-    /// Elements are read by key. A dump of 60,000 takes longer than their commit, because the kernel walks the set from its
-    /// first element again for every 32 KiB of the answer.
+    /// Reads elements by key. A dump of 60,000 elements takes longer than their commit. For every 32 KiB of the
+    /// answer, the kernel walks the set again from its first element.
     fn verify(&mut self, work: &Work, timing: &mut Timing) -> Result<(), EngineError> {
         let Work::Nft { changes, program, generation } = work else { return Ok(()) };
         timing.talk(Phase::Read, &mut self.connection, |connection| verify(connection, changes, program, *generation))
@@ -165,7 +170,8 @@ fn verify(
     if !changes.changes_only_elements() {
         let (live, at) = match decode::decode_structure(connection) {
             Ok(found) => found,
-            // Another program keeps changing portfwd's table. A difference would be that program's.
+            // Another program keeps changing portfwd's table, so a difference would not prove an error of
+            // portfwd.
             Err(KernelError::Interrupted) => return Ok(()),
             Err(error) => return Err(unverified(error)),
         };
@@ -190,7 +196,8 @@ fn verify(
     if generation.wrapping_sub(decided_on) == 1 { Err(EngineError::Differs(what)) } else { Ok(()) }
 }
 
-/// Returns true if a batch whose acknowledgement was lost was committed. One change of it is enough to tell.
+/// Returns true if the kernel committed a batch whose acknowledgement was lost. Checks one change, because a batch is
+/// atomic.
 fn was_committed(
     connection: &mut Connection,
     changes: &Changes,
@@ -222,7 +229,7 @@ fn unverified(error: KernelError) -> EngineError {
     EngineError::Unchecked(Box::new(error.into()))
 }
 
-/// Returns which part of the table differs from the planned one, elements aside.
+/// Returns the first part of the table that differs from the planned table. Ignores elements.
 fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
     let shapes = |program: &'a Program| program.maps.iter().map(|(name, map)| (name, &map.shape));
     if (live.table, live.flagged) != (planned.table, planned.flagged) {
@@ -236,7 +243,7 @@ fn difference<'a>(live: &'a Program, planned: &'a Program) -> Option<&'a str> {
     }
 }
 
-/// Adds the refused forward to an error of the kernel.
+/// Adds the refused object, such as a forward, to an error of the kernel.
 fn named(error: CommitError, batch: &Batch<'_>) -> EngineError {
     let CommitError::Refused { seq, error, reason, offset } = error else { return error.into() };
     let element = offset.and_then(|offset| batch.element_at(seq, offset));

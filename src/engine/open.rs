@@ -1,4 +1,4 @@
-//! The engine, and how it is opened.
+//! Opens the engine: chooses the backend, locks the store and loads the desired state.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,18 @@ use crate::sys::privilege;
 /// The place where an engine keeps the desired state.
 #[derive(Debug, Clone, Copy)]
 pub enum Storage<'a> {
-    /// In this directory, to be read only. Nothing is created there; a missing state is an empty one.
+    /// A directory that the engine only reads. If the directory has no state, the desired state is empty.
     ReadOnly(&'a Path),
-    /// In this directory, to be read and written.
+    /// A directory that the engine reads and writes.
     ReadWrite(&'a Path),
-    /// In this directory. A damaged state file gets another name, and an empty state takes its place.
+    /// A directory that the engine reads and writes. If the state file is damaged, the engine renames the file and
+    /// starts with an empty state.
     Reset(&'a Path),
-    /// In memory, until the engine is dropped.
+    /// Memory instead of a directory. The state is lost when the engine is dropped.
     Memory,
 }
 
-/// The live rules and the desired state of one network namespace: the one that the calling thread is in.
+/// The live rules and the desired state of the calling thread's network namespace.
 pub struct Engine {
     pub(super) backend: Box<dyn Backend>,
     pub(super) choice: Choice,
@@ -38,21 +39,21 @@ pub struct Engine {
     pub(super) store: Store,
     pub(super) state: State,
     pub(super) scope: Scope,
-    /// Whether a commit may remove live rules of portfwd that the state does not know.
+    /// True if a commit may remove live rules of portfwd that are missing from the state.
     pub(super) replaces_unknown: bool,
-    /// Variants of iptables to search for portfwd's rules, beside those that the state names.
+    /// Variants of iptables that [`Engine::stale_backends`] searches, even if the state does not list them.
     pub(super) suspected: BTreeSet<Variant>,
     pub(super) quarantined: Option<PathBuf>,
     pub(super) timing: Timing,
 }
 
 impl Engine {
-    /// Opens the kernel's rules and the desired state. With [`Scope::Partial`], loads only the part of a large state that the
-    /// change concerns, if that is enough.
+    /// Opens the backend and the store. [`Scope::Partial`] loads a few forwards instead of the whole state, if a
+    /// few are enough.
     ///
     /// # Errors
-    /// If the kernel or the state cannot be read, or another portfwd holds the lock of the state for longer than
-    /// [`LOCK_WAIT`].
+    /// Fails if the kernel or the state cannot be read. Also fails if another portfwd process holds the store's lock for
+    /// longer than [`LOCK_WAIT`].
     pub fn open(storage: Storage<'_>, choice: Choice, scope: Scope) -> Result<Self, EngineError> {
         let mut timing = Timing::default();
         let (nftables, fallback_reason) = timing.measure(Phase::Read, || open_nftables(choice))?;
@@ -106,22 +107,22 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Returns the loaded or last committed state; with [`Scope::Partial`] only a part of it.
+    /// Returns the state after the last load or commit. If [`Engine::is_partial`] returns true, it is only a part.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Returns the time that the phases took, and the messages of each.
+    /// Returns the elapsed time and the kernel messages of each phase.
     pub fn timing(&self) -> &Timing {
         &self.timing
     }
 
-    /// Returns the backend that holds the rules.
+    /// Returns the ID of the backend in use.
     pub fn id(&self) -> BackendId {
         self.backend.id()
     }
 
-    /// Returns why iptables is used although the user left the choice to portfwd.
+    /// Returns why [`Choice::Auto`] selected iptables; `None` if there was no fallback.
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
     }
@@ -136,7 +137,8 @@ impl Engine {
         self.quarantined.as_deref()
     }
 
-    /// Returns a file that exists while a change waits for its confirmation; `None` without a state directory.
+    /// Returns the path of a file that exists while a change waits for its confirmation. Returns `None` for
+    /// [`Storage::Memory`].
     pub fn pending_flag(&self) -> Option<PathBuf> {
         self.store.pending_flag()
     }
@@ -146,11 +148,11 @@ impl Engine {
         matches!(self.scope, Scope::Partial(_))
     }
 
-    /// Loads the whole state if only a part of it is loaded. `after` is a change of that part, and becomes the same change
-    /// of the whole.
+    /// Loads the whole state if only a part is loaded. `after` contains a change of the loaded part. This function
+    /// applies the same change to the whole state, and stores the result in `after`.
     ///
     /// # Errors
-    /// If the state cannot be read.
+    /// Fails if the state cannot be read.
     pub fn load_full(&mut self, after: &mut State) -> Result<(), EngineError> {
         if self.is_partial() {
             let full = self.timing.measure(Phase::Store, || self.store.load())?;
@@ -164,7 +166,7 @@ impl Engine {
     /// Reads the live rules of portfwd.
     ///
     /// # Errors
-    /// If the kernel cannot be read.
+    /// Fails if the kernel cannot be read.
     pub fn live(&mut self) -> Result<Live, EngineError> {
         self.backend.live(&mut self.timing)
     }
@@ -176,7 +178,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes a state to disk.
+    /// Saves a state, unless it equals the loaded state.
     pub(super) fn persist(&mut self, state: &State) -> Result<(), EngineError> {
         if *state == self.state {
             return Ok(());
@@ -234,9 +236,10 @@ pub(super) fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-/// Opens nftables unless the user chose iptables. With [`Choice::Auto`], returns the reason if nftables is missing.
+/// Opens nftables unless the user chose iptables. If the kernel has no nf_tables, [`Choice::Auto`] returns no backend
+/// and the reason.
 ///
-/// A process without permission fails here, before it writes anything to disk.
+/// Fails if the process may not administer the network. This check comes before all writes to disk.
 fn open_nftables(choice: Choice) -> Result<(Option<Nftables>, Option<String>), EngineError> {
     if matches!(choice, Choice::Iptables | Choice::Variant(_)) {
         if !privilege::may_administer_network() {
@@ -248,7 +251,7 @@ fn open_nftables(choice: Choice) -> Result<(Option<Nftables>, Option<String>), E
         (_, Ok(nftables)) => Ok((Some(nftables), None)),
         (Choice::Auto, Err(KernelError::NoNfTables(error))) => match Tools::of_host() {
             Ok(_) => Ok((None, Some("this kernel has no nf_tables".into()))),
-            // Without iptables either, the error names nf_tables: portfwd prefers it.
+            // If iptables is missing too, returns the error about nf_tables, the preferred backend.
             Err(_) => Err(KernelError::NoNfTables(error).into()),
         },
         (_, Err(error)) => Err(error.into()),

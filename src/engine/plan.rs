@@ -1,4 +1,4 @@
-//! The difference between the desired and the live rules, in the terms of rule sets.
+//! Describes the difference between live and desired rules for users, with one step for each changed rule.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::{BackendId, Engine, EngineError, Live, Sysctls, Work};
 use crate::model::{Binding, DesiredState, Family, IfName, Observed, PortRange, Protocol, SetName, SetRule};
 use crate::store::State;
 
-/// The kind of a change.
+/// The kind of change of one rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
     /// The rule is added.
@@ -33,12 +33,13 @@ impl fmt::Display for Sign {
     }
 }
 
-/// A rule as text. The text of a forward is made when it is printed, because most changes of thousands are only counted.
+/// A rule as text. A forward becomes text only when it is printed, because most changes of thousands of forwards are
+/// only counted.
 #[derive(Debug, Clone)]
 pub enum Words {
-    /// A forward of a desired state, by its index.
+    /// A forward, as an index into the `bindings` of a desired state.
     Forward(Arc<DesiredState>, usize),
-    /// The text of any other rule.
+    /// The text of a rule that is not a forward.
     Text(String),
 }
 
@@ -63,7 +64,7 @@ impl From<String> for Words {
     }
 }
 
-/// Compares the texts.
+/// Compares two rules by their texts.
 impl PartialEq for Words {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
@@ -77,11 +78,11 @@ impl Eq for Words {}
 pub struct Step {
     /// The kind of change.
     pub sign: Sign,
-    /// The set of the rule, if it belongs to one.
+    /// The rule set that contains the rule, if there is one.
     pub set: Option<SetName>,
-    /// The live rule.
+    /// The live rule; `None` if the step adds a rule.
     pub before: Option<Words>,
-    /// The desired rule.
+    /// The desired rule; `None` if the step removes a rule.
     pub after: Option<Words>,
 }
 
@@ -96,9 +97,9 @@ impl Step {
 /// A planned change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The change of each rule.
+    /// The steps, one for each changed rule.
     pub steps: Vec<Step>,
-    /// The data to send.
+    /// The changes to send to the backend.
     pub work: Work,
 }
 
@@ -109,7 +110,7 @@ impl Plan {
         Self { steps, work }
     }
 
-    /// Returns true if the live rules are the desired ones.
+    /// Returns true if the live rules equal the desired rules.
     pub fn is_empty(&self) -> bool {
         self.work.is_empty()
     }
@@ -125,16 +126,16 @@ impl Engine {
     /// Plans the change to the desired rules. Changes nothing.
     ///
     /// # Errors
-    /// If the kernel cannot be read, or the sets cannot be one table.
+    /// Fails if the kernel cannot be read, or the rule sets cannot be compiled.
     pub fn plan_rules(&mut self, desired: &Arc<DesiredState>) -> Result<Plan, EngineError> {
         let Decision { live, work, compared } = self.backend.plan(desired, &mut self.timing)?;
         Ok(self.timing.measure(Phase::Plan, || Plan::new(&live, &compared, work)))
     }
 
-    /// Plans the change to a state: its rules, sysctls and other backends. Changes nothing.
+    /// Plans the change to a state: rules, sysctls, and the removal of rules from unused backends. Changes nothing.
     ///
     /// # Errors
-    /// As [`Engine::plan_rules`]; if a sysctl or the routing table cannot be read.
+    /// Fails like [`Engine::plan_rules`]. Also fails if a sysctl or the routing table cannot be read.
     pub fn plan(&mut self, after: &State) -> Result<Plan, EngineError> {
         let mut plan = self.plan_rules(&after.desired)?;
         let sysctls = Sysctls::needed(&mut after.clone(), &self.state)?;
@@ -151,12 +152,12 @@ impl Engine {
     }
 }
 
-/// Returns the change of each rule, if there is one.
+/// Returns one step for each rule that differs.
 pub(super) fn steps(live: &Live, desired: &Arc<DesiredState>) -> Vec<Step> {
     steps_from(live, desired).0
 }
 
-/// Returns the change of each rule, and the live rules in the terms of rule sets.
+/// Returns one step for each rule that differs, and the live rules as a desired state.
 pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>, Arc<DesiredState>) {
     let Observed { desired: lifted, foreign, .. } = live.lift();
     let lifted = Arc::new(lifted);
@@ -170,7 +171,7 @@ pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>
         steps.push(Step { sign: Sign::Remove, set: None, before: Some(name.into()), after: None });
     }
     if steps.is_empty() {
-        // The rules of all sets are live, but the chains around them differ.
+        // All rules of the rule sets are live, but portfwd's table or chains differ in another part.
         let after = Some(Words::Text(match live {
             Live::Nft { .. } => format!("table inet {}", crate::nft::program::TABLE),
             Live::Iptables(_) => format!("chains {}…", crate::iptables::program::PREFIX),
@@ -180,12 +181,12 @@ pub(super) fn steps_from(live: &Live, desired: &Arc<DesiredState>) -> (Vec<Step>
     (steps, lifted)
 }
 
-/// Returns true if a network needs rules: if it masquerades or isolates.
+/// Returns true if a network masquerades or isolates. Only such a network has rules in the kernel.
 fn leaves_a_trace(network: &crate::model::Network) -> bool {
     network.masquerade || network.isolate
 }
 
-/// The key of a forward: its set, and the packets that it matches.
+/// The key that identifies a forward: its rule set, and the packets that it matches.
 type Identity<'a> = (&'a SetName, Family, Protocol, PortRange, Option<IpAddr>, Option<&'a IfName>, Option<IpNetwork>);
 
 fn identity(owned: &SetRule<Binding>) -> Identity<'_> {

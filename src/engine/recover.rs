@@ -1,4 +1,4 @@
-//! Recovery: finishing a change whose process was killed, and rebuilding a lost state from the live rules.
+//! Finishes a change whose process was killed, and rebuilds a lost state from the live rules.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use crate::model::{Observed, SetName, Settings};
 use crate::store::State;
 
 impl Engine {
-    /// Finishes an earlier change whose process was killed. Returns true if there was one.
+    /// Finishes an earlier change whose process was killed. Returns false if there is no such change.
     ///
     /// # Errors
-    /// As [`Engine::commit`].
+    /// Fails like [`Engine::commit`].
     pub fn finish_interrupted(&mut self) -> Result<bool, EngineError> {
         if self.state.unfinished.is_none() {
             return Ok(false);
@@ -19,10 +19,11 @@ impl Engine {
         Ok(true)
     }
 
-    /// Returns a state whose desired rules are the live ones, as far as the kernel's rules tell.
+    /// Rebuilds a state from the live rules. Facts that leave no trace in the kernel are missing.
     ///
     /// # Errors
-    /// [`EngineError::Nothing`] if the kernel has no rules of portfwd; others if the kernel cannot be read.
+    /// Returns [`EngineError::Nothing`] if the kernel has no rules of portfwd.
+    /// Returns other variants if the kernel cannot be read.
     pub fn state_from_kernel(&mut self) -> Result<State, EngineError> {
         let live = self.live()?;
         let Observed { mut desired, .. } = live.lift();
@@ -39,7 +40,7 @@ impl Engine {
         desired.settings.extend(sets.into_iter().map(|set| (set, settings)));
         desired.normalize();
         let iptables = self.id().variant().into_iter().collect();
-        // The live rules become the desired ones even if they wait for a confirmation.
+        // Live rules of a pending change count as confirmed.
         Ok(State { desired: desired.into(), iptables, unconfirmed: None, ..self.state.clone() })
     }
 }

@@ -1,7 +1,7 @@
-//! Changes that are rolled back unless the user confirms them in time.
+//! Rolls a change back unless the user confirms it in time.
 //!
-//! The state keeps the old desired state until the change is confirmed or rolled back. So any command that runs after the
-//! deadline can roll it back. A rollback is a commit like any other.
+//! The state keeps the old desired state until the change is confirmed or rolled back. So every command can do the
+//! rollback after the deadline. A rollback is an ordinary commit of the old desired state.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::{Engine, EngineError, Options, Outcome};
 use crate::store::{Deadline, State, Unconfirmed};
 
 impl Engine {
-    /// Marks `after` as a change that needs a confirmation within `time`, and returns the deadline; `None` if `after` changes
-    /// nothing.
+    /// Marks `after` as a change that the user must confirm within `time`, and returns the deadline. Returns `None`
+    /// if `after` changes nothing.
     ///
     /// # Errors
-    /// [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
+    /// Returns [`EngineError::Unconfirmed`] if an earlier change waits for its confirmation.
     pub fn require_confirmation(&self, after: &mut State, time: Duration) -> Result<Option<Deadline>, EngineError> {
         self.ensure_none_pending()?;
         let State { desired, origins, sysctls, .. } = self.state.clone();
@@ -25,10 +25,10 @@ impl Engine {
         Ok(Some(until))
     }
 
-    /// Fails while a change waits for its confirmation: it would not be clear what a rollback restores.
+    /// Fails if a change waits for its confirmation. A second change would make the target of a rollback unclear.
     ///
     /// # Errors
-    /// [`EngineError::Unconfirmed`]
+    /// Returns [`EngineError::Unconfirmed`] with the time until the deadline.
     pub fn ensure_none_pending(&self) -> Result<(), EngineError> {
         let waiting = self.state.unconfirmed.as_ref();
         waiting.map_or(Ok(()), |waiting| Err(EngineError::Unconfirmed(waiting.until.left().unwrap_or_default())))
@@ -37,7 +37,7 @@ impl Engine {
     /// Confirms the pending change. Returns false if there is none, or if its deadline has passed.
     ///
     /// # Errors
-    /// If the state cannot be written.
+    /// Fails if the state cannot be written.
     pub fn confirm(&mut self) -> Result<bool, EngineError> {
         let mut after = self.state.clone();
         let waiting = after.unconfirmed.take().filter(|waiting| waiting.until.left().is_some());
@@ -47,10 +47,10 @@ impl Engine {
         Ok(true)
     }
 
-    /// Rolls the pending change back, before or after its deadline. Returns `None` if there is none.
+    /// Rolls the pending change back, even before its deadline. Returns `None` if no change is pending.
     ///
     /// # Errors
-    /// As [`Engine::commit`]; the change stays pending then.
+    /// Fails like [`Engine::commit`]. After an error, the change stays pending.
     pub fn roll_back(&mut self) -> Result<Option<Outcome>, EngineError> {
         let mut after = self.state.clone();
         let Some(Unconfirmed { desired, origins, sysctls, .. }) = after.unconfirmed.take() else { return Ok(None) };
@@ -61,7 +61,7 @@ impl Engine {
     /// Rolls the pending change back if its deadline has passed.
     ///
     /// # Errors
-    /// As [`Engine::roll_back`].
+    /// Fails like [`Engine::roll_back`].
     pub fn roll_back_if_expired(&mut self) -> Result<Option<Outcome>, EngineError> {
         let expired = self.state.unconfirmed.as_ref().is_some_and(|waiting| waiting.until.left().is_none());
         if expired { self.roll_back() } else { Ok(None) }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_change_is_accepted_while_one_is_pending() {
+    fn a_pending_change_allows_only_its_own_repair_or_end() {
         let plain = State::default();
         assert!(may_change(&plain, &other(&plain)).is_ok());
         let until = Deadline::after(Duration::from_secs(60));

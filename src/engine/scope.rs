@@ -1,17 +1,27 @@
-//! Full and partial scope: the cost of a change of a few forwards does not depend on the size of the state.
+//! Loads and compares only a part of the desired state, so that a small change of a large state is fast.
 //!
-//! With a partial scope the engine loads only the forwards that the change could conflict with, those of a set that the
-//! change replaces, and one representative of each rule shape ([`State::representatives`]). The representatives stand for all other
-//! forwards: a table compiled from them has the same rules, chains and maps, and fewer elements.
+//! A partial scope loads three groups of forwards:
 //!
-//! Nothing of the kernel is read if the last commit of all was portfwd's and its rules were verified then
-//! ([`State::verified`]). Otherwise, in a state of at least 1,000 forwards, the engine reads the rules, the chains, the maps,
-//! and the elements of the changed forwards. The engine falls back to the full scope if that is not enough: if the table
-//! differs from the last one in more than elements, after a change that was interrupted, with rules at loopback addresses,
-//! with iptables, or if more than forwards change.
+//! - the forwards that could conflict with the change,
+//! - the forwards of each set that the change replaces,
+//! - one representative of each rule shape ([`State::representatives`]).
 //!
-//! Be aware: with a partial scope `add` does not notice if another program changed the element of another forward. `list`
-//! and `plan` show that, `apply` and `restore` repair it.
+//! A table compiled from the representatives has all rules, chains and maps of the full table, but fewer elements.
+//!
+//! [`State::verified`] is the generation in which portfwd last verified the rules. If no program has committed since,
+//! the engine plans the change without reading the rules. Otherwise, in a state of at least 1,000 forwards, the engine
+//! reads the rules, the chains, the maps, and the elements of the changed forwards.
+//!
+//! The engine falls back to the full scope in these cases:
+//!
+//! - The live table differs from the last committed table in more than elements.
+//! - The last change was interrupted.
+//! - A rule uses loopback addresses.
+//! - The backend is iptables.
+//! - The change affects more than forwards.
+//!
+//! Be aware: with a partial scope, `add` does not detect that another program changed the element of another forward.
+//! `list` and `plan` detect it. `apply` and `restore` repair it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,16 +30,16 @@ use crate::model::label::Sources;
 use crate::model::{Binding, DesiredState, SetName, SetRule};
 use crate::store::State;
 
-/// How much of the desired state an engine loads.
+/// The amount of the desired state that an engine loads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// The whole state.
     Full,
-    /// A part, if that is enough for the change.
+    /// A part of the state, or the whole state if the part is not enough.
     Partial(Part),
 }
 
-/// The change for which a part of the desired state is enough.
+/// The forwards and rule sets of a change. They determine the part of the desired state to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The forwards that the change adds or replaces.
@@ -38,8 +48,8 @@ pub struct Part {
     pub sets: Vec<SetName>,
 }
 
-/// Returns two states without the forwards that both have. The `representatives` stay, because a table has their rule shapes
-/// either way. The forwards of both states must be sorted.
+/// Returns `before` and `after` without the forwards that they have in common. Keeps the `representatives`, because
+/// both tables contain their rule shapes. The forwards of both states must be sorted.
 pub(super) fn changed_parts(
     before: &DesiredState,
     after: &DesiredState,
@@ -54,8 +64,8 @@ pub(super) fn changed_parts(
     })
 }
 
-/// Returns true if two states differ in forwards only. If a network changes, forwards outside of the loaded part may move to
-/// another chain; if a source address gets another number, their labels may change.
+/// Returns true if two states differ in forwards only. A changed network may move unloaded forwards to another chain. A
+/// renumbered source address may change the labels of unloaded forwards.
 pub(super) fn differ_in_forwards_only(before: &DesiredState, after: &DesiredState) -> bool {
     (&before.networks, &before.masquerades, &before.snats, &before.netmaps)
         == (&after.networks, &after.masquerades, &after.snats, &after.netmaps)
@@ -63,7 +73,7 @@ pub(super) fn differ_in_forwards_only(before: &DesiredState, after: &DesiredStat
         && Sources::of_state(before).agree(&Sources::of_state(after))
 }
 
-/// Applies the difference `from → to` to `on`, a superset of `from`. Returns `to` if `on` equals `from`.
+/// Applies the difference between `from` and `to` to the state `on`. `from` must be a part of `on`.
 pub(super) fn rebase(on: &State, from: &State, to: &State) -> State {
     if on.desired == from.desired {
         return to.clone();
@@ -94,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn rebase_applies_the_same_change_to_a_larger_state() {
+    fn rebase_applies_the_change_of_a_part_to_the_whole_state() {
         let (full, part) = (state(&[1, 2, 3, 4, 5]), state(&[2, 3]));
         assert_eq!(rebase(&full, &part, &state(&[2, 3, 9])), state(&[1, 2, 3, 4, 5, 9]));
         assert_eq!(rebase(&full, &part, &state(&[3])), state(&[1, 3, 4, 5]));

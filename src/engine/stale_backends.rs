@@ -1,4 +1,5 @@
-//! Rules that portfwd left in other backends: in iptables before nftables was used, or in another variant of iptables.
+//! Finds and removes portfwd's rules in backends that portfwd no longer uses. Example: rules in iptables after a move
+//! to nftables.
 
 use std::time::Instant;
 
@@ -13,17 +14,18 @@ use crate::model::DesiredState;
 use crate::nft::decode::has_chain;
 use crate::nft::transaction::{Connection, KernelError, PATIENCE};
 
-/// A backend that has rules of portfwd, or why that could not be found out.
+/// A backend with rules of portfwd, or the error if portfwd could not read the backend.
 type Found = Result<Box<dyn Backend>, EngineError>;
 
 impl Engine {
-    /// Lets the next commit remove portfwd's rules from every backend, whether or not the state knows them.
+    /// Makes the next commit remove portfwd's rules from every backend, even if the state does not list them.
     pub fn remove_from_all_backends(&mut self) {
         self.suspected = Variant::ALL.into();
         self.replaces_unknown = true;
     }
 
-    /// Returns the other backends that have rules of portfwd, or may have some and cannot be read.
+    /// Returns the unused backends that contain rules of portfwd. Includes an unreadable backend that may contain
+    /// such rules.
     pub fn stale_backends(&self) -> Vec<BackendId> {
         self.find_stale().into_iter().map(|(backend, _)| backend).collect()
     }
@@ -37,7 +39,8 @@ impl Engine {
             match open_if_used(id) {
                 Ok(Some(backend)) => stale.push((id, Ok(backend))),
                 Ok(None) | Err(EngineError::Kernel(KernelError::NoNfTables(_))) => {}
-                // The programs of iptables are missing, and the kernel has no rules that could be portfwd's.
+                // An unreadable iptables counts only if the state lists it and the kernel may have its
+                // rules.
                 Err(_) if id != BackendId::Nft && (!known(id) || !may_have_rules(id)) => {}
                 Err(error) => stale.push((id, Err(error))),
             }
@@ -45,7 +48,7 @@ impl Engine {
         stale
     }
 
-    /// Removes portfwd's rules from all other backends, and returns those that had some.
+    /// Removes portfwd's rules from all unused backends. Returns the backends that had rules.
     pub(super) fn remove_stale_backends(&mut self) -> Result<Vec<BackendId>, EngineError> {
         let mut removed = Vec::new();
         for (backend, found) in self.find_stale() {
@@ -84,8 +87,10 @@ fn remove_all(backend: &mut dyn Backend, timing: &mut Timing) -> Result<(), Engi
     }
 }
 
-/// Returns true if the kernel may have rules of portfwd in a backend whose programs are missing: if nf_tables has a chain of
-/// portfwd's name, or if a table of iptables-legacy was created since boot.
+/// Returns true if the kernel may have rules of portfwd in a backend whose programs are missing.
+///
+/// For iptables-nft, nf_tables must have a chain with portfwd's name. For iptables-legacy, a table must have been
+/// created since boot.
 fn may_have_rules(id: BackendId) -> bool {
     match id {
         BackendId::Nft => true,

@@ -1,10 +1,10 @@
-//! The sysctls that the rules need: which ones change, when, and which old values are restored later.
+//! Sets the sysctls that the rules need, and restores their old values later.
 //!
-//! Forwarding is switched on before the rules that need it are sent. route_localnet is set on an interface only while the
-//! rules that guard loopback addresses are live: after they are sent, and until before they are removed.
+//! Forwarding is switched on before the rules are sent. route_localnet is on only while the rules that protect loopback
+//! addresses are live. So it is set after these rules are sent, and restored before they are removed.
 //!
-//! The state lists a sysctl from before its change until its old value is restored. So the next command knows
-//! which sysctls to restore if this process is killed.
+//! The state lists a sysctl from before its change until its old value is restored. So the next command can restore
+//! sysctls if this process is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,24 +17,23 @@ use crate::sys::{rtnetlink, sysctl};
 /// The sysctls that change with a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sysctls {
-    /// Forwarding, to be switched on.
+    /// Forwarding sysctls to switch on.
     forward: Vec<sysctl::Change>,
-    /// route_localnet of interfaces, to be switched on.
+    /// route_localnet sysctls to switch on.
     open: Vec<sysctl::Change>,
-    /// route_localnet of interfaces, to be restored.
+    /// route_localnet sysctls to restore.
     close: Vec<sysctl::Change>,
-    /// Other sysctls, to be restored.
+    /// All sysctls to restore, except route_localnet.
     restore: Vec<sysctl::Change>,
-    /// Targets of loopback forwards without a route.
+    /// Targets of loopback forwards to which the host has no route.
     pub unreachable: Vec<IpAddr>,
 }
 
 impl Sysctls {
-    /// Reads the sysctls and returns those that `after` needs or no longer needs. Adds to `after` the sysctls that change,
-    /// and removes those that are restored.
+    /// Reads the sysctls, and plans which sysctls to set and to restore. Updates the list of sysctls in `after`.
     ///
     /// # Errors
-    /// If a sysctl or the routing table cannot be read.
+    /// Fails if a sysctl or the routing table cannot be read.
     pub fn needed(after: &mut State, before: &State) -> Result<Self, EngineError> {
         let mut sysctls = Self::default();
         for family in after.desired.forwarding() {
@@ -48,7 +47,7 @@ impl Sysctls {
         let needed: BTreeSet<String> = interfaces.iter().map(sysctl::route_localnet_key).collect();
         after.sysctls.retain(|known| !sysctl::is_route_localnet(&known.key) || needed.contains(&known.key));
         for change in sysctls.to_set() {
-            // The first value counts: the host had it before portfwd changed it.
+            // Keeps the first recorded value, which the host had before portfwd changed the sysctl.
             if !after.sysctls.iter().any(|known| known.key == change.key) {
                 after.sysctls.push(change.clone());
             }
@@ -58,7 +57,7 @@ impl Sysctls {
         Ok(sysctls)
     }
 
-    /// Returns sysctls to switch on before a commit.
+    /// Returns a plan that only switches `forward` on.
     #[cfg(test)]
     pub(super) fn to_switch_on(forward: Vec<sysctl::Change>) -> Self {
         Self { forward, ..Self::default() }
@@ -74,17 +73,17 @@ impl Sysctls {
         self.close.iter().chain(&self.restore)
     }
 
-    /// Returns `after` with the sysctls that are not restored yet: the state while the change runs.
+    /// Returns the state while the change runs: `after`, with the sysctls that are not restored yet.
     pub fn during(&self, after: &State) -> State {
         let mut during = after.clone();
         during.sysctls.extend(self.to_restore().cloned());
         during
     }
 
-    /// Changes the sysctls that come before the rules. Returns the restored ones.
+    /// Sets and restores the sysctls that must change before the rules. Returns the restored sysctls.
     ///
     /// # Errors
-    /// The first sysctl that cannot be set; all have their old values then.
+    /// Returns the error of the first sysctl that cannot be set. Then all sysctls have their old values.
     pub fn before_commit(&self) -> Result<Vec<sysctl::Change>, EngineError> {
         sysctl::may_set(&self.open)?;
         sysctl::set(&self.forward)?;
@@ -97,11 +96,11 @@ impl Sysctls {
         sysctl::undo(&self.forward);
     }
 
-    /// Changes the sysctls that come after the rules. Returns the restored ones. `after` keeps those that could not
-    /// be restored, so that the next change tries again.
+    /// Sets and restores the sysctls that must change after the rules. Returns the restored sysctls. `after` keeps
+    /// the sysctls that could not be restored, so the next change tries again.
     ///
     /// # Errors
-    /// The first sysctl that cannot be set.
+    /// Returns the error of the first sysctl that cannot be set.
     pub fn after_commit(&self, after: &mut State) -> Result<Vec<sysctl::Change>, EngineError> {
         let restored = sysctl::undo(&self.restore);
         after.sysctls.extend(self.to_restore().filter(|change| sysctl::holds(change)).cloned());
@@ -110,10 +109,10 @@ impl Sysctls {
     }
 }
 
-/// Returns the interfaces towards the targets of loopback forwards, and the targets without a route.
+/// Returns the egress interfaces to the targets of loopback forwards, and the targets without a route.
 ///
-/// A target in a declared network is behind that network's bridge. The routing table does not matter while the bridge is
-/// missing.
+/// A target in a `[[network]]` is behind the bridge of that network, whatever the routing table contains. If the bridge
+/// is missing, the target has no route.
 fn interfaces_to_loopback_targets(desired: &DesiredState) -> Result<(BTreeSet<IfName>, Vec<IpAddr>), EngineError> {
     let opened = desired.bindings.iter().map(|owned| &owned.rule).filter(|rule| rule.loopback);
     let mut routes: BTreeMap<IpAddr, Option<IfName>> = BTreeMap::new();
@@ -131,7 +130,7 @@ fn interfaces_to_loopback_targets(desired: &DesiredState) -> Result<(BTreeSet<If
     }
     routes.extend(rtnetlink::interfaces_to(unknown).map_err(|(target, error)| EngineError::Route(target, error))?);
     let unreachable = routes.iter().filter(|(_, interface)| interface.is_none()).map(|(target, _)| *target).collect();
-    // The host reaches itself without route_localnet.
+    // A target on this host needs no route_localnet.
     let interfaces = routes.into_values().flatten().filter(|interface| interface.as_str() != "lo").collect();
     Ok((interfaces, unreachable))
 }

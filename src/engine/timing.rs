@@ -1,4 +1,4 @@
-//! Measures the phases of a command: their time, and the netlink traffic in them.
+//! Measures the time and the netlink traffic of each phase of a command.
 //!
 //! ```text
 //! time     96.214 ms
@@ -7,9 +7,9 @@
 //!   kernel  61.905 ms  sent 346 messages, 2106204 bytes; received 1 message, 36 bytes
 //!   store   30.876 ms
 //! ```
-//! The phases and the rest add up to the total time.
+//! The last line, `rest`, is the remaining time. All phases and `rest` add up to the total time.
 //!
-//! Be aware: no phase is measured within another.
+//! Be aware: phases must not be nested, because their time would count twice.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,21 +27,21 @@ pub enum Phase {
     Start,
     /// Reading and checking of rule-set files, and the merge with the desired state.
     Parse,
-    /// Opening of the state, with the wait for its lock; reading and writing.
+    /// Opening, reading and writing of the store, with the wait for its lock.
     Store,
-    /// Reading of the live rules, before a change and to verify it.
+    /// Reading of the live rules, before and after a change.
     Read,
     /// Compilation of the desired state to a program.
     Compile,
-    /// Comparison of two programs, and the description of the difference.
+    /// Comparison of live and desired rules, and the description of their difference.
     Plan,
-    /// Encoding of the difference.
+    /// Encoding of the changes as netlink messages, or as text for iptables-restore.
     Encode,
-    /// The commit: from the sending of the batch to its last acknowledgement. With iptables the run of iptables-restore.
+    /// The commit: from sending the batch to its last acknowledgement. With iptables, the run of iptables-restore.
     Kernel,
     /// Search for stale conntrack entries, and their deletion.
     Connections,
-    /// Printing of the answer.
+    /// Printing of the results.
     Print,
 }
 
@@ -86,7 +86,7 @@ pub struct Part {
     pub traffic: Traffic,
 }
 
-/// The cost of all phases since a point in time.
+/// The cost of each phase since a start time.
 #[derive(Debug, Clone)]
 pub struct Timing {
     begun: Instant,
@@ -100,10 +100,10 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// Starts at the start of the process. The time until now is [`Phase::Start`].
+    /// Starts the measurement at the start of the process. The time until this call counts as [`Phase::Start`].
     ///
-    /// The kernel reports the start of a process only in hundredths of a second, so this uses the processor time, which is
-    /// exact.
+    /// The kernel reports the start time of a process only in hundredths of a second. So this function uses the
+    /// processor time of the process, which is exact.
     pub fn of_process() -> Self {
         let taken = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default();
         let now = Instant::now();
@@ -143,7 +143,7 @@ impl Timing {
         self.part_mut(phase).traffic.add(traffic);
     }
 
-    /// Adds the phases of another measurement, which ran within the time of this one.
+    /// Adds the phases of another measurement, which must lie within the time of this one.
     pub fn add(&mut self, other: &Self) {
         for (phase, more) in &other.parts {
             let part = self.part_mut(*phase);
@@ -172,7 +172,7 @@ impl Timing {
     }
 }
 
-/// Prints the total, each phase that ran, and the rest, a line each.
+/// Prints one line for the total time, one for each phase that ran, and one for the remaining time.
 impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = self.total();
@@ -207,7 +207,7 @@ mod tests {
     const WHILE: Duration = Duration::from_millis(20);
 
     #[test]
-    fn phases_are_in_the_order_of_their_list() {
+    fn the_list_of_phases_is_sorted_and_has_different_names() {
         assert!(Phase::ALL.is_sorted());
         let mut names = Phase::ALL.map(Phase::name).to_vec();
         names.dedup();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_and_the_rest_are_the_whole() {
+    fn the_phases_and_the_rest_add_up_to_the_total_time() {
         let mut timing = Timing::of_process();
         timing.measure(Phase::Plan, || sleep(WHILE));
         let mut within = Timing::default();

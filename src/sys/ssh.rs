@@ -1,10 +1,10 @@
-//! The ssh connection of the user, from the environment variable `SSH_CONNECTION` of sshd(8).
+//! The SSH connection of the user, from the environment variable `SSH_CONNECTION` of sshd(8).
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::model::Family;
 
-/// An ssh connection, by its ends.
+/// An SSH connection: the address of the client, and the address and port of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ssh {
     /// The address of the client.
@@ -14,8 +14,8 @@ pub struct Ssh {
 }
 
 impl Ssh {
-    /// Parses the value of `SSH_CONNECTION`: the client's address and port, the server's address and port. Returns `None`
-    /// for anything else.
+    /// Parses the value of `SSH_CONNECTION`: client address, client port, server address, server port. Returns
+    /// `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let words: Vec<&str> = text.split(' ').collect();
         let [client, client_port, server, server_port] = words.as_slice() else { return None };
@@ -26,7 +26,7 @@ impl Ssh {
     }
 }
 
-/// Parses an address without the zone of a link-local IPv6 address.
+/// Parses an address. Ignores the zone of a link-local IPv6 address, such as `%eth0`.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.split_once('%').map_or(text, |(address, _)| address);
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_ssh_connection_is_none() {
+    fn an_invalid_ssh_connection_variable_is_ignored() {
         for text in [
             "",
             "198.51.100.7 50000 192.0.2.1",

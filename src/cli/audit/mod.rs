@@ -95,7 +95,7 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     };
     let is_wanted = |id: &str| (only.is_empty() || only.contains(id)) && !ignore.contains(id);
     let has_owner = |owner: &str| args.owner.is_empty() || args.owner.iter().any(|wanted| wanted == owner);
-    // The lists and the findings take about the same time, so each gets a thread.
+    // Computes the lists in a second thread, because they take about as long as the findings.
     let (mut found, mut forwards, mut sources) = thread::scope(|scope| {
         let lists = scope.spawn(|| (listing::forwards(&host), listing::sources(&host)));
         let found = findings::all(&host, |kind| is_wanted(kind.id));
@@ -117,10 +117,10 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     Ok(if args.fail_on.is_some_and(|level| worst >= Some(level.into())) { super::failure::FOUND } else { 0 })
 }
 
-/// Parses finding IDs in any case.
+/// Parses finding IDs in upper or lower case.
 ///
 /// # Errors
-/// If there is no finding with an ID.
+/// Fails if an ID belongs to no finding.
 fn finding_ids(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     let mut all = BTreeSet::new();
     for id in ids {
@@ -137,7 +137,7 @@ fn finding_ids(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
     Ok(all)
 }
 
-/// Reads a dump. It may be empty if it is one of `several`, because iptables-save prints nothing if there is no table.
+/// Reads a dump. If there are `several` dumps, one may be empty: iptables-save prints nothing on a host without tables.
 fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
     let usage = |what: String| Failure::Usage {
         what: format!("{}: {what}", printable(&path.display().to_string())),
@@ -148,7 +148,7 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
         return Err(usage(format!("its {size} bytes are more than the maximum of {MAX_DUMP}")).into());
     }
     let bytes = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
-    // Comments in rules may have any encoding.
+    // Replaces invalid UTF-8, because comments in rules may have any encoding.
     let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let family = ["ip6tables", "v6"].iter().any(|word| name.contains(word)).then_some(Family::Ipv6);
@@ -182,8 +182,8 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     Ok(Host::new(rules, Some(facts)))
 }
 
-/// Returns the drift of the live rules, and facts about portfwd's state. Without a state, the desired state
-/// is empty.
+/// Returns the drift of the live rules, and facts about portfwd's state. A missing state counts as an empty desired
+/// state.
 fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let desired = Arc::clone(&engine.state().desired);

@@ -11,7 +11,7 @@ use crate::ruleset::table::Gap;
 #[derive(Debug)]
 pub(super) struct Report<'a> {
     pub(super) host: &'a Host,
-    /// The dumps that were read; empty if the kernel was read.
+    /// The dumps that portfwd read; empty if it read the kernel.
     pub(super) files: &'a [PathBuf],
     pub(super) forwards: Vec<Row>,
     pub(super) sources: Vec<Row>,

@@ -62,7 +62,7 @@ fn uri(path: &Path) -> String {
 fn result(report: &Report<'_>, finding: &Finding) -> Value {
     let places = finding.places.iter().map(|place| {
         let mut location = json!({ "logicalLocations": [{ "fullyQualifiedName": place.rule, "kind": "rule" }] });
-        // With several dumps, the line's file is unknown.
+        // With several dumps, portfwd does not know which file contains the line.
         if let ([file], Some((_, line))) = (report.files, place.rule.rsplit_once(" line "))
             && let Ok(line) = line.parse::<usize>()
         {

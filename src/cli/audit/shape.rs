@@ -11,9 +11,9 @@ use crate::model::Family;
 /// The JSON output of `audit`.
 #[derive(Debug, Serialize)]
 pub(super) struct Audit<'a> {
-    /// [`VERSION`].
+    /// The version of the JSON format, [`VERSION`].
     version: u32,
-    /// The dumps that were read; empty if the kernel was read.
+    /// The dumps that portfwd read; empty if it read the kernel.
     files: Vec<String>,
     /// All forwards in order of precedence: at each hook, the first match wins.
     forwards: Rows<'a>,
@@ -25,7 +25,7 @@ pub(super) struct Audit<'a> {
     unknown: Vec<Unknown<'a>>,
 }
 
-/// Rules in a list. The JSON form of a rule exists only while it is printed, which saves memory.
+/// A list of rules. A rule becomes JSON only when it is printed, which saves memory.
 #[derive(Debug)]
 struct Rows<'a> {
     report: &'a Report<'a>,
@@ -41,10 +41,10 @@ impl Serialize for Rows<'_> {
 /// A rule that rewrites an address, or one element of such a rule's map.
 #[derive(Debug, Serialize)]
 struct Nat<'a> {
-    /// The index in the order of precedence.
+    /// The index of the rule in the order of precedence.
     order: usize,
     family: Family,
-    /// `dnat`, `redirect`, `snat` or `masquerade`.
+    /// The kind of rewrite: `dnat`, `redirect`, `snat` or `masquerade`.
     action: &'static str,
     /// Protocols, such as `tcp` or `{ tcp, udp }`; null matches all.
     protocol: Option<&'a str>,
@@ -58,13 +58,13 @@ struct Nat<'a> {
     output: Option<&'a str>,
     /// Source addresses; null matches all.
     from: Option<&'a str>,
-    /// All other conditions; those that portfwd cannot interpret are in brackets.
+    /// All other conditions. Conditions that portfwd cannot interpret are in brackets.
     conditions: &'a [String],
-    /// Packets that an earlier rule decides.
+    /// Packets that never reach the rule, because an earlier rule decides about them.
     except: &'a [String],
     /// The new address, such as `172.17.0.3:80`.
     to: &'a str,
-    /// The hooks that evaluate the rule, with its index in the order at each.
+    /// The hooks that evaluate the rule, each with the index of the rule at that hook.
     hooks: Vec<HookOrder>,
     /// False if the conditions or the order of the rule are uncertain.
     sure: bool,
@@ -73,9 +73,9 @@ struct Nat<'a> {
     /// The table, such as `ip nat` or `iptables-legacy nat`.
     table: String,
     chain: &'a str,
-    /// The handle in nf_tables; null if there is none.
+    /// The handle of the rule in nf_tables; null if there is none.
     handle: Option<u64>,
-    /// The line in the dump.
+    /// The line number of the rule in the dump.
     line: Option<usize>,
     comment: Option<&'a str>,
     /// The packet counter of the rule.
@@ -84,7 +84,7 @@ struct Nat<'a> {
     bytes: Option<u64>,
 }
 
-/// The index of a rule in the order of a hook.
+/// A hook that evaluates a rule, and the index of the rule at that hook.
 #[derive(Debug, Serialize)]
 struct HookOrder {
     hook: &'static str,

@@ -9,10 +9,10 @@ use crate::cli::Output;
 use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
 
-/// The most rows of a table; `--json` prints all of them.
+/// The most rows of a table. `--json` prints all rows.
 const MAX_ROWS: usize = 1000;
 
-/// Prints the tables, the findings, and the number of each.
+/// Prints the tables, the findings, and a last line with the counts.
 pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<()> {
     table(&["#", "FORWARD", "TO", "HOOKS", "OWNER", "RULE"], &report.forwards, forward, output)?;
     if !report.sources.is_empty() {

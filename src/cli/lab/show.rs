@@ -48,7 +48,7 @@ impl ShowArgs {
     /// Checks the options.
     ///
     /// # Errors
-    /// If JSON and the drawing would both go to stdout.
+    /// Fails if JSON and the drawing would both go to stdout.
     pub fn check(&self, global: &Global) -> Result<(), Failure> {
         if global.json && self.svg.as_deref() == Some(Path::new("-")) {
             let what = "`--json` and `--svg -` would both print to stdout".into();
@@ -60,7 +60,7 @@ impl ShowArgs {
 
 /// Replaces the content of a file atomically.
 ///
-/// Writes into a pipe, /dev/null and any other special file instead. Replaces the target of a symbolic link.
+/// Writes directly into a special file, such as a pipe or /dev/null. Follows a symbolic link, and replaces its target.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let before = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
@@ -81,7 +81,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         fs::rename(&new, &path)
     }();
     if written.is_err() {
-        // A temporary file may have used the last space of the disk.
+        // Removes the temporary file, because it may fill the disk.
         drop(fs::remove_file(&new));
     }
     written
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replaces_files_and_writes_into_pipes() {
+    fn a_drawing_replaces_a_file_and_is_written_into_a_pipe() {
         let directory = tempfile::tempdir().expect("directory");
         let at = |name: &str| directory.path().join(name);
         replace(&at("a.svg"), "one").expect("written");
@@ -113,6 +113,6 @@ mod tests {
         assert_eq!(reader.join().expect("no panic").expect("readable"), "three");
         assert!(!fs::metadata(at("pipe")).expect("there").is_file());
         assert!(replace(&at("no/such/directory"), "four").is_err());
-        assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 3, "nothing is left beside them");
+        assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 3, "the directory has no temporary file");
     }
 }

@@ -1,5 +1,5 @@
-//! Tests of each phase of a commit, over a backend that records its calls and fails on request. The threads run in network namespaces
-//! of their own, so that no sysctl and no connection of the host is touched.
+//! Tests of each phase of a commit. The fake backend records its calls and fails on request. Each test runs in its own
+//! network namespace, so it touches no sysctl and no connection of the host.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -24,11 +24,11 @@ enum Answer {
     /// Another program committed first.
     Stale,
     Refused,
-    /// The acknowledgement was lost.
+    /// The kernel committed the batch, but the acknowledgement was lost.
     Unheard,
 }
 
-/// A kernel that holds a program of nf_tables.
+/// A fake nftables backend with its live rules.
 struct Fake {
     live: Program,
     generation: u32,
@@ -95,7 +95,7 @@ impl Backend for Fake {
     }
 }
 
-/// An engine over a fake kernel, with a state on disk.
+/// A temporary state directory, and the calls of the fake backend.
 struct Fixture {
     directory: tempfile::TempDir,
     calls: Rc<RefCell<Vec<&'static str>>>,
@@ -128,7 +128,6 @@ impl Fixture {
         }
     }
 
-    /// Returns the state on disk.
     fn on_disk(&self) -> State {
         self.engine(&State::default(), &[]).state.clone()
     }
@@ -138,7 +137,7 @@ impl Fixture {
     }
 }
 
-/// Runs a test in a thread with a network namespace of its own.
+/// Runs a test in a thread with its own network namespace.
 fn isolated(test: impl FnOnce() + Send) {
     let run = || match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => test(),
@@ -150,7 +149,7 @@ fn isolated(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| scope.spawn(run).join().expect("the test passes"));
 }
 
-/// A state with forwards at these ports that leaves ip_forward alone.
+/// Returns a state with a forward at each port. The state does not change ip_forward.
 fn state(ports: &[u16]) -> State {
     let mut desired = DesiredState::default();
     for port in ports {
@@ -172,7 +171,7 @@ fn pending(state: State) -> State {
 }
 
 #[test]
-fn a_commit_runs_the_phases_in_order_and_ends_finished() {
+fn a_commit_runs_its_phases_in_order_and_marks_the_change_finished() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -189,7 +188,7 @@ fn a_commit_runs_the_phases_in_order_and_ends_finished() {
 }
 
 #[test]
-fn load_refuses_a_change_on_top_of_a_pending_one() {
+fn a_change_is_refused_while_another_change_is_pending() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -201,7 +200,7 @@ fn load_refuses_a_change_on_top_of_a_pending_one() {
 }
 
 #[test]
-fn plan_refuses_live_rules_that_an_empty_state_does_not_know() {
+fn a_change_is_refused_if_rules_are_live_but_the_state_is_empty() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&state(&[80]), &[]);
@@ -214,7 +213,7 @@ fn plan_refuses_live_rules_that_an_empty_state_does_not_know() {
 }
 
 #[test]
-fn the_intent_is_on_disk_before_anything_is_sent() {
+fn the_desired_state_is_on_disk_before_a_batch_is_sent() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -229,7 +228,7 @@ fn the_intent_is_on_disk_before_anything_is_sent() {
 }
 
 #[test]
-fn a_sysctl_that_cannot_be_set_undoes_the_intent() {
+fn a_failed_sysctl_restores_the_state_on_disk() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -248,7 +247,7 @@ fn a_sysctl_that_cannot_be_set_undoes_the_intent() {
 }
 
 #[test]
-fn a_refused_batch_undoes_sysctls_and_intent() {
+fn a_refused_batch_restores_the_sysctls_and_the_state_on_disk() {
     isolated(|| {
         let read = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("readable");
         let fixture = Fixture::new();
@@ -272,7 +271,7 @@ fn a_refused_batch_undoes_sysctls_and_intent() {
 }
 
 #[test]
-fn a_stale_batch_is_planned_again() {
+fn a_change_is_planned_again_if_another_program_committed_first() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[Answer::Stale, Answer::Stale]);
@@ -297,7 +296,7 @@ fn a_lost_acknowledgement_keeps_the_change_unfinished() {
 }
 
 #[test]
-fn rules_that_differ_after_the_commit_are_reported_and_not_taken_for_verified() {
+fn rules_that_differ_after_the_commit_are_not_recorded_as_verified() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -313,7 +312,7 @@ fn rules_that_differ_after_the_commit_are_reported_and_not_taken_for_verified() 
 }
 
 #[test]
-fn connections_that_could_not_be_deleted_keep_the_change_unfinished() {
+fn a_failed_deletion_of_connections_keeps_the_change_unfinished() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
@@ -347,14 +346,14 @@ fn nothing_is_sent_if_the_live_rules_are_the_desired_ones() {
 }
 
 #[test]
-fn a_partial_scope_falls_back_to_the_full_one() {
+fn a_partial_plan_falls_back_to_a_full_plan() {
     isolated(|| {
         let fixture = Fixture::new();
         let mut engine = fixture.engine(&State::default(), &[]);
         engine.commit(state(&[80, 81]), Options::default()).expect("commits");
         let full = engine.state.clone();
         fixture.calls();
-        // Only port 80 is loaded, and it represents port 81.
+        // Loads only port 80, the representative of port 81.
         let representatives = full.representatives.clone();
         engine.state = State { desired: state(&[80]).desired, representatives: representatives.clone(), ..full };
         engine.scope = Scope::Partial(Part { bindings: Vec::new(), sets: Vec::new() });
@@ -366,7 +365,7 @@ fn a_partial_scope_falls_back_to_the_full_one() {
 }
 
 #[test]
-fn only_a_missing_feature_makes_portfwd_fall_back() {
+fn only_a_missing_kernel_feature_causes_the_fallback_to_iptables() {
     let refused = |code: i32| EngineError::Refused {
         subject: "a rule of the chain `nat-prerouting`".into(),
         reason: None,
