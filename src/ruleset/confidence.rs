@@ -1,18 +1,18 @@
 //! How certain a verdict is.
 
-/// How sure it is.
+/// The certainty of a verdict or finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Confidence {
-    /// It could not be decided, for a reason that the evidence names.
+    /// Undecided. The evidence gives the reason.
     Unknown,
-    /// So it is where what is usual is so.
+    /// True under the usual assumptions.
     Likely,
-    /// So it is, by what was read.
+    /// True for all that was read. A real packet behaves like this.
     Proved,
 }
 
 impl Confidence {
-    /// Its word.
+    /// Returns the name in reports, for example `proved`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",

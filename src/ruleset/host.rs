@@ -1,4 +1,4 @@
-//! A host as an audit sees it: its rules, what else is so on it, and the view of both.
+//! A host: its rules, its facts, and the symbolic walk of its rules.
 
 use std::fmt;
 
@@ -8,26 +8,26 @@ use super::table::{At, Ruleset};
 use super::view::View;
 use crate::model::error::printable;
 
-/// A host, or what a dump tells of one.
+/// A live host, or a host as far as its dumps describe it.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// All rules.
+    /// The rules of all programs.
     pub rules: Ruleset,
-    /// What else is so; `None` of a dump.
+    /// Interfaces, routes, settings and sockets. A dump has none.
     pub facts: Option<Facts>,
-    /// What they make of packets.
+    /// The packets that reach each NAT statement.
     pub view: View,
 }
 
 impl Host {
-    /// Looks at rules and facts.
+    /// Walks the rules and returns the host.
     pub fn new(rules: Ruleset, facts: Option<Facts>) -> Self {
         let local = |family| facts.as_ref().map(|facts| facts.local(family)).filter(|local| !local.is_empty());
         let view = View::new(&rules, local);
         Self { rules, facts, view }
     }
 
-    /// The place of a rule, in words.
+    /// Returns the owner and position of a rule as text.
     pub fn place(&self, at: At) -> Place {
         let Some(table) = self.rules.tables.get(at.table) else {
             return Place { owner: "unknown".into(), rule: "a table that is gone".into() };
@@ -49,12 +49,12 @@ impl Host {
     }
 }
 
-/// The place of a rule, in words.
+/// The owner and position of a rule, as text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Who made it: see `owner.rs`.
+    /// The program that made the rule. See `owner.rs`.
     pub owner: String,
-    /// The table, the chain, the rule's handle or line.
+    /// Table, chain, and the handle or line of the rule.
     pub rule: String,
 }
 

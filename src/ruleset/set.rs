@@ -1,5 +1,5 @@
-//! Sets of numbers: what one field of a packet may be. Everything that a rule asks of a field, an address in a network, a
-//! port in a list, an interface whose name begins so, is a few ranges of numbers, so overlaps are decided and not guessed.
+//! Sets of numbers: the values that one field of a packet may have. A network, a list of ports and a prefix of interface
+//! names are each a few ranges of numbers, so the algebra of sets decides overlaps exactly.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,25 +9,25 @@ use ipnetwork::IpNetwork;
 
 use crate::model::Family;
 
-/// A set of numbers, as ranges that are sorted, apart from each other, and include their ends. Copies share them.
+/// A set of numbers as sorted, disjoint, inclusive ranges. Clones share the ranges.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Set(Option<Arc<[(u128, u128)]>>);
 
 impl Set {
-    /// All numbers.
+    /// The set of all numbers.
     pub const ALL: Self = Self(None);
 
-    /// No number.
+    /// Returns the empty set.
     pub fn none() -> Self {
         Self(Some(Arc::default()))
     }
 
-    /// One number.
+    /// Returns the set of one number.
     pub fn single(number: u128) -> Self {
         Self::range(number, number)
     }
 
-    /// The numbers from `first` to `last`, both included; none where they are the wrong way round.
+    /// Returns the inclusive range. Returns the empty set if `first` is greater than `last`.
     pub fn range(first: u128, last: u128) -> Self {
         match (first, last) {
             (0, u128::MAX) => Self::ALL,
@@ -36,7 +36,7 @@ impl Set {
         }
     }
 
-    /// The numbers that are in any of some ranges.
+    /// Returns the union of inclusive ranges.
     pub fn from_ranges(ranges: impl IntoIterator<Item = (u128, u128)>) -> Self {
         let mut ranges: Vec<_> = ranges.into_iter().filter(|(first, last)| first <= last).collect();
         ranges.sort_unstable();
@@ -50,17 +50,18 @@ impl Set {
         if merged == [(0, u128::MAX)] { Self::ALL } else { Self(Some(merged.into())) }
     }
 
-    /// The addresses of a network.
+    /// Returns all addresses of a network.
     pub fn network(network: IpNetwork) -> Self {
         Self::range(number_of(network.network()), number_of(network.broadcast()))
     }
 
-    /// One address.
+    /// Returns the set of one address.
     pub fn address(address: IpAddr) -> Self {
         Self::single(number_of(address))
     }
 
-    /// The names of interfaces that are `name`, or where it ends with `wildcard`, that begin with what is before that.
+    /// Returns the interface `name`. If `name` ends with `wildcard`, returns all interfaces whose names start with the part
+    /// before `wildcard`.
     pub fn interface(name: &str, wildcard: char) -> Self {
         match name.strip_suffix(wildcard) {
             Some(beginning) => Self::names_that_begin(beginning.as_bytes()),
@@ -68,32 +69,32 @@ impl Set {
         }
     }
 
-    /// The names of interfaces that begin so.
+    /// Returns all interface names that start with `beginning`.
     pub fn names_that_begin(beginning: &[u8]) -> Self {
         Self::range(number_of_name(beginning, 0), number_of_name(beginning, 0xff))
     }
 
-    /// Its ranges.
+    /// Returns the ranges in ascending order.
     pub fn ranges(&self) -> &[(u128, u128)] {
         self.0.as_deref().unwrap_or(&[(0, u128::MAX)])
     }
 
-    /// Whether it holds all numbers.
+    /// Returns true if the set contains all numbers.
     pub fn is_all(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether it holds none.
+    /// Returns true if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.as_ref().is_some_and(|ranges| ranges.is_empty())
     }
 
-    /// How many numbers it holds, at most `u128::MAX`.
+    /// Returns the number of elements, at most `u128::MAX`.
     pub fn size(&self) -> u128 {
         self.ranges().iter().fold(0, |sum, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
     }
 
-    /// The number that it holds where it is but one.
+    /// Returns the element of a set with one element.
     pub fn only(&self) -> Option<u128> {
         match self.ranges() {
             [(first, last)] if first == last => Some(*first),
@@ -101,19 +102,19 @@ impl Set {
         }
     }
 
-    /// The least number that it holds.
+    /// Returns the smallest element.
     pub fn first(&self) -> Option<u128> {
         self.ranges().first().map(|(first, _)| *first)
     }
 
-    /// Whether it holds a number.
+    /// Returns true if the set contains `number`.
     pub fn has(&self, number: u128) -> bool {
         let ranges = self.ranges();
         let behind = ranges.partition_point(|(first, _)| *first <= number);
         behind.checked_sub(1).and_then(|at| ranges.get(at)).is_some_and(|(_, last)| number <= *last)
     }
 
-    /// What both hold.
+    /// Returns the intersection.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         match (&self.0, &other.0) {
@@ -130,7 +131,7 @@ impl Set {
                     }
                     if a_last < b_last { a = &a[1..] } else { b = &b[1..] }
                 }
-                // Most often one is within the other.
+                // Usually one set contains the other, and the ranges can be shared.
                 [self, other]
                     .into_iter()
                     .find(|one| one.ranges() == both)
@@ -140,13 +141,13 @@ impl Set {
         }
     }
 
-    /// What either holds.
+    /// Returns the union.
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         Self::from_ranges(self.ranges().iter().chain(other.ranges()).copied())
     }
 
-    /// What it does not hold.
+    /// Returns the complement.
     #[must_use]
     pub fn not(&self) -> Self {
         let (mut rest, mut next) = (Vec::new(), Some(0u128));
@@ -159,17 +160,17 @@ impl Set {
             next = last.checked_add(1);
         }
         rest.extend(next.map(|start| (start, u128::MAX)));
-        // They are in order and apart, as what is between ranges that are.
+        // The gaps between sorted, disjoint ranges are sorted and disjoint.
         if rest == [(0, u128::MAX)] { Self::ALL } else { Self(Some(rest.into())) }
     }
 
-    /// What it holds and `other` does not.
+    /// Returns the difference.
     #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
         self.and(&other.not())
     }
 
-    /// Whether it holds all that `other` holds.
+    /// Returns true if `other` is a subset.
     pub fn covers(&self, other: &Self) -> bool {
         let ranges = self.ranges();
         let within = |(first, last): &(u128, u128)| {
@@ -179,7 +180,7 @@ impl Set {
         other.ranges().iter().all(within)
     }
 
-    /// Whether there is a number that both hold.
+    /// Returns true if the intersection is not empty.
     pub fn meets(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (None, _) => !other.is_empty(),
@@ -207,7 +208,7 @@ impl fmt::Debug for Set {
     }
 }
 
-/// The number that stands for an address; those of the two families are apart only by the family of the packet.
+/// Returns an address as a number. An IPv4 and an IPv6 address can have the same number.
 pub fn number_of(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u32::from(address).into(),
@@ -215,7 +216,7 @@ pub fn number_of(address: IpAddr) -> u128 {
     }
 }
 
-/// The address of a family that a number stands for; `None` where there is none so high.
+/// Returns the address of a number. Returns `None` if the number is too large for the family.
 pub fn address_of(number: u128, family: Family) -> Option<IpAddr> {
     match family {
         Family::Ipv4 => Some(IpAddr::V4(u32::try_from(number).ok()?.into())),
@@ -223,8 +224,8 @@ pub fn address_of(number: u128, family: Family) -> Option<IpAddr> {
     }
 }
 
-/// The number that stands for the name of an interface: its at most 16 bytes, filled up at the end. So names that begin
-/// alike are one range.
+/// Returns an interface name as a number: the bytes of the name, padded to 16 with `fill`. So all names with the same prefix
+/// are one range.
 pub fn number_of_name(name: &[u8], fill: u8) -> u128 {
     let mut bytes = [fill; 16];
     for (to, from) in bytes.iter_mut().zip(name) {
@@ -233,7 +234,7 @@ pub fn number_of_name(name: &[u8], fill: u8) -> u128 {
     u128::from_be_bytes(bytes)
 }
 
-/// The name that a number stands for.
+/// Returns the interface name of a number.
 pub fn name_of(number: u128) -> String {
     let bytes = number.to_be_bytes();
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Rules of anybody in one normal form: tables of chains of rules, whatever tool and part of the kernel they are of, and
-//! wherever they were read.
+//! The normal form of rules: tables, chains, rules, cases and actions. Rules of nft(8), iptables-nft and iptables-legacy
+//! have the same form, read live or from a dump.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,25 +11,25 @@ use super::region::{Field, Region};
 use crate::model::error::printable;
 use crate::model::{Counter, Family};
 
-/// Which packets a table sees.
+/// The family of a table, as in nft(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableFamily {
-    /// `ip`: those of IPv4.
+    /// `ip`: IPv4 packets.
     Ip,
-    /// `ip6`: those of IPv6.
+    /// `ip6`: IPv6 packets.
     Ip6,
-    /// `inet`: those of both.
+    /// `inet`: IPv4 and IPv6 packets.
     Inet,
-    /// `arp`.
+    /// `arp`: ARP packets.
     Arp,
-    /// `bridge`: frames that a bridge passes on.
+    /// `bridge`: frames that a bridge forwards.
     Bridge,
-    /// `netdev`: what a device gets or sends.
+    /// `netdev`: packets at the ingress or egress of a device.
     Netdev,
 }
 
 impl TableFamily {
-    /// Whether packets of a family that are routed here meet its chains.
+    /// Returns true if routed packets of `family` traverse the chains of such a table.
     pub fn sees(self, family: Family) -> bool {
         match self {
             Self::Ip => family == Family::Ipv4,
@@ -39,7 +39,7 @@ impl TableFamily {
         }
     }
 
-    /// Its word in nft(8).
+    /// Returns the keyword of nft(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Ip => "ip",
@@ -61,51 +61,51 @@ impl From<Family> for TableFamily {
     }
 }
 
-/// Which tool shows and changes a table.
+/// The program that owns the syntax of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tool {
     /// nft(8).
     Nft,
-    /// iptables(8) of variant nft, whose tables are tables of nf_tables.
+    /// iptables(8), variant nft. Its tables are nf_tables tables.
     IptablesNft,
-    /// iptables(8) of variant legacy.
+    /// iptables(8), variant legacy.
     IptablesLegacy,
-    /// iptables(8), of a dump that does not tell which variant.
+    /// iptables(8), if a dump does not contain the variant.
     Iptables,
 }
 
-/// What a base chain does with packets.
+/// The type of a base chain, as in nft(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Lets through or drops.
+    /// `filter`.
     Filter,
-    /// Translates addresses, of the first packet of each connection.
+    /// `nat`: the kernel evaluates it for the first packet of each connection.
     Nat,
-    /// Has packets of this host routed again where it changes them.
+    /// `route`: the kernel routes a changed packet of this host again.
     Route,
 }
 
-/// A place in a packet's way.
+/// A netfilter hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hook {
-    /// As a device gets it.
+    /// `ingress` of a device.
     Ingress,
-    /// All that arrives, before it is routed.
+    /// `prerouting`: all packets that arrive, before routing.
     Prerouting,
-    /// What is for this host.
+    /// `input`: packets to this host.
     Input,
-    /// What passes through.
+    /// `forward`: packets that this host routes to another host.
     Forward,
-    /// What this host sends.
+    /// `output`: packets of this host.
     Output,
-    /// All that leaves, after it was routed.
+    /// `postrouting`: all packets that leave, after routing.
     Postrouting,
-    /// As a device sends it.
+    /// `egress` of a device.
     Egress,
 }
 
 impl Hook {
-    /// Its word in nft(8).
+    /// Returns the keyword of nft(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -119,39 +119,40 @@ impl Hook {
     }
 }
 
-/// How a base chain is attached.
+/// The type, hook, priority and policy of a base chain.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
-    /// What it does.
+    /// The type.
     pub kind: Kind,
-    /// Where.
+    /// The hook.
     pub hook: Hook,
-    /// Its place among the others there; lower runs earlier.
+    /// The priority. The kernel evaluates chains of a hook in ascending order.
     pub priority: i32,
-    /// Whether it drops what no rule decides.
+    /// True if the policy is `drop`.
     pub drops: bool,
-    /// The devices that it is attached to, of family netdev.
+    /// The devices of a chain of family netdev.
     pub devices: Vec<String>,
 }
 
-/// To what an address, a port or both are rewritten. Without either both stay, or are chosen by the kernel.
+/// The new address and port of a NAT statement. If both are `None`, the kernel keeps or chooses them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Rewrite {
-    /// The addresses to choose from, both ends included.
+    /// The first and last address of the range.
     pub addresses: Option<(IpAddr, IpAddr)>,
-    /// The ports to choose from, both ends included.
+    /// The first and last port of the range.
     pub ports: Option<(u16, u16)>,
-    /// The port that becomes the first of them, and so on, one to one; without it any may be chosen.
+    /// The original port that maps to the first new port, for a one-to-one mapping of ports. Without a base the kernel
+    /// chooses a port of the range.
     pub base: Option<u16>,
-    /// The length of the prefix that is rewritten where the rest of the address stays (NETMAP, `prefix`).
+    /// The prefix length if only the network part of the address changes (NETMAP, `prefix`).
     pub prefix: Option<u8>,
 }
 
 impl Rewrite {
-    /// The port that a packet for `port` arrives at there; `None` where the kernel chooses one of several.
+    /// Returns the new port of a packet to `port`. Returns `None` if the kernel chooses one of several.
     ///
-    /// Of a range the kernel keeps the port where it is in it, and takes the first that is free otherwise, unless the rule has
-    /// a base (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c; measured on Linux 6.18).
+    /// Without a base, the kernel keeps a port that is inside the range and otherwise takes the first free port
+    /// (`nf_nat_l4proto_unique_tuple` in net/netfilter/nf_nat_core.c; measured on Linux 6.18).
     pub fn port_for(&self, port: u16) -> Option<u16> {
         match (self.ports, self.base) {
             (None, _) => Some(port),
@@ -165,128 +166,128 @@ impl Rewrite {
     }
 }
 
-/// What a rule does with a packet that it is about.
+/// A statement of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Ends this base chain; those of later priorities still see the packet.
+    /// Ends the base chain. Base chains with a higher priority value still see the packet.
     Accept,
-    /// Drops it.
+    /// Drops the packet.
     Drop,
-    /// Drops it and tells the sender.
+    /// Drops the packet and sends an error to the sender.
     Reject,
-    /// Goes back to the chain that asked; in a base chain, does as the policy says.
+    /// Returns to the calling chain. In a base chain, applies the policy.
     Return,
-    /// Asks another chain, and goes on behind if that decides nothing.
+    /// Calls another chain, and continues after the rule if that chain gives no verdict.
     Jump(Arc<str>),
-    /// Goes on in another chain for good.
+    /// Continues in another chain, without return to the rule.
     Goto(Arc<str>),
-    /// Rewrites its destination.
+    /// Rewrites the destination.
     Dnat(Rewrite),
-    /// Sends it to this host.
+    /// Rewrites the destination to this host.
     Redirect(Rewrite),
-    /// Rewrites its source.
+    /// Rewrites the source.
     Snat(Rewrite),
-    /// Rewrites its source to the address of the interface it leaves by.
+    /// Rewrites the source to an address of the egress interface.
     Masquerade(Rewrite),
-    /// Rewrites the network of its destination, or where sources are rewritten that of its source.
+    /// Rewrites the network part of the destination; at input and postrouting, of the source.
     Netmap(Rewrite),
-    /// Sets a mark: its bits under `mask` are cleared, then those of `value` are turned round.
+    /// Sets a mark: new = (old & !mask) ^ value.
     Mark {
         /// [`Field::Mark`] or [`Field::ConnectionMark`].
         field: Field,
-        /// Which bits.
+        /// The bits that are cleared first.
         mask: u128,
-        /// Which bits are turned round: what they become, where they are under `mask`.
+        /// The bits that are inverted afterwards.
         value: u128,
     },
-    /// Sets the mark of the packet to that of its connection, or the other way round.
+    /// Copies the connection mark to the packet mark, or the packet mark to the connection mark.
     CopyMark {
-        /// What is set.
+        /// The mark that is set.
         to: Field,
     },
-    /// Sets a mark to something that is not known.
+    /// Sets a mark to an unknown value.
     MarkUnknown {
-        /// What is set.
+        /// The mark that is set.
         field: Field,
     },
-    /// Has the connection not followed, and so never translated.
+    /// Excludes the packet from connection tracking, and so from NAT (`notrack`).
     Untracked,
-    /// Hands it to a local socket without rewriting it (TPROXY).
+    /// Delivers the packet to a local socket without a rewrite (TPROXY).
     Proxy,
-    /// Hands it to a program, which decides (QUEUE, NFQUEUE).
+    /// Passes the packet to a program, which gives the verdict (NFQUEUE).
     Queue,
-    /// Something that may decide, and is not understood, in the words of who wrote it.
+    /// A statement that is not understood and may give a verdict, as text.
     Unknown(Arc<str>),
 }
 
-/// What a rule does with some of the packets that it is about.
+/// The actions of a rule for a part of its packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
-    /// Which packets.
+    /// The packets.
     pub region: Region,
-    /// What is done, in this order. Counters, logs and the like are not here: they decide nothing. Without any the rule
-    /// only counts.
+    /// The actions in order. Counters and logs are left out because they give no verdict. A rule that only counts has no
+    /// action.
     pub actions: Box<[Action]>,
 }
 
-/// A rule.
+/// A rule: its cases, and how to find it in the kernel or in a dump.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// What it does, and with what: the first case that a packet is in. Rules that ask a map have as many as it has elements.
+    /// The cases. The first case that contains a packet applies. A rule with a map lookup has one case for each element.
     pub cases: Vec<Case>,
-    /// Its number in the kernel.
+    /// The handle in the kernel.
     pub handle: Option<u64>,
-    /// Its line in the file that it was read from.
+    /// The line number in the dump.
     pub line: Option<usize>,
-    /// Its words there; of rules from the kernel there are none but what can be told from the cases.
+    /// The text in the dump. Rules read from the kernel have no text.
     pub words: Option<Box<str>>,
-    /// Its comment.
+    /// The text of `comment` in nft(8), or of `-m comment` in iptables(8).
     pub comment: Option<Box<str>>,
-    /// What it counted.
+    /// The counter, if the rule has one.
     pub counter: Option<Counter>,
 }
 
-/// A chain.
+/// A base chain, or a regular chain that rules jump to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Its name.
+    /// Unique in its table.
     pub name: Arc<str>,
-    /// How it is attached; none: it is only jumped to.
+    /// The hook of a base chain. A regular chain has none.
     pub base: Option<Base>,
-    /// Its number in the kernel, which grows with every chain of the table.
+    /// The handle in the kernel. A newer chain of the same table has a higher handle.
     pub handle: Option<u64>,
-    /// Its rules in order.
+    /// The rules in order of evaluation.
     pub rules: Vec<Rule>,
 }
 
-/// A table.
+/// A table of nft(8) or iptables(8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// Which packets it sees.
+    /// The family.
     pub family: TableFamily,
-    /// Its name.
+    /// Unique in its family.
     pub name: Arc<str>,
-    /// Which tool it is of.
+    /// The program that owns its syntax.
     pub tool: Tool,
-    /// Whether no packet is asked about, because it was told to sleep.
+    /// True if the table has the flag `dormant`. The kernel evaluates no chain of a dormant table.
     pub dormant: bool,
-    /// Its chains.
+    /// The chains in order of creation, if that is known.
     pub chains: Chains,
-    /// Devices of its flowtables, past whose rules established connections go.
+    /// The devices of the flowtables. Established connections through these devices bypass the rules.
     pub flow_devices: Vec<String>,
-    /// Of a table of iptables-nft the rules that iptables has no words for: the numbers of the chain and of the rule in it.
+    /// The rules of an iptables-nft table that iptables cannot print: index of the chain, index of the rule.
     pub native: Vec<(usize, usize)>,
 }
 
 impl Table {
-    /// A table without chains.
+    /// Returns a table without chains.
     pub fn new(family: TableFamily, name: &str, tool: Tool) -> Self {
         let (chains, flow_devices, native) = (Chains::default(), Vec::new(), Vec::new());
         Self { family, name: name.into(), tool, dormant: false, chains, flow_devices, native }
     }
 }
 
-/// The chains of a table, in the order in which they were made where that is known.
+/// The chains of a table in order of creation, if that is known. Chains are found by name or index.
 #[derive(Debug, Clone, Default)]
 pub struct Chains {
     list: Vec<Chain>,
@@ -303,27 +304,27 @@ impl PartialEq for Chains {
 impl Eq for Chains {}
 
 impl Chains {
-    /// The chain of this number.
+    /// Returns the chain with this index.
     pub fn get(&self, number: usize) -> Option<&Chain> {
         self.list.get(number)
     }
 
-    /// All of them.
+    /// Returns all chains.
     pub fn iter(&self) -> std::slice::Iter<'_, Chain> {
         self.list.iter()
     }
 
-    /// The number of the chain of this name.
+    /// Returns the index of the chain with this name.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.names.get(name).copied()
     }
 
-    /// The chain of this name.
+    /// Returns the chain with this name.
     pub fn named(&self, name: &str) -> Option<&Chain> {
         self.get(self.position(name)?)
     }
 
-    /// The chain of this name, to be changed; made at the end where there is none.
+    /// Returns the chain with this name. Appends an empty chain if there is none.
     pub fn entry(&mut self, name: &str) -> &mut Chain {
         self.indexes = OnceLock::new();
         let number = match self.position(name) {
@@ -338,24 +339,24 @@ impl Chains {
         &mut self.list[number]
     }
 
-    /// Changes all of them.
+    /// Calls `change` for each chain.
     pub(super) fn each(&mut self, change: impl FnMut(&mut Chain)) {
         self.indexes = OnceLock::new();
         self.list.iter_mut().for_each(change);
     }
 
-    /// What finds the rules of the chain of this number that a packet is asked about; none of a short one.
+    /// Returns the index of a chain's rules. A short chain has none.
     pub(super) fn index(&self, number: usize) -> Option<&Index> {
         self.indexes.get_or_init(|| self.list.iter().map(Index::new).collect()).get(number)?.as_ref()
     }
 }
 
-/// Something that could not be read, or is not known.
+/// A part of the ruleset or of the host that could not be read or understood.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gap {
-    /// What.
+    /// The object, for example `the tables of iptables-legacy`.
     pub what: String,
-    /// Why.
+    /// The reason, for example a missing capability.
     pub why: String,
 }
 
@@ -365,32 +366,32 @@ impl fmt::Display for Gap {
     }
 }
 
-/// All rules that were read.
+/// All rules of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The tables, in the order in which they were made where that is known.
+    /// The tables in order of creation, if that is known.
     pub tables: Vec<Table>,
-    /// What is not among them.
+    /// The parts that could not be read.
     pub gaps: Vec<Gap>,
-    /// Whether it is what iptables-save printed.
+    /// True if the rules come from iptables-save.
     pub saved: bool,
 }
 
-/// Where a rule is.
+/// The position of a case in a ruleset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
-    /// The number of its table.
+    /// The index of the table.
     pub table: usize,
-    /// The number of its chain in the table.
+    /// The index of the chain in the table.
     pub chain: usize,
-    /// Its number in the chain.
+    /// The index of the rule in the chain. If it equals the number of rules, it is the policy.
     pub rule: usize,
-    /// The number of its case.
+    /// The index of the case in the rule.
     pub case: usize,
 }
 
 impl Ruleset {
-    /// The table, the chain and the rule at a place.
+    /// Returns the table, chain and rule at a position.
     pub fn at(&self, at: At) -> Option<(&Table, &Chain, &Rule)> {
         let table = self.tables.get(at.table)?;
         let chain = table.chains.get(at.chain)?;
@@ -398,7 +399,7 @@ impl Ruleset {
     }
 }
 
-/// A number of `priority` in nft(8) and of `NF_IP_PRI_…`, by the tables of iptables(8).
+/// Returns the type, hook and priority of a built-in chain of iptables(8).
 ///
 /// Source: `enum nf_ip_hook_priorities` in include/uapi/linux/netfilter_ipv4.h, and the tables' own definitions in
 /// net/ipv4/netfilter/iptable_*.c.
@@ -425,7 +426,7 @@ pub fn base_of_iptables(table: &str, chain: &str) -> Option<(Kind, Hook, i32)> {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The kernel has no table of this name but that of iptables-nft, which is another one.
+        // An iptables-nft table of the same name can exist at the same time, so the text names the program.
         let family = match (self.tool, self.family) {
             (Tool::IptablesLegacy, TableFamily::Ip6) => "ip6tables-legacy",
             (Tool::IptablesLegacy, _) => "iptables-legacy",

@@ -1,7 +1,7 @@
-//! The view: which forwards there are and which sources are rewritten, in the order in which they win.
+//! The symbolic walk: finds the packets that reach each NAT statement of a ruleset.
 //!
-//! Base chains are walked with the set of all packets, which each jump narrows. So a packet's way through any rules becomes
-//! one list, and what is asked first in it decides: [`HookPath`].
+//! The walk starts each base chain with the region of all packets, and each jump narrows the region. So all rules of a hook
+//! become one list of steps, and the first step that contains a packet decides: [`HookPath`].
 
 use std::sync::Arc;
 
@@ -11,27 +11,28 @@ use super::set::Set;
 use super::table::{Action, At, Case, Gap, Hook, Rewrite, Ruleset, Table};
 use crate::model::Family;
 
-/// How deep chains may ask each other. Source: `NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h.
+/// The maximum depth of jumps in nf_tables. Source: `NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h.
 const DEEPEST: usize = 16;
 
-/// The most steps of all ways together: about what 500,000 rules make where two hooks ask them. What is beyond is a gap.
+/// The maximum number of steps of all hooks together: about 500,000 rules that two hooks evaluate. Rules beyond the maximum
+/// are reported as a gap.
 const MOST: usize = 2_000_000;
 
-/// How an address is rewritten.
+/// The kind of a NAT statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Translation {
-    /// The destination.
+    /// Rewrites the destination.
     Dnat,
-    /// The destination, to this host.
+    /// Rewrites the destination to this host.
     Redirect,
-    /// The source.
+    /// Rewrites the source.
     Snat,
-    /// The source, to the address of the interface.
+    /// Rewrites the source to the address of the egress interface.
     Masquerade,
 }
 
 impl Translation {
-    /// Its word in nft(8).
+    /// Returns the keyword of nft(8).
     pub fn name(self) -> &'static str {
         match self {
             Self::Dnat => "dnat",
@@ -42,7 +43,7 @@ impl Translation {
     }
 }
 
-/// Which address NETMAP rewrites at a hook.
+/// Returns the translation of NETMAP at a hook.
 pub(super) fn of_netmap(hook: Hook) -> Translation {
     match hook {
         Hook::Input | Hook::Postrouting => Translation::Snat,
@@ -50,57 +51,57 @@ pub(super) fn of_netmap(hook: Hook) -> Translation {
     }
 }
 
-/// What becomes of packets at a step.
+/// The effect of a step on its packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// An address is rewritten, which ends the way.
+    /// A NAT statement rewrites an address. No later step sees the packet.
     Rewritten(Translation, Rewrite),
-    /// They are dropped.
+    /// A rule or a policy drops the packet.
     Dropped,
-    /// They go on at the step of this number.
+    /// The packet continues at the step with this index.
     GoOn(usize),
-    /// What becomes of them is not known: they may go on behind it or not.
+    /// The effect is unknown. The packet may continue at the next step.
     Unknown(Arc<str>),
 }
 
-/// A step of a way.
+/// A rule's case on the path of packets through a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The packets that it is about.
+    /// The packets that reach the step and match the rule.
     pub region: Region,
-    /// What becomes of them.
+    /// The effect.
     pub fate: Fate,
-    /// The rule.
+    /// The position of the rule.
     pub at: At,
-    /// Whether the order of its chain among others is not known: see [`Placed::tied`].
+    /// True if the order of the base chains is unknown. See [`Placed::tied`].
     pub tied: bool,
 }
 
-/// The way of packets of a family through the chains of a hook that translate: the first step that a packet is in decides.
+/// The steps of all NAT chains of one family and hook. The first step that contains a packet decides.
 #[derive(Debug, Clone)]
 pub struct HookPath {
-    /// The family.
+    /// The address family.
     pub family: Family,
-    /// The hook.
+    /// One of [`HOOKS`].
     pub hook: Hook,
-    /// The steps.
+    /// The steps in order of evaluation.
     pub steps: Vec<Step>,
 }
 
-/// All ways.
+/// The paths of all families and hooks.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Each family and hook once, in the order in which packets meet them.
+    /// One path for each family and hook, in the order of the packet flow.
     pub ways: Vec<HookPath>,
-    /// What is left out.
+    /// The rules that were not walked.
     pub gaps: Vec<Gap>,
 }
 
-/// The hooks at which addresses are rewritten: destinations at the first two, sources at the others.
+/// The hooks of NAT chains: the first two rewrite destinations, the others sources.
 pub const HOOKS: [Hook; 4] = [Hook::Prerouting, Hook::Output, Hook::Input, Hook::Postrouting];
 
 impl View {
-    /// Walks all rules. `local` are the addresses of this host, by family, where they are known.
+    /// Walks all rules. `local` returns the host's addresses of a family, if they are known.
     pub fn new(rules: &Ruleset, local: impl Fn(Family) -> Option<Set>) -> Self {
         let mut view = Self { ways: Vec::new(), gaps: Vec::new() };
         let mut left = MOST;
@@ -122,13 +123,13 @@ impl View {
         view
     }
 
-    /// The way of a family at a hook.
+    /// Returns the path of a family through a hook.
     pub fn way(&self, family: Family, hook: Hook) -> Option<&HookPath> {
         self.ways.iter().find(|way| way.family == family && way.hook == hook)
     }
 }
 
-/// The packets that are asked about at a hook: the first ones of connections.
+/// Returns the region of packets that start a connection at a hook.
 fn start(family: Family, hook: Hook) -> Region {
     let first = Region::all().with(Field::Family, &Set::single(family_number(family)));
     let first = first.with(Field::State, &states([State::New, State::Related]));
@@ -147,16 +148,16 @@ struct Walk<'a> {
     local: Option<&'a Set>,
     steps: Vec<Step>,
     left: usize,
-    /// The chains that are being walked.
+    /// The names of the chains on the stack of jumps.
     path: Vec<Arc<str>>,
 }
 
-/// Where the packets that leave a chain go on: numbers of steps that are not known until the chain has been walked.
+/// The steps whose packets leave a chain. The walk sets their next step after the chain.
 #[derive(Default)]
 struct Open {
-    /// Behind the chain.
+    /// Steps that continue after the chain.
     returns: Vec<usize>,
-    /// Behind the base chain.
+    /// Steps that continue after the base chain.
     accepts: Vec<usize>,
 }
 
@@ -167,7 +168,7 @@ impl<'a> Walk<'a> {
         self.path.clear();
         self.chain(placed.table, at, &region, placed.tied, &mut open);
         if placed.base.drops {
-            // What no rule decides, and what goes back, meets the policy; what was accepted does not.
+            // The policy applies to packets without a verdict and to packets that return, but not to accepted packets.
             self.close(std::mem::take(&mut open.returns));
             self.push(Step { region, fate: Fate::Dropped, at, tied: placed.tied });
         }
@@ -175,7 +176,7 @@ impl<'a> Walk<'a> {
         self.close(open.accepts);
     }
 
-    /// Lets steps go on at the next one.
+    /// Sets the next step of `steps` to the end of the list.
     fn close(&mut self, steps: Vec<usize>) {
         let next = self.steps.len();
         for step in steps {
@@ -214,7 +215,7 @@ impl<'a> Walk<'a> {
         self.path.pop();
     }
 
-    /// Says of the kind of a destination what its address tells, where this host's addresses are known.
+    /// Replaces the address type (local, unicast) by addresses, if the host's addresses are known.
     fn resolved(&self, mut region: Region) -> Region {
         let Some(local) = self.local else { return region };
         for (kind, address) in [(Field::DestinationKind, Field::Destination), (Field::SourceKind, Field::Source)] {
@@ -231,7 +232,7 @@ impl<'a> Walk<'a> {
         region
     }
 
-    /// Whether a rule of a chain itself, among the steps from this one on, rewrites or drops all packets that were led there.
+    /// Returns true if a rule of `chain`, at or after step `first`, rewrites or drops all packets of `region`.
     fn all_end(&self, table: &Table, chain: usize, first: usize, region: &Region) -> bool {
         let ends = |step: &Step| {
             let case = || table.chains.get(chain)?.rules.get(step.at.rule)?.cases.get(step.at.case);
@@ -271,7 +272,7 @@ impl<'a> Walk<'a> {
                     if matches!(action, Action::Jump(_)) {
                         continue;
                     }
-                    // Of those that were all rewritten or dropped there, none comes back.
+                    // If the chain rewrites or drops all packets, none returns.
                     if !self.all_end(table, chain, first, &region) {
                         open.returns.extend(self.push(Step { region, fate: Fate::GoOn(usize::MAX), at, tied }));
                     }
@@ -291,8 +292,8 @@ impl<'a> Walk<'a> {
 }
 
 impl HookPath {
-    /// The number of the step that decides about a packet, if one does, and whether that is sure. A packet that no step
-    /// decides about stays as it is.
+    /// Returns the index of the step that decides a packet, and whether this is certain. `None` means that no step changes
+    /// the packet.
     pub fn decide(&self, packet: &Packet) -> (Option<usize>, bool) {
         let (mut at, mut sure) = (0, true);
         while let Some(step) = self.steps.get(at) {
@@ -310,7 +311,7 @@ impl HookPath {
         (None, sure)
     }
 
-    /// The steps that rewrite an address, with their numbers.
+    /// Returns the NAT steps with their indexes.
     pub fn translations(&self) -> impl Iterator<Item = (usize, &Step, Translation, &Rewrite)> {
         self.steps.iter().enumerate().filter_map(|(number, step)| match &step.fate {
             Fate::Rewritten(translation, to) => Some((number, step, *translation, to)),

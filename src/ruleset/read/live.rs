@@ -1,5 +1,5 @@
-//! All rules of this host, and what is so on it besides: nf_tables by netlink, x_tables (legacy) by its own program, because
-//! the kernel tells them in no other way that is not private to it.
+//! Reads the live rules and facts of this host. nf_tables rules come from netlink. Rules of iptables-legacy come from
+//! iptables-legacy-save, because the kernel's own interface is private to iptables.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use crate::nft::transaction::{Connection, KernelError};
 use crate::ruleset::facts::Facts;
 use crate::ruleset::table::{Gap, Ruleset, Tool};
 
-/// Reads all that may be read in the network namespace of the calling thread. What may not be, for lack of a capability or of
-/// a program, is a gap. `ssh` is what the environment says as `SSH_CONNECTION`.
+/// Reads the rules and facts of the calling thread's network namespace. Everything that cannot be read, for lack of a
+/// capability or a program, is a gap. `ssh` is the value of `SSH_CONNECTION`.
 ///
 /// # Errors
-/// [`KernelError`] where nf_tables does not answer, or is changed all the time.
+/// [`KernelError`] if nf_tables does not respond, or if other programs change it all the time.
 pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
     let facts = facts::read(ssh);
     let links: HashMap<u32, String> = facts.links.iter().map(|link| (link.index, link.name.clone())).collect();
@@ -28,12 +28,12 @@ pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
             rules.gaps.push(Gap { what: "the rules of nf_tables".into(), why });
             rules
         }
-        // Then there are none.
+        // A kernel without nf_tables has no such rules.
         Err(KernelError::NoNfTables(_)) => Ruleset::default(),
         Err(error) => return Err(error),
     };
     for family in Family::ALL {
-        // Asked for only where there are some: otherwise it would make the tables that it prints.
+        // iptables-legacy-save creates the tables that it prints, so it runs only if tables exist.
         if facts.legacy.iter().any(|(of, _)| *of == family) {
             legacy(family, &mut rules);
         }
@@ -50,7 +50,7 @@ fn legacy(family: Family, rules: &mut Ruleset) {
         Ok(mut found) => {
             for table in &mut found.tables {
                 table.tool = Tool::IptablesLegacy;
-                // Nobody has the text that they are lines of.
+                // The user does not have this text, so its line numbers are useless.
                 table.chains.each(|chain| chain.rules.iter_mut().for_each(|rule| rule.line = None));
             }
             rules.tables.append(&mut found.tables);

@@ -1,4 +1,4 @@
-//! Where rules and facts come from: the kernel, and dumps of it.
+//! The readers: each turns the kernel's answers or a dump into the normal form.
 
 pub mod facts;
 pub mod json;
@@ -12,25 +12,25 @@ pub use live::live;
 use super::table::{Ruleset, Table, Tool};
 use crate::model::Family;
 
-/// Why a dump cannot be read.
+/// The reason that a dump cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
-    /// It is of iptables-save, and wrong.
+    /// The output of iptables-save is malformed.
     #[error(transparent)]
     Save(#[from] save::SaveError),
-    /// It is of `nft -j`, and wrong.
+    /// The output of `nft -j` is malformed.
     #[error(transparent)]
     Json(#[from] json::JsonError),
-    /// There is nothing in it.
+    /// The dump is empty.
     #[error("it is empty")]
     Empty,
-    /// It is of neither program.
+    /// The format is unknown.
     #[error("it is neither what `iptables-save` nor what `nft -j list ruleset` prints")]
     Neither,
 }
 
-/// Reads a dump of iptables-save(8) or of `nft -j list ruleset`, whichever it is. `family` is that of iptables-save where the
-/// dump does not tell.
+/// Reads the output of iptables-save(8) or of `nft -j list ruleset`. `family` is the family of iptables-save output, which
+/// does not always contain it.
 ///
 /// # Errors
 /// [`DumpError`], with the line.
@@ -45,8 +45,8 @@ pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
     }
 }
 
-/// Several dumps of one host. Where both programs tell of a table that is of iptables, iptables-save tells more, and nft in
-/// which place it is.
+/// Merges several dumps of one host. If iptables-save and nft both print an iptables table, the rules come from
+/// iptables-save and the position from nft.
 pub fn together(dumps: Vec<Ruleset>) -> Ruleset {
     let mut all = Ruleset::default();
     let (mut saved, mut listed): (Vec<Table>, Vec<Table>) = Default::default();
