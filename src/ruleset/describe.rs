@@ -1,4 +1,4 @@
-//! Regions and what is done with them in words, the way nft(8) writes them.
+//! Prints regions and rewrites in the syntax of nft(8).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -9,10 +9,10 @@ use super::table::{Action, Rewrite};
 use crate::model::Family;
 use crate::model::error::printable;
 
-/// The most ranges of one set that are written out.
+/// The maximum number of ranges that are printed for one set.
 const MOST: usize = 16;
 
-/// Protocols by the names that nft(8) prints.
+/// Protocol numbers and their names in nft(8).
 const PROTOCOLS: [(u128, &str); 10] = [
     (1, "icmp"),
     (6, "tcp"),
@@ -26,26 +26,26 @@ const PROTOCOLS: [(u128, &str); 10] = [
     (136, "udplite"),
 ];
 
-/// The name of a protocol, or its number.
+/// Returns the name of a protocol, or its number.
 pub fn protocol(number: u128) -> String {
     let named = PROTOCOLS.iter().find(|(known, _)| *known == number);
     named.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
 }
 
-/// A set of a field's numbers, `{ 80, 443 }`; a leading `!= ` where that is shorter.
+/// Returns the values of a field, for example `{ 80, 443 }`, or `!= 80` if that is shorter.
 pub fn set(field: Field, set: &Set, family: Family) -> String {
-    // No interface at all is not worth a word.
+    // The value 0 means "no interface" and is not printed.
     let nothing = matches!(field, Field::Input | Field::Output).then(|| Set::single(0)).unwrap_or_else(Set::none);
     let inverse = set.or(&nothing).not();
     let (few, many) = (inverse.ranges().len(), set.ranges().len());
-    // All but the last addresses of IPv6 are one range as well, and those are a network.
+    // The complement of the last IPv6 network is one range, but the network is shorter.
     let network = |set: &Set| matches!(set.ranges(), [range] if !one(field, *range, family).contains('-'));
     let rest = family == Family::Ipv6 && of_addresses(field) && few == many && network(&inverse) && !network(set);
     let (sign, set) = match (few < many || rest) && !set.is_all() {
         true => ("!= ", &inverse),
         false => ("", set),
     };
-    // Neighbours among the numbers of states have nothing to do with each other.
+    // Adjacent numbers of states are no range.
     let named = State::ALL.into_iter().map(State::number).filter(|state| set.has(*state));
     let states: Vec<(u128, u128)> = named.map(|state| (state, state)).collect();
     let known = field == Field::State && *set == Set::from_ranges(states.iter().copied());
@@ -103,7 +103,7 @@ fn interface(first: u128, last: u128) -> String {
 
 fn addresses(first: u128, last: u128, family: Family) -> String {
     let width: u32 = if family == Family::Ipv4 { 32 } else { 128 };
-    // The last of all addresses of IPv4 is not the last of all numbers.
+    // The largest IPv4 address is smaller than the largest number.
     let last = if family == Family::Ipv4 { last.min(u32::MAX.into()) } else { last };
     let (Some(low), Some(high)) = (address_of(first, family), address_of(last, family)) else {
         return "none".into();
@@ -119,7 +119,8 @@ fn addresses(first: u128, last: u128, family: Family) -> String {
     }
 }
 
-/// What a region asks for, `iifname != docker0 fib daddr type local tcp dport 8080`; empty where it is all packets.
+/// Returns the conditions of a region, for example `iifname != docker0 fib daddr type local tcp dport 8080`. Returns an
+/// empty text for all packets.
 pub fn region(region: &Region, family: Family) -> String {
     let ip = if family == Family::Ipv4 { "ip" } else { "ip6" };
     let only = |field, value| region.get(field).only() == Some(value);
@@ -134,7 +135,7 @@ pub fn region(region: &Region, family: Family) -> String {
         }
     };
     for (name, field) in [("iifname", Field::Input), ("oifname", Field::Output)] {
-        // What a hook says of every packet tells nothing.
+        // A condition that every packet of the hook fulfils is not printed.
         if !only(field, 0) && region.get(field) != &Set::single(0).not() {
             put(name, field);
         }
@@ -194,7 +195,7 @@ fn asked(condition: &Condition, family: Family) -> String {
     }
 }
 
-/// What a rewrite leads to, `172.17.0.3:80`.
+/// Returns the target of a rewrite, for example `172.17.0.3:80`.
 pub fn target(to: &Rewrite) -> String {
     let mut text = match to.addresses {
         None => String::new(),

@@ -1,5 +1,5 @@
-//! Hosts for unit tests: a typical one with Docker, and its facts. eth0 leads out, docker0 is a bridge of
-//! 172.17.0.0/16, and packets are passed on.
+//! Hosts for unit tests. The typical host runs Docker: eth0 is the uplink, docker0 is a bridge with 172.17.0.0/16, and IP
+//! forwarding is on.
 
 use std::net::IpAddr;
 
@@ -33,56 +33,56 @@ COMMIT
 COMMIT
 "#;
 
-/// Of those the rules of table nat.
+/// The rules of [`DOCKER`] in table nat.
 pub const DOCKER_NAT: &str = "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
     -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER\n\
     -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n\
     -A DOCKER -i docker0 -j RETURN\n\
     -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80";
 
-/// A table nat of these rules, with a chain DOCKER.
+/// Returns a table nat with `rules` and a chain DOCKER.
 pub fn nat(rules: &str) -> String {
     let chains = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
     table("nat", &chains, &format!(":DOCKER -\n{}", rules.trim()))
 }
 
-/// Any table of these rules, whose chains are the built-in ones of `chains`.
+/// Returns a table with the built-in chains `chains` and with `rules`.
 pub fn table(name: &str, chains: &[&str], rules: &str) -> String {
     let chains: String = chains.iter().map(|chain| format!(":{chain} ACCEPT [0:0]\n")).collect();
     format!("*{name}\n{chains}{rules}\nCOMMIT\n")
 }
 
-/// These rules alone.
+/// Parses iptables-save text.
 pub fn rules(text: &str) -> Ruleset {
     save::parse(text, None).expect("a dump")
 }
 
-/// A host of these rules, of which this is known.
+/// Returns a host with rules and facts.
 pub fn host(text: &str, facts: impl Into<Option<Facts>>) -> Host {
     Host::new(rules(text), facts.into())
 }
 
-/// A host of which only a dump is known.
+/// Returns a host without facts.
 pub fn dump(text: &str) -> Host {
     host(text, None::<Facts>)
 }
 
-/// The host with Docker and these tables more.
+/// Returns the Docker host with more tables.
 pub fn docker(more: &str) -> Host {
     host(&format!("{DOCKER}{more}"), facts())
 }
 
-/// The host with these rules in table nat, and none of Docker.
+/// Returns the host with `rules` in table nat and without Docker.
 pub fn with_nat(rules: &str) -> Host {
     host(&nat(rules), facts())
 }
 
-/// An address.
+/// Parses an address.
 pub fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// An interface that is up.
+/// Returns an interface that is up.
 pub fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
     Link {
         index,
@@ -96,24 +96,24 @@ pub fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
     }
 }
 
-/// A route of the main table.
+/// Returns a route of the main table.
 pub fn route(to: &str, output: u32, gateway: Option<&str>) -> Route {
     let (to, gateway) = (to.parse().expect("a network"), gateway.map(address));
     Route { to, output: Some(output), gateway, kind: 1, table: 254, metric: 0 }
 }
 
-/// A route of an address, or network, of this host itself.
+/// Returns a route of table local.
 pub fn own(to: &str, output: u32) -> Route {
     Route { kind: 2, table: 255, ..route(to, output, None) }
 }
 
-/// A socket that a program waits at.
+/// Returns a listening socket of `process`.
 pub fn listener(protocol: Protocol, at: &str, port: u16, process: &str) -> Listener {
     let owner = Some((process.to_owned(), 1234));
     Listener { protocol, address: address(at), port, only_ipv6: false, owner }
 }
 
-/// lo, eth0 with 192.0.2.1/24 and the default route, and docker0 with 172.17.0.1/16; no IPv6.
+/// Returns facts with lo, eth0 (192.0.2.1/24, default route) and docker0 (172.17.0.1/16), without IPv6.
 pub fn facts() -> Facts {
     let settings = [
         ("net/ipv4/ip_forward", "1"),
@@ -149,7 +149,7 @@ pub fn facts() -> Facts {
     }
 }
 
-/// The same with 2001:db8:1::1/64 at eth0, and a container at a port of docker0.
+/// Returns [`facts`] plus 2001:db8:1::1/64 on eth0 and a container behind a port of docker0.
 pub fn dual() -> Facts {
     let mut facts = facts();
     let mut port = link(4, "veth1", Some("veth"));
@@ -167,14 +167,14 @@ pub fn dual() -> Facts {
     facts
 }
 
-/// A host of both families where some settings are others.
+/// Returns [`dual`] with other settings.
 pub fn with(settings: &[(&str, &str)]) -> Facts {
     let mut facts = dual();
     facts.settings.extend(settings.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())));
     facts
 }
 
-/// A forward of port 80 that a match limits, of a protocol.
+/// Returns a table nat with a forward of port 80 that has an additional match.
 pub fn by(match_: &str, protocol: &str) -> String {
     nat(&format!("-A PREROUTING {match_} -p {protocol} --dport 80 -j DNAT --to-destination 172.17.0.2:80"))
 }

@@ -1,13 +1,13 @@
-//! Who made a table, a chain or a rule, guessed from its name and its layout.
+//! Infers the program that made a table, chain or rule, from names and layout.
 //!
-//! Names of tables and chains tell most. Chains that all tools of a host share, `PREROUTING` of iptables(8), have rules of many
-//! owners: whose one is tell the chain that it jumps to, its comment, its shape, and what it stands beside.
+//! Names of tables and chains are the best sign. Built-in chains of iptables(8), such as `PREROUTING`, contain rules of many
+//! programs. The owner of such a rule follows from its jump target, its comment, its shape, and the rules beside it.
 
 use super::region::{Condition, Field, LOCAL, Region};
 use super::set::{Set, name_of};
 use super::table::{Action, Chain, Hook, Rule, Table, Tool};
 
-/// What the names of tables tell. Sources: the projects' own layouts, as recorded in tests/audit/peers.
+/// Table names and their owners. Source: the layouts in tests/audit/peers, recorded from each project.
 const TABLES: [(&str, &str); 16] = [
     ("portfwd", "portfwd"),
     ("docker-bridges", "docker"),
@@ -27,7 +27,7 @@ const TABLES: [(&str, &str); 16] = [
     ("f2b-table", "fail2ban"),
 ];
 
-/// What the beginnings of the names of chains tell; the first that fits.
+/// Prefixes of chain names and their owners. The first matching prefix wins.
 const CHAINS: [(&str, &str); 19] = [
     ("PORTFWD", "portfwd"),
     ("DOCKER", "docker"),
@@ -50,7 +50,8 @@ const CHAINS: [(&str, &str); 19] = [
     ("ts-", "tailscale"),
 ];
 
-/// How the chains of firewalld begin in tables of iptables(8). Such a name may be anybody's, so one of [`ZONES`] must be there.
+/// Prefixes of firewalld's chains in tables of iptables(8). Other programs may use such names, so a chain of [`ZONES`] must
+/// exist too.
 const OF_FIREWALLD: [&str; 12] = [
     "PREROUTING_",
     "PRE_",
@@ -66,13 +67,13 @@ const OF_FIREWALLD: [&str; 12] = [
     "RFC3964_IPv4",
 ];
 
-/// Chains that firewalld has in each table of iptables(8): one of them in any.
+/// Chains of firewalld. Each of its iptables(8) tables contains at least one.
 const ZONES: [&str; 4] = ["PREROUTING_ZONES", "INPUT_ZONES", "INPUT_direct", "OUTPUT_direct"];
 
-/// Chains that their owners leave to the user, but for a last `RETURN`.
+/// Chains for the user's rules. Their owner adds only a last `RETURN`.
 const OPEN: [&str; 2] = ["DOCKER-USER", "CNI-ADMIN"];
 
-/// What the beginnings of the comments tell that tools give their rules in chains of all.
+/// Prefixes of rule comments and their owners.
 const COMMENTS: [(&str, &str); 15] = [
     ("kube hostport ", "cri-o"),
     ("kubernetes ", "kube-proxy"),
@@ -91,21 +92,22 @@ const COMMENTS: [(&str, &str); 15] = [
     ("!fw4: ", "fw4"),
 ];
 
-/// How far rules of firewalld that jump nowhere are from one that does, in the built-in chains.
+/// The maximum distance, in rules, between a firewalld rule without a jump and one with a jump, in built-in chains.
 const NEAR: usize = 3;
 
 const ICMPV6: u128 = 58;
 
-/// The most rules that are looked at for the name of a bridge.
+/// The maximum number of rules that are searched for the name of a bridge.
 const LOOKED_AT: usize = 4096;
 
-/// Who made a table; `unknown` where its name does not tell.
+/// Returns the owner of a table, or `unknown`.
 pub fn of_table(table: &Table) -> &'static str {
     let known = TABLES.iter().find(|(name, _)| *name == &*table.name);
     known.map_or("unknown", |(_, owner)| owner)
 }
 
-/// Who made a chain: `user` of a table of iptables(8), and `unknown` of another, where no name tells.
+/// Returns the owner of a chain. A chain without a known name belongs to `user` in a table of iptables(8), and to `unknown`
+/// otherwise.
 pub fn of_chain(table: &Table, chain: &Chain) -> &'static str {
     match of_table(table) {
         "unknown" => of_name(table, &chain.name).unwrap_or(if table.tool == Tool::Nft { "unknown" } else { "user" }),
@@ -113,7 +115,7 @@ pub fn of_chain(table: &Table, chain: &Chain) -> &'static str {
     }
 }
 
-/// Who made the rule of this number in a chain; of a number that no rule has, as of a policy, who made the chain.
+/// Returns the owner of the rule with this index. For the policy, returns the owner of the chain.
 pub fn of_rule(table: &Table, chain: &Chain, number: usize) -> &'static str {
     let of_chain = of_chain(table, chain);
     let Some(rule) = chain.rules.get(number) else { return of_chain };
@@ -141,7 +143,7 @@ fn of_name(table: &Table, name: &str) -> Option<&'static str> {
     (OF_FIREWALLD.iter().any(|beginning| name.starts_with(beginning)) && zones()).then_some("firewalld")
 }
 
-/// Whose chain a rule jumps to.
+/// Returns the owner of the chain that a rule jumps to.
 fn of_target(table: &Table, rule: &Rule) -> Option<&'static str> {
     rule.cases.iter().flat_map(|case| &case.actions).find_map(|action| match action {
         Action::Jump(name) | Action::Goto(name) => of_name(table, name),
@@ -154,12 +156,12 @@ fn of_comment(rule: &Rule) -> Option<&'static str> {
     COMMENTS.iter().find(|(beginning, _)| comment.starts_with(beginning)).map(|(_, owner)| *owner)
 }
 
-/// Whether a rule only sends everything back.
+/// Returns true if the rule is an unconditional `RETURN`.
 fn ends(rule: &Rule) -> bool {
     rule.cases.iter().all(|case| case.region == Region::all() && *case.actions == [Action::Return])
 }
 
-/// Whether a rule of a built-in chain is one that Docker puts there for a bridge or a container.
+/// Returns true if Docker adds such a rule to a built-in chain for a bridge or container.
 ///
 /// Source: integration/network/bridge/iptablesdoc/generated of moby, and neighbours/docker.v4 of the tests.
 fn is_of_docker(table: &Table, chain: &Chain, rule: &Rule) -> bool {
@@ -196,7 +198,7 @@ fn has_docker(table: &Table) -> bool {
     table.chains.position("DOCKER").is_some()
 }
 
-/// Whether an interface is a bridge of Docker: by the names that it gives, or because its own rules name it.
+/// Returns true if an interface is a Docker bridge, by its name or because Docker's rules use it.
 fn is_bridge(table: &Table, number: u128) -> bool {
     let name = name_of(number);
     let given = |rest: &str| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -214,12 +216,12 @@ fn is_bridge(table: &Table, number: u128) -> bool {
     })
 }
 
-/// Whether a rule of a built-in chain is one of those that firewalld puts around its jumps: about states, loopback, neighbours
-/// of IPv6, the way back, and all.
+/// Returns true if firewalld adds such a rule beside its jumps in a built-in chain: for connection states, loopback, IPv6
+/// neighbour discovery, reverse path filtering, or all packets.
 ///
 /// Source: `default_rules` in src/firewall/core/ipXtables.py of firewalld, and neighbours/firewalld.v4 of the tests.
 fn is_of_firewalld(table: &Table, chain: &Chain, number: usize) -> bool {
-    // Of these not all is understood: states of one or the other kind together, kinds of ICMPv6, the way back.
+    // These rules contain unknown conditions: combined states, ICMPv6 types, reverse path filters.
     let known = ["ctstate", "conntrack", "icmp6", "rpfilter"];
     let asked = |condition: &Condition| match condition {
         Condition::Unknown(words) => known.iter().any(|known| words.contains(known)),
