@@ -1,5 +1,4 @@
-//! The forwards of a host: each rule that rewrites a destination, or each element of a map that it asks, with its steps on the
-//! ways of packets that arrive and of those that this host sends.
+//! The forwards of a host: each rule or map element that rewrites a destination, with its steps at prerouting and output.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,16 +8,16 @@ use crate::ruleset::region::{Field, Region};
 use crate::ruleset::table::{At, Hook, Rewrite};
 use crate::ruleset::view::{Step, Translation, View};
 
-/// Steps, each with its hook and its number on the way there.
+/// Steps with their hook and their index in the path of the hook.
 pub type Steps<'a> = Vec<(Hook, usize, &'a Step)>;
 
-/// The most ways whose packets are compared with those of one more.
+/// The maximum number of paths that are compared with one more path.
 const MOST: usize = 8;
 
 /// A forward.
 #[derive(Debug, Clone)]
 pub struct Forward<'a> {
-    /// The family of its packets.
+    /// The address family of the packets.
     pub family: Family,
     /// The rule.
     pub at: At,
@@ -26,14 +25,13 @@ pub struct Forward<'a> {
     pub translation: Translation,
     /// Where it leads.
     pub to: &'a Rewrite,
-    /// Its steps: the hook, the number of the step on the way there, and the step. In the order in which packets meet them; a
-    /// rule that is reached by several jumps has several at one hook.
+    /// The steps in the order of the packet flow: hook, index in the path, step. A rule that several jumps reach has several
+    /// steps at one hook.
     pub steps: Steps<'a>,
 }
 
 impl<'a> Forward<'a> {
-    /// All forwards, in the order in which they win: those of IPv4 first, and of packets that arrive before those that only
-    /// packets of this host meet.
+    /// Returns all forwards in order of precedence: IPv4 first, arriving packets before local packets.
     pub fn all(view: &'a View) -> Vec<Self> {
         let (mut found, mut known): (Vec<Self>, HashMap<(Family, At), usize>) = Default::default();
         for way in &view.ways {
@@ -57,12 +55,12 @@ impl<'a> Forward<'a> {
         found
     }
 
-    /// The packets that it is about, of those that meet it first.
+    /// Returns the packets that reach the forward's first step.
     pub fn region(&self) -> Option<&'a Region> {
         self.steps.first().map(|(_, _, step)| &step.region)
     }
 
-    /// Its steps, those about the same packets together: a rule that several jumps lead different packets to has several ways.
+    /// Returns the steps, grouped by region. A rule that several jumps reach with different packets has several groups.
     pub fn apart(&self) -> Vec<Steps<'a>> {
         if !self.has_more_ways() {
             return vec![self.steps.clone()];
@@ -74,7 +72,7 @@ impl<'a> Forward<'a> {
                     steps.push(*step);
                     continue;
                 }
-                // Where an earlier one takes all of these packets, none of them comes here.
+                // If an earlier step takes all of these packets, no packet reaches this step.
                 let taken = all.iter().take(MOST).flatten().any(|(_, _, one)| one.region.covers(&step.2.region));
                 if !taken {
                     known.insert(&step.2.region, all.len());
@@ -84,15 +82,15 @@ impl<'a> Forward<'a> {
             all
         };
         let (mut all, sent) = (at(Hook::Prerouting), at(Hook::Output));
-        // Packets that this host sends meet a rule by as many jumps as those that arrive, mostly, which may ask a little less or more:
-        // Docker leaves loopback out.
+        // Local packets usually reach a rule by as many jumps as arriving packets. The regions can differ slightly: Docker
+        // excludes loopback.
         if all.len() == sent.len() {
             all.iter_mut().zip(sent).for_each(|(steps, more)| steps.extend(more));
             return all;
         }
         let bare = |steps: &Steps<'a>| {
             let mut region = steps.first().map_or_else(Region::all, |(_, _, step)| step.region.clone());
-            // They have no interface that they arrive by, which alone makes no difference.
+            // Local packets have no ingress interface, and this difference alone does not matter.
             region.forget(Field::Input);
             region.forget(Field::Output);
             region
@@ -108,12 +106,12 @@ impl<'a> Forward<'a> {
         all
     }
 
-    /// Whether it has more steps than the usual ones, one of packets that arrive and one of those that this host sends.
+    /// Returns true if a forward has other steps than one at prerouting and one at output.
     fn has_more_ways(&self) -> bool {
         self.steps.len() > 1 && !matches!(self.steps.as_slice(), [(one, ..), (other, ..)] if one != other)
     }
 
-    /// Forwards of which each has but one way. `None` where that are these.
+    /// Returns forwards with exactly one path each. Returns `None` if all forwards already have one path.
     pub fn one_way_each(all: &[Self]) -> Option<Vec<Self>> {
         all.iter().any(Self::has_more_ways).then(|| {
             let mut ways = Vec::with_capacity(all.len());
@@ -128,23 +126,23 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// Its steps of packets that arrive.
+    /// Returns the steps at prerouting.
     pub fn arriving(&self) -> impl Iterator<Item = (usize, &'a Step)> {
         self.steps.iter().filter(|(hook, _, _)| *hook == Hook::Prerouting).map(|(_, number, step)| (*number, *step))
     }
 
-    /// The one address that it leads to; none where it is this host, or several.
+    /// Returns the target address. Returns `None` if the target is this host or a range.
     pub fn target(&self) -> Option<IpAddr> {
         self.to.addresses.filter(|(first, last)| first == last && self.to.prefix.is_none()).map(|(first, _)| first)
     }
 
-    /// A port that it is about: the lowest. None where it asks for none.
+    /// Returns the lowest port of the forward. Returns `None` if the forward has no port condition.
     pub fn first_port(&self) -> Option<u16> {
         let ports = self.region()?.get(Field::Port);
         if ports.is_all() { None } else { u16::try_from(ports.first()?).ok() }
     }
 
-    /// The protocol that it is about, of several TCP where that is one of them; its number.
+    /// Returns the protocol number of the forward. Prefers TCP if there are several.
     pub fn protocol(&self) -> Option<u8> {
         let protocols = self.region()?.get(Field::Protocol);
         if protocols.has(6) { Some(6) } else { u8::try_from(protocols.first()?).ok() }

@@ -1,4 +1,4 @@
-//! The view in rows: forwards in the order in which they win, and sources that are rewritten, in words.
+//! Rows for reports: forwards in order of precedence, and rules that rewrite sources.
 
 use std::collections::BTreeMap;
 
@@ -12,52 +12,52 @@ use crate::ruleset::set::Set;
 use crate::ruleset::table::{At, Hook};
 use crate::ruleset::view::{Fate, Step, Translation};
 
-/// A row: a rule that rewrites an address, or one element of a map that it asks, and the packets that one way leads to it.
+/// A row: a NAT rule or one element of its map, with the packets of one path to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The family of its packets.
+    /// The address family of the packets.
     pub family: Family,
     /// How it rewrites.
     pub translation: Translation,
     /// Protocols, `tcp`; none: all.
     pub protocol: Option<String>,
-    /// Destinations: `local` is every address of the host; none: all.
+    /// Destination addresses. `local` means every address of the host. `None` means all.
     pub address: Option<String>,
-    /// Destination ports, `80` or `{ 80, 443 }`; none: all.
+    /// Destination ports, for example `80` or `{ 80, 443 }`. `None` means all.
     pub ports: Option<String>,
-    /// The interface that packets arrive by.
+    /// The ingress interface.
     pub input: Option<String>,
-    /// The interface that they leave by.
+    /// The egress interface.
     pub output: Option<String>,
     /// Sources.
     pub from: Option<String>,
-    /// What else is asked for, in the words of nft(8), what is not understood in brackets.
+    /// All other conditions in nft(8) syntax. Conditions that are not understood are in brackets.
     pub conditions: Vec<String>,
-    /// What is decided before this for some of the packets above: who is taken out, and how.
+    /// Earlier rules that take some of these packets, with their effect.
     pub except: Vec<String>,
-    /// Where it leads, or what the source becomes; empty for the address of the interface, or this host.
+    /// The new destination or source. Empty for the interface's address or this host.
     pub to: String,
-    /// At which hooks, and its place in the order there.
+    /// The hooks, each with the index in the path of the hook.
     pub hooks: Vec<(Hook, usize)>,
-    /// Whether all of that is sure: understood, and in an order that is known.
+    /// True if the row is certain: all conditions are understood, and the order of chains is known.
     pub sure: bool,
     /// Who made it.
     pub owner: String,
-    /// Table, chain, and handle or line.
+    /// Table, chain, and handle or line of the rule.
     pub rule: String,
     /// Its place.
     pub at: At,
     /// Its comment.
     pub comment: Option<String>,
-    /// What the rule counted; of a map that is of all of its elements.
+    /// The rule's counter. A rule with a map counts for all of its elements.
     pub counter: Option<Counter>,
 }
 
-/// The most exceptions that a row names.
+/// The maximum number of exceptions in a row.
 const MOST: usize = 8;
 
-/// The forwards of a host, in the order in which they win. A rule that several jumps lead different packets to has a row for
-/// each of them.
+/// Returns the forwards of a host in order of precedence. A rule that several jumps reach with different packets has several
+/// rows.
 pub fn forwards(host: &Host) -> Vec<Row> {
     let exceptions = Exceptions::new(host);
     let mut rows = Vec::new();
@@ -86,7 +86,7 @@ pub fn forwards(host: &Host) -> Vec<Row> {
     rows
 }
 
-/// The rules that rewrite sources, in the order in which they win.
+/// Returns the rules that rewrite sources, in order of precedence.
 pub fn sources(host: &Host) -> Vec<Row> {
     let exceptions = Exceptions::new(host);
     let mut rows = Vec::new();
@@ -114,7 +114,7 @@ impl Row {
             let set = region.get(field);
             (!set.is_all()).then(|| describe::set(field, set, family))
         };
-        // What a hook says of all packets is not worth a word.
+        // A condition that every packet of the hook fulfils is not printed.
         let interface = |field| {
             words(field).filter(|_| !Set::single(0).not().eq(region.get(field)) && region.get(field).only() != Some(0))
         };
@@ -141,7 +141,7 @@ impl Row {
     }
 }
 
-/// The addresses of a region: `local` says it shorter than all addresses that this host has.
+/// Returns the destination addresses of a region. Prints `local` instead of the list of all addresses of the host.
 fn address(host: &Host, family: Family, region: &Region) -> Option<String> {
     let (set, kind) = (region.get(Field::Destination), region.get(Field::DestinationKind));
     let all = || set.is_all() || host.facts.as_ref().is_some_and(|facts| facts.local(family) == *set);
@@ -157,7 +157,7 @@ fn address(host: &Host, family: Family, region: &Region) -> Option<String> {
     }
 }
 
-/// A region without the addresses that this host has where it asks for local ones: the word says it shorter.
+/// Returns a region without the host's addresses if it already requires local addresses.
 fn short(host: &Host, family: Family, region: &Region) -> Region {
     let mut region = region.clone();
     let Some(facts) = &host.facts else { return region };
@@ -169,7 +169,7 @@ fn short(host: &Host, family: Family, region: &Region) -> Region {
     region
 }
 
-/// What a region asks for beside addresses, ports, protocols and interfaces.
+/// Returns all conditions of a region except addresses, ports, protocols and interfaces.
 fn conditions(region: &Region, family: Family) -> Vec<String> {
     let mut rest = region.clone();
     for field in [
@@ -187,7 +187,7 @@ fn conditions(region: &Region, family: Family) -> Vec<String> {
     if words.is_empty() { Vec::new() } else { vec![words] }
 }
 
-/// What is decided on each way for packets that later steps would rewrite.
+/// Finds, for each path, the earlier steps that take packets of a later step.
 struct Exceptions<'a> {
     host: &'a Host,
     ways: BTreeMap<(Family, Hook), (Vec<usize>, Overlaps<'a>)>,
@@ -203,8 +203,8 @@ impl<'a> Exceptions<'a> {
         Self { host, ways: ways.collect() }
     }
 
-    /// What is taken out before a step, in words, and whether it is sure what. What the same forward, by all of its steps, took
-    /// before that is no exception.
+    /// Returns the exceptions of a step as text, and whether they are certain. Packets that earlier steps of the same
+    /// forward take are no exception.
     fn of(
         &self,
         own: &[(Hook, usize, &Step)],
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(rows(&format!("{jumps}{sent}{to}")), ["81  prerouting+output", "82  prerouting+output"]);
         let one = "-A OUTPUT -p tcp --dport 82 -j A\n";
         assert_eq!(rows(&format!("{jumps}{one}{to}")), ["81  prerouting", "82  prerouting+output"]);
-        // What comes second after all of it was taken never comes.
+        // A step after one that takes all packets receives none.
         let all = "-A PREROUTING -p tcp -j A\n";
         assert_eq!(rows(&format!("{all}{jumps}{to}")), ["  prerouting"]);
     }
@@ -286,7 +286,7 @@ mod tests {
     fn what_a_rule_took_before_is_no_exception_of_itself() {
         let rules = "-A PREROUTING -i eth0 -g A\n-A PREROUTING -g A\n-A A -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1\n";
         assert_eq!(rows(rules), ["80 eth0 prerouting", "80  prerouting"]);
-        // All of those that come there are rewritten, so none of them comes back to pass the second rule by.
+        // The step rewrites all packets, so none of them continues.
         let rules = "-A PREROUTING -p tcp -m tomorrow -g A\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2\n\
                      -A A -p tcp -j DNAT --to-destination 10.0.0.1\n";
         assert_eq!(rows(rules), ["  prerouting", "80  prerouting"]);

@@ -1,32 +1,32 @@
-//! Which of many regions a region meets, without asking all of them.
+//! An index of regions, to find the regions that intersect another one.
 
 use std::collections::HashMap;
 
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::Set;
 
-/// The most ports of a region that is found by each of them.
+/// The maximum number of ports that are indexed one by one.
 const FEW: u128 = 16;
 
-/// How many ports share a place in the index, as a power of two.
+/// The number of ports in one bucket, as a power of two.
 const SHARE: u32 = 8;
 
-/// How many places a region may be at.
+/// The maximum number of buckets of one region.
 const PLACES: u128 = 16;
 
-/// Regions, to be asked which of them others meet.
+/// An index of regions by address and port.
 #[derive(Debug, Clone)]
 pub struct Overlaps<'a> {
     regions: Vec<&'a Region>,
-    /// Of one address and few ports: by both.
+    /// Regions with one address and few ports, by address and port.
     pairs: HashMap<(u128, u128), Vec<usize>>,
-    /// The same, by the port.
+    /// Regions with few ports, by port.
     of_pairs: HashMap<u128, Vec<usize>>,
     /// Of few ports.
     ports: HashMap<u128, Vec<usize>>,
-    /// Of more ports: by [`SHARE`]s of them.
+    /// Regions with more ports, by groups of [`SHARE`] ports.
     shares: HashMap<u128, Vec<usize>>,
-    /// Of one address, and many ports.
+    /// Regions with one address and many ports.
     addresses: HashMap<u128, Vec<usize>>,
     /// All others.
     rest: Vec<usize>,
@@ -70,7 +70,7 @@ impl<'a> Overlaps<'a> {
         }
     }
 
-    /// The numbers of the regions that a region meets, in order.
+    /// Returns the indexes of the regions that intersect a region, in ascending order.
     pub fn meeting(&self, region: &Region) -> Vec<usize> {
         let (ports, address) = (region.get(Field::Port), region.get(Field::Destination).only());
         let mut found: Vec<usize> = Vec::new();
@@ -105,7 +105,7 @@ fn numbers(set: &Set) -> impl Iterator<Item = u128> {
     set.ranges().iter().flat_map(|(first, last)| *first..=*last)
 }
 
-/// The places of a set of ports; `None` where they are too many.
+/// Returns the buckets of a set of ports. Returns `None` if there are too many.
 fn shares(ports: &Set) -> Option<Vec<u128>> {
     let mut found = Vec::new();
     for (first, last) in ports.ranges() {

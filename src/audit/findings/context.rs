@@ -1,5 +1,5 @@
-//! What several findings ask of a host, asked once: its forwards and their order, its own addresses, the interfaces that packets
-//! arrive by, ways out, and packets to try rules with.
+//! The context of all findings: values about a host that several findings need, computed once. Examples are the forwards,
+//! their order faults, the host's addresses, ingress interfaces, and example packets.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use crate::ruleset::simulate::chains::{self, Outcome, Which};
 use crate::ruleset::simulate::{MULTICAST, Simulator, UNICAST};
 use crate::ruleset::table::{Action, At, Hook};
 
-/// A host, and what was asked of it.
+/// A host and the values computed from it.
 pub struct Context<'a> {
     /// The host.
     pub(super) host: &'a Host,
@@ -52,37 +52,37 @@ impl<'a> Context<'a> {
         self.host.facts.as_ref()
     }
 
-    /// All forwards, in the order in which they win, each with all ways to it: the rules, or elements of maps.
+    /// Returns all forwards in order of precedence, each with all paths to it.
     pub(super) fn rules(&self) -> &[Forward<'a>] {
         self.rules.get_or_init(|| Forward::all(&self.host.view))
     }
 
-    /// All forwards, in the order in which they win. A rule that several jumps lead different packets to is as many here.
+    /// Returns all forwards in order of precedence. A rule that several jumps reach occurs once for each path.
     pub(super) fn forwards(&self) -> &[Forward<'a>] {
         self.ways.get_or_init(|| Forward::one_way_each(self.rules())).as_deref().unwrap_or(self.rules())
     }
 
-    /// The forwards of these numbers.
+    /// Returns the forwards with these indexes.
     pub(super) fn numbered(&self, numbers: &[usize]) -> Vec<&Forward<'a>> {
         numbers.iter().filter_map(|number| self.forwards().get(*number)).collect()
     }
 
-    /// The forwards that get less than they ask for.
+    /// Returns the forwards that receive fewer packets than they match.
     pub(super) fn judged(&self) -> &[OrderFault<'a>] {
         self.judged.get_or_init(|| super::order::judged(self))
     }
 
-    /// What became of clients' packets for each forward.
+    /// Returns the results of each forward's clients.
     pub(super) fn surveys(&self) -> &DropAnalyses {
         self.surveys.get_or_init(|| DropAnalyses::new(self))
     }
 
-    /// The addresses of this host, where they are known.
+    /// Returns the addresses of this host, if they are known.
     pub(super) fn local(&self, family: Family) -> Option<&Set> {
         Some(self.simulator.local(family)).filter(|local| !local.is_empty())
     }
 
-    /// Whether an address is this host's, or of its loopback; `None` where its routes are not known.
+    /// Returns true if an address belongs to this host or its loopback. Returns `None` if the routes are unknown.
     pub(super) fn is_local(&self, address: IpAddr) -> Option<bool> {
         if address.is_loopback() {
             return Some(true);
@@ -90,13 +90,13 @@ impl<'a> Context<'a> {
         self.next_hop(address).map(|way| way == NextHop::Local)
     }
 
-    /// Where packets for an address go; `None` where no routes are known.
+    /// Returns the next hop to an address. Returns `None` if no routes are known.
     pub(super) fn next_hop(&self, address: IpAddr) -> Option<NextHop<'a>> {
         let facts = self.facts().filter(|facts| !facts.routes.is_empty())?;
         *self.targets.borrow_mut().entry(address).or_insert_with(|| Some(facts.next_hop(address)))
     }
 
-    /// The interfaces by which packets of a region may arrive from other hosts: those that are up, and no ports of a bridge.
+    /// Returns the interfaces on which packets of a region can arrive from other hosts: up, and no ports of a bridge.
     pub(super) fn ingress(&self, region: &Region) -> Rc<Vec<&'a Link>> {
         let asked = region.get(Field::Input);
         if let Some(known) = self.ingress.borrow().get(asked) {
@@ -113,8 +113,8 @@ impl<'a> Context<'a> {
         found
     }
 
-    /// The one interface that packets of a region arrive by where they come from afar: the only one that the rule lets them
-    /// come by, or that which holds the address that they are for.
+    /// Returns the ingress interface of remote packets of a region: the only one that the rule allows, or the one with the
+    /// destination address.
     pub(super) fn entrance(&self, family: Family, region: &Region) -> Option<&'a Link> {
         if let [only] = self.ingress(region).as_slice() {
             return Some(only);
@@ -125,8 +125,8 @@ impl<'a> Context<'a> {
         facts.link(*link).filter(|link| !link.loopback)
     }
 
-    /// A packet of a region, the likeliest there is: a first one, from far away, to an address of this host where that is
-    /// within. `None` where none is surely in it.
+    /// Returns a likely packet of a region: the first of a connection, from a remote client, to an address of this host if
+    /// the region allows it. Returns `None` if no packet is certainly inside.
     pub(super) fn packet(&self, family: Family, region: &Region, hook: Hook) -> Option<Packet> {
         let mut packet = region::packet(family, None);
         let here = hook == Hook::Output;
@@ -139,7 +139,7 @@ impl<'a> Context<'a> {
             let link = links.iter().find(|link| Some(**link) == outside).or(links.first());
             let input = match link {
                 Some(link) => Some(number_of_name(link.name.as_bytes(), 0)),
-                // What has no link to come by does not come; loopback packets were asked about as they were sent.
+                // A packet without an ingress interface does not arrive. Loopback packets are simulated at output.
                 None if self.facts().is_some_and(|facts| !facts.links.is_empty()) => None,
                 None => region.get(Field::Input).minus(&Set::from_ranges([(0, 0), (lo, lo)])).first(),
             };
@@ -161,7 +161,7 @@ impl<'a> Context<'a> {
         let kind = match self.local(family) {
             Some(local) if local.has(destination) => LOCAL,
             Some(_) => address_of(destination, family).map_or(UNICAST, kind),
-            // Of a dump that is not known; what asks for packets of this host gets them.
+            // The addresses of a dump are unknown, so a condition on local addresses counts as fulfilled.
             None if to_local => LOCAL,
             None => UNICAST,
         };
@@ -186,8 +186,8 @@ impl<'a> Context<'a> {
         (region.has(&packet) != Truth::No).then_some(packet)
     }
 
-    /// What becomes of a first packet at a hook, by the chains that translate, after those before them gave it marks. A rule
-    /// before that may drop it is no doubt about how it is translated if it is not.
+    /// Returns the result of a first packet in the NAT chains of a hook, after earlier chains set marks. A possible drop in
+    /// an earlier chain does not make the translation uncertain.
     pub(super) fn translated(&self, packet: &Packet, hook: Hook) -> Outcome {
         let mut packet = packet.clone();
         let tracer = &self.simulator.tracer;
@@ -200,13 +200,13 @@ impl<'a> Context<'a> {
         outcome
     }
 
-    /// Whether a rule does nothing else than to drop.
+    /// Returns true if all actions of a rule drop the packet.
     fn only_drops(&self, at: At) -> bool {
         let case = self.host.rules.at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
         case.is_some_and(|case| case.actions.iter().all(|action| matches!(action, Action::Drop | Action::Reject)))
     }
 
-    /// Whether a packet of a forward surely comes to it: no rule on its way is one that is not understood.
+    /// Returns true if a packet certainly reaches a forward: all rules on the path are understood.
     pub(super) fn is_sure(&self, forward: &Forward<'_>) -> bool {
         let Some((hook, _, step)) = forward.steps.first() else { return false };
         let Some(packet) = self.packet(forward.family, &step.region, *hook) else { return false };
@@ -214,7 +214,7 @@ impl<'a> Context<'a> {
         outcome.is_sure() && outcome.rewritten.is_some_and(|(_, _, at)| at == forward.at)
     }
 
-    /// How sure what was read of some forwards is: as sure as that the first of them take packets at all.
+    /// Returns the confidence that the first of some forwards receive packets.
     pub(super) fn confidence(&self, forwards: &[&Forward<'_>]) -> Confidence {
         let sure =
             self.facts().is_some() && forwards.iter().take(super::wording::APART).all(|forward| self.is_sure(forward));
@@ -222,7 +222,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// An address that this host may have.
+/// Returns an example address of this host.
 fn listening(family: Family) -> IpAddr {
     match family {
         Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7)),
@@ -230,19 +230,19 @@ fn listening(family: Family) -> IpAddr {
     }
 }
 
-/// The kind of an address that is not this host's.
+/// Returns the address type of a remote address.
 fn kind(address: IpAddr) -> u128 {
     if address.is_multicast() { MULTICAST } else { UNICAST }
 }
 
-/// The addresses, first and last, that a forward leads to; one where both are the same.
+/// Returns the first and last target address of a forward; one address if they are equal.
 pub(super) fn targets(forward: &Forward<'_>) -> impl Iterator<Item = IpAddr> {
     let ends = forward.to.addresses;
     let last = ends.filter(|(first, last)| first != last && forward.to.prefix.is_none()).map(|(_, last)| last);
     ends.map(|(first, _)| first).into_iter().chain(last)
 }
 
-/// The forwards of packets that arrive, and lead to other hosts.
+/// Returns the forwards of arriving packets to other hosts.
 pub(super) fn passing<'o, 'a>(context: &'o Context<'a>) -> Vec<&'o Forward<'a>> {
     let elsewhere = |forward: &&Forward<'_>| {
         let mut targets = targets(forward);
@@ -251,7 +251,7 @@ pub(super) fn passing<'o, 'a>(context: &'o Context<'a>) -> Vec<&'o Forward<'a>> 
     context.forwards().iter().filter(elsewhere).collect()
 }
 
-/// What a forward takes of packets that arrive, where they meet it first.
+/// Returns the region of arriving packets that a forward matches first.
 pub(super) fn arriving<'a>(forward: &Forward<'a>) -> Option<&'a Region> {
     forward.arriving().next().map(|(_, step)| &step.region)
 }

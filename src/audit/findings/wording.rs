@@ -1,4 +1,4 @@
-//! How findings name forwards and rules, how sure they are, and how a rule is removed.
+//! The wording of findings: names of forwards and rules, confidence, and commands that delete a rule.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +16,16 @@ use crate::ruleset::view::Translation;
 
 use super::addresses::is_wildcard;
 
-/// How many of many things are named, or shown.
+/// The maximum number of names in a list.
 pub(super) const FEW: usize = 3;
 
-/// How many findings of one kind are told apart.
+/// The maximum number of separate findings of one kind.
 pub(super) const APART: usize = 5;
 
-/// The most characters of a rule's words that are shown.
+/// The maximum length of a rule's text, in characters.
 const LONGEST: usize = 300;
 
-/// What a forward takes and where it leads, `8080/tcp -> 172.17.0.2:80`.
+/// Returns the name of a forward, for example `8080/tcp -> 172.17.0.2:80`.
 pub(super) fn name(forward: &Forward<'_>) -> String {
     let from = listens(forward);
     let to = match (describe::target(forward.to).as_str(), forward.translation) {
@@ -36,7 +36,8 @@ pub(super) fn name(forward: &Forward<'_>) -> String {
     format!("`{from} -> {to}`")
 }
 
-/// Where packets that arrive are sent to, by each way to the rule; of what only this host sends, where those are.
+/// Returns the destinations of arriving packets for each path to the rule. For a forward of local packets only, returns
+/// their destinations.
 fn listens(forward: &Forward<'_>) -> String {
     let first = forward.steps.first().map(|(hook, _, _)| *hook);
     let mut ways: Vec<String> = Vec::new();
@@ -53,7 +54,7 @@ fn listens(forward: &Forward<'_>) -> String {
     ways.join(", ")
 }
 
-/// Where packets of a region are sent to: `192.0.2.1:8080/tcp`.
+/// Returns the destination of a region, for example `192.0.2.1:8080/tcp`.
 fn listen(region: &Region, family: Family) -> String {
     let set = |field| describe::set(field, region.get(field), family);
     let destination = region.get(Field::Destination);
@@ -73,18 +74,18 @@ fn listen(region: &Region, family: Family) -> String {
     protocols.map_or_else(|| at.clone(), |protocols| format!("{at}/{protocols}"))
 }
 
-/// A few words for many: `a, b, c and 4 more`.
+/// Returns a list with at most a few names, for example `a, b, c and 4 more`.
 pub(super) fn list(words: impl ExactSizeIterator<Item = String>) -> String {
     let more = words.len().saturating_sub(FEW);
     let text = words.take(FEW).collect::<Vec<_>>().join(", ");
     if more == 0 { text } else { format!("{text} and {more} more") }
 }
 
-/// Some forwards by their names; of many their number and the first few: `7 forwards (…)`.
+/// Returns the names of forwards. For many forwards, returns their number and the first names: `7 forwards (…)`.
 pub(super) fn several(forwards: &[&Forward<'_>]) -> String {
     let mut names: Vec<String> = forwards.iter().take(FEW + 1).map(|forward| name(forward)).collect();
     names.dedup();
-    // Ways to one rule may have the same name.
+    // Several paths to one rule may have the same name.
     if let ([only], 2..=FEW) = (names.as_slice(), forwards.len()) {
         return format!("{only} (by {} ways)", forwards.len());
     }
@@ -92,23 +93,22 @@ pub(super) fn several(forwards: &[&Forward<'_>]) -> String {
     if forwards.len() > FEW { format!("{} forwards ({names})", forwards.len()) } else { names }
 }
 
-/// `one` or `many`, by how many there are.
+/// Returns `one` for 1 and `many` otherwise.
 pub(super) fn verb<'a, T>(of: &[T], one: &'a str, many: &'a str) -> &'a str {
     if of.len() == 1 { one } else { many }
 }
 
-/// Some forwards, with the verb that belongs to as many.
+/// Returns the names of forwards with a verb in singular or plural.
 pub(super) fn each(forwards: &[&Forward<'_>], one: &str, many: &str) -> String {
     format!("{} {}", several(forwards), verb(forwards, one, many))
 }
 
-/// How sure something is that follows from rules that are all understood: only of a host that was looked at it is proved,
-/// and what a dump tells may have been left behind.
+/// Returns the confidence of a statement about understood rules: proved for a live host, likely for a dump.
 pub(super) fn sure(host: &Host) -> Confidence {
     if host.facts.is_some() { Confidence::Proved } else { Confidence::Likely }
 }
 
-/// What a rule says, in its own words or in those of nft(8) with the name of its chain; or that a policy drops.
+/// Returns a rule as text: its own text, or nft(8) syntax with the chain's name, or the policy.
 pub(super) fn rule(host: &Host, at: At) -> String {
     let Some((table, chain, rule)) = host.rules.at(at) else { return format!("{}: drop", host.place(at).rule) };
     let mut words = match (&rule.words, rule.cases.get(at.case)) {
@@ -127,14 +127,14 @@ pub(super) fn rule(host: &Host, at: At) -> String {
     words
 }
 
-/// The family of the packets that a rule of a table is about; of both the first.
+/// Returns the family of a rule's packets, or IPv4 for an inet rule.
 fn family(table: &Table, region: &Region) -> Family {
     let six = Some(family_number(Family::Ipv6));
     let is_six = table.family == TableFamily::Ip6 || region.get(Field::Family).only() == six;
     if is_six { Family::Ipv6 } else { Family::Ipv4 }
 }
 
-/// How a rule is removed: a command, or whom to ask.
+/// Returns the command that deletes a rule, or the program to use.
 pub(super) fn removal(host: &Host, at: At) -> String {
     let Some((table, chain, rule)) = host.rules.at(at) else { return "change the policy of the chain".into() };
     let owner = host.place(at).owner;
@@ -153,7 +153,7 @@ pub(super) fn removal(host: &Host, at: At) -> String {
     })
 }
 
-/// The command that deletes a rule, whoever made it; none where one command does not.
+/// Returns the command that deletes a rule. Returns `None` if one command cannot.
 pub(super) fn deletion(host: &Host, at: At) -> Option<String> {
     let (table, chain, rule) = host.rules.at(at)?;
     let (name, chain_name) = (printable(&table.name), printable(&chain.name));
@@ -167,7 +167,7 @@ pub(super) fn deletion(host: &Host, at: At) -> Option<String> {
         Tool::IptablesLegacy => "-legacy",
         _ => "",
     };
-    // What a shell would read otherwise than iptables is named by its number.
+    // A shell would change such a text, so the command uses the rule's number.
     let plain =
         |words: &&str| !words.contains(['$', '`', ';', '|', '&', '<', '>', '(', '*']) && printable(words) == **words;
     let words = rule.words.as_deref().and_then(|words| words.strip_prefix("-A ")).filter(plain);
@@ -177,12 +177,12 @@ pub(super) fn deletion(host: &Host, at: At) -> Option<String> {
     })
 }
 
-/// The places without those that came before.
+/// Returns the places without duplicates.
 fn unique(places: impl IntoIterator<Item = At>) -> impl Iterator<Item = At> {
     let mut known = Vec::new();
     let is_new = move |at: &At| {
         let is_new = !known.contains(at);
-        // Nobody shows more of them.
+        // The list shows at most this number of places.
         if is_new && known.len() < 2 * FEW {
             known.push(*at);
         }
@@ -191,12 +191,12 @@ fn unique(places: impl IntoIterator<Item = At>) -> impl Iterator<Item = At> {
     places.into_iter().filter(is_new)
 }
 
-/// The finding with the places of the first of some rules.
+/// Adds the places of the first rules to a finding.
 pub(super) fn at(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
     unique(places).take(2 * FEW).fold(finding, |finding, at| finding.at(host.place(at)))
 }
 
-/// The same, and with what the first few of them say.
+/// Adds the places and the text of the first rules to a finding.
 pub(super) fn placed(finding: Finding, host: &Host, places: impl IntoIterator<Item = At>) -> Finding {
     unique(places).take(2 * FEW).enumerate().fold(finding, |finding, (number, at)| {
         let finding = finding.at(host.place(at));
@@ -204,12 +204,12 @@ pub(super) fn placed(finding: Finding, host: &Host, places: impl IntoIterator<It
     })
 }
 
-/// The finding with the places of the first of some forwards, and with what their rules say.
+/// Adds the places and the rules of the first forwards to a finding.
 pub(super) fn at_all(finding: Finding, host: &Host, forwards: &[&Forward<'_>]) -> Finding {
     placed(finding, host, forwards.iter().map(|forward| forward.at))
 }
 
-/// Findings by what they have in common: each by itself where they are few, else all as one.
+/// Groups findings: one finding for each item if there are few, else one for all.
 pub(super) fn by_cause<K: Ord, T>(
     groups: BTreeMap<K, Vec<T>>,
     one: impl Fn(&[(K, Vec<T>)]) -> Finding,

@@ -1,4 +1,4 @@
-//! Forwards that come through only by another tool's leave, or past the firewall that guards the host.
+//! F14 and F19: forwards that pass only because of another program's rule, and forwards that bypass the host's firewall.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,21 +37,22 @@ pub(super) const BYPASS: Kind = Kind {
     fix: "Restrict the forward itself: by its address or sources, or by a rule at hook forward that asks for the original port.",
 };
 
-/// All chains of a hook but those that translate.
+/// All chains of a hook except NAT chains.
 fn all() -> Which {
     Which::Filter(i32::MIN..=i32::MAX)
 }
 
-/// Forwards that only a blanket accept lets through, by that rule, by what would drop them, and by how sure that is.
+/// Forwards that pass only because of one blanket accept. The key is the accepting rule, the rule that would otherwise drop,
+/// and the confidence.
 #[derive(Default)]
 pub(super) struct Blankets {
     groups: BTreeMap<(At, At, Confidence), Vec<usize>>,
-    /// Whether rules accept all that was forwarded.
+    /// True if the rules accept all forwarded packets.
     known: HashMap<At, bool>,
 }
 
 impl Blankets {
-    /// Adds what a forward's clients met: those of one interface where it comes through.
+    /// Adds the results of a forward's clients on one interface.
     pub fn add(
         &mut self,
         context: &Context<'_>,
@@ -78,7 +79,7 @@ impl Blankets {
     }
 }
 
-/// F14. Without facts nothing is said: what accepts depends on interfaces.
+/// Finds F14. Returns nothing without facts, because the accepting rule depends on interfaces.
 pub(super) fn blanket(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let finding = |(&(accepts, drops, confidence), numbers): (&(At, At, Confidence), &Vec<usize>)| {
@@ -99,7 +100,7 @@ pub(super) fn blanket(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     context.surveys().blankets.groups.iter().map(finding).collect()
 }
 
-/// The packet as it came to the filters behind routing: with its new destination, and its old source.
+/// Returns the packet as the filters after routing see it: with the new destination and the original source.
 fn at_hook(trace: &PacketTrace<'_>) -> Packet {
     let mut packet = trace.packet.clone();
     for field in [Field::Source, Field::SourcePort, Field::SourceKind] {
@@ -108,7 +109,7 @@ fn at_hook(trace: &PacketTrace<'_>) -> Packet {
     packet
 }
 
-/// Whether a rule accepts all that was forwarded, and asks for nothing else.
+/// Returns true if a rule accepts all forwarded packets without other conditions.
 fn is_blanket(host: &Host, at: At) -> bool {
     let case = host.rules.at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
     case.is_some_and(|case| asks_only_for_dnat(&case.region))
@@ -122,13 +123,13 @@ fn asks_only_for_dnat(region: &Region) -> bool {
     asked && Field::ALL.iter().all(open) && region.conditions().iter().all(of_status)
 }
 
-/// Whether two rules are of the same tool; what nobody's name is on was written by whoever runs the host, for all of them.
+/// Returns true if two rules have the same owner. The owner `user` may write rules for all forwards.
 fn is_same_owner(host: &Host, accepts: At, forward: At) -> bool {
     let owner = host.place(accepts).owner;
     matches!(owner.as_str(), "user" | "unknown") || owner == host.place(forward).owner
 }
 
-/// Forwards that go past a firewall: by the rule that would drop them, how bad that is, and how sure.
+/// Forwards that bypass a firewall. The key is the rule that would drop them, the severity and the confidence.
 #[derive(Default)]
 pub(super) struct Bypasses {
     groups: BTreeMap<(At, Severity, Confidence), (Vec<usize>, String)>,
@@ -137,7 +138,7 @@ pub(super) struct Bypasses {
 }
 
 impl Bypasses {
-    /// Adds what a forward's clients met, and what they would if it were not.
+    /// Adds the results of a forward's clients, with the forward and without it.
     pub fn add(
         &mut self,
         context: &Context<'_>,
@@ -161,7 +162,7 @@ impl Bypasses {
             let sure = tracer.drops_surely(&outcome);
             let confidence = if sure { trace.confidence() } else { Confidence::Unknown };
             let accepted = trace.at(Hook::Forward, Part::Filter).and_then(|outcome| outcome.accepted.last().copied());
-            // Each forward of Docker is accepted by a rule of its own: one of them is shown.
+            // Docker accepts each forward with a rule of its own. The finding shows one of these rules.
             let (group, sample) = self.groups.entry((at, severity, confidence)).or_default();
             if group.is_empty() {
                 let by = accepted.map_or_else(
@@ -176,10 +177,12 @@ impl Bypasses {
     }
 }
 
-/// F19. An error where ufw or firewalld would drop it, or a rule that names its port; a warning where it is a policy or a
-/// rule for everything and of somebody else than the forward. A firewall that makes the forward itself means it so, and so does
-/// who writes both by hand, unless the port is named. Unknown where a rule that is not understood may accept or drop it; without
-/// facts nothing is said, as it is not known what comes to hook input.
+/// Finds F19.
+///
+/// The severity is error if ufw, firewalld or a rule for the same port would drop the packets. It is warning for a policy or
+/// a general rule of another owner. A firewall's own forwards are intended. So are forwards and filters that a user wrote by
+/// hand, unless the filter names the port. The confidence is unknown if a rule on the path is not understood. Returns
+/// nothing without facts, because the packets at hook input are unknown.
 pub(super) fn bypass(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let (host, bypasses) = (context.host, &context.surveys().bypasses);
     type Group<'b> = (&'b (At, Severity, Confidence), &'b (Vec<usize>, String));
@@ -206,7 +209,7 @@ fn destination(trace: &PacketTrace<'_>) -> u128 {
     trace.start.get(Field::Destination).unwrap_or_default()
 }
 
-/// How bad it is that a forward goes past this rule; `None` where that is what is meant.
+/// Returns the severity for a forward that bypasses this rule. Returns `None` if the bypass is intended.
 fn severity(host: &Host, drops: At, firewall: &str, forwarder: &str) -> Option<Severity> {
     let case = host.rules.at(drops).and_then(|(_, _, rule)| rule.cases.get(drops.case));
     let names_port = case.is_some_and(|case| case.region.get(Field::Port).size() <= 1024);
@@ -219,7 +222,7 @@ fn severity(host: &Host, drops: At, firewall: &str, forwarder: &str) -> Option<S
     }
 }
 
-/// How a forward is closed to those that the firewall keeps out.
+/// Returns the text that explains how to close the forward to clients that the firewall blocks.
 fn restriction(host: &Host, forward: Option<&Forward<'_>>) -> String {
     let Some(forward) = forward else { return String::new() };
     let port = forward.first_port().map_or_else(|| "PORT".to_owned(), |port| port.to_string());
@@ -239,7 +242,7 @@ mod tests {
     use super::*;
     use crate::ruleset::table::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
 
-    /// A table of firewalld that accepts what was forwarded, and drops the rest.
+    /// A firewalld table that accepts forwarded packets and drops all others.
     fn firewalld(mut rules: Ruleset, name: &str, asks: &[Condition]) -> Ruleset {
         let mut table = Table::new(TableFamily::Inet, name, Tool::Nft);
         let chain = table.chains.entry("filter_FORWARD");
@@ -268,7 +271,7 @@ mod tests {
             "`8080/tcp -> 172.17.0.2:80` comes through only because inet firewalld filter_FORWARD rule 1 (firewalld)"
         ));
         assert_eq!(one.confidence, Confidence::Proved);
-        // By hand it is meant so.
+        // A bypass between rules of the user is intended.
         let by_hand = Host::new(firewalld(rules(), "mine", &[dnat()]), Some(facts()));
         assert!(find(&by_hand, "F14").is_empty());
         let unknown = Condition::Unknown("tomorrow".into());

@@ -1,4 +1,4 @@
-//! Clients that stand for all: by which interfaces they come, and what their first packet is.
+//! Representative clients: the interfaces that clients can use, and the first packet of a client on each interface.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -14,13 +14,13 @@ use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::simulate::{End, Guess, PacketTrace, Part, Simulator, UNICAST};
 use crate::ruleset::table::{At, Hook};
 
-/// How many interfaces are tried that lead nowhere but to their own network.
+/// The maximum number of interfaces without a default route that are tried.
 const OTHERS: usize = 4;
 
-/// The port of a client.
+/// The source port of a client.
 const FROM: u128 = 50_000;
 
-/// Somebody far away. Of the documentation networks (RFC 5737, RFC 3849), so of nobody here.
+/// A remote client, from the documentation networks (RFC 5737, RFC 3849), which no real host has.
 fn far(family: Family) -> u128 {
     match family {
         Family::Ipv4 => u32::from(Ipv4Addr::new(203, 0, 113, 9)).into(),
@@ -28,21 +28,21 @@ fn far(family: Family) -> u128 {
     }
 }
 
-/// An interface by which clients may come: one that is up, is not the loopback interface, and no port of a bridge.
+/// An ingress interface for clients: up, not loopback, and no port of a bridge.
 #[derive(Debug)]
 pub(super) struct Ingress<'a> {
     /// The interface.
     pub link: &'a Link,
-    /// Its name as a number.
+    /// The interface name as a number.
     pub number: u128,
-    /// Whether a default route leaves by it; where there is none, whether it is no virtual one.
+    /// True if a default route uses the interface. On a host without a default route: true if the interface is not virtual.
     pub uplink: bool,
-    /// Its networks of both families, with its addresses.
+    /// The networks of the interface, with the host's addresses.
     networks: Vec<(u128, Set, Family)>,
 }
 
 impl Ingress<'_> {
-    /// The network of this interface that an address is in.
+    /// Returns the network of this interface that contains an address.
     pub fn network(&self, family: Family, address: u128) -> Option<&Set> {
         let mut networks = self.networks.iter().filter(|(_, _, of)| *of == family);
         networks.find(|(_, network, _)| network.has(address)).map(|(_, network, _)| network)
@@ -52,31 +52,31 @@ impl Ingress<'_> {
         self.networks.iter().find(|(_, _, of)| *of == family).map(|(address, _, _)| *address)
     }
 
-    /// Its networks of a family.
+    /// Returns the networks of a family.
     pub fn all(&self, family: Family) -> impl Iterator<Item = &Set> {
         self.networks.iter().filter(move |(_, _, of)| *of == family).map(|(_, network, _)| network)
     }
 }
 
-/// A host and its clients.
+/// The representative clients of a host.
 #[derive(Debug)]
 pub(super) struct Clients<'o, 'a> {
     /// What leads their packets.
     pub simulator: &'o Simulator<'a>,
-    /// By which interfaces they come: those that lead out first. None of a dump.
+    /// The ingress interfaces, uplinks first. Empty for a dump.
     pub gates: Vec<Ingress<'a>>,
 }
 
-/// What became of the packets of a forward's clients.
+/// The results of one forward's clients.
 #[derive(Debug, Default)]
 pub(super) struct DropAnalysis<'a> {
-    /// Those that a rule or a policy dropped, with the number of their gate.
+    /// Packets that a rule or a policy dropped, each with the index of its ingress interface.
     pub dropped: Vec<(usize, Drop, PacketTrace<'a>)>,
-    /// Those that the forward rewrote and that came through.
+    /// Packets that the forward rewrote and that passed.
     pub passed: Vec<(usize, PacketTrace<'a>)>,
 }
 
-/// Where and how surely one was dropped.
+/// The position of a drop, with its confidence.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Drop {
     pub hook: Hook,
@@ -90,8 +90,8 @@ impl<'o, 'a> Clients<'o, 'a> {
         Self { simulator: &context.simulator, gates: context.facts().map(gates).unwrap_or_default() }
     }
 
-    /// The first packet for a region by a gate; `from` is where the client is, where that matters. `None` where the region is
-    /// not about what comes by there, or from there.
+    /// Returns the first packet of a region on an ingress interface, from `from` if that is given. Returns `None` if no
+    /// packet of the region can arrive there.
     pub fn packet(&self, region: &Region, family: Family, gate: usize, from: Option<u128>) -> Option<Packet> {
         let gate = self.gates.get(gate)?;
         if !region.get(Field::Input).has(gate.number) {
@@ -110,7 +110,8 @@ impl<'o, 'a> Clients<'o, 'a> {
         Some(packet)
     }
 
-    /// Where a client by a gate is: far away where that leads out, else a neighbour; of those that are asked for.
+    /// Returns a client address for an ingress interface: remote on an uplink, otherwise a neighbour. The address is inside
+    /// the region.
     fn source(&self, sources: &Set, family: Family, gate: &Ingress<'_>) -> Option<u128> {
         let near = || self.neighbour(gate, family, gate.address(family)?);
         let far = Some(far(family));
@@ -120,7 +121,7 @@ impl<'o, 'a> Clients<'o, 'a> {
             .or_else(|| sources.first())
     }
 
-    /// What a client sends to: an address of this host, of the gate where that may be.
+    /// Returns the destination of a client: an address of this host, on the ingress interface if possible.
     fn destination(&self, wanted: &Set, family: Family, gate: &Ingress<'_>) -> Option<u128> {
         if let Some(only) = wanted.only() {
             return Some(only);
@@ -135,10 +136,10 @@ impl<'o, 'a> Clients<'o, 'a> {
             .or_else(|| wanted.first().filter(|_| !wanted.is_all()))
     }
 
-    /// Another address of the network of a gate that an address is in, which is not this host's.
+    /// Returns another host address in the ingress interface's network that contains `address`.
     pub fn neighbour(&self, gate: &Ingress<'_>, family: Family, of: u128) -> Option<u128> {
         let (first, last) = *gate.network(family, of)?.ranges().first()?;
-        // Neither of the network itself nor of all in it.
+        // The network address and the broadcast address are no host addresses.
         let (first, last) = if last - first > 2 { (first + 1, last - 1) } else { (first, last) };
         let near = (1..4).flat_map(|far| [of.checked_add(far), of.checked_sub(far)]).flatten();
         near.into_iter().find(|near| (first..=last).contains(near) && !self.is_here(family, *near))
@@ -148,13 +149,13 @@ impl<'o, 'a> Clients<'o, 'a> {
         self.simulator.local(family).has(address)
     }
 
-    /// Leads clients of a forward by all plausible gates: by those that lead out, and a few others.
+    /// Simulates clients of a forward on all uplinks and a few other interfaces.
     pub fn drop_analysis(&self, forward: &Forward<'_>) -> DropAnalysis<'a> {
         let mut drop_analysis = DropAnalysis::default();
         let mut others = 0;
         for (number, gate) in self.gates.iter().enumerate() {
             if !gate.uplink {
-                // Where all that leads out comes through, or some does and some does not, no more is to be learned.
+                // If all uplinks have the same result, or the results already differ, other interfaces add nothing.
                 if !drop_analysis.passed.is_empty() || others == OTHERS {
                     break;
                 }
@@ -171,7 +172,7 @@ impl<'o, 'a> Clients<'o, 'a> {
                 (Some(drop), _) if drop.before_nat || mine => {
                     let target = matches!(trace.end, End::Dropped(Hook::Forward, ..));
                     let back = target && trace.packet.get(Field::Output) == Some(gate.number);
-                    // By the target's own link it is a hairpin, which is another matter.
+                    // Packets from the target's own link are hairpin, which another finding handles.
                     if !back || gate.uplink {
                         drop_analysis.dropped.push((number, drop, trace));
                     }
@@ -184,13 +185,13 @@ impl<'o, 'a> Clients<'o, 'a> {
     }
 }
 
-/// Whether a region is only about loopback addresses.
+/// Returns true if a region contains only loopback addresses.
 pub(super) fn is_loopback(region: &Region, family: Family) -> bool {
     let destinations = region.get(Field::Destination);
     !destinations.is_all() && loopback(family).covers(destinations)
 }
 
-/// Fills in what a region asks for besides addresses and interfaces.
+/// Sets the fields of a packet that a region restricts, except addresses and interfaces.
 pub(super) fn asked(packet: &mut Packet, region: &Region) {
     let protocols = region.get(Field::Protocol);
     let protocol = if protocols.has(6) { Some(6) } else { protocols.first() };
@@ -201,7 +202,7 @@ pub(super) fn asked(packet: &mut Packet, region: &Region) {
     packet.set(Field::SourcePort, if from.has(FROM) { Some(FROM) } else { from.first() });
 }
 
-/// Whether and how surely a trace ended by being dropped. What else might see the packet changes nothing then.
+/// Returns the drop at the end of a trace, with its confidence. Other observers of the packet do not change a drop.
 pub(super) fn dropped(simulator: &Simulator<'_>, trace: &PacketTrace<'_>) -> Option<Drop> {
     let End::Dropped(hook, part, at) = trace.end else { return None };
     let before_nat = hook == Hook::Prerouting && part != Part::Filter;

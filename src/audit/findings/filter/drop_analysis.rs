@@ -1,11 +1,11 @@
-//! What becomes of the clients of all forwards, looked at once for the findings that are about that.
+//! The results of all forwards' clients, simulated once for several findings.
 
 use super::accepted::{Blankets, Bypasses};
 use super::clients::Clients;
 use super::dropped::{self, Groups};
 use crate::audit::findings::context::Context;
 
-/// What clients of all forwards met. Without facts nothing: it is not known by which interfaces they come.
+/// The results of all forwards' clients. Empty without facts, because the ingress interfaces are unknown.
 #[derive(Default)]
 pub(in crate::audit::findings) struct DropAnalyses {
     /// F36: dropped before NAT.
@@ -19,7 +19,7 @@ pub(in crate::audit::findings) struct DropAnalyses {
 }
 
 impl DropAnalyses {
-    /// Leads clients to each forward.
+    /// Simulates clients of each forward.
     pub(in crate::audit::findings) fn new(context: &Context<'_>) -> Self {
         let (clients, mut surveys) = (Clients::new(context), Self::default());
         if clients.gates.is_empty() {

@@ -1,4 +1,4 @@
-//! Forwards that a filter drops, behind NAT or before it.
+//! F13 and F36: forwards that a filter drops, before or after NAT.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +39,7 @@ pub(super) const BEFORE_NAT: Kind = Kind {
     fix: "Remove the rule, or leave the forward's port out of it.",
 };
 
-/// Forwards of one cause, by their numbers.
+/// The indexes of the forwards with one cause.
 #[derive(Default)]
 pub(super) struct Group {
     forwards: Vec<usize>,
@@ -48,16 +48,17 @@ pub(super) struct Group {
     hook: Option<Hook>,
 }
 
-/// A cause: what drops, how surely, and whether by all interfaces.
+/// A cause: the rule that drops, the confidence, and whether it affects all ingress interfaces.
 type Cause = (At, Confidence, bool);
 
 /// Forwards by cause.
 pub(super) type Groups = BTreeMap<Cause, Group>;
 
-/// F13. An error where all plausible interfaces are closed, a warning where only some that lead out are.
+/// Finds F13.
 ///
-/// Unknown where a rule that is not understood may accept before. Without facts only where it is dropped whatever the
-/// interfaces are, and then likely.
+/// The severity is error if all ingress interfaces are closed, and warning if only some uplinks are. The confidence is
+/// unknown if a rule that is not understood may accept the packets first. Without facts, finds only drops on every
+/// interface, with confidence likely.
 pub(super) fn behind_nat(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let guessed = if host.facts.is_none() { guessed(context) } else { Groups::new() };
@@ -83,8 +84,8 @@ pub(super) fn behind_nat(context: &Context<'_>, kind: &'static Kind) -> Vec<Find
     groups.iter().map(finding).collect()
 }
 
-/// F36. Where a program or an ingress chain sees the packets of an interface before all rules, whether it drops them is
-/// unknown unless the rules of the chain tell.
+/// Finds F36. If a program or an ingress chain sees the packets of an interface first, the confidence is unknown, unless the
+/// chain's rules show the verdict.
 pub(super) fn before_nat(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let (host, groups) = (context.host, &context.surveys().before_nat);
     let mut found: Vec<Finding> = groups
@@ -126,7 +127,7 @@ fn by_links(group: &Group, all: bool, known: bool) -> String {
     }
 }
 
-/// Adds what a forward's clients met to what those of the others did, before NAT or behind it.
+/// Adds the results of a forward's clients, before or after NAT.
 pub(super) fn add(
     groups: &mut Groups,
     clients: &Clients<'_, '_>,
@@ -161,7 +162,7 @@ fn links_name(clients: &Clients<'_, '_>, gate: usize) -> String {
     clients.gates.get(gate).map_or_else(String::new, |gate| printable(&gate.link.name))
 }
 
-/// What is dropped whatever interfaces there are: of a dump nothing else can be told.
+/// A dump shows only drops that do not depend on interfaces.
 fn guessed(context: &Context<'_>) -> Groups {
     let tracer = &context.simulator.tracer;
     let mut groups = Groups::new();
@@ -191,7 +192,7 @@ fn guessed(context: &Context<'_>) -> Groups {
     groups
 }
 
-/// Interfaces whose packets something sees before the rules that are followed here.
+/// Interfaces whose packets a program or an ingress chain sees first.
 fn unseen(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let (host, clients) = (context.host, Clients::new(context));
     let mut found = Vec::new();
@@ -217,7 +218,7 @@ fn unseen(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
                     _ => doubted = outcome.doubts.first().map(|at| Some(*at)).or(doubted),
                 }
             }
-            // What such a chain is told of a packet is not all that is known later.
+            // At ingress, fewer properties of a packet are known than later.
             match (dropped, doubted) {
                 (Some(at), _) => groups.entry((Some(at), Confidence::Likely)).or_default().push(forward),
                 (None, Some(at)) => groups.entry((at, Confidence::Unknown)).or_default().push(forward),
@@ -253,7 +254,7 @@ fn unseen(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// The chains that see the packets of a device as it gets them, by the numbers of their tables and their own.
+/// Returns the ingress chains of a device as indexes of table and chain.
 fn ingress(host: &Host, device: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
@@ -267,13 +268,13 @@ fn ingress(host: &Host, device: &str) -> Vec<(usize, usize)> {
     found
 }
 
-/// The firewall that a rule is of: where its chain does not tell, a chain that asks or is asked by it may.
+/// Returns the firewall of a rule. If the rule's own chain has no known owner, a calling or called chain may have one.
 pub(super) fn firewall(host: &Host, at: At) -> String {
     let owner = host.place(at).owner;
     let Some(table) = host.rules.tables.get(at.table).filter(|_| matches!(owner.as_str(), "user" | "unknown")) else {
         return owner;
     };
-    // Policies of built-in chains are set by firewalls whose own chains stand beside them.
+    // A firewall sets the policies of built-in chains if its own chains are in the same table.
     let beside = table.chains.iter().map(|chain| owner::of_chain(table, chain));
     beside.into_iter().find(|owner| matches!(*owner, "ufw" | "firewalld")).map_or(owner, str::to_owned)
 }
@@ -283,7 +284,7 @@ mod tests {
     use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host, link, own, route};
     use super::*;
 
-    /// The rules of Docker, without the one that accepts.
+    /// The rules of Docker without the accept rule.
     fn closed(more: &str) -> String {
         DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT") + more
     }
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn what_is_accepted_is_fine() {
         assert!(find(&docker(""), "F13").is_empty() && find(&docker(""), "F36").is_empty());
-        // It asks for what is rewritten already: the port that was sent to.
+        // The rule matches the port before the rewrite.
         let more = "*mangle\n:FORWARD ACCEPT\n-A FORWARD -m conntrack --ctorigdstport 8081 -j DROP\nCOMMIT\n";
         assert!(find(&docker(more), "F13").is_empty());
         assert_eq!(find(&docker(&more.replace("8081", "8080")), "F13").len(), 1);
@@ -320,7 +321,7 @@ mod tests {
         let found = find(&host(&rules, facts()), "F13");
         let [one] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((one.severity, one.confidence), (Severity::Warning, Confidence::Unknown));
-        // What may drop as well changes nothing.
+        // Another possible drop does not change the result.
         let rules = closed("").replace("-A FORWARD -o docker0 -j DOCKER", "-A FORWARD -m tomorrow -j DROP");
         assert_eq!(find(&host(&rules, facts()), "F13")[0].confidence, Confidence::Proved);
     }

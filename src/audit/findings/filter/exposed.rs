@@ -1,4 +1,4 @@
-//! Ways to a target beside its forward.
+//! F15 and F17: paths to a target that bypass its forward.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -40,14 +40,14 @@ pub(super) const DIRECT: Kind = Kind {
     fix: "Drop what is for the target and comes by other interfaces before NAT, as Docker 28 does in table raw.",
 };
 
-/// F15. Of a dump likely, where no interface decides; unknown where a rule before it is not understood.
+/// Finds F15. The confidence is likely for a dump if no interface matters, and unknown if an earlier rule is not understood.
 pub(super) fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let forwards = context.forwards();
     let clients = Clients::new(context);
     let mut groups: BTreeMap<(String, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
     for forward in forwards {
-        // Of IPv6 the kernel drops them before any hook.
+        // The kernel drops such IPv6 packets before any hook.
         let mut steps = forward.arriving().filter(|_| forward.family == Family::Ipv4);
         let Some((_, step)) = steps.find(|(_, step)| is_loopback(&step.region, forward.family)) else { continue };
         if host.facts.is_none() {
@@ -77,8 +77,8 @@ pub(super) fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Findin
     groups.into_iter().map(finding).collect()
 }
 
-/// Whether surely no rule drops what comes for a loopback address by whatever interface, of a host of which only the rules
-/// are known.
+/// Returns true if no rule drops packets to a loopback address on any interface. Used for hosts of which only the rules are
+/// known.
 fn of_dump(clients: &Clients<'_, '_>, region: &Region, family: Family) -> Option<String> {
     let lo = Set::from_ranges([(0, 0)]).or(&Set::interface("lo", '*'));
     if region.get(Field::Input).minus(&lo).is_empty() {
@@ -93,11 +93,12 @@ fn of_dump(clients: &Clients<'_, '_>, region: &Region, family: Family) -> Option
     open.then(|| "no rule before NAT drops packets for loopback addresses".to_owned())
 }
 
-/// Where a target is, as its packets are led there.
+/// A target and the interface to it.
 type Target = (Family, IpAddr, u16, u8);
 
-/// F17. Of each target the clients that no forward to it would take are asked first: those are why it matters. Unknown
-/// only for them; without facts nothing is said, because it is not known where the target is.
+/// Finds F17. For each target, clients that no forward accepts are tried first, because their access is the fault. The
+/// confidence is unknown only for such clients. Returns nothing without facts, because the interface to the target is
+/// unknown.
 pub(super) fn direct(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let forwards = context.forwards();
@@ -126,7 +127,7 @@ pub(super) fn direct(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding>
             if gate.link.index == link.index || !(gate.uplink || gate.link.kind.is_none()) {
                 continue;
             }
-            // Somebody who may not come by any forward; else it is anybody.
+            // Returns a client that no forward accepts, or else any client.
             let anybody = Region::all();
             let Some(mut packet) = clients.packet(&anybody, family, number, None) else { continue };
             packet.put(Field::Protocol, protocol.into());
@@ -170,7 +171,7 @@ pub(super) fn direct(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding>
     groups.into_iter().map(finding).collect()
 }
 
-/// The command that closes the direct way to a target.
+/// Returns the command that closes the direct path to a target.
 fn closed(forward: &Forward<'_>, link: &str) -> String {
     let program = if forward.family == Family::Ipv4 { "iptables" } else { "ip6tables" };
     let target = forward.target().map_or_else(|| "TARGET".to_owned(), |target| target.to_string());

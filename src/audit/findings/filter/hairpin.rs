@@ -1,4 +1,4 @@
-//! Clients in the network of the target.
+//! F24 and F25: clients in the network of the target.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -39,8 +39,8 @@ pub(super) const ALLOW_LIST: Kind = Kind {
     fix: "Restrict the other rule in the same way, or switch reflection off for this forward (fw4: option reflection '0').",
 };
 
-/// F24. Unknown where a rule on the way is not understood, which may rewrite the source or drop the packet. Without facts
-/// nothing is said: the target's network is not known.
+/// Finds F24. The confidence is unknown if a rule on the path is not understood, because the rule may rewrite the source or
+/// drop the packet. Returns nothing without facts, because the target's network is unknown.
 pub(super) fn missing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let forwards = context.forwards();
@@ -96,7 +96,7 @@ pub(super) fn missing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     groups.into_iter().map(finding).collect()
 }
 
-/// What two forwards have in common that lead the same ports to the same place.
+/// The common properties of forwards that send the same ports to the same target.
 type Same<'v> = (Family, &'v Set, &'v Set, &'v Rewrite);
 
 fn in_common<'v>(forward: &Forward<'v>, step: &'v Step) -> Same<'v> {
@@ -104,15 +104,18 @@ fn in_common<'v>(forward: &Forward<'v>, step: &'v Step) -> Same<'v> {
     (forward.family, region.get(Field::Protocol), region.get(Field::Port), forward.to)
 }
 
-/// F25. The networks inside are those of interfaces that lead nowhere else; of a dump the private ones, and then it is likely.
-/// Proved where one of its clients was led to the target; nothing is said where that is not sure.
+/// Finds F25.
+///
+/// Inside networks are those of interfaces without a default route. For a dump they are the private networks, and the
+/// confidence is likely. The confidence is proved if a simulated client reached the target. Returns nothing if the result is
+/// uncertain.
 pub(super) fn allow_list(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let forwards = context.forwards();
     let clients = Clients::new(context);
     let mut same: HashMap<Same<'_>, Vec<(&Forward<'_>, &Step)>> = HashMap::new();
     let steps = || forwards.iter().flat_map(|forward| forward.arriving().map(move |(_, step)| (forward, step)));
-    // Only what has a list can have one that is not asked: most hosts have none.
+    // Only a forward with a source list can ignore inside clients. Most hosts have no such forward.
     for (forward, step) in steps().filter(|(_, step)| !step.region.get(Field::Source).is_all()) {
         same.entry(in_common(forward, step)).or_default();
     }
@@ -126,7 +129,7 @@ pub(super) fn allow_list(context: &Context<'_>, kind: &'static Kind) -> Vec<Find
     let mut found: BTreeMap<At, (&Forward<'_>, &Forward<'_>, Set, Confidence)> = BTreeMap::new();
     for ((family, ..), steps) in same.iter().filter(|(_, steps)| steps.len() > 1) {
         let inside = inside(&clients, *family);
-        // Those that take whatever comes from inside; few are as many as there are networks.
+        // Forwards that accept all inside clients. Few hosts have many networks, so the list is short.
         let open: Vec<&(&Forward<'_>, &Step)> =
             steps.iter().filter(|(_, step)| takes_all_of(&step.region, &inside, &clients)).take(16).collect();
         for (forward, step) in steps {
@@ -181,7 +184,7 @@ fn any_of(networks: &[Set]) -> Set {
     networks.iter().fold(Set::none(), |all, network| all.or(network))
 }
 
-/// Whether a region takes packets from a whole network inside, or from anywhere by interfaces that lead only inside.
+/// Returns true if a region contains a whole inside network, or all sources on inside interfaces.
 fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_, '_>) -> bool {
     let sources = region.get(Field::Source);
     if sources.is_all() {
@@ -191,12 +194,12 @@ fn takes_all_of(region: &Region, inside: &[Set], clients: &Clients<'_, '_>) -> b
     }
     match clients.simulator.host.facts {
         Some(_) => inside.iter().any(|network| network.size() > 1 && sources.covers(network)),
-        // What is inside is a part of the private networks.
+        // For a dump, the inside networks are part of the private networks.
         None => sources.size() >= 16 && any_of(inside).covers(sources),
     }
 }
 
-/// How surely a client beyond the list is led to the target; `None` where it is not.
+/// Returns the confidence that a client outside the source list reaches the target. Returns `None` if the client does not.
 fn reached(clients: &Clients<'_, '_>, other: &Forward<'_>, region: &Region, beyond: &Set) -> Option<Confidence> {
     if clients.simulator.host.facts.is_none() {
         return Some(Confidence::Likely);
@@ -240,7 +243,7 @@ mod tests {
         assert_eq!(find(&host(&unknown, facts()), "F24")[0].confidence, Confidence::Unknown);
     }
 
-    /// What fw4 makes of a forward that is restricted, with reflection.
+    /// The rules of fw4 for a restricted forward with reflection.
     fn reflected(from: &str) -> String {
         format!(
             "*nat\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n\

@@ -1,10 +1,11 @@
-//! What filters do to forwards: drop them, let them past the firewall of the host, or leave the way beside them open.
+//! Faults of filters: forwards that a filter drops, forwards that bypass the host's firewall, and open paths that bypass a
+//! forward.
 //!
-//! Each finding leads representative packets through the host ([`crate::ruleset::simulate`]): those of a client outside by every
-//! interface that it may plausibly come by. One finding is given for all forwards that have the same fault for the same reason.
+//! Each finding simulates representative packets ([`crate::ruleset::simulate`]) of an outside client on every interface that
+//! clients can use. Forwards with the same fault for the same reason share one finding.
 //!
-//! Be aware: one packet stands for all of a forward, from the least of its ports. Of a dump without facts no interface is
-//! known, so nothing is said where one decides.
+//! Limit: one packet, to the lowest port, represents a forward. A dump has no interfaces, so a finding that depends on
+//! interfaces is not reported for a dump.
 
 mod accepted;
 mod clients;

@@ -1,4 +1,4 @@
-//! How long the family takes with many forwards, and that it takes no more than in proportion.
+//! Measures the time of the filter findings with many forwards. The time must grow linearly.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::CHECKS;
 use crate::ruleset::host::Host;
 use crate::ruleset::simulate::{Simulator, first};
 
-/// What Docker writes for many containers: each publishes a port, most serve port 80, each has its own accept.
+/// Docker's rules for many containers: each publishes a port, most use port 80, and each has an accept rule.
 fn docker(forwards: usize, masquerades: bool, from: &str) -> Host {
     let target = |at: usize| format!("172.17.{}.{}", 1 + at / 250, 2 + at % 250);
     let (mut accepts, mut dnats, mut masks) = (String::new(), String::new(), String::new());
@@ -54,7 +54,7 @@ fn many_forwards_take_time_in_proportion() {
         eprintln!("{forwards} forwards: index {built:?}, a trace {:.2} µs", each * 1e6);
         let mut times = Vec::new();
         for check in CHECKS {
-            // The best of three: what else runs on the machine is not what is measured.
+            // The minimum of three runs excludes other load on the machine.
             let runs = (0..3).map(|_| {
                 let begin = Instant::now();
                 let found = (check.find)(&Context::new(&host), &check.kind);
@@ -84,8 +84,8 @@ fn many_forwards_of_one_fault_are_one_finding() {
     assert!(find(&host, "F19")[0].message.starts_with("300 forwards ("));
 }
 
-/// The same command. Of F25 with lists of sources, for which alone it has work to do; at several sizes, so that growth by
-/// caches is told from growth by the number of pairs, which would double with each.
+/// Runs with `scale` as the first test does. F25 needs source lists. Several sizes tell the growth of caches from quadratic
+/// growth.
 #[test]
 #[ignore = "measures: run with --release"]
 fn lists_of_sources_take_time_in_proportion() {

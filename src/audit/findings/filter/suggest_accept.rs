@@ -1,4 +1,4 @@
-//! How a forward is let through a filter.
+//! Commands that accept a forward in a filter.
 
 use crate::audit::forwards::Forward;
 use crate::model::Family;
@@ -7,7 +7,7 @@ use crate::ruleset::describe;
 use crate::ruleset::host::Host;
 use crate::ruleset::table::{At, Base, Hook, Kind, Table, Tool};
 
-/// The command that lets a forward through, in front of what drops it.
+/// Returns the command that accepts a forward before the rule that drops it.
 pub(super) fn suggest_accept(host: &Host, at: At, owner: &str, hook: Hook, forward: &Forward<'_>) -> String {
     let (target, protocol) = (forward.target(), forward.protocol());
     let port = forward.first_port().and_then(|port| forward.to.port_for(port));
@@ -42,7 +42,7 @@ pub(super) fn suggest_accept(host: &Host, at: At, owner: &str, hook: Hook, forwa
     format!("ip{family}tables{variant} -t {name} -I {base}{to}{port} -m conntrack --ctstate DNAT -j ACCEPT")
 }
 
-/// The name of the first base chain of a table at a hook that filters.
+/// Returns the name of a table's first filter chain at a hook.
 fn base_chain(table: &Table, hook: Hook) -> Option<&str> {
     let is_it = |base: &Base| base.hook == hook && base.kind != Kind::Nat;
     table.chains.iter().find(|chain| chain.base.as_ref().is_some_and(is_it)).map(|chain| &*chain.name)

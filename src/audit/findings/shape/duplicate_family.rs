@@ -1,4 +1,4 @@
-//! F20: ports that are forwarded for one family only.
+//! F20: ports that are forwarded in one address family only.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,16 +19,17 @@ use crate::ruleset::set::{Set, number_of};
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::Fate;
 
-/// The most ports that are looked up one by one.
+/// The maximum number of ports that are compared one by one.
 const FEW: u128 = 1024;
 
-/// Programs that answer for the target of a forward, so that what they answer is as good: Docker's.
+/// Docker's proxy. It answers for the target of a forward, so its socket serves the other family.
 const STAND_INS: [&str; 1] = ["docker-proxy"];
 
-/// A forward of one family whose port is not forwarded in the other one, of which the host has a global address.
+/// Finds F20: a forward of one family, while the host has a global address of the other family and no forward of the same
+/// port.
 ///
-/// Only forwards that a client outside may use count, at addresses of this host besides those of loopback. Without facts it is not
-/// known which addresses there are, and nothing is said.
+/// Only forwards count that an outside client can use, at addresses other than loopback. Returns nothing without facts,
+/// because the host's addresses are unknown.
 pub(super) fn lonely(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
@@ -102,7 +103,7 @@ fn told(finding: Finding, global: &[IpAddr], other: Family) -> Finding {
     ))
 }
 
-/// The forwards that a client outside may use.
+/// Returns the forwards that an outside client can use.
 fn facing<'o, 'a>(context: &'o Context<'a>, facts: &Facts) -> Vec<&'o Forward<'a>> {
     let loopback = |address: IpAddr| address.is_loopback();
     let addresses: Vec<IpAddr> = facts.addresses.iter().map(|(_, network)| network.ip()).collect();
@@ -119,20 +120,20 @@ fn facing<'o, 'a>(context: &'o Context<'a>, facts: &Facts) -> Vec<&'o Forward<'a
     all.filter(|forward| forward.arriving().any(|(_, step)| faces(forward, &step.region))).collect()
 }
 
-/// The protocols and ports of a forward.
+/// Returns the protocols and ports of a forward.
 fn keys(forward: &Forward<'_>) -> impl Iterator<Item = (Protocol, Set)> {
     let region = forward.arriving().next().map(|(_, step)| &step.region);
     Protocol::ALL.into_iter().filter_map(move |protocol| {
         let region = region?;
         let ports = region.get(Field::Port).and(&Set::range(0, u16::MAX.into()));
-        // One of all protocols is about the two that matter.
+        // A forward of all protocols counts as TCP and UDP.
         let asked = region.get(Field::Protocol).has(protocol.number().into());
         let usual = !region.get(Field::Protocol).is_all() || matches!(protocol, Protocol::Tcp | Protocol::Udp);
         (asked && usual).then_some((protocol, ports))
     })
 }
 
-/// The ports that are not among others.
+/// Returns the ports that are not in `others`.
 fn without(ports: &Set, others: &Set) -> Set {
     if ports.size() > FEW {
         return ports.minus(others);
@@ -141,7 +142,7 @@ fn without(ports: &Set, others: &Set) -> Set {
     Set::from_ranges(all.filter(|port| !others.has(*port)).map(|port| (port, port)))
 }
 
-/// Whether a socket answers clients of a family from outside.
+/// Returns true if a socket serves outside clients of a family.
 fn serves(listener: &Listener, family: Family) -> bool {
     let any = listener.address.is_unspecified() && listener.address.is_ipv6() && !listener.only_ipv6;
     !listener.address.is_loopback() && (Family::of_address(listener.address) == family || any)
@@ -151,7 +152,7 @@ fn is_stand_in(listener: &Listener) -> bool {
     listener.owner.as_ref().is_some_and(|(name, _)| STAND_INS.contains(&name.as_str()))
 }
 
-/// Whether all that may forward packets of a family was read and is understood.
+/// Returns true if all rules of a family were read and understood.
 fn is_known(host: &Host, family: Family) -> bool {
     let way = host.view.way(family, Hook::Prerouting);
     let unknown = way.is_some_and(|way| way.steps.iter().any(|step| matches!(step.fate, Fate::Unknown(_))));

@@ -1,4 +1,4 @@
-//! A client outside: which of this host's addresses it sees, and what becomes of its first packet on the way to a forward's target.
+//! An outside client: the addresses of this host that the client reaches, and the path of its first packet to a target.
 
 use std::net::IpAddr;
 
@@ -13,14 +13,14 @@ use crate::ruleset::simulate::{End, PacketTrace, Part, UNICAST};
 use crate::ruleset::table::{At, Hook};
 use crate::ruleset::view::Translation;
 
-/// A port of clients: one of those that Linux takes by itself (net/ipv4/ip_local_port_range).
+/// The source port of clients, from Linux's default range (net/ipv4/ip_local_port_range).
 const CLIENT_PORT: u128 = 40_000;
 
-/// A port of services, of forwards of all ports.
+/// The port of a forward that has no port.
 const ANY_PORT: u128 = 80;
 
-/// Addresses that are nobody's (RFC 5737, RFC 3849): the first that is not on a link of the host is the client's, and the
-/// others are those of more clients, as rules may be about one of these networks.
+/// Documentation addresses (RFC 5737, RFC 3849). The client gets the first address that is on no link of the host. The
+/// others are for more clients, because rules may match one of these networks.
 const CLIENTS: [(Family, &str); 5] = [
     (Family::Ipv4, "198.51.100.77"),
     (Family::Ipv4, "203.0.113.77"),
@@ -32,17 +32,17 @@ const CLIENTS: [(Family, &str); 5] = [
 /// A client outside.
 pub(super) struct Client<'a> {
     address: IpAddr,
-    /// The interface that its packets arrive by, where that is known.
+    /// The ingress interface, if it is known.
     pub input: Option<&'a str>,
 }
 
 impl<'a> Client<'a> {
-    /// Finds one of a family; none where the host has no route to any.
+    /// Returns a client of a family. Returns `None` if the host has no route to any candidate.
     pub(super) fn new(context: &Context<'a>, family: Family) -> Option<Self> {
         Self::some(context, family).into_iter().next()
     }
 
-    /// Finds some of a family, those behind a router first.
+    /// Returns clients of a family, those behind a router first.
     pub(super) fn some(context: &Context<'a>, family: Family) -> Vec<Self> {
         let known = CLIENTS.iter().filter(|(of, _)| *of == family).filter_map(|(_, text)| text.parse().ok());
         let (mut behind, mut near) = (Vec::new(), Vec::new());
@@ -58,14 +58,14 @@ impl<'a> Client<'a> {
         behind
     }
 
-    /// Whether it may be one of the clients of a region.
+    /// Returns true if a region contains packets of the client.
     pub(super) fn is_of(&self, region: &Region) -> bool {
         let input = self.input.map(|name| number_of_name(name.as_bytes(), 0));
         region.get(Field::Source).has(number_of(self.address))
             && input.is_none_or(|input| region.get(Field::Input).has(input))
     }
 
-    /// Its first packet for a forward, at one of this host's addresses, or where there is none at one that is not known.
+    /// Returns the client's first packet for a forward, to an address of this host if one is known.
     pub(super) fn packet(&self, forward: &Forward<'_>, to: Option<IpAddr>) -> Option<Packet> {
         let (_, step) = forward.arriving().next()?;
         let one = |field, otherwise| match step.region.get(field) {
@@ -90,14 +90,13 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Whether a client's packet gets in by a forward: nothing drops or refuses it.
+/// Returns true if the forward rewrote the client's packet and no rule or route refused it.
 pub(super) fn gets_in(trace: &PacketTrace<'_>, forward: At) -> bool {
     let lost = matches!(trace.end, End::Dropped(..) | End::Refused(_));
     !lost && trace.forwarded_by() == Some(forward)
 }
 
-/// How the source of a packet that leaves by a forward is rewritten, by which rule, and whether that is sure, whatever else may
-/// drop the packet.
+/// Returns the source translation of a forwarded packet, its rule, and whether it is certain. Drops do not matter.
 pub(super) fn hidden(trace: &PacketTrace<'_>, forward: At) -> Option<(Translation, At, bool)> {
     if trace.forwarded_by() != Some(forward) || !matches!(trace.end, End::Leaves(..)) {
         return None;

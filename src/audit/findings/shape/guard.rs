@@ -1,4 +1,4 @@
-//! F07 and F18: forwards that ask for too little.
+//! F07 and F18: forwards with too few conditions.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,10 +19,10 @@ use crate::ruleset::simulate::chains::Which;
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::Translation;
 
-/// Forwards by how bad and how sure their fault is.
+/// Forwards, grouped by severity and confidence.
 type Groups<'o, 'a> = BTreeMap<(Family, Severity, Confidence), Vec<&'o Forward<'a>>>;
 
-/// The setting that tells whether packets of a family are passed on.
+/// Returns the sysctl that enables forwarding for a family.
 fn forwarding(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "net/ipv4/ip_forward",
@@ -30,16 +30,16 @@ fn forwarding(family: Family) -> &'static str {
     }
 }
 
-/// Whether a host passes packets on between interfaces; `None` where that was not read.
+/// Returns true if a host forwards packets between interfaces. Returns `None` if the sysctl was not read.
 fn passes_on(facts: &Facts, family: Family) -> Option<bool> {
     let links = facts.links.iter().filter(|link| !link.loopback).count();
     (links > 0).then_some(links > 1).and_then(|several| Some(several && facts.setting(forwarding(family))? != "0"))
 }
 
-/// A forward that takes what only passes through.
+/// Finds F07: a forward that also rewrites packets between other hosts.
 ///
-/// Without facts, or where a setting was not read, it is likely: a host that forwards to others passes packets on. A rule that asks
-/// for what is not understood may be guarded by that, so it is unknown.
+/// The confidence is likely without facts or without the sysctl, because a host with forwards usually forwards packets. It
+/// is unknown if the rule has a condition that is not understood.
 pub(super) fn unguarded(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let mut groups = Groups::new();
@@ -62,7 +62,7 @@ pub(super) fn unguarded(context: &Context<'_>, kind: &'static Kind) -> Vec<Findi
             Some(false) => continue,
             None => confidence.min(Confidence::Likely),
         };
-        // Who redirects, or names clients, often wants just that: a proxy that nobody has to know.
+        // A redirect, or a rule with a source list, may be a transparent proxy.
         let limited = !is_open(step.region.get(Field::Source), Field::Source, forward.family);
         let mild = limited || forward.translation == Translation::Redirect;
         let severity = if mild { Severity::Warning } else { kind.severity };
@@ -90,14 +90,14 @@ fn guarded(host: &Host, forwards: &[&Forward<'_>]) -> String {
     format!("add {words}, an address of this host or the interface to each of these rules")
 }
 
-/// Whether a region asks neither for an address, nor for one of this host, nor for an interface.
+/// Returns true if a region has no condition on destination, address type and ingress interface.
 fn takes_transit(region: &Region, family: Family) -> bool {
     is_open(region.get(Field::Destination), Field::Destination, family)
         && region.get(Field::DestinationKind).only() != Some(LOCAL)
         && is_open(region.get(Field::Input), Field::Input, family)
 }
 
-/// Whether a packet for somebody else is led to a forward; `None` where that is not sure.
+/// Returns true if the forward rewrites a packet to another host. Returns `None` if this is uncertain.
 fn wins_transit(context: &Context<'_>, forward: &Forward<'_>, region: &Region) -> Option<bool> {
     let facts = context.facts()?;
     let name = |name: &str| number_of_name(name.as_bytes(), 0);
@@ -131,10 +131,10 @@ fn wins_transit(context: &Context<'_>, forward: &Forward<'_>, region: &Region) -
     outcome.is_sure().then_some(wins)
 }
 
-/// A forward that the whole internet may use.
+/// Finds F18: a forward that all outside clients can use.
 ///
-/// Where a rule drops what comes from outside nothing is said. What is not understood may be a limit, so then it is unknown. A dump
-/// does not tell of the host's addresses, and nothing is said.
+/// Returns nothing if a rule drops outside clients, and for dumps, which contain no addresses of the host. The confidence is
+/// unknown if a condition is not understood.
 pub(super) fn exposed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
@@ -149,7 +149,7 @@ pub(super) fn exposed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
             continue;
         };
         let mut confidence = super::of_region(host, &step.region);
-        // A rule may keep one network away: what gets in from any other is let in.
+        // A rule may block one network, so several client networks are tried.
         let mut traces = clients.iter().filter_map(|client| {
             let packet = client.packet(forward, Some(*address))?;
             Some(context.simulator.simulate_passage(packet))
@@ -157,7 +157,7 @@ pub(super) fn exposed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
         match traces.find(|trace| external::gets_in(trace, forward.at)) {
             Some(trace) if trace.is_sure() => {}
             Some(_) => confidence = confidence.min(Confidence::Likely),
-            // Where it is not understood which ones a forward is about, or a rule before, it may be all.
+            // If a condition of the forward or of an earlier rule is not understood, the forward may be open to all.
             None if confidence == Confidence::Unknown => {}
             None if clients.is_empty() => confidence = confidence.min(Confidence::Likely),
             None => continue,

@@ -1,4 +1,4 @@
-//! F43: forwards that nobody used.
+//! F43: forwards without packets.
 
 use std::collections::HashSet;
 
@@ -9,8 +9,8 @@ use crate::audit::forwards::Forward;
 use crate::model::Counter;
 use crate::ruleset::host::Host;
 
-/// Forwards whose rules count 0, where another one counts more. Those without a counter say nothing; a rule that asks a map counts
-/// for all of its elements.
+/// Finds F43: forwards whose rules count 0 while other rules count more. Rules without a counter are ignored. A rule with a
+/// map counts for all of its elements.
 pub(super) fn never(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let (mut unused, mut used, mut rules) = (Vec::new(), 0usize, HashSet::new());

@@ -1,4 +1,4 @@
-//! The shape of single rules: forwards that do not what they look like, or more than they should, and rules that rewrite sources.
+//! Faults in the shape of single rules: forwards and source rules that match more or less than they appear to.
 
 mod duplicate_family;
 mod external;
@@ -20,7 +20,7 @@ use crate::ruleset::region::Region;
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::{Step, Translation};
 
-/// What this family looks for.
+/// The findings of this family.
 pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
@@ -118,13 +118,13 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
-/// The forwards of a host whose target is of the family of their packets, and those of rules of both families once.
+/// Returns the forwards whose target has the family of their packets. A forward of an inet rule occurs once.
 fn forwards<'o, 'a>(context: &'o Context<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let mut known = HashSet::new();
     all(context).filter(move |forward| known.insert(forward.at))
 }
 
-/// The same with those of rules of both families twice.
+/// Returns the same forwards, with one entry for each family.
 fn all<'o, 'a>(context: &'o Context<'a>) -> impl Iterator<Item = &'o Forward<'a>> {
     let is_of = |forward: &&Forward<'_>| {
         forward.to.addresses.is_none_or(|(first, _)| Family::of_address(first) == forward.family)
@@ -132,7 +132,7 @@ fn all<'o, 'a>(context: &'o Context<'a>) -> impl Iterator<Item = &'o Forward<'a>
     context.rules().iter().filter(is_of)
 }
 
-/// The steps that rewrite sources at hooks, those of rules of both families once.
+/// Returns the steps that rewrite sources. A step of an inet rule occurs once.
 fn sources<'a>(host: &'a Host, hooks: &'a [Hook]) -> impl Iterator<Item = (Family, &'a Step, Translation)> {
     let mut known = HashSet::new();
     let ways = host.view.ways.iter().filter(|way| hooks.contains(&way.hook));
@@ -140,7 +140,7 @@ fn sources<'a>(host: &'a Host, hooks: &'a [Hook]) -> impl Iterator<Item = (Famil
     all.filter(move |(_, step, _)| known.insert(step.at))
 }
 
-/// How sure something is of the packets of a region: what is not understood may be what is looked for.
+/// Returns the confidence of a statement about a region. It is unknown if a condition is not understood.
 fn of_region(host: &Host, region: &Region) -> Confidence {
     match (region.is_known(), region.conditions().is_empty()) {
         (false, _) => Confidence::Unknown,
@@ -149,7 +149,7 @@ fn of_region(host: &Host, region: &Region) -> Confidence {
     }
 }
 
-/// One finding of forwards that have the same fault for the same reason. `message` gets their names.
+/// Returns one finding for forwards with the same fault and reason. `message` gets their names.
 fn together(
     host: &Host,
     kind: &'static Kind,

@@ -1,4 +1,4 @@
-//! F06: ranges that are shifted.
+//! F06: ranges of ports that the kernel does not map one to one.
 
 use super::Context;
 use super::wording;
@@ -7,9 +7,8 @@ use crate::ruleset::describe;
 use crate::ruleset::region::Field;
 use crate::ruleset::set::Set;
 
-/// A forward of several ports to several ports, of which some are outside of those.
-///
-/// Where a rule has ports chosen at random this is not said; of rules from the kernel that is not known, and taken not to be so.
+/// Finds F06: a forward of several ports to several ports that are not the same range. Rules with random ports are excluded
+/// if the dump shows the option; the kernel does not report it.
 pub(super) fn shifted(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let mut found = Vec::new();

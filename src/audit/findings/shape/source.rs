@@ -18,9 +18,8 @@ use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::table::{At, Hook, Rewrite, Tool};
 use crate::ruleset::view::{Fate, Translation};
 
-/// A rule that masquerades whatever leaves, or what stays within the host as well.
-///
-/// A rule that asks for what is not understood may be limited by that, so it is unknown.
+/// Finds F29: a rule that masquerades all packets, or packets that stay inside the host. The confidence is unknown if a
+/// condition is not understood.
 pub(super) fn unlimited(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let mut found = Vec::new();
@@ -30,7 +29,7 @@ pub(super) fn unlimited(context: &Context<'_>, kind: &'static Kind) -> Vec<Findi
         }
         let region = &step.region;
         let open = |field| is_open(region.get(field), field, family);
-        // A label is as good as a mark: somebody set it on purpose.
+        // A condition on a label or mark is a limit, because somebody sets it on purpose.
         let marked = region.conditions().iter().any(|condition| match condition {
             Condition::Unknown(words) => words.starts_with("-m connlabel --label"),
             _ => true,
@@ -42,7 +41,7 @@ pub(super) fn unlimited(context: &Context<'_>, kind: &'static Kind) -> Vec<Findi
                 .any(|field| !region.get(*field).is_all())
             || region.get(Field::Input).only().is_some();
         let output = region.get(Field::Output);
-        // `! -o docker0` is a limit of a kind; only that it leaves `lo` in is worth a word.
+        // `! -o docker0` is a limit, but it includes `lo`.
         let named = !output.is_all();
         let within = output.has(number_of_name(b"lo", 0)) && region.get(Field::Source).has(loopback(family));
         let anybody = open(Field::Source) && region.get(Field::SourceKind).is_all();
@@ -68,7 +67,7 @@ pub(super) fn unlimited(context: &Context<'_>, kind: &'static Kind) -> Vec<Findi
     found
 }
 
-/// How a rule is limited to the interface of the default route.
+/// Returns the text that limits a rule to the interface of the default route.
 fn limit(context: &Context<'_>, at: At, family: Family) -> String {
     let (host, client) = (context.host, Client::new(context, family));
     let uplink = client.and_then(|client| client.input.map(crate::model::error::printable));
@@ -85,15 +84,15 @@ fn loopback(family: Family) -> u128 {
     }
 }
 
-/// A rule that rewrites sources to addresses that this host does not have.
+/// Finds F30: a rule that rewrites sources to an address that this host does not have.
 ///
-/// Where it would be on a link of this host nobody answers for it there, which is proved; else routers may send it here, so it is
-/// likely. Without facts nothing is known of addresses, and nothing is said.
+/// The confidence is proved if the address is on a link of this host, because nothing answers ARP for it. Otherwise it is
+/// likely, because a router may send the address to this host. Returns nothing without facts.
 pub(super) fn foreign(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
     let mut found: Vec<Finding> = Vec::new();
-    // Those that are rewritten to the same are told of once.
+    // Rules with the same new source share one finding.
     let mut known: BTreeMap<(IpAddr, IpAddr, Confidence), usize> = BTreeMap::new();
     let own = |family| {
         let own = facts.addresses.iter().map(|(_, network)| network.ip());
@@ -149,9 +148,9 @@ pub(super) fn foreign(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     found
 }
 
-/// Forwards whose clients outside the target does not see, by the rule that hides them.
-///
-/// Where the target is behind a router the answers may not come back otherwise, which is milder. Of a dump it is likely at most.
+/// Finds F31: forwards whose targets do not see the addresses of outside clients, grouped by the rule that hides them. The
+/// severity is lower if the target is behind a router, because the answers may need the rewrite. The confidence is at most
+/// likely for a dump.
 pub(super) fn lost(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let clients = Family::ALL.map(|family| (family, Client::new(context, family)));
@@ -175,7 +174,7 @@ pub(super) fn lost(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let confidence = if is_sure { wording::sure(host) } else { Confidence::Likely };
         let routed =
             host.facts.as_ref().is_some_and(|facts| matches!(facts.next_hop(target), NextHop::Via(_, Some(_))));
-        // What our own rules do was asked for by `source = "masquerade"`.
+        // A rule of portfwd has this effect on purpose (`source = "masquerade"`).
         let asked = host.place(at).owner == "portfwd";
         let severity = if routed || asked { Severity::Info } else { kind.severity };
         groups.entry((at, severity, confidence)).or_insert((translation, Vec::new())).1.push(forward);
@@ -202,7 +201,7 @@ pub(super) fn lost(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     groups.into_iter().map(one).collect()
 }
 
-/// An address of this host at which a client outside may use a forward.
+/// Returns an address of this host at which an outside client can use a forward.
 fn destination(region: &Region, addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
     let asked = region.get(Field::Destination);
     if !region.get(Field::DestinationKind).has(LOCAL) {
