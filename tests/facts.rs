@@ -395,7 +395,7 @@ fn data_that_only_root_can_read_is_reported_as_a_gap() {
     let said: Said = net.in_host(|| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&copy);
-        command.args(["facts::data_that_only_root_may_read_is_a_gap_with_a_reason", "--exact", "--nocapture"]);
+        command.args(["facts::data_that_only_root_can_read_is_reported_as_a_gap", "--exact", "--nocapture"]);
         command.env(AS_NOBODY, "1").current_dir(Path::new("/"));
         command.output().expect("setpriv is installed").into()
     });
