@@ -406,6 +406,7 @@ fn data_that_only_root_can_read_is_reported_as_a_gap() {
         [
             "gap: tables of iptables-legacy of IPv4: only root may read it",
             "gap: tables of iptables-legacy of IPv6: only root may read it",
+            "gap: IPsec policies: only root may read it",
             "gap: the processes of 1 sockets that wait: they are not shown in /proc, or only to root",
             "gap: connections that are followed: only root may read it",
             "links: 4",
@@ -414,4 +415,27 @@ fn data_that_only_root_can_read_is_reported_as_a_gap() {
         ],
         "{said:?}"
     );
+}
+
+#[test]
+fn queues_with_filters_and_ipsec_policies_are_found() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let facts = || net.in_host(|| read(None));
+    let before = facts();
+    assert_eq!((before.queues.len(), before.ipsec, before.ipvs), (0, false, false), "{:?}", before.gaps);
+    run(&net, "tc qdisc add dev eth0 clsact");
+    run(&net, "tc qdisc add dev docker0 ingress");
+    assert_eq!(facts().queues, ["docker0", "eth0"]);
+    run(&net, "tc qdisc del dev docker0 ingress; tc qdisc del dev eth0 clsact");
+    assert!(facts().queues.is_empty());
+    for direction in ["fwd", "in", "out"] {
+        let policy = format!("src 10.7.0.0/16 dst 10.8.0.0/16 dir {direction}");
+        run(&net, &format!("ip xfrm policy add {policy} action block"));
+        assert!(facts().ipsec, "{direction}");
+        run(&net, &format!("ip xfrm policy del {policy}"));
+        assert!(!facts().ipsec, "{direction}");
+    }
 }

@@ -23,8 +23,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ),
     ("audit/findings/", "context filter/accepted filter/clients filter/drop_analysis filter/dropped order/classify"),
     ("ruleset/", "index table"),
-    ("ruleset/simulate/", "mod render walk"),
-    ("ruleset/read/facts/", "boot legacy listener mod setting tracked"),
     ("ruleset/read/json/", "lookup lower nat object statement"),
     (
         "ruleset/read/",

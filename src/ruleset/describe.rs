@@ -227,7 +227,7 @@ pub fn action(action: &Action) -> String {
     match action {
         Action::Accept => "accept".into(),
         Action::Drop => "drop".into(),
-        Action::Reject => "reject".into(),
+        Action::Reject(answer) => format!("reject with {answer}"),
         Action::Return => "return".into(),
         Action::Jump(chain) => format!("jump {}", printable(chain)),
         Action::Goto(chain) => format!("goto {}", printable(chain)),
@@ -250,7 +250,7 @@ pub fn action(action: &Action) -> String {
         Action::CopyMark { to: Field::Mark } => "meta mark set ct mark".into(),
         Action::CopyMark { .. } => "ct mark set meta mark".into(),
         Action::Untracked => "notrack".into(),
-        Action::Proxy => "tproxy".into(),
+        Action::Proxy(rewrite) => to("tproxy", rewrite),
         Action::Queue => "queue".into(),
         Action::Unknown(words) => format!("[{}]", printable(words)),
     }

@@ -21,6 +21,7 @@ pub mod order;
 pub mod owner;
 pub mod read;
 pub mod region;
+pub mod reject;
 pub mod set;
 pub mod simulate;
 pub mod table;

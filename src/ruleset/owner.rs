@@ -236,7 +236,7 @@ fn is_of_firewalld(table: &Table, chain: &Chain, number: usize) -> bool {
     let Some(rule) = chain.rules.get(number).filter(|rule| rule.cases.iter().all(|case| plain(&case.region))) else {
         return false;
     };
-    let verdict = |action: &Action| matches!(action, Action::Accept | Action::Drop | Action::Reject);
+    let verdict = |action: &Action| matches!(action, Action::Accept | Action::Drop | Action::Reject(_));
     let decides = rule.cases.iter().all(|case| case.actions.iter().all(verdict));
     let near = chain.rules.iter().skip(number.saturating_sub(NEAR)).take(2 * NEAR + 1);
     decides && near.into_iter().any(|rule| of_target(table, rule) == Some("firewalld"))

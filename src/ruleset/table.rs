@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::index::Index;
 use super::region::{Field, Region};
+use super::reject::Rejection;
 use crate::model::error::printable;
 use crate::model::{Counter, Family};
 
@@ -173,8 +174,8 @@ pub enum Action {
     Accept,
     /// Drops the packet.
     Drop,
-    /// Drops the packet and sends an error to the sender.
-    Reject,
+    /// Drops the packet and sends this answer to the source.
+    Reject(Rejection),
     /// Returns to the calling chain. In a base chain, applies the policy.
     Return,
     /// Calls another chain, and continues after the rule if that chain gives no verdict.
@@ -212,8 +213,9 @@ pub enum Action {
     },
     /// Excludes the packet from connection tracking, and so from NAT (`notrack`).
     Untracked,
-    /// Delivers the packet to a local socket without a rewrite (TPROXY).
-    Proxy,
+    /// Assigns the packet to a local socket at this address, without a rewrite of the packet (TPROXY). The address or the
+    /// port is that of the packet if it is `None`.
+    Proxy(Rewrite),
     /// Passes the packet to a program, which gives the verdict (NFQUEUE).
     Queue,
     /// A statement that is not understood and may give a verdict, as text.

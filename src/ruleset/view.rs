@@ -252,7 +252,7 @@ impl<'a> Walk<'a> {
                 Action::Snat(to) => Fate::Rewritten(Translation::Snat, to.clone()),
                 Action::Masquerade(to) => Fate::Rewritten(Translation::Masquerade, to.clone()),
                 Action::Netmap(to) => Fate::Rewritten(of_netmap(self.hook), to.clone()),
-                Action::Drop | Action::Reject => Fate::Dropped,
+                Action::Drop | Action::Reject(_) => Fate::Dropped,
                 Action::Accept => {
                     open.accepts.extend(self.push(Step { region, fate: Fate::GoOn(usize::MAX), at, tied }));
                     return;
@@ -281,7 +281,7 @@ impl<'a> Walk<'a> {
                 Action::Mark { .. } | Action::CopyMark { .. } | Action::MarkUnknown { .. } | Action::Untracked => {
                     continue;
                 }
-                Action::Proxy => Fate::Unknown("tproxy".into()),
+                Action::Proxy(_) => Fate::Unknown("tproxy".into()),
                 Action::Queue => Fate::Unknown("queue".into()),
                 Action::Unknown(words) => Fate::Unknown(Arc::clone(words)),
             };

@@ -10,6 +10,7 @@ use portfwd::nft::transaction::{Connection, KernelError};
 use portfwd::nft::{compile::compile, decode::decode, diff::diff, encode::encode};
 use portfwd::ruleset::read::nft::{Ipsets, Numbers, read, read_with};
 use portfwd::ruleset::region::{Condition, DST_NAT, Field, LOCAL, State};
+use portfwd::ruleset::reject::Rejection;
 use portfwd::ruleset::set::Set;
 use portfwd::ruleset::table::{Action, Hook, Rewrite, Rule, Tool};
 
@@ -270,7 +271,7 @@ fn marks_states_and_unknown_expressions_are_read() {
     assert_eq!(*only_case(&rules[17]).actions, [Action::Untracked]);
     assert_eq!(*only_case(&rules[18]).actions, [Action::MarkUnknown { field: Field::ConnectionMark }]);
     assert!(only_case(&rules[19]).actions.is_empty() && rules[19].counter.is_some());
-    assert_eq!(*only_case(&rules[20]).actions, [Action::Reject]);
+    assert_eq!(*only_case(&rules[20]).actions, [Action::Reject(Rejection::Icmpx(1))]);
 }
 
 #[test]

@@ -203,7 +203,7 @@ impl<'a> Context<'a> {
     /// Returns true if all actions of a rule drop the packet.
     fn only_drops(&self, at: At) -> bool {
         let case = self.host.rules.at(at).and_then(|(_, _, rule)| rule.cases.get(at.case));
-        case.is_some_and(|case| case.actions.iter().all(|action| matches!(action, Action::Drop | Action::Reject)))
+        case.is_some_and(|case| case.actions.iter().all(|action| matches!(action, Action::Drop | Action::Reject(_))))
     }
 
     /// Returns true if a packet certainly reaches a forward: all rules on the path are understood.

@@ -261,7 +261,7 @@ fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
         let outcome = context.simulator.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
-            Verdict::Dropped(_) if is_sure => return Fate::Dropped,
+            Verdict::Dropped(..) if is_sure => return Fate::Dropped,
             Verdict::Passes => {}
             _ => return Fate::Unknown,
         }

@@ -132,8 +132,14 @@ pub struct Facts {
     pub ssh_client: Option<IpAddr>,
     /// Tables of x_tables (legacy) that exist, by family.
     pub legacy: BTreeSet<(Family, String)>,
-    /// Devices that have programs (XDP) which see packets before any rule.
+    /// Devices with an XDP program, which sees packets before any rule.
     pub programs: Vec<String>,
+    /// Devices with a queueing discipline that can hold filters (tc).
+    pub queues: Vec<String>,
+    /// True if the host has IPsec policies (xfrm).
+    pub ipsec: bool,
+    /// True if the host has virtual services (IPVS).
+    pub ipvs: bool,
     /// Differences between what our state asks for and what is, in words.
     pub drift: Vec<String>,
     /// What our own state says, where it was asked.

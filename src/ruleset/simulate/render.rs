@@ -3,14 +3,14 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
+use super::trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
 use crate::model::error::printable;
 use crate::ruleset::describe;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::{Field, Packet};
 use crate::ruleset::set::{address_of, name_of};
 use crate::ruleset::simulate::chains::{Outcome, Verdict};
-use crate::ruleset::table::{At, Hook};
+use crate::ruleset::table::Action;
 
 impl PacketTrace<'_> {
     /// Its stages in words, one a line: what came, what each hook did and by which rule, and where it ended.
@@ -83,6 +83,9 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
         words.push(format!("not followed by {}", host.place(at)));
     }
     words.extend(outcome.accepted.iter().map(|at| format!("accepted by {}", host.place(*at))));
+    if let Some((to, at)) = &outcome.proxied {
+        words.push(format!("{} by {}", describe::action(&Action::Proxy(to.clone())), host.place(*at)));
+    }
     if let Some((what, _, at)) = &outcome.rewritten {
         let to = match rewritten {
             Some((Some(address), Some(port))) => SocketAddr::new(address, port).to_string(),
@@ -94,7 +97,8 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
     match &outcome.verdict {
         Verdict::Passes if words.is_empty() => words.push("passes".into()),
         Verdict::Passes => {}
-        Verdict::Dropped(at) => words.push(format!("dropped by {}", host.place(*at))),
+        Verdict::Dropped(at, None) => words.push(format!("dropped by {}", host.place(*at))),
+        Verdict::Dropped(at, Some(answer)) => words.push(format!("rejected with {answer} by {}", host.place(*at))),
         Verdict::Queued(at) => words.push(format!("given to a program by {}", host.place(*at))),
     }
     words.join(", ")
@@ -108,13 +112,15 @@ impl End<'_> {
 
     /// This end in words.
     pub fn render(&self, host: &Host) -> String {
-        let dropped = |hook: &Hook, at: &At| format!("dropped at {} by {}", hook.name(), host.place(*at));
         match self {
             Self::Arrives => "arrives at this host".into(),
             Self::Leaves(Some(link), Some(gateway)) => format!("leaves by {} to {gateway}", printable(&link.name)),
             Self::Leaves(Some(link), None) => format!("leaves by {}", printable(&link.name)),
             Self::Leaves(None, _) => "leaves".into(),
-            Self::Dropped(hook, _, at) => dropped(hook, at),
+            Self::Dropped(hook, _, at, None) => format!("dropped at {} by {}", hook.name(), host.place(*at)),
+            Self::Dropped(hook, _, at, Some(answer)) => {
+                format!("rejected with {answer} at {} by {}", hook.name(), host.place(*at))
+            }
             Self::Queued(hook, at) => format!("given to a program at {} by {}", hook.name(), host.place(*at)),
             Self::Refused(refusal) => format!("goes nowhere: {refusal}"),
             Self::Unknown => "ends where is not known".into(),
@@ -167,12 +173,22 @@ impl fmt::Display for Guess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoFacts => f.write_str("interfaces, addresses and routes are not known"),
-            Self::PolicyRouting => f.write_str("rules of policy routing were not followed"),
-            Self::OneOfSeveral => f.write_str("the kernel chooses one of several addresses; the first was taken"),
+            Self::PolicyRouting => f.write_str("policy routing was not followed completely"),
+            Self::OneOfSeveral => {
+                f.write_str("the kernel chooses one of several addresses or routes; the first was taken")
+            }
             Self::Interface(name) => write!(f, "addresses or settings of `{}` are not known", printable(name)),
             Self::SeenBefore(name) => {
-                write!(f, "a program or an ingress chain of `{}` sees packets before any other rule", printable(name))
+                write!(
+                    f,
+                    "a program, a queue or a netdev chain of `{}` sees packets outside of the other rules",
+                    printable(name)
+                )
             }
+            Self::Bridge(name) => write!(f, "a chain of family bridge sees the packets of `{}`", printable(name)),
+            Self::Ipsec => f.write_str("IPsec policies were not applied"),
+            Self::Ipvs => f.write_str("virtual services (IPVS) were not applied"),
+            Self::Unread(what) => write!(f, "could not be read: {}", printable(what)),
         }
     }
 }

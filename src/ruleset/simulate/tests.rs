@@ -1,9 +1,12 @@
 //! Packets on their way through hosts.
 
 use super::*;
+use crate::ruleset::confidence::Confidence;
+use crate::ruleset::host::Host;
 use crate::ruleset::hosts::{DOCKER, docker, dump, facts, host};
-use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, State};
+use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, LOCAL, State};
 use crate::ruleset::set::name_of;
+use crate::ruleset::table::Hook;
 
 fn tcp(input: Option<&str>, from: &str, to: &str) -> Packet {
     let of = |text: &str| {
@@ -78,7 +81,7 @@ fn what_this_host_sends_is_routed_again() {
     let input = "*filter\n:INPUT ACCEPT\n-A INPUT -i lo -p tcp --dport 22 -j DROP\nCOMMIT\n";
     let here = host(input, facts());
     let trace = PacketTrace::new(&here, tcp(None, "127.0.0.1:50000", "127.0.0.1:22"));
-    assert!(matches!(trace.end, End::Dropped(Hook::Input, Part::Filter, _)), "{}", trace.render(&here));
+    assert!(matches!(trace.end, End::Dropped(Hook::Input, Part::Filter, ..)), "{}", trace.render(&here));
 }
 
 #[test]
@@ -86,7 +89,7 @@ fn a_policy_drops_it() {
     let rules = DOCKER.replace("--dport 80 -j ACCEPT", "--dport 81 -j ACCEPT");
     let host = host(&rules, facts());
     let trace = PacketTrace::new(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
-    let End::Dropped(Hook::Forward, Part::Filter, at) = trace.end else { panic!("{}", trace.render(&host)) };
+    let End::Dropped(Hook::Forward, Part::Filter, at, _) = trace.end else { panic!("{}", trace.render(&host)) };
     assert_eq!(host.place(at).to_string(), "ip filter FORWARD policy (user)");
     assert!(trace.is_sure());
 }
@@ -96,7 +99,7 @@ fn raw_drops_what_never_comes_to_nat() {
     let raw = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -i eth0 -p tcp --dport 8080 -j DROP\nCOMMIT\n";
     let host = docker(raw);
     let trace = PacketTrace::new(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
-    assert!(matches!(trace.end, End::Dropped(Hook::Prerouting, Part::Raw, _)));
+    assert!(matches!(trace.end, End::Dropped(Hook::Prerouting, Part::Raw, ..)));
     assert!(trace.forwarded_by().is_none());
 }
 
@@ -170,7 +173,7 @@ fn a_program_that_sees_it_before_is_named() {
     let host = host(DOCKER, facts);
     let trace = PacketTrace::new(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
     assert_eq!(trace.guesses, [Guess::SeenBefore("eth0".into())]);
-    assert_eq!(trace.confidence(), Confidence::Likely);
+    assert_eq!(trace.confidence(), Confidence::Unknown);
 }
 
 #[test]
@@ -181,4 +184,27 @@ fn who_asks_only_whether_it_gets_through_is_not_told_of_sources() {
     let packet = || tcp(Some("docker0"), "172.17.0.2:50000", "203.0.113.9:443");
     assert!(!simulator.simulate(packet()).is_sure() && simulator.simulate_passage(packet()).is_sure());
     assert_eq!(simulator.simulate(packet()).end, simulator.simulate_passage(packet()).end);
+}
+
+#[test]
+fn a_transparent_proxy_is_named() {
+    let rule = "-A PREROUTING -p tcp --dport 8080 -j TPROXY --on-port 12345 --on-ip 127.0.0.1 --tproxy-mark 0x1/0x1";
+    let host = docker(&crate::ruleset::hosts::table("mangle", &["PREROUTING"], rule));
+    let trace = PacketTrace::new(&host, tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"));
+    let text = trace.render(&host).to_string();
+    assert!(text.contains("prerouting, mangle: tproxy to 127.0.0.1:12345 by ip mangle PREROUTING line"), "{text}");
+    assert_eq!(trace.confidence(), Confidence::Unknown);
+}
+
+#[test]
+fn a_rejected_packet_is_not_called_dropped() {
+    let rule = "-A FORWARD -p tcp -j REJECT --reject-with tcp-reset";
+    let text = told(
+        &docker(&crate::ruleset::hosts::table("mangle", &["FORWARD"], rule)),
+        tcp(Some("eth0"), "203.0.113.9:50000", "192.0.2.1:8080"),
+    );
+    assert!(
+        text.contains("rejected with tcp reset at forward by ip mangle FORWARD") && !text.contains("dropped"),
+        "{text}"
+    );
 }

@@ -2,14 +2,38 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Simulator, Stage};
+use super::outside::Side;
+use super::simulator::Simulator;
+use super::trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
 use crate::model::Family;
 use crate::ruleset::facts::NextHop;
+use crate::ruleset::host::Host;
 use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State};
 use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
 use crate::ruleset::simulate::chains::{self, Verdict, Which};
 use crate::ruleset::table::{At, Hook, Rewrite};
 use crate::ruleset::view::Translation;
+
+impl<'a> PacketTrace<'a> {
+    /// Leads a packet through a host. Who has many makes a [`Simulator`].
+    pub fn new(host: &'a Host, packet: Packet) -> Self {
+        Simulator::new(host).simulate(packet)
+    }
+}
+
+impl<'a> Simulator<'a> {
+    /// Leads a packet to its end: one that arrives by its [`Field::Input`], or that this host sends where that is no
+    /// interface. Its kinds of addresses are filled in where they can be known.
+    pub fn simulate(&self, packet: Packet) -> PacketTrace<'a> {
+        Walk::new(self, packet, true).whole()
+    }
+
+    /// Leads a packet as [`Simulator::simulate`] does, for who asks only whether it gets through: how its source is rewritten is
+    /// looked at only where chains are asked behind that. So what is not understood there makes nothing unsure.
+    pub fn simulate_passage(&self, packet: Packet) -> PacketTrace<'a> {
+        Walk::new(self, packet, false).whole()
+    }
+}
 
 /// The protocols whose ports can be rewritten: TCP, UDP, DCCP, SCTP, UDP-Lite.
 const WITH_PORTS: [u128; 5] = [6, 17, 33, 132, 136];
@@ -55,6 +79,9 @@ impl<'g, 'a> Walk<'g, 'a> {
         if self.simulator.host.facts.is_none() {
             self.guess(Guess::NoFacts);
         }
+        let mut guesses = Vec::new();
+        self.simulator.add_host_guesses(&mut guesses);
+        guesses.into_iter().for_each(|guess| self.guess(guess));
         let own = self.packet.get(Field::Input) == Some(0);
         let end = match if own { self.sent() } else { self.arrived() } {
             Ok(end) | Err(end) => end,
@@ -66,10 +93,8 @@ impl<'g, 'a> Walk<'g, 'a> {
     /// The way of one that arrives.
     fn arrived(&mut self) -> Step<'a, End<'a>> {
         self.packet.put(Field::Output, 0);
-        if let Some(input) = self.packet.get(Field::Input)
-            && self.simulator.is_seen_before(input)
-        {
-            self.guess(Guess::SeenBefore(name_of(input)));
+        if let Some(input) = self.packet.get(Field::Input) {
+            self.seen_at(input, Side::Ingress);
         }
         let loopback = number_of(Ipv6Addr::LOCALHOST.into());
         if self.packet.family == Family::Ipv6
@@ -147,6 +172,9 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.filter(Hook::Postrouting, Part::BeforeNat, Which::Filter(chains::BEFORE_SNAT))?;
         self.nat(Hook::Postrouting)?;
         self.filter(Hook::Postrouting, Part::Filter, Which::Filter(chains::AFTER_SNAT))?;
+        if let Some(output) = self.packet.get(Field::Output) {
+            self.seen_at(output, Side::Egress);
+        }
         Ok(match leg {
             RouteDecision::Out(link, gateway) => End::Leaves(Some(link), gateway),
             _ => End::Leaves(None, None),
@@ -203,7 +231,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         let (verdict, rewritten) = (outcome.verdict.clone(), outcome.rewritten.clone());
         self.stages.push(Stage::Rules { hook, part, outcome, rewritten: None });
         match verdict {
-            Verdict::Dropped(at) => Err(End::Dropped(hook, part, at)),
+            Verdict::Dropped(at, answer) => Err(End::Dropped(hook, part, at, answer)),
             Verdict::Queued(at) => Err(End::Queued(hook, at)),
             Verdict::Passes => Ok(rewritten),
         }
@@ -405,6 +433,13 @@ impl<'g, 'a> Walk<'g, 'a> {
             RouteDecision::Refused(refusal) => End::Refused(refusal),
             _ => End::Unknown,
         }
+    }
+
+    /// Adds a guess for each part outside of the IP hooks that may act on the packet at an interface.
+    fn seen_at(&mut self, interface: u128, side: Side) {
+        let mut guesses = Vec::new();
+        self.simulator.add_interface_guesses(&self.packet, interface, side, &mut guesses);
+        guesses.into_iter().for_each(|guess| self.guess(guess));
     }
 
     fn guess(&mut self, guess: Guess) {

@@ -11,6 +11,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod qdisc;
 mod route;
 mod rule;
 mod socket;
@@ -21,6 +22,7 @@ pub use address::Address;
 pub use link::{Link, NewLink, interfaces};
 pub use neighbour::{Neighbour, NeighbourState};
 pub use netlink_packet_route::route::RouteType;
+pub use qdisc::Qdisc;
 pub use route::{Hop, NewRoute, Route, interfaces_to};
 pub use rule::Rule;
 pub use socket::{Dump, IfPresent, Rtnetlink};

@@ -70,7 +70,7 @@ impl Blankets {
                 continue;
             }
             let without = tracer.without(&mut at_hook(trace), hook, &all(), *at);
-            if let Verdict::Dropped(dropped) = without.verdict {
+            if let Verdict::Dropped(dropped, _) = without.verdict {
                 let sure = tracer.drops_surely(&without);
                 let confidence = if sure { trace.confidence() } else { Confidence::Unknown };
                 self.groups.entry((*at, dropped, confidence)).or_default().push(number);
@@ -156,7 +156,7 @@ impl Bypasses {
             let mut packet = trace.start.clone();
             packet.put(Field::Output, 0);
             let outcome = tracer.hook(&mut packet, Hook::Input, &all());
-            let Verdict::Dropped(at) = outcome.verdict else { continue };
+            let Verdict::Dropped(at, _) = outcome.verdict else { continue };
             let owner = self.owners.entry(at).or_insert_with(|| firewall(host, at));
             let Some(severity) = severity(host, at, owner, &host.place(forward.at).owner) else { continue };
             let sure = tracer.drops_surely(&outcome);
@@ -240,6 +240,7 @@ fn restriction(host: &Host, forward: Option<&Forward<'_>>) -> String {
 mod tests {
     use super::super::super::hosts::{DOCKER, docker, dump, facts, find, host};
     use super::*;
+    use crate::ruleset::reject::Rejection;
     use crate::ruleset::table::{Action, Base, Case, Kind as ChainKind, Rule, Ruleset, Table, TableFamily, Tool};
 
     /// A firewalld table that accepts forwarded packets and drops all others.
@@ -250,7 +251,7 @@ mod tests {
         chain.base = Some(Base { kind: ChainKind::Filter, hook, priority: 10, drops: false, devices: Vec::new() });
         let mut region = Region::all();
         asks.iter().for_each(|condition| region.add_condition(condition.clone()));
-        for (region, action) in [(region, Action::Accept), (Region::all(), Action::Reject)] {
+        for (region, action) in [(region, Action::Accept), (Region::all(), Action::Reject(Rejection::TcpReset))] {
             chain.rules.push(Rule { cases: vec![Case { region, actions: [action].into() }], ..Rule::default() });
         }
         rules.tables.push(table);

@@ -204,7 +204,7 @@ pub(super) fn asked(packet: &mut Packet, region: &Region) {
 
 /// Returns the drop at the end of a trace, with its confidence. Other observers of the packet do not change a drop.
 pub(super) fn dropped(simulator: &Simulator<'_>, trace: &PacketTrace<'_>) -> Option<Drop> {
-    let End::Dropped(hook, part, at) = trace.end else { return None };
+    let End::Dropped(hook, part, at, _) = trace.end else { return None };
     let before_nat = hook == Hook::Prerouting && part != Part::Filter;
     let mut outcomes: Vec<_> = trace.outcomes().map(|(_, _, outcome)| outcome).collect();
     let last = outcomes.pop()?;

@@ -181,7 +181,7 @@ fn guessed(context: &Context<'_>) -> Groups {
             continue;
         }
         let outcome = tracer.hook(&mut first, hook, &Which::Filter(i32::MIN..=i32::MAX));
-        if let Verdict::Dropped(at) = outcome.verdict
+        if let Verdict::Dropped(at, _) = outcome.verdict
             && tracer.drops_surely(&outcome)
         {
             let group = groups.entry((at, Confidence::Likely, true)).or_default();
@@ -213,8 +213,8 @@ fn unseen(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             let (mut dropped, mut doubted) = (None, program.then_some(None));
             for outcome in outcomes {
                 match outcome.verdict {
-                    Verdict::Dropped(at) if clients.simulator.tracer.drops_surely(&outcome) => dropped = Some(at),
-                    Verdict::Dropped(at) => doubted = Some(Some(at)),
+                    Verdict::Dropped(at, _) if clients.simulator.tracer.drops_surely(&outcome) => dropped = Some(at),
+                    Verdict::Dropped(at, _) => doubted = Some(Some(at)),
                     _ => doubted = outcome.doubts.first().map(|at| Some(*at)).or(doubted),
                 }
             }

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::gap;
+use super::gap::gap;
 use crate::ruleset::facts::{Boot, Flush, Unit};
 use crate::ruleset::table::{Gap, TableFamily};
 use crate::sys::namespace::{self, Identity};

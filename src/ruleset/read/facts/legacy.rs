@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::gap;
+use super::gap::gap;
 use crate::model::Family;
 use crate::ruleset::table::Gap;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::gap;
+use super::gap::gap;
 use crate::model::Protocol;
 use crate::ruleset::facts::Listener;
 use crate::ruleset::table::Gap;

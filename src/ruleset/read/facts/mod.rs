@@ -5,14 +5,17 @@
 //! and reason.
 
 mod boot;
+mod gap;
 mod legacy;
 mod listener;
+mod other;
 mod route;
 mod setting;
 mod tracked;
 
 use std::io;
 
+use self::gap::gap;
 use crate::model::Family;
 use crate::ruleset::facts::Facts;
 use crate::ruleset::table::Gap;
@@ -34,6 +37,8 @@ pub fn read(ssh: Option<&str>) -> Facts {
     }
     facts.settings = setting::read(&mut facts.gaps);
     facts.legacy = legacy::read(&mut facts.gaps);
+    facts.ipsec = other::ipsec(&mut facts.gaps);
+    facts.ipvs = other::ipvs(&mut facts.gaps);
     facts.listeners = listener::read(&mut facts.gaps);
     facts.tracked_count = tracked::count(&facts);
     facts.tracked = tracked::read(&mut facts);
@@ -41,16 +46,10 @@ pub fn read(ssh: Option<&str>) -> Facts {
     facts
 }
 
-fn gap(what: &str, error: &io::Error) -> Gap {
-    let why = match error.kind() {
-        io::ErrorKind::PermissionDenied => "only root may read it".to_owned(),
-        _ => error.to_string(),
-    };
-    Gap { what: what.to_owned(), why }
-}
-
 fn network(kernel: &Rtnetlink, facts: &mut Facts) {
     all(kernel.links(), "interfaces", facts).into_iter().for_each(|link| route::add_link(link, facts));
+    let queues = all(kernel.qdiscs(), "queueing disciplines", facts);
+    other::add_queues(&queues, facts);
     for family in Family::ALL {
         let addresses = all(kernel.addresses(family), &format!("addresses of {family}"), facts);
         addresses.into_iter().for_each(|address| route::add_address(address, facts));

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::gap;
+use super::gap::gap;
 use crate::ruleset::table::Gap;
 use crate::sys::sysctl;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use nix::errno::Errno;
 
-use super::gap;
+use super::gap::gap;
 use crate::ruleset::facts::{Facts, Tracked};
 use crate::ruleset::table::Gap;
 use crate::sys::conntrack::{Any, Conntrack};

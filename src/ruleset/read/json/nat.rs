@@ -61,6 +61,13 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, name: &str, statement: &Json<'a>, of
     }
 }
 
+/// Returns the address and port of `tproxy` if they are constants.
+pub fn constant(of: &Json<'_>) -> Rewrite {
+    let nothing = &Json::Null;
+    let (address, port) = (of.get("addr").unwrap_or(nothing), of.get("port").unwrap_or(nothing));
+    rewrite(address, port, false, None).unwrap_or_default()
+}
+
 fn unknown<T>(lower: &mut Lower<'_, '_>, drafts: Vec<Draft<T>>, statement: &Json<'_>) {
     let words = statement.words();
     for draft in drafts {

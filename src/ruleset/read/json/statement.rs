@@ -8,8 +8,9 @@ use super::object::to_chain;
 use super::value::Json;
 use crate::model::{Counter, Family};
 use crate::ruleset::region::{Condition, Field, Region};
+use crate::ruleset::reject::Rejection;
 use crate::ruleset::set::Set;
-use crate::ruleset::table::{Action, Table};
+use crate::ruleset::table::{Action, Rewrite, Table};
 
 /// Targets of iptables(8) that decide nothing, and change nothing that rules of NAT ask.
 const HARMLESS: [&str; 15] = [
@@ -63,7 +64,7 @@ pub fn apply<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>) {
                 _ => {}
             }
             lower.narrow(&[region]);
-            lower.act(&Action::Proxy);
+            lower.act(&Action::Proxy(nat::constant(of)));
         }
         "limit" | "quota" | "ct count" | "connlimit" => lower.doubt(statement),
         "set" | "map" | "meter" => {
@@ -100,7 +101,11 @@ fn verdict(table: &Table, name: &str, of: &Json<'_>) -> Option<Option<Action>> {
     Some(Some(match name {
         "accept" => Action::Accept,
         "drop" => Action::Drop,
-        "reject" => Action::Reject,
+        "reject" => Action::Reject(match of.text_of("type") {
+            Some(kind) => Rejection::named(kind, of.text_of("expr").unwrap_or_default()),
+            // nft(8) prints the default without a type.
+            None => Rejection::Icmpx(1),
+        }),
         "return" => Action::Return,
         "queue" => Action::Queue,
         "jump" => to_chain(table, target(), Action::Jump),
@@ -279,9 +284,9 @@ fn foreign(lower: &mut Lower<'_, '_>, of: &Json<'_>) {
             region.add_condition(Condition::Unknown(format!("xt match {name}").into()));
             lower.narrow(&[region]);
         }
-        (Some("target"), "REJECT") => lower.decide(&Action::Reject),
+        (Some("target"), "REJECT") => lower.decide(&Action::Reject(Rejection::Unknown)),
         (Some("target"), "QUEUE" | "NFQUEUE") => lower.decide(&Action::Queue),
-        (Some("target"), "TPROXY") => lower.act(&Action::Proxy),
+        (Some("target"), "TPROXY") => lower.act(&Action::Proxy(Rewrite::default())),
         (Some("target"), name) if HARMLESS.contains(&name) => {}
         (Some("target"), _) => {
             lower.act(&Action::Unknown(format!("xt {name}, of which nft -j does not tell more than the name").into()));

@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 use super::*;
 use crate::model::Family;
 use crate::ruleset::region::{Condition, Field, Packet, Region, Truth};
+use crate::ruleset::reject::Rejection;
 use crate::ruleset::set::Set;
 use crate::ruleset::table::{Action, At, Case, Hook, Rewrite, Rule, TableFamily, Tool};
 
@@ -259,7 +260,7 @@ fn rules_of_iptables_are_seen_as_such() {
     assert_eq!(last(&chain.rules[2]), Some(Action::Jump("DOCKER".into())));
     let forward = rules.tables[1].chains.named("FORWARD").expect("a chain");
     assert!(forward.base.as_ref().is_some_and(|base| base.drops && base.hook == Hook::Forward));
-    assert_eq!(last(&forward.rules[4]), Some(Action::Reject));
+    assert_eq!(last(&forward.rules[4]), Some(Action::Reject(Rejection::Unknown)));
     assert!(forward.rules[3].cases[0].actions.is_empty(), "a log decides nothing");
 }
 

@@ -149,6 +149,24 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Adds `tproxy`, which applies only to packets of its family (`nft_tproxy_eval` in net/netfilter/nft_tproxy.c).
+    pub(super) fn proxy(&mut self, attributes: Attributes<'_>) -> Option<()> {
+        let family = match attributes.be_u32(1) {
+            Some(2) => Some(Family::Ipv4),
+            Some(10) => Some(Family::Ipv6),
+            _ => None,
+        };
+        if let Some(family) = family {
+            self.only(family);
+        }
+        let (address, port) = (attributes.be_u32(2), attributes.be_u32(3));
+        self.act(|branch| match (addresses(branch, family, address, None), ports(branch, port, None)) {
+            (Ok(addresses), Ok(ports)) => Some(Action::Proxy(Rewrite { addresses, ports, ..Rewrite::default() })),
+            _ => Some(Action::Proxy(Rewrite::default())),
+        });
+        Some(())
+    }
+
     /// `masquerade` and `redirect`.
     pub(super) fn nat_here(&mut self, expr: &Expr<'_>) -> Option<()> {
         let masquerade = expr.name == "masq";

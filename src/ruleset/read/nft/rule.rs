@@ -15,6 +15,7 @@ use super::value::{Byte, REGISTERS, Registers};
 use crate::model::{Counter, Family};
 use crate::nft::user_data;
 use crate::ruleset::region::{Condition, Field, Region, family_number};
+use crate::ruleset::reject::Rejection;
 use crate::ruleset::table::{Action, Case, Rule, TableFamily};
 
 /// What is around a rule.
@@ -198,8 +199,8 @@ impl<'a> Walk<'a> {
     pub(super) fn did(&mut self, mut branch: Branch<'a>, action: Action) {
         let ends = match &action {
             Action::Mark { .. } | Action::CopyMark { .. } | Action::MarkUnknown { .. } => false,
-            Action::Untracked | Action::Proxy | Action::Unknown(_) => false,
-            Action::Accept | Action::Drop | Action::Reject | Action::Return | Action::Queue => true,
+            Action::Untracked | Action::Proxy(_) | Action::Unknown(_) => false,
+            Action::Accept | Action::Drop | Action::Reject(_) | Action::Return | Action::Queue => true,
             Action::Jump(_) | Action::Goto(_) => true,
             Action::Dnat(_) | Action::Redirect(_) | Action::Snat(_) | Action::Masquerade(_) | Action::Netmap(_) => true,
         };
@@ -254,10 +255,19 @@ impl<'a> Walk<'a> {
             "counter" => self.count(expr.attributes),
             "objref" => self.object(expr.attributes),
             "dynset" => self.dynset(expr.attributes),
-            "reject" => self.done(Action::Reject),
+            "reject" => {
+                let code = expr.attributes.get(2).and_then(|code| code.first().copied());
+                let kind = expr.attributes.be_u32(1);
+                let of_ipv6 = self.context.family == TableFamily::Ip6;
+                self.act(|branch| {
+                    let ipv6 = of_ipv6 || branch.region.get(Field::Family).only() == Some(6);
+                    Some(Action::Reject(Rejection::of_nft(kind, code, ipv6)))
+                });
+                Some(())
+            }
             "queue" => self.done(Action::Queue),
             "notrack" => self.done(Action::Untracked),
-            "tproxy" => self.done(Action::Proxy),
+            "tproxy" => self.proxy(expr.attributes),
             // They decide nothing.
             "log" | "last" | "dup" | "flow_offload" => Some(()),
             "limit" | "quota" => self.doubtful(&expr.name),

@@ -6,6 +6,7 @@ use super::matches::{mark, network};
 use crate::iptables::quoting::Words;
 use crate::model::Family;
 use crate::ruleset::region::Field;
+use crate::ruleset::reject::Rejection;
 use crate::ruleset::table::{Action, Rewrite};
 
 /// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).
@@ -68,7 +69,11 @@ pub(super) fn read(
     Ok(vec![match name {
         "ACCEPT" => Action::Accept,
         "DROP" => Action::Drop,
-        "REJECT" => Action::Reject,
+        "REJECT" => {
+            let answer = option(words, &["--reject-with"]);
+            let default = if family == Family::Ipv4 { "icmp-port-unreachable" } else { "icmp6-port-unreachable" };
+            Action::Reject(Rejection::of_option(answer.as_deref().unwrap_or(default)))
+        }
         "RETURN" => Action::Return,
         "QUEUE" | "NFQUEUE" => Action::Queue,
         "DNAT" => Action::Dnat(rewritten(words, &["--to-destination"])?),
@@ -81,7 +86,7 @@ pub(super) fn read(
         "CONNMARK" => return marks(Field::ConnectionMark, words),
         "NOTRACK" => Action::Untracked,
         "CT" => return Ok(tracking(words)),
-        "TPROXY" => Action::Proxy,
+        "TPROXY" => Action::Proxy(proxy(words)),
         chain if is_chain(chain) => Action::Jump(chain.into()),
         harmless if HARMLESS.contains(&harmless) => return Ok(Vec::new()),
         _ => {
@@ -92,6 +97,22 @@ pub(super) fn read(
             Action::Unknown(text.into())
         }
     }])
+}
+
+/// Reads the options of TPROXY.
+fn proxy(words: &mut Words<'_>) -> Rewrite {
+    let mut rewrite = Rewrite::default();
+    while let Some(word) = words.next() {
+        match word {
+            "--on-ip" => {
+                let address = words.next().and_then(|text| text.parse::<IpAddr>().ok());
+                rewrite.addresses = address.filter(|address| !address.is_unspecified()).map(|one| (one, one));
+            }
+            "--on-port" => rewrite.ports = words.next().and_then(span).filter(|(port, _)| *port > 0),
+            _ => {}
+        }
+    }
+    rewrite
 }
 
 /// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`, of IPv6 with brackets where there are ports.

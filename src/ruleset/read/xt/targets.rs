@@ -4,6 +4,7 @@ use super::Info;
 use crate::model::Family;
 use crate::ruleset::read::nft::with_prefix;
 use crate::ruleset::region::Field;
+use crate::ruleset::reject::Rejection;
 use crate::ruleset::set::address_of;
 use crate::ruleset::table::{Action, Rewrite};
 
@@ -39,8 +40,8 @@ pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Fam
             Action::Untracked
         }
         ("NOTRACK", _) => Action::Untracked,
-        ("TPROXY", _) => Action::Proxy,
-        ("REJECT", _) => Action::Reject,
+        ("TPROXY", _) => Action::Proxy(proxy(revision, info, family).unwrap_or_default()),
+        ("REJECT", _) => Action::Reject(Rejection::of_iptables(info.long(0), family)),
         ("NFQUEUE" | "QUEUE", _) => Action::Queue,
         ("HMARK", _) => Action::MarkUnknown { field: Field::Mark },
         // It may take a mark from a set.
@@ -54,6 +55,15 @@ pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Fam
         _ => return None,
     };
     Some(Done::Action(action))
+}
+
+/// Reads `struct xt_tproxy_target_info` and `xt_tproxy_target_info_v1`. An unspecified address is that of the packet.
+fn proxy(revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Rewrite> {
+    let family = if revision == 0 { Family::Ipv4 } else { family? };
+    let address = address_of(info.address(8, family)?, family)?;
+    let port = info.network_short(if revision == 0 { 12 } else { 24 })?;
+    let addresses = Some((address, address)).filter(|_| !address.is_unspecified());
+    Some(Rewrite { addresses, ports: Some((port, port)).filter(|_| port > 0), ..Rewrite::default() })
 }
 
 /// The revision of `SNAT` with the same structure as a target of NAT that is its own for each family.
