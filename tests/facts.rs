@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use portfwd::model::{Family, Protocol};
-use portfwd::ruleset::facts::{Facts, NextHop, Route};
+use portfwd::ruleset::facts::{Facts, Flow, NextHop, Route};
 use portfwd::ruleset::read::facts::read;
 
 use crate::support::{Net, Said, ask, feed, privileged, serve};
@@ -437,5 +437,79 @@ fn queues_with_filters_and_ipsec_policies_are_found() {
         assert!(facts().ipsec, "{direction}");
         run(&net, &format!("ip xfrm policy del {policy}"));
         assert!(!facts().ipsec, "{direction}");
+    }
+}
+
+#[test]
+fn routing_rules_lead_where_the_kernel_leads() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    run(
+        &net,
+        "for i in all eth0 docker0; do sysctl -qw net.ipv4.conf.$i.rp_filter=0; done; sysctl -qw net.ipv4.ip_forward=1
+         ip route add default via 192.0.2.2
+         ip route add default via 172.17.0.3 table 7; ip route add 10.1.0.0/16 via 172.17.0.4 table 7
+         ip route add throw 10.2.0.0/16 table 7; ip route add unreachable 10.3.0.0/16 table 8
+         ip route add local 10.9.0.0/16 dev lo table 9",
+    );
+    let rules = [
+        "from 192.0.2.0/24 to 10.0.0.0/8 iif eth0 table 7",
+        "fwmark 0x5/0x7 table 7",
+        "not from 192.0.2.0/24 table 7",
+        "ipproto tcp dport 80-90 table 8",
+        "table 7 suppress_prefixlength 8",
+        "fwmark 8 blackhole",
+        "to 10.9.0.0/16 table 9",
+        "iif lo table 7",
+        "fwmark 0x10 goto 32766",
+    ];
+    for (number, rule) in rules.iter().enumerate() {
+        run(&net, &format!("ip rule add prio 100 {rule}"));
+        // A second rule decides about the packets that the first one skips.
+        let second = rules[(number + 4) % rules.len()];
+        run(&net, &format!("ip rule add prio 200 {second}"));
+        let facts = net.in_host(|| read(None));
+        let flow = |to: &str, from: &str, input: &str, mark, port| Flow {
+            destination: address(to),
+            source: Some(address(from)),
+            mark: Some(mark),
+            input: Some(index(&facts, input)),
+            protocol: Some(6),
+            source_port: Some(1000),
+            port: Some(port),
+        };
+        for to in ["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.9.0.1", "8.8.8.8", "172.17.0.9"] {
+            for (from, input) in [("192.0.2.7", "eth0"), ("172.17.0.7", "docker0"), ("192.0.2.1", "lo")] {
+                for (mark, port) in [(0, 80), (5, 443), (8, 443), (0x10, 80)] {
+                    let way = if input == "lo" { format!("from {from}") } else { format!("from {from} iif {input}") };
+                    let get =
+                        format!("ip route get {to} {way} mark {mark} ipproto tcp sport 1000 dport {port} 2>&1 || :");
+                    let kernel = run(&net, &get);
+                    let word = |name: &str| {
+                        let mut words = kernel.split_ascii_whitespace().skip_while(|word| *word != name);
+                        words.nth(1).map(str::to_owned)
+                    };
+                    let kernel_way = match kernel.split_ascii_whitespace().next() {
+                        Some("local") => "here".to_owned(),
+                        Some("RTNETLINK") => "nowhere".to_owned(),
+                        _ => format!("{:?} {:?}", word("dev"), word("via")),
+                    };
+                    let found = facts.lookup(&flow(to, from, input, mark, port));
+                    assert!(found.sure, "{rule}");
+                    let way = match found.routes {
+                        [Route { kind: 2, .. }, ..] => "here".to_owned(),
+                        [Route { kind: 1, output, gateway, .. }] => {
+                            let link = output.and_then(|output| facts.link(output)).map(|link| link.name.clone());
+                            format!("{link:?} {:?}", gateway.map(|gateway| gateway.to_string()))
+                        }
+                        _ => "nowhere".to_owned(),
+                    };
+                    assert_eq!(way, kernel_way, "{rule}, {second}: {get}: {kernel}");
+                }
+            }
+        }
+        run(&net, "ip rule del prio 100; ip rule del prio 200");
     }
 }

@@ -15,6 +15,7 @@ use self::routes::RouteIndex;
 use crate::model::{Family, Protocol};
 use crate::ruleset::set::{Set, number_of};
 use crate::ruleset::table::Gap;
+use crate::sys::rtnetlink::Rule;
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,8 +114,12 @@ pub struct Facts {
     pub addresses: Vec<(u32, IpNetwork)>,
     /// The routes of all tables.
     pub routes: Vec<Route>,
-    /// Whether more than the destination and the three usual rules decide about routes: other rules, or routes that are only
-    /// for some sources or types of service. Then [`Facts::next_hop`] may be wrong.
+    /// The routing rules of IPv4 and IPv6, in order. Empty means the usual rules.
+    pub rules: [Vec<Rule>; 2],
+    /// True if there are routes for some sources or types of service only. [`Facts::lookup`] does not model them.
+    pub special_routes: bool,
+    /// True if more than the destination and the three usual rules decides about routes: other rules, or special routes. Then
+    /// [`Facts::next_hop`] can be wrong.
     pub policy_routing: bool,
     /// The neighbours.
     pub neighbours: Vec<Neighbour>,
@@ -164,7 +169,54 @@ pub enum NextHop<'a> {
     Unreachable,
 }
 
+/// The properties of a packet that decide about its route. `None` means unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The destination.
+    pub destination: IpAddr,
+    /// The source.
+    pub source: Option<IpAddr>,
+    /// The packet mark.
+    pub mark: Option<u32>,
+    /// The index of the ingress interface. Packets of this host arrive by the loopback interface.
+    pub input: Option<u32>,
+    /// The transport protocol.
+    pub protocol: Option<u8>,
+    /// The source port.
+    pub source_port: Option<u16>,
+    /// The destination port.
+    pub port: Option<u16>,
+}
+
+/// The result of a route lookup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lookup<'a> {
+    /// The routes that the kernel can choose: more than one for a route with several next hops, none if no route matches.
+    pub routes: &'a [Route],
+    /// True if the lookup reached a rule that refuses the packet.
+    pub refused: bool,
+    /// True if all rules and routes are modelled.
+    pub sure: bool,
+}
+
 impl Facts {
+    /// Returns the routing rules of a family.
+    pub fn rules(&self, family: Family) -> &[Rule] {
+        let [four, six] = &self.rules;
+        if family == Family::Ipv4 { four } else { six }
+    }
+
+    /// Returns the routing rules of a family for a change.
+    pub fn rules_mut(&mut self, family: Family) -> &mut Vec<Rule> {
+        let [four, six] = &mut self.rules;
+        if family == Family::Ipv4 { four } else { six }
+    }
+
+    /// Returns the routes of a packet as the kernel finds them, with the routing rules.
+    pub fn lookup(&self, flow: &Flow) -> Lookup<'_> {
+        self.index.lookup(self, flow)
+    }
+
     /// A setting.
     pub fn setting(&self, path: &str) -> Option<&str> {
         self.settings.get(path).map(|value| value.trim())
@@ -253,7 +305,10 @@ impl Facts {
 
     /// The addresses of a family that are this host's.
     pub fn local(&self, family: Family) -> Set {
-        let routes = self.routes.iter().filter(|route| route.kind == 2 && Family::of_network(route.to) == family);
+        // Routes of kind local in other tables serve only the packets of a routing rule.
+        let routes = self.routes.iter().filter(|route| {
+            route.kind == 2 && [254, 255].contains(&route.table) && Family::of_network(route.to) == family
+        });
         Set::from_ranges(routes.map(|route| (number_of(route.to.network()), number_of(route.to.broadcast()))))
     }
 

@@ -16,6 +16,7 @@ pub mod chains;
 mod outcome;
 mod outside;
 mod render;
+mod routing;
 mod simulator;
 #[cfg(test)]
 mod tests;

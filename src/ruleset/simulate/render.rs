@@ -165,6 +165,8 @@ impl fmt::Display for Refusal {
             Self::NoRoute => "no route leads there",
             Self::Loopback => "a loopback address is only for what this host sends (route_localnet is off)",
             Self::NotForwarding => "this host does not pass packets on (forwarding is off)",
+            Self::ReversePath => "packets to its source leave by another interface (rp_filter)",
+            Self::Martian => "its source is an address of this host, or of no host",
         })
     }
 }

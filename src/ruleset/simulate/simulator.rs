@@ -1,7 +1,7 @@
 //! The host as the simulator sees it: rules, local addresses and interfaces, prepared for many packets.
 
+use ipnetwork::IpNetwork;
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 
 use crate::model::Family;
 use crate::ruleset::facts::{Facts, Link};
@@ -11,41 +11,47 @@ use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::simulate::chains::Tracer;
 use crate::ruleset::table::Hook;
 
-/// The kind of an address of some other host: `RTN_UNICAST` in include/uapi/linux/rtnetlink.h.
+/// The kind of an address of another host: `RTN_UNICAST` in include/uapi/linux/rtnetlink.h.
 pub const UNICAST: u128 = 1;
 /// `RTN_BROADCAST` there.
-const BROADCAST: u128 = 3;
+pub(super) const BROADCAST: u128 = 3;
 /// `RTN_MULTICAST` there.
 pub const MULTICAST: u128 = 5;
 
-/// What is known of an interface that packets arrive by.
+/// The addresses and settings of an interface.
 #[derive(Debug)]
 pub(super) struct Interface<'a> {
     pub link: &'a Link,
-    /// Its addresses, of IPv4 and IPv6.
-    pub addresses: [Option<IpAddr>; 2],
-    /// Whether packets that it brings are passed on.
+    /// The addresses with their networks, in the kernel's order.
+    pub addresses: Vec<IpNetwork>,
+    /// True if the host forwards packets from the interface, for IPv4 and IPv6.
     pub forwards: [Option<bool>; 2],
-    /// Whether packets for 127/8 that it brings are taken.
+    /// True if packets may have addresses of 127/8 (`route_localnet`).
     pub localnet: Option<bool>,
+    /// The mode of the reverse path filter (`rp_filter`): 0 off, 1 strict, 2 loose.
+    pub reverse_path: Option<u8>,
+    /// True if packets may have a source address of this host (`accept_local`).
+    pub accepts_local: bool,
+    /// True if the reverse path filter uses the packet mark (`src_valid_mark`).
+    pub source_mark: bool,
 }
 
-/// Leads packets through a host.
+/// Simulates packets on a host.
 #[derive(Debug)]
 pub struct Simulator<'a> {
     /// The host.
     pub host: &'a Host,
-    /// Its rules.
+    /// The evaluation of the rules.
     pub tracer: Tracer<'a>,
     local: [Set; 2],
     broadcast: Set,
     pub(super) interfaces: HashMap<u128, Interface<'a>>,
-    /// Interfaces whose packets something sees before any hook.
+    /// The interfaces with a program or an ingress chain.
     seen_before: HashSet<u128>,
 }
 
 impl<'a> Simulator<'a> {
-    /// Of this host.
+    /// Prepares a host.
     pub fn new(host: &'a Host) -> Self {
         let facts = host.facts.as_ref();
         let local = Family::ALL.map(|family| facts.map_or_else(Set::none, |facts| facts.local(family)));
@@ -68,23 +74,23 @@ impl<'a> Simulator<'a> {
         Self { host, tracer: Tracer::new(&host.rules), local, broadcast, interfaces, seen_before }
     }
 
-    /// Whether an address is this host's; `None` where that is not known.
+    /// Returns true if an address is this host's, `None` if that is unknown.
     pub fn is_local(&self, family: Family, address: u128) -> Option<bool> {
         self.kind(family, address).map(|kind| kind == LOCAL)
     }
 
-    /// The addresses of a family that are this host's; none where they are not known.
+    /// Returns the addresses of this host, none if they are unknown.
     pub fn local(&self, family: Family) -> &Set {
         let [four, six] = &self.local;
         if family == Family::Ipv4 { four } else { six }
     }
 
-    /// Whether something sees the packets of an interface before any hook does, and may drop them.
+    /// Returns true if a program or an ingress chain sees the packets of an interface before the IP hooks.
     pub fn is_seen_before(&self, interface: u128) -> bool {
         self.seen_before.contains(&interface)
     }
 
-    /// What kind of address it is: what `inet_addr_type` in net/ipv4/fib_frontend.c tells.
+    /// Returns the kind of an address: `inet_addr_type` in net/ipv4/fib_frontend.c.
     pub(super) fn kind(&self, family: Family, address: u128) -> Option<u128> {
         let local = self.local(family);
         let (multicast, all) = match family {
@@ -101,46 +107,38 @@ impl<'a> Simulator<'a> {
     }
 }
 
-/// Whether a base chain does anything but count.
+/// Returns true if a base chain does more than count packets.
 fn may_drop(chain: &crate::ruleset::table::Chain) -> bool {
     let acts = chain.rules.iter().flat_map(|rule| &rule.cases).any(|case| !case.actions.is_empty());
     acts || chain.base.as_ref().is_some_and(|base| base.drops)
 }
 
-/// The interfaces of a host.
+/// Returns the interfaces of a host by the number of their name.
 fn interfaces(facts: &Facts) -> HashMap<u128, Interface<'_>> {
-    let mut addresses: HashMap<u32, [Option<IpAddr>; 2]> = HashMap::new();
+    let mut addresses: HashMap<u32, Vec<IpNetwork>> = HashMap::new();
     for (link, network) in &facts.addresses {
-        let [four, six] = addresses.entry(*link).or_default();
-        match network.ip() {
-            IpAddr::V4(_) => four.get_or_insert(network.ip()),
-            // What is only of the link is the last that the kernel takes.
-            IpAddr::V6(address) if six.is_none() || address.segments()[0] & 0xffc0 != 0xfe80 => {
-                six.insert(network.ip())
-            }
-            IpAddr::V6(_) => continue,
-        };
+        addresses.entry(*link).or_default().push(*network);
     }
-    let is_on = |path: &str| facts.setting(path).map(|value| value != "0");
-    let (four, six) = (is_on("net/ipv4/ip_forward"), is_on("net/ipv6/conf/all/forwarding"));
-    let everywhere = is_on("net/ipv4/conf/all/route_localnet");
-    let interface = |link: &'_ Link| {
-        let of_link = |setting| is_on(&format!("net/{setting}"));
-        let name = &link.name;
-        [
-            of_link(format!("ipv4/conf/{name}/forwarding")).or(four),
-            of_link(format!("ipv6/conf/{name}/forwarding")).or(six),
-            match (everywhere, of_link(format!("ipv4/conf/{name}/route_localnet"))) {
-                (Some(true), _) | (_, Some(true)) => Some(true),
-                (_, here) => here,
-            },
-        ]
-    };
+    let number = |path: &str| facts.setting(path).and_then(|value| value.parse::<u8>().ok());
+    let (forwards, forwards_ipv6) = (number("net/ipv4/ip_forward"), number("net/ipv6/conf/all/forwarding"));
     let interfaces = facts.links.iter().map(|link| {
-        let [four, six, localnet] = interface(link);
-        let addresses = addresses.get(&link.index).copied().unwrap_or_default();
-        let number = number_of_name(link.name.as_bytes(), 0);
-        (number, Interface { link, addresses, forwards: [four, six], localnet })
+        let name = &link.name;
+        let here = |setting: &str| number(&format!("net/ipv4/conf/{name}/{setting}"));
+        // `IN_DEV_MAXCONF` and `IN_DEV_ORCONF` in include/linux/inetdevice.h: the larger of both values applies.
+        let larger = |setting: &str| here(setting).max(number(&format!("net/ipv4/conf/all/{setting}")));
+        let is_on = |value: Option<u8>| value.map(|value| value > 0);
+        // `ip6_forward` in net/ipv6/ip6_output.c: the interface's own `forwarding` has no effect on packets.
+        let forced = number(&format!("net/ipv6/conf/{name}/force_forwarding"));
+        let interface = Interface {
+            link,
+            addresses: addresses.get(&link.index).cloned().unwrap_or_default(),
+            forwards: [is_on(here("forwarding").or(forwards)), is_on(forwards_ipv6.max(forced))],
+            localnet: if larger("route_localnet") > Some(0) { Some(true) } else { is_on(here("route_localnet")) },
+            reverse_path: larger("rp_filter"),
+            accepts_local: larger("accept_local") > Some(0),
+            source_mark: larger("src_valid_mark") > Some(0),
+        };
+        (number_of_name(name.as_bytes(), 0), interface)
     });
     interfaces.collect()
 }

@@ -64,8 +64,12 @@ pub enum Refusal {
     NoRoute,
     /// It is for a loopback address, came by another interface, and `route_localnet` is off there; of IPv6 always.
     Loopback,
-    /// It is for another host, and this one does not pass packets on (`ip_forward`, `forwarding`).
+    /// The packet is for another host, and this host does not forward packets (`ip_forward`, `forwarding`).
     NotForwarding,
+    /// The packet arrives by another interface than packets to its source leave by (`rp_filter`).
+    ReversePath,
+    /// The source is an address of this host, a loopback address or no host's address.
+    Martian,
 }
 
 /// Where a packet's way ends.

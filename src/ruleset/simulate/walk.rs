@@ -6,7 +6,6 @@ use super::outside::Side;
 use super::simulator::Simulator;
 use super::trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
 use crate::model::Family;
-use crate::ruleset::facts::NextHop;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State};
 use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
@@ -50,8 +49,12 @@ pub(super) struct Walk<'g, 'a> {
     tracked: bool,
     /// Whether it came back by the loopback interface, and so has its connection already.
     returned: bool,
-    /// Whether it is looked at how its source is rewritten, even where no chain asks for that.
+    /// True if the rewrite of the source matters even if no later chain sees it.
     sources: bool,
+    /// True if a chain of type `route` changed the packet after its last route lookup.
+    reroutes: bool,
+    /// The router that the packet leaves to.
+    gateway: Option<IpAddr>,
     start: Packet,
 }
 
@@ -68,8 +71,19 @@ impl<'g, 'a> Walk<'g, 'a> {
         }
         let start = packet.clone();
         let stages = Vec::with_capacity(6);
-        let (guesses, rewritten, tracked, returned) = (Vec::new(), None, true, false);
-        let mut walk = Self { simulator, packet, stages, guesses, rewritten, tracked, returned, sources, start };
+        let mut walk = Self {
+            simulator,
+            packet,
+            stages,
+            guesses: Vec::new(),
+            rewritten: None,
+            tracked: true,
+            returned: false,
+            sources,
+            reroutes: false,
+            gateway: None,
+            start,
+        };
         walk.kinds();
         walk.start = walk.packet.clone();
         walk
@@ -81,7 +95,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         }
         let mut guesses = Vec::new();
         self.simulator.add_host_guesses(&mut guesses);
-        guesses.into_iter().for_each(|guess| self.guess(guess));
+        self.add(guesses);
         let own = self.packet.get(Field::Input) == Some(0);
         let end = match if own { self.sent() } else { self.arrived() } {
             Ok(end) | Err(end) => end,
@@ -99,7 +113,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         let loopback = number_of(Ipv6Addr::LOCALHOST.into());
         if self.packet.family == Family::Ipv6
             && self.packet.get(Field::Destination) == Some(loopback)
-            && !self.by_loopback()
+            && !self.simulator.is_from_loopback(&self.packet)
         {
             // `ip6_rcv_core` in net/ipv6/ip6_input.c drops it before any hook.
             return Err(self.refused(Refusal::Loopback));
@@ -109,11 +123,13 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
         match self.route() {
             leg @ RouteDecision::Here => {
+                self.check_source(&leg)?;
                 self.stages.push(Stage::Route(leg));
                 self.delivered()
             }
             leg @ (RouteDecision::Out(..) | RouteDecision::Somewhere) => {
                 self.passed_on()?;
+                self.check_source(&leg)?;
                 self.stages.push(Stage::Route(leg));
                 self.leave_by(leg);
                 self.filter(Hook::Forward, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
@@ -130,17 +146,13 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.leave_by(leg);
         self.stages.push(Stage::Route(leg));
         self.before_nat(Hook::Output)?;
+        let leg = self.routed_again(leg)?;
         let before = self.packet.get(Field::Destination);
         self.nat(Hook::Output)?;
+        self.reroutes |= self.packet.get(Field::Destination) != before || self.rewritten.is_some();
+        let leg = self.routed_again(leg)?;
         self.filter(Hook::Output, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
-        let leg = match self.packet.get(Field::Destination) == before && self.rewritten.is_none() {
-            true => leg,
-            false => {
-                let leg = self.route();
-                self.stages.push(Stage::Route(leg));
-                leg
-            }
-        };
+        let leg = self.routed_again(leg)?;
         match leg {
             RouteDecision::Refused(refusal) => return Err(End::Refused(refusal)),
             RouteDecision::Unknown => return Err(End::Unknown),
@@ -159,6 +171,22 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
         self.filter(Hook::Input, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
         Ok(End::Arrives)
+    }
+
+    /// Routes a packet of this host again if a chain changed it: `ip_route_me_harder` in net/ipv4/netfilter.c. Later chains of
+    /// the hook still see the first egress interface.
+    fn routed_again(&mut self, leg: RouteDecision<'a>) -> Step<'a, RouteDecision<'a>> {
+        if !std::mem::take(&mut self.reroutes) {
+            return Ok(leg);
+        }
+        let leg = self.route();
+        match leg {
+            RouteDecision::Refused(_) => Err(self.ended(leg)),
+            _ => {
+                self.stages.push(Stage::Route(leg));
+                Ok(leg)
+            }
+        }
     }
 
     fn delivered(&mut self) -> Step<'a, End<'a>> {
@@ -228,6 +256,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         }
         let outcome = tracer.hook(&mut self.packet, hook, which);
         self.tracked &= outcome.untracked.is_none();
+        self.reroutes |= outcome.reroutes;
         let (verdict, rewritten) = (outcome.verdict.clone(), outcome.rewritten.clone());
         self.stages.push(Stage::Rules { hook, part, outcome, rewritten: None });
         match verdict {
@@ -269,7 +298,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         let new = match (what, to.addresses) {
             (Translation::Masquerade, None) => {
                 let output = self.packet.get(Field::Output);
-                output.and_then(|output| self.address_of_link(output)).map(number_of)
+                output.and_then(|output| self.masquerade_address(output)).map(number_of)
             }
             _ => self.new_address(to, old),
         };
@@ -307,19 +336,22 @@ impl<'g, 'a> Walk<'g, 'a> {
         match (hook, self.packet.family) {
             (Hook::Output, Family::Ipv4) => Some(Ipv4Addr::LOCALHOST.into()),
             (Hook::Output, Family::Ipv6) => Some(Ipv6Addr::LOCALHOST.into()),
-            _ => self.packet.get(Field::Input).and_then(|input| self.address_of_link(input)),
+            (_, family) => {
+                let (input, mut guesses) = (self.packet.get(Field::Input)?, Vec::new());
+                let address = self.simulator.redirect_address(input, family, &mut guesses);
+                self.add(guesses);
+                address
+            }
         }
     }
 
-    fn address_of_link(&mut self, interface: u128) -> Option<IpAddr> {
-        let addresses =
-            self.simulator.interfaces.get(&interface).map(|interface| interface.addresses).unwrap_or_default();
-        let [four, six] = addresses;
-        let found = if self.packet.family == Family::Ipv4 { four } else { six };
-        if found.is_none() && self.simulator.host.facts.is_some() {
-            self.guess(Guess::Interface(name_of(interface)));
-        }
-        found
+    fn masquerade_address(&mut self, output: u128) -> Option<IpAddr> {
+        let family = self.packet.family;
+        let destination = self.packet.get(Field::Destination).and_then(|to| address_of(to, family));
+        let mut guesses = Vec::new();
+        let address = self.simulator.masquerade_address(output, family, self.gateway.or(destination), &mut guesses);
+        self.add(guesses);
+        address
     }
 
     fn status(&mut self, bit: u128) {
@@ -339,59 +371,18 @@ impl<'g, 'a> Walk<'g, 'a> {
     }
 
     fn route(&mut self) -> RouteDecision<'a> {
-        let family = self.packet.family;
-        let destination = self.packet.get(Field::Destination);
-        let Some(facts) = &self.simulator.host.facts else {
-            let local = self.packet.get(Field::DestinationKind) == Some(LOCAL);
-            return match self.rewritten {
-                Some(Translation::Redirect) => RouteDecision::Here,
-                Some(_) if destination.is_some_and(|to| !is_loopback(family, to)) => RouteDecision::Somewhere,
-                _ if local => RouteDecision::Here,
-                _ => RouteDecision::Unknown,
-            };
-        };
-        let Some(address) = destination.and_then(|number| address_of(number, family)) else {
-            return if self.rewritten == Some(Translation::Redirect) {
-                RouteDecision::Here
-            } else {
-                RouteDecision::Unknown
-            };
-        };
-        if facts.policy_routing {
-            self.guess(Guess::PolicyRouting);
-        }
-        if destination.is_some_and(|to| is_loopback(family, to)) && !self.may_loop() {
-            return RouteDecision::Refused(Refusal::Loopback);
-        }
-        match facts.next_hop(address) {
-            NextHop::Local => RouteDecision::Here,
-            NextHop::Via(link, gateway) => RouteDecision::Out(link, gateway),
-            NextHop::Unreachable => RouteDecision::Refused(Refusal::NoRoute),
-        }
+        let mut guesses = Vec::new();
+        let leg = self.simulator.route(&self.packet, self.rewritten, &mut guesses);
+        self.add(guesses);
+        leg
     }
 
-    /// Whether it may be for a loopback address: `ip_route_input_slow` in net/ipv4/route.c.
-    fn may_loop(&mut self) -> bool {
-        let input = self.packet.get(Field::Input);
-        if input == Some(0) || self.by_loopback() {
-            return true;
-        }
-        let interface = input.and_then(|input| self.simulator.interfaces.get(&input));
-        match (self.packet.family, interface.and_then(|interface| interface.localnet)) {
-            (Family::Ipv6, _) => false,
-            (_, Some(on)) => on,
-            (_, None) => {
-                self.guess(Guess::Interface(input.map(name_of).unwrap_or_default()));
-                false
-            }
-        }
-    }
-
-    fn by_loopback(&self) -> bool {
-        let interface = self.packet.get(Field::Input).and_then(|input| self.simulator.interfaces.get(&input));
-        interface.map_or(self.packet.get(Field::Input) == Some(number_of_name(b"lo", 0)), |interface| {
-            interface.link.loopback
-        })
+    /// Ends the packet if the kernel drops it because of its source.
+    fn check_source(&mut self, leg: &RouteDecision<'a>) -> Step<'a> {
+        let mut guesses = Vec::new();
+        let checked = self.simulator.check_source(&self.packet, leg, &mut guesses);
+        self.add(guesses);
+        checked.map_err(|refusal| self.refused(refusal))
     }
 
     /// Ends it where this host does not pass on what came by its interface.
@@ -411,6 +402,10 @@ impl<'g, 'a> Walk<'g, 'a> {
     }
 
     fn leave_by(&mut self, leg: RouteDecision<'a>) {
+        self.gateway = match leg {
+            RouteDecision::Out(_, gateway) => gateway,
+            _ => None,
+        };
         let output = match leg {
             RouteDecision::Out(link, _) => Some(number_of_name(link.name.as_bytes(), 0)),
             RouteDecision::Here => {
@@ -439,6 +434,10 @@ impl<'g, 'a> Walk<'g, 'a> {
     fn seen_at(&mut self, interface: u128, side: Side) {
         let mut guesses = Vec::new();
         self.simulator.add_interface_guesses(&self.packet, interface, side, &mut guesses);
+        self.add(guesses);
+    }
+
+    fn add(&mut self, guesses: Vec<Guess>) {
         guesses.into_iter().for_each(|guess| self.guess(guess));
     }
 
@@ -446,12 +445,5 @@ impl<'g, 'a> Walk<'g, 'a> {
         if !self.guesses.contains(&guess) {
             self.guesses.push(guess);
         }
-    }
-}
-
-fn is_loopback(family: Family, address: u128) -> bool {
-    match family {
-        Family::Ipv4 => address >> 24 == 127,
-        Family::Ipv6 => address == 1,
     }
 }

@@ -24,5 +24,5 @@ pub use neighbour::{Neighbour, NeighbourState};
 pub use netlink_packet_route::route::RouteType;
 pub use qdisc::Qdisc;
 pub use route::{Hop, NewRoute, Route, interfaces_to};
-pub use rule::Rule;
+pub use rule::{Effect, Rule};
 pub use socket::{Dump, IfPresent, Rtnetlink};

@@ -58,6 +58,7 @@ fn network(kernel: &Rtnetlink, facts: &mut Facts) {
         neighbours.iter().for_each(|neighbour| route::add_neighbour(neighbour, facts));
         let rules = all(kernel.rules(family), &format!("routing rules of {family}"), facts);
         facts.policy_routing |= route::unusual(&rules);
+        *facts.rules_mut(family) = rules;
         routes.iter().for_each(|route| route::add_route(route, facts));
     }
 }

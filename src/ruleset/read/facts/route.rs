@@ -44,6 +44,7 @@ pub(super) fn add_route(route: &rtnetlink::Route, facts: &mut Facts) {
     }
     if route.service > 0 {
         facts.policy_routing = true;
+        facts.special_routes = true;
         return;
     }
     let (to, kind) = (route.to, route.kind.into());
@@ -60,6 +61,7 @@ pub(super) fn add_route(route: &rtnetlink::Route, facts: &mut Facts) {
     for hop in route.hops.iter().filter(|hop| !hop.dead) {
         facts.routes.push(by(hop.output, hop.gateway));
         facts.policy_routing |= route.source_length > 0;
+        facts.special_routes |= route.source_length > 0;
     }
 }
 
@@ -185,12 +187,12 @@ mod tests {
 
     #[test]
     fn rules_that_are_not_the_usual_ones_are_seen() {
-        let rule = |(priority, table)| Rule { priority, table, unconditional: true };
+        let rule = |(priority, table)| Rule { priority, table, unconditional: true, ..Rule::default() };
         let usual = [rule(LOCAL), rule(MAIN), rule(DEFAULT)];
         assert!(!unusual(&[]) && !unusual(&usual) && !unusual(&usual[..2]));
         assert!(unusual(&usual[1..]) && unusual(&usual[..1]));
         for other in [rule((100, 254)), rule((0, 254)), Rule { unconditional: false, ..rule(MAIN) }] {
-            assert!(unusual(&[&usual[..], &[other]].concat()), "{other:?}");
+            assert!(unusual(&[&usual[..], &[other.clone()]].concat()), "{other:?}");
         }
     }
 }

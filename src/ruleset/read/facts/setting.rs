@@ -23,8 +23,10 @@ const ONCE: [&str; 9] = [
 ];
 
 /// Those of each interface, and of `all` and `default`.
-const EACH: [(&str, &[&str]); 2] =
-    [("ipv4/conf", &["route_localnet", "rp_filter", "forwarding"]), ("ipv6/conf", &["forwarding"])];
+const EACH: [(&str, &[&str]); 2] = [
+    ("ipv4/conf", &["route_localnet", "rp_filter", "forwarding", "accept_local", "src_valid_mark"]),
+    ("ipv6/conf", &["forwarding", "force_forwarding"]),
+];
 
 /// Reads them, by their path below /proc/sys. What the kernel does not have is left out.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> BTreeMap<String, String> {

@@ -152,7 +152,7 @@ fn neighbours_and_rules_are_read() {
             assert!(all.contains(&neighbour), "{all:?}");
         }
         let rules = |family| rtnetlink.rules(family).expect("rules").complete().expect("complete");
-        let usual = |(priority, table)| Rule { priority, table, unconditional: true };
+        let usual = |(priority, table)| Rule { priority, table, unconditional: true, ..Rule::default() };
         assert_eq!(rules(Family::Ipv4), [(0, 255), (32766, 254), (32767, 253)].map(usual));
         assert_eq!(rules(Family::Ipv6), [(0, 255), (32766, 254)].map(usual));
     });

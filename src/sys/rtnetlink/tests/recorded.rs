@@ -174,17 +174,18 @@ fn a_route_is_read_with_each_of_its_hops() {
 fn a_rule_with_a_condition_is_not_unconditional() {
     let read = |header: &[u8], more: &[(u16, &[u8])]| {
         let usual: [(u16, &[u8]); 4] = [(6, &[100, 0, 0, 0]), (14, &[0xff; 4]), (15, &[0, 1, 0, 0]), (21, &[2])];
-        Rule::read(&body(header, &[&usual, more].concat()))
+        let rule = Rule::read(&body(header, &[&usual, more].concat()));
+        rule.map(|rule| (rule.priority, rule.table, rule.unconditional))
     };
-    let plain = Rule { priority: 100, table: 256, unconditional: true };
-    let limited = Some(Rule { unconditional: false, ..plain });
+    let plain = (100, 256, true);
+    let limited = Some((100, 256, false));
     assert_eq!(read(&RULE, &[]), Some(plain));
     // A mark, a suppressed prefix length, an unknown attribute.
     for condition in [(10, &[1, 0, 0, 0]), (14, &[0; 4]), (99, &[0; 4])] {
         assert_eq!(read(&RULE, &[(condition.0, condition.1)]), limited, "{condition:?}");
     }
-    // A source length, another action, an inverted rule.
-    for (at, value) in [(2, 24), (7, 6), (8, 2)] {
+    // A type of service, another action, an inverted rule.
+    for (at, value) in [(3, 4), (7, 6), (8, 2)] {
         let mut header = RULE;
         header[at] = value;
         assert_eq!(read(&header, &[]), limited, "{at}");
