@@ -7,13 +7,14 @@ use crate::model::Packet;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::Field;
 use crate::ruleset::set::address_of;
-use crate::ruleset::simulate::{PacketTrace, first};
+use crate::ruleset::simulate::{PacketTrace, Simulator, first};
 
 /// Trace one packet through all live rules, without sending it
 ///
 /// Reads the rules, routes and addresses of this host. Shows what each hook does
-/// with the first packet of a connection, which rule decides, and where the packet
-/// ends. Marks uncertain steps.
+/// with the first packet of a connection, which rule decides, where the packet ends,
+/// and the way of the answer. The last line says whether the answer arrives. Marks
+/// uncertain steps.
 ///
 /// Give the packet as several words, `tcp 198.51.100.7 to 192.0.2.1:8080 -i eth0`,
 /// or as one word in quotes, `"tcp 198.51.100.7 -> 192.0.2.1:8080 -i eth0"`.
@@ -45,6 +46,10 @@ struct Explained {
     stages: Vec<String>,
     /// A text for the end of the packet: delivered, dropped or unknown.
     end: String,
+    /// The way of the answer; null if the packet is not delivered or nothing accepts it.
+    answer: Option<ExplainedAnswer>,
+    /// The last line of the text: whether the packet is delivered and the answer arrives.
+    verdict: String,
     /// The destination after all rewrites; null if the packet is not delivered, or its destination is unknown.
     to: Option<SocketAddr>,
     /// The source that the receiver sees; null if the packet is not delivered, or its source is unknown.
@@ -57,6 +62,19 @@ struct Explained {
     confidence: &'static str,
     /// A text for each fact that is uncertain.
     doubts: Vec<String>,
+}
+
+/// The answer in the JSON output of `explain`.
+#[derive(serde::Serialize)]
+struct ExplainedAnswer {
+    /// True if the sender of the packet receives the answer and accepts it.
+    arrives: bool,
+    /// One text for each hook and routing decision; empty if the answer does not pass this host.
+    stages: Vec<String>,
+    /// A text for the end of the answer; null if the answer does not pass this host.
+    end: Option<String>,
+    /// The source that the sender of the packet sees; null if the answer does not pass this host.
+    from: Option<SocketAddr>,
 }
 
 pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
@@ -74,33 +92,55 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
     }
     let (from, to) = (packet.source, packet.destination);
     let start = first(input, packet.protocol.number(), (from.ip(), from.port()), (to.ip(), to.port()));
-    let trace = PacketTrace::new(&host, start);
+    let journey = Simulator::new(&host).journey(start);
+    let trace = &journey.trace;
     for gap in host.rules.gaps.iter().chain(host.facts.iter().flat_map(|facts| &facts.gaps)) {
         writeln!(output.stderr, "note: not known: {gap}")?;
     }
     if !global.json {
-        write!(output.stdout, "{}", trace.render(&host))?;
+        write!(output.stdout, "{}", journey.render(&host))?;
         return Ok(0);
     }
     let place = |at| host.place(at).to_string();
-    let end = |address, port| {
+    let socket = |trace: &PacketTrace<'_>, address, port| {
         let address = address_of(trace.packet.get(address)?, packet.family())?;
         Some(SocketAddr::new(address, u16::try_from(trace.packet.get(port)?).ok()?))
     };
+    let end = |address, port| socket(trace, address, port).filter(|_| trace.end.is_delivery());
+    let answer = journey.answer.as_ref().filter(|_| journey.unheard.is_none());
+    let back = answer.and_then(|answer| answer.trace.as_ref());
+    let explained_answer = answer.map(|_| ExplainedAnswer {
+        arrives: journey.is_answered(),
+        stages: back.map(|back| stages(back, &host)).unwrap_or_default(),
+        end: back.map(|back| back.end.render(&host)),
+        from: back.and_then(|back| socket(back, Field::Source, Field::SourcePort)),
+    });
+    let mut doubts: Vec<String> = Vec::new();
+    for trace in [Some(trace), back].into_iter().flatten() {
+        doubts.extend(trace.doubts().map(place));
+        doubts.extend(trace.guesses.iter().map(ToString::to_string));
+    }
+    doubts.dedup();
     let explained = Explained {
         version: json::VERSION,
         packet: packet.to_string(),
-        stages: trace.stages.iter().map(|stage| stage.render(&host)).collect(),
+        stages: stages(trace, &host),
         end: trace.end.render(&host),
-        to: end(Field::Destination, Field::Port).filter(|_| trace.end.is_delivery()),
-        from: end(Field::Source, Field::SourcePort).filter(|_| trace.end.is_delivery()),
+        answer: explained_answer,
+        verdict: journey.verdict(&host),
+        to: end(Field::Destination, Field::Port),
+        from: end(Field::Source, Field::SourcePort),
         forwarded_by: trace.forwarded_by().map(place),
         masqueraded_by: trace.masqueraded_by().map(place),
-        confidence: trace.confidence().name(),
-        doubts: trace.doubts().map(place).chain(trace.guesses.iter().map(ToString::to_string)).collect(),
+        confidence: journey.confidence().name(),
+        doubts,
     };
     json::print(&explained, output.stdout)?;
     Ok(0)
+}
+
+fn stages(trace: &PacketTrace<'_>, host: &Host) -> Vec<String> {
+    trace.stages.iter().map(|stage| stage.render(host)).collect()
 }
 
 /// Parses the packet of the command line, which is one word or several.

@@ -125,8 +125,8 @@ impl Index {
 
     /// Looks up an address with the usual rules.
     fn usual(&self, routes: &[Route], address: IpAddr) -> Option<usize> {
-        let found = USUAL.iter().filter_map(|(_, table)| self.best(*table, address));
-        found.filter(|number| routes.get(*number).is_some_and(|route| route.kind != THROW)).next()
+        let mut found = USUAL.iter().filter_map(|(_, table)| self.best(*table, address));
+        found.find(|number| routes.get(*number).is_some_and(|route| route.kind != THROW))
     }
 
     /// Looks up a packet with the rules of its family, as `fib_rules_lookup` in net/core/fib_rules.c does.

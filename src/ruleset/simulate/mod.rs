@@ -12,7 +12,10 @@
 //! Be aware: of the host's own routes only those of its three usual tables are asked, and reverse path filters are not. What
 //! sees packets before any hook (XDP, chains of family netdev) is named as a [`Guess`] and not followed.
 
+mod answer;
+mod bridge;
 pub mod chains;
+mod journey;
 mod outcome;
 mod outside;
 mod render;
@@ -24,6 +27,8 @@ mod tie;
 mod trace;
 mod walk;
 
+pub use answer::{Answer, AnswerEnd, Listening};
+pub use journey::Journey;
 pub use render::{Rendered, packet as packet_in_words};
 pub use simulator::{MULTICAST, Simulator, UNICAST};
 pub use trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};

@@ -10,7 +10,7 @@ use crate::ruleset::host::Host;
 use crate::ruleset::region::{Field, Packet};
 use crate::ruleset::set::{address_of, name_of};
 use crate::ruleset::simulate::chains::{Outcome, Verdict};
-use crate::ruleset::table::Action;
+use crate::ruleset::table::{Action, Hook};
 
 impl PacketTrace<'_> {
     /// Its stages in words, one a line: what came, what each hook did and by which rule, and where it ended.
@@ -70,6 +70,11 @@ impl Stage<'_> {
                 format!("routed out by {} to {gateway}", printable(&link.name))
             }
             Self::Route(RouteDecision::Refused(refusal)) => format!("not routed: {refusal}"),
+            Self::Route(RouteDecision::Switched(link)) => format!("switched by {}", printable(&link.name)),
+            Self::Back { hook, to } => {
+                let side = if matches!(hook, Hook::Prerouting | Hook::Output) { "destination" } else { "source" };
+                format!("{}, nat: {side} back to {}", hook.name(), address(*to))
+            }
             Self::Route(RouteDecision::Somewhere) => "routed to another host".into(),
             Self::Route(RouteDecision::Unknown) => "routed to where is not known".into(),
         }
@@ -87,11 +92,7 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
         words.push(format!("{} by {}", describe::action(&Action::Proxy(to.clone())), host.place(*at)));
     }
     if let Some((what, _, at)) = &outcome.rewritten {
-        let to = match rewritten {
-            Some((Some(address), Some(port))) => SocketAddr::new(address, port).to_string(),
-            Some((Some(address), None)) => address.to_string(),
-            _ => "what the kernel chooses".into(),
-        };
+        let to = address(rewritten.unwrap_or_default());
         words.push(format!("{} to {to} by {}", what.name(), host.place(*at)));
     }
     match &outcome.verdict {
@@ -102,6 +103,14 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
         Verdict::Queued(at) => words.push(format!("given to a program by {}", host.place(*at))),
     }
     words.join(", ")
+}
+
+fn address(to: (Option<IpAddr>, Option<u16>)) -> String {
+    match to {
+        (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+        (Some(address), None) => address.to_string(),
+        (None, _) => "what the kernel chooses".into(),
+    }
 }
 
 impl End<'_> {
@@ -166,6 +175,7 @@ impl fmt::Display for Refusal {
             Self::Loopback => "a loopback address is only for what this host sends (route_localnet is off)",
             Self::NotForwarding => "this host does not pass packets on (forwarding is off)",
             Self::ReversePath => "packets to its source leave by another interface (rp_filter)",
+            Self::SamePort => "it would leave the bridge by the port it came by, which is not in hairpin mode",
             Self::Martian => "its source is an address of this host, or of no host",
         })
     }
@@ -188,6 +198,7 @@ impl fmt::Display for Guess {
                 )
             }
             Self::Bridge(name) => write!(f, "a chain of family bridge sees the packets of `{}`", printable(name)),
+            Self::Port(name) => write!(f, "both hosts may be behind the same port of `{}`", printable(name)),
             Self::Ipsec => f.write_str("IPsec policies were not applied"),
             Self::Ipvs => f.write_str("virtual services (IPVS) were not applied"),
             Self::Unread(what) => write!(f, "could not be read: {}", printable(what)),

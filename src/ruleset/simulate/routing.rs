@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use super::simulator::{BROADCAST, Interface, MULTICAST, Simulator, UNICAST};
 use super::trace::{Guess, Refusal, RouteDecision};
 use crate::model::Family;
-use crate::ruleset::facts::{Flow, Route};
+use crate::ruleset::facts::{Flow, Link, Route};
 use crate::ruleset::region::{Field, LOCAL, Packet};
 use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
 use crate::ruleset::view::Translation;
@@ -65,7 +65,7 @@ impl<'a> Simulator<'a> {
     }
 
     /// Returns the properties of a packet that decide about its route.
-    fn flow(&self, packet: &Packet, destination: IpAddr) -> Flow {
+    pub(super) fn flow(&self, packet: &Packet, destination: IpAddr) -> Flow {
         let number = |field| packet.get(field);
         let port = |field| number(field).and_then(|port| u16::try_from(port).ok());
         Flow {
@@ -153,6 +153,17 @@ impl<'a> Simulator<'a> {
                 false
             }
         }
+    }
+
+    /// Returns true if a packet of this host may leave by a link: packets from 127/8 need `route_localnet`
+    /// (`__mkroute_output` in net/ipv4/route.c).
+    pub(super) fn may_leave(&self, packet: &Packet, link: &Link) -> bool {
+        let interface = self.interfaces.get(&number_of_name(link.name.as_bytes(), 0));
+        let source = packet.get(Field::Source);
+        packet.family == Family::Ipv6
+            || link.loopback
+            || source.is_none_or(|source| !is_loopback(Family::Ipv4, source))
+            || interface.is_some_and(|interface| interface.localnet == Some(true))
     }
 
     /// Returns true if a packet arrives by a loopback interface.

@@ -38,8 +38,16 @@ pub enum Stage<'a> {
         /// Its new address and port, where they rewrote one: those of its destination, or of its source.
         rewritten: Option<(Option<IpAddr>, Option<u16>)>,
     },
-    /// It was routed.
+    /// The packet was routed.
     Route(RouteDecision<'a>),
+    /// Connection tracking rewrote an address of an answer back: the destination at prerouting and output, otherwise the
+    /// source.
+    Back {
+        /// The hook.
+        hook: Hook,
+        /// The address and port.
+        to: (Option<IpAddr>, Option<u16>),
+    },
 }
 
 /// Where a packet is routed to.
@@ -51,7 +59,9 @@ pub enum RouteDecision<'a> {
     Out(&'a Link, Option<IpAddr>),
     /// Nowhere.
     Refused(Refusal),
-    /// Out, by what is not known.
+    /// From one port of a bridge to another, without routing.
+    Switched(&'a Link),
+    /// Out, by an unknown interface.
     Somewhere,
     /// That is not known.
     Unknown,
@@ -70,6 +80,8 @@ pub enum Refusal {
     ReversePath,
     /// The source is an address of this host, a loopback address or no host's address.
     Martian,
+    /// The packet must leave a bridge by the port by which it arrived, and the port is not in hairpin mode.
+    SamePort,
 }
 
 /// Where a packet's way ends.
@@ -104,6 +116,8 @@ pub enum Guess {
     SeenBefore(String),
     /// A chain of family bridge sees the packets of a bridge.
     Bridge(String),
+    /// Two hosts may be behind the same port of a bridge.
+    Port(String),
     /// The host has IPsec policies.
     Ipsec,
     /// The host has virtual services.
@@ -114,7 +128,7 @@ pub enum Guess {
 
 impl Guess {
     /// Returns true if the assumption is the usual case. Otherwise the result is unknown.
-    fn is_likely(&self) -> bool {
+    pub(super) fn is_likely(&self) -> bool {
         matches!(self, Self::NoFacts | Self::OneOfSeveral | Self::Interface(_))
     }
 }
@@ -144,7 +158,7 @@ impl<'a> PacketTrace<'a> {
     pub fn outcomes(&self) -> impl Iterator<Item = (Hook, Part, &Outcome)> {
         self.stages.iter().filter_map(|stage| match stage {
             Stage::Rules { hook, part, outcome, .. } => Some((*hook, *part, outcome)),
-            Stage::Route(_) => None,
+            Stage::Route(_) | Stage::Back { .. } => None,
         })
     }
 

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::bridge::Bridge;
 use super::outside::Side;
 use super::simulator::Simulator;
 use super::trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
 use crate::model::Family;
 use crate::ruleset::host::Host;
-use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State};
+use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State, Truth};
 use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
 use crate::ruleset::simulate::chains::{self, Verdict, Which};
 use crate::ruleset::table::{At, Hook, Rewrite};
@@ -24,13 +25,13 @@ impl<'a> Simulator<'a> {
     /// Leads a packet to its end: one that arrives by its [`Field::Input`], or that this host sends where that is no
     /// interface. Its kinds of addresses are filled in where they can be known.
     pub fn simulate(&self, packet: Packet) -> PacketTrace<'a> {
-        Walk::new(self, packet, true).whole()
+        Walk::new(self, packet, true, None).whole()
     }
 
     /// Leads a packet as [`Simulator::simulate`] does, for who asks only whether it gets through: how its source is rewritten is
     /// looked at only where chains are asked behind that. So what is not understood there makes nothing unsure.
     pub fn simulate_passage(&self, packet: Packet) -> PacketTrace<'a> {
-        Walk::new(self, packet, false).whole()
+        Walk::new(self, packet, false, None).whole()
     }
 }
 
@@ -55,14 +56,25 @@ pub(super) struct Walk<'g, 'a> {
     reroutes: bool,
     /// The router that the packet leaves to.
     gateway: Option<IpAddr>,
+    /// The addresses of the connection if the packet is an answer.
+    reply: Option<Reply>,
     start: Packet,
+}
+
+/// The addresses that connection tracking puts back into an answer: those of the connection's first packet, as it arrived.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reply {
+    /// The address and port that the first packet was for: the source of the answer.
+    pub listen: (Option<u128>, Option<u128>),
+    /// The source of the first packet: the destination of the answer.
+    pub client: (Option<u128>, Option<u128>),
 }
 
 /// That a way ends here.
 type Step<'a, T = ()> = Result<T, End<'a>>;
 
 impl<'g, 'a> Walk<'g, 'a> {
-    pub(super) fn new(simulator: &'g Simulator<'a>, mut packet: Packet, sources: bool) -> Self {
+    pub(super) fn new(simulator: &'g Simulator<'a>, mut packet: Packet, sources: bool, reply: Option<Reply>) -> Self {
         for (original, field) in [(Field::OriginalDestination, Field::Destination), (Field::OriginalPort, Field::Port)]
         {
             if packet.get(original).is_none() {
@@ -82,6 +94,7 @@ impl<'g, 'a> Walk<'g, 'a> {
             sources,
             reroutes: false,
             gateway: None,
+            reply,
             start,
         };
         walk.kinds();
@@ -118,10 +131,35 @@ impl<'g, 'a> Walk<'g, 'a> {
             // `ip6_rcv_core` in net/ipv6/ip6_input.c drops it before any hook.
             return Err(self.refused(Refusal::Loopback));
         }
+        let bridge = self.simulator.bridge(&self.packet);
+        let switched = bridge.as_ref().is_some_and(|bridge| bridge.switches);
+        if let Some(Bridge { link, switches: true, calls: false }) = bridge {
+            self.stages.push(Stage::Route(RouteDecision::Switched(link)));
+            return Ok(End::Leaves(Some(link), None));
+        }
+        let before = self.packet.get(Field::Destination);
         self.before_nat(Hook::Prerouting)?;
         self.nat(Hook::Prerouting)?;
         self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
+        let rewritten = self.packet.get(Field::Destination) != before;
+        if switched
+            && !rewritten
+            && let Some(Bridge { link, .. }) = bridge
+        {
+            return self.switched(RouteDecision::Switched(link));
+        }
         match self.route() {
+            // The bridge forwards the packet: `br_nf_pre_routing_finish` in net/bridge/br_netfilter_hooks.c.
+            leg @ RouteDecision::Out(link, None)
+                if rewritten && bridge.is_some_and(|bridge| bridge.calls && bridge.link.index == link.index) =>
+            {
+                if self.passed_on().is_ok() {
+                    self.check_source(&leg)?;
+                } else {
+                    self.stages.pop();
+                }
+                self.switched(leg)
+            }
             leg @ RouteDecision::Here => {
                 self.check_source(&leg)?;
                 self.stages.push(Stage::Route(leg));
@@ -139,6 +177,20 @@ impl<'g, 'a> Walk<'g, 'a> {
         }
     }
 
+    /// Follows a packet from one port of a bridge to another, through the hooks that br_netfilter calls.
+    fn switched(&mut self, leg: RouteDecision<'a>) -> Step<'a, End<'a>> {
+        let (RouteDecision::Switched(link) | RouteDecision::Out(link, _)) = leg else { return Err(self.ended(leg)) };
+        match self.simulator.is_same_port(&self.packet, link) {
+            Truth::Yes => return Err(self.refused(Refusal::SamePort)),
+            Truth::Maybe => self.guess(Guess::Port(link.name.clone())),
+            Truth::No => {}
+        }
+        self.stages.push(Stage::Route(leg));
+        self.leave_by(RouteDecision::Out(link, None));
+        self.filter(Hook::Forward, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
+        self.leaving(RouteDecision::Out(link, None))
+    }
+
     /// The way of one that this host sends. Chains at output see the interface that it was routed to before they rewrite its
     /// destination (`nf_nat_ipv4_local_fn` in net/netfilter/nf_nat_proto.c routes again, and leaves what hooks are told).
     fn sent(&mut self) -> Step<'a, End<'a>> {
@@ -154,6 +206,9 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.filter(Hook::Output, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
         let leg = self.routed_again(leg)?;
         match leg {
+            RouteDecision::Out(link, _) if !self.simulator.may_leave(&self.packet, link) => {
+                return Err(self.refused(Refusal::Loopback));
+            }
             RouteDecision::Refused(refusal) => return Err(End::Refused(refusal)),
             RouteDecision::Unknown => return Err(End::Unknown),
             _ => self.leave_by(leg),
@@ -238,6 +293,10 @@ impl<'g, 'a> Walk<'g, 'a> {
         if !self.tracked || skipped {
             return Ok(());
         }
+        if let Some(reply) = self.reply {
+            self.back(hook, reply);
+            return Ok(());
+        }
         let Some((what, to, _)) = self.rules(hook, Part::Nat, &Which::Nat)? else { return Ok(()) };
         let new = match what {
             Translation::Dnat | Translation::Redirect => self.rewrite_destination(hook, what, &to),
@@ -247,6 +306,25 @@ impl<'g, 'a> Walk<'g, 'a> {
             *rewritten = Some(new);
         }
         Ok(())
+    }
+
+    /// Puts an address of the connection back into an answer: `nf_nat_packet` in net/netfilter/nf_nat_core.c.
+    fn back(&mut self, hook: Hook, reply: Reply) {
+        let of_sources = matches!(hook, Hook::Input | Hook::Postrouting);
+        let (bit, (address, port), fields) = match of_sources {
+            true => (DST_NAT, reply.listen, (Field::Source, Field::SourcePort)),
+            false => (SRC_NAT, reply.client, (Field::Destination, Field::Port)),
+        };
+        if self.packet.get(Field::Status).is_none_or(|status| status & bit == 0) {
+            return;
+        }
+        self.packet.set(fields.0, address);
+        self.packet.set(fields.1, port);
+        let kind = if of_sources { Field::SourceKind } else { Field::DestinationKind };
+        self.packet.set(kind, None);
+        self.kinds();
+        let address = address.and_then(|address| address_of(address, self.packet.family));
+        self.stages.push(Stage::Back { hook, to: (address, port.and_then(|port| u16::try_from(port).ok())) });
     }
 
     fn rules(&mut self, hook: Hook, part: Part, which: &Which) -> Step<'a, Option<(Translation, Rewrite, At)>> {

@@ -192,7 +192,7 @@ mod tests {
         assert!(!unusual(&[]) && !unusual(&usual) && !unusual(&usual[..2]));
         assert!(unusual(&usual[1..]) && unusual(&usual[..1]));
         for other in [rule((100, 254)), rule((0, 254)), Rule { unconditional: false, ..rule(MAIN) }] {
-            assert!(unusual(&[&usual[..], &[other.clone()]].concat()), "{other:?}");
+            assert!(unusual(&[&usual[..], std::slice::from_ref(&other)].concat()), "{other:?}");
         }
     }
 }
