@@ -28,6 +28,9 @@ mod findings;
 mod guards;
 /// The iptables backend with both variants: packets, foreign writers, drift.
 mod iptables;
+/// Random hosts and packets: `explain` predicts each packet and its answer, and the kernel decides.
+#[expect(clippy::print_stdout, reason = "prints the seed and the shares")]
+mod journey;
 /// Table `inet portfwd` in the kernel: `nft` output, message counts, round trips.
 mod kernel;
 /// Labs: `up`, `down`, repeated, killed, and beside foreign objects.

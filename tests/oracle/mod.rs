@@ -15,7 +15,7 @@
 //! `ORACLE_CASES` sets the minimum number of packets and `ORACLE_SEED` the seed; the tests print both. A mismatch is
 //! shrunk and printed as a rule-set file and one packet for `portfwd try FILE --packet PACKET`.
 
-mod generate;
+pub mod generate;
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};

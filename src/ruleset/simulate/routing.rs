@@ -173,8 +173,8 @@ impl<'a> Simulator<'a> {
         interface.map_or(input == Some(number_of_name(b"lo", 0)), |interface| interface.link.loopback)
     }
 
-    /// Returns the source address that masquerading takes for packets to `next`: `inet_select_addr` in net/ipv4/devinet.c. For
-    /// IPv6 the kernel compares the addresses (RFC 6724), so the choice of several is a guess.
+    /// Returns the source address that masquerading takes for packets to `next`: `inet_select_addr` in net/ipv4/devinet.c and
+    /// `ipv6_dev_get_saddr` in net/ipv6/addrconf.c. The choice of several IPv6 addresses is a guess.
     pub(super) fn masquerade_address(
         &self,
         interface: u128,
@@ -182,12 +182,25 @@ impl<'a> Simulator<'a> {
         next: Option<IpAddr>,
         guesses: &mut Vec<Guess>,
     ) -> Option<IpAddr> {
-        let addresses = self.addresses_of(interface, family);
+        // An address of this host is its own best source (RFC 6724, rule 1).
+        if family == Family::Ipv6 && next.is_some_and(|next| self.is_local(family, number_of(next)) == Some(true)) {
+            return next;
+        }
+        let addresses: Vec<IpNetwork> =
+            self.addresses_of(interface, family).into_iter().filter(|network| !network.ip().is_loopback()).collect();
         let near = addresses.iter().find(|network| next.is_some_and(|next| network.contains(next)));
         if family == Family::Ipv6 && addresses.len() > 1 {
             guesses.push(Guess::OneOfSeveral);
         }
-        self.known(near.or(addresses.first()), interface, guesses)
+        let found = near.or(addresses.first()).copied();
+        // IPv4 takes the first address of any interface if the egress interface has none that other hosts can use.
+        let others = || {
+            let links = self.host.facts.iter().flat_map(|facts| &facts.links);
+            let mut found = links.flat_map(|link| self.addresses_of(number_of_name(link.name.as_bytes(), 0), family));
+            found.find(|network| !network.ip().is_loopback())
+        };
+        let found = found.or_else(|| others().filter(|_| family == Family::Ipv4));
+        self.known(found.as_ref(), interface, guesses)
     }
 
     /// Returns the address that `redirect` takes for packets that arrive by an interface: `nf_nat_redirect_ipv4` and

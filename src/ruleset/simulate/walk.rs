@@ -153,10 +153,10 @@ impl<'g, 'a> Walk<'g, 'a> {
             leg @ RouteDecision::Out(link, None)
                 if rewritten && bridge.is_some_and(|bridge| bridge.calls && bridge.link.index == link.index) =>
             {
-                if self.passed_on().is_ok() {
+                // The lookup checks whether the host forwards IPv4 packets. For IPv6 that check comes later.
+                if self.packet.family == Family::Ipv4 {
+                    self.passed_on()?;
                     self.check_source(&leg)?;
-                } else {
-                    self.stages.pop();
                 }
                 self.switched(leg)
             }
