@@ -51,9 +51,10 @@ struct Explained {
     /// The last line of the text: whether the packet is delivered and the answer arrives.
     verdict: String,
     /// The destination after all rewrites; null if the packet is not delivered, or its destination is unknown.
-    to: Option<SocketAddr>,
-    /// The source that the receiver sees; null if the packet is not delivered, or its source is unknown.
-    from: Option<SocketAddr>,
+    to: Option<String>,
+    /// The source that the receiver sees, without a port if the kernel chooses it; null if the packet is not delivered, or
+    /// its source is unknown.
+    from: Option<String>,
     /// The rule that rewrote the destination.
     forwarded_by: Option<String>,
     /// The rule that rewrote the source.
@@ -74,7 +75,7 @@ struct ExplainedAnswer {
     /// A text for the end of the answer; null if the answer does not pass this host.
     end: Option<String>,
     /// The source that the sender of the packet sees; null if the answer does not pass this host.
-    from: Option<SocketAddr>,
+    from: Option<String>,
 }
 
 pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyhow::Result<u8> {
@@ -104,7 +105,10 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
     let place = |at| host.place(at).to_string();
     let socket = |trace: &PacketTrace<'_>, address, port| {
         let address = address_of(trace.packet.get(address)?, packet.family())?;
-        Some(SocketAddr::new(address, u16::try_from(trace.packet.get(port)?).ok()?))
+        Some(match trace.packet.get(port).and_then(|port| u16::try_from(port).ok()) {
+            Some(port) => SocketAddr::new(address, port).to_string(),
+            None => address.to_string(),
+        })
     };
     let end = |address, port| socket(trace, address, port).filter(|_| trace.end.is_delivery());
     let answer = journey.answer.as_ref().filter(|_| journey.unheard.is_none());

@@ -188,6 +188,8 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.stages.push(Stage::Route(leg));
         self.leave_by(RouteDecision::Out(link, None));
         self.filter(Hook::Forward, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
+        // `br_nf_post_routing` in net/bridge/br_netfilter_hooks.c passes no ingress interface.
+        self.packet.put(Field::Input, 0);
         self.leaving(RouteDecision::Out(link, None))
     }
 
@@ -382,10 +384,9 @@ impl<'g, 'a> Walk<'g, 'a> {
         };
         self.packet.set(Field::Source, new);
         self.packet.set(Field::SourceKind, None);
-        if to.ports.is_some() {
-            let only = to.ports.filter(|(first, last)| first == last).map(|(port, _)| port.into());
-            self.packet.set(Field::SourcePort, only);
-        }
+        // The kernel takes another port if the port is in use, and with `random` in any case.
+        let only = to.ports.filter(|(first, last)| first == last).map(|(port, _)| port.into());
+        self.packet.set(Field::SourcePort, only);
         if new != old {
             self.status(SRC_NAT);
         }

@@ -96,8 +96,9 @@ fn flagged(mut region: Region, info: Info<'_>, flags: u32, not: u32) -> Option<R
     Some(region)
 }
 
+/// `struct xt_sctp_info`: the ports, a bitmap of 256 bytes, the flags of chunks, then the flags of the match.
 fn sctp(info: Info<'_>) -> Option<Region> {
-    let (flags, not) = (info.long(60)?, info.long(64)?);
+    let (flags, not) = (info.long(284)?, info.long(288)?);
     flagged(of_protocol(132, flags & !3 > 0, "-m sctp, chunk types"), info, flags, not)
 }
 
