@@ -4,29 +4,20 @@
 //! The variable `JOURNEYS` sets the number of packets, `JOURNEY_SEED` the seed of the first host. A wrong prediction that
 //! counts as proved fails the test, with the seed of its host.
 
+mod judge;
+mod minimal;
 mod network;
 mod packets;
 mod rules;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use portfwd::engine::{Engine, Options, Scope, Storage};
-use portfwd::iptables::command::Variant;
-use portfwd::model::Protocol;
-use portfwd::ruleset::confidence::Confidence;
-use portfwd::ruleset::host::Host;
-use portfwd::ruleset::read;
-use portfwd::ruleset::region::{Field, Packet};
-use portfwd::ruleset::set::address_of;
-use portfwd::ruleset::simulate::{AnswerEnd, End, Journey, Simulator, first};
-use portfwd::store::State;
 
-use self::network::{From, Network, Seen, Shot, interface, is_direct, peer_of};
-use self::rules::Setup;
-use crate::support::{feed, privileged};
+use self::judge::Verdict;
+use self::network::{Network, Shot};
+use crate::support::privileged;
 
 /// The number of packets for each host.
 const PACKETS: usize = 50;
@@ -116,198 +107,41 @@ fn report(counts: &Counts, time: Duration) {
     }
 }
 
-/// Configures the host in the calling thread's namespace.
-fn configure(network: &mut Network, setup: &Setup) {
-    network.reset();
-    network.run(
-        "nft flush ruleset; for t in iptables ip6tables; do for f in nat filter mangle raw; do
-           $t-legacy -t $f -S > /dev/null 2>&1 && printf '*%s\nCOMMIT\n' $f | $t-legacy-restore; done; done
-         ip route flush table main proto boot; ip -6 route flush table main proto boot
-         ip route flush table 7 2>/dev/null || :; ip -6 route flush table 7 2>/dev/null || :
-         for p in 100 101; do ip rule del prio $p 2>/dev/null || :; ip -6 rule del prio $p 2>/dev/null || :; done
-         conntrack -F 2>/dev/null",
-    );
-    for (option, v6) in [("-4", false), ("-6", true)] {
-        let lines = setup.routing.iter().filter(|line| line.starts_with("-6 ") == v6);
-        let text: String = lines.map(|line| format!("{}\n", line.trim_start_matches("-6 "))).collect();
-        network.host.run(|| feed("ip", &[option, "-batch", "-"], &text)).expect("the host");
-    }
-    let portfwd = || {
-        if let Some((backend, case)) = &setup.portfwd {
-            let desired = case.desired().expect("checked");
-            let mut engine = Engine::open(Storage::Memory, *backend, Scope::Full).expect("opens");
-            let after = State { desired: desired.into(), ..State::default() };
-            engine.commit(after, Options::default()).unwrap_or_else(|error| panic!("{error:?}\n{}", case.text()));
-        }
-    };
-    network.host.run(portfwd).expect("the host");
-    if !setup.nft.is_empty() {
-        network.host.run(|| feed("nft", &["-f", "-"], &setup.nft)).expect("the host");
-    }
-    if let Some((variant, v4, v6)) = &setup.iptables {
-        let suffix = if *variant == Variant::Nft { "nft" } else { "legacy" };
-        for (program, text) in [("iptables", v4), ("ip6tables", v6)] {
-            if !text.is_empty() {
-                let restore = format!("{program}-{suffix}-restore");
-                network.host.run(|| feed(&restore, &["--noflush"], text)).expect("the host");
-            }
-        }
-    }
-    let write = || {
-        for (path, value) in &setup.settings {
-            std::fs::write(format!("/proc/sys/{path}"), value).unwrap_or_else(|error| panic!("{path}: {error}"));
-        }
-    };
-    network.host.run(write).expect("the host");
-}
-
+/// Sends random packets through a random host, and compares each with its prediction.
 fn try_host(network: &mut Network, seed: u64, counts: &mut Counts) {
     let mut rng = Rng::with_seed(seed);
     let setup = rules::setup(&mut rng);
-    configure(network, &setup);
-    let (rules, facts) = network.host.run(|| read::live(None)).expect("the host").expect("readable");
-    let host = Host::new(rules, Some(facts));
-    let simulator = Simulator::new(&host);
     let mut ports = setup.ports.clone();
     if let Some(desired) = setup.portfwd.as_ref().and_then(|(_, case)| case.desired()) {
         ports.extend(desired.bindings.iter().flat_map(|owned| [owned.rule.ports.first(), owned.rule.ports.last()]));
     }
-    let shots: Vec<Shot> = (20_000..)
-        .map_while(|port| packets::shot(&mut rng, &ports, port).map_or(Some(None), |shot| Some(Some(shot))))
-        .flatten()
-        .take(PACKETS)
-        .collect();
-    let journeys: Vec<Journey<'_>> = shots.iter().map(|shot| simulator.journey(packet_of(shot))).collect();
-    let seen = network.send(&shots);
-    let mut answers: Vec<(usize, Shot)> = Vec::new();
-    for (index, ((shot, journey), seen)) in shots.iter().zip(&journeys).zip(&seen).enumerate() {
-        counts.packets += 1;
-        let proved = journey.trace.confidence() == Confidence::Proved;
-        let unknown = journey.trace.confidence() == Confidence::Unknown;
-        counts.unknown += u64::from(!proved);
-        for construct in &setup.constructs {
-            let entry = counts.constructs.entry(construct).or_default();
-            entry.1 += 1;
-            entry.2 += u64::from(!proved);
-        }
-        if !proved {
-            let reason = journey
-                .trace
-                .guesses
-                .first()
-                .map_or_else(|| "a rule or the order of chains".into(), ToString::to_string);
-            *counts.reasons.entry(format!("{reason}{}", if unknown { "" } else { " (likely)" })).or_default() += 1;
-            continue;
-        }
-        if !is_predicted(&journey.trace, *seen) {
-            fail(seed, &setup, &host, shot, journey, &format!("the packet: {seen:?}"));
-        }
-        counts.delivered += u64::from(seen.is_some());
-        if let Some(seen) = seen
-            && let Some(answer) = answer_of(shot, seen)
-        {
-            answers.push((index, answer));
-        }
-    }
+    let shots: Vec<Shot> =
+        (20_000..).map(|port| packets::shot(&mut rng, &ports, port)).flatten().take(PACKETS).collect();
+    let host = judge::configure(network, &setup);
+    let results = judge::send(network, &host, &shots);
     for construct in &setup.constructs {
         counts.constructs.entry(construct).or_default().0 += 1;
     }
-    let sent: Vec<Shot> = answers.iter().map(|(_, answer)| *answer).collect();
-    for ((index, _), seen) in answers.iter().zip(network.send(&sent)) {
-        let journey = &journeys[*index];
-        let Some(answer) = journey.answer.as_ref().filter(|answer| answer.confidence() == Confidence::Proved) else {
-            continue;
+    for (shot, result) in shots.iter().zip(results) {
+        counts.packets += 1;
+        let unknown = match result {
+            Verdict::Wrong(_) => minimal::fail(network, seed, setup, *shot),
+            Verdict::Unknown(reason) => {
+                *counts.reasons.entry(reason).or_default() += 1;
+                true
+            }
+            Verdict::Right { delivered, answer } => {
+                counts.delivered += u64::from(delivered);
+                counts.answers += u64::from(answer.is_some());
+                counts.answered += u64::from(answer == Some(true));
+                false
+            }
         };
-        counts.answers += 1;
-        let predicted = match &answer.trace {
-            Some(trace) => is_predicted(trace, seen),
-            // The answer does not pass the host. Whether it arrives depends only on the sender.
-            None => continue,
-        };
-        // The sender accepts an answer from the address that it sent to.
-        let shot = &shots[*index];
-        let arrived = seen.is_some_and(|seen| {
-            (seen.source, seen.destination) == (shot.destination, shot.source)
-                && (seen.at == shot.from
-                    || matches!((seen.at, shot.from), (From::Peer(a), From::Peer(b)) if interface(a) == interface(b)))
-        });
-        counts.answered += u64::from(arrived);
-        if !predicted || arrived != (answer.end == AnswerEnd::Arrives) {
-            fail(seed, &setup, &host, shot, journey, &format!("the answer: {seen:?}, arrived {arrived}"));
+        counts.unknown += u64::from(unknown);
+        for construct in &setup.constructs {
+            let entry = counts.constructs.entry(construct).or_default();
+            entry.1 += 1;
+            entry.2 += u64::from(unknown);
         }
     }
-}
-
-/// Returns the packet as the simulator gets it.
-fn packet_of(shot: &Shot) -> Packet {
-    let input = match shot.from {
-        From::Host => None,
-        From::Peer(peer) => Some(interface(peer)),
-    };
-    let end = |socket: SocketAddr| (socket.ip(), socket.port());
-    first(input, shot.protocol.number(), end(shot.source), end(shot.destination))
-}
-
-/// Returns true if a packet was received where a trace ends, with the trace's addresses.
-fn is_predicted(trace: &portfwd::ruleset::simulate::PacketTrace<'_>, seen: Option<Seen>) -> bool {
-    let address = |field| address_of(trace.packet.get(field)?, trace.packet.family);
-    // The kernel may choose the port of a rewritten source. Then the simulator does not predict it.
-    let is_port = |field, port: u16| trace.packet.get(field).is_none_or(|known| known == u128::from(port));
-    let is_same = |seen: &Seen| {
-        Some(seen.destination.ip()) == address(Field::Destination)
-            && Some(seen.source.ip()) == address(Field::Source)
-            && is_port(Field::Port, seen.destination.port())
-            && is_port(Field::SourcePort, seen.source.port())
-    };
-    match (trace.end, seen) {
-        (End::Dropped(..) | End::Refused(_), None) => true,
-        (End::Arrives, Some(seen)) => seen.at == From::Host && is_same(&seen),
-        (End::Leaves(Some(link), gateway), Some(seen)) => {
-            let From::Peer(peer) = seen.at else { return false };
-            let next = gateway.or(address(Field::Destination));
-            // Several peers are behind the bridge.
-            let there = next.and_then(peer_of).is_none_or(|expected| expected == peer);
-            link.name == interface(peer) && there && is_same(&seen)
-        }
-        // No peer has the address.
-        (End::Leaves(Some(_), None), None) => address(Field::Destination).is_some_and(|to| peer_of(to).is_none()),
-        _ => false,
-    }
-}
-
-/// Returns the answer that the receiver of a packet sends. Raw answers of other protocols do not belong to the connection.
-fn answer_of(shot: &Shot, seen: &Seen) -> Option<Shot> {
-    let possible = match seen.at {
-        // The kernel itself answers TCP on the host.
-        From::Host => shot.protocol == Protocol::Udp,
-        // An answer to an address of the peer's own network does not pass the host.
-        From::Peer(peer) => {
-            matches!(shot.protocol, Protocol::Udp | Protocol::Tcp) && !is_direct(peer, seen.source.ip())
-        }
-    };
-    possible.then_some(Shot {
-        from: seen.at,
-        protocol: shot.protocol,
-        source: seen.destination,
-        destination: seen.source,
-    })
-}
-
-fn fail(seed: u64, setup: &Setup, host: &Host, shot: &Shot, journey: &Journey<'_>, kernel: &str) -> ! {
-    let answer = journey.answer.as_ref().and_then(|answer| answer.trace.as_ref());
-    let answer = answer.map(|trace| trace.render(host).to_string()).unwrap_or_default();
-    let portfwd = setup.portfwd.as_ref().map(|(backend, case)| format!("{backend:?}\n{}", case.text()));
-    panic!(
-        "JOURNEY_SEED={seed} JOURNEYS=1\n{shot:?}\nkernel: {kernel}\n{}\nanswer: {answer}\n# portfwd {}\n# nft\n{}\n# iptables\n{:?}\n# routing\n{}\n# settings\n{}",
-        journey.render(host),
-        portfwd.unwrap_or_default(),
-        setup.nft,
-        setup.iptables.as_ref().map(|(variant, v4, v6)| (
-            variant,
-            v4.lines().collect::<Vec<_>>(),
-            v6.lines().collect::<Vec<_>>()
-        )),
-        setup.routing.join("\n"),
-        setup.settings.iter().map(|(path, value)| format!("{path}={value}")).collect::<Vec<_>>().join(" "),
-    );
 }

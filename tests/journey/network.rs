@@ -75,6 +75,9 @@ pub struct Network {
     senders: Vec<Sender>,
     receivers: Vec<Receiver>,
     delivered: Receiver,
+    /// Sockets at all ports that packets may reach on the host. Without them the kernel answers with ICMP errors, whose
+    /// rules can change the marks of the connection.
+    _listeners: Vec<UdpSocket>,
     /// The sockets of packets that the host sends. They stay open until the next reset.
     sockets: Vec<UdpSocket>,
     next: u64,
@@ -164,7 +167,13 @@ impl Network {
         let senders = peers.iter().map(|peer| Sender::open(peer).expect("sender")).collect();
         let receivers = peers.iter().map(|peer| Receiver::ingress(peer).expect("receiver")).collect();
         let delivered = Receiver::delivered(&host).expect("receiver");
-        let mut network = Self { host, peers, senders, receivers, delivered, sockets: Vec::new(), next: 0 };
+        let listen = || {
+            let ports = (1000..1260).chain(2000..2012).chain(2100..2101).chain(3000..3020);
+            ports.map(|port| udp(SocketAddr::from(([0; 16], port))).expect("bound")).collect()
+        };
+        let listeners = host.run(listen).expect("the host");
+        let mut network =
+            Self { host, peers, senders, receivers, delivered, _listeners: listeners, sockets: Vec::new(), next: 0 };
         network.warm_up();
         network
     }
@@ -250,13 +259,17 @@ impl Network {
 /// Sends a packet of the host from a socket that is bound to the source, as a program does. A raw socket would not tell the
 /// kernel the source before routing.
 fn from_host(number: u64, shot: &Shot) -> Option<UdpSocket> {
-    let domain = if shot.source.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::DGRAM, None).ok()?;
-    // Several answers come from the same address and port.
-    socket.set_reuse_address(true).ok()?;
-    socket.bind(&shot.source.into()).ok()?;
-    let socket = UdpSocket::from(socket);
+    let socket = udp(shot.source).ok()?;
     let payload = [MAGIC, &number.to_be_bytes()].concat();
     drop(socket.send_to(&payload, shot.destination));
     Some(socket)
+}
+
+/// Binds a socket. Several answers come from the same address and port.
+fn udp(at: SocketAddr) -> std::io::Result<UdpSocket> {
+    let domain = if at.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
+    Ok(socket.into())
 }

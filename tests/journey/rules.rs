@@ -10,7 +10,7 @@ use portfwd::iptables::command::Variant;
 use crate::oracle::generate::{self, Case};
 
 /// The rules and settings of a host.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// The rules of portfwd, and their backend.
     pub portfwd: Option<(Backend, Case)>,
@@ -212,7 +212,7 @@ fn nft(rng: &mut Rng, constructs: &mut BTreeSet<&'static str>) -> String {
             constructs.insert("notrack");
             let _ = writeln!(rules, "    udp dport {} notrack", rng.u16(1000..1006));
         }
-        if one_in(rng, 20) {
+        if one_in(rng, 10) {
             constructs.insert("limit");
             let _ = writeln!(rules, "    udp dport {} limit rate 1000/second drop", rng.u16(1000..1006));
         }
@@ -308,7 +308,7 @@ fn iptables(rng: &mut Rng, v4: bool, constructs: &mut BTreeSet<&'static str>) ->
                 let _ = writeln!(text, "-A {chain}{}{target}", iptables_match(rng, v4, chain));
             }
         }
-        if one_in(rng, 12) {
+        if one_in(rng, 8) {
             constructs.insert("statistic");
             text += "-A FORWARD -p tcp -m statistic --mode random --probability 0.5 -j DROP\n";
         }
