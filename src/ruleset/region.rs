@@ -93,6 +93,9 @@ pub const SRC_NAT: u128 = 1 << 4;
 /// `IPS_DST_NAT` there.
 pub const DST_NAT: u128 = 1 << 5;
 
+/// `IPS_CONFIRMED` there: the first packet of the connection has passed all hooks.
+pub const CONFIRMED: u128 = 1 << 3;
+
 /// `IPS_DST_NAT_DONE` there: set together with [`DST_NAT`], and alone where a rule left the destination as it was
 /// (`nf_nat_setup_info` in net/netfilter/nf_nat_core.c).
 pub const DST_NAT_DONE: u128 = 1 << 8;

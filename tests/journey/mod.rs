@@ -115,8 +115,7 @@ fn try_host(network: &mut Network, seed: u64, counts: &mut Counts) {
     if let Some(desired) = setup.portfwd.as_ref().and_then(|(_, case)| case.desired()) {
         ports.extend(desired.bindings.iter().flat_map(|owned| [owned.rule.ports.first(), owned.rule.ports.last()]));
     }
-    let shots: Vec<Shot> =
-        (20_000..).map(|port| packets::shot(&mut rng, &ports, port)).flatten().take(PACKETS).collect();
+    let shots: Vec<Shot> = (20_000..).filter_map(|port| packets::shot(&mut rng, &ports, port)).take(PACKETS).collect();
     let host = judge::configure(network, &setup);
     let results = judge::send(network, &host, &shots);
     for construct in &setup.constructs {

@@ -11,11 +11,11 @@ use super::walk::{Reply, Walk};
 use crate::model::{Family, Protocol};
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, Link, Listener};
-use crate::ruleset::region::{Field, Packet, State};
+use crate::ruleset::region::{CONFIRMED, Field, Packet, State};
 use crate::ruleset::set::{address_of, number_of_name};
 
-/// `IPS_SEEN_REPLY` and `IPS_CONFIRMED` in include/uapi/linux/netfilter/nf_conntrack_common.h.
-const ANSWERED: u128 = 1 << 1 | 1 << 3;
+/// `IPS_SEEN_REPLY` and `IPS_CONFIRMED` of include/uapi/linux/netfilter/nf_conntrack_common.h.
+const ANSWERED: u128 = 1 << 1 | CONFIRMED;
 
 /// The fate of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,13 +48,14 @@ impl<'a> Simulator<'a> {
     pub(super) fn is_same_port(&self, packet: &Packet, bridge: &Link) -> Truth {
         let Some(facts) = &self.host.facts else { return Truth::Maybe };
         let ports: Vec<&Link> = facts.ports(bridge.index).filter(|port| port.up).collect();
-        if !ports.is_empty() && ports.iter().all(|port| port.hairpin == Some(true)) {
+        // A bridge without ports brings no packets. Then the packet is one of a host that may come later.
+        if ports.iter().all(|port| port.hairpin == Some(true)) {
             return Truth::No;
         }
         let none_returns = ports.iter().all(|port| port.hairpin == Some(false));
         let single = ports.iter().all(|port| port.kind.as_deref().is_some_and(|kind| SINGLE.contains(&kind)));
         match packet.get(Field::Source) == packet.get(Field::Destination) {
-            true if none_returns && !ports.is_empty() => Truth::Yes,
+            true if none_returns => Truth::Yes,
             false if single && ports.len() > 1 => Truth::No,
             _ => Truth::Maybe,
         }

@@ -6,7 +6,7 @@ use super::tie::is_tied;
 use crate::model::Family;
 use crate::ruleset::index::{Candidates, Entry};
 use crate::ruleset::order::{Order, Placed};
-use crate::ruleset::region::{Field, Packet, State, Truth};
+use crate::ruleset::region::{CONFIRMED, Field, Packet, State, Truth};
 use crate::ruleset::table::{Action, At, Chain, Hook, Kind, Rule, Ruleset, Table};
 use crate::ruleset::view::{Translation, of_netmap};
 
@@ -208,6 +208,11 @@ impl<'p> Trace<'p> {
         Self { hook, priority: 0, left: MOST, packet, without, outcome: Outcome::default() }
     }
 
+    fn is_attached(&self) -> bool {
+        let confirmed = self.packet.get(Field::Status).is_some_and(|status| status & CONFIRMED > 0);
+        confirmed && self.packet.get(Field::State) != Some(State::Invalid.number())
+    }
+
     /// Evaluates a base chain. Returns true if the packet continues to the next one.
     fn base(&mut self, placed: &Placed<'_>) -> bool {
         let at = At { table: placed.table_at, chain: placed.chain_at, rule: 0, case: 0 };
@@ -317,6 +322,9 @@ impl<'p> Trace<'p> {
                     self.packet.set(*field, None);
                     continue;
                 }
+                // `notrack` has no effect on a packet that has its connection already (`nft_notrack_eval` in
+                // net/netfilter/nft_ct.c). Packets that return by the loopback interface have one.
+                Action::Untracked if self.is_attached() => continue,
                 Action::Untracked => {
                     match self.priority.cmp(&TRACKING) {
                         Ordering::Less => {

@@ -8,7 +8,7 @@ use super::simulator::Simulator;
 use super::trace::{End, Guess, PacketTrace, Part, Refusal, RouteDecision, Stage};
 use crate::model::Family;
 use crate::ruleset::host::Host;
-use crate::ruleset::region::{DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State, Truth};
+use crate::ruleset::region::{CONFIRMED, DST_NAT, DST_NAT_DONE, Field, LOCAL, Packet, SRC_NAT, State, Truth};
 use crate::ruleset::set::{address_of, name_of, number_of, number_of_name};
 use crate::ruleset::simulate::chains::{self, Verdict, Which};
 use crate::ruleset::table::{At, Hook, Rewrite};
@@ -224,6 +224,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.packet.set(Field::Input, lo);
         self.packet.put(Field::Output, 0);
         self.returned = true;
+        self.status(CONFIRMED);
         self.before_nat(Hook::Prerouting)?;
         self.filter(Hook::Prerouting, Part::Filter, Which::Filter(chains::AFTER_DNAT))?;
         self.filter(Hook::Input, Part::Filter, Which::Filter(i32::MIN..=i32::MAX))?;
@@ -266,18 +267,25 @@ impl<'g, 'a> Walk<'g, 'a> {
         })
     }
 
-    /// Chains that are asked before destinations are rewritten. Those before connections are followed see no state.
+    /// Evaluates the chains before DNAT. Those before connection tracking see no connection.
     fn before_nat(&mut self, hook: Hook) -> Step<'a> {
+        const OF_CONNECTION: [Field; 5] =
+            [Field::State, Field::Status, Field::ConnectionMark, Field::Label, Field::Direction];
         let raw = Which::Filter(chains::BEFORE_TRACKING);
         let new = self.tracked && !self.returned;
         if self.simulator.tracer.is_asked(self.packet.family, hook, &raw) {
-            let state = self.packet.get(Field::State);
+            let values = OF_CONNECTION.map(|field| self.packet.get(field));
             if new {
+                OF_CONNECTION.iter().for_each(|field| self.packet.set(*field, None));
                 self.packet.put(Field::State, State::Invalid.number());
             }
             self.filter(hook, Part::Raw, raw)?;
-            if new && self.tracked {
-                self.packet.set(Field::State, state);
+            if new {
+                let state = self.packet.get(Field::State);
+                OF_CONNECTION.iter().zip(values).for_each(|(field, value)| self.packet.set(*field, value));
+                if !self.tracked {
+                    self.packet.set(Field::State, state);
+                }
             }
         }
         self.filter(hook, Part::BeforeNat, Which::Filter(chains::TRACKED_BEFORE_DNAT))
