@@ -193,6 +193,7 @@ fn nft(rng: &mut Rng, constructs: &mut BTreeSet<&'static str>) -> String {
                     "accept",
                     "reject",
                     "meta mark set 0x1",
+                    "meta mark set 0x3",
                     "ct mark set 0x1",
                     "meta mark set ct mark",
                     "meta mark set meta mark | 0x2",
@@ -303,8 +304,8 @@ fn iptables(rng: &mut Rng, v4: bool, constructs: &mut BTreeSet<&'static str>) ->
         for chain in ["INPUT", "FORWARD", "FORWARD", "OUTPUT", "Y"] {
             for _ in 0..rng.u8(..2) {
                 let reject = if v4 { " -j REJECT --reject-with icmp-host-prohibited" } else { " -j REJECT" };
-                let target = choose(rng, &[" -j DROP", " -j ACCEPT", " -j Y", reject, " -j RETURN"]);
-                let target = if chain == "Y" && target == " -j Y" { " -j ACCEPT" } else { target };
+                let target = choose(rng, &[" -j DROP", " -j ACCEPT", " -j Y", " -g Y", reject, " -j RETURN"]);
+                let target = if chain == "Y" && target.ends_with(" Y") { " -j ACCEPT" } else { target };
                 let _ = writeln!(text, "-A {chain}{}{target}", iptables_match(rng, v4, chain));
             }
         }
@@ -322,6 +323,7 @@ fn iptables(rng: &mut Rng, v4: bool, constructs: &mut BTreeSet<&'static str>) ->
                 rng,
                 &[
                     " -j MARK --set-mark 0x1",
+                    " -j MARK --set-mark 0x3",
                     " -j CONNMARK --set-mark 0x1",
                     " -j CONNMARK --restore-mark",
                     " -j MARK --set-xmark 0x2/0x2",

@@ -210,7 +210,8 @@ impl<'p> Trace<'p> {
 
     fn is_attached(&self) -> bool {
         let confirmed = self.packet.get(Field::Status).is_some_and(|status| status & CONFIRMED > 0);
-        confirmed && self.packet.get(Field::State) != Some(State::Invalid.number())
+        let late = !matches!(self.hook, Hook::Prerouting | Hook::Output);
+        late || confirmed && self.packet.get(Field::State) != Some(State::Invalid.number())
     }
 
     /// Evaluates a base chain. Returns true if the packet continues to the next one.
@@ -323,7 +324,7 @@ impl<'p> Trace<'p> {
                     continue;
                 }
                 // `notrack` has no effect on a packet that has its connection already (`nft_notrack_eval` in
-                // net/netfilter/nft_ct.c). Packets that return by the loopback interface have one.
+                // net/netfilter/nft_ct.c): after the first hook, and if the packet returns by the loopback interface.
                 Action::Untracked if self.is_attached() => continue,
                 Action::Untracked => {
                     match self.priority.cmp(&TRACKING) {
