@@ -1,10 +1,10 @@
-//! What services that are started at boot do about rules, and what our own state says of ours.
+//! The services that load or flush rules at boot, and the content of portfwd's own state.
 
 use std::collections::BTreeSet;
 
 use crate::ruleset::table::TableFamily;
 
-/// The services of systemd(1) that are started at boot and have something to do with rules, or with each other's.
+/// The services of systemd(1) that start at boot and load or flush rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Boot {
     /// The units.
@@ -14,40 +14,40 @@ pub struct Boot {
 /// A service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unit {
-    /// Its name, `nftables.service`.
+    /// The name, for example `nftables.service`.
     pub name: String,
-    /// The units that it is started after.
+    /// The units before this one (`After=`).
     pub after: BTreeSet<String>,
-    /// The units that it is stopped and restarted with.
+    /// The units that this one stops and restarts with (`PartOf=`).
     pub part_of: BTreeSet<String>,
-    /// Whether one of its commands puts our rules back.
+    /// True if one of its commands restores portfwd's rules.
     pub restores: bool,
-    /// Where one of its commands, or a file that it loads, says `flush ruleset`.
+    /// The `flush ruleset` commands of the unit and of the files that it loads.
     pub flushes: Vec<Flush>,
 }
 
 /// A `flush ruleset` of nft(8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flush {
-    /// Where it is: a file and its line, or the setting of a unit.
+    /// The file and line, or the setting of the unit.
     pub at: String,
-    /// Of which tables; none: of all.
+    /// The family of the tables. `None` means all.
     pub family: Option<TableFamily>,
 }
 
-/// What our own state says.
+/// The content of portfwd's own state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnState {
-    /// Whether it asks for anything.
+    /// True if the desired state has rules.
     pub asks: bool,
-    /// The files of rule sets that say something else than what was applied from them, each with what is the matter.
+    /// The rule-set files that differ from the applied state, each with the difference.
     pub unapplied: Vec<(String, String)>,
-    /// Why nf_tables is not used, where the kernel or the host lacks something for it.
+    /// The reason for which the iptables backend is used instead of nf_tables.
     pub instead: Option<String>,
 }
 
 impl Boot {
-    /// Whether a service that puts our rules back is started behind a unit, and again whenever that is.
+    /// Returns true if a service restores portfwd's rules after a unit starts or restarts.
     pub fn is_put_back_after(&self, unit: &str) -> bool {
         self.units.iter().any(|one| one.restores && one.after.contains(unit) && one.part_of.contains(unit))
     }

@@ -1,6 +1,6 @@
-//! What is so on a host besides its rules: interfaces, addresses, routes, settings, sockets, connections.
+//! The facts of a host besides its rules: interfaces, addresses, routes, settings, sockets, connections.
 //!
-//! A dump tells nothing of it, and then what depends on it is unknown and never fine.
+//! A dump contains no facts. A verdict that depends on them is then unknown.
 
 mod boot;
 mod routes;
@@ -20,69 +20,70 @@ use crate::sys::rtnetlink::Rule;
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its number.
+    /// The index in the kernel.
     pub index: u32,
-    /// Its name.
+    /// The name, for example `eth0`.
     pub name: String,
-    /// What kind of interface it is, `bridge`, `veth`; none of hardware.
+    /// The kind as in ip-link(8), for example `bridge`. Hardware has none.
     pub kind: Option<String>,
-    /// The number of the bridge, or other interface, that it is a port of.
+    /// The index of the bridge or other interface that this is a port of.
     pub master: Option<u32>,
-    /// Whether it is up.
+    /// True if the interface is up.
     pub up: bool,
-    /// Whether it is the loopback interface.
+    /// True for the loopback interface.
     pub loopback: bool,
-    /// The most bytes of one packet.
+    /// The maximum size of a packet in bytes.
     pub mtu: Option<u32>,
-    /// Whether a port of a bridge sends back what came by itself (`hairpin_mode`).
+    /// True if a bridge port sends packets back by the port itself (`hairpin_mode`).
     pub hairpin: Option<bool>,
 }
 
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The packets for which it is.
+    /// The destinations.
     pub to: IpNetwork,
-    /// The number of the interface that they leave by. A route of several ways is several routes here.
+    /// The index of the egress interface. A route with several next hops is several routes here.
     pub output: Option<u32>,
-    /// The next host on the way; none where it is on the link.
+    /// The router. `None` means that the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// `RTN_…` in include/uapi/linux/rtnetlink.h: 1 is an ordinary one, 2 of this host, 6 to 8 drop, 9 asks the next table.
+    /// `RTN_…` in include/uapi/linux/rtnetlink.h: 1 unicast, 2 local, 6 to 8 refuse packets, 9 throw.
     pub kind: u8,
-    /// The number of its table: 254 is the main one, 255 that of this host's addresses.
+    /// The number of the table: 254 is main, 255 is local.
     pub table: u32,
-    /// Lower is better.
+    /// The priority among routes to the same network. The lowest wins.
     pub metric: u32,
 }
 
-/// What is known of a neighbour on a link.
+/// A neighbour on a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its address.
+    /// The IP address.
     pub address: IpAddr,
-    /// The number of the link.
+    /// The index of the link.
     pub link: u32,
-    /// Whether it does not answer.
+    /// True if address resolution failed.
     pub failed: bool,
 }
 
-/// A socket that waits for packets or connections.
+/// A socket that accepts packets or connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// The protocol.
     pub protocol: Protocol,
-    /// The address; unspecified for all.
+    /// The address. An unspecified address means all.
     pub address: IpAddr,
     /// The port.
     pub port: u16,
-    /// Whether one of IPv6 at all addresses serves only IPv6.
+    /// True if an IPv6 socket at all addresses does not accept IPv4.
     pub only_ipv6: bool,
-    /// Whose it is: name and number of a process.
+    /// The name and the number of the process.
     pub owner: Option<(String, u32)>,
 }
 
 impl Listener {
-    /// Whether it serves clients at an address. One at all addresses of IPv6 serves IPv4 as well, unless it does not want to.
+    /// Returns true if the socket accepts packets to an address. An IPv6 socket at all addresses also accepts IPv4, unless
+    /// `only_ipv6` is set.
     pub fn serves(&self, address: IpAddr) -> bool {
         let all = self.address.is_unspecified();
         let same = Family::of_address(self.address) == Family::of_address(address);
@@ -90,27 +91,27 @@ impl Listener {
     }
 }
 
-/// A connection that is followed.
+/// An entry of connection tracking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracked {
-    /// The protocol's number.
+    /// The number of the protocol.
     pub protocol: u8,
-    /// Who began it.
+    /// The source of the first packet.
     pub client: (IpAddr, u16),
-    /// Where the client sends to.
+    /// The destination of the first packet.
     pub listen: (IpAddr, u16),
-    /// Who answers.
+    /// The source of the answers, before NAT.
     pub target: (IpAddr, u16),
     /// `IPS_…` in include/uapi/linux/netfilter/nf_conntrack_common.h.
     pub status: u32,
 }
 
-/// What is so on a host.
+/// The facts of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The interfaces.
     pub links: Vec<Link>,
-    /// The addresses with the lengths of their networks, and the numbers of their interfaces.
+    /// The index of an interface, and an address with the prefix length of its network.
     pub addresses: Vec<(u32, IpNetwork)>,
     /// The routes of all tables.
     pub routes: Vec<Route>,
@@ -123,19 +124,19 @@ pub struct Facts {
     pub policy_routing: bool,
     /// The neighbours.
     pub neighbours: Vec<Neighbour>,
-    /// Settings below /proc/sys by their path, `net/ipv4/ip_forward`.
+    /// Sysctls by their path below /proc/sys, for example `net/ipv4/ip_forward`.
     pub settings: BTreeMap<String, String>,
-    /// Sockets that wait.
+    /// The listening sockets.
     pub listeners: Vec<Listener>,
-    /// Connections that are followed.
+    /// The entries of connection tracking.
     pub tracked: Vec<Tracked>,
-    /// How many connections are followed, and how many may be.
+    /// The number of entries of connection tracking, and the limit.
     pub tracked_count: Option<(u64, u64)>,
-    /// Where the ssh connection that the user is on was made to: an address of this host, and the port.
+    /// The address and port of this host that the user's ssh connection uses.
     pub ssh: Option<(IpAddr, u16)>,
-    /// Where the user is at the other end of it.
+    /// The address of the ssh client.
     pub ssh_client: Option<IpAddr>,
-    /// Tables of x_tables (legacy) that exist, by family.
+    /// The tables of iptables-legacy that exist, by family.
     pub legacy: BTreeSet<(Family, String)>,
     /// Devices with an XDP program, which sees packets before any rule.
     pub programs: Vec<String>,
@@ -145,27 +146,27 @@ pub struct Facts {
     pub ipsec: bool,
     /// True if the host has virtual services (IPVS).
     pub ipvs: bool,
-    /// Differences between what our state asks for and what is, in words.
+    /// The differences between portfwd's state and the live rules, as text.
     pub drift: Vec<String>,
-    /// What our own state says, where it was asked.
+    /// The content of portfwd's own state, if it was read.
     pub ours: OwnState,
-    /// What services do at boot; `None` where systemd is not what starts them, or in another network namespace than theirs.
+    /// The services that systemd starts at boot. `None` without systemd, or in another network namespace than theirs.
     pub boot: Option<Boot>,
-    /// What could not be read.
+    /// The parts that could not be read.
     pub gaps: Vec<Gap>,
-    /// Finds routes and interfaces by their number; made when first asked. Who changes those in place behind that, so that
-    /// they stay as many, sets this to its default.
+    /// An index of routes and interfaces, built at the first lookup. After a change of routes in place, reset the index to
+    /// its default.
     pub index: RouteIndex,
 }
 
-/// Where a packet goes.
+/// The next hop of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop<'a> {
-    /// To this host.
+    /// The packet is for this host.
     Local,
-    /// Out by a link, and to the next host on the way unless it is on the link.
+    /// Out by a link, to a router or to a host on the link.
     Via(&'a Link, Option<IpAddr>),
-    /// Nowhere.
+    /// No route.
     Unreachable,
 }
 
@@ -217,30 +218,30 @@ impl Facts {
         self.index.lookup(self, flow)
     }
 
-    /// A setting.
+    /// Returns a sysctl.
     pub fn setting(&self, path: &str) -> Option<&str> {
         self.settings.get(path).map(|value| value.trim())
     }
 
-    /// A link by its number.
+    /// Returns the link with an index.
     pub fn link(&self, index: u32) -> Option<&Link> {
         self.index.link(self, index)
     }
 
-    /// A link by its name.
+    /// Returns the link with a name.
     pub fn named(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// The ports of a bridge, or of another interface that has some, by its number.
+    /// Returns the ports of a bridge or of another interface, by its index.
     pub fn ports(&self, master: u32) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(move |link| link.master == Some(master))
     }
 
-    /// The link that an address is on: the network of one of its addresses holds it, or a route leads there without another
-    /// host on the way. An address of this host is on the link that has it.
+    /// Returns the link of an address: the link that has the address, the link of a route without a router, or the link with
+    /// a network that contains the address.
     pub fn link_of(&self, address: IpAddr) -> Option<&Link> {
-        // Not the first of equal networks but the one that the address itself is given to.
+        // Several links can have equal networks, so the link with the address itself comes first.
         let own = self.addresses.iter().find(|(_, network)| network.ip() == address);
         let on_link = || match self.next_hop(address) {
             NextHop::Via(link, None) => Some(link),
@@ -254,7 +255,7 @@ impl Facts {
         own.and_then(|(link, _)| self.link(*link)).or_else(on_link).or_else(within)
     }
 
-    /// The addresses of a family that others can send to: not those of loopback, and not link-local ones.
+    /// Returns the addresses of a family that other hosts can use: no loopback and no link-local addresses.
     pub fn global_addresses(&self, family: Family) -> Vec<IpAddr> {
         let addresses = self.addresses.iter().map(|(_, network)| network.ip());
         let global = |address: &IpAddr| {
@@ -265,16 +266,16 @@ impl Facts {
             Family::of_address(*address) == family && !address.is_loopback() && !link_local
         };
         let mut global: Vec<IpAddr> = addresses.filter(global).collect();
-        // One may be given to several links.
+        // Several links can have the same address.
         let mut seen = BTreeSet::new();
         global.retain(|address| seen.insert(*address));
         global
     }
 
-    /// The links that a default route of a family leaves by, of whatever table; of several, in the order of the routes.
+    /// Returns the links of the default routes of all tables, in the order of the routes.
     ///
-    /// What VPNs write so that it wins over the default route without replacing it counts, too: both halves of IPv4, and
-    /// `2000::/3`, all addresses of IPv6 that are given out.
+    /// The routes of VPNs that win over the default route count, too: both halves of IPv4, and `2000::/3`, all global
+    /// addresses of IPv6.
     pub fn uplinks(&self, family: Family) -> Vec<&Link> {
         let wide = match family {
             Family::Ipv4 => 1,
@@ -291,19 +292,19 @@ impl Facts {
         links
     }
 
-    /// Whether a host on a link of ours is known not to answer.
+    /// Returns true if address resolution failed for a neighbour.
     pub fn is_silent(&self, address: IpAddr) -> bool {
         let mut known = self.neighbours.iter().filter(|neighbour| neighbour.address == address).peekable();
         known.peek().is_some() && known.all(|neighbour| neighbour.failed)
     }
 
-    /// The sockets that serve clients at an address and port.
+    /// Returns the sockets that accept packets to an address and port.
     pub fn listeners_at(&self, protocol: Protocol, address: IpAddr, port: u16) -> impl Iterator<Item = &Listener> {
         let same = move |one: &&Listener| one.protocol == protocol && one.port == port && one.serves(address);
         self.listeners.iter().filter(same)
     }
 
-    /// The addresses of a family that are this host's.
+    /// Returns the addresses of this host.
     pub fn local(&self, family: Family) -> Set {
         // Routes of kind local in other tables serve only the packets of a routing rule.
         let routes = self.routes.iter().filter(|route| {
@@ -312,14 +313,13 @@ impl Facts {
         Set::from_ranges(routes.map(|route| (number_of(route.to.network()), number_of(route.to.broadcast()))))
     }
 
-    /// Whether an address is this host's.
+    /// Returns true if an address is this host's.
     pub fn is_local(&self, address: IpAddr) -> bool {
         matches!(self.next_hop(address), NextHop::Local)
     }
 
-    /// Where packets for an address go by this host's routes, as far as only their destination decides; nowhere those for
-    /// many hosts (broadcast, multicast), and those whose route is a nexthop object that the kernel does not tell. Of a route
-    /// of several ways it is the first.
+    /// Returns the next hop of packets to an address with the usual routing rules: the first of several. Broadcast and
+    /// multicast addresses, and routes whose nexthop object is unknown, have none.
     pub fn next_hop(&self, address: IpAddr) -> NextHop<'_> {
         match self.index.route(self, address) {
             Some(Route { kind: 2, .. }) => NextHop::Local,

@@ -1,16 +1,15 @@
-//! The whole way of the first packet of a connection through a host: every hook that it meets, how its addresses are
-//! rewritten, where it is routed to, and where it ends.
+//! The simulator: the path of a packet through a host, with every hook, NAT and routing decision, and the path of its answer.
 //!
 //! ```text
 //! arrives ▶ prerouting: raw, mangle ▶ nat ▶ filter ▶ routing ┬▶ input: filter ▶ nat ▶ a socket
 //!                                                            └▶ forward ▶ postrouting: mangle ▶ nat ▶ leaves
 //! is sent ▶ routing ▶ output: raw, mangle ▶ nat ▶ filter ▶ routing ▶ postrouting … ▶ leaves, or by lo to this host
 //! ```
-//! In goes a [`Packet`] of which as much is known as can be; out comes a [`PacketTrace`], a list of [`Stage`]s with the rules that
-//! decided. [`Simulator`] leads many packets through one host and looks at what they share only once.
+//! The input is a [`Packet`] with all known fields. The output is a [`PacketTrace`], a list of [`Stage`]s with the rules that
+//! decide. A [`Journey`] adds the trace of the answer and a verdict. A [`Simulator`] prepares a host for many packets.
 //!
-//! Be aware: of the host's own routes only those of its three usual tables are asked, and reverse path filters are not. What
-//! sees packets before any hook (XDP, chains of family netdev) is named as a [`Guess`] and not followed.
+//! Limit: XDP, tc, chains of the families netdev and bridge, IPsec and IPVS are not modelled. If one of them may change the
+//! result, the trace contains a [`Guess`]. BPF programs of tcx, netkit and netfilter hooks are not found.
 
 mod answer;
 mod bridge;
@@ -39,7 +38,7 @@ use crate::model::Family;
 use crate::ruleset::region::{Field, Packet, packet};
 use crate::ruleset::set::number_of;
 
-/// A new connection's first packet: from and to an address and a port, by an interface or sent by this host.
+/// Returns the first packet of a connection, which arrives by an interface or which this host sends.
 pub fn first(input: Option<&str>, protocol: u8, from: (IpAddr, u16), to: (IpAddr, u16)) -> Packet {
     packet(Family::of_address(to.0), input)
         .with(Field::Protocol, protocol.into())

@@ -1,4 +1,4 @@
-//! A trace in words, one line a stage.
+//! A trace as text, one line for each stage.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::ruleset::simulate::chains::{Outcome, Verdict};
 use crate::ruleset::table::{Action, Hook};
 
 impl PacketTrace<'_> {
-    /// Its stages in words, one a line: what came, what each hook did and by which rule, and where it ended.
+    /// Returns the trace as text: the packet, the effect of each hook with its rule, and the end.
     ///
     /// ```text
     /// 203.0.113.9:50000 -> 192.0.2.1:8080/tcp arrives by eth0
@@ -58,7 +58,7 @@ impl fmt::Display for Rendered<'_> {
 }
 
 impl Stage<'_> {
-    /// This stage in words.
+    /// Returns the stage as text.
     pub fn render(&self, host: &Host) -> String {
         match self {
             Self::Rules { hook, part, outcome, rewritten } => {
@@ -81,7 +81,7 @@ impl Stage<'_> {
     }
 }
 
-/// What the chains of a hook did.
+/// Returns the effect of the chains of a hook as text.
 fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, host: &Host) -> String {
     let mut words = Vec::new();
     if let Some(at) = outcome.untracked {
@@ -114,12 +114,12 @@ fn address(to: (Option<IpAddr>, Option<u16>)) -> String {
 }
 
 impl End<'_> {
-    /// Whether somebody gets the packet.
+    /// Returns true if this host or another one receives the packet.
     pub fn is_delivery(&self) -> bool {
         matches!(self, Self::Arrives | Self::Leaves(..))
     }
 
-    /// This end in words.
+    /// Returns the end as text.
     pub fn render(&self, host: &Host) -> String {
         match self {
             Self::Arrives => "arrives at this host".into(),
@@ -137,7 +137,7 @@ impl End<'_> {
     }
 }
 
-/// A packet in words, `203.0.113.9:50000 -> 192.0.2.1:8080/tcp`.
+/// Returns a packet as text, `203.0.113.9:50000 -> 192.0.2.1:8080/tcp`.
 pub fn packet(packet: &Packet) -> String {
     let side = |address, port| {
         let address = packet.get(address).and_then(|number| address_of(number, packet.family));
@@ -157,7 +157,7 @@ pub fn packet(packet: &Packet) -> String {
 }
 
 impl Part {
-    /// Its word.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",

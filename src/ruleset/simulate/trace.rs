@@ -10,32 +10,32 @@ use crate::ruleset::simulate::chains::Outcome;
 use crate::ruleset::table::{At, Hook};
 use crate::ruleset::view::Translation;
 
-/// Which chains of a hook a stage is of.
+/// A part of the chains of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// Those before connections are followed.
+    /// The chains before connection tracking.
     Raw,
-    /// Those before addresses are rewritten.
+    /// The chains before NAT.
     BeforeNat,
-    /// Those that rewrite addresses.
+    /// The chains of type nat.
     Nat,
-    /// Those behind that; or all, where none rewrites.
+    /// The chains after NAT, or all chains of a hook without NAT.
     Filter,
 }
 
-/// A stage of a packet's way.
+/// A stage of a packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly all stages are the large one, and millions of traces are made")]
 pub enum Stage<'a> {
-    /// It met the chains of a hook.
+    /// The chains of a hook evaluated the packet.
     Rules {
-        /// Which hook.
+        /// The hook.
         hook: Hook,
-        /// Which of its chains.
+        /// The part of its chains.
         part: Part,
-        /// What they did with it.
+        /// The effect.
         outcome: Outcome,
-        /// Its new address and port, where they rewrote one: those of its destination, or of its source.
+        /// The new address and port of the destination or of the source, if NAT rewrote it.
         rewritten: Option<(Option<IpAddr>, Option<u16>)>,
     },
     /// The packet was routed.
@@ -50,29 +50,30 @@ pub enum Stage<'a> {
     },
 }
 
-/// Where a packet is routed to.
+/// The result of a routing decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteDecision<'a> {
     /// To this host.
     Here,
-    /// Out by a link, and to the next host on the way unless it is on the link.
+    /// Out by a link, to a router or to a host on the link.
     Out(&'a Link, Option<IpAddr>),
-    /// Nowhere.
+    /// The kernel does not route the packet.
     Refused(Refusal),
     /// From one port of a bridge to another, without routing.
     Switched(&'a Link),
     /// Out, by an unknown interface.
     Somewhere,
-    /// That is not known.
+    /// The route is unknown.
     Unknown,
 }
 
-/// Why a packet is routed nowhere.
+/// The reason for which the kernel does not route a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// No route leads there.
+    /// No route matches, or the route refuses packets.
     NoRoute,
-    /// It is for a loopback address, came by another interface, and `route_localnet` is off there; of IPv6 always.
+    /// The destination is a loopback address, and the ingress interface is another one without `route_localnet`. IPv6 has no
+    /// such setting.
     Loopback,
     /// The packet is for another host, and this host does not forward packets (`ip_forward`, `forwarding`).
     NotForwarding,
@@ -84,20 +85,20 @@ pub enum Refusal {
     SamePort,
 }
 
-/// Where a packet's way ends.
+/// The end of a packet's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End<'a> {
-    /// At this host.
+    /// The packet arrives at this host.
     Arrives,
-    /// It leaves, by a link and to the next host on the way where they are known.
+    /// The packet leaves by a link, to a router or to a host on the link. The link is `None` if it is unknown.
     Leaves(Option<&'a Link>, Option<IpAddr>),
     /// A rule or a policy drops the packet. A `reject` rule sends an answer.
     Dropped(Hook, Part, At, Option<Rejection>),
-    /// A program decides.
+    /// A program gives the verdict.
     Queued(Hook, At),
-    /// It is routed nowhere.
+    /// The kernel does not route the packet.
     Refused(Refusal),
-    /// Where it is routed to is not known.
+    /// The route is unknown.
     Unknown,
 }
 
@@ -133,28 +134,28 @@ impl Guess {
     }
 }
 
-/// The way of a packet.
+/// The path of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketTrace<'a> {
-    /// The packet as it came, or was sent.
+    /// The packet at the start.
     pub start: Packet,
-    /// The packet as it ended.
+    /// The packet at the end.
     pub packet: Packet,
-    /// The stages in order; hooks without chains are none.
+    /// The stages in order. A hook without chains has none.
     pub stages: Vec<Stage<'a>>,
-    /// Where it ended.
+    /// The end.
     pub end: End<'a>,
-    /// What was taken to be so.
+    /// The assumptions.
     pub guesses: Vec<Guess>,
 }
 
 impl<'a> PacketTrace<'a> {
-    /// What the chains of a part of a hook did, where it met them; of a packet that met them twice the first time.
+    /// Returns the first outcome of a part of a hook.
     pub fn at(&self, wanted: Hook, of: Part) -> Option<&Outcome> {
         self.outcomes().find(|(hook, part, _)| (*hook, *part) == (wanted, of)).map(|(_, _, outcome)| outcome)
     }
 
-    /// What all chains that it met did, in order.
+    /// Returns all outcomes in order.
     pub fn outcomes(&self) -> impl Iterator<Item = (Hook, Part, &Outcome)> {
         self.stages.iter().filter_map(|stage| match stage {
             Stage::Rules { hook, part, outcome, .. } => Some((*hook, *part, outcome)),
@@ -162,12 +163,12 @@ impl<'a> PacketTrace<'a> {
         })
     }
 
-    /// How its destination was rewritten, and by which rule.
+    /// Returns the rule that rewrote the destination.
     pub fn forwarded_by(&self) -> Option<At> {
         self.rewrites().find(|(what, _)| matches!(what, Translation::Dnat | Translation::Redirect)).map(|(_, at)| at)
     }
 
-    /// Which rule rewrote its source.
+    /// Returns the rule that rewrote the source.
     pub fn masqueraded_by(&self) -> Option<At> {
         self.rewrites().find(|(what, _)| matches!(what, Translation::Snat | Translation::Masquerade)).map(|(_, at)| at)
     }
@@ -176,12 +177,12 @@ impl<'a> PacketTrace<'a> {
         self.outcomes().filter_map(|(_, _, outcome)| outcome.rewritten.as_ref().map(|(what, _, at)| (*what, *at)))
     }
 
-    /// The rules of which it is not known whether they are about it, or what they do.
+    /// Returns the rules with an unknown condition or effect.
     pub fn doubts(&self) -> impl Iterator<Item = At> {
         self.outcomes().flat_map(|(_, _, outcome)| outcome.doubts.iter().copied())
     }
 
-    /// Whether all of it is sure.
+    /// Returns true if the trace is certain.
     pub fn is_sure(&self) -> bool {
         self.guesses.is_empty() && self.outcomes().all(|(_, _, outcome)| outcome.is_sure())
     }

@@ -1,4 +1,4 @@
-//! Leading one packet: which chains it meets in which order, and what routing does with it between them.
+//! The walk of one packet: the chains in their order, and the routing decisions between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,40 +15,40 @@ use crate::ruleset::table::{At, Hook, Rewrite};
 use crate::ruleset::view::Translation;
 
 impl<'a> PacketTrace<'a> {
-    /// Leads a packet through a host. Who has many makes a [`Simulator`].
+    /// Simulates a packet on a host. For many packets, a [`Simulator`] is faster.
     pub fn new(host: &'a Host, packet: Packet) -> Self {
         Simulator::new(host).simulate(packet)
     }
 }
 
 impl<'a> Simulator<'a> {
-    /// Leads a packet to its end: one that arrives by its [`Field::Input`], or that this host sends where that is no
-    /// interface. Its kinds of addresses are filled in where they can be known.
+    /// Simulates a packet that arrives by its [`Field::Input`], or that this host sends if the field is 0. Sets the kinds of
+    /// its addresses if they are known.
     pub fn simulate(&self, packet: Packet) -> PacketTrace<'a> {
         Walk::new(self, packet, true, None).whole()
     }
 
-    /// Leads a packet as [`Simulator::simulate`] does, for who asks only whether it gets through: how its source is rewritten is
-    /// looked at only where chains are asked behind that. So what is not understood there makes nothing unsure.
+    /// Simulates a packet as [`Simulator::simulate`] does, but skips the rewrite of its source if no later chain sees it. So
+    /// an unknown rule there causes no doubt about whether the packet passes.
     pub fn simulate_passage(&self, packet: Packet) -> PacketTrace<'a> {
         Walk::new(self, packet, false, None).whole()
     }
 }
 
-/// The protocols whose ports can be rewritten: TCP, UDP, DCCP, SCTP, UDP-Lite.
+/// The protocols with ports that NAT rewrites: TCP, UDP, DCCP, SCTP, UDP-Lite.
 const WITH_PORTS: [u128; 5] = [6, 17, 33, 132, 136];
 
-/// A packet on its way.
+/// The state of a walk.
 pub(super) struct Walk<'g, 'a> {
     simulator: &'g Simulator<'a>,
     packet: Packet,
     stages: Vec<Stage<'a>>,
     guesses: Vec<Guess>,
-    /// Whether its destination was rewritten; to this host, where that is what the rule says.
+    /// The rewrite of the destination.
     rewritten: Option<Translation>,
-    /// Whether its connection is followed, and so may be translated.
+    /// True if connection tracking sees the packet, so NAT can rewrite it.
     tracked: bool,
-    /// Whether it came back by the loopback interface, and so has its connection already.
+    /// True after the packet returned by the loopback interface, with its connection.
     returned: bool,
     /// True if the rewrite of the source matters even if no later chain sees it.
     sources: bool,
@@ -70,7 +70,7 @@ pub(super) struct Reply {
     pub client: (Option<u128>, Option<u128>),
 }
 
-/// That a way ends here.
+/// A step of the walk. An error is the end of the packet.
 type Step<'a, T = ()> = Result<T, End<'a>>;
 
 impl<'g, 'a> Walk<'g, 'a> {
@@ -117,7 +117,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         PacketTrace { start, packet, stages, end, guesses }
     }
 
-    /// The way of one that arrives.
+    /// Walks a packet that arrives.
     fn arrived(&mut self) -> Step<'a, End<'a>> {
         self.packet.put(Field::Output, 0);
         if let Some(input) = self.packet.get(Field::Input) {
@@ -128,7 +128,7 @@ impl<'g, 'a> Walk<'g, 'a> {
             && self.packet.get(Field::Destination) == Some(loopback)
             && !self.simulator.is_from_loopback(&self.packet)
         {
-            // `ip6_rcv_core` in net/ipv6/ip6_input.c drops it before any hook.
+            // `ip6_rcv_core` in net/ipv6/ip6_input.c drops the packet before any hook.
             return Err(self.refused(Refusal::Loopback));
         }
         let bridge = self.simulator.bridge(&self.packet);
@@ -193,8 +193,8 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.leaving(RouteDecision::Out(link, None))
     }
 
-    /// The way of one that this host sends. Chains at output see the interface that it was routed to before they rewrite its
-    /// destination (`nf_nat_ipv4_local_fn` in net/netfilter/nf_nat_proto.c routes again, and leaves what hooks are told).
+    /// Walks a packet of this host. Chains at output see the egress interface of the first routing decision
+    /// (`nf_nat_ipv4_local_fn` in net/netfilter/nf_nat_proto.c).
     fn sent(&mut self) -> Step<'a, End<'a>> {
         let leg = self.route();
         self.leave_by(leg);
@@ -219,7 +219,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         if leg != RouteDecision::Here {
             return Ok(end);
         }
-        // By the loopback interface it arrives again; its connection has its translation by now.
+        // The packet arrives again by the loopback interface. Its connection has its NAT already.
         let lo = self.packet.get(Field::Output);
         self.packet.set(Field::Input, lo);
         self.packet.put(Field::Output, 0);
@@ -295,7 +295,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.rules(hook, part, &which).map(|_| ())
     }
 
-    /// Chains that rewrite addresses, of a connection that is followed.
+    /// Evaluates the NAT chains.
     fn nat(&mut self, hook: Hook) -> Step<'a> {
         let behind = Which::Filter(chains::AFTER_SNAT);
         let of_sources = matches!(hook, Hook::Input | Hook::Postrouting);
@@ -403,7 +403,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         (new.and_then(|new| address_of(new, self.packet.family)), port)
     }
 
-    /// What an address becomes; of several that may be chosen the first.
+    /// Returns the new address, the first one if the kernel chooses one of several.
     fn new_address(&mut self, to: &Rewrite, old: Option<u128>) -> Option<u128> {
         let Some((first, last)) = to.addresses else { return old };
         if let Some(prefix) = to.prefix {
@@ -418,7 +418,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         Some(number_of(first))
     }
 
-    /// Where `redirect` leads: `nf_nat_redirect` in net/netfilter/nf_nat_redirect.c.
+    /// Returns the address of `redirect`: `nf_nat_redirect` in net/netfilter/nf_nat_redirect.c.
     fn own_address(&mut self, hook: Hook) -> Option<IpAddr> {
         match (hook, self.packet.family) {
             (Hook::Output, Family::Ipv4) => Some(Ipv4Addr::LOCALHOST.into()),
@@ -446,7 +446,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         self.packet.set(Field::Status, status.map(|status| status | bit));
     }
 
-    /// Says what kinds its addresses are of, where that can be known.
+    /// Sets the kinds of the addresses if they are known.
     fn kinds(&mut self) {
         for (kind, field) in [(Field::DestinationKind, Field::Destination), (Field::SourceKind, Field::Source)] {
             let address = self.packet.get(field);
@@ -472,7 +472,7 @@ impl<'g, 'a> Walk<'g, 'a> {
         checked.map_err(|refusal| self.refused(refusal))
     }
 
-    /// Ends it where this host does not pass on what came by its interface.
+    /// Ends the packet if this host does not forward packets from its ingress interface.
     fn passed_on(&mut self) -> Step<'a> {
         let interface = self.packet.get(Field::Input).and_then(|input| self.simulator.interfaces.get(&input));
         let [four, six] = interface.map(|interface| interface.forwards).unwrap_or_default();

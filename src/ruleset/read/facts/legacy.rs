@@ -1,5 +1,5 @@
-//! The tables of x_tables (iptables-legacy) that exist in the network namespace. They are only looked for by name: who asks
-//! for one, as `iptables-legacy -L` does, makes it.
+//! The tables of iptables-legacy that exist in the network namespace. Only their names are read: a request for a table, as
+//! `iptables-legacy -L` sends, creates it.
 //!
 //! Source: `xt_table_seq_ops` and `xt_proto_init` in net/netfilter/x_tables.c.
 
@@ -12,10 +12,10 @@ use super::gap::gap;
 use crate::model::Family;
 use crate::ruleset::table::Gap;
 
-/// Not /proc/net: that is of the namespace of the process's first thread.
+/// The directory of the thread's namespace. /proc/net is that of the process's first thread.
 const DIRECTORY: &str = "/proc/thread-self/net";
 
-/// Reads their names. A family whose file is not there has none.
+/// Reads the names. A family without the file has no tables.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> BTreeSet<(Family, String)> {
     read_below(Path::new(DIRECTORY), gaps)
 }

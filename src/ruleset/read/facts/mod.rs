@@ -1,8 +1,7 @@
-//! What is so on this host: read over rtnetlink, sock_diag, ctnetlink and below /proc, in the network namespace of the calling
-//! thread. Nothing is changed by looking, no table made and no module loaded that is not there.
+//! Reads the facts of this host over rtnetlink, xfrm, sock_diag and ctnetlink, and from /proc, in the network namespace of the
+//! calling thread. The reads change nothing: they create no table and load no module.
 //!
-//! Be aware: it is not all of one moment, and of a process that may not look at something there are gaps, each with its name
-//! and reason.
+//! Limit: the facts are not of one moment. Each part that the process may not read is a gap.
 
 mod boot;
 mod gap;
@@ -22,8 +21,8 @@ use crate::ruleset::table::Gap;
 use crate::sys::rtnetlink::{Dump, Rtnetlink};
 use crate::sys::ssh::Ssh;
 
-/// Reads all of it. `ssh` is what the environment says as `SSH_CONNECTION`, where the thread is in the namespace that the user
-/// is connected to. What cannot be read is named in [`Facts::gaps`]; [`Facts::drift`] and [`Facts::ours`] are left empty.
+/// Reads the facts. `ssh` is the value of `SSH_CONNECTION` if the user is connected to the thread's namespace. Parts that
+/// cannot be read are in [`Facts::gaps`]. [`Facts::drift`] and [`Facts::ours`] stay empty.
 pub fn read(ssh: Option<&str>) -> Facts {
     let ssh = ssh.and_then(Ssh::parse);
     let mut facts = Facts {
@@ -63,7 +62,7 @@ fn network(kernel: &Rtnetlink, facts: &mut Facts) {
     }
 }
 
-/// All of a kind; what is missing of it becomes gaps.
+/// Returns all objects of a kind. Missing objects become gaps.
 fn all<T>(dump: io::Result<Dump<T>>, what: &str, facts: &mut Facts) -> Vec<T> {
     let gaps = &mut facts.gaps;
     match dump {

@@ -1,6 +1,6 @@
-//! Settings below /proc/sys that decide about packets which pass through.
+//! Sysctls that decide about packets.
 //!
-//! The kernel shows a thread those of the network namespace that it is in. Source: Documentation/networking/ip-sysctl.rst,
+//! A thread sees the sysctls of its network namespace. Source: Documentation/networking/ip-sysctl.rst,
 //! nf_conntrack-sysctl.rst.
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use super::gap::gap;
 use crate::ruleset::table::Gap;
 use crate::sys::sysctl;
 
-/// Those that are there once, below /proc/sys/net.
+/// Sysctls of the namespace, below /proc/sys/net.
 const ONCE: [&str; 9] = [
     "ipv4/ip_forward",
     "ipv4/ip_local_port_range",
@@ -22,13 +22,13 @@ const ONCE: [&str; 9] = [
     "netfilter/nf_conntrack_udp_timeout_stream",
 ];
 
-/// Those of each interface, and of `all` and `default`.
+/// Sysctls of each interface, and of `all` and `default`.
 const EACH: [(&str, &[&str]); 2] = [
     ("ipv4/conf", &["route_localnet", "rp_filter", "forwarding", "accept_local", "src_valid_mark"]),
     ("ipv6/conf", &["forwarding", "force_forwarding"]),
 ];
 
-/// Reads them, by their path below /proc/sys. What the kernel does not have is left out.
+/// Reads the sysctls by their path below /proc/sys. Sysctls that the kernel lacks are left out.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     let mut read = |key: &str| match sysctl::value(key) {
@@ -40,12 +40,12 @@ pub(super) fn read(gaps: &mut Vec<Gap>) -> BTreeMap<String, String> {
     };
     ONCE.into_iter().for_each(&mut read);
     for (directory, names) in EACH {
-        // A name is a part of the path as it is: dots in it are no slashes, and it has none.
+        // The name of an interface is one part of the path, even with dots in it.
         for interface in sysctl::interfaces(directory).iter().map(String::as_str).chain(["all"]) {
             names.iter().for_each(|name| read(&format!("{directory}/{interface}/{name}")));
         }
     }
-    // There is no kernel with IPv4 and without this one.
+    // Every kernel with IPv4 has this sysctl.
     if !settings.contains_key("net/ipv4/ip_forward")
         && gaps.iter().all(|gap| gap.what != "the setting net/ipv4/ip_forward")
     {

@@ -1,4 +1,4 @@
-//! The connections that are followed, and how many.
+//! The entries of connection tracking, and their number.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,20 +12,20 @@ use crate::sys::conntrack::{Any, Conntrack};
 
 const WHAT: &str = "connections that are followed";
 
-/// How many are followed, and how many may be, by the settings; none where the kernel follows none.
+/// Returns the number of entries and the limit. Returns `None` without connection tracking.
 pub(super) fn count(facts: &Facts) -> Option<(u64, u64)> {
     let number = |name: &str| facts.setting(&format!("net/netfilter/{name}"))?.parse().ok();
     Some((number("nf_conntrack_count")?, number("nf_conntrack_max")?))
 }
 
-/// Reads them. The kernel is not asked where it follows none, for asking would load what answers.
+/// Reads the entries. Without entries it sends no request, because a request would load a kernel module.
 pub(super) fn read(facts: &mut Facts) -> Vec<Tracked> {
     const COUNT: &str = "net/netfilter/nf_conntrack_count";
     match facts.setting(COUNT) {
         Some("0") => return Vec::new(),
         Some(_) => {}
         None => {
-            // Where no setting can be read this one tells nothing.
+            // If no sysctl is readable, a missing one proves nothing.
             let unknown = facts.setting("net/ipv4/ip_forward").is_none();
             if unknown || facts.gaps.iter().any(|gap| gap.what.ends_with(COUNT)) {
                 let why = format!("{COUNT} does not tell whether there are any");
@@ -36,7 +36,7 @@ pub(super) fn read(facts: &mut Facts) -> Vec<Tracked> {
     }
     match Conntrack::open().and_then(|mut conntrack| conntrack.all()) {
         Ok(found) => found.iter().map(tracked).collect(),
-        // A kernel that was built without the answer.
+        // A kernel without support for the dump.
         Err(error) => {
             facts.gaps.push(if is_unknown(&error) {
                 gap(WHAT, &io::Error::other("the kernel cannot list them"))
