@@ -18,6 +18,8 @@ mod costs;
 mod docs;
 /// The state file: loss, damage and concurrent writers.
 mod durable;
+/// `portfwd explain`: the answer's path, the verdict line, what could not be read.
+mod explain;
 /// The host facts that the audit reads: links, routes, sockets, sysctls, connections.
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.

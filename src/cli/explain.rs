@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use super::{Failure, Global, Output, add, audit, json};
+use crate::engine::EngineError;
 use crate::model::Packet;
+use crate::nft::transaction::KernelError;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::Field;
 use crate::ruleset::set::address_of;
@@ -97,6 +99,11 @@ pub fn run(args: &ExplainArgs, global: &Global, output: &mut Output<'_>) -> anyh
     let trace = &journey.trace;
     for gap in host.rules.gaps.iter().chain(host.facts.iter().flat_map(|facts| &facts.gaps)) {
         writeln!(output.stderr, "note: not known: {gap}")?;
+    }
+    // Without any rule, every verdict would be a guess.
+    if host.rules.tables.is_empty() && !host.rules.gaps.is_empty() {
+        let error = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        return Err(EngineError::from(KernelError::NotPermitted(error)).into());
     }
     if !global.json {
         write!(output.stdout, "{}", journey.render(&host))?;

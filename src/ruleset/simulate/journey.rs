@@ -7,9 +7,11 @@ use super::simulator::Simulator;
 use super::trace::{End, PacketTrace};
 use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
+use crate::ruleset::describe;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::{Field, Packet};
 use crate::ruleset::set::{address_of, name_of};
+use crate::ruleset::table::{Action, Rewrite};
 
 /// The traces of a packet and of its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl<'a> Simulator<'a> {
         let trace = self.simulate(packet);
         let answer = self.answer(&trace);
         let listening = match trace.end {
-            End::Arrives => trace.listening(self.host.facts.as_ref()),
+            End::Arrives if proxy(&trace).is_none() => trace.listening(self.host.facts.as_ref()),
             _ => Listening::Unknown,
         };
         let number = |field| trace.packet.get(field);
@@ -63,6 +65,9 @@ impl Journey<'_> {
     }
 
     fn fate(&self, host: &Host) -> String {
+        if let (Some(to), true) = (proxy(&self.trace), self.trace.end.is_delivery()) {
+            return format!("a transparent proxy gets the packet ({})", describe::action(&Action::Proxy(to.clone())));
+        }
         match (&self.trace.end, &self.unheard, &self.answer) {
             (End::Dropped(_, _, _, Some(answer)), ..) => format!("the packet is rejected with {answer}"),
             (End::Dropped(..), ..) => "the packet is dropped".into(),
@@ -116,6 +121,11 @@ impl Journey<'_> {
     pub fn render<'b>(&'b self, host: &'b Host) -> RenderedJourney<'b> {
         RenderedJourney { journey: self, host }
     }
+}
+
+/// Returns the address of the proxy that a rule assigns the packet to.
+fn proxy<'t>(trace: &'t PacketTrace<'_>) -> Option<&'t Rewrite> {
+    trace.outcomes().find_map(|(_, _, outcome)| outcome.proxied.as_ref().map(|(to, _)| to))
 }
 
 /// A journey that writes itself out.

@@ -87,10 +87,10 @@ fn done(outcome: &Outcome, rewritten: Option<(Option<IpAddr>, Option<u16>)>, hos
     if let Some(at) = outcome.untracked {
         words.push(format!("not followed by {}", host.place(at)));
     }
-    words.extend(outcome.accepted.iter().map(|at| format!("accepted by {}", host.place(*at))));
     if let Some((to, at)) = &outcome.proxied {
         words.push(format!("{} by {}", describe::action(&Action::Proxy(to.clone())), host.place(*at)));
     }
+    words.extend(outcome.accepted.iter().map(|at| format!("accepted by {}", host.place(*at))));
     if let Some((what, _, at)) = &outcome.rewritten {
         let to = address(rewritten.unwrap_or_default());
         words.push(format!("{} to {to} by {}", what.name(), host.place(*at)));
