@@ -26,42 +26,46 @@ pub(super) enum Side {
 impl Simulator<'_> {
     /// Adds a guess for each part that may act on a packet at an interface.
     pub(super) fn add_interface_guesses(&self, packet: &Packet, interface: u128, side: Side, guesses: &mut Vec<Guess>) {
-        let name = name_of(interface);
         let facts = self.host.facts.as_ref();
-        let link = facts.and_then(|facts| facts.named(&name));
-        let devices = devices(facts, link, &name);
-        let named = |names: &[String]| match &devices {
-            Some(devices) => names.iter().any(|name| devices.contains(&name.as_str())),
-            None => !names.is_empty(),
-        };
-        let is_bridge = link.is_some_and(|link| link.kind.as_deref() == Some("bridge"));
-        if let Some(facts) = facts
-            && (named(&facts.queues) || side == Side::Ingress && named(&facts.programs))
-        {
-            guesses.push(Guess::SeenBefore(name.clone()));
-        }
+        let link = self.interfaces.get(&interface).map(|interface| interface.link);
         if let Some(facts) = facts
             && link.is_some_and(|link| has_vrf(facts, link))
         {
             guesses.push(Guess::PolicyRouting);
         }
-        for table in self.host.rules.tables.iter().filter(|table| !table.dormant) {
-            for chain in table.chains.iter() {
-                let Some(base) = &chain.base else { continue };
-                let is_here = match (table.family, base.hook) {
-                    (TableFamily::Netdev | TableFamily::Inet, Hook::Ingress) => {
-                        side == Side::Ingress && named(&base.devices)
-                    }
-                    (TableFamily::Netdev, Hook::Egress) => side == Side::Egress && named(&base.devices),
-                    (TableFamily::Bridge, _) => is_bridge,
-                    _ => false,
-                };
-                if is_here && (base.drops || may_act(table, &chain.name, packet, 0)) {
-                    guesses.push(match table.family {
-                        TableFamily::Bridge => Guess::Bridge(name.clone()),
-                        _ => Guess::SeenBefore(name.clone()),
-                    });
-                }
+        // Most hosts have none of the other parts.
+        let queues = facts.map_or(&[][..], |facts| &facts.queues);
+        let programs = facts.map_or(&[][..], |facts| &facts.programs);
+        if queues.is_empty() && programs.is_empty() && self.outside.is_empty() {
+            return;
+        }
+        let name = name_of(interface);
+        let devices = devices(facts, link, &name);
+        let named = |names: &[String]| match &devices {
+            Some(devices) => names.iter().any(|name| devices.contains(&name.as_str())),
+            None => !names.is_empty(),
+        };
+        if named(queues) || side == Side::Ingress && named(programs) {
+            guesses.push(Guess::SeenBefore(name.clone()));
+        }
+        let is_bridge = link.is_some_and(|link| link.kind.as_deref() == Some("bridge"));
+        for (table, chain) in &self.outside {
+            let Some(table) = self.host.rules.tables.get(*table) else { continue };
+            let Some((chain, base)) = table.chains.get(*chain).and_then(|chain| Some((chain, chain.base.as_ref()?)))
+            else {
+                continue;
+            };
+            let is_here = match base.hook {
+                _ if table.family == TableFamily::Bridge => is_bridge,
+                Hook::Ingress => side == Side::Ingress && named(&base.devices),
+                Hook::Egress => side == Side::Egress && named(&base.devices),
+                _ => false,
+            };
+            if is_here && (base.drops || may_act(table, &chain.name, packet, 0)) {
+                guesses.push(match table.family {
+                    TableFamily::Bridge => Guess::Bridge(name.clone()),
+                    _ => Guess::SeenBefore(name.clone()),
+                });
             }
         }
     }

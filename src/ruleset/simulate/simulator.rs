@@ -9,7 +9,7 @@ use crate::ruleset::host::Host;
 use crate::ruleset::region::LOCAL;
 use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::simulate::chains::Tracer;
-use crate::ruleset::table::Hook;
+use crate::ruleset::table::{Chain, Hook, Ruleset, Table, TableFamily};
 
 /// The kind of an address of another host: `RTN_UNICAST` in include/uapi/linux/rtnetlink.h.
 pub const UNICAST: u128 = 1;
@@ -46,6 +46,8 @@ pub struct Simulator<'a> {
     local: [Set; 2],
     broadcast: Set,
     pub(super) interfaces: HashMap<u128, Interface<'a>>,
+    /// The base chains of ingress and egress hooks and of bridges, which the simulator does not evaluate.
+    pub(super) outside: Vec<(usize, usize)>,
     /// The interfaces with a program or an ingress chain.
     seen_before: HashSet<u128>,
 }
@@ -71,7 +73,8 @@ impl<'a> Simulator<'a> {
                 seen_before.extend(base.devices.iter().map(|name| number_of_name(name.as_bytes(), 0)));
             }
         }
-        Self { host, tracer: Tracer::new(&host.rules), local, broadcast, interfaces, seen_before }
+        let outside = outside_chains(&host.rules);
+        Self { host, tracer: Tracer::new(&host.rules), local, broadcast, interfaces, outside, seen_before }
     }
 
     /// Returns true if an address is this host's, `None` if that is unknown.
@@ -108,7 +111,7 @@ impl<'a> Simulator<'a> {
 }
 
 /// Returns true if a base chain does more than count packets.
-fn may_drop(chain: &crate::ruleset::table::Chain) -> bool {
+fn may_drop(chain: &Chain) -> bool {
     let acts = chain.rules.iter().flat_map(|rule| &rule.cases).any(|case| !case.actions.is_empty());
     acts || chain.base.as_ref().is_some_and(|base| base.drops)
 }
@@ -141,4 +144,19 @@ fn interfaces(facts: &Facts) -> HashMap<u128, Interface<'_>> {
         (number_of_name(name.as_bytes(), 0), interface)
     });
     interfaces.collect()
+}
+
+/// Returns the positions of the base chains that the simulator does not evaluate.
+fn outside_chains(rules: &Ruleset) -> Vec<(usize, usize)> {
+    let tables = rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant);
+    let is_outside = |table: &Table, chain: &Chain| {
+        chain.base.as_ref().is_some_and(|base| {
+            table.family == TableFamily::Bridge || matches!(base.hook, Hook::Ingress | Hook::Egress)
+        })
+    };
+    tables
+        .flat_map(|(at, table)| table.chains.iter().enumerate().map(move |(number, chain)| (at, table, number, chain)))
+        .filter(|(_, table, _, chain)| is_outside(table, chain))
+        .map(|(at, _, number, _)| (at, number))
+        .collect()
 }
