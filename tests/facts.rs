@@ -513,3 +513,17 @@ fn routing_rules_lead_where_the_kernel_leads() {
         run(&net, "ip rule del prio 100; ip rule del prio 200");
     }
 }
+
+#[test]
+fn bridges_that_call_netfilter_are_found() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let found = || net.in_host(|| read(None)).netfilter_bridges;
+    assert!(found().is_empty());
+    run(&net, "ip link set docker0 type bridge nf_call_iptables 1");
+    assert_eq!(found(), BTreeSet::from([(Family::Ipv4, "docker0".to_owned())]));
+    run(&net, "ip link set docker0 type bridge nf_call_iptables 0 nf_call_ip6tables 1");
+    assert_eq!(found(), BTreeSet::from([(Family::Ipv6, "docker0".to_owned())]));
+}

@@ -301,7 +301,7 @@ fn iptables(rng: &mut Rng, v4: bool, constructs: &mut BTreeSet<&'static str>) ->
         if drops && !one_in(rng, 4) {
             text += "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
         }
-        for chain in ["INPUT", "FORWARD", "FORWARD", "OUTPUT", "Y"] {
+        for chain in ["INPUT", "FORWARD", "FORWARD", "FORWARD", "OUTPUT", "Y"] {
             for _ in 0..rng.u8(..2) {
                 let reject = if v4 { " -j REJECT --reject-with icmp-host-prohibited" } else { " -j REJECT" };
                 let target = choose(rng, &[" -j DROP", " -j ACCEPT", " -j Y", " -g Y", reject, " -j RETURN"]);
@@ -348,6 +348,8 @@ fn nat_target(rng: &mut Rng, v4: bool) -> String {
 fn routing(rng: &mut Rng, setup: &mut Setup) {
     setup.routing.push("route add default via 203.0.113.2".into());
     setup.routing.push("-6 route add default via 2001:db8:a::2".into());
+    let own = u8::from(one_in(rng, 8));
+    setup.routing.push(format!("link set br0 type bridge nf_call_iptables {own}"));
     if one_in(rng, 2) {
         setup.constructs.insert("policy routing");
         setup.routing.push("route add default via 198.51.100.2 table 7".into());

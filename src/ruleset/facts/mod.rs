@@ -142,6 +142,8 @@ pub struct Facts {
     pub programs: Vec<String>,
     /// Devices with a queueing discipline that can hold filters (tc).
     pub queues: Vec<String>,
+    /// The bridges that pass packets of a family to netfilter by their own option, for example `nf_call_iptables`.
+    pub netfilter_bridges: BTreeSet<(Family, String)>,
     /// True if the host has IPsec policies (xfrm).
     pub ipsec: bool,
     /// True if the host has virtual services (IPVS).

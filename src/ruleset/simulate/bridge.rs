@@ -1,6 +1,4 @@
 //! Packets that a bridge switches, and br_netfilter, which passes them to the IP hooks.
-//!
-//! Limit: the option `nf_call_iptables` of a single bridge is not read.
 
 use super::simulator::{Simulator, UNICAST};
 use crate::model::Family;
@@ -40,7 +38,8 @@ impl<'a> Simulator<'a> {
             Family::Ipv4 => "net/bridge/bridge-nf-call-iptables",
             Family::Ipv6 => "net/bridge/bridge-nf-call-ip6tables",
         };
-        Some(Bridge { link, switches, calls: facts.setting(setting).is_some_and(|value| value != "0") })
+        let own = facts.netfilter_bridges.contains(&(packet.family, link.name.clone()));
+        Some(Bridge { link, switches, calls: own || facts.setting(setting).is_some_and(|value| value != "0") })
     }
 
     /// Returns whether the source and the destination of a packet are behind the same port of a bridge, and the port does

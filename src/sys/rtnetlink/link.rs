@@ -22,6 +22,8 @@ const HEADER: usize = 16;
 
 /// `IFLA_BRPORT_MODE` in include/uapi/linux/if_link.h.
 const HAIRPIN: u16 = 4;
+/// `IFLA_BR_NF_CALL_IPTABLES` and `IFLA_BR_NF_CALL_IP6TABLES` in include/uapi/linux/if_link.h.
+const CALLS_NETFILTER: [u16; 2] = [36, 37];
 /// `IFLA_XDP_ATTACHED` in include/uapi/linux/if_link.h.
 const XDP_ATTACHED: u16 = 2;
 
@@ -54,6 +56,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// The namespace of the other end of a pair, by its number here. `None` means this namespace.
     pub peer_namespace: Option<i32>,
+    /// True if a bridge passes its IPv4 and IPv6 packets to netfilter (`nf_call_iptables`, `nf_call_ip6tables`).
+    pub calls_netfilter: [bool; 2],
     /// True if an XDP program is attached.
     pub has_xdp: bool,
 }
@@ -66,6 +70,8 @@ impl Link {
         let info = attributes.nested(libc::IFLA_LINKINFO).unwrap_or_default();
         let is_bridge_port = info.text(libc::IFLA_INFO_SLAVE_KIND).as_deref() == Some("bridge");
         let port = info.nested(libc::IFLA_INFO_SLAVE_DATA).filter(|_| is_bridge_port);
+        let is_bridge = info.text(libc::IFLA_INFO_KIND).as_deref() == Some("bridge");
+        let bridge = info.nested(libc::IFLA_INFO_DATA).filter(|_| is_bridge);
         let xdp = attributes.nested(libc::IFLA_XDP).and_then(|xdp| xdp.u8(XDP_ATTACHED));
         Some(Self {
             index: header.index,
@@ -81,6 +87,8 @@ impl Link {
             hairpin: port.and_then(|port| port.u8(HAIRPIN)).map(|mode| mode > 0),
             peer: attributes.u32(libc::IFLA_LINK),
             peer_namespace: attributes.u32(libc::IFLA_LINK_NETNSID).map(u32::cast_signed),
+            calls_netfilter: CALLS_NETFILTER
+                .map(|kind| bridge.and_then(|bridge| bridge.u8(kind)).is_some_and(|on| on > 0)),
             // The value 0 is `XDP_ATTACHED_NONE`.
             has_xdp: xdp.is_some_and(|mode| mode > 0),
         })

@@ -2,6 +2,7 @@
 
 use ipnetwork::IpNetwork;
 
+use crate::model::Family;
 use crate::ruleset::facts::{Facts, Link, Neighbour, Route};
 use crate::ruleset::table::Gap;
 use crate::sys::rtnetlink::{self, Address, NeighbourState, RouteType, Rule};
@@ -16,6 +17,11 @@ const DEFAULT: (u32, u32) = (32767, 253);
 pub(super) fn add_link(link: rtnetlink::Link, facts: &mut Facts) {
     if link.has_xdp {
         facts.programs.push(link.name.clone());
+    }
+    for (family, calls) in Family::ALL.into_iter().zip(link.calls_netfilter) {
+        if calls {
+            facts.netfilter_bridges.insert((family, link.name.clone()));
+        }
     }
     facts.links.push(Link {
         index: link.index,
