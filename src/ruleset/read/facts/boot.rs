@@ -1,9 +1,9 @@
-//! Services of systemd(1) that are started at boot: which of them flush rules, and which put ours back.
+//! The services of systemd(1) that flush rules at boot, and those that restore portfwd's rules.
 //!
-//! Read are the files of units as systemd finds them, with their drop-ins, and what they load: files of nft(8) with what those
-//! include, and scripts, whose lines are looked at one by one.
+//! The reader finds the unit files as systemd does, with their drop-ins, and the files that they load: files of nft(8) with
+//! their includes, and scripts, line by line.
 //!
-//! Be aware: what a program that is no script does is not known, nor whether a script gets as far as one of its lines.
+//! Limit: the reader does not know what other programs do, or whether a script reaches a line.
 //!
 //! Sources: systemd.unit(5), systemd.service(5), nft(8).
 
@@ -18,7 +18,7 @@ use crate::ruleset::facts::{Boot, Flush, Unit};
 use crate::ruleset::table::{Gap, TableFamily};
 use crate::sys::namespace::{self, Identity};
 
-/// Where units are, that before others which counts.
+/// The directories of units. The first one with a unit wins.
 const UNITS: [&str; 5] = [
     "etc/systemd/system",
     "run/systemd/system",
@@ -27,16 +27,16 @@ const UNITS: [&str; 5] = [
     "lib/systemd/system",
 ];
 
-/// The most bytes of one file.
+/// The maximum size of a file in bytes.
 const LARGEST: u64 = 4 << 20;
 
-/// How deep files may include each other.
+/// The maximum depth of includes.
 const DEEPEST: usize = 8;
 
-/// The most files that one unit loads.
+/// The maximum number of files that one unit loads.
 const MOST: usize = 64;
 
-/// Reads them. `None` where systemd does not run, or starts services in another network namespace than the thread's.
+/// Reads the services. Returns `None` if systemd does not run, or if its services are in another network namespace.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> Option<Boot> {
     let is_host = namespace::identity().is_ok_and(|identity| identity == Identity::Host);
     is_host.then(|| below(Path::new("/"), gaps)).flatten()

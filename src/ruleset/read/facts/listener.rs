@@ -1,4 +1,4 @@
-//! Sockets that wait for clients, and whose they are.
+//! The listening sockets and their processes.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -8,7 +8,7 @@ use crate::ruleset::facts::Listener;
 use crate::ruleset::table::Gap;
 use crate::sys::sockets;
 
-/// Reads them, in the order of protocol, port and address. Several sockets of one process at one port are one.
+/// Reads the sockets in the order of protocol, port and address. Several sockets of one process at one port become one.
 pub(super) fn read(gaps: &mut Vec<Gap>) -> Vec<Listener> {
     let sockets = match sockets::waiting(&BTreeSet::from(Protocol::ALL)) {
         Ok(sockets) => sockets,
@@ -17,7 +17,7 @@ pub(super) fn read(gaps: &mut Vec<Gap>) -> Vec<Listener> {
             return Vec::new();
         }
     };
-    // Those of the kernel itself (WireGuard, NFS) have no number.
+    // Sockets of the kernel itself (WireGuard, NFS) have no inode number.
     let inodes: HashSet<u32> = sockets.iter().map(|socket| socket.inode).filter(|inode| *inode > 0).collect();
     let owners = sockets::owners(&inodes);
     let unseen = inodes.len().saturating_sub(owners.len());
