@@ -30,9 +30,9 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Uid, chdir, mkdir, pivot_root, setgroups, setresgid, setresuid, symlinkat};
 
+use super::ffi;
 use super::netlink::wire::Kernel;
 use super::process::{self, ProcessError};
-use super::ffi;
 
 /// The id of `nobody`, the overflow id of the kernel.
 const NOBODY: u32 = 65534;
@@ -199,8 +199,7 @@ fn receive(socket: &UnixDatagram) -> io::Result<([u8; 5], Vec<OwnedFd>)> {
     let mut bytes = [0; 5];
     let mut space = nix::cmsg_space!([i32; 5]);
     let mut buffers = [IoSliceMut::new(&mut bytes)];
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut files = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control {
@@ -258,7 +257,13 @@ impl Sandbox {
     ///
     /// # Errors
     /// Fails if the tool cannot be started. Kills the tool after `timeout`.
-    pub fn run(&self, program: &Path, arguments: &[&str], input: &[u8], timeout: Duration) -> Result<Output, ProcessError> {
+    pub fn run(
+        &self,
+        program: &Path,
+        arguments: &[&str],
+        input: &[u8],
+        timeout: Duration,
+    ) -> Result<Output, ProcessError> {
         let prepare = || -> io::Result<_> {
             let mut stdin = File::from(memfd_create("input", MFdFlags::MFD_CLOEXEC)?);
             stdin.write_all(input)?;
