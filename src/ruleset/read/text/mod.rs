@@ -327,20 +327,22 @@ fn links(sandbox: &Sandbox, tables: &[Table<'_>]) -> io::Result<HashMap<u32, Str
 
 fn names_of_links(tokens: &[Token<'_>], names: &mut BTreeSet<String>) {
     let has = |words: &[&str]| tokens.iter().any(|token| matches!(token, Token::Word(word) if words.contains(word)));
-    // `device eth0` and `devices = { eth0, eth1 }` may have no quotes.
-    let devices = has(&["device", "devices", "devices="]);
-    if !devices && !has(&["iif", "oif", "sdif", "iface_index", "elements", "elements="]) {
+    let devices = has(&["devices", "devices="]);
+    if !devices && !has(&["device", "iif", "oif", "sdif", "iface_index", "elements", "elements="]) {
         return;
     }
+    let (mut inside, mut after_device) = (false, false);
     for token in tokens {
         let name = match token {
             Token::Quoted(name) => name,
-            Token::Word(word) if devices => word.trim_end_matches(','),
-            _ => continue,
+            // `device eth0` and `devices = { eth0, eth1 }` may have no quotes.
+            Token::Word(word) if after_device || devices && inside => word.trim_end_matches(','),
+            _ => "",
         };
-        let is_name =
-            (1..16).contains(&name.len()) && !name.contains(['/', ':', '%', '*', '=']) && name != "." && name != "..";
-        if is_name && name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        after_device = *token == Token::Word("device");
+        inside = (inside || *token == Token::Open) && *token != Token::Close;
+        let characters = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%*=,".contains(&byte));
+        if (1..16).contains(&name.len()) && characters(name) && name != "." && name != ".." {
             names.insert(name.to_owned());
         }
     }
@@ -361,6 +363,20 @@ fn merge(tables: &[Table<'_>], mut read: Ruleset, mut failures: Failures) -> Rul
         let mut target = found.map_or_else(new, |found| std::mem::replace(found, new()));
         // A rule that nft translated from iptables is not a rule that iptables cannot print.
         target.native.clear();
+        // The devices are in the text, even if this kernel has no flowtables.
+        for item in parts()
+            .flat_map(|part| &part.blocks)
+            .filter(|block| block.head.first() == Some("flowtable"))
+            .flat_map(|block| &block.items)
+        {
+            let mut names = BTreeSet::new();
+            if item.first().is_some_and(|first| first.starts_with("devices")) {
+                names_of_links(&item.tokens, &mut names);
+            }
+            target.flow_devices.extend(names);
+        }
+        target.flow_devices.sort_unstable();
+        target.flow_devices.dedup();
         let mut chains: BTreeMap<&str, Vec<&Item<'_>>> = BTreeMap::new();
         for block in parts().flat_map(|part| &part.blocks).filter(|block| block.head.first() == Some("chain")) {
             let Some((_, name)) = name(block) else { continue };

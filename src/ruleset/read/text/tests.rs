@@ -169,3 +169,13 @@ fn thousands_of_bad_lines_take_seconds() {
     assert_eq!(chain(&rules, "c").len(), 2001);
     assert_eq!(rules.gaps.len(), MAX_GAPS + 1);
 }
+
+#[test]
+fn devices_of_flowtables_are_read_from_the_text() {
+    let text = "table inet t {\n flowtable f {\n  hook ingress priority filter\n  devices = { eth0, \"wan0\" }\n  flags offload\n }\n chain c {\n  flow add @f\n }\n}\n";
+    let Some(rules) = parsed(text) else { return };
+    assert_eq!(rules.tables[0].flow_devices, ["eth0", "wan0"]);
+    assert_eq!(chain(&rules, "c").len(), 1);
+    // Some kernels have no flowtables.
+    assert!(rules.gaps.iter().all(|gap| gap.why.ends_with("No such file or directory")), "{:?}", rules.gaps);
+}
