@@ -14,7 +14,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -44,7 +44,7 @@ const MEMORY: u64 = 4 << 30;
 const ROOT: &str = "/tmp";
 
 /// The directories and files of the host that the sandbox has.
-const SHARED: [&str; 11] = [
+const SHARED: [&str; 10] = [
     "/usr",
     "/bin",
     "/sbin",
@@ -55,7 +55,6 @@ const SHARED: [&str; 11] = [
     "/etc/protocols",
     "/etc/services",
     "/etc/ld.so.cache",
-    "/etc/alternatives",
 ];
 
 /// The steps of the child, as texts for errors.
@@ -288,11 +287,6 @@ impl Sandbox {
         };
         process::run_prepared(program, arguments, stdin, timeout, enter)
     }
-
-    /// Returns the file of the network namespace.
-    pub fn network(&self) -> BorrowedFd<'_> {
-        self.network.as_fd()
-    }
 }
 
 #[cfg(test)]
@@ -325,7 +319,7 @@ mod tests {
         for hidden in ["home", "root", "proc", "sys", "dev", "run", "var", "passwd", "hosts", "nsswitch.conf"] {
             assert!(!listed.lines().any(|line| line == hidden), "{hidden}: {listed}");
         }
-        assert!(listed.contains("usr") && listed.contains("services"), "{listed}");
+        assert!(listed.lines().any(|line| line == "usr"), "{listed}");
         assert!(shell(&sandbox, "cat /etc/passwd").contains("No such file"));
         assert!(shell(&sandbox, "echo x > /usr/x").contains("denied") || !Uid::effective().is_root());
     }

@@ -6,7 +6,7 @@ use portfwd::lab::{Links, Netns};
 use portfwd::ruleset::read::{self, dump};
 use portfwd::ruleset::table::{Action, Chain, Rule, Ruleset, Table};
 
-use crate::support::{feed, privileged, root};
+use crate::support::{PORTFWD, Said, feed, privileged, root};
 
 /// Prepares rules for a comparison: sorts cases, because the kernel gives the elements of maps in any order, and removes the
 /// places in the text, and the owners that only the kernel knows.
@@ -158,4 +158,101 @@ fn the_text_of_iptables_nft_is_read_but_for_its_extensions() {
     assert_eq!(unread, text.matches("xt ").count().max(text.matches("# xt_").count()), "{text}");
     assert_eq!(read.gaps.len(), unread, "{text} {:?}", read.gaps);
     eprintln!("{text}");
+}
+
+/// Runs `portfwd audit` on a text, after a shell script in a mount namespace of its own. The script may set `$AS` to a
+/// command that runs portfwd.
+fn audit_after(script: &str, text: &str) -> Said {
+    let directory = tempfile::tempdir().expect("directory");
+    let file = directory.path().join("rules");
+    std::fs::write(&file, text).expect("written");
+    let program = directory.path().join("portfwd");
+    std::fs::copy(PORTFWD, &program).expect("copied");
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    for (path, mode) in [(directory.path(), 0o755), (&file, 0o644), (&program, 0o755)] {
+        std::fs::set_permissions(path, open(mode)).expect("changed");
+    }
+    let script = format!("set -e\n{script}\nexec $AS $PORTFWD audit --json $RULES");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).env("PORTFWD", &program).env("RULES", &file);
+    let output = command.env_remove("SSH_CONNECTION").output();
+    output.expect("unshare is installed").into()
+}
+
+const FORWARD: &str = "table ip nat {\n chain PREROUTING {\n  type nat hook prerouting priority dstnat; policy accept;\n  \
+                       iif \"eth7\" tcp dport 8080 dnat to 10.9.0.2:80\n }\n}\n";
+
+#[test]
+fn audit_of_a_text_needs_no_root_and_changes_nothing() {
+    if !privileged() {
+        return;
+    }
+    let namespace = Netns::new().expect("namespace");
+    let print = || {
+        let run = |program: &str, arguments: &[&str]| {
+            Said::from(Command::new(program).args(arguments).output().expect("installed"))
+        };
+        run("nft", &["list", "ruleset"]).stdout + &run("ip", &["-o", "link"]).stdout
+    };
+    let as_user = "AS='setpriv --reuid 65533 --regid 65533 --clear-groups --bounding-set -all'";
+    for script in ["", as_user] {
+        let (before, said, after) =
+            namespace.run(|| (print(), audit_after(script, FORWARD), print())).expect("namespace");
+        assert_eq!((said.code, &before), (0, &after), "{said:?}");
+        let all: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+        let forward = &all["forwards"][0];
+        assert_eq!((&forward["to"], &forward["interface"]), (&"10.9.0.2:80".into(), &"eth7".into()), "{forward}");
+        assert_eq!(all["unknown"], serde_json::json!([]), "{all}");
+    }
+}
+
+#[test]
+fn without_nft_or_namespaces_audit_asks_for_json() {
+    if !privileged() {
+        return;
+    }
+    let no_nft = "for f in /usr/sbin/nft /sbin/nft /usr/bin/nft /usr/local/sbin/nft; do [ ! -e $f ] || mount --bind /dev/null $f; done";
+    let no_namespaces = "exec unshare --user --map-root-user sh -c '
+        echo 0 > /proc/sys/user/max_user_namespaces; exec $PORTFWD audit --json $RULES'";
+    for (script, why) in [(no_nft, "there is no `nft`"), (no_namespaces, "cannot make a user namespace")] {
+        let namespace = Netns::new().expect("namespace");
+        let said = namespace.run(|| audit_after(script, FORWARD)).expect("namespace");
+        assert_eq!(said.code, 5, "{why}: {said:?}");
+        assert!(said.stderr.contains(why) && said.stderr.contains("`nft -j list ruleset`"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_text_cannot_read_a_file() {
+    if !privileged() {
+        return;
+    }
+    let secret = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
+    std::fs::write(secret.path(), "table ip secret-table { chain s3cr3t { accept; } }\n").expect("written");
+    let path = secret.path().display();
+    let inside = |line: &str| format!("table ip a {{\n chain c {{\n  {line}\n  accept\n }}\n}}\n");
+    for text in [
+        format!("include \"{path}\"\n{FORWARD}"),
+        format!("include\\\n\"{path}\"\n{FORWARD}"),
+        inside(&format!("include \"{path}\"")),
+        inside(&format!("include\t\"{path}\"; accept")),
+        inside(&format!("accept; include \"{path}\"")),
+        inside(&format!("# x\n\r include \"{path}\"")),
+        inside(&format!("inc\\\nlude \"{path}\"")),
+        inside(&format!("log prefix \"x\n include \"{path}\"")),
+        inside(&format!("ip saddr {{ include \"{path}\" }} accept")),
+        inside(&format!("socket cgroupv2 level 1 \"../../../{path}\" accept")),
+        inside(&format!("ip saddr @\"{path}\" accept")),
+        format!("table ip a {{ include \"{path}\"; }}\n"),
+        format!("table ip a {{\n set s {{\n  type ipv4_addr\n  elements = {{ include \"{path}\" }}\n }}\n}}\n"),
+        format!("define x = 1\n{FORWARD}"),
+        format!("@include \"{path}\"\n{FORWARD}"),
+    ] {
+        let said = audit_after("", &text);
+        assert!(said.code == 2 || said.code == 0, "{text}: {said:?}");
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(!all.contains("secret-table") && !all.contains("s3cr3t"), "{text}: {all}");
+        let read: serde_json::Value = serde_json::from_str(&said.stdout).unwrap_or_default();
+        assert!(said.code == 2 || read["unknown"].as_array().is_some_and(|all| !all.is_empty()), "{text}: {said:?}");
+    }
 }

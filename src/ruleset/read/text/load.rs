@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::sys::process::{self, ProcessError};
+use crate::sys::process::ProcessError;
 use crate::sys::sandbox::Sandbox;
 
 /// The time limit for all commands of a text.
@@ -30,10 +30,9 @@ pub(super) struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// # Errors
-    /// Fails if nft is not installed.
-    pub(super) fn new(sandbox: &'a Sandbox) -> Result<Self, ProcessError> {
-        Ok(Self { sandbox, nft: process::find("nft")?, deadline: Instant::now() + PATIENCE })
+    /// Starts the time limit. `nft` is the path of nft(8).
+    pub(super) fn new(sandbox: &'a Sandbox, nft: PathBuf) -> Self {
+        Self { sandbox, nft, deadline: Instant::now() + PATIENCE }
     }
 
     /// Returns true if there is no time left.
@@ -60,7 +59,9 @@ impl<'a> Loader<'a> {
                 false => match self.sandbox.run(&self.nft, &["-f", "-"], text.as_bytes(), left) {
                     Ok(done) if done.status.success() => continue,
                     Ok(done) => errors(&String::from_utf8_lossy(&done.stderr)),
-                    Err(ProcessError::Run(_, error)) if error.kind() == std::io::ErrorKind::TimedOut => continue_late(),
+                    Err(ProcessError::Run(_, error)) if error.kind() == std::io::ErrorKind::TimedOut => {
+                        vec![(None, LATE.to_owned())]
+                    }
                     Err(error) => return Err(error),
                 },
             };
@@ -90,10 +91,6 @@ impl<'a> Loader<'a> {
         }
         Ok(failures)
     }
-}
-
-fn continue_late() -> Vec<(Option<usize>, String)> {
-    vec![(None, LATE.to_owned())]
 }
 
 /// Groups the indexes of commands.
@@ -150,7 +147,7 @@ mod tests {
     #[test]
     fn refused_commands_are_found_and_the_others_are_loaded() {
         let Ok(sandbox) = Sandbox::new() else { return };
-        let loader = Loader::new(&sandbox).expect("nft is installed");
+        let loader = Loader::new(&sandbox, crate::sys::process::find("nft").expect("nft is installed"));
         let rule = |words: &str| format!("add rule ip t c {words}");
         let mut commands = vec!["add table ip t".to_owned(), "add chain ip t c".into()];
         for _ in 0..50 {

@@ -26,7 +26,7 @@ use crate::nft::transaction::{Connection, KernelError};
 use crate::ruleset::region::Region;
 use crate::ruleset::table::{self, Action, Case, Gap, Rule, Ruleset, TableFamily, Tool};
 use crate::sys::netlink::Socket;
-use crate::sys::process::ProcessError;
+use crate::sys::process::{self, ProcessError};
 use crate::sys::rtnetlink::{NewLink, Rtnetlink};
 use crate::sys::sandbox::{Sandbox, SandboxError};
 
@@ -100,9 +100,10 @@ pub fn parse(text: &str) -> Result<Ruleset, TextError> {
         return Err(TextError::TooLong(text.len()));
     }
     let mut tables = syntax::parse(text)?;
+    let nft = process::find("nft")?;
     let sandbox = Sandbox::new()?;
     let links = links(&sandbox, &tables)?;
-    let loader = Loader::new(&sandbox)?;
+    let loader = Loader::new(&sandbox, nft);
     let mut failures = Failures::default();
     let (commands, places) = declarations(&tables, &mut failures);
     let refused = loader.load(&commands)?;
