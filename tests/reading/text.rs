@@ -167,7 +167,8 @@ fn audit_after(script: &str, text: &str) -> Said {
     let file = directory.path().join("rules");
     std::fs::write(&file, text).expect("written");
     let program = directory.path().join("portfwd");
-    std::fs::copy(PORTFWD, &program).expect("copied");
+    // A file that this process wrote is busy while another test forks.
+    assert!(Command::new("cp").args([PORTFWD.as_ref(), program.as_os_str()]).status().expect("cp").success());
     let open = std::os::unix::fs::PermissionsExt::from_mode;
     for (path, mode) in [(directory.path(), 0o755), (&file, 0o644), (&program, 0o755)] {
         std::fs::set_permissions(path, open(mode)).expect("changed");
