@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use super::TextError;
+use super::error::TextError;
 use crate::ruleset::table::TableFamily;
 
 /// The largest depth of braces in an item.
@@ -76,6 +76,8 @@ pub(super) struct Block<'a> {
     /// The words before `{`.
     pub(super) head: Item<'a>,
     pub(super) items: Vec<Item<'a>>,
+    /// True if nft refused the block, or the hook of a chain.
+    pub(super) refused: bool,
 }
 
 /// A table.
@@ -200,7 +202,7 @@ impl<'a> Parser<'a> {
             }
             self.item.tokens.push(Token::Open);
         } else if self.in_table {
-            self.block = Some(Block { head: std::mem::take(&mut self.item), items: Vec::new() });
+            self.block = Some(Block { head: std::mem::take(&mut self.item), ..Block::default() });
         } else {
             let head = std::mem::take(&mut self.item);
             self.tables.push(table(&head)?);

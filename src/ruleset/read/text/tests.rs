@@ -1,5 +1,8 @@
+use super::commands::XT;
+use super::gaps::MAX_GAPS;
 use super::*;
 use crate::ruleset::read::dump;
+use crate::ruleset::table::{Action, Hook, Rule};
 
 /// Docker's rules in nftables, with the shapes that other programs add.
 const TEXT: &str = r#"table ip nat { # handle 4
@@ -178,4 +181,38 @@ fn devices_of_flowtables_are_read_from_the_text() {
     assert_eq!(chain(&rules, "c").len(), 1);
     // Some kernels have no flowtables.
     assert!(rules.gaps.iter().all(|gap| gap.why.ends_with("No such file or directory")), "{:?}", rules.gaps);
+}
+
+#[test]
+fn a_chain_that_nft_refuses_makes_its_hook_unknown() {
+    use crate::model::Family;
+    use crate::ruleset::view::{Fate, View};
+    for spec in [
+        "type nat hook prerouting priority nosuch; policy accept;",
+        "type nat hook prerouting priority -100; policy nosuch;",
+    ] {
+        let text = format!("table ip t {{\n chain c {{\n  {spec}\n  tcp dport 80 dnat to 10.0.0.1\n }}\n}}\n");
+        let Some(rules) = parsed(&text) else { return };
+        let view = View::new(&rules, |_| None);
+        let steps = &view.way(Family::Ipv4, Hook::Prerouting).expect("a way").steps;
+        assert!(matches!(steps.first().map(|step| &step.fate), Some(Fate::Unknown(_))), "{spec}: {steps:?}");
+        assert_eq!(rules.gaps.len(), 1, "{:?}", rules.gaps);
+    }
+}
+
+#[test]
+fn rules_with_sets_are_unknown_in_a_terse_text() {
+    let text =
+        "table ip t {\n set s {\n  type ipv4_addr\n }\n chain c {\n  ip saddr @s drop\n  @th,0,16 80 drop\n }\n}\n";
+    for (command, expected) in [
+        ("", false),
+        ("# nft list ruleset\n", false),
+        ("$ nft -t list ruleset\n", true),
+        ("# nft -st list ruleset\n", true),
+        ("# nft --terse list ruleset\n", true),
+    ] {
+        let Some(rules) = parsed(&format!("{command}{text}")) else { return };
+        let unknown: Vec<bool> = chain(&rules, "c").iter().map(is_unknown).collect();
+        assert_eq!(unknown, [expected, false], "{command}");
+    }
 }
