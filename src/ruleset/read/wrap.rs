@@ -10,7 +10,7 @@ const PROGRAMS: [&str; 5] = ["nft", "iptables", "ip6tables", "iptables-save", "i
 pub(super) fn unwrap(text: &str) -> Cow<'_, str> {
     let text = text.trim_start_matches('\u{feff}');
     let fenced = text.lines().any(is_fence);
-    let last = text.lines().filter(|line| !line.trim().is_empty()).next_back();
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
     let has_prompt = text.lines().any(|line| command(line).is_some()) || last.is_some_and(is_prompt);
     if !fenced && !has_prompt && !text.contains('\r') {
         return Cow::Borrowed(text);

@@ -1,6 +1,6 @@
 //! The commands for nft(8), and the interfaces that they need.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 
 use super::gaps::Failures;
@@ -76,21 +76,18 @@ pub(super) fn declarations(tables: &[Table<'_>], failures: &mut Failures) -> (Ve
         for (rank, at) in ordered {
             let Some(block) = table.blocks.get(at) else { continue };
             let Some((kind, name)) = name(block) else { continue };
-            match body(block, rank, failures, table) {
-                Some(body) => {
-                    commands.push(format!("add {kind} {place} {name}{body}"));
-                    places.push(Place { table: table_at, block: Some(at) });
-                }
-                None => continue,
-            }
+            let Some((body, elements)) = body(block, rank, failures, table) else { continue };
+            commands.push(format!("add {kind} {place} {name}{body}"));
+            commands.extend(elements.iter().map(|elements| format!("add element {place} {name} {{ {elements} }}")));
+            places.resize_with(commands.len(), || Place { table: table_at, block: Some(at) });
         }
     }
     (commands, places)
 }
 
-/// Returns the braces of a declaration. Returns `None` if nft could not load them.
-fn body(block: &Block<'_>, rank: usize, failures: &mut Failures, table: &Table<'_>) -> Option<String> {
-    let mut body = String::new();
+/// Returns the braces of a declaration, and groups of elements. Returns `None` if nft could not load them.
+fn body(block: &Block<'_>, rank: usize, failures: &mut Failures, table: &Table<'_>) -> Option<(String, Vec<String>)> {
+    let (mut body, mut elements) = (String::new(), Vec::new());
     for item in &block.items {
         if rank == 0 && is_rule(item) {
             continue;
@@ -104,12 +101,31 @@ fn body(block: &Block<'_>, rank: usize, failures: &mut Failures, table: &Table<'
             // Elements stay as long as this process reads them. Hardware is not needed to read a text.
             Some("timeout") if rank > 0 && block.head.first() != Some("ct") => continue,
             Some("flags") if block.head.first() == Some("flowtable") => continue,
-            Some("elements") => render(&without_times(&item.tokens)),
+            Some("elements" | "elements=") => {
+                let inside = item.tokens.iter().position(|token| *token == Token::Open)?;
+                let tokens = item.tokens.get(inside + 1..item.tokens.len().checked_sub(1)?)?;
+                elements = groups(&without_times(tokens));
+                continue;
+            }
             _ => item.text(),
         };
         body.extend([&text, "; "]);
     }
-    Some(if body.is_empty() { String::new() } else { format!(" {{ {body}}}") })
+    Some((if body.is_empty() { String::new() } else { format!(" {{ {body}}}") }, elements))
+}
+
+/// Splits a list of elements after commas. nft cannot send a large set at once.
+fn groups(elements: &[Token<'_>]) -> Vec<String> {
+    const BYTES: usize = 8000;
+    let (mut groups, mut group) = (Vec::new(), String::new());
+    for element in elements.split_inclusive(|token| matches!(token, Token::Word(word) if word.ends_with(','))) {
+        if group.len() > BYTES {
+            groups.push(std::mem::take(&mut group));
+        }
+        group.extend([&render(element), " "]);
+    }
+    groups.extend(Some(group).filter(|group| !group.is_empty()));
+    groups
 }
 
 /// Removes the timeouts of elements.
@@ -148,6 +164,12 @@ pub(super) fn each_rule<'a, 'b>(tables: &'b mut [Table<'a>]) -> impl Iterator<It
     })
 }
 
+/// Returns true if a token is the name of a refused set. `place` is the place of a chain.
+fn asks(refused: &HashSet<String>, place: &str, token: &Token<'_>) -> bool {
+    let table = place.rsplit_once(' ').map_or("", |(table, _)| table);
+    matches!(token, Token::Word(word) if word.starts_with('@') && refused.contains(&format!("{table} {word}")))
+}
+
 /// Returns true if the text has the command that printed it, and the command left out the elements of sets.
 pub(super) fn is_terse(text: &str) -> bool {
     let commands = text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
@@ -160,10 +182,19 @@ pub(super) fn is_terse(text: &str) -> bool {
 pub(super) fn rules(tables: &mut [Table<'_>], terse: bool) -> Vec<String> {
     let mut commands = Vec::new();
     let is_set = |token: &Token<'_>| matches!(token, Token::Word(word) if word.starts_with('@') && !word.contains(','));
+    let refused = tables
+        .iter()
+        .flat_map(|table| table.blocks.iter().filter(|block| block.refused).map(move |block| (table, block)));
+    // A set that has only a part of its elements would give wrong verdicts.
+    let refused: HashSet<String> = refused
+        .filter_map(|(table, block)| Some(format!("{} {} @{}", table.family.name(), table.name, name(block)?.1)))
+        .collect();
     for (place, item) in each_rule(tables) {
         let is_xt = |pair: &[Token<'_>]| matches!(pair, [Token::Word("xt"), Token::Word("match" | "target")]);
         if item.xt || item.tokens.windows(2).any(is_xt) {
             item.broken = Some(XT.into());
+        } else if !refused.is_empty() && item.tokens.iter().any(|token| asks(&refused, &place, token)) {
+            item.broken = Some("its set or flowtable was not read".into());
         } else if terse && item.tokens.iter().any(is_set) {
             item.broken = Some("`nft -t` does not print the elements of sets; use `nft list ruleset`".into());
         } else if item.broken.is_none() {

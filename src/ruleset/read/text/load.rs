@@ -7,20 +7,18 @@ use crate::sys::process::ProcessError;
 use crate::sys::sandbox::Sandbox;
 
 /// The time limit for all commands of a text.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The largest number of commands of one transaction.
-const CHUNK: usize = 1000;
+/// The largest estimated size of a transaction in bytes. Without rights outside of its namespace, nft cannot send more than
+/// `net.core.wmem_default` (212,992 bytes) at once.
+const CHUNK: usize = 150_000;
 
-/// The number of commands of a transaction after one with many mistakes. nft prints only ten mistakes of a transaction, so
-/// long ones would be read again and again.
-const SMALL_CHUNK: usize = 50;
-
-/// The largest size of a transaction in bytes, unless one command is larger.
-const CHUNK_BYTES: usize = 4 << 20;
+/// The estimated size of a transaction after one with many mistakes. nft prints only ten mistakes of a transaction, so long
+/// ones would be read again and again.
+const SMALL_CHUNK: usize = CHUNK / 4;
 
 /// The reason that a command was not tried.
-const LATE: &str = "it was not tried, because other lines took 30 seconds";
+const LATE: &str = "it was not tried, because other lines took 60 seconds";
 
 /// nft(8) in a sandbox.
 pub(super) struct Loader<'a> {
@@ -49,7 +47,7 @@ impl<'a> Loader<'a> {
     /// Fails if nft cannot be run.
     pub(super) fn load(&self, commands: &[String]) -> Result<Vec<Option<String>>, ProcessError> {
         let mut failures: Vec<Option<String>> = vec![None; commands.len()];
-        let mut waiting = chunks(commands);
+        let mut waiting = chunks(commands, 0..commands.len(), CHUNK);
         waiting.reverse();
         while let Some(mut chunk) = waiting.pop() {
             let left = self.deadline.saturating_duration_since(Instant::now());
@@ -76,7 +74,7 @@ impl<'a> Loader<'a> {
             if found {
                 chunk.retain(|at| failures.get(*at).is_some_and(Option::is_none));
                 let size = if errors.len() < 10 { CHUNK } else { SMALL_CHUNK };
-                waiting.extend(chunk.chunks(size).rev().map(<[usize]>::to_vec));
+                waiting.extend(chunks(commands, chunk, size).into_iter().rev());
             } else if chunk.len() > 1 && !self.is_late() {
                 let second = chunk.split_off(chunk.len() / 2);
                 waiting.extend([second, chunk]);
@@ -93,16 +91,19 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Groups the indexes of commands.
-fn chunks(commands: &[String]) -> Vec<Vec<usize>> {
+/// Groups the indexes of commands by the estimated size of their messages.
+fn chunks(commands: &[String], indexes: impl IntoIterator<Item = usize>, most: usize) -> Vec<Vec<usize>> {
     let mut chunks: Vec<Vec<usize>> = Vec::new();
     let mut size = 0;
-    for (at, command) in commands.iter().enumerate() {
-        size += command.len();
+    for at in indexes {
+        let text = commands.get(at).map_or("", String::as_str);
+        let factor = if text.starts_with("add element") { 5 } else { 12 };
+        let message = 100 + factor * text.len();
+        size += message;
         match chunks.last_mut() {
-            Some(chunk) if chunk.len() < CHUNK && size <= CHUNK_BYTES => chunk.push(at),
+            Some(chunk) if size <= most => chunk.push(at),
             _ => {
-                size = command.len();
+                size = message;
                 chunks.push(vec![at]);
             }
         }
@@ -137,11 +138,12 @@ mod tests {
 
     #[test]
     fn chunks_have_a_limit_and_keep_the_order() {
-        let commands = vec!["x".repeat(1 << 20); 9];
-        let sizes: Vec<usize> = chunks(&commands).iter().map(Vec::len).collect();
-        assert_eq!((sizes, chunks(&commands).concat()), (vec![4, 4, 1], (0..9).collect()));
-        assert_eq!(chunks(&vec![String::new(); 2500]).iter().map(Vec::len).collect::<Vec<_>>(), [1000, 1000, 500]);
-        assert_eq!(chunks(&["x".repeat(5 << 20), String::new()]).len(), 2);
+        let groups = |commands: &[String]| chunks(commands, 0..commands.len(), CHUNK);
+        let commands = vec!["x".repeat(3000); 9];
+        let sizes: Vec<usize> = groups(&commands).iter().map(Vec::len).collect();
+        assert_eq!((sizes, groups(&commands).concat()), (vec![4, 4, 1], (0..9).collect()));
+        assert_eq!(groups(&vec![String::new(); 2500]).iter().map(Vec::len).collect::<Vec<_>>(), [1500, 1000]);
+        assert_eq!(groups(&["x".repeat(1 << 20), String::new()]).len(), 2);
     }
 
     #[test]

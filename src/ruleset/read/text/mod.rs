@@ -61,7 +61,9 @@ pub fn parse(text: &str) -> Result<Ruleset, TextError> {
             failures.add(table, table.line, "the table", &message);
             continue;
         };
-        block.refused = true;
+        if std::mem::replace(&mut block.refused, true) {
+            continue;
+        }
         let (line, text, is_chain) = (block.head.line, block.head.text(), block.head.first() == Some("chain"));
         // Rules may jump to a chain without its hook.
         let chain = name(block).filter(|_| is_chain).map(|(_, name)| name);

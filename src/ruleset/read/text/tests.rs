@@ -180,7 +180,8 @@ fn devices_of_flowtables_are_read_from_the_text() {
     assert_eq!(rules.tables[0].flow_devices, ["eth0", "wan0"]);
     assert_eq!(chain(&rules, "c").len(), 1);
     // Some kernels have no flowtables.
-    assert!(rules.gaps.iter().all(|gap| gap.why.ends_with("No such file or directory")), "{:?}", rules.gaps);
+    let refused = rules.gaps.first().is_none_or(|gap| gap.why.ends_with("No such file or directory"));
+    assert!(refused && is_unknown(&chain(&rules, "c")[0]) != rules.gaps.is_empty(), "{:?}", rules.gaps);
 }
 
 #[test]
@@ -215,4 +216,22 @@ fn rules_with_sets_are_unknown_in_a_terse_text() {
         let unknown: Vec<bool> = chain(&rules, "c").iter().map(is_unknown).collect();
         assert_eq!(unknown, [expected, false], "{command}");
     }
+}
+
+#[test]
+fn a_set_is_read_whole_or_not_at_all() {
+    let elements =
+        |last: &str| (0..3000).map(|at| format!("10.0.{}.{}, ", at / 250, at % 250)).collect::<String>() + last;
+    let text = |last: &str| {
+        format!(
+            "table ip t {{\n map m {{\n  type ipv4_addr : verdict\n  elements = {{ {} }}\n }}\n chain d {{\n }}\n chain c {{\n  type nat hook prerouting priority 0\n  ip daddr vmap @m\n  accept\n }}\n}}\n",
+            elements(last).replace(", ", " : jump d, ")
+        )
+    };
+    let Some(whole) = parsed(&text("10.1.0.0 : jump d")) else { return };
+    assert_eq!(chain(&whole, "c")[0].cases.len(), 3001, "{:?}", whole.gaps);
+    let part = parsed(&text("10.1.0.0 : jump nowhere")).expect("as before");
+    assert!(is_unknown(&chain(&part, "c")[0]) && !is_unknown(&chain(&part, "c")[1]));
+    let lines: Vec<&str> = part.gaps.iter().map(|gap| gap.what.as_str()).collect();
+    assert_eq!(lines, ["ip t, line 2: `map m`", "ip t, line 10: `ip daddr vmap @m`"]);
 }
