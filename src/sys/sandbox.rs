@@ -26,6 +26,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Uid, chdir, mkdir, pivot_root, setgroups, setresgid, setresuid, symlinkat};
@@ -224,6 +225,9 @@ impl Sandbox {
         let child = ffi::fork(|| answer(&there, make(&plan)).map_or(1, |()| 0)).map_err(failed)?;
         drop(there);
         let received = receive(&here);
+        if received.is_err() {
+            kill(child, Signal::SIGKILL).map_err(|error| failed(error.into()))?;
+        }
         waitpid(child, None).map_err(|error| failed(error.into()))?;
         let ([step, number @ ..], files) = received.map_err(failed)?;
         if let Some(step) = STEPS.get(usize::from(step)) {

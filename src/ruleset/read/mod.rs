@@ -96,3 +96,33 @@ pub fn together(dumps: Vec<Ruleset>) -> Ruleset {
     all.tables.extend(saved);
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_is_found_in_what_surrounds_it() {
+        let save =
+            "*nat\n:PREROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
+        let list = "-P PREROUTING ACCEPT\n-P POSTROUTING ACCEPT\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1\n";
+        let json = "{\"nftables\": [{\"table\": {\"family\": \"ip\", \"name\": \"nat\", \"handle\": 1}}]}\n";
+        for text in [save, list, json] {
+            for text in [
+                text.to_owned(),
+                format!("\u{feff}{text}"),
+                text.replace('\n', "\r\n"),
+                format!("It does not work:\n```\n{text}```\nWhy?\n"),
+                format!("root@fw:~# nft -j list ruleset\n{text}root@fw:~#\n"),
+                format!("$ iptables -t nat -S\n{text}"),
+                format!("\n\n~~~ text\n# iptables-save\n{text}"),
+            ] {
+                let rules = dump(&text, None).unwrap_or_else(|error| panic!("{error}: {text}"));
+                let names: Vec<&str> = rules.tables.iter().map(|table| &*table.name).collect();
+                assert_eq!((names, rules.gaps), (vec!["nat"], Vec::new()), "{text}");
+            }
+        }
+        assert!(matches!(dump("```\n```\n", None), Err(DumpError::Empty)));
+        assert!(matches!(dump("Chain INPUT (policy ACCEPT)\n", None), Err(DumpError::Neither)));
+    }
+}

@@ -118,7 +118,8 @@ fn errors(stderr: &str) -> Vec<(Option<usize>, String)> {
         let number = place.trim_end_matches([':', ' ']).rsplit(':').nth(1).and_then(|number| number.parse().ok());
         Some((number, message.trim().to_owned()))
     };
-    stderr.lines().filter_map(error).collect()
+    // nft repeats the commands, which may contain any words.
+    stderr.lines().filter(|line| !line.starts_with("add ")).filter_map(error).collect()
 }
 
 #[cfg(test)]
@@ -127,7 +128,7 @@ mod tests {
 
     #[test]
     fn lines_of_errors_are_read() {
-        let stderr = "/dev/stdin:3:17-19: Error: No symbol type information\nadd rule ip t c foo\n                ^^^\n\
+        let stderr = "/dev/stdin:3:17-19: Error: No symbol type information\nadd rule ip t c foo comment \"x:9:9-9: Error: y\"\n                ^^^\n\
                       Error: Could not process rule: Operation not permitted\n";
         let expected = [
             (Some(3), "No symbol type information".to_owned()),
