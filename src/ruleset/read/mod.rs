@@ -44,13 +44,12 @@ pub enum DumpError {
 /// [`DumpError`], with the line.
 pub fn dump(text: &str, family: Option<Family>) -> Result<Ruleset, DumpError> {
     let text = &*wrap::unwrap(text);
-    // A command line before JSON.
-    let object = text.trim_start_matches(|first: char| first.is_whitespace());
-    if object.is_empty() {
+    let mut lines = text.lines().map(str::trim_ascii_start).filter(|line| !line.is_empty()).peekable();
+    if lines.peek().is_none() {
         return Err(DumpError::Empty);
     }
-    let json = object.lines().find(|line| !line.starts_with('#')).is_some_and(|line| line.starts_with('{'));
-    match json {
+    let is_json = lines.find(|line| !line.starts_with('#')).is_some_and(|line| line.starts_with('{'));
+    match is_json {
         true => Ok(json::parse(&without_remarks(text))?),
         false if save::is_one(text) => Ok(save::parse(text, family)?),
         false if list::is_one(text) => Ok(list::parse(text, family)?),

@@ -213,7 +213,7 @@ pub(super) fn links(sandbox: &Sandbox, tables: &[Table<'_>]) -> io::Result<HashM
     }
     let links = Rtnetlink::over(Socket::over(Box::new(sandbox.route()?)));
     for name in names.into_iter().filter(|name| name != "lo").take(MAX_LINKS) {
-        // Without its interface, nft refuses the line and says so.
+        // If the interface is missing, nft refuses the line with a message.
         drop(links.add_bridge(NewLink { name: &name, mac: None }));
     }
     Ok(links.links()?.complete()?.into_iter().map(|link| (link.index, link.name)).collect())

@@ -16,17 +16,17 @@ pub enum TextError {
     /// Something that is not in a table, or a command that reads a file or sets a variable.
     #[error("line {line}: `{}` is not in the output of `nft list ruleset`", printable(&.word.chars().take(120).collect::<String>()))]
     Command {
-        /// The line number.
+        /// The number of the line, from 1.
         line: usize,
-        /// The text.
+        /// The command, or its first word.
         word: String,
     },
-    /// A malformed table.
+    /// A table without a name, or with an unbalanced brace.
     #[error("line {line}: {why}")]
     Shape {
-        /// The line number.
+        /// The number of the line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The mistake, as a message.
         why: &'static str,
     },
     /// The text is too long.
