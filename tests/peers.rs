@@ -267,8 +267,10 @@ fn test_nft(name: &str, owner: &str) {
     peer.run_inside(|| feed("nft", &["-f", "-"], &read(&file)));
     let live = peer.view(&[]);
     check_view(&live, name, &[read(&file)], owner, &[]);
-    let dumped = peer.dump_view(&[("rules.json", "nft", &["-j", "list", "ruleset"])]);
-    assert_eq!(dumped.comparable(), live.comparable(), "{name}");
+    for arguments in [&["-j", "list", "ruleset"][..], &["-a", "list", "ruleset"], &["-s", "-a", "list", "ruleset"]] {
+        let dumped = peer.dump_view(&[("rules", "nft", arguments)]);
+        assert_eq!(dumped.comparable(), live.comparable(), "{name} {arguments:?}");
+    }
 }
 
 /// Tests recorded iptables(8) rules with both variants: from the kernel, and from a dump of iptables-save.
@@ -294,6 +296,20 @@ fn test_iptables(name: &str, files: &[&str], owner: &str, user_targets: &[&str])
             all.into_iter().filter(|(_, program, _)| !peer.run(program, &[]).stdout.is_empty()).collect();
         let dumped = peer.dump_view(&dumps);
         assert_eq!(dumped.comparable(), live.comparable(), "{name}, {}", variant.name());
+        let programs = ["iptables", "ip6tables"].map(|word| format!("{word}-{}", variant.name()));
+        let tables: [[&str; 3]; 3] = ["filter", "nat", "mangle"].map(|table| ["-t", table, "-S"]);
+        let names: Vec<String> =
+            programs.iter().flat_map(|program| tables.map(|[_, table, _]| format!("{program}.{table}"))).collect();
+        let all = programs.iter().flat_map(|program| tables.iter().map(move |table| (program.as_str(), &table[..])));
+        let dumps: Vec<_> =
+            names.iter().zip(all).map(|(name, (program, table))| (name.as_str(), program, table)).collect();
+        let listed = peer.dump_view(&dumps);
+        // `iptables -S` does not print its variant.
+        let tables = |view: &View| {
+            let word = |row: &&str| row.replace("ip6tables-legacy", "ip6").replace("iptables-legacy", "ip");
+            view.comparable().map(|rows| rows.iter().map(word).collect::<Vec<_>>())
+        };
+        assert_eq!(tables(&listed), tables(&live), "{name}, {} -S", variant.name());
     }
 }
 

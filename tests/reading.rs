@@ -16,6 +16,8 @@ use crate::support::feed;
 mod iptables;
 /// Tests that read rules of nft(8) from the kernel.
 mod nft;
+/// Tests that read the text of nft(8).
+mod text;
 
 /// Loads rules in a new namespace and reads them.
 fn read_after(load: impl FnOnce() + Send) -> Ruleset {

@@ -3,30 +3,51 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr::{self, NonNull};
 use std::{io, slice};
 
-use mnl::mnl_sys;
 use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
 use nftnl_sys as sys;
 use nix::libc;
-
-/// Returns the file descriptor of a socket.
-pub(super) fn descriptor(socket: &mnl::Socket) -> BorrowedFd<'_> {
-    // SAFETY: the socket owns the descriptor, keeps it open, and is borrowed as long as the result.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
-}
+use nix::unistd::{ForkResult, Pid};
 
 /// Switches on an option of a netlink socket, `NETLINK_…`.
 ///
 /// # Errors
 /// Fails if the kernel does not have the option.
-pub(super) fn enable(socket: &mnl::Socket, option: libc::c_int) -> io::Result<()> {
+pub(super) fn enable(socket: &impl AsFd, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the socket is open; the option's value is an int that outlives the call.
-    let result =
-        unsafe { mnl_sys::mnl_socket_setsockopt(socket.as_raw_socket(), option, (&raw const on).cast_mut().cast(), 4) };
+    let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the socket is open; the option's value is an int of `size` bytes that outlives the call.
+    let result = unsafe { libc::setsockopt(socket, libc::SOL_NETLINK, option, (&raw const on).cast(), size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Forks this process. The child calls `job` and ends with the code that `job` returns. Returns the PID of the child.
+///
+/// Another thread of this process may hold a lock during the fork, so `job` must take no lock and must not panic.
+pub(super) fn fork(job: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: the child makes system calls and allocates memory only, which glibc allows after a fork, and then ends.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        // SAFETY: `_exit` runs no handlers of this process.
+        ForkResult::Child => unsafe { libc::_exit(job()) },
+    }
+}
+
+/// Lets the child of a command call `prepare` before it becomes the program. The rules of [`fork`] apply to `prepare`.
+pub(super) fn before_exec(command: &mut Command, prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
+    // SAFETY: `prepare` makes system calls only.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Takes over file descriptors that a message brought.
+pub(super) fn received(descriptors: &[RawFd]) -> Vec<OwnedFd> {
+    // SAFETY: the kernel made the descriptors for this message, and nothing else owns them.
+    descriptors.iter().map(|descriptor| unsafe { OwnedFd::from_raw_fd(*descriptor) }).collect()
 }
 
 /// Returns the cookie of the network namespace that a socket belongs to (`SO_NETNS_COOKIE`). Returns `None` before Linux

@@ -9,6 +9,7 @@ pub mod offload;
 pub mod privilege;
 pub mod process;
 pub mod rtnetlink;
+pub mod sandbox;
 pub mod sockets;
 pub mod ssh;
 pub mod sysctl;

@@ -56,11 +56,29 @@ pub fn find(name: &str) -> Result<PathBuf, ProcessError> {
 /// Fails if the tool cannot be started. Kills the tool if it does not close its outputs within 10 minutes, or prints more than
 /// 256 MiB.
 pub fn run(program: &Path, arguments: &[&str], stdin: impl Into<Stdio>) -> Result<Output, ProcessError> {
+    let command = &mut tool(program, arguments);
+    output(command.stdin(stdin), TIMEOUT).map_err(|error| ProcessError::Run(program.to_owned(), error))
+}
+
+/// Runs a tool as [`run`] does, for at most `timeout`. The new process calls `prepare` first; see [`ffi::before_exec`].
+pub(super) fn run_prepared(
+    program: &Path,
+    arguments: &[&str],
+    stdin: File,
+    timeout: Duration,
+    prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<Output, ProcessError> {
+    let mut command = tool(program, arguments);
+    ffi::before_exec(&mut command, prepare);
+    output(command.stdin(stdin), timeout).map_err(|error| ProcessError::Run(program.to_owned(), error))
+}
+
+fn tool(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     // A process group of its own: a signal to the group of this process, such as Ctrl-C, lets the tool finish.
     command.process_group(0).args(arguments).current_dir("/");
     command.env_clear().env("PATH", DIRECTORIES.join(":")).env("LC_ALL", "C");
-    output(command.stdin(stdin), TIMEOUT).map_err(|error| ProcessError::Run(program.to_owned(), error))
+    command
 }
 
 fn output(command: &mut Command, timeout: Duration) -> io::Result<Output> {

@@ -35,7 +35,8 @@ const MAX_DUMP: u64 = 1 << 30;
 ///
 /// Without FILE, reads the kernel, and reports what it could not read without root.
 /// With FILEs, reads only these dumps of one host, and needs no root: the output
-/// of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`.
+/// of `nft list ruleset`, `nft -j list ruleset`, `iptables-save`, `iptables -S`,
+/// and the same of ip6tables. nft itself reads its text, in namespaces of its own.
 #[derive(Debug, clap::Args)]
 pub struct AuditArgs {
     /// Dumps of the rules of one host
@@ -141,7 +142,8 @@ fn finding_ids(ids: &[String]) -> Result<BTreeSet<String>, Failure> {
 fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
     let usage = |what: String| Failure::Usage {
         what: format!("{}: {what}", printable(&path.display().to_string())),
-        help: "give the output of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`".into(),
+        help: "give the output of `iptables-save`, `ip6tables-save`, `nft list ruleset` or `nft -j list ruleset`"
+            .into(),
     };
     let size = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
     if size > MAX_DUMP {
@@ -154,6 +156,11 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
     let family = ["ip6tables", "v6"].iter().any(|word| name.contains(word)).then_some(Family::Ipv6);
     match read::dump(&text, family) {
         Err(DumpError::Empty) if several => Ok(Ruleset::default()),
+        Err(DumpError::Text(error)) if error.is_of_host() => Err(Failure::Unsupported {
+            what: format!("{}: {:#}", printable(&path.display().to_string()), anyhow::Error::new(error)),
+            help: "give the output of `nft -j list ruleset` instead".into(),
+        }
+        .into()),
         other => Ok(other.map_err(|error| usage(error.to_string()))?),
     }
 }

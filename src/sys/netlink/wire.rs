@@ -1,14 +1,13 @@
 //! The transport under a netlink socket: the kernel, or recorded answers in tests and fuzzers.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use mnl::Bus;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, recvmsg, setsockopt, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recvmsg, setsockopt, sockopt};
+use socket2::{Domain, Protocol, Type};
 
 use crate::sys::ffi;
 
@@ -65,10 +64,7 @@ pub trait Notifications {
 }
 
 /// A netlink socket of the kernel.
-pub struct Kernel {
-    bus: Bus,
-    socket: mnl::Socket,
-}
+pub struct Kernel(socket2::Socket);
 
 impl Kernel {
     /// Opens a socket in the network namespace of the calling thread.
@@ -76,32 +72,42 @@ impl Kernel {
     /// # Errors
     /// Fails if the kernel does not have the family or an option.
     pub fn open(bus: Bus) -> io::Result<Self> {
-        let kernel = Self::unbound(bus)?;
+        Self::over(Self::unbound(bus)?)
+    }
+
+    /// Opens a socket that is not bound yet. Allocates no memory, so a forked child may call this function.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not have the family.
+    pub fn unbound(bus: Bus) -> io::Result<OwnedFd> {
+        let family = Domain::from(libc::AF_NETLINK);
+        socket2::Socket::new(family, Type::RAW.cloexec(), Some(Protocol::from(bus as i32))).map(OwnedFd::from)
+    }
+
+    /// Configures and binds a socket that may be from another network namespace.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not have an option.
+    pub fn over(unbound: OwnedFd) -> io::Result<Self> {
+        let kernel = Self(unbound.into());
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
-            ffi::enable(&kernel.socket, option)?;
+            ffi::enable(&kernel.0, option)?;
         }
-        let timeout = TimeVal::new(TIMEOUT.as_secs().cast_signed(), 0);
-        setsockopt(&ffi::descriptor(&kernel.socket), sockopt::ReceiveTimeout, &timeout)?;
+        kernel.0.set_read_timeout(Some(TIMEOUT))?;
         kernel.bind(0)?;
         Ok(kernel)
     }
 
-    fn unbound(bus: Bus) -> io::Result<Self> {
-        let socket = mnl::Socket::open(bus)?;
-        fcntl(ffi::descriptor(&socket), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        Ok(Self { bus, socket })
-    }
-
     /// Joins multicast groups, at a port that the kernel chooses.
     fn bind(&self, groups: u32) -> io::Result<()> {
-        self.socket.bind(groups, 0)
+        Ok(bind(self.0.as_raw_fd(), &NetlinkAddr::new(0, groups))?)
     }
 
     /// Receives a datagram from the kernel and skips those of other processes.
     fn receive_from_kernel(&self, buffer: &mut [u8], flags: MsgFlags) -> io::Result<usize> {
         loop {
             let mut buffers = [IoSliceMut::new(buffer)];
-            let received = recvmsg::<NetlinkAddr>(self.socket.as_raw_fd(), &mut buffers, None, flags)?;
+            let received = recvmsg::<NetlinkAddr>(self.0.as_raw_fd(), &mut buffers, None, flags)?;
             if received.flags.contains(MsgFlags::MSG_TRUNC) {
                 return Err(io::Error::other("a netlink message is longer than the buffer"));
             }
@@ -114,7 +120,7 @@ impl Kernel {
 
 impl Wire for Kernel {
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.send(bytes).map(drop)
+        self.0.send(bytes).map(drop)
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -122,28 +128,27 @@ impl Wire for Kernel {
     }
 
     fn reserve(&mut self, size: usize) -> io::Result<()> {
-        let socket = ffi::descriptor(&self.socket);
         // Only CAP_NET_ADMIN in the first user namespace may exceed the limit of the system.
-        if setsockopt(&socket, sockopt::SndBufForce, &size).is_err() {
-            setsockopt(&socket, sockopt::SndBuf, &size)?;
+        if setsockopt(&self.0, sockopt::SndBufForce, &size).is_err() {
+            setsockopt(&self.0, sockopt::SndBuf, &size)?;
         }
         Ok(())
     }
 
     fn check_strictly(&mut self) -> io::Result<()> {
-        ffi::enable(&self.socket, libc::NETLINK_GET_STRICT_CHK)
+        ffi::enable(&self.0, libc::NETLINK_GET_STRICT_CHK)
     }
 
     fn subscribe(&self, groups: u32, space: usize) -> io::Result<Box<dyn Notifications>> {
-        let kernel = Self::unbound(self.bus)?;
-        let [own, new] = [self, &kernel].map(|kernel| ffi::namespace_cookie(&ffi::descriptor(&kernel.socket)));
+        let protocol = self.0.protocol()?;
+        let kernel = Self(socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.cloexec(), protocol)?);
+        let [own, new] = [self, &kernel].map(|kernel| ffi::namespace_cookie(&kernel.0));
         if own? != new? {
             return Err(io::Error::other("the thread has left the network namespace"));
         }
-        let socket = ffi::descriptor(&kernel.socket);
         // Only CAP_NET_ADMIN in the first user namespace may exceed the limit of the system.
-        if setsockopt(&socket, sockopt::RcvBufForce, &space).is_err() {
-            setsockopt(&socket, sockopt::RcvBuf, &space)?;
+        if setsockopt(&kernel.0, sockopt::RcvBufForce, &space).is_err() {
+            setsockopt(&kernel.0, sockopt::RcvBuf, &space)?;
         }
         kernel.bind(groups)?;
         Ok(Box::new(kernel))

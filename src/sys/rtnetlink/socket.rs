@@ -71,7 +71,8 @@ impl Rtnetlink {
         Ok(Self::over(Socket::open(Bus::Route)?))
     }
 
-    pub(super) fn over(socket: Socket) -> Self {
+    /// Uses a socket that is open.
+    pub fn over(socket: Socket) -> Self {
         Self { socket: RefCell::new(socket) }
     }
 
