@@ -5,8 +5,8 @@ use std::io::Write;
 
 use super::json::{self, List, Listed, Other};
 use super::{Global, Output, failure};
-use crate::engine::BackendId;
 use crate::engine::timing::Phase;
+use crate::engine::{BackendId, Engine};
 use crate::model::error::printable;
 use crate::model::{Binding, Comment, Counter, DesiredState, Observed, SetRule};
 
@@ -36,14 +36,7 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     for name in &lifted.foreign {
         writeln!(output.stderr, "warning: {name}{place} is foreign; `portfwd apply` removes it")?;
     }
-    for stale in engine.stale_backends() {
-        let backend = if stale == BackendId::Nft { "nft" } else { "iptables" };
-        writeln!(
-            output.stderr,
-            "warning: {stale} also has rules of portfwd; `--backend {backend}` lists them, the next change moves them to {}",
-            engine.id()
-        )?;
-    }
+    warn_about_stale_backends(&engine, output)?;
     let differs = forwards.iter().any(|forward| forward.state != "live")
         || [&networks, &masquerades, &snats, &netmaps].into_iter().flatten().any(|other| other.state != "live");
     if let Some(note) = changes_since(engine.state().committed, generation).filter(|_| differs) {
@@ -62,6 +55,20 @@ pub fn run(_args: &ListArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     let others = [networks, masquerades, snats, netmaps].concat();
     output.timing.measure(Phase::Print, || print(&forwards, &others, output.stdout))?;
     Ok(0)
+}
+
+/// Warns about rules of portfwd in backends that are not in use. Returns true if there are such rules.
+pub(super) fn warn_about_stale_backends(engine: &Engine, output: &mut Output<'_>) -> std::io::Result<bool> {
+    let stale = engine.stale_backends();
+    for backend in &stale {
+        let name = if *backend == BackendId::Nft { "nft" } else { "iptables" };
+        writeln!(
+            output.stderr,
+            "warning: {backend} also has rules of portfwd; `--backend {name}` lists them, the next change moves them to {}",
+            engine.id()
+        )?;
+    }
+    Ok(!stale.is_empty())
 }
 
 /// Returns a note about the commits of other programs since generation `committed`, portfwd's last commit.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use super::{Failure, Global, Output, json, sets, view};
+use super::{Failure, Global, Output, json, list, sets, view};
 use crate::audit::finding::Severity;
 use crate::audit::findings;
 use crate::audit::listing;
@@ -172,7 +172,7 @@ pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(
 /// Reads the live ruleset, host facts, and portfwd's own state.
 fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     let (rules, mut facts) = live(global, output)?;
-    match read_state(global) {
+    match read_state(global, output) {
         Ok((drift, state)) => (facts.drift, facts.ours) = (drift, state),
         Err(error) => facts.gaps.push(Gap {
             what: "drift of the live rules from portfwd's desired state".into(),
@@ -184,7 +184,7 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
 
 /// Returns the drift of the live rules, and facts about portfwd's state. A missing state counts as an empty desired
 /// state.
-fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
+fn read_state(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(Vec<String>, OwnState)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let desired = Arc::clone(&engine.state().desired);
     let state = OwnState {
@@ -192,6 +192,10 @@ fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
         unapplied: changed_files(&engine, global),
         instead: engine.fallback_reason().map(str::to_owned),
     };
+    if list::warn_about_stale_backends(&engine, output)? {
+        // The plan is for the backend in use, so it would move the rules.
+        return Ok((Vec::new(), state));
+    }
     let plan = engine.plan_rules(&desired)?;
     Ok((plan.steps.iter().filter_map(view::step).collect(), state))
 }

@@ -43,7 +43,8 @@ impl Serialize for Rows<'_> {
 struct Nat<'a> {
     /// The index of the rule in the order of precedence.
     order: usize,
-    family: Family,
+    /// The address family; null means both.
+    family: Option<Family>,
     /// The kind of rewrite: `dnat`, `redirect`, `snat` or `masquerade`.
     action: &'static str,
     /// Protocols, such as `tcp` or `{ tcp, udp }`; null matches all.

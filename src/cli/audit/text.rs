@@ -115,6 +115,11 @@ fn listen(row: &Row) -> String {
     }];
     words.extend(row.input.iter().map(|input| format!("on {input}")));
     words.extend(row.from.iter().map(|from| format!("from {from}")));
+    // In a table of family inet, the address alone shows the family.
+    let has_address = row.from.is_some() || row.address.as_deref().is_some_and(|address| address != "local");
+    let target_has_address = !row.to.is_empty() && !row.to.starts_with(':');
+    let needs_family = row.rule.starts_with("inet ") && !has_address && !target_has_address;
+    words.extend(row.family.filter(|_| needs_family).map(|family| format!("({family})")));
     words.extend(row.conditions.iter().cloned());
     words.extend(row.except.iter().map(|except| format!("(but {except})")));
     if !row.sure {
