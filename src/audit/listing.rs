@@ -42,6 +42,8 @@ pub struct Row {
     pub hooks: Vec<(Hook, usize)>,
     /// True if the row is certain: all conditions are understood, and the order of chains is known.
     pub sure: bool,
+    /// True if all conditions are understood, also those of earlier rules that take packets of the row.
+    pub understood: bool,
     /// Who made it.
     pub owner: String,
     /// Table, chain, and handle or line of the rule.
@@ -70,14 +72,16 @@ pub fn forwards(host: &Host) -> Vec<Row> {
             row.to = target(&first.region, forward.to);
             for (hook, number, step) in &steps {
                 row.hooks.push((*hook, *number));
-                row.sure &= step.region.is_known() && !step.tied;
+                row.understood &= step.region.is_known();
+                row.sure &= !step.tied;
             }
             row.hooks.dedup_by_key(|(hook, _)| *hook);
             for (hook, number, step) in &steps {
-                let (words, sure) = exceptions.of(&forward.steps, forward.family, *hook, *number, step);
-                row.sure &= sure;
+                let (words, understood) = exceptions.of(&forward.steps, forward.family, *hook, *number, step);
+                row.understood &= understood;
                 row.except.extend(words);
             }
+            row.sure &= row.understood;
             row.except.sort_unstable();
             row.except.dedup();
             let own = host.rules.at(forward.at).filter(|_| row.owner == "portfwd");
@@ -147,9 +151,10 @@ pub fn sources(host: &Host) -> Vec<Row> {
             row.translation = translation;
             row.to = describe::target(to);
             row.hooks.push((way.hook, number));
-            let (words, sure) = exceptions.of(&[], way.family, way.hook, number, step);
+            let (words, understood) = exceptions.of(&[], way.family, way.hook, number, step);
             row.except = words;
-            row.sure = sure && step.region.is_known() && !step.tied;
+            row.understood = understood && step.region.is_known();
+            row.sure = row.understood && !step.tied;
             rows.push(row);
         }
     }
@@ -211,6 +216,7 @@ impl Row {
             to: String::new(),
             hooks: Vec::new(),
             sure: true,
+            understood: true,
             owner: place.owner,
             rule: place.rule,
             at,

@@ -48,7 +48,8 @@ pub use output::Output;
     after_help = "\
 Exit codes: 0 done, or nothing to do; 1 failed, nothing changed; \
 2 usage or invalid rule set; 3 plan --detailed-exitcode found changes; \
-4 audit --fail-on found that severity; 5 permission or kernel feature missing; \
+4 audit --fail-on found that severity or unreadable rules; \
+5 permission or kernel feature missing; \
 6 conflict refused; 75 busy, try again"
 )]
 struct Cli {

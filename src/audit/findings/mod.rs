@@ -58,6 +58,13 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
     families.into_iter().flatten()
 }
 
+/// Returns true if a finding of this kind is unknown because of rules that are not understood, and not because of unknown
+/// routes, sysctls, sockets or connections.
+pub fn depends_on_rules(kind: &Kind) -> bool {
+    let families = [order::CHECKS, shape::CHECKS, filter::CHECKS, coexist::CHECKS, reading::CHECKS];
+    families.into_iter().flatten().any(|check| check.kind.id == kind.id)
+}
+
 /// Looks for all of them that `wanted` names; the worst and surest first.
 pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
     let context = Context::new(host);

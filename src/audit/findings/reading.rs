@@ -36,11 +36,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F52",
-            title: "not everything could be read",
+            title: "rules that could not be read",
             severity: Severity::Warning,
-            what: "Some rules or facts could not be read, or are beyond what is looked at.",
-            why: "What depends on them is not known, and that nothing is said of it does not mean that it is fine.",
-            fix: "run as root in the host's own network namespace, or give a whole dump",
+            what: "portfwd could not read or understand some rules, sets or tables.",
+            why: "The rules may decide about the packets of any forward. A host without other findings may still have faults.",
+            fix: "run as root in the network namespace of the host, or give a complete dump",
         },
         find: unread,
     },
@@ -65,14 +65,11 @@ fn lacking(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     vec![kind.found(Confidence::Proved, format!("nf_tables is not used for our rules: {why}")).seen(why)]
 }
 
-/// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
-/// information.
+/// F52. One finding for each reason.
 fn unread(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
-    let facts = host.facts.as_ref().map(|facts| facts.gaps.as_slice()).unwrap_or_default();
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let gaps = host.rules.gaps.iter().chain(&host.view.gaps).chain(facts);
-    for Gap { what, why } in gaps {
+    for Gap { what, why } in host.rules.gaps.iter().chain(&host.view.gaps) {
         let all = reasons.entry(why).or_default();
         if !all.contains(&what.as_str()) {
             all.push(what);
@@ -80,20 +77,10 @@ fn unread(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     }
     let found = reasons.into_iter().map(|(why, what)| {
         let message = format!("not read: {} ({})", list(what.iter().map(|what| printable(what))), printable(why));
-        let finding = kind.found(Confidence::Proved, message);
+        let finding = kind.found(Confidence::Unknown, message);
         what.iter().fold(finding, |finding, what| finding.seen(format!("{}: {}", printable(what), printable(why))))
     });
-    let mut found: Vec<Finding> = found.collect();
-    if host.facts.is_none() {
-        let message =
-            "of a dump only the rules are known: not the interfaces, routes, settings, sockets and connections";
-        found.push(
-            kind.found(Confidence::Proved, message)
-                .as_bad_as(Severity::Info)
-                .mended_by("run the audit on the host itself"),
-        );
-    }
-    found
+    found.collect()
 }
 
 #[cfg(test)]
@@ -124,14 +111,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_is_said_by_reason() {
+    fn unread_rules_are_grouped_by_reason() {
         let gap = |what: &str, why: &str| Gap { what: what.into(), why: why.into() };
-        let gaps = vec![gap("sockets", "not permitted"), gap("connections", "not permitted"), gap("x", "too many")];
-        let found = find(&host("", Facts { gaps, ..dual() }), "F52");
+        let gaps = vec![gap("table a", "not permitted"), gap("table b", "not permitted"), gap("set x", "too many")];
+        let mut unread = host("", dual());
+        unread.rules.gaps = gaps.clone();
+        let found = find(&unread, "F52");
         let messages: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
-        assert_eq!(messages, ["not read: sockets, connections (not permitted)", "not read: x (too many)"]);
+        assert_eq!(messages, ["not read: table a, table b (not permitted)", "not read: set x (too many)"]);
         assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
-        assert!(find(&host("", dual()), "F52").is_empty());
-        assert_eq!(find(&dump(""), "F52")[0].severity, Severity::Info);
+        // Unread facts are no finding.
+        assert!(find(&host("", Facts { gaps, ..dual() }), "F52").is_empty());
+        assert!(find(&dump(""), "F52").is_empty());
     }
 }

@@ -24,6 +24,9 @@ use crate::ruleset::read::{self, DumpError};
 use crate::ruleset::table::{Gap, Ruleset};
 use report::Report;
 
+/// The facts of a host that no dump contains.
+const FACTS: &str = "interfaces, addresses, routes, sysctls, sockets and connections";
+
 /// The largest size of a dump in bytes.
 const MAX_DUMP: u64 = 1 << 30;
 
@@ -33,17 +36,22 @@ const MAX_DUMP: u64 = 1 << 30;
 /// that rewrite sources, then findings. The worst findings come first, each with
 /// evidence and a fix. Changes nothing.
 ///
-/// Without FILE, reads the kernel, and reports what it could not read without root.
-/// With FILEs, reads only these dumps of one host, and needs no root: the output
-/// of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`.
+/// Without FILE, reads the kernel, which needs root. With FILEs, reads only these
+/// dumps of one host, and needs no root: the output of `iptables-save`,
+/// `ip6tables-save` or `nft -j list ruleset`.
 #[derive(Debug, clap::Args)]
 pub struct AuditArgs {
     /// Dumps of the rules of one host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Exit with 4 if a finding has this severity or a higher one
+    /// Exit with 4 if a finding has this severity or a higher one, or if a rule
+    /// could not be read or understood
     #[arg(long, value_name = "SEVERITY", value_enum)]
     fail_on: Option<Level>,
+    /// With --fail-on, do not exit with 4 for rules that could not be read or
+    /// understood
+    #[arg(long, requires = "fail_on")]
+    no_fail_on_unknown: bool,
     /// Show only findings with these IDs, for example F01,F13
     #[arg(long, value_name = "ID", value_delimiter = ',', conflicts_with = "ignore")]
     only: Vec<String>,
@@ -105,16 +113,20 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| has_owner(&place.owner)));
     forwards.retain(|row| has_owner(&row.owner));
     sources.retain(|row| has_owner(&row.owner));
-    let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
-    let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
-    let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
+    let unread_rules = host.rules.gaps.iter().chain(&host.view.gaps).cloned().collect();
+    let unknown_facts = match &host.facts {
+        Some(facts) => facts.gaps.clone(),
+        None => vec![Gap { what: FACTS.into(), why: "a dump does not contain them".into() }],
+    };
+    let report =
+        Report { host: &host, files: &args.files, forwards, sources, findings: found, unread_rules, unknown_facts };
     match (global.json, args.sarif) {
         (true, _) => json::print(&shape::Audit::new(&report), output.stdout)?,
         (false, true) => json::print(&sarif::log(&report), output.stdout)?,
         (false, false) => text::print(&report, output)?,
     }
-    let worst = report.findings.iter().map(|finding| finding.severity).max();
-    Ok(if args.fail_on.is_some_and(|level| worst >= Some(level.into())) { super::failure::FOUND } else { 0 })
+    let fails = args.fail_on.is_some_and(|level| report.fails(level.into(), !args.no_fail_on_unknown));
+    Ok(if fails { super::failure::FOUND } else { 0 })
 }
 
 /// Parses finding IDs in upper or lower case.

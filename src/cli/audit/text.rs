@@ -23,18 +23,25 @@ pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<
         writeln!(output.stdout)?;
         print_finding(finding, output)?;
     }
-    for gap in &report.gaps {
+    for gap in &report.unread_rules {
         writeln!(output.stderr, "note: not known: {gap}")?;
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    let counts = [
+    let mut counts = vec![
         counted(report.forwards.len(), "forward"),
         counted(report.sources.len(), "source rule"),
         counted(count(Severity::Error), "error"),
         counted(count(Severity::Warning), "warning"),
         counted(count(Severity::Info), "remark"),
     ];
-    writeln!(output.stdout, "\n{}", counts.join(", "))
+    let unknown = report.unknown();
+    counts.extend((unknown > 0).then(|| format!("{unknown} unknown")));
+    writeln!(output.stdout, "\n{}", counts.join(", "))?;
+    let facts: Vec<String> = report.unknown_facts.iter().map(ToString::to_string).collect();
+    if !facts.is_empty() {
+        writeln!(output.stdout, "not known: {}", facts.join("; "))?;
+    }
+    Ok(())
 }
 
 /// Returns a number with its noun: `1 error`, `2 errors`.
