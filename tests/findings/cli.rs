@@ -285,6 +285,44 @@ fn control_characters_in_foreign_comments_are_escaped() {
 }
 
 #[test]
+fn a_dump_is_a_regular_file_or_a_pipe_of_limited_size() {
+    let directory = tempfile::tempdir().expect("directory");
+    let text =
+        "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.3\nCOMMIT\n";
+    let [large, binary, good] = ["large", "binary", "good"].map(|name| directory.path().join(name));
+    // The file is sparse, so it takes no room.
+    fs::File::create(&large).expect("created").set_len(400 << 20).expect("set");
+    fs::write(&binary, format!("{text}\0")).expect("written");
+    fs::write(&good, text).expect("written");
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    for (file, reason) in [
+        ("/dev/zero", "not a regular file or a pipe"),
+        ("/dev/tty", "not a regular file or a pipe"),
+        (&path(directory.path()), "not a regular file or a pipe"),
+        (&path(&large), "larger than the maximum of 128 MiB"),
+        (&path(&binary), "contains a NUL byte"),
+        ("/nonexistent", "No such file"),
+    ] {
+        let said = portfwd(&["audit", file]);
+        assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{file}: {said:?}");
+        assert!(said.stderr.contains(reason), "{file}: {said:?}");
+    }
+    let piped = |source: &str| -> Said {
+        let script = format!("ulimit -v 4000000; {source} | timeout 60 {PORTFWD} audit /dev/stdin");
+        Command::new("sh").args(["-c", &script]).output().expect("sh").into()
+    };
+    for (source, reason) in
+        [("cat /dev/zero", "larger than"), ("yes", "larger than"), ("printf 'a\\0b'", "contains a NUL")]
+    {
+        let said = piped(source);
+        assert!(said.code == 2 && said.stderr.contains(reason), "{source}: {said:?}");
+    }
+    let said = piped(&format!("cat {}", path(&good)));
+    assert!(said.code == 0 && said.stdout.contains("1 forward,"), "{said:?}");
+    assert_eq!(portfwd(&["audit", &path(&good)]).code, 0);
+}
+
+#[test]
 fn the_error_about_a_truncated_dump_names_the_line() {
     if !privileged() {
         return;

@@ -6,6 +6,9 @@ mod shape;
 mod text;
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -27,8 +30,8 @@ use report::Report;
 /// The facts of a host that no dump contains.
 const FACTS: &str = "interfaces, addresses, routes, sysctls, sockets and connections";
 
-/// The largest size of a dump in bytes.
-const MAX_DUMP: u64 = 1 << 30;
+/// The largest size of a dump in bytes: about 800,000 rules of iptables-save.
+const MAX_DUMP: u64 = 128 << 20;
 
 /// Show the NAT rules of all programs on this host, and their faults
 ///
@@ -155,11 +158,7 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
         what: format!("{}: {what}", printable(&path.display().to_string())),
         help: "give the output of `iptables-save`, `ip6tables-save` or `nft -j list ruleset`".into(),
     };
-    let size = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
-    if size > MAX_DUMP {
-        return Err(usage(format!("its {size} bytes are more than the maximum of {MAX_DUMP}")).into());
-    }
-    let bytes = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
+    let bytes = read_text(path).map_err(|error| usage(error.to_string()))?;
     // Replaces invalid UTF-8, because comments in rules may have any encoding.
     let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -168,6 +167,24 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
         Err(DumpError::Empty) if several => Ok(Ruleset::default()),
         other => Ok(other.map_err(|error| usage(error.to_string()))?),
     }
+}
+
+/// Reads a regular file or a pipe of at most [`MAX_DUMP`] bytes.
+fn read_text(path: &Path) -> io::Result<Vec<u8>> {
+    let kind = fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        return Err(io::Error::other("not a regular file or a pipe"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_DUMP + 1).read_to_end(&mut bytes)?;
+    // The size of a pipe is unknown before it is read, and a file may grow.
+    if u64::try_from(bytes.len()).is_ok_and(|size| size > MAX_DUMP) {
+        return Err(io::Error::other(format!("larger than the maximum of {} MiB", MAX_DUMP >> 20)));
+    }
+    if bytes.contains(&0) {
+        return Err(io::Error::other("contains a NUL byte, so it is not text"));
+    }
+    Ok(bytes)
 }
 
 /// Reads the live ruleset and host facts, without portfwd's own state.
