@@ -59,6 +59,8 @@ mod reading;
 mod regressions;
 /// Programs that commit without a pause, in a foreign table and in `inet portfwd`.
 mod rivals;
+/// The states of `list`: live, ineffective, missing and foreign.
+mod states;
 /// Helpers for the other test modules.
 mod support;
 /// Open vSwitch bridges of labs.
