@@ -16,7 +16,7 @@ use crate::audit::forwards::Forward;
 use crate::audit::overlap::Overlaps;
 use crate::model::{Family, Protocol};
 use crate::ruleset::confidence::Confidence;
-use crate::ruleset::facts::{Facts, Listener, NextHop};
+use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::table::Hook;
@@ -99,8 +99,27 @@ fn waits_for(context: &Context<'_>, listener: &Listener, family: Family) -> Opti
     let region = Region::all()
         .with(Field::Protocol, &Set::single(listener.protocol.number().into()))
         .with(Field::Port, &Set::single(listener.port.into()))
-        .with(Field::Destination, &addresses);
+        .with(Field::Destination, &addresses)
+        .with(Field::Input, &inputs_of(context, listener.address));
     (!region.is_empty()).then_some(region)
+}
+
+/// Returns the interfaces of the clients of an address: all, or those with the address.
+///
+/// Linux also delivers packets to the address that arrive on other interfaces, but the clients do not send such packets.
+/// Clients of an address on `lo` or on a dummy interface use other interfaces.
+fn inputs_of(context: &Context<'_>, address: IpAddr) -> Set {
+    let Some(facts) = context.facts().filter(|_| !address.is_unspecified()) else { return Set::ALL };
+    let links = facts.addresses.iter().filter(|(_, network)| network.ip() == address);
+    let links: Option<Vec<&Link>> = links.map(|(link, _)| facts.link(*link)).collect();
+    let has_clients = |link: &&Link| !link.loopback && link.kind.as_deref() != Some("dummy");
+    match links {
+        Some(links) if !links.is_empty() && links.iter().all(has_clients) => {
+            let number = |link: &&Link| number_of_name(link.name.as_bytes(), 0);
+            Set::from_ranges(links.iter().map(number).map(|number| (number, number)))
+        }
+        _ => Set::ALL,
+    }
 }
 
 /// Forwards, found by the packets that they take of those that arrive.

@@ -69,6 +69,20 @@ fn the_way_in_is_not_to_be_taken() {
 }
 
 #[test]
+fn a_listener_at_the_address_of_another_interface_keeps_its_clients() {
+    let on = |interface: &str, port| takes(port).replace("! -i docker0", &format!("-i {interface}"));
+    let count = |rules: &str, at: &str, port, process: &str, id: &str| {
+        find(&host(rules, listening(at, port, process)), id).len()
+    };
+    for (port, process, id) in [("22", "sshd", "F23"), ("8080", "nginx", "F21")] {
+        let number = port.parse().expect("a port");
+        assert_eq!(count(&on("eth0", port), "192.0.2.1", number, process, id), 1);
+        assert_eq!(count(&on("eth0", port), "0.0.0.0", number, process, id), 1);
+        assert_eq!(count(&on("eth0", port), "172.17.0.1", number, process, id), 0);
+    }
+}
+
+#[test]
 fn a_redirect_to_where_nothing_listens_is_found() {
     let to = |target: &str| nat(&format!("-A PREROUTING -p tcp -m tcp --dport 80 -j {target}"));
     let redirect = to("REDIRECT --to-ports 3128");
