@@ -21,7 +21,8 @@ fn dump(net: &Net) -> String {
     file(&net.state, &said.stdout).to_string_lossy().into_owned()
 }
 
-const ORDER: [&str; 2] = ["--only", "F01,F02,F03,F04,F05"];
+/// The findings about the order of rules.
+const ORDER: [&str; 3] = ["--only", "F01,F02,F03,F04,F05", "--no-fail-on-unknown"];
 
 #[test]
 fn a_forward_with_options_is_listed_once() {
@@ -110,6 +111,35 @@ fn a_source_rule_of_both_families_is_one_row() {
 }
 
 #[test]
+fn rules_of_a_missing_interface_wait_for_it() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.ok(&["add", "8080", "172.17.0.3:80", "--interface", "ppp0"]);
+    let said = net.ok(&["audit", "--only", "F49", "--fail-on", "warning"]);
+    assert!(said.stdout.contains("info[F49]: 1 rule waits for `ppp0`: no such interface now"), "{said:?}");
+    assert!(!said.stdout.contains("portfwd rm"), "{said:?}");
+    net.ok(&["flush"]);
+    // firewalld makes such rules for each interface of a zone. They rewrite nothing.
+    let zone = |rule: &str| {
+        format!(
+            "nft 'table inet firewalld {{
+                chain nat_PRE_external {{ jump nat_PRE_external_allow; }}
+                chain nat_PRE_external_allow {{ {rule} }}
+                chain nat_PREROUTING_ZONES {{ iifname ppp0 goto nat_PRE_external; }}
+                chain nat_PREROUTING {{ type nat hook prerouting priority dstnat + 10; jump nat_PREROUTING_ZONES; }}
+            }}'"
+        )
+    };
+    run(&net, &zone(""));
+    assert_eq!(net.portfwd(&["audit", "--only", "F49", "--fail-on", "info"]).code, 0);
+    run(&net, &format!("nft flush ruleset; {}", zone("tcp dport 80 dnat ip to 172.17.0.3;")));
+    let said = net.portfwd(&["audit", "--only", "F49", "--fail-on", "info"]);
+    assert!(said.code == 4 && said.stdout.contains("info[F49]"), "{said:?}");
+}
+
+#[test]
 fn rules_in_another_backend_are_no_drift() {
     if !privileged() {
         return;
@@ -117,14 +147,14 @@ fn rules_in_another_backend_are_no_drift() {
     let net = Net::new();
     for variant in BOTH {
         net.chains(variant, &["add", "8080", "172.17.0.3:80"]);
-        for arguments in [&["audit", "--only", "F46", "--fail-on", "info"][..], &["list"]] {
+        for arguments in [&["audit", "--only", "F46", "--fail-on", "info", "--no-fail-on-unknown"][..], &["list"]] {
             let said = net.ok(arguments);
             let warning = format!("warning: iptables-{} also has rules of portfwd", variant.name());
             assert!(said.stderr.contains(&warning), "{said:?}");
         }
         // With the option of the backend, drift is found.
         run(&net, &format!("iptables-{} -t nat -F PORTFWD-forwards", variant.name()));
-        let said = net.try_chains(variant, &["audit", "--only", "F46", "--fail-on", "info"]);
+        let said = net.try_chains(variant, &["audit", "--only", "F46", "--fail-on", "info", "--no-fail-on-unknown"]);
         assert_eq!(said.code, 4, "{said:?}");
         net.chains(variant, &["flush"]);
     }

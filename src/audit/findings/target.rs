@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use super::Check;
 use super::addresses::is_private;
 use super::context::{Context, targets};
-use super::wording::{at_all, by_cause, list, placed, removal, several, verb};
+use super::wording::{at_all, by_cause, list, placed, several, verb};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::model::Family;
@@ -21,7 +21,7 @@ use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, NextHop};
 use crate::ruleset::region::Field;
 use crate::ruleset::set::{Set, name_of, number_of_name};
-use crate::ruleset::table::{self, Action, At, Table};
+use crate::ruleset::table::{self, Action, At, Case, Table};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -60,11 +60,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F49",
-            title: "rule names an interface that is not there",
-            severity: Severity::Error,
-            what: "A rule that translates addresses names an interface, and no link has that name.",
-            why: "The rule takes no packet, or where it excepts the interface it takes more than it was made for.",
-            fix: "correct the name, bring up the interface, or remove the rule",
+            title: "rule waits for an interface",
+            severity: Severity::Info,
+            what: "A NAT rule matches an interface that does not exist now. This is normal for an interface that comes up later, for example `ppp0`. If the rule excludes the interface (`! -i`), the severity is warning.",
+            why: "The rule matches no packet until the interface exists. A rule that excludes a missing interface matches more packets than intended.",
+            fix: "bring up the interface, or correct the name in the rule",
         },
         find: nameless,
     },
@@ -283,32 +283,62 @@ fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// The chains of a table that its chains which translate ask, those themselves too.
+/// Returns the chains of a table that a NAT base chain calls and that lead to a NAT statement.
 fn translating(table: &Table) -> BTreeSet<usize> {
     let is_nat = |chain: &table::Chain| chain.base.as_ref().is_some_and(|base| base.kind == table::Kind::Nat);
     let mut open: Vec<usize> =
         table.chains.iter().enumerate().filter(|(_, chain)| is_nat(chain)).map(|(number, _)| number).collect();
-    let mut known: BTreeSet<usize> = open.iter().copied().collect();
-    while let Some(chain) = open.pop().and_then(|number| table.chains.get(number)) {
+    let mut reached: BTreeSet<usize> = open.iter().copied().collect();
+    let mut callers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut translates: Vec<usize> = Vec::new();
+    while let Some(number) = open.pop() {
+        let Some(chain) = table.chains.get(number) else { continue };
         for action in chain.rules.iter().flat_map(|rule| &rule.cases).flat_map(|case| case.actions.iter()) {
-            if let Action::Jump(name) | Action::Goto(name) = action
-                && let Some(next) = table.chains.position(name)
-                && known.insert(next)
-            {
-                open.push(next);
+            match action {
+                Action::Jump(name) | Action::Goto(name) => {
+                    let Some(next) = table.chains.position(name) else { continue };
+                    callers.entry(next).or_default().push(number);
+                    if reached.insert(next) {
+                        open.push(next);
+                    }
+                }
+                action if is_translation(action) => translates.push(number),
+                _ => {}
             }
         }
     }
-    known
+    let mut found = BTreeSet::new();
+    while let Some(chain) = translates.pop() {
+        if found.insert(chain) {
+            translates.extend(callers.get(&chain).into_iter().flatten());
+        }
+    }
+    found
 }
 
-/// The names that a set holds one by one.
+/// Returns true if an action may rewrite an address.
+fn is_translation(action: &Action) -> bool {
+    use Action::{Dnat, Masquerade, Netmap, Redirect, Snat, Unknown};
+    matches!(action, Dnat(_) | Redirect(_) | Snat(_) | Masquerade(_) | Netmap(_) | Unknown(_))
+}
+
+/// Returns true if a case rewrites an address, or calls a chain that does.
+fn leads_to_translation(table: &Table, translating: &BTreeSet<usize>, case: &Case) -> bool {
+    case.actions.iter().any(|action| match action {
+        Action::Jump(name) | Action::Goto(name) => {
+            table.chains.position(name).is_some_and(|chain| translating.contains(&chain))
+        }
+        action => is_translation(action),
+    })
+}
+
+/// Returns the single numbers of a set, without ranges.
 fn literals(set: &Set) -> impl Iterator<Item = u128> {
     set.ranges().iter().filter(|(first, last)| first == last && *first != 0).map(|(first, _)| *first)
 }
 
-/// F49. Without facts it is not known which links there are, and nothing is said. A rule that only excepts an interface
-/// which is gone still works, so that is a warning, and likely: it may have been meant so.
+/// F49. Needs the links of a live host. A rule that excludes a missing interface still works, so the finding is a warning,
+/// and likely: the user may want that.
 fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = host.facts.as_ref().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
@@ -317,10 +347,14 @@ fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     // Sets of interfaces are few, and rules are many.
     let mut seen: HashMap<Set, Vec<(bool, u128)>> = HashMap::new();
     for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
-        for chain_at in translating(table) {
+        let translating = translating(table);
+        for chain_at in translating.iter().copied() {
             let rules = table.chains.get(chain_at).map(|chain| chain.rules.as_slice()).unwrap_or_default();
             for (rule_at, rule) in rules.iter().enumerate() {
                 for (case_at, case) in rule.cases.iter().enumerate() {
+                    if !leads_to_translation(table, &translating, case) {
+                        continue;
+                    }
                     for field in [Field::Input, Field::Output] {
                         let set = case.region.get(field);
                         if set.is_all() {
@@ -347,20 +381,18 @@ fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let names = list(groups.iter().map(|((_, number), _)| format!("`{}`", printable(&name_of(*number)))));
         let places: Vec<At> = groups.iter().flat_map(|(_, places)| places).copied().collect();
         let excepts = groups.iter().all(|((excepts, _), _)| *excepts);
-        let does = verb(&places, if excepts { "excepts" } else { "names" }, if excepts { "except" } else { "name" });
-        let message = format!(
-            "{} {} {does} {names}, and there is no such interface",
-            places.len(),
-            verb(&places, "rule", "rules")
-        );
-        let mut finding = match excepts {
-            true => kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning),
-            false => kind.found(Confidence::Proved, message),
+        let rules = format!("{} {}", places.len(), verb(&places, "rule", "rules"));
+        let finding = match excepts {
+            true => {
+                let exclude = verb(&places, "excludes", "exclude");
+                let message = format!("{rules} {exclude} {names}, and there is no such interface");
+                kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning)
+            }
+            false => {
+                let message = format!("{rules} {} for {names}: no such interface now", verb(&places, "waits", "wait"));
+                kind.found(Confidence::Proved, message)
+            }
         };
-        finding = placed(finding, host, places.iter().copied());
-        match places.as_slice() {
-            [at] => finding.mended_by(removal(host, *at)),
-            _ => finding,
-        }
+        placed(finding, host, places.iter().copied())
     })
 }

@@ -105,8 +105,9 @@ fn interfaces_that_are_not_there_are_named() {
     let by = |name: &str| to("172.17.0.2:80").replace("-p tcp", &format!("{name} -p tcp"));
     let found = find(&host(&by("-i eth7"), dual()), "F49");
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].message, "1 rule names `eth7`, and there is no such interface");
-    assert!(found[0].fix.starts_with("iptables -t nat -D PREROUTING -d 192.0.2.1/32 -i eth7"), "{}", found[0].fix);
+    assert_eq!(found[0].message, "1 rule waits for `eth7`: no such interface now");
+    assert_eq!((found[0].severity, found[0].confidence), (Severity::Info, Confidence::Proved));
+    assert!(!found[0].fix.contains(" -D "), "{}", found[0].fix);
     let excepted = find(&host(&by("! -i eth7"), dual()), "F49");
     assert_eq!((excepted[0].severity, excepted[0].confidence), (Severity::Warning, Confidence::Likely));
     for fine in ["-i eth0", "-i eth7+", "! -i docker0", ""] {
@@ -115,4 +116,20 @@ fn interfaces_that_are_not_there_are_named() {
     assert!(of_dump("F49", &by("-i eth7")).is_empty());
     let filter = table("filter", &["FORWARD"], "-A FORWARD -i eth7 -j DROP");
     assert!(find(&host(&filter, dual()), "F49").is_empty(), "translates nothing");
+}
+
+#[test]
+fn zones_without_nat_wait_for_no_interface() {
+    // firewalld makes such chains for each interface of a zone.
+    let zone = |rule: &str| {
+        let rules = format!("-A PREROUTING -j ZONES\n-A ZONES -i ppp0 -g ZONE\n-A ZONE -j ALLOW\n{rule}");
+        let chains = ":ZONES - [0:0]\n:ZONE - [0:0]\n:ALLOW - [0:0]\n";
+        let text = table("nat", &["PREROUTING"], &rules).replace("-A PREROUTING", &format!("{chains}-A PREROUTING"));
+        find(&host(&text, dual()), "F49").iter().map(|finding| finding.message.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(zone(""), [""; 0]);
+    assert_eq!(zone("-A ALLOW -i ppp0 -j RETURN\n-A ZONE -i ppp1 -j ACCEPT"), [""; 0]);
+    let waits = ["1 rule waits for `ppp0`: no such interface now"];
+    assert_eq!(zone("-A ALLOW -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"), waits);
+    assert_eq!(zone("-A ZONE -p tcp --dport 80 -j REDIRECT --to-ports 81"), waits);
 }
