@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::findings::addresses::loopback;
 use super::forwards::Forward;
 use super::overlap::Overlaps;
 use crate::model::{Counter, Family};
@@ -127,6 +128,29 @@ fn join(rows: &mut Vec<(Row, Option<Case>)>) {
                 *old = Some(case);
             }
         }
+    }
+    let mut number = 0..;
+    rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));
+    join_loopback(rows);
+}
+
+/// Joins the two rows of a forward of portfwd that also serves loopback addresses.
+fn join_loopback(rows: &mut Vec<(Row, Option<Case>)>) {
+    let of_loopback = |(row, case): &(Row, Option<Case>)| {
+        let address = case.as_ref().map(|case| case.region.get(Field::Destination));
+        row.family.is_some_and(|family| address == Some(&loopback(family)))
+    };
+    // The rules for loopback addresses and the other rules have the same elements.
+    let key = |row: &Row| (row.family, row.at.table, row.protocol.clone(), row.ports.clone(), row.to.clone());
+    let mut found: BTreeMap<_, usize> = BTreeMap::new();
+    for (number, row) in rows.iter().enumerate().filter(|(_, row)| of_loopback(row)) {
+        found.insert(key(&row.0), number);
+    }
+    let mut gone = BTreeSet::new();
+    for (row, case) in rows.iter_mut().filter(|row| row.1.is_some() && !of_loopback(row)) {
+        let Some(number) = found.get(&key(row)).filter(|_| row.from.is_none() && case.is_some()) else { continue };
+        gone.insert(*number);
+        row.except.retain(|words| !["ip daddr 127.0.0.0/8 passes", "ip6 daddr ::1 passes"].contains(&words.as_str()));
     }
     let mut number = 0..;
     rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{json, run};
-use crate::support::{BOTH, Net, file, privileged};
+use crate::support::{BOTH, Net, Said, file, privileged, serve};
 
 /// Returns the ports and the target of each forward that `audit` lists.
 fn rows(net: &Net, arguments: &[&str]) -> Vec<String> {
@@ -108,6 +108,34 @@ fn a_source_rule_of_both_families_is_one_row() {
     assert_eq!(count(&post("inet", "meta nfproto ipv4 masquerade")), ["ipv4"]);
     assert_eq!(count(&post("ip", "masquerade")), ["ipv4"]);
     assert_eq!(count(&post("inet", "ip saddr 10.0.0.0/8 masquerade; ip6 saddr fd00::/8 masquerade")), ["ipv4", "ipv6"]);
+}
+
+#[test]
+fn the_guard_of_a_loopback_forward_is_enough() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    net.in_host(|| serve("127.0.0.1:7777".parse().expect("address"), false));
+    let arguments = ["audit", "--only", "F01,F02,F03,F04,F05,F16", "--fail-on", "info", "--no-fail-on-unknown"];
+    let count = |said: &Said| said.stdout.lines().skip(1).take_while(|line| !line.is_empty()).count();
+    for listen in ["127.0.0.1:8080", "8080", "192.0.2.1:8080"] {
+        let add = ["add", listen, "172.17.0.3:80", "--loopback"];
+        net.ok(&add);
+        let said = net.ok(&arguments);
+        assert_eq!(count(&said), 1, "{said:?}");
+        // Without the guard, other hosts reach the listener.
+        run(&net, "nft flush chain inet portfwd guard-prerouting");
+        let said = net.portfwd(&arguments);
+        assert!(said.code == 4 && said.stdout.contains("error[F16]"), "{said:?}");
+        net.ok(&["flush"]);
+        for variant in BOTH {
+            net.chains(variant, &add);
+            let said = net.try_chains(variant, &arguments);
+            assert_eq!((said.code, count(&said)), (0, 1), "{said:?}");
+            net.chains(variant, &["flush"]);
+        }
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ pub(super) fn far(family: Family) -> IpAddr {
     }
 }
 
-/// The addresses of the loopback interface.
-pub(super) fn loopback(family: Family) -> Set {
+/// Returns the loopback addresses.
+pub(in crate::audit) fn loopback(family: Family) -> Set {
     match family {
         Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
         Family::Ipv6 => Set::single(1),

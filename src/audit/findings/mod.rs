@@ -1,7 +1,7 @@
 //! What can be wrong with NAT on a host. One file a family of findings; each finding is a [`Kind`], which its page is made of,
 //! and one function over a host, with the tests of a host that has it and of one that nearly has.
 
-mod addresses;
+pub(super) mod addresses;
 mod boot;
 mod bypass;
 mod coexist;

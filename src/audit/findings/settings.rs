@@ -6,6 +6,7 @@ mod tests;
 use std::net::IpAddr;
 
 use super::Check;
+use super::addresses::far;
 use super::context::{Context, arriving, passing, targets};
 use super::wording::{at_all, list, several, verb};
 use crate::audit::finding::{Finding, Kind, Severity};
@@ -15,9 +16,9 @@ use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
 use crate::ruleset::region::{self, Field, LOCAL};
-use crate::ruleset::set::Set;
+use crate::ruleset::set::{Set, number_of};
 use crate::ruleset::simulate::chains::{Verdict, Which};
-use crate::ruleset::table::Hook;
+use crate::ruleset::table::{At, Hook};
 
 /// What 9 tenths of a table are.
 const NEARLY_FULL: (u64, u64) = (9, 10);
@@ -193,9 +194,15 @@ fn route_localnet(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         .filter(|link| !link.loopback && (on.contains(&link.name) || on.iter().any(|name| name == "all")))
         .collect();
     let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(context, link)).collect();
+    let is_own = |fate: &Fate| matches!(fate, Fate::Dropped(at) if host.place(*at).owner == "portfwd");
+    if !fates.is_empty() && fates.iter().all(is_own) {
+        // portfwd switches the sysctl on for a forward, together with the rules of its guard.
+        return Vec::new();
+    }
+    let all_dropped = !fates.is_empty() && fates.iter().all(|fate| matches!(fate, Fate::Dropped(_)));
     let names = list(on.iter().map(|name| format!("`{}`", printable(name))));
     let evidence = list(on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet = 1", printable(name))));
-    let finding = match (bound.is_empty(), !fates.is_empty() && fates.iter().all(|fate| *fate == Fate::Dropped)) {
+    let finding = match (bound.is_empty(), all_dropped) {
         (_, true) => {
             let message = format!("packets for 127.0.0.0/8 are let in by {names}, and only rules drop them");
             kind.found(Confidence::Proved, message)
@@ -243,15 +250,16 @@ pub(super) fn program(listener: &Listener) -> String {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    Dropped,
+    Dropped(At),
     Passes,
     Unknown,
 }
 
-/// What rules do with a packet for a loopback address that comes by a link.
+/// Returns what the filter rules do with packets from other hosts to a loopback address.
 fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
     let family = Family::Ipv4;
     let mut packet = region::packet(family, Some(&link.name))
+        .with(Field::Source, number_of(far(family)))
         .with(Field::Destination, 0x7f00_0001)
         .with(Field::DestinationKind, LOCAL)
         .with(Field::SourceKind, 1)
@@ -261,7 +269,7 @@ fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
         let outcome = context.simulator.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
-            Verdict::Dropped(_) if is_sure => return Fate::Dropped,
+            Verdict::Dropped(at) if is_sure => return Fate::Dropped(at),
             Verdict::Passes => {}
             _ => return Fate::Unknown,
         }

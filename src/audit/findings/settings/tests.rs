@@ -58,6 +58,16 @@ fn loopback_let_in_is_as_bad_as_what_listens_there() {
     let unclear = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -m tomorrow -j DROP"), bound);
     assert_eq!((unclear.severity, unclear.confidence), (Severity::Error, Confidence::Likely));
     none("F16", "", with(&[("net/ipv4/conf/lo/route_localnet", "1")]));
+    // portfwd's guard drops such packets before other rules.
+    let chain = |rules: &str| {
+        let text = guard(&format!("-A PREROUTING -j PORTFWD.PREROUTING\n{rules}"));
+        text.replace("-A PREROUTING", ":PORTFWD.PREROUTING - [0:0]\n-A PREROUTING")
+    };
+    let own =
+        "-A PORTFWD.PREROUTING -s 127.0.0.0/8 ! -i lo -j DROP\n-A PORTFWD.PREROUTING -d 127.0.0.0/8 ! -i lo -j DROP";
+    none("F16", &chain(own), on());
+    let other_link = own.replace("! -i lo", "-i docker0");
+    assert_eq!(one("F16", &chain(&other_link), on()).severity, Severity::Warning);
     assert!(find(&dump(""), "F16").is_empty());
 }
 
