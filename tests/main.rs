@@ -18,6 +18,8 @@ mod costs;
 mod docs;
 /// The state file: loss, damage and concurrent writers.
 mod durable;
+/// `audit` of the rule sets in `rules/`, with each backend.
+mod examples;
 /// The host facts that the audit reads: links, routes, sockets, sysctls, connections.
 mod facts;
 /// Commands that are killed, or that fail, at one of their system calls.

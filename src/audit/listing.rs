@@ -70,7 +70,7 @@ pub fn forwards(host: &Host) -> Vec<Row> {
             let Some((_, _, first)) = steps.first() else { continue };
             let mut row = Row::new(host, forward.family, forward.at, &first.region);
             row.translation = forward.translation;
-            row.to = target(&first.region, forward.to);
+            row.to = describe::target(forward.to);
             for (hook, number, step) in &steps {
                 row.hooks.push((*hook, *number));
                 row.understood &= step.region.is_known();
@@ -88,6 +88,9 @@ pub fn forwards(host: &Host) -> Vec<Row> {
             let own = host.rules.at(forward.at).filter(|_| row.owner == "portfwd");
             let actions = own.and_then(|(_, _, rule)| Some(rule.cases.get(forward.at.case)?.actions.clone()));
             let case = actions.map(|actions| Case { region: first.region.clone(), actions });
+            if case.is_some() {
+                row.to = own_target(&first.region, forward.to);
+            }
             rows.push((row, case));
         }
     }
@@ -124,7 +127,7 @@ fn join(rows: &mut Vec<(Row, Option<Case>)>) {
             kept = kept.min(number);
             if let Some((row, old)) = rows.get_mut(kept) {
                 row.ports = Some(describe::set(Field::Port, case.region.get(Field::Port), Family::Ipv4));
-                row.to = fold::rewrite(&case).map_or_else(String::new, |(_, to)| target(&case.region, to));
+                row.to = fold::rewrite(&case).map_or_else(String::new, |(_, to)| own_target(&case.region, to));
                 *old = Some(case);
             }
         }
@@ -156,8 +159,8 @@ fn join_loopback(rows: &mut Vec<(Row, Option<Case>)>) {
     rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));
 }
 
-/// Returns the target of a rewrite. Leaves out the base port if it is the first port of the region.
-fn target(region: &Region, to: &Rewrite) -> String {
+/// Returns the target of a forward of portfwd as the user wrote it, without the base port of a range.
+fn own_target(region: &Region, to: &Rewrite) -> String {
     let first = region.get(Field::Port).first();
     match to.base {
         Some(base) if first == Some(base.into()) => describe::target(&Rewrite { base: None, ..to.clone() }),

@@ -69,8 +69,8 @@ fn a_range_is_one_row() {
     // The maps of other programs are folded too.
     run(&net, "nft 'table ip t { chain c { type nat hook prerouting priority dstnat;
         dnat to tcp dport map { 82 : 172.17.0.3 . 1082, 80 : 172.17.0.3 . 1080, 81 : 172.17.0.3 . 1081, 90 : 172.17.0.4 . 1 }; }; }'");
-    assert_eq!(rows(&net, &[]), ["80-82/tcp 172.17.0.3:1080-1082", "90/tcp 172.17.0.4:1"]);
-    assert_eq!(rows(&net, &[&dump(&net)]), ["80-82/tcp 172.17.0.3:1080-1082", "90/tcp 172.17.0.4:1"]);
+    assert_eq!(rows(&net, &[]), ["80-82/tcp 172.17.0.3:1080-1082/80", "90/tcp 172.17.0.4:1"]);
+    assert_eq!(rows(&net, &[&dump(&net)]), ["80-82/tcp 172.17.0.3:1080-1082/80", "90/tcp 172.17.0.4:1"]);
 }
 
 #[test]
