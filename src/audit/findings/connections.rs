@@ -185,8 +185,12 @@ fn is_right(context: &Context<'_>, entry: &Tracked, translation: Translation, to
         (_, None, _) => address == entry.listen.0,
         (_, Some((first, last)), _) => (first..=last).contains(&address),
     };
-    let ports = to.ports.unwrap_or((entry.listen.1, entry.listen.1));
-    Some(is_there && (ports.0..=ports.1).contains(&port))
+    let is_right_port = match (to.ports, to.base) {
+        (None, _) => port == entry.listen.1,
+        (Some((first, last)), None) => (first..=last).contains(&port),
+        (Some(_), Some(_)) => to.port_for(entry.listen.1) == Some(port),
+    };
+    Some(is_there && is_right_port)
 }
 
 /// The command that ends such connections, and no others: those to the target that they should not have.
@@ -342,6 +346,10 @@ mod tests {
         let range = nat("-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2-172.17.0.4:80-90");
         assert!(stale(&range, vec![entry("192.0.2.1", 80, ("172.17.0.3", 85), DNAT)]).is_empty());
         assert_eq!(stale(&range, vec![entry("192.0.2.1", 80, ("172.17.0.3", 91), DNAT)]).len(), 1);
+        let shifted = nat("-A PREROUTING -p tcp -m tcp --dport 80:90 -j DNAT --to-destination 172.17.0.2:8080-8090/80");
+        for (port, count) in [(8085, 0), (8086, 1), (8091, 1)] {
+            assert_eq!(stale(&shifted, vec![entry("192.0.2.1", 85, ("172.17.0.2", port), DNAT)]).len(), count);
+        }
         let redirect = nat("-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 3128");
         assert!(stale(&redirect, vec![entry("192.0.2.1", 80, ("192.0.2.1", 3128), DNAT)]).is_empty());
         assert_eq!(stale(&redirect, vec![entry("192.0.2.1", 80, ("172.17.0.3", 3128), DNAT)]).len(), 1);

@@ -423,7 +423,9 @@ fn helper(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         for (protocol, port, helper) in &wanted {
-            let leads = forward.to.ports == Some((*port, *port));
+            let mut asked = ports.ranges().iter().flat_map(|(first, last)| *first..=*last);
+            let leads = forward.to.ports == Some((*port, *port))
+                || asked.any(|asked| u16::try_from(asked).is_ok_and(|asked| forward.to.port_for(asked) == Some(*port)));
             if !protocols.is_all() && protocols.has((*protocol).into()) && (ports.has((*port).into()) || leads) {
                 let group = groups.entry(*helper).or_insert_with(|| (*protocol, *port, Vec::new()));
                 if group.2.last().is_none_or(|last| last.at != forward.at || last.family != forward.family) {
