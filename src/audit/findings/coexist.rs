@@ -228,7 +228,7 @@ fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             let traces = tools.entry(owner).or_default();
             for (rule_at, rule) in chain.rules.iter().enumerate() {
                 for (case_at, case) in rule.cases.iter().enumerate() {
-                    // One existing interface or network is enough.
+                    // If one interface or network exists, the program counts as installed.
                     if !traces.alive.is_empty() {
                         break;
                     }
