@@ -50,3 +50,22 @@ fn sixty_thousand_forwards_of_one_port() {
         assert!(growth < 30.0, "{growth}");
     }
 }
+
+#[test]
+#[ignore = "a measurement; run with --release"]
+fn eight_thousand_overlapping_ranges() {
+    let mut rules = String::new();
+    for at in 0..8000_u32 {
+        // A multiplicative generator of numbers without a pattern.
+        let (first, more) = (at.wrapping_mul(2_654_435_761) % 60_000, at.wrapping_mul(40_503) % 3_000);
+        let last = (first + more).min(65_535);
+        let target = format!("10.0.{}.{}", at / 250, at % 250 + 1);
+        rules += &format!("-A PREROUTING -p tcp -m tcp --dport {first}:{last} -j DNAT --to-destination {target}\n");
+    }
+    let start = Instant::now();
+    let host = hosts::host(&nat(&rules), facts());
+    let found = super::all(&host, |_| true).len();
+    let time = start.elapsed();
+    eprintln!("{time:?}, {found} findings");
+    assert!(time < Duration::from_secs(2), "{time:?}");
+}

@@ -63,18 +63,27 @@ pub(super) struct Reach {
 }
 
 /// Returns the packets that reach step `at` of a path. `earlier` contains the earlier steps that intersect it. `tied` returns
-/// true for a step that may come later.
+/// true for a step that may come later. `left` is the number of comparisons that are left for the host.
 pub(super) fn of(
     way: &HookPath,
     at: usize,
     start: Vec<Region>,
     earlier: impl Iterator<Item = usize>,
     tied: impl Fn(&Step) -> bool,
+    left: &mut usize,
 ) -> Reach {
     let mut reach = Reach::default();
     let local_at_first = start.iter().any(is_local);
     let mut pieces: Vec<Piece> = start.into_iter().map(|region| Piece { region, next: 0, sure: true }).collect();
-    for number in earlier {
+    for (compared, number) in earlier.enumerate() {
+        if pieces.is_empty() {
+            break;
+        }
+        *left = left.saturating_sub(1);
+        if compared >= MOST_STEPS || *left == 0 {
+            reach.too_much = true;
+            return reach;
+        }
         let Some(step) = way.steps.get(number) else { continue };
         let go_on = match &step.fate {
             Fate::GoOn(to) => Some(*to),
@@ -190,13 +199,9 @@ pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Re
                 if earlier.is_empty() {
                     continue;
                 }
-                let reach = if earlier.len() > MOST_STEPS || earlier.len() > left {
-                    Reach { too_much: true, ..Reach::default() }
-                } else {
-                    left -= earlier.len();
-                    let start = possible(&step.region, way.family, local.as_ref());
-                    of(way, *at, start, earlier.into_iter(), |other| priorities.tied(other, step))
-                };
+                let start = possible(&step.region, way.family, local.as_ref());
+                let tied = |other: &Step| priorities.tied(other, step);
+                let reach = of(way, *at, start, earlier.into_iter(), tied, &mut left);
                 if !reach.cuts.is_empty() || !reach.ties.is_empty() || reach.too_much {
                     found.entry(number).or_default().push((way, *at, reach));
                 }
@@ -340,7 +345,7 @@ mod tests {
             for (at, step) in way.steps.iter().enumerate() {
                 let start: Vec<Region> =
                     [step.region.and(&all)].into_iter().filter(|region| !region.is_empty()).collect();
-                let reach = of(&way, at, start, 0..at, |_| false);
+                let reach = of(&way, at, start, 0..at, |_| false, &mut { MOST_PAIRS });
                 prop_assert!(!reach.too_much);
                 let wins = won.iter().any(|(_, by)| by.contains(&at));
                 let surely = won.iter().any(|(_, by)| *by == [at]);
@@ -372,9 +377,9 @@ mod tests {
         let mut all: Vec<_> = (0..300).map(corner).collect();
         all.push((Region::all(), Does::Forwards));
         let way = way(all);
-        let reach = of(&way, 300, vec![Region::all()], 0..300, |_| false);
+        let reach = of(&way, 300, vec![Region::all()], 0..300, |_| false, &mut { MOST_PAIRS });
         assert!(reach.too_much && !reach.none && !reach.some);
-        let reach = of(&way, 20, vec![Region::all()], 0..20, |_| false);
+        let reach = of(&way, 20, vec![Region::all()], 0..20, |_| false, &mut { MOST_PAIRS });
         assert!(!reach.too_much && reach.some && reach.cuts.len() == 20 - usize::from(false));
     }
 
