@@ -268,7 +268,7 @@ fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
         let outcome = context.simulator.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
-            Verdict::Dropped(at) if is_sure => return Fate::Dropped(at),
+            Verdict::Dropped(at, ..) if is_sure => return Fate::Dropped(at),
             Verdict::Passes => {}
             _ => return Fate::Unknown,
         }
