@@ -164,7 +164,12 @@ fn warn_about_obstacles(forwards: &[Listed<'_>], others: &[Other], output: &mut 
     reasons.for_each(|reason| *counts.entry(reason).or_default() += 1);
     for (reason, count) in counts {
         let rules = if count == 1 { "1 rule is" } else { &format!("{count} rules are") };
-        writeln!(output.stderr, "warning: {rules} ineffective: {reason}; `portfwd restore` repairs it")?;
+        // A rule set can forbid portfwd to set this sysctl, so `restore` may not repair it.
+        let command = match reason.strip_suffix(" is 0") {
+            Some(sysctl) => format!("sysctl -w {sysctl}=1"),
+            None => "portfwd restore".to_owned(),
+        };
+        writeln!(output.stderr, "warning: {rules} ineffective: {reason}; `{command}` repairs it")?;
     }
     Ok(())
 }
