@@ -18,6 +18,8 @@ mod filter;
 mod host;
 /// Findings about precedence between forwards and about single rules.
 mod order;
+/// Reports about portfwd's own rules.
+mod own;
 /// Findings about several tools on one host.
 mod tools;
 

@@ -196,6 +196,46 @@ fn a_forward_that_takes_the_ssh_connection_is_refused() {
 }
 
 #[test]
+fn a_listener_at_the_address_of_another_interface_is_not_taken() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let _sockets = (listen(&net, "172.17.0.1:22"), listen(&net, "[fd00:17::1]:23"), listen(&net, "0.0.0.0:25"));
+    let on = |interface: &'static str| ["--interface", interface, "--dry-run"];
+    for (listen, target) in [("22", "172.17.0.3"), ("23", "[fd00:17::3]")] {
+        assert_eq!(net.portfwd(&[&["add", listen, target][..], &on("eth0")].concat()).code, 0, "{listen}");
+        // The clients of the listener use its own interface.
+        assert_eq!(net.portfwd(&[&["add", listen, target][..], &on("docker0")].concat()).code, 6, "{listen}");
+        assert_eq!(net.portfwd(&["add", listen, target, "--dry-run"]).code, 6, "{listen}");
+    }
+    assert_eq!(net.portfwd(&[&["add", "25", "172.17.0.3"][..], &on("eth0")].concat()).code, 6);
+
+    // A socket of one interface.
+    let device = net.in_host(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.bind_device(Some(b"docker0")).expect("bound");
+        socket.bind(&"0.0.0.0:26".parse::<SocketAddr>().expect("address").into()).expect("bound");
+        socket.listen(1).expect("listens");
+        socket
+    });
+    assert_eq!(net.portfwd(&[&["add", "26", "172.17.0.3"][..], &on("eth0")].concat()).code, 0);
+    assert_eq!(net.portfwd(&[&["add", "26", "172.17.0.3"][..], &on("docker0")].concat()).code, 6);
+    drop(device);
+
+    // The clients of an address on `lo` use any interface.
+    let script = ["addr", "add", "10.78.0.1/32", "dev", "lo"];
+    assert!(net.in_host(|| Command::new("ip").args(script).status().expect("ip")).success());
+    let _lo = listen(&net, "10.78.0.1:28");
+    assert_eq!(net.portfwd(&[&["add", "28", "172.17.0.3"][..], &on("eth0")].concat()).code, 6);
+
+    // An SSH connection from the other interface.
+    let add = |interface| ["add", "22", "172.17.0.3", "--interface", interface, "--dry-run"];
+    assert_eq!(over_ssh(&net, "172.17.0.3 50000 172.17.0.1 22", &add("eth0")).code, 0);
+    assert_eq!(over_ssh(&net, "192.0.2.2 50000 172.17.0.1 22", &add("eth0")).code, 6);
+}
+
+#[test]
 fn with_netns_only_listeners_in_that_namespace_are_guarded() {
     if !privileged() {
         return;

@@ -18,6 +18,8 @@ mod costs;
 mod docs;
 /// The state file: loss, damage and concurrent writers.
 mod durable;
+/// `audit` of the rule sets in `rules/`, with each backend.
+mod examples;
 /// `portfwd explain`: the answer's path, the verdict line, what could not be read.
 mod explain;
 /// The host facts that the audit reads: links, routes, sockets, sysctls, connections.
@@ -64,6 +66,8 @@ mod reading;
 mod regressions;
 /// Programs that commit without a pause, in a foreign table and in `inet portfwd`.
 mod rivals;
+/// The states of `list`: live, ineffective, missing and foreign.
+mod states;
 /// Helpers for the other test modules.
 mod support;
 /// Open vSwitch bridges of labs.

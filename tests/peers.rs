@@ -39,7 +39,8 @@ impl Row {
         };
         let hooks: Vec<&str> =
             row["hooks"].as_array().into_iter().flatten().filter_map(|at| at["hook"].as_str()).collect();
-        let mut parts = vec![text("owner"), text("family"), text("action")];
+        let family = row["family"].as_str().unwrap_or("both").to_owned();
+        let mut parts = vec![text("owner"), family, text("action")];
         for (word, name) in [
             ("", "protocol"),
             ("to", "address"),
@@ -135,7 +136,9 @@ impl View {
             rows
         };
         let (forwards, sources) = (rows("forwards"), rows("sources"));
-        let unknown = all["unknown"].as_array().expect("a list").iter().map(ToString::to_string).collect();
+        // No dump contains the facts of a host.
+        let unknown = all["unknown"].as_array().expect("a list").iter().filter(|gap| gap["kind"] != "facts");
+        let unknown = unknown.map(ToString::to_string).collect();
         Self { forwards, sources, unknown }
     }
 

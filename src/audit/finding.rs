@@ -1,21 +1,21 @@
-//! What an audit finds: one shape for all findings.
+//! A finding of the audit: its kind, severity, confidence, places, evidence and fix.
 
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::host::Place;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// Good to know.
+    /// A remark. Traffic works.
     Info,
-    /// May hurt.
+    /// May break traffic, or admits more traffic than intended.
     Warning,
-    /// Does hurt.
+    /// Breaks traffic.
     Error,
 }
 
 impl Severity {
-    /// Its word.
+    /// Returns the name in reports, for example `warning`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Info => "info",
@@ -25,44 +25,44 @@ impl Severity {
     }
 }
 
-/// What kind of finding it is, and what its page says of it.
+/// A kind of finding, with the texts of its page in docs/findings.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
-    /// `F01` to `F52`, for good.
+    /// `F01` to `F52`. An ID never changes its meaning.
     pub id: &'static str,
-    /// A few words.
+    /// A short title without a full stop.
     pub title: &'static str,
-    /// How bad it is, unless the case is milder.
+    /// The usual severity.
     pub severity: Severity,
-    /// What it is, in a sentence or two.
+    /// The condition, in one or two sentences.
     pub what: &'static str,
-    /// Why it hurts.
+    /// The effect on traffic.
     pub why: &'static str,
-    /// How to mend it.
+    /// The usual fix: a command or an instruction.
     pub fix: &'static str,
 }
 
-/// Something that was found.
+/// A finding about certain rules or facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What kind it is.
+    /// The kind.
     pub kind: &'static Kind,
-    /// How bad this one is.
+    /// The severity of this case, which can be lower than the usual one.
     pub severity: Severity,
-    /// How sure it is.
+    /// The confidence.
     pub confidence: Confidence,
-    /// What is wrong with what, in a sentence.
+    /// A sentence that names the object and the fault.
     pub message: String,
-    /// The rules that it is about, the one that suffers first.
+    /// The rules, the affected rule first.
     pub places: Vec<Place>,
-    /// What was read that shows it.
+    /// Rules, settings and sample packets that prove the finding.
     pub evidence: Vec<String>,
-    /// A command that mends it, or what to do.
+    /// The command that removes the fault, or an instruction.
     pub fix: String,
 }
 
 impl Kind {
-    /// One of this kind, as bad as usual; places, evidence and fix are still to be told.
+    /// Returns a finding of this kind with the usual severity and fix, without places and evidence.
     pub fn found(&'static self, confidence: Confidence, message: impl Into<String>) -> Finding {
         Finding {
             kind: self,
@@ -77,28 +77,28 @@ impl Kind {
 }
 
 impl Finding {
-    /// The same with one more place.
+    /// Adds a place.
     #[must_use]
     pub fn at(mut self, place: Place) -> Self {
         self.places.push(place);
         self
     }
 
-    /// The same with one more thing that was read.
+    /// Adds evidence.
     #[must_use]
     pub fn seen(mut self, evidence: impl Into<String>) -> Self {
         self.evidence.push(evidence.into());
         self
     }
 
-    /// The same with a fix of its own.
+    /// Replaces the fix.
     #[must_use]
     pub fn mended_by(mut self, fix: impl Into<String>) -> Self {
         self.fix = fix.into();
         self
     }
 
-    /// The same, as bad as this.
+    /// Replaces the severity.
     #[must_use]
     pub fn as_bad_as(mut self, severity: Severity) -> Self {
         self.severity = severity;

@@ -1,22 +1,24 @@
 //! Rows for reports: forwards in order of precedence, and rules that rewrite sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::findings::addresses::loopback;
 use super::forwards::Forward;
 use super::overlap::Overlaps;
 use crate::model::{Counter, Family};
 use crate::ruleset::describe;
+use crate::ruleset::fold;
 use crate::ruleset::host::Host;
 use crate::ruleset::region::{Field, LOCAL, Region};
 use crate::ruleset::set::Set;
-use crate::ruleset::table::{At, Hook};
+use crate::ruleset::table::{At, Case, Hook, Rewrite};
 use crate::ruleset::view::{Fate, Step, Translation};
 
 /// A row: a NAT rule or one element of its map, with the packets of one path to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The address family of the packets.
-    pub family: Family,
+    /// The address family of the packets. `None` means both.
+    pub family: Option<Family>,
     /// How it rewrites.
     pub translation: Translation,
     /// Protocols, `tcp`; none: all.
@@ -41,6 +43,8 @@ pub struct Row {
     pub hooks: Vec<(Hook, usize)>,
     /// True if the row is certain: all conditions are understood, and the order of chains is known.
     pub sure: bool,
+    /// True if all conditions are understood, also those of earlier rules that take packets of the row.
+    pub understood: bool,
     /// Who made it.
     pub owner: String,
     /// Table, chain, and handle or line of the rule.
@@ -69,21 +73,99 @@ pub fn forwards(host: &Host) -> Vec<Row> {
             row.to = describe::target(forward.to);
             for (hook, number, step) in &steps {
                 row.hooks.push((*hook, *number));
-                row.sure &= step.region.is_known() && !step.tied;
+                row.understood &= step.region.is_known();
+                row.sure &= !step.tied;
             }
             row.hooks.dedup_by_key(|(hook, _)| *hook);
             for (hook, number, step) in &steps {
-                let (words, sure) = exceptions.of(&forward.steps, forward.family, *hook, *number, step);
-                row.sure &= sure;
+                let (words, understood) = exceptions.of(&forward.steps, forward.family, *hook, *number, step);
+                row.understood &= understood;
                 row.except.extend(words);
             }
+            row.sure &= row.understood;
             row.except.sort_unstable();
             row.except.dedup();
-            rows.push(row);
+            let own = host.rules.at(forward.at).filter(|_| row.owner == "portfwd");
+            let actions = own.and_then(|(_, _, rule)| Some(rule.cases.get(forward.at.case)?.actions.clone()));
+            let case = actions.map(|actions| Case { region: first.region.clone(), actions });
+            if case.is_some() {
+                row.to = own_target(&first.region, forward.to);
+            }
+            rows.push((row, case));
         }
     }
-    rows.sort_by_key(|row| (row.family, row.hooks.first().copied()));
-    rows
+    rows.sort_by_key(|(row, _)| (row.family, row.hooks.first().copied()));
+    join(&mut rows);
+    rows.into_iter().map(|(row, _)| row).collect()
+}
+
+/// Joins the rows of portfwd's own table that are one forward: the rules of a large range are in several maps.
+fn join(rows: &mut Vec<(Row, Option<Case>)>) {
+    let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (number, (row, _)) in rows.iter().enumerate().filter(|(_, (_, case))| case.is_some()) {
+        let hooks: Vec<Hook> = row.hooks.iter().map(|(hook, _)| *hook).collect();
+        let group = (row.family, row.at.table, row.protocol.clone(), hooks, row.except.clone());
+        groups.entry(group).or_default().push(number);
+    }
+    let mut gone = BTreeSet::new();
+    for mut group in groups.into_values() {
+        let case = |number: usize| rows.get(number).and_then(|(_, case)| case.as_ref());
+        group.sort_by_key(|number| case(*number).and_then(|case| case.region.get(Field::Port).first()));
+        let mut numbers = group.into_iter();
+        let Some(mut kept) = numbers.next() else { continue };
+        for number in numbers {
+            let both = rows
+                .get(kept)
+                .zip(rows.get(number))
+                .and_then(|((_, a), (_, b))| fold::joined(a.as_ref()?, b.as_ref()?));
+            let Some(case) = both else {
+                kept = number;
+                continue;
+            };
+            // The row of the rule that the kernel evaluates first stays.
+            gone.insert(kept.max(number));
+            kept = kept.min(number);
+            if let Some((row, old)) = rows.get_mut(kept) {
+                row.ports = Some(describe::set(Field::Port, case.region.get(Field::Port), Family::Ipv4));
+                row.to = fold::rewrite(&case).map_or_else(String::new, |(_, to)| own_target(&case.region, to));
+                *old = Some(case);
+            }
+        }
+    }
+    let mut number = 0..;
+    rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));
+    join_loopback(rows);
+}
+
+/// Joins the two rows of a forward of portfwd that also serves loopback addresses.
+fn join_loopback(rows: &mut Vec<(Row, Option<Case>)>) {
+    let of_loopback = |(row, case): &(Row, Option<Case>)| {
+        let address = case.as_ref().map(|case| case.region.get(Field::Destination));
+        row.family.is_some_and(|family| address == Some(&loopback(family)))
+    };
+    // The rules for loopback addresses and the other rules have the same elements.
+    let key = |row: &Row| (row.family, row.at.table, row.protocol.clone(), row.ports.clone(), row.to.clone());
+    let mut found: BTreeMap<_, usize> = BTreeMap::new();
+    for (number, row) in rows.iter().enumerate().filter(|(_, row)| of_loopback(row)) {
+        found.insert(key(&row.0), number);
+    }
+    let mut gone = BTreeSet::new();
+    for (row, case) in rows.iter_mut().filter(|row| row.1.is_some() && !of_loopback(row)) {
+        let Some(number) = found.get(&key(row)).filter(|_| row.from.is_none() && case.is_some()) else { continue };
+        gone.insert(*number);
+        row.except.retain(|words| !["ip daddr 127.0.0.0/8 passes", "ip6 daddr ::1 passes"].contains(&words.as_str()));
+    }
+    let mut number = 0..;
+    rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));
+}
+
+/// Returns the target of a forward of portfwd as the user wrote it, without the base port of a range.
+fn own_target(region: &Region, to: &Rewrite) -> String {
+    let first = region.get(Field::Port).first();
+    match to.base {
+        Some(base) if first == Some(base.into()) => describe::target(&Rewrite { base: None, ..to.clone() }),
+        _ => describe::target(to),
+    }
 }
 
 /// Returns the rules that rewrite sources, in order of precedence.
@@ -96,13 +178,42 @@ pub fn sources(host: &Host) -> Vec<Row> {
             row.translation = translation;
             row.to = describe::target(to);
             row.hooks.push((way.hook, number));
-            let (words, sure) = exceptions.of(&[], way.family, way.hook, number, step);
+            let (words, understood) = exceptions.of(&[], way.family, way.hook, number, step);
             row.except = words;
-            row.sure = sure && step.region.is_known() && !step.tied;
+            row.understood = understood && step.region.is_known();
+            row.sure = row.understood && !step.tied;
             rows.push(row);
         }
     }
+    join_families(&mut rows);
     rows
+}
+
+/// Joins the IPv4 row and the IPv6 row of a rule, if they differ only in the family.
+fn join_families(rows: &mut Vec<Row>) {
+    let mut of_ipv6: HashMap<At, Vec<usize>> = HashMap::new();
+    for (number, row) in rows.iter().enumerate().filter(|(_, row)| row.family == Some(Family::Ipv6)) {
+        of_ipv6.entry(row.at).or_default().push(number);
+    }
+    let mut gone = BTreeSet::new();
+    for number in 0..rows.len() {
+        let Some(row) = rows.get(number).filter(|row| row.family == Some(Family::Ipv4)) else { continue };
+        let hook = |row: &Row| row.hooks.first().map(|(hook, _)| *hook);
+        let same = |other: &&usize| {
+            rows.get(**other).is_some_and(|other| {
+                let as_ipv4 = Row { family: row.family, hooks: row.hooks.clone(), ..other.clone() };
+                hook(row) == hook(other) && as_ipv4 == *row
+            })
+        };
+        if let Some(other) = of_ipv6.get(&row.at).and_then(|others| others.iter().find(same)) {
+            gone.insert(*other);
+            if let Some(row) = rows.get_mut(number) {
+                row.family = None;
+            }
+        }
+    }
+    let mut number = 0..;
+    rows.retain(|_| number.next().is_none_or(|number| !gone.contains(&number)));
 }
 
 impl Row {
@@ -119,7 +230,7 @@ impl Row {
             words(field).filter(|_| !Set::single(0).not().eq(region.get(field)) && region.get(field).only() != Some(0))
         };
         Self {
-            family,
+            family: Some(family),
             translation: Translation::Dnat,
             protocol: words(Field::Protocol),
             address: address(host, family, region),
@@ -132,6 +243,7 @@ impl Row {
             to: String::new(),
             hooks: Vec::new(),
             sure: true,
+            understood: true,
             owner: place.owner,
             rule: place.rule,
             at,

@@ -1,6 +1,6 @@
 //! An index of regions, to find the regions that intersect another one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::Set;
@@ -21,11 +21,11 @@ pub struct Overlaps<'a> {
     /// Regions with one address and few ports, by address and port.
     pairs: HashMap<(u128, u128), Vec<usize>>,
     /// Regions with few ports, by port.
-    of_pairs: HashMap<u128, Vec<usize>>,
-    /// Of few ports.
-    ports: HashMap<u128, Vec<usize>>,
-    /// Regions with more ports, by groups of [`SHARE`] ports.
-    shares: HashMap<u128, Vec<usize>>,
+    of_pairs: BTreeMap<u128, Vec<usize>>,
+    /// Regions with few ports and several addresses, by port.
+    ports: BTreeMap<u128, Vec<usize>>,
+    /// Regions with more ports, by groups of 2^[`SHARE`] ports.
+    shares: BTreeMap<u128, Vec<usize>>,
     /// Regions with one address and many ports.
     addresses: HashMap<u128, Vec<usize>>,
     /// All others.
@@ -39,9 +39,9 @@ impl<'a> Overlaps<'a> {
         let mut overlaps = Self {
             regions: Vec::new(),
             pairs: HashMap::new(),
-            of_pairs: HashMap::new(),
-            ports: HashMap::new(),
-            shares: HashMap::new(),
+            of_pairs: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            shares: BTreeMap::new(),
             addresses: HashMap::new(),
             rest: Vec::new(),
         };
@@ -84,10 +84,11 @@ impl<'a> Overlaps<'a> {
                 found.extend(self.shares.get(&(port >> SHARE)).into_iter().flatten());
             }
         } else {
-            let within = |port: &u128| ports.has(*port);
-            found.extend(self.of_pairs.iter().filter(|(port, _)| within(port)).flat_map(|(_, numbers)| numbers));
-            found.extend(self.ports.iter().filter(|(port, _)| within(port)).flat_map(|(_, numbers)| numbers));
-            found.extend(self.shares.values().flatten());
+            for (first, last) in ports.ranges() {
+                found.extend(self.of_pairs.range(first..=last).flat_map(|(_, numbers)| numbers));
+                found.extend(self.ports.range(first..=last).flat_map(|(_, numbers)| numbers));
+                found.extend(self.shares.range(first >> SHARE..=last >> SHARE).flat_map(|(_, numbers)| numbers));
+            }
         }
         match address {
             Some(address) => found.extend(self.addresses.get(&address).into_iter().flatten()),

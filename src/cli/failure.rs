@@ -25,7 +25,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code: `plan --detailed-exitcode` found changes.
 pub const CHANGES: u8 = 3;
-/// Exit code: `audit --fail-on` found a finding of the given severity or a higher one.
+/// Exit code: `audit --fail-on` found a finding of the given severity or a higher one, or unreadable rules.
 pub const FOUND: u8 = 4;
 /// Exit code: a permission or a kernel feature is missing.
 pub const MISSING: u8 = 5;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use super::{Failure, Global, Output};
 use crate::config::{Loaded, Location, Problem, ProblemKind};
 use crate::engine::Engine;
-use crate::engine::guard::{self, Taking};
+use crate::engine::guard::{self, Interfaces, Taking};
 use crate::model::error::printable;
 use crate::model::{Binding, DesiredState};
 use crate::store::State;
@@ -56,7 +56,7 @@ fn check_loaded(
     // The SSH connection is in the namespace that portfwd was started in, not in that of `--netns`.
     let ssh = if global.netns.is_none() { std::env::var("SSH_CONNECTION").ok() } else { None };
     let ssh = ssh.and_then(|text| Ssh::parse(&text));
-    let takings = guard::takings(&engine.state().desired, after, &sockets, ssh);
+    let takings = guard::takings(&engine.state().desired, after, &sockets, ssh, &Interfaces::read(after, ssh));
     if takings.is_empty() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use serde_json::ser::Formatter;
 use crate::engine::{Plan, Sign, Step, Words};
 use crate::model::binding::TargetText;
 use crate::model::error::is_invisible;
-use crate::model::{Binding, Counter, Family, PortRange, SetName, SetRule, Source};
+use crate::model::{Binding, Counter, Family, PortRange, SetName, Source};
 
 /// The version of the JSON output of all commands.
 pub const VERSION: u32 = 1;
@@ -33,15 +33,21 @@ pub struct List<'a> {
     pub snats: Vec<Other>,
     /// Rules of `[[netmap]]`.
     pub netmaps: Vec<Other>,
+    /// The chains of table `inet portfwd` that lack rules.
+    pub damaged_chains: Vec<&'a str>,
 }
 
 /// A forward in a list. It becomes JSON only when it is printed, which saves memory with thousands of forwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
-    /// The forward and its rule set.
-    pub owned: &'a SetRule<Binding>,
-    /// The state of the rule: `live`, `missing` or `foreign`.
+    /// The name of the rule set. An element of another program has none.
+    pub set: Option<&'a SetName>,
+    /// The forward.
+    pub rule: &'a Binding,
+    /// The state of the rule: `live`, `ineffective`, `missing` or `foreign`.
     pub state: &'static str,
+    /// The reason that an `ineffective` forward has no effect.
+    pub reason: Option<&'a str>,
     /// The packet and byte counters of the forward; zero if the forward is missing.
     pub counter: Counter,
 }
@@ -55,9 +61,12 @@ impl Serialize for Listed<'_> {
 /// One forward of `list`.
 #[derive(Serialize)]
 struct Forward<'a> {
-    set: &'a str,
-    /// The state of the rule: `live`, `missing` or `foreign`.
+    /// The rule set; null for an element that another program added to a map of portfwd.
+    set: Option<&'a str>,
+    /// The state of the rule: `live`, `ineffective`, `missing` or `foreign`.
     state: &'static str,
+    /// The reason that an `ineffective` forward has no effect; otherwise null.
+    reason: Option<&'a str>,
     family: Family,
     protocol: &'static str,
     /// The destination address; null matches every address of this host.
@@ -88,11 +97,11 @@ struct Forward<'a> {
 
 impl<'a> Forward<'a> {
     fn new(listed: &Listed<'a>) -> Self {
-        let Listed { owned, state, counter } = *listed;
-        let binding = &owned.rule;
+        let Listed { set, rule: binding, state, reason, counter } = *listed;
         Self {
-            set: owned.set.as_str(),
+            set: set.map(SetName::as_str),
             state,
+            reason,
             family: binding.family,
             protocol: binding.protocol.name(),
             address: binding.address,
@@ -120,8 +129,10 @@ fn text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::
 pub struct Other {
     /// The name of the rule set.
     pub set: String,
-    /// The state of the rule: `live`, `missing` or `foreign`.
+    /// The state of the rule: `live`, `ineffective`, `missing` or `foreign`.
     pub state: &'static str,
+    /// The reason that an `ineffective` rule has no effect; otherwise null.
+    pub reason: Option<String>,
     /// The rule as text.
     pub rule: String,
 }

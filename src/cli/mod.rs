@@ -48,7 +48,8 @@ pub use output::Output;
     after_help = "\
 Exit codes: 0 done, or nothing to do; 1 failed, nothing changed; \
 2 usage or invalid rule set; 3 plan --detailed-exitcode found changes; \
-4 audit --fail-on found that severity; 5 permission or kernel feature missing; \
+4 audit --fail-on found that severity or unreadable rules; \
+5 permission or kernel feature missing; \
 6 conflict refused; 75 busy, try again"
 )]
 struct Cli {
@@ -68,9 +69,11 @@ enum Command {
     /// List the live rules, with counters and drift
     ///
     /// PACKETS is the number of new connections; BYTES is the size of their first
-    /// packets. STATE is `live`, `missing` or `foreign`. A `missing` rule is in the
-    /// desired state and not in the kernel. A `foreign` rule is in portfwd's table or
-    /// chains and not in the desired state.
+    /// packets. STATE is `live`, `ineffective`, `missing` or `foreign`. An
+    /// `ineffective` rule is in the kernel, but packets of other hosts are not
+    /// forwarded; a warning gives the reason. A `missing` rule is in the desired state and not in the
+    /// kernel. A `foreign` rule is in portfwd's table or chains and not in the
+    /// desired state.
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     /// Validate rule sets, and report every mistake

@@ -1,17 +1,20 @@
 //! Finds new forwards that would take the clients of a listening socket of this host, or the user's SSH connection.
 //!
-//! All functions are pure. They compare the old and the new desired state with the sockets. If a forward of the old
-//! state already takes a socket, the socket is no finding. So portfwd never refuses a rule set that was applied before.
+//! The functions compare the old and the new desired state with the sockets. If a forward of the old state already takes
+//! a socket, the socket is no finding. So portfwd never refuses a rule set that was applied before.
 //!
-//! Be aware: a forward takes a socket even if it takes only some clients, or only clients on one interface. A socket
-//! that is bound to one interface counts as bound to all interfaces.
+//! Be aware: a forward takes a socket even if it takes only some clients. A forward on one interface does not take a socket
+//! that is bound to the address of another interface. Linux delivers a packet to such an address even if the packet
+//! arrives on the forward's interface (weak host model, measured on Linux 6.18), but the service's clients use the
+//! interface with the address.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use crate::model::{Binding, DesiredState, Family, IfName, Protocol};
+use crate::sys::rtnetlink::{Link, Rtnetlink, interfaces_to};
 use crate::sys::sockets::Socket;
 use crate::sys::ssh::Ssh;
 
@@ -31,6 +34,61 @@ pub fn protocols(after: &DesiredState) -> BTreeSet<Protocol> {
     after.bindings.iter().map(|owned| owned.rule.protocol).collect()
 }
 
+/// The interfaces of this host. The default value knows no interface; then a forward on one interface counts as a
+/// forward on all interfaces.
+#[derive(Debug, Default)]
+pub struct Interfaces {
+    /// The interfaces by index: name, and index of the master device.
+    links: HashMap<u32, (String, Option<u32>)>,
+    /// The interfaces of each address, without interfaces that have no clients of their own.
+    addresses: HashMap<IpAddr, Vec<u32>>,
+    /// The egress interface to the SSH client.
+    to_ssh_client: Option<IfName>,
+}
+
+impl Interfaces {
+    /// Reads the interfaces, if a forward needs them. What cannot be read is unknown.
+    pub fn read(after: &DesiredState, ssh: Option<Ssh>) -> Self {
+        let mut interfaces = Self::default();
+        if after.bindings.iter().all(|owned| owned.rule.interface.is_none()) {
+            return interfaces;
+        }
+        let Ok(kernel) = Rtnetlink::open() else { return interfaces };
+        let links = kernel.links().map(|dump| dump.objects).unwrap_or_default();
+        // Clients of an address on `lo` or on a dummy interface use other interfaces.
+        let own_clients = |link: &&Link| !link.loopback && link.kind.as_deref() != Some("dummy");
+        let with_clients: HashSet<u32> = links.iter().filter(own_clients).map(|link| link.index).collect();
+        interfaces.links = links.into_iter().map(|link| (link.index, (link.name, link.master))).collect();
+        let addresses = Family::ALL.into_iter().filter_map(|family| kernel.addresses(family).ok());
+        let addresses = addresses.flat_map(|dump| dump.objects);
+        for address in addresses.filter(|address| with_clients.contains(&address.index)) {
+            interfaces.addresses.entry(address.own.ip()).or_default().push(address.index);
+        }
+        let client = ssh.map(|ssh| ssh.client);
+        let routes = interfaces_to(client).unwrap_or_default();
+        interfaces.to_ssh_client = routes.into_values().next().flatten();
+        interfaces
+    }
+
+    /// Returns false if clients of the socket certainly use other interfaces than the forward's.
+    fn may_share(&self, binding: &Binding, socket: &Socket) -> bool {
+        let Some(name) = &binding.interface else { return true };
+        let is_name = |index: &u32| self.links.get(index).is_none_or(|(known, _)| known == name.as_str());
+        let own = self.links.values().find(|(known, _)| known == name.as_str());
+        // A socket that is bound to a VRF device serves clients of the device's ports.
+        let is_master = own.is_none_or(|(_, master)| *master == Some(socket.interface));
+        if socket.interface != 0 && !is_name(&socket.interface) && !is_master {
+            return false;
+        }
+        self.addresses.get(&socket.address).is_none_or(|indexes| indexes.iter().any(is_name))
+    }
+
+    /// Returns false if packets of the SSH client certainly arrive on another interface than the forward's.
+    fn may_carry_ssh(&self, binding: &Binding) -> bool {
+        self.to_ssh_client.as_ref().is_none_or(|known| binding.interface.as_ref().is_none_or(|name| name == known))
+    }
+}
+
 /// Returns the forwards of `after` that take a socket or `ssh`. Leaves out sockets that a forward of `before` already
 /// takes.
 pub fn takings<'a>(
@@ -38,15 +96,16 @@ pub fn takings<'a>(
     after: &'a DesiredState,
     sockets: &'a [Socket],
     ssh: Option<Ssh>,
+    interfaces: &Interfaces,
 ) -> Vec<Taking<'a>> {
     let sockets = Sockets::new(sockets);
-    let found: Vec<Taking<'_>> = all(after, &sockets, ssh).collect();
+    let found: Vec<Taking<'_>> = all(after, &sockets, ssh, interfaces).collect();
     if found.is_empty() {
         return found;
     }
     let mut taken = HashSet::new();
     let mut taken_ssh = HashSet::new();
-    for taking in all(before, &sockets, ssh) {
+    for taking in all(before, &sockets, ssh, interfaces) {
         taken.extend(taking.sockets.iter().map(|socket| (*socket, Place::for_binding(taking.binding))));
         taken_ssh.extend(taking.ssh.map(|_| Place::for_binding(taking.binding)));
     }
@@ -60,11 +119,17 @@ pub fn takings<'a>(
 }
 
 /// Returns every forward that takes a socket or `ssh`, whether it is new or old.
-fn all<'a>(desired: &'a DesiredState, sockets: &Sockets<'a>, ssh: Option<Ssh>) -> impl Iterator<Item = Taking<'a>> {
+fn all<'a>(
+    desired: &'a DesiredState,
+    sockets: &Sockets<'a>,
+    ssh: Option<Ssh>,
+    interfaces: &Interfaces,
+) -> impl Iterator<Item = Taking<'a>> {
     desired.bindings.iter().filter_map(move |owned| {
         let binding = &owned.rule;
-        let sockets: Vec<&Socket> = sockets.at_ports_of(binding).filter(|socket| takes(binding, socket)).collect();
-        let ssh = ssh.filter(|ssh| takes_ssh(binding, *ssh));
+        let taken = |socket: &&Socket| takes(binding, socket) && interfaces.may_share(binding, socket);
+        let sockets: Vec<&Socket> = sockets.at_ports_of(binding).filter(taken).collect();
+        let ssh = ssh.filter(|ssh| takes_ssh(binding, *ssh) && interfaces.may_carry_ssh(binding));
         (!sockets.is_empty() || ssh.is_some()).then_some(Taking { binding, sockets, ssh })
     })
 }
@@ -179,13 +244,13 @@ mod tests {
         let (at, protocol) = text.split_once('/').expect(text);
         let at: SocketAddr = at.parse().expect(at);
         let protocol = protocol.parse().expect(protocol);
-        Socket { protocol, address: at.ip(), port: at.port(), only_ipv6, inode: 1 }
+        Socket { protocol, address: at.ip(), port: at.port(), only_ipv6, interface: 0, inode: 1 }
     }
 
     fn taken(before: &[&str], after: &[&str], sockets: &[&str]) -> Vec<String> {
         let sockets: Vec<Socket> = sockets.iter().map(|text| socket(text)).collect();
         let (before, after) = (desired(before), desired(after));
-        let takings = takings(&before, &after, &sockets, None);
+        let takings = takings(&before, &after, &sockets, None, &Interfaces::default());
         takings.iter().flat_map(|taking| &taking.sockets).map(ToString::to_string).collect()
     }
 
@@ -269,9 +334,9 @@ mod tests {
         ] {
             let ssh = Ssh::parse(connection).expect(connection);
             let (before, after) = (desired(&[]), desired(&[forward]));
-            let found = takings(&before, &after, &[], Some(ssh));
+            let found = takings(&before, &after, &[], Some(ssh), &Interfaces::default());
             assert_eq!(found.iter().any(|taking| taking.ssh == Some(ssh)), is_taken, "{connection}: {forward}");
-            assert_eq!(takings(&after, &after, &[], Some(ssh)), [], "{connection}: {forward}");
+            assert_eq!(takings(&after, &after, &[], Some(ssh), &Interfaces::default()), [], "{connection}: {forward}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The live state: portfwd's own rules, read back from the kernel.
 
-use super::DesiredState;
+use super::{Binding, DesiredState};
 
 /// The counter of a rule or map element. In NAT chains it counts the first packet of each connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,4 +28,7 @@ pub struct Observed {
     pub counters: Vec<Counter>,
     /// Descriptions of the objects in portfwd's table or chains that portfwd did not create.
     pub foreign: Vec<String>,
+    /// The forwards of other programs' elements in portfwd's maps, with their counters. [`Observed::foreign`] contains
+    /// a description of each of these elements too.
+    pub foreign_bindings: Vec<(Binding, Counter)>,
 }

@@ -196,6 +196,8 @@ fn program(connection: &mut Connection, elements: &ReadElements<'_>) -> Result<P
     let exists = connection.get("table inet portfwd", libc::NFT_MSG_GETTABLE, &request, |message| {
         let flags = message.attributes().get(key::TABLE_FLAGS).unwrap_or_default();
         program.flagged |= flags.iter().any(|byte| *byte != 0);
+        // `NFT_TABLE_F_DORMANT` in include/uapi/linux/netfilter/nf_tables.h is bit 0 of a big-endian number.
+        program.dormant |= flags.last().is_some_and(|byte| byte & 1 != 0);
         Some(())
     })?;
     if !exists {

@@ -142,10 +142,29 @@ fn push_port(bytes: &mut Vec<u8>, port: u16) {
 /// Returns `None` in three cases: the map has no targets, the map is for any loopback address, or portfwd does not
 /// write such elements.
 pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>> {
+    let (set, remark) = parse_comment(&element.comment)?;
+    if (id.kind == Kind::Ports) != element.span.is_none() {
+        return None;
+    }
+    let (port, mut rule) = binding(id, key, element)?;
+    rule.comment = remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?;
+    // The map kind and the data of the element must be those that `elements` writes.
+    let in_range = (rule.ports.first()..=rule.ports.last()).contains(&port);
+    let same = in_range && kind_of_key(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
+    same.then_some(SetRule { set, rule })
+}
+
+/// Reads the forward that an element of another program makes. Returns `None` if the map has no targets, or if the map
+/// is for any loopback address.
+pub fn read_foreign(id: &MapId, key: &Key, element: &Element) -> Option<Binding> {
+    binding(id, key, &Element { span: None, ..element.clone() }).map(|(_, rule)| rule)
+}
+
+/// Reads the port of a key, and the binding without its comment. Without a span, the ports are those of the key.
+fn binding(id: &MapId, key: &Key, element: &Element) -> Option<(u16, Binding)> {
     if id.role != MapRole::Targets || id.scope == AddressScope::AnyLoopback {
         return None;
     }
-    let (set, remark) = parse_comment(&element.comment)?;
     let mut words = Words(&key.0);
     let family = id.class.family;
     let protocol = Protocol::from_number(words.take::<1>()?[0])?;
@@ -158,28 +177,22 @@ pub fn read(id: &MapId, key: &Key, element: &Element) -> Option<SetRule<Binding>
     };
     let mut words = Words(&element.data);
     let to = if id.redirect { None } else { Some(words.address(family)?) };
-    let Span { ports, to: mapped } = match (id.kind, element.span) {
-        (Kind::Ports, None) => Span { ports: PortRange::single(port)?, to: PortMap::One(words.port()?) },
-        (Kind::Ports, Some(_)) | (_, None) => return None,
-        (_, Some(span)) => span,
+    let Span { ports, to: mapped } = match element.span {
+        Some(span) => span,
+        None => {
+            let last = port.checked_add(id.kind.ports_per_key() - 1)?;
+            let to = match id.kind {
+                Kind::Ranges16 | Kind::Ranges1024 => PortMap::Keep,
+                _ => PortMap::One(words.port()?),
+            };
+            Span { ports: PortRange::new(port, last)?, to }
+        }
     };
-    let rule = Binding {
-        family,
-        address,
-        interface,
-        from,
-        protocol,
-        ports,
-        to: Destination { address: to, port: mapped },
-        source: Source::Keep,
-        hairpin: true,
-        loopback: id.scope == AddressScope::OneLoopback,
-        comment: remark.map(|text| Comment::try_from(text.to_owned())).transpose().ok()?,
-    };
-    // The map kind and the data of the element must be those that `elements` writes.
-    let in_range = (rule.ports.first()..=rule.ports.last()).contains(&port);
-    let same = in_range && kind_of_key(&rule, port) == Some(id.kind) && data(id, &rule, port) == element.data;
-    same.then_some(SetRule { set, rule })
+    let (source, hairpin, loopback) = (Source::Keep, true, id.scope == AddressScope::OneLoopback);
+    let to = Destination { address: to, port: mapped };
+    let comment = None;
+    let rule = Binding { family, address, interface, from, protocol, ports, to, source, hairpin, loopback, comment };
+    Some((port, rule))
 }
 
 /// The bytes of a key or of element data that are not read yet.

@@ -49,7 +49,11 @@ pub fn lift(program: &Program) -> Observed {
                     sum.add(element.counter);
                     *count += 1;
                 }
-                None => lifted.foreign.push(format!("an element of map {id}")),
+                None => {
+                    lifted.foreign.push(format!("an element of map {id}"));
+                    let binding = element::read_foreign(id, key, element);
+                    lifted.foreign_bindings.extend(binding.map(|binding| (binding, element.counter)));
+                }
             }
         }
     }

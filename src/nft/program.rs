@@ -199,9 +199,10 @@ pub struct Map {
 pub struct Program {
     /// True if the table exists.
     pub table: bool,
-    /// True if the table has flags. portfwd sets no flags. For example, no packet traverses a table with the flag
-    /// `dormant`.
+    /// True if the table has flags. portfwd sets no flags.
     pub flagged: bool,
+    /// True if the table has the flag `dormant`. No packet traverses such a table.
+    pub dormant: bool,
     /// The chains by name.
     pub chains: BTreeMap<String, Chain>,
     /// The maps by name.

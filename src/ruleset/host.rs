@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::facts::Facts;
+use super::fold;
 use super::owner;
 use super::table::{At, Ruleset};
 use super::view::View;
@@ -21,7 +22,8 @@ pub struct Host {
 
 impl Host {
     /// Walks the rules and returns the host.
-    pub fn new(rules: Ruleset, facts: Option<Facts>) -> Self {
+    pub fn new(mut rules: Ruleset, facts: Option<Facts>) -> Self {
+        fold::fold(&mut rules);
         let local = |family| facts.as_ref().map(|facts| facts.local(family)).filter(|local| !local.is_empty());
         let view = View::new(&rules, local);
         Self { rules, facts, view }

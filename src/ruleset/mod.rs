@@ -13,6 +13,7 @@
 pub mod confidence;
 pub mod describe;
 pub mod facts;
+pub mod fold;
 pub mod host;
 #[cfg(test)]
 pub(crate) mod hosts;

@@ -40,6 +40,8 @@ pub struct Socket {
     pub port: u16,
     /// True if the socket serves IPv6 only. Otherwise an unspecified IPv6 address serves both families.
     pub only_ipv6: bool,
+    /// The index of the interface that the socket is bound to (`SO_BINDTODEVICE`), 0 for all.
+    pub interface: u32,
     /// The inode, which links in `/proc/PID/fd` contain.
     pub inode: u32,
 }
@@ -114,7 +116,8 @@ fn request_body(family: Family, protocol: Protocol) -> Vec<u8> {
     body
 }
 
-/// Reads an answer: family, state, timer, retransmissions (a byte each), source port, destination port, source address, …, inode.
+/// Reads `struct inet_diag_msg`: family, state, timer, retransmissions (a byte each), source port, destination port, source
+/// address, destination address, interface, …, inode.
 fn read(message: Message<'_>, protocol: Protocol) -> Option<Socket> {
     const ONLY_IPV6: u16 = 11; // INET_DIAG_SKV6ONLY
     let port = u16::from_be_bytes(*message.body.get(4..)?.first_chunk()?);
@@ -124,9 +127,10 @@ fn read(message: Message<'_>, protocol: Protocol) -> Option<Socket> {
         nix::libc::AF_INET6 => IpAddr::from(*address.first_chunk::<16>()?).to_canonical(),
         _ => return None,
     };
+    let interface = u32::from_ne_bytes(*message.body.get(40..)?.first_chunk()?);
     let inode = u32::from_ne_bytes(*message.body.get(ANSWER - 4..)?.first_chunk()?);
     let only_ipv6 = message.attributes(ANSWER).u8(ONLY_IPV6).is_some_and(|only| only > 0);
-    Some(Socket { protocol, address, port, only_ipv6, inode })
+    Some(Socket { protocol, address, port, only_ipv6, interface, inode })
 }
 
 /// A process that owns a socket.
@@ -236,7 +240,7 @@ mod tests {
             read(message, Protocol::Udp)
         };
         let address = "2001::".parse().expect("an address");
-        let socket = Socket { protocol: Protocol::Udp, address, port: 8080, only_ipv6: true, inode: 7 };
+        let socket = Socket { protocol: Protocol::Udp, address, port: 8080, only_ipv6: true, interface: 0, inode: 7 };
         assert_eq!(read(body.len()), Some(socket.clone()));
         for end in 0..body.len() {
             let without = Socket { only_ipv6: end >= ANSWER + 5, ..socket.clone() };

@@ -6,8 +6,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use portfwd::iptables::command::Variant;
+
 use super::{json, reset_and_run, run};
-use crate::support::{Net, PORTFWD, Said, portfwd, privileged, serve};
+use crate::support::{Net, PORTFWD, Said, file, portfwd, privileged, serve};
 
 /// A script that makes a host with an error, a warning and rules of several tools.
 const HOST: &str = r"
@@ -157,15 +159,11 @@ fn sarif_output_follows_the_standard() {
 }
 
 #[test]
-fn without_root_audit_names_unreadable_sources() {
+fn without_root_nothing_can_be_read() {
     if !privileged() {
         return;
     }
     let net = Net::new();
-    reset_and_run(&net, HOST);
-    run(&net, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3");
-    net.in_host(|| serve("192.0.2.1:7000".parse().expect("address"), true));
-    assert!(net.ask("192.0.2.1:7000", true).contains("saw"));
     // The build directory may be readable by root only, so the unprivileged user runs a copy of the program.
     let copy = net.state.path().join("portfwd");
     fs::copy(PORTFWD, &copy).expect("copied");
@@ -176,24 +174,93 @@ fn without_root_audit_names_unreadable_sources() {
         net.in_host(|| {
             let mut command = Command::new("setpriv");
             command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&copy);
-            command.args(["--state-dir", "/nonexistent/portfwd", "audit"]).args(arguments).current_dir("/");
+            command.args(["--state-dir", "/nonexistent/portfwd"]).args(arguments).current_dir("/");
             command.env_remove("SSH_CONNECTION").output().expect("setpriv is installed").into()
         })
     };
-    let said = as_nobody(&[]);
-    assert_eq!(said.code, 0, "{said:?}");
-    for words in ["the rules of nf_tables", "iptables-legacy of IPv4", "connections that are followed"] {
-        assert!(said.stderr.contains(words), "{words}: {said:?}");
+    for script in [HOST, "iptables-legacy -t nat -A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3", ""] {
+        reset_and_run(&net, script);
+        for command in [
+            &["audit"][..],
+            &["audit", "--json", "--fail-on", "error"],
+            &["audit", "--fail-on", "error", "--no-fail-on-unknown"],
+            &["explain", "tcp", "192.0.2.2", "to", "192.0.2.1:8080", "-i", "eth0"],
+            &["explain", "--json", "tcp", "192.0.2.2", "to", "192.0.2.1:8080", "-i", "eth0"],
+        ] {
+            let said = as_nobody(command);
+            assert_eq!((said.code, said.stdout.as_str()), (5, ""), "{command:?}: {said:?}");
+            assert!(said.stderr.contains("help: run as root"), "{said:?}");
+        }
     }
-    let said = as_nobody(&["--json"]);
-    assert_eq!(said.code, 0, "{said:?}");
+}
+
+#[test]
+fn rules_that_could_not_be_read_or_understood_count_for_the_exit_code() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let audit = |arguments: &[&str]| net.portfwd(&[&["audit", "--only", "F01,F52"], arguments].concat());
+    let expect = |found: i32, unknown: &str, arguments: &[&str]| {
+        for level in ["info", "error"] {
+            assert_eq!(audit(&[&["--fail-on", level], arguments].concat()).code, found, "{arguments:?}");
+            let off = [&["--fail-on", level, "--no-fail-on-unknown"], arguments].concat();
+            assert_eq!(audit(&off).code, 0, "{arguments:?}");
+        }
+        let said = audit(arguments);
+        assert_eq!((said.code, said.stdout.contains(" unknown\n")), (0, !unknown.is_empty()), "{said:?}");
+        assert!(said.stdout.contains(unknown), "{said:?}");
+    };
+    let xt = |rule: &str| format!("iptables-legacy-restore <<E\n*nat\n-A PREROUTING {rule}\nCOMMIT\nE");
+    let time = "-p tcp --dport 9 -m time --timestart 10:00 -j DNAT --to 172.17.0.3";
+    for (script, code, unknown) in [
+        (xt("-p tcp --dport 9 -j DNAT --to 172.17.0.3"), 0, ""),
+        (xt(time), 4, "1 unknown"),
+        // The verdict of the second rule depends on the first one.
+        (
+            xt("-p tcp -m time --timestart 10:00 -j ACCEPT\n-A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3"),
+            4,
+            "1 unknown",
+        ),
+        // A rule that decides about no forward does not count.
+        (
+            xt("-p udp -m time --timestart 10:00 -j ACCEPT\n-A PREROUTING -p tcp --dport 9 -j DNAT --to 172.17.0.3"),
+            0,
+            "",
+        ),
+    ] {
+        reset_and_run(&net, "iptables-legacy -t nat -F");
+        run(&net, &script);
+        expect(code, unknown, &[]);
+        let saved = run(&net, "iptables-legacy-save");
+        expect(code, unknown, &[&file(&net.state, &saved).to_string_lossy()]);
+    }
+
+    // Facts never count. The summary names them once.
+    let dump = file(&net.state, &run(&net, "iptables-legacy-save")).to_string_lossy().into_owned();
+    let said = net.ok(&["audit", "--fail-on", "info", "--only", "F52", &dump]);
+    assert_eq!(said.stdout.matches("not known: interfaces, addresses, routes").count(), 1, "{said:?}");
+    assert_eq!(said.stderr, "", "{said:?}");
+    let report = json(&net.ok(&["audit", "--json", &dump]).stdout);
+    assert_eq!(report["unknown"][0]["kind"], "facts", "{report:#}");
+    assert_eq!(report["unknown"].as_array().map(Vec::len), Some(1), "{report:#}");
+
+    // Without the program of iptables-legacy, its tables are unread.
+    let state = net.state.path().to_string_lossy().into_owned();
+    let without = |arguments: &[&str]| -> Said {
+        net.with(
+            Variant::Legacy,
+            "mount -t tmpfs none /usr/sbin; mkdir -p $TMPDIR/empty",
+            PORTFWD,
+            &[&["--state-dir", &state, "audit"], arguments].concat(),
+        )
+    };
+    let said = without(&["--json", "--fail-on", "error", "--only", "F52"]);
+    assert_eq!(said.code, 4, "{said:?}");
     let report = json(&said.stdout);
-    let unknown = report["unknown"].as_array().expect("a list");
-    assert!(unknown.iter().any(|gap| gap["what"] == "the rules of nf_tables"), "{unknown:#?}");
-    assert!(ids(&said).contains(&"F52".to_owned()), "{said:?}");
-    // Finding F52 reports sources that `audit` cannot read.
-    assert_eq!(as_nobody(&["--only", "F52", "--fail-on", "warning"]).code, 4);
-    assert_eq!(as_nobody(&["--fail-on", "error", "--ignore", "F52,F32"]).code, 0);
+    assert_eq!(report["unknown"][0]["kind"], "rules", "{report:#}");
+    assert_eq!(ids(&said), ["F52"], "{said:?}");
+    assert_eq!(without(&["--fail-on", "info", "--no-fail-on-unknown", "--only", "F52"]).code, 0);
 }
 
 #[test]
@@ -215,6 +282,44 @@ fn control_characters_in_foreign_comments_are_escaped() {
     assert!(!said.stdout.contains(|c: char| c.is_ascii_control() && c != '\n'), "{said:?}");
     let report = json(&said.stdout);
     assert!(report["forwards"].as_array().expect("a list").iter().any(|row| row["comment"] == evil), "{report:#}");
+}
+
+#[test]
+fn a_dump_is_a_regular_file_or_a_pipe_of_limited_size() {
+    let directory = tempfile::tempdir().expect("directory");
+    let text =
+        "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.3\nCOMMIT\n";
+    let [large, binary, good] = ["large", "binary", "good"].map(|name| directory.path().join(name));
+    // The file is sparse, so it takes no room.
+    fs::File::create(&large).expect("created").set_len(400 << 20).expect("set");
+    fs::write(&binary, format!("{text}\0")).expect("written");
+    fs::write(&good, text).expect("written");
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    for (file, reason) in [
+        ("/dev/zero", "not a regular file or a pipe"),
+        ("/dev/tty", "not a regular file or a pipe"),
+        (&path(directory.path()), "not a regular file or a pipe"),
+        (&path(&large), "larger than the maximum of 128 MiB"),
+        (&path(&binary), "contains a NUL byte"),
+        ("/nonexistent", "No such file"),
+    ] {
+        let said = portfwd(&["audit", file]);
+        assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{file}: {said:?}");
+        assert!(said.stderr.contains(reason), "{file}: {said:?}");
+    }
+    let piped = |source: &str| -> Said {
+        let script = format!("ulimit -v 4000000; {source} | timeout 60 {PORTFWD} audit /dev/stdin");
+        Command::new("sh").args(["-c", &script]).output().expect("sh").into()
+    };
+    for (source, reason) in
+        [("cat /dev/zero", "larger than"), ("yes", "larger than"), ("printf 'a\\0b'", "contains a NUL")]
+    {
+        let said = piped(source);
+        assert!(said.code == 2 && said.stderr.contains(reason), "{source}: {said:?}");
+    }
+    let said = piped(&format!("cat {}", path(&good)));
+    assert!(said.code == 0 && said.stdout.contains("1 forward,"), "{said:?}");
+    assert_eq!(portfwd(&["audit", &path(&good)]).code, 0);
 }
 
 #[test]

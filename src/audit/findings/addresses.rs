@@ -1,4 +1,4 @@
-//! Which addresses are whose: of the internet, of private networks, of this host.
+//! Classes of addresses: global, private, loopback, and the wildcard of this host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use crate::ruleset::facts::Facts;
 use crate::ruleset::region::{Field, LOCAL, Region};
 use crate::ruleset::set::Set;
 
-/// An address of a client far away. Source: RFC 5737 and RFC 3849, addresses for documentation.
+/// Returns the address of a remote client, from the ranges for documentation (RFC 5737, RFC 3849).
 pub(super) fn far(family: Family) -> IpAddr {
     match family {
         Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
@@ -15,15 +15,15 @@ pub(super) fn far(family: Family) -> IpAddr {
     }
 }
 
-/// The addresses of the loopback interface.
-pub(super) fn loopback(family: Family) -> Set {
+/// Returns the loopback addresses.
+pub(in crate::audit) fn loopback(family: Family) -> Set {
     match family {
         Family::Ipv4 => Set::range(0x7f00_0000, 0x7fff_ffff),
         Family::Ipv6 => Set::single(1),
     }
 }
 
-/// Whether an address is one of those that are not routed in the internet.
+/// Returns true if an address is not routed on the internet.
 ///
 /// Sources: RFC 1918, RFC 3927, RFC 6598, RFC 4193, RFC 4291 2.5.6.
 pub(super) fn is_private(address: IpAddr) -> bool {
@@ -36,8 +36,8 @@ pub(super) fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is one that the whole internet may reach: not of RFC 1918, RFC 6598 (carriers' NAT), RFC 3927, RFC 4193, nor
-/// of a link or of this host alone. Those for documentation count as global.
+/// Returns true if the internet may reach an address: not private (RFC 1918, RFC 4193), carrier NAT (RFC 6598), link-local
+/// (RFC 3927), loopback or multicast. Addresses for documentation count as global.
 pub(super) fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -53,13 +53,13 @@ pub(super) fn is_global(address: IpAddr) -> bool {
     }
 }
 
-/// The global addresses of a family that a host owns.
+/// Returns the global addresses of a host.
 pub(super) fn global(facts: &Facts, family: Family) -> Vec<IpAddr> {
     let all = facts.addresses.iter().map(|(_, network)| network.ip());
     all.filter(|address| Family::of_address(*address) == family && is_global(*address)).collect()
 }
 
-/// Whether a set holds most of what there is: it is not asked for, or only some are left out.
+/// Returns true if a set contains more than half of the field's values: no condition, or a condition that excludes a few.
 pub(super) fn is_open(set: &Set, field: Field, family: Family) -> bool {
     let all = match (field, family) {
         (Field::Source | Field::Destination, Family::Ipv4) => u32::MAX.into(),
@@ -68,7 +68,7 @@ pub(super) fn is_open(set: &Set, field: Field, family: Family) -> bool {
     set.and(&Set::range(0, all)).size() > all / 2
 }
 
-/// Whether a forward takes packets for any address of this host, or of anybody.
+/// Returns true if a region contains packets to all addresses of this host, or to all addresses.
 pub(super) fn is_wildcard(region: &Region, family: Family) -> bool {
     region.get(Field::DestinationKind).only() == Some(LOCAL)
         || is_open(region.get(Field::Destination), Field::Destination, family)

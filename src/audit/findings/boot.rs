@@ -1,4 +1,4 @@
-//! What the next boot, or the restart of a service, makes of the rules that are there now.
+//! Findings about the next boot, and about services that flush the rules of other programs.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F47",
-            title: "rules that the next boot does not bring back",
+            title: "rules that the next boot does not restore",
             severity: Severity::Warning,
-            what: "Our own rules are live, and no service that is started at boot puts them back; or a file of a rule set says something else than what was applied from it.",
-            why: "After the next boot the forwards are gone; or they are still those of before, because what is put back is what was applied and not what the file says.",
+            what: "The rules of portfwd are live, and no service restores them at boot. Or a rule-set file differs from the rules that were applied from it.",
+            why: "After the next boot the forwards are missing. Or the old forwards are live, because the service restores the applied rules and not the file.",
             fix: "systemctl enable portfwd.service",
         },
         find: not_persistent,
@@ -30,35 +30,33 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F48",
             title: "a service flushes the rules of others",
             severity: Severity::Warning,
-            what: "A service that is started at boot, or a file that it loads, says `flush ruleset`, and nothing puts back what is not its own whenever it is started, reloaded or stopped.",
-            why: "`systemctl restart nftables` removes the rules of all programs at once. Most of them do not notice, and their forwards are dead until they are restarted.",
-            fix: "delete the service's own tables in the place of `flush ruleset`",
+            what: "A service that starts at boot runs `flush ruleset`, or loads a file with that command. No service restores the rules of other programs afterwards.",
+            why: "`systemctl restart nftables` removes the rules of all programs. Most programs do not notice, and their forwards fail until the programs restart.",
+            fix: "replace `flush ruleset` with commands that delete the service's own tables",
         },
         find: flushed,
     },
 ];
 
-/// Programs that write rules once and do not look at them again. Those of firewalld and kube-proxy are written anew by a
-/// reload or by themselves.
+/// Programs that write their rules once and do not check them later. firewalld and kube-proxy restore their rules.
 const ONCE: [&str; 8] = ["docker", "podman", "cni", "cri-o", "libvirt", "incus", "lxd", "fail2ban"];
 
-/// F47. Somebody else than systemd may put the rules back, a script of the network's for one, so that it is likely; what a file
-/// says is sure. Without systemd nothing is known, and nothing is said.
+/// F47. A missing service is likely, because a script outside of systemd may restore the rules. A changed file is proved.
+/// Returns nothing on a host without systemd.
 fn not_persistent(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let Some(facts) = context.facts() else { return Vec::new() };
     let mut found = Vec::new();
     let restored = |boot: &Boot| boot.units.iter().any(|unit| unit.restores);
     if facts.ours.asks && facts.boot.as_ref().is_some_and(|boot| !restored(boot)) {
-        let finding = kind.found(Confidence::Likely, "no service puts our rules back at the next boot");
-        found
-            .push(finding.seen("no unit of systemd that is started at boot runs `portfwd restore` or `portfwd apply`"));
+        let finding = kind.found(Confidence::Likely, "no service restores the rules of portfwd at the next boot");
+        found.push(finding.seen("no systemd unit that starts at boot runs `portfwd restore` or `portfwd apply`"));
     }
     let files = &facts.ours.unapplied;
     if !files.is_empty() {
         let names: Vec<String> = files.iter().map(|(path, _)| format!("`{}`", printable(path))).collect();
-        let does = if files.len() == 1 { "is" } else { "are" };
-        let message =
-            format!("{} {does} not as applied, and the next boot brings back what was", list(names.into_iter()));
+        let differs = if files.len() == 1 { "differs" } else { "differ" };
+        let names = list(names.into_iter());
+        let message = format!("{names} {differs} from the applied rules, and the next boot restores the applied rules");
         let finding = kind.found(Confidence::Proved, message);
         let finding = files
             .iter()
@@ -69,10 +67,10 @@ fn not_persistent(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// The first rule of each owner that a unit flushes.
+/// Returns the first rule of each owner whose rules are lost when a unit flushes the ruleset.
 fn lost<'a>(host: &'a Host, facts: &Facts, unit: &Unit) -> BTreeMap<&'a str, At> {
     let is_back = facts.boot.as_ref().is_some_and(|boot| boot.is_put_back_after(&unit.name));
-    // Docker's own service may be told to come behind, too.
+    // A service that is a part of the unit restarts with it, and restores its rules.
     let follows = |owner: &str| {
         let mut units = facts.boot.iter().flat_map(|boot| &boot.units);
         units.any(|one| one.name.starts_with(owner) && one.part_of.contains(&unit.name))
@@ -99,7 +97,8 @@ fn lost<'a>(host: &'a Host, facts: &Facts, unit: &Unit) -> BTreeMap<&'a str, At>
     lost
 }
 
-/// F48. That ours are lost is sure: it says so in the files. Of others it is likely, as they may notice.
+/// F48. The loss of portfwd's rules is proved by the unit files. The loss of other rules is likely, because their programs may
+/// notice it.
 fn flushed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some((facts, boot)) = context.facts().and_then(|facts| Some((facts, facts.boot.as_ref()?))) else {
@@ -113,7 +112,7 @@ fn flushed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         }
         let name = printable(&unit.name);
         let owners = list(lost.keys().map(|owner| (*owner).to_owned()).collect::<Vec<_>>().into_iter());
-        let message = format!("`{name}` flushes all rules, and nothing puts those of {owners} back when it did");
+        let message = format!("`{name}` flushes all rules, and no service restores the rules of {owners} afterwards");
         let confidence = if lost.contains_key("portfwd") { Confidence::Proved } else { Confidence::Likely };
         let finding = at(kind.found(confidence, message), host, lost.values().copied());
         let finding = unit.flushes.iter().fold(finding, |finding, flush| {
@@ -122,9 +121,9 @@ fn flushed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         });
         let fix = match lost.keys().next() {
             Some(&"portfwd") if lost.len() == 1 => {
-                format!("start portfwd.service behind it, and again with it: After={name} and PartOf={name}")
+                format!("make portfwd.service start after it and restart with it: After={name} and PartOf={name}")
             }
-            _ => format!("delete the tables of {name} by their names in the place of `flush ruleset`"),
+            _ => format!("replace `flush ruleset` with commands that delete the tables of {name}"),
         };
         found.push(finding.mended_by(fix));
     }
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_no_service_puts_back_are_told() {
+    fn rules_that_no_service_restores_are_found() {
         let ours = OwnState { asks: true, ..OwnState::default() };
         let found = one("F47", "", Facts { ours: ours.clone(), ..booted(Vec::new()) });
         assert_eq!(found.confidence, Confidence::Likely);
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_as_applied_are_told() {
+    fn files_that_differ_from_the_applied_rules_are_found() {
         let ours =
             OwnState { asks: true, unapplied: vec![("/etc/x\u{9b}.toml".into(), "not there".into())], instead: None };
         let found = one("F47", "", Facts { ours, ..booted(vec![restoring(&[], &[])]) });
@@ -182,12 +181,12 @@ mod tests {
     }
 
     #[test]
-    fn who_flushes_the_rules_of_others_is_told() {
+    fn services_that_flush_foreign_rules_are_found() {
         let found = one("F48", &nft(DOCKER), booted(vec![flushing(None)]));
         assert_eq!(found.confidence, Confidence::Likely);
-        assert!(found.message.contains("those of docker back"), "{}", found.message);
+        assert!(found.message.contains("the rules of docker afterwards"), "{}", found.message);
         assert_eq!(found.places[0].owner, "docker");
-        // Of other tables; where nobody flushes; where docker's service is started with it; and legacy tables are no rules of nft.
+        // No finding: another family, no flush, docker's service restarts too, and tables of iptables-legacy.
         none("F48", &nft(DOCKER), booted(vec![flushing(Some(TableFamily::Inet))]));
         none("F48", &nft(DOCKER), booted(vec![restoring(&[], &[])]));
         let with = Unit { name: "docker.service".into(), restores: false, ..restoring(&[], &["nftables.service"]) };
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_rules_are_safe_behind_the_service_and_with_it() {
+    fn own_rules_are_safe_if_the_service_restarts_portfwd() {
         let text = nft(
             "*nat\n:PREROUTING ACCEPT\n:PORTFWD -\n-A PREROUTING -j PORTFWD\n-A PORTFWD -p tcp --dport 80 -j DNAT --to-destination 10.0.0.1\nCOMMIT\n",
         );

@@ -1,4 +1,4 @@
-//! Connections that go past the rules: not followed and so not translated, or led by a flowtable.
+//! Connections that bypass the rules: without connection tracking, or in a flowtable.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,38 +18,36 @@ use crate::ruleset::set::{Set, number_of_name};
 use crate::ruleset::simulate::chains::Which;
 use crate::ruleset::table::{Action, At, Hook, Table};
 
-/// Where connections begin to be followed: what is asked for earlier can keep them from it. Source:
-/// `NF_IP_PRI_CONNTRACK` in include/uapi/linux/netfilter_ipv4.h.
+/// The priorities before connection tracking. Source: `NF_IP_PRI_CONNTRACK` in include/uapi/linux/netfilter_ipv4.h.
 const BEFORE_TRACKING: std::ops::RangeInclusive<i32> = i32::MIN..=-201;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F35",
-            title: "connections are kept from translation",
+            title: "packets without connection tracking",
             severity: Severity::Error,
-            what: "A rule before connection tracking has packets of a forward not followed (notrack).",
-            why: "Addresses are only translated of connections that are followed: the forward never sees such packets.",
-            fix: "remove the notrack rule, or except the forward from it",
+            what: "A rule before connection tracking excludes packets of a forward (notrack).",
+            why: "NAT needs connection tracking, so the forward never sees such packets.",
+            fix: "remove the notrack rule, or exclude the forward's packets from it",
         },
         find: untracked,
     },
     Check {
         kind: Kind {
             id: "F37",
-            title: "connections may pass by the rules (flowtable)",
+            title: "connections may bypass the rules (flowtable)",
             severity: Severity::Warning,
-            what: "A flowtable holds the interfaces that packets of a forward come and go by.",
-            why: "Once a connection is in it, its packets are asked about by no rule: counters stand still, and rules that are added later do not end it.",
-            fix: "leave the devices out of the flowtable, or keep in mind that changes only reach new connections (conntrack -D ends old ones)",
+            what: "A flowtable contains the ingress and egress interfaces of a forward.",
+            why: "No rule sees the packets of a connection in a flowtable: counters stop, and new rules do not stop the connection.",
+            fix: "remove the devices from the flowtable; or note that changes affect only new connections (conntrack -D deletes old ones)",
         },
         find: flowtable,
     },
 ];
 
-/// F35. A packet of each forward, and one of what it has in common with each rule that keeps packets from being followed, is
-/// led through the chains before tracking. A rule on the way that is not understood makes it likely; where it is that rule
-/// itself, unknown.
+/// F35. Simulates two packets of each forward in the chains before connection tracking: one that the notrack rule matches, and a
+/// usual one. The confidence is likely if a rule on the path is not understood, and unknown if it is the notrack rule.
 fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let rules = notracks(host);
@@ -77,7 +75,7 @@ fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
                 if known.contains(&(number, *at)) {
                     continue;
                 }
-                // A rule that another chain leads to may only get some of what it asks for: so also one of the forward's own.
+                // A jump to the notrack rule may exclude the common packet, so a usual packet of the forward is tried too.
                 let packets = [Some(taken.and(region)), None].into_iter();
                 let packets = packets.filter_map(|both| context.packet(family, both.as_ref().unwrap_or(taken), *hook));
                 for mut raw in packets {
@@ -104,9 +102,8 @@ fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     }
     let found = groups.into_iter().map(|((at, confidence), (whole, forwards))| {
         let of = if whole { "packets" } else { "some packets" };
-        let may = if confidence == Confidence::Unknown { "may be" } else { "are" };
-        let message =
-            format!("{of} of {} {may} kept from being followed, and so from being translated", several(&forwards));
+        let have = if confidence == Confidence::Unknown { "may have" } else { "have" };
+        let message = format!("{of} of {} {have} no connection tracking, so NAT ignores them", several(&forwards));
         let finding = kind.found(confidence, message).seen(rule(host, at));
         let finding = at_all(finding, host, &forwards).at(host.place(at));
         finding.mended_by(removal(host, at))
@@ -114,7 +111,7 @@ fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// The rules before tracking that keep packets from being followed, and what they ask for.
+/// Returns the notrack rules before connection tracking, with their regions.
 fn notracks(host: &Host) -> Vec<(At, Region)> {
     let mut found = Vec::new();
     for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
@@ -130,7 +127,6 @@ fn notracks(host: &Host) -> Vec<(At, Region)> {
                 for (case_at, case) in rule.cases.iter().enumerate() {
                     if case.actions.contains(&Action::Untracked) {
                         let at = At { table: table_at, chain: chain_at, rule: rule_at, case: case_at };
-                        // State is not known so early, and output not at any of both hooks.
                         found.push((at, case.region.clone()));
                     }
                 }
@@ -140,8 +136,8 @@ fn notracks(host: &Host) -> Vec<(At, Region)> {
     found
 }
 
-/// F37. Whether a rule puts connections of the forward into it is not asked, so it is likely; without facts it is only known
-/// which interface a rule names, and that makes a suspicion.
+/// F37. The check ignores which rule adds connections to the flowtable, so the confidence is likely. Without facts it is unknown,
+/// because only the interfaces in the rules are known.
 fn flowtable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let all = context.forwards();
@@ -180,7 +176,7 @@ fn flowtable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let confidence = if context.facts().is_some() { Confidence::Likely } else { Confidence::Unknown };
         let name = printable(&table.to_string());
         let message =
-            format!("connections of {} may pass by the rules, through a flowtable of `{name}`", several(&forwards));
+            format!("connections of {} may bypass the rules through a flowtable of `{name}`", several(&forwards));
         let devices = list(table.flow_devices.iter().map(|device| printable(device)));
         found.push(at_all(kind.found(confidence, message).seen(format!("its devices: {devices}")), host, &forwards));
     }
@@ -195,12 +191,12 @@ mod tests {
     use crate::ruleset::table::{TableFamily, Tool};
 
     #[test]
-    fn what_is_not_followed_is_not_translated() {
+    fn packets_without_tracking_are_not_translated() {
         let raw = |rule: &str| format!("{}{}", nat(DOCKER_NAT), table("raw", &["PREROUTING", "OUTPUT"], rule));
         let found = find(&host(&raw("-A PREROUTING -p tcp --dport 8080 -j CT --notrack"), dual()), "F35");
         assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved));
         assert!(
-            found[0].message.starts_with("packets of `8080/tcp -> 172.17.0.2:80` are kept"),
+            found[0].message.starts_with("packets of `8080/tcp -> 172.17.0.2:80` have no connection tracking"),
             "{}",
             found[0].message
         );
@@ -220,7 +216,7 @@ mod tests {
         let plain = raw("-A PREROUTING -p tcp --dport 8080 -j NOTRACK");
         assert_eq!(find(&dump(&plain), "F35")[0].confidence, Confidence::Likely);
         let own = find(&host(&raw("-A OUTPUT -p tcp --dport 8080 -j NOTRACK"), dual()), "F35");
-        assert_eq!(own.len(), 1, "what this host sends is not followed either");
+        assert_eq!(own.len(), 1, "packets of this host have no connection tracking either");
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! Tools beside each other: rules of two kinds of iptables, rules that one tool cannot show or made of another's, and what is
-//! left of tools that are gone.
+//! Several tools on one host: both variants of iptables, rules that iptables cannot show, and rules of removed programs.
 
 #[cfg(test)]
 mod tests;
@@ -25,9 +24,9 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F32",
             title: "iptables-legacy and nf_tables side by side",
             severity: Severity::Error,
-            what: "Tables of iptables-legacy hold rules, and so do chains of nf_tables at the same hooks.",
-            why: "Each packet meets both, and neither tool shows the rules of the other: what one accepts the other may drop, and which of two forwards wins is hard to tell.",
-            fix: "move the rules to one of both (update-alternatives --config iptables; iptables-legacy-save | iptables-nft-restore)",
+            what: "Tables of iptables-legacy and chains of nf_tables have rules at the same hooks.",
+            why: "Each packet traverses both, and neither tool shows the rules of the other. One may drop packets that the other accepts, and it is hard to see which of two forwards wins.",
+            fix: "move all rules to one variant: update-alternatives --config iptables; iptables-legacy-save | iptables-nft-restore",
         },
         find: both_kinds,
     },
@@ -36,19 +35,19 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F33",
             title: "rules that iptables cannot show in its own table",
             severity: Severity::Error,
-            what: "A table of iptables-nft holds a rule or chain that was made with nft(8) or by netlink, and that iptables has no words for.",
-            why: "`iptables -L` and `-S` refuse the whole table, and tools that work by them fail.",
-            fix: "move the rule to a table of its own: nft list table …; nft delete rule … handle …",
+            what: "A table of iptables-nft contains a rule or chain from nft(8) or netlink that iptables cannot print.",
+            why: "`iptables -L` and `-S` refuse the whole table, and programs that use them fail.",
+            fix: "move the rule to another table: nft list table …; nft delete rule … handle …",
         },
         find: incompatible,
     },
     Check {
         kind: Kind {
             id: "F34",
-            title: "status of a connection compared as a whole",
+            title: "ct status compared as a whole",
             severity: Severity::Warning,
-            what: "A rule compares `ct status` with a set of values, and not bit by bit.",
-            why: "The status of a connection always has several bits, so a value of one bit is never equal to it: the rule matches nothing, or negated all. `nft -o` makes such sets of good rules.",
+            what: "A rule compares `ct status` with values instead of testing bits.",
+            why: "The status of a connection always has several bits set, so it never equals a value with one bit. The rule matches nothing, or everything if negated. `nft -o` makes such sets from correct rules.",
             fix: "write `ct status dnat`, or `ct status & (dnat | snat) != 0`, without braces",
         },
         find: status_by_equality,
@@ -56,17 +55,17 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F44",
-            title: "left over from a tool that is gone",
+            title: "rules of a removed program",
             severity: Severity::Warning,
-            what: "Chains or a table of a tool are there, and all interfaces and networks that its rules name are gone.",
-            why: "Such rules still take packets, and whoever gets the addresses next gets their connections.",
-            fix: "remove the chains, or start the tool again, which makes them anew",
+            what: "A program's chains or table exist, but no interface and no network in its rules exists.",
+            why: "Such rules still match packets. The next host with one of these addresses receives the connections.",
+            fix: "remove the chains, or start the program, which creates them again",
         },
         find: orphans,
     },
 ];
 
-/// The hooks of a family at which a table has chains that are not empty.
+/// Returns the families and hooks at which a table has rules or a drop policy.
 fn hooks(table: &Table) -> BTreeSet<(Family, Hook)> {
     let has_rules = |table: &Table| table.chains.iter().any(|chain| !chain.rules.is_empty());
     if table.dormant || !has_rules(table) {
@@ -81,8 +80,8 @@ fn hooks(table: &Table) -> BTreeSet<(Family, Hook)> {
     hooks.flat_map(|hook| families.clone().map(move |family| (family, hook))).collect()
 }
 
-/// F32. Where the other ones were not read, that they exist is only a suspicion: tables without rules are harmless. Tables
-/// of nft(8) beside legacy ones are a warning: both are shown by tools that know that they are not alone.
+/// F32. The confidence is unknown if the tables of iptables-legacy were not read, because empty tables are harmless. Tables of
+/// nft(8) beside iptables-legacy are a warning: users of nft(8) do not expect it to show all rules.
 fn both_kinds(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let tables = &host.rules.tables;
@@ -119,22 +118,22 @@ fn both_kinds(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     if new.iter().all(|table| hooks(table).is_empty()) {
         return Vec::new();
     }
-    let message = "there are tables of iptables-legacy beside those of nf_tables; their rules were not read";
+    let message = "tables of iptables-legacy exist beside tables of nf_tables, but their rules were not read";
     vec![
         kind.found(Confidence::Unknown, message)
             .seen(evidence)
-            .mended_by("look at iptables-legacy-save, and give it to the audit too"),
+            .mended_by("give the output of iptables-legacy-save to the audit too"),
     ]
 }
 
-/// F33. Proved where iptables-save itself says so, or where the table holds what iptables cannot make: a rule with
-/// expressions that it has no words for, or a base chain that is none of its own. That nothing such is in a dump proves nothing, and is not said.
+/// F33. Proved by the message of iptables-save, by a rule with expressions that iptables cannot print, or by a base chain that is
+/// not built in.
 fn incompatible(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let mut found = Vec::new();
-    // The words of our own reader of dumps.
+    // The reader of dumps creates this gap.
     for gap in host.rules.gaps.iter().filter(|gap| gap.why.contains("iptables cannot show")) {
-        let message = format!("{} holds rules that iptables cannot show", printable(&gap.what));
+        let message = format!("{} contains rules that iptables cannot show", printable(&gap.what));
         found.push(kind.found(Confidence::Proved, message).seen("iptables-save: is incompatible, use 'nft' tool"));
     }
     for (table_at, table) in host.rules.tables.iter().enumerate() {
@@ -155,8 +154,10 @@ fn incompatible(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         if places.is_empty() {
             continue;
         }
-        let message =
-            format!("table `{}` of iptables-nft holds what iptables cannot show", printable(&table.to_string()));
+        let message = format!(
+            "table `{}` of iptables-nft contains rules or chains that iptables cannot show",
+            printable(&table.to_string())
+        );
         let mut finding = kind.found(Confidence::Proved, message);
         finding = placed(finding, host, places.iter().copied());
         found.push(finding);
@@ -164,7 +165,7 @@ fn incompatible(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// F34. What the words of a rule say needs no facts. That a connection has no status at all may be asked for.
+/// F34. A comparison with 0 is correct: it matches connections without any status bit.
 fn status_by_equality(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let nothing = Set::single(0);
@@ -184,7 +185,7 @@ fn status_by_equality(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     }
     let found = |some: &[At]| {
         let message = format!(
-            "{} {} `ct status` as a whole, which no connection is equal to",
+            "{} {} `ct status` as a whole, which matches no connection",
             if some.len() == 1 { "a rule".to_owned() } else { format!("{} rules", some.len()) },
             verb(some, "compares", "compare")
         );
@@ -199,7 +200,7 @@ fn status_by_equality(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     }
 }
 
-/// What is said of one tool by the interfaces and addresses that its rules name.
+/// The interfaces and addresses in the rules of one program.
 #[derive(Default)]
 struct Traces {
     places: Vec<At>,
@@ -207,11 +208,11 @@ struct Traces {
     gone: BTreeSet<String>,
 }
 
-/// Tools whose rules go with interfaces and networks of their own.
+/// Programs with interfaces and networks of their own.
 const TOOLS: [&str; 8] = ["docker", "podman", "cni", "cri-o", "incus", "lxd", "libvirt", "weave"];
 
-/// F44. A tool that names anything which is still there is taken to be there; so it is likely and no more. Without facts
-/// nothing is known to be gone.
+/// F44. The confidence is likely. A program counts as installed if one interface or network in its rules exists. Returns nothing
+/// without facts.
 fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
@@ -227,7 +228,7 @@ fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             let traces = tools.entry(owner).or_default();
             for (rule_at, rule) in chain.rules.iter().enumerate() {
                 for (case_at, case) in rule.cases.iter().enumerate() {
-                    // Once something is there, nothing else matters.
+                    // If one interface or network exists, the program counts as installed.
                     if !traces.alive.is_empty() {
                         break;
                     }
@@ -249,7 +250,10 @@ fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let left = tools.into_iter().filter(|(_, traces)| traces.alive.is_empty() && !traces.gone.is_empty());
     let found = left.map(|(owner, traces)| {
         let gone: Vec<String> = traces.gone.into_iter().collect();
-        let message = format!("rules of {owner} are left, and all that they name is gone: {}", list(gone.into_iter()));
+        let message = format!(
+            "rules of {owner} name only interfaces and addresses that do not exist: {}",
+            list(gone.into_iter())
+        );
         let mut finding = kind.found(Confidence::Likely, message);
         finding = placed(finding, host, traces.places.iter().copied());
         let table = traces.places.first().and_then(|at| host.rules.tables.get(at.table));
@@ -261,7 +265,7 @@ fn orphans(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// The interfaces that a rule names and the addresses that it leads to, and whether they are there.
+/// Returns the interfaces and target addresses of a rule, each with true if it exists.
 fn named(
     region: &Region,
     links: &[(u128, &str)],
@@ -276,7 +280,7 @@ fn named(
         if set.is_all() || set.not() == no_interface {
             continue;
         }
-        // Of an exception that what it excepts is there.
+        // For an exclusion, the excluded interfaces count.
         let inverse = set.not();
         let names = if inverse.ranges().len() < set.ranges().len() { &inverse } else { set };
         let there = links.iter().find(|(number, name)| names.has(*number) && *name != "lo");
@@ -289,7 +293,7 @@ fn named(
         if let Action::Dnat(to) = action
             && let Some((address, _)) = to.addresses
         {
-            // On a link of its own, and not behind the default route.
+            // The target must be on a link, and not behind a gateway.
             let is_there = match context.next_hop(address) {
                 Some(NextHop::Via(_, None) | NextHop::Local) => true,
                 Some(_) => false,

@@ -1,4 +1,4 @@
-//! Connections that are followed, and that the rules would lead elsewhere by now.
+//! Tracked connections that new rules would translate differently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,40 +19,40 @@ use crate::ruleset::simulate::chains::Outcome;
 use crate::ruleset::table::{At, Hook, Rewrite};
 use crate::ruleset::view::Translation;
 
-/// `IPS_EXPECTED` and `IPS_DYING` in include/uapi/linux/netfilter/nf_conntrack_common.h: made for another one, whose helper
-/// rewrote it, and as good as gone.
+/// `IPS_EXPECTED` and `IPS_DYING` in include/uapi/linux/netfilter/nf_conntrack_common.h. A helper translated an expected
+/// connection, and a dying entry disappears soon.
 const NOT_OF_RULES: u32 = 1 | 1 << 9;
 
-/// `IPS_SEEN_REPLY` there.
+/// `IPS_SEEN_REPLY` in the same header.
 const ANSWERED: u32 = 1 << 1;
 
-/// The most commands of one finding.
+/// The maximum number of commands in one finding.
 const COMMANDS: usize = 4;
 
 pub(super) const CHECKS: &[Check] = &[Check {
     kind: Kind {
         id: "F38",
-        title: "old connections go elsewhere",
+        title: "old connections keep their old target",
         severity: Severity::Error,
-        what: "Connections are followed that the rules would lead elsewhere if they began now: to the target of before, or past a forward that was made since, or by one that is gone.",
-        why: "Addresses are translated as was decided for the first packet. A client that keeps its port, as those of UDP do, goes on to the old target, or gets no answer, for as long as it keeps sending.",
+        what: "The rules would translate a tracked connection differently if it started now. The connection goes to an old target, started before its forward existed, or belongs to a deleted forward.",
+        why: "The kernel translates all packets of a connection like the first one. A client that keeps its port, as UDP clients do, reaches the old target or gets no answer until it stops sending.",
         fix: "conntrack -D …",
     },
     find: stale,
 }];
 
-/// What is wrong with a connection.
+/// The fault of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wrong {
-    /// It goes to another target.
+    /// The connection goes to another target.
     Elsewhere,
-    /// It is not translated, and there was an answer, or none.
+    /// The connection is not translated. `answered` is true if conntrack saw a reply.
     Past { answered: bool },
-    /// Nothing translates it any more.
+    /// No rule translates such a connection any more.
     Gone,
 }
 
-/// The forward that they are for, if any is, what is wrong, and without a forward where clients send to.
+/// The forward of the connections, the fault, and for a deleted forward the address that clients use.
 type Cause = (Option<(Family, At)>, Wrong, Option<(IpAddr, u16)>);
 
 #[derive(Default)]
@@ -63,9 +63,8 @@ struct Group<'a> {
     commands: BTreeSet<String>,
 }
 
-/// F38. A connection is sure to be one where each rule that its first packet met is understood, and none asked for what
-/// nobody remembers of it, which is the interface that it came by. What is not sure is likely where that was guessed from
-/// the routes, and else not said. Without facts there are no connections.
+/// F38. conntrack does not store the ingress interface, so portfwd infers it from the routes. The confidence is likely if the
+/// result depends on it. Returns nothing if a rule on the path is not understood, and without facts.
 fn stale(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -81,7 +80,7 @@ fn stale(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let family = Family::of_address(entry.listen.0);
         let is_translated = u128::from(entry.status) & DST_NAT != 0;
         let ports = if family == Family::Ipv4 { &four } else { &six };
-        // Most connections are of no forward, and need no closer look.
+        // Most connections belong to no forward.
         if entry.status & NOT_OF_RULES != 0
             || Protocol::from_number(entry.protocol).is_none()
             || (!is_translated && !ports.has(entry.listen.1.into()))
@@ -131,8 +130,7 @@ fn stale(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// The first packet of a connection, as far as it can be told, and the hook that it came to first. The interface that it
-/// came by is taken to be that by which answers leave.
+/// Returns the first packet of a connection and its first hook. The ingress interface is the egress interface of the answers.
 fn first_packet(context: &Context<'_>, entry: &Tracked) -> Option<(Packet, Hook)> {
     let family = Family::of_address(entry.listen.0);
     let kind = |address: IpAddr| {
@@ -163,7 +161,7 @@ fn first_packet(context: &Context<'_>, entry: &Tracked) -> Option<(Packet, Hook)
     Some((packet, Hook::Prerouting))
 }
 
-/// What is wrong with a connection whose first packet would meet this now, and by which forward.
+/// Returns the fault of a connection and the forward, given what the rules do with its first packet now.
 fn judged(context: &Context<'_>, entry: &Tracked, outcome: &Outcome) -> Option<(Wrong, Option<At>)> {
     let is_translated = u128::from(entry.status) & DST_NAT != 0;
     let answered = entry.status & ANSWERED != 0;
@@ -177,7 +175,7 @@ fn judged(context: &Context<'_>, entry: &Tracked, outcome: &Outcome) -> Option<(
     }
 }
 
-/// Whether a connection goes to where a rule leads; `None` where that cannot be told.
+/// Returns true if a connection goes to the target of a rule. Returns `None` if this is unknown.
 fn is_right(context: &Context<'_>, entry: &Tracked, translation: Translation, to: &Rewrite) -> Option<bool> {
     let (address, port) = entry.target;
     let is_there = match (translation, to.addresses, to.prefix) {
@@ -185,11 +183,15 @@ fn is_right(context: &Context<'_>, entry: &Tracked, translation: Translation, to
         (_, None, _) => address == entry.listen.0,
         (_, Some((first, last)), _) => (first..=last).contains(&address),
     };
-    let ports = to.ports.unwrap_or((entry.listen.1, entry.listen.1));
-    Some(is_there && (ports.0..=ports.1).contains(&port))
+    let is_right_port = match (to.ports, to.base) {
+        (None, _) => port == entry.listen.1,
+        (Some((first, last)), None) => (first..=last).contains(&port),
+        (Some(_), Some(_)) => to.port_for(entry.listen.1) == Some(port),
+    };
+    Some(is_there && is_right_port)
 }
 
-/// The command that ends such connections, and no others: those to the target that they should not have.
+/// Returns the command that deletes the connections to the old target, and no others.
 fn command(entry: &Tracked) -> String {
     let family = if entry.listen.0.is_ipv4() { "ipv4" } else { "ipv6" };
     let ((listen, port), (target, _)) = (entry.listen, entry.target);
@@ -201,7 +203,7 @@ fn shown(entry: &Tracked) -> String {
     let protocol = describe::protocol(entry.protocol.into());
     let at = |(address, port): (IpAddr, u16)| std::net::SocketAddr::new(address, port);
     let (client, listen, target) = (at(entry.client), at(entry.listen), at(entry.target));
-    format!("{protocol} {client} to {listen} is answered by {target}, status {:#x}", entry.status)
+    format!("{protocol} {client} to {listen} goes to {target}, status {:#x}", entry.status)
 }
 
 fn with_examples(mut finding: Finding, groups: &[&Group<'_>]) -> Finding {
@@ -217,16 +219,16 @@ fn of_forward(host: &Host, kind: &'static Kind, forward: &Forward<'_>, wrong: Wr
     let connections = counted(group.count);
     let name = name(forward);
     let message = match wrong {
-        Wrong::Past { answered: true } => format!("{connections} that {name} is for began before it and go past it"),
+        Wrong::Past { answered: true } => format!("{connections} of {name} started before the forward and bypass it"),
         Wrong::Past { answered: false } => {
-            format!("{connections} that {name} is for go past it, and nobody answers them")
+            format!("{connections} of {name} bypass the forward, and get no answer")
         }
-        Wrong::Elsewhere | Wrong::Gone => format!("{connections} that {name} is for go to another target"),
+        Wrong::Elsewhere | Wrong::Gone => format!("{connections} of {name} go to another target"),
     };
     let confidence = if group.is_sure { Confidence::Proved } else { Confidence::Likely };
     let finding = kind.found(confidence, message).at(host.place(forward.at)).seen(rule(host, forward.at));
     let finding = with_examples(finding, &[group]);
-    // It is served, by whom it began with.
+    // The old target still answers.
     if wrong == (Wrong::Past { answered: true }) { finding.as_bad_as(Severity::Warning) } else { finding }
 }
 
@@ -238,7 +240,7 @@ fn of_none(kind: &'static Kind, gone: &[(Option<(IpAddr, u16)>, Group<'_>)]) -> 
         .map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
     let listens: Vec<String> = listens.collect();
     let message = format!(
-        "{} to {} {} translated, and no forward does that any more",
+        "{} to {} {} translated by a forward that does not exist any more",
         counted(count),
         list(listens.into_iter()),
         if count == 1 { "is" } else { "are" }
@@ -273,11 +275,11 @@ mod tests {
         find(&host(text, Facts { tracked, ..dual() }), "F38")
     }
 
-    /// Assured, answered and translated.
+    /// `IPS_SEEN_REPLY`, `IPS_CONFIRMED` and `IPS_DST_NAT`.
     const DNAT: u32 = 0x2 | 0x8 | 0x20;
 
     #[test]
-    fn connections_to_the_target_of_before_are_counted() {
+    fn connections_to_the_old_target_are_counted() {
         let old = |port| Tracked {
             client: (address("198.51.100.5"), port),
             ..entry("192.0.2.1", 8080, ("172.17.0.9", 80), DNAT)
@@ -285,7 +287,7 @@ mod tests {
         let right = entry("192.0.2.1", 8080, ("172.17.0.2", 80), DNAT);
         let found = stale(&nat(DOCKER_NAT), vec![old(1), right.clone(), old(2)]);
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].message, "2 connections that `8080/tcp -> 172.17.0.2:80` is for go to another target");
+        assert_eq!(found[0].message, "2 connections of `8080/tcp -> 172.17.0.2:80` go to another target");
         assert_eq!(
             found[0].fix,
             "conntrack -D -f ipv4 -p tcp --orig-dst 192.0.2.1 --orig-port-dst 8080 --reply-src 172.17.0.9"
@@ -293,23 +295,27 @@ mod tests {
         assert_eq!(
             (found[0].severity, found[0].confidence),
             (Severity::Error, Confidence::Likely),
-            "docker0 is excepted"
+            "the rule excludes docker0"
         );
         assert!(stale(&nat(DOCKER_NAT), vec![right]).is_empty());
         let by_all = nat("-A PREROUTING -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80");
         assert_eq!(stale(&by_all, vec![old(1)])[0].confidence, Confidence::Proved);
         let drops = "-A PREROUTING -m rpfilter --invert -j DROP";
         let filtered = format!("{by_all}{}", table("raw", &["PREROUTING"], drops));
-        assert_eq!(stale(&filtered, vec![old(1)])[0].confidence, Confidence::Proved, "it was not dropped");
+        assert_eq!(
+            stale(&filtered, vec![old(1)])[0].confidence,
+            Confidence::Proved,
+            "the rule did not drop the connection"
+        );
         let marks = filtered.replace("-j DROP", "-j NOTRACK");
         assert!(stale(&marks, vec![old(1)]).is_empty());
         assert!(find(&dump(&nat(DOCKER_NAT)), "F38").is_empty());
     }
 
     #[test]
-    fn connections_that_go_past_a_forward_are_told_apart() {
+    fn connections_that_bypass_a_forward_are_distinguished() {
         let past = |status| stale(&nat(DOCKER_NAT), vec![entry("192.0.2.1", 8080, ("192.0.2.1", 8080), status)]);
-        assert!(past(0)[0].message.ends_with("go past it, and nobody answers them"), "{}", past(0)[0].message);
+        assert!(past(0)[0].message.ends_with("bypass the forward, and get no answer"), "{}", past(0)[0].message);
         assert_eq!((past(0)[0].severity, past(2)[0].severity), (Severity::Error, Severity::Warning));
         let other = entry("192.0.2.1", 22, ("192.0.2.1", 22), 2);
         let passing = entry("203.0.113.80", 8080, ("203.0.113.80", 8080), 2);
@@ -317,19 +323,22 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_a_forward_that_is_gone_are_found() {
+    fn connections_of_a_deleted_forward_are_found() {
         let of_old = entry("192.0.2.1", 9000, ("172.17.0.9", 80), DNAT);
         let found = stale(&nat(DOCKER_NAT), vec![of_old.clone()]);
-        assert_eq!(found[0].message, "1 connection to 192.0.2.1:9000 is translated, and no forward does that any more");
+        assert_eq!(
+            found[0].message,
+            "1 connection to 192.0.2.1:9000 is translated by a forward that does not exist any more"
+        );
         assert_eq!((found[0].severity, found[0].confidence), (Severity::Warning, Confidence::Likely));
-        assert_eq!(stale(&nat(""), vec![of_old.clone()])[0].confidence, Confidence::Proved, "no rule asks for docker0");
+        assert_eq!(stale(&nat(""), vec![of_old.clone()])[0].confidence, Confidence::Proved, "no rule matches docker0");
         assert!(stale(&nat(DOCKER_NAT), vec![Tracked { status: DNAT | 1, ..of_old.clone() }]).is_empty(), "a helper's");
         let unclear = nat(&format!("-A PREROUTING -m tomorrow -j DNAT --to-destination 172.17.0.9:80\n{DOCKER_NAT}"));
-        assert!(stale(&unclear, vec![of_old]).is_empty(), "that rule may be about it");
+        assert!(stale(&unclear, vec![of_old]).is_empty(), "the rule may match the connection");
     }
 
     #[test]
-    fn what_this_host_sends_is_judged_by_what_it_meets() {
+    fn connections_of_this_host_are_compared_at_output() {
         let own =
             |target| Tracked { client: (address("192.0.2.1"), 50_000), ..entry("192.0.2.1", 8080, (target, 80), DNAT) };
         assert!(stale(&nat(DOCKER_NAT), vec![own("172.17.0.2")]).is_empty());
@@ -338,10 +347,14 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_redirects_are_compared_as_they_are_chosen() {
+    fn ports_and_redirects_are_compared() {
         let range = nat("-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2-172.17.0.4:80-90");
         assert!(stale(&range, vec![entry("192.0.2.1", 80, ("172.17.0.3", 85), DNAT)]).is_empty());
         assert_eq!(stale(&range, vec![entry("192.0.2.1", 80, ("172.17.0.3", 91), DNAT)]).len(), 1);
+        let shifted = nat("-A PREROUTING -p tcp -m tcp --dport 80:90 -j DNAT --to-destination 172.17.0.2:8080-8090/80");
+        for (port, count) in [(8085, 0), (8086, 1), (8091, 1)] {
+            assert_eq!(stale(&shifted, vec![entry("192.0.2.1", 85, ("172.17.0.2", port), DNAT)]).len(), count);
+        }
         let redirect = nat("-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 3128");
         assert!(stale(&redirect, vec![entry("192.0.2.1", 80, ("192.0.2.1", 3128), DNAT)]).is_empty());
         assert_eq!(stale(&redirect, vec![entry("192.0.2.1", 80, ("172.17.0.3", 3128), DNAT)]).len(), 1);

@@ -1,8 +1,7 @@
-//! Forwards to containers that are not there.
+//! Forwards to containers that do not exist.
 //!
-//! Which addresses containers have is known in their own network namespaces, of which the kernel has no list: one without a
-//! process, held open by a mount or a file, is seen by nobody who does not hold it. What can be seen from outside is the bridge:
-//! without a single port nobody is on it. Where others are on the bridge, F09 tells of targets that do not answer.
+//! The kernel has no list of network namespaces, so the addresses of containers are unknown. But a bridge without ports has no
+//! container. If the bridge has other ports, F09 reports a target that does not answer.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +17,17 @@ pub(super) const CHECKS: &[Check] = &[Check {
         id: "F45",
         title: "published port without a container",
         severity: Severity::Warning,
-        what: "Docker, podman or the like forward a port to an address on a bridge of theirs, and nothing is plugged into the bridge: no container holds the address.",
-        why: "Clients wait for an answer that nobody gives; and the next container that gets the address gets their connections.",
-        fix: "iptables -t nat -D DOCKER …, or restart the program, which writes its rules anew",
+        what: "Docker, podman or a similar program forwards a port to an address on its bridge, but the bridge has no ports. So no container has the address.",
+        why: "Clients get no answer. The next container with this address receives their connections.",
+        fix: "iptables -t nat -D DOCKER …, or restart the program, which writes its rules again",
     },
     find: without_container,
 }];
 
-/// Programs that publish ports of containers.
+/// Programs that publish the ports of containers.
 const PUBLISHERS: [&str; 7] = ["docker", "podman", "cni", "cri-o", "kube-proxy", "incus", "lxd"];
 
-/// F45. Without facts it is not known what is plugged in.
+/// F45. Returns nothing without facts, because the ports of bridges are unknown.
 fn without_container(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -48,14 +47,15 @@ fn without_container(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding>
     }
     let found = empty.into_iter().map(|(bridge, forwards)| {
         let name = facts.link(bridge).map(|link| printable(&link.name)).unwrap_or_default();
-        let message = format!("{} to a container on `{name}`, and there is none", each(&forwards, "leads", "lead"));
+        let message =
+            format!("{} to a container on `{name}`, but `{name}` has no container", each(&forwards, "leads", "lead"));
         let finding = kind.found(context.confidence(&forwards), message);
         let finding = at_all(finding.seen(format!("`{name}` is a bridge without a port")), host, &forwards);
         let owner = forwards.first().map_or_else(String::new, |forward| host.place(forward.at).owner);
         let commands: Vec<String> = forwards.iter().filter_map(|forward| deletion(host, forward.at)).collect();
         match commands.len() {
             1..=FEW if commands.len() == forwards.len() => finding.mended_by(commands.join("; ")),
-            _ => finding.mended_by(format!("restart {owner}, which writes its rules anew")),
+            _ => finding.mended_by(format!("restart {owner}, which writes its rules again")),
         }
     });
     found.collect()
@@ -68,7 +68,10 @@ mod tests {
     #[test]
     fn a_bridge_without_ports_has_no_container() {
         let found = one("F45", DOCKER, facts());
-        assert_eq!(found.message, "`8080/tcp -> 172.17.0.2:80` leads to a container on `docker0`, and there is none");
+        assert_eq!(
+            found.message,
+            "`8080/tcp -> 172.17.0.2:80` leads to a container on `docker0`, but `docker0` has no container"
+        );
         assert_eq!(found.places[0].owner, "docker");
         assert_eq!(
             found.fix,
@@ -79,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_themselves_may_be_for_what_is_still_to_come() {
+    fn rules_of_users_may_be_for_later_containers() {
         none("F45", &nat("-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2"), facts());
         let elsewhere = nat(&DOCKER_NAT.replace("172.17.0.2", "192.0.2.9"));
         none("F45", &elsewhere, facts());

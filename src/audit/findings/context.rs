@@ -235,9 +235,14 @@ fn kind(address: IpAddr) -> u128 {
     if address.is_multicast() { MULTICAST } else { UNICAST }
 }
 
-/// Returns the first and last target address of a forward; one address if they are equal.
+/// Returns the first and last target address of a forward; one address if they are equal. For a prefix, returns the first
+/// address of a host.
 pub(super) fn targets(forward: &Forward<'_>) -> impl Iterator<Item = IpAddr> {
-    let ends = forward.to.addresses;
+    let first_host = |address: IpAddr| address_of(number_of(address).checked_add(1)?, Family::of_address(address));
+    let ends = forward.to.addresses.map(|(first, last)| match forward.to.prefix {
+        Some(_) if first != last => (first_host(first).unwrap_or(first), last),
+        _ => (first, last),
+    });
     let last = ends.filter(|(first, last)| first != last && forward.to.prefix.is_none()).map(|(_, last)| last);
     ends.map(|(first, _)| first).into_iter().chain(last)
 }

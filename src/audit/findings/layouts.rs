@@ -1,4 +1,4 @@
-//! What is found on hosts as others lay out their rules, and as we do: nothing but what is so.
+//! Tests of the findings with recorded rules of other programs, and with the rules that portfwd compiles.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The findings of order and shape on a host, with how sure each is.
+/// Returns the findings about order and single rules, each with its confidence.
 fn found(text: &str, facts: Option<Facts>) -> Vec<String> {
-    let ours = ["F01", "F02", "F03", "F04", "F05", "F06", "F07", "F18", "F20", "F29", "F30", "F31", "F43"];
-    let all = all(&host(text, facts), |kind| ours.contains(&kind.id));
+    let ids = ["F01", "F02", "F03", "F04", "F05", "F06", "F07", "F18", "F20", "F29", "F30", "F31", "F43"];
+    let all = all(&host(text, facts), |kind| ids.contains(&kind.id));
     all.iter()
         .map(|finding| format!("{} {}: {}", finding.kind.id, finding.confidence.name(), finding.message))
         .collect()
@@ -64,14 +64,14 @@ fn ufw_forwards_nothing() {
     }
 }
 
-/// Our own rules for what a file asks, as iptables-save would print them.
+/// Returns the rules that portfwd compiles for a rule-set file, as iptables-save prints them.
 fn compiled(text: &str, path: &Path) -> Option<String> {
     let (loaded, problems) = load(&Arc::new(Source { path: path.to_owned(), text: text.to_owned() }));
     assert!(problems.is_empty(), "{problems:?}");
-    let mut asked = DesiredState::default();
-    asked.add(&loaded?.set).expect("it is valid");
-    asked.normalize();
-    let program = compile(&asked, &Host { shifts: true, ..Host::default() }).ok()?;
+    let mut desired = DesiredState::default();
+    desired.add(&loaded?.set).expect("it is valid");
+    desired.normalize();
+    let program = compile(&desired, &Host { shifts: true, ..Host::default() }).ok()?;
     let mut out = String::new();
     for family in Family::ALL {
         let program_name = if family == Family::Ipv4 { "iptables-save" } else { "ip6tables-save" };
@@ -94,10 +94,10 @@ fn compiled(text: &str, path: &Path) -> Option<String> {
 }
 
 #[test]
-fn our_own_rules_have_no_fault_of_order_or_guard() {
+fn own_rules_have_no_fault_of_order_or_guard() {
     let mut seen = 0;
-    for entry in std::fs::read_dir(root().join("rules")).expect("our examples").flatten() {
-        // Those of labs, in a folder, are no rule sets.
+    for entry in std::fs::read_dir(root().join("rules")).expect("the examples").flatten() {
+        // The folder contains labs.
         if entry.path().is_dir() {
             continue;
         }
@@ -106,14 +106,14 @@ fn our_own_rules_have_no_fault_of_order_or_guard() {
         for facts in [Some(facts()), None] {
             let of_facts = facts.is_some();
             let found = found(&save, facts);
-            // OwnState are open to everybody where nobody is named, and the examples name addresses that this host has not.
+            // The examples are open to all clients, and use addresses that this host does not have.
             let fault = found.iter().find(|line| !line.starts_with("F18") && !line.starts_with("F30"));
             assert_eq!(fault, None, "{} {of_facts}", entry.path().display());
         }
         seen += 1;
     }
     assert!(seen >= 8, "{seen}");
-    // The order of docs/precedence.md, where neither of two is within the other.
+    // The precedence of docs/precedence.md, if neither of two forwards contains the other.
     let both = "[[forward]]\nlisten = \"8080\"\nto = \"10.0.0.3:80\"\n\
                 [[forward]]\nlisten = \"8000-8099\"\nto = \"10.0.0.4:80\"\nfrom = [\"198.51.100.0/24\"]\n";
     let save = compiled(both, Path::new("a.toml")).expect("it compiles");

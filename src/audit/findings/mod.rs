@@ -1,7 +1,7 @@
-//! What can be wrong with NAT on a host. One file a family of findings; each finding is a [`Kind`], which its page is made of,
-//! and one function over a host, with the tests of a host that has it and of one that nearly has.
+//! The findings: faults of NAT on a host. Each file contains one family of findings. Each finding has a [`Kind`], a function that
+//! searches a host, and tests with a faulty host and with a similar host without the fault.
 
-mod addresses;
+pub(super) mod addresses;
 mod boot;
 mod bypass;
 mod coexist;
@@ -30,15 +30,15 @@ use self::context::Context;
 use super::finding::{Finding, Kind};
 use crate::ruleset::host::Host;
 
-/// A finding: what is said of it, and what looks for it.
+/// A kind of finding, and the function that searches for it.
 pub struct Check {
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
-    /// Looks for it.
+    /// Returns all findings of this kind on a host.
     find: fn(&Context<'_>, &'static Kind) -> Vec<Finding>,
 }
 
-/// All of them, family by family.
+/// Returns all checks, grouped by family.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
     let families: [&'static [Check]; 13] = [
         order::CHECKS,
@@ -58,7 +58,14 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
     families.into_iter().flatten()
 }
 
-/// Looks for all of them that `wanted` names; the worst and surest first.
+/// Returns true if a finding of this kind is unknown because of rules that are not understood, and not because of unknown
+/// routes, sysctls, sockets or connections.
+pub fn depends_on_rules(kind: &Kind) -> bool {
+    let families = [order::CHECKS, shape::CHECKS, filter::CHECKS, coexist::CHECKS, reading::CHECKS];
+    families.into_iter().flatten().any(|check| check.kind.id == kind.id)
+}
+
+/// Returns the findings of the wanted kinds, sorted by severity and confidence.
 pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
     let context = Context::new(host);
     let wanted = checks().filter(|check| wanted(&check.kind));
@@ -69,7 +76,7 @@ pub fn all(host: &Host, wanted: impl Fn(&Kind) -> bool) -> Vec<Finding> {
     found
 }
 
-/// The page about all findings, in Markdown: what each is, why it hurts, how to mend it.
+/// Returns the page about all findings in Markdown: condition, effect and fix.
 pub fn page() -> String {
     let mut kinds: Vec<&Kind> = checks().map(|check| &check.kind).collect();
     kinds.sort_by_key(|kind| kind.id);
@@ -77,17 +84,17 @@ pub fn page() -> String {
     for kind in kinds {
         let Kind { id, title, what, why, fix, .. } = kind;
         page += &format!("\n## {id}: {title}\n\nSeverity: {}.\n\n", kind.severity.name());
-        page += &format!("{what}\n\n**Why it hurts.** {why}\n\n**What mends it.** {fix}\n");
+        page += &format!("{what}\n\n**Effect.** {why}\n\n**Fix.** {fix}\n");
     }
     page
 }
 
-/// What the page begins with.
+/// The start of the page.
 const PAGE_HEAD: &str = "\
 # Findings of `portfwd audit`
 
-This page is made of the code (`src/audit/findings/`); a test keeps it so. `portfwd audit --only ID` looks for one of them,
-`--ignore ID` leaves one out. A severity is the usual one; a case that is milder says so.
+A test generates this page from the code in `src/audit/findings/`. `portfwd audit --only ID` searches for one finding,
+`--ignore ID` hides one. The page gives the usual severity of each finding. A milder case has a lower severity in the report.
 ";
 
 #[cfg(test)]
@@ -105,7 +112,6 @@ mod tests {
             assert!(id.len() == 3 && id.starts_with('F'), "{id}");
             assert!(!title.ends_with('.') && title.len() < 80, "{id}");
             assert!([what, why].iter().all(|text| text.ends_with('.') && text.len() >= 20), "{id}: {what} {why}");
-            // A command, or what to do.
             assert!(fix.len() > 10, "{id}: {fix}");
         }
     }

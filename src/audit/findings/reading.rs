@@ -1,4 +1,4 @@
-//! What is not as it was applied, and what could not be read at all.
+//! Drift of portfwd's own rules, and rules that could not be read.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F46",
-            title: "live rules differ from what was applied",
+            title: "live rules differ from the desired state",
             severity: Severity::Warning,
-            what: "Our own rules in the kernel are not what our state asks for.",
-            why: "Somebody changed or flushed them, or they are not applied since the last start.",
+            what: "The live rules of portfwd differ from its desired state.",
+            why: "Another program changed or flushed the rules, or nothing restored them after the last boot.",
             fix: "portfwd plan, then portfwd apply",
         },
         find: drift,
@@ -25,10 +25,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F51",
-            title: "the kernel lacks something of nf_tables",
+            title: "the kernel lacks a feature of nf_tables",
             severity: Severity::Info,
-            what: "What our own rules need of nf_tables was found not to be there when they were made, so iptables does the work. What else a kernel has is not tried: that would make tables, load modules and have connections followed, and an audit changes nothing.",
-            why: "Chains of iptables are longer and change less atomically, and some things cannot be said in them.",
+            what: "The kernel lacks a feature of nf_tables that portfwd needs, so portfwd uses iptables. An audit does not test other features, because tests create tables and load modules.",
+            why: "iptables needs more rules, is less atomic, and lacks some features.",
             fix: "run a kernel with nf_tables, nft_nat and nft_fib, then portfwd --backend nft restore",
         },
         find: lacking,
@@ -36,43 +36,40 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F52",
-            title: "not everything could be read",
+            title: "rules that could not be read",
             severity: Severity::Warning,
-            what: "Some rules or facts could not be read, or are beyond what is looked at.",
-            why: "What depends on them is not known, and that nothing is said of it does not mean that it is fine.",
-            fix: "run as root in the host's own network namespace, or give a whole dump",
+            what: "portfwd could not read or understand some rules, sets or tables.",
+            why: "The rules may decide about the packets of any forward. A host without other findings may still have faults.",
+            fix: "run as root in the network namespace of the host, or give a complete dump",
         },
         find: unread,
     },
 ];
 
-/// F46. Only where the caller compared our state with what is.
+/// F46. The caller compares the live rules with the desired state.
 fn drift(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(lines) = host.facts.as_ref().map(|facts| &facts.drift).filter(|lines| !lines.is_empty()) else {
         return Vec::new();
     };
     let message =
-        format!("live rules differ from what was applied, in {} {}", lines.len(), verb(lines, "place", "places"));
+        format!("live rules differ from the desired state in {} {}", lines.len(), verb(lines, "place", "places"));
     let finding = kind.found(Confidence::Proved, message);
     vec![lines.iter().fold(finding, |finding, line| finding.seen(printable(line)))]
 }
 
-/// F51. Only where the caller asked our state, which tells what was found out when the rules were made.
+/// F51. The state stores the reason from the last change.
 fn lacking(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let Some(why) = context.facts().and_then(|facts| facts.ours.instead.as_deref()) else { return Vec::new() };
     let why = printable(why);
-    vec![kind.found(Confidence::Proved, format!("nf_tables is not used for our rules: {why}")).seen(why)]
+    vec![kind.found(Confidence::Proved, format!("portfwd does not use nf_tables: {why}")).seen(why)]
 }
 
-/// F52. One finding for each reason. That it was not read is sure. Of a dump nothing but rules can be known, which is said as
-/// information.
+/// F52. One finding for each reason.
 fn unread(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
-    let facts = host.facts.as_ref().map(|facts| facts.gaps.as_slice()).unwrap_or_default();
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let gaps = host.rules.gaps.iter().chain(&host.view.gaps).chain(facts);
-    for Gap { what, why } in gaps {
+    for Gap { what, why } in host.rules.gaps.iter().chain(&host.view.gaps) {
         let all = reasons.entry(why).or_default();
         if !all.contains(&what.as_str()) {
             all.push(what);
@@ -80,20 +77,10 @@ fn unread(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     }
     let found = reasons.into_iter().map(|(why, what)| {
         let message = format!("not read: {} ({})", list(what.iter().map(|what| printable(what))), printable(why));
-        let finding = kind.found(Confidence::Proved, message);
+        let finding = kind.found(Confidence::Unknown, message);
         what.iter().fold(finding, |finding, what| finding.seen(format!("{}: {}", printable(what), printable(why))))
     });
-    let mut found: Vec<Finding> = found.collect();
-    if host.facts.is_none() {
-        let message =
-            "of a dump only the rules are known: not the interfaces, routes, settings, sockets and connections";
-        found.push(
-            kind.found(Confidence::Proved, message)
-                .as_bad_as(Severity::Info)
-                .mended_by("run the audit on the host itself"),
-        );
-    }
-    found
+    found.collect()
 }
 
 #[cfg(test)]
@@ -103,7 +90,7 @@ mod tests {
     use crate::ruleset::facts::{Facts, OwnState};
 
     #[test]
-    fn drift_is_told_line_by_line() {
+    fn drift_is_reported_line_by_line() {
         let drifted = Facts { drift: vec!["- 80/tcp".into(), "+ 81/tcp\u{1b}".into()], ..dual() };
         let found = find(&host("", drifted), "F46");
         assert_eq!((found.len(), found[0].evidence.len()), (1, 2));
@@ -113,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_was_found_to_lack_is_told() {
+    fn a_missing_kernel_feature_is_reported() {
         let lacks = |why: Option<&str>| {
             let ours = OwnState { instead: why.map(str::to_owned), ..OwnState::default() };
             find(&host("", Facts { ours, ..dual() }), "F51")
@@ -124,14 +111,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_is_said_by_reason() {
+    fn unread_rules_are_grouped_by_reason() {
         let gap = |what: &str, why: &str| Gap { what: what.into(), why: why.into() };
-        let gaps = vec![gap("sockets", "not permitted"), gap("connections", "not permitted"), gap("x", "too many")];
-        let found = find(&host("", Facts { gaps, ..dual() }), "F52");
+        let gaps = vec![gap("table a", "not permitted"), gap("table b", "not permitted"), gap("set x", "too many")];
+        let mut unread = host("", dual());
+        unread.rules.gaps = gaps.clone();
+        let found = find(&unread, "F52");
         let messages: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
-        assert_eq!(messages, ["not read: sockets, connections (not permitted)", "not read: x (too many)"]);
+        assert_eq!(messages, ["not read: table a, table b (not permitted)", "not read: set x (too many)"]);
         assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
-        assert!(find(&host("", dual()), "F52").is_empty());
-        assert_eq!(find(&dump(""), "F52")[0].severity, Severity::Info);
+        // Unread facts are no finding.
+        assert!(find(&host("", Facts { gaps, ..dual() }), "F52").is_empty());
+        assert!(find(&dump(""), "F52").is_empty());
     }
 }

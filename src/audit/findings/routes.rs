@@ -1,4 +1,4 @@
-//! Bridges and routes that packets of forwards and the answers to them take.
+//! Bridges and routes of forwarded packets and their answers.
 
 #[cfg(test)]
 mod tests;
@@ -26,22 +26,22 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F26",
-            title: "neighbours on the target's bridge are not served",
+            title: "clients on the target's bridge are not served",
             severity: Severity::Warning,
-            what: "A forward leads back into the bridge that its clients are on, and the bridge hands the answers to them past the rules, or does not send a packet back by the port that it came by.",
-            why: "A client gets the answer from an address that it did not ask, and drops it; or the target cannot reach itself by the address that is forwarded.",
-            fix: "rewrite the source of such packets too (masquerade from the bridge's network to the bridge)",
+            what: "The clients and the target of a forward are on the same bridge. The bridge delivers the answers without the rules, or it does not send a packet back through its ingress port.",
+            why: "A client drops the answer, because the answer comes from another address than the one that the client used. Or the target cannot reach itself through the forward.",
+            fix: "masquerade packets from the bridge's network that leave through the bridge",
         },
         find: bridge,
     },
     Check {
         kind: Kind {
             id: "F27",
-            title: "answers leave by another way",
+            title: "answers leave by another interface",
             severity: Severity::Warning,
-            what: "Packets of a forward arrive by one interface, and the routes send the answers out by another.",
-            why: "Providers drop packets from addresses that are not theirs, and stateful firewalls on the way drop answers to what they did not see.",
-            fix: "add a rule and a table of routes so that answers leave by the interface that the connection came by (ip rule, ip route … table)",
+            what: "Packets of a forward arrive on one interface, and the routes send the answers through another.",
+            why: "Providers drop packets from foreign addresses, and stateful firewalls drop answers to packets that they did not see.",
+            fix: "add a routing rule and a routing table, so that answers leave by the ingress interface of the connection (ip rule, ip route … table)",
         },
         find: asymmetric,
     },
@@ -50,8 +50,8 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F28",
             title: "reverse path filter drops clients",
             severity: Severity::Error,
-            what: "Packets of a forward arrive by an interface that the route back to their senders does not lead out by, and `rp_filter` there is strict.",
-            why: "The kernel drops such packets before any rule for the forward sees an answer.",
+            what: "Packets of a forward arrive on an interface with strict `rp_filter`, but the route to their senders uses another interface.",
+            why: "The kernel drops such packets, so the target never receives them.",
             fix: "set rp_filter of the interface to 2 (loose)",
         },
         find: strict,
@@ -59,10 +59,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F42",
-            title: "way out takes smaller packets than the way in",
+            title: "egress MTU is smaller than ingress MTU",
             severity: Severity::Warning,
-            what: "A forward of TCP leads out by an interface whose packets may be smaller than those of the interface that its clients come by.",
-            why: "Where the messages about it are lost on the way to the client, connections begin and then hang with the first large packet.",
+            what: "The egress interface of a TCP forward has a smaller MTU than its ingress interface.",
+            why: "If the ICMP messages about the MTU are lost, connections start and then hang at the first large packet.",
             fix: "iptables -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
         },
         find: mtu,
@@ -72,16 +72,15 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F50",
             title: "policy routing",
             severity: Severity::Warning,
-            what: "More than the destination decides which routes are asked: there are `ip rule`s beyond the usual three, or VRFs.",
-            why: "What is said here of routes (F08, F27, F28, F42) is of the main table, and a packet may go another way.",
+            what: "The host has more routing rules than the usual three, or VRFs. So the route depends on more than the destination.",
+            why: "The findings about routes (F08, F27, F28, F42) use the main table, and a packet may take another route.",
             fix: "check by hand: ip rule show; ip route get TARGET from CLIENT iif INTERFACE",
         },
         find: policy_routing,
     },
 ];
 
-/// F26. That the setting is absent mostly means that nothing of the kind is loaded, which is as if it were off, so it is
-/// likely then. What bridges are there is only known from facts.
+/// F26. If the sysctl is missing, br_netfilter is probably not loaded, so the confidence is likely. Returns nothing without facts.
 fn bridge(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -100,7 +99,7 @@ fn bridge(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let Some(link) = facts.link(index) else { continue };
         let name = if family == Family::Ipv4 { "iptables" } else { "ip6tables" };
         let called = facts.setting(&format!("net/bridge/bridge-nf-call-{name}"));
-        let read = format!("net.bridge.bridge-nf-call-{name} = {}", called.map_or("not there".into(), printable));
+        let read = format!("net.bridge.bridge-nf-call-{name} = {}", called.map_or("missing".into(), printable));
         let bridge = printable(&link.name);
         if called.is_none_or(|value| value == "0") {
             let fates: Vec<(Source, &Forward<'_>)> =
@@ -119,7 +118,7 @@ fn bridge(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
                     _ => context.confidence(&forwards),
                 };
                 let message = format!(
-                    "clients on `{bridge}` get the answers of {} past the rules, from an address that they did not ask",
+                    "clients on `{bridge}` get the answers of {} directly from the target, and drop them",
                     several(&forwards)
                 );
                 found.push(at_all(kind.found(confidence, message).seen(read.clone()), host, &forwards));
@@ -127,10 +126,8 @@ fn bridge(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         } else if let Some(port) =
             facts.links.iter().find(|port| port.master == Some(index) && port.hairpin == Some(false))
         {
-            let message = format!(
-                "the target of {} on `{bridge}` cannot reach itself by the address that is forwarded",
-                several(&forwards)
-            );
+            let message =
+                format!("the target of {} on `{bridge}` cannot reach itself through the forward", several(&forwards));
             let port = printable(&port.name);
             let finding = kind.found(Confidence::Likely, message).as_bad_as(Severity::Info);
             let finding = finding.seen(read).seen(format!("{port}: hairpin off"));
@@ -147,7 +144,7 @@ enum Source {
     Unknown,
 }
 
-/// Whether the source of packets from a bridge's network to a target on it is rewritten.
+/// Returns whether rules rewrite the source of packets from a bridge's network to a target on the same bridge.
 fn source(context: &Context<'_>, link: &Link, forward: &Forward<'_>) -> Source {
     let Some(target) = targets(forward).next() else { return Source::Unknown };
     let facts = context.facts();
@@ -155,7 +152,7 @@ fn source(context: &Context<'_>, link: &Link, forward: &Forward<'_>) -> Source {
         facts.addresses.iter().find(|(index, network)| *index == link.index && network.contains(target))
     });
     let Some((_, network)) = network else { return Source::Unknown };
-    // Any neighbour: one behind the target, or before it where that is the last.
+    // Any other address of the network.
     let range = Set::network(*network).minus(&Set::address(target)).minus(&Set::address(network.ip()));
     let Some(client) = range.ranges().last().map(|(_, last)| last.saturating_sub(1)).filter(|last| range.has(*last))
     else {
@@ -164,7 +161,7 @@ fn source(context: &Context<'_>, link: &Link, forward: &Forward<'_>) -> Source {
     let Some(packet) = arriving(forward).and_then(|region| {
         context.packet(forward.family, &region.clone().with(Field::Source, &Set::single(client)), Hook::Prerouting)
     }) else {
-        // The rule is about no such clients.
+        // The rule does not match such clients.
         return Source::Rewritten;
     };
     let bridge = number_of_name(link.name.as_bytes(), 0);
@@ -184,17 +181,17 @@ fn source(context: &Context<'_>, link: &Link, forward: &Forward<'_>) -> Source {
     }
 }
 
-/// A forward whose packets come by an interface that answers do not leave by.
+/// A forward whose packets arrive on one interface and whose answers leave by another.
 struct Crossing<'f, 'a> {
     forward: &'f Forward<'a>,
     entrance: &'f Link,
-    /// The interface and the next host by which answers leave; none where there is no route.
+    /// The egress interface and the gateway of the answers. `None` if there is no route.
     exit: Option<(&'f Link, Option<IpAddr>)>,
     client: IpAddr,
 }
 
-/// Those forwards. Clients are where the rule says; of a rule for all of them only far ones count, and only where they
-/// may come by that interface: it has a gateway of its own, or what it listens on is a public address.
+/// Returns the forwards whose answers leave by another interface. A rule with a source list has its clients there. For other
+/// rules, only remote clients count, and only if the interface has a gateway or the listen address is public.
 fn crossings<'f, 'a>(context: &'f Context<'_>, all: &'f [Forward<'a>]) -> Vec<Crossing<'f, 'a>> {
     let Some(facts) = context.facts() else { return Vec::new() };
     let by_default = |route: &&Route| route.to.prefix() == 0 && route.kind == 1 && route.gateway.is_some();
@@ -219,7 +216,7 @@ fn crossings<'f, 'a>(context: &'f Context<'_>, all: &'f [Forward<'a>]) -> Vec<Cr
                 }
                 far(forward.family)
             }
-            // Of a negated network only far clients are surely not those of a link.
+            // A negated source contains remote clients, which may use any interface.
             false if sources.has(number_of(far(forward.family))) => continue,
             false => match sources.first().and_then(|first| address_of(first.saturating_add(1), forward.family)) {
                 Some(second) if sources.has(number_of(second)) => second,
@@ -240,7 +237,7 @@ fn crossings<'f, 'a>(context: &'f Context<'_>, all: &'f [Forward<'a>]) -> Vec<Cr
     found
 }
 
-/// Crossings by the interfaces that they are of.
+/// Groups crossings by ingress and egress interface.
 fn by_links<'f, 'a>(crossings: &'f [Crossing<'f, 'a>]) -> Vec<Vec<&'f Crossing<'f, 'a>>> {
     let mut groups: BTreeMap<(u32, Option<u32>), Vec<&Crossing<'_, '_>>> = BTreeMap::new();
     for crossing in crossings {
@@ -250,7 +247,7 @@ fn by_links<'f, 'a>(crossings: &'f [Crossing<'f, 'a>]) -> Vec<Vec<&'f Crossing<'
     groups.into_values().collect()
 }
 
-/// How answers leave, in words of ip-route(8).
+/// Returns the route of the answers in the syntax of ip-route(8).
 fn leaving(crossing: &Crossing<'_, '_>) -> String {
     match crossing.exit {
         Some((link, Some(gateway))) => format!("{} via {gateway} dev {}", crossing.client, printable(&link.name)),
@@ -259,7 +256,7 @@ fn leaving(crossing: &Crossing<'_, '_>) -> String {
     }
 }
 
-/// F27. Routes tell no more than what is likely, and with policy routing not even that.
+/// F27. The confidence is likely, and unknown with policy routing.
 fn asymmetric(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let all = context.forwards();
@@ -271,9 +268,9 @@ fn asymmetric(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let (text, entrance) = (several(&forwards), printable(&first.entrance.name));
         let message = match first.exit {
             Some((link, _)) => {
-                format!("packets of {text} arrive by `{entrance}`, and answers leave by `{}`", printable(&link.name))
+                format!("packets of {text} arrive on `{entrance}`, and answers leave by `{}`", printable(&link.name))
             }
-            None => format!("packets of {text} arrive by `{entrance}`, and there is no route for the answers"),
+            None => format!("packets of {text} arrive on `{entrance}`, and there is no route for the answers"),
         };
         let confidence = if policy { Confidence::Unknown } else { Confidence::Likely };
         Some(at_all(
@@ -285,8 +282,8 @@ fn asymmetric(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// F28. The greater of the settings of all interfaces and of the one counts (`IN_DEV_RPFILTER` in
-/// include/linux/inetdevice.h). IPv6 has no such setting.
+/// F28. The kernel uses the maximum of the sysctls for `all` and for the interface (`IN_DEV_RPFILTER` in
+/// include/linux/inetdevice.h). IPv6 has no such sysctl.
 fn strict(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -305,8 +302,7 @@ fn strict(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             return None;
         }
         let entrance = printable(&first.entrance.name);
-        let message =
-            format!("clients of {} that come by `{entrance}` are dropped by its reverse path filter", several(&group));
+        let message = format!("the reverse path filter of `{entrance}` drops clients of {}", several(&group));
         let value = |value: Option<u8>| value.map_or("not known".to_owned(), |value| value.to_string());
         let confidence = if facts.policy_routing { Confidence::Unknown } else { Confidence::Likely };
         let finding = kind
@@ -320,8 +316,8 @@ fn strict(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// F42. Whether a rule lowers the size that TCP agrees on is not in the normal form of rules, which drops what decides
-/// nothing, and whether messages about the size are lost is not known at all: so it never is more than a suspicion.
+/// F42. The confidence is unknown: the normal form of rules does not contain MSS clamping, and it is unknown whether ICMP messages
+/// are lost.
 fn mtu(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     if context.facts().is_none() || clamps(host) {
@@ -350,20 +346,21 @@ fn mtu(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let (entrance, exit, _) = *group.first()?;
         let forwards: Vec<&Forward<'_>> = group.iter().map(|(_, _, forward)| *forward).collect();
         let size = |link: &Link| format!("{} mtu {}", printable(&link.name), link.mtu.unwrap_or_default());
-        let message = format!("packets of {} may be too large for the way out: {}", several(&forwards), size(exit));
+        let message =
+            format!("packets of {} may be too large for the egress interface: {}", several(&forwards), size(exit));
         let finding = kind.found(Confidence::Unknown, message).seen(size(entrance)).seen(size(exit));
-        Some(at_all(finding.seen("whether a rule sets the size that TCP agrees on is not known"), host, &forwards))
+        Some(at_all(finding.seen("portfwd does not know whether a rule clamps the MSS"), host, &forwards))
     });
     found.collect()
 }
 
-/// Whether a rule of a dump says that it lowers the size that TCP agrees on.
+/// Returns true if a rule of an iptables dump clamps the MSS.
 fn clamps(host: &Host) -> bool {
     let rules = host.rules.tables.iter().flat_map(|table| table.chains.iter()).flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| rule.words.as_deref()).any(|words| words.contains("-j TCPMSS"))
 }
 
-/// F50. Said once, and only where routes matter: some forward leads to another host.
+/// F50. At most one finding, and only if a forward leads to another host.
 fn policy_routing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let Some(facts) = context.facts() else { return Vec::new() };
     let vrfs: Vec<String> = facts
@@ -380,13 +377,13 @@ fn policy_routing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let why = match (facts.policy_routing, vrfs.is_empty()) {
         (true, true) => "`ip rule` has more than the usual three rules".to_owned(),
         (true, false) => {
-            format!("`ip rule` has more than the usual three rules, and there are VRFs: {}", vrfs.join(", "))
+            format!("`ip rule` has more than the usual three rules, and the host has VRFs: {}", vrfs.join(", "))
         }
-        (false, _) => format!("there are VRFs: {}", vrfs.join(", ")),
+        (false, _) => format!("the host has VRFs: {}", vrfs.join(", ")),
     };
     let target = targets(first).next().map_or_else(String::new, |target: IpAddr| target.to_string());
     let message = format!(
-        "more than the destination decides which way packets go: what is said of routes is only likely ({})",
+        "policy routing decides about the routes of packets, so findings about routes are only likely ({})",
         name(first)
     );
     let finding = kind.found(Confidence::Proved, message).seen(why);

@@ -1,4 +1,4 @@
-//! Settings of the kernel that forwards depend on.
+//! Sysctls that forwards depend on.
 
 #[cfg(test)]
 mod tests;
@@ -6,6 +6,7 @@ mod tests;
 use std::net::IpAddr;
 
 use super::Check;
+use super::addresses::far;
 use super::context::{Context, arriving, passing, targets};
 use super::wording::{at_all, list, several, verb};
 use crate::audit::finding::{Finding, Kind, Severity};
@@ -15,26 +16,26 @@ use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
 use crate::ruleset::region::{self, Field, LOCAL};
-use crate::ruleset::set::Set;
+use crate::ruleset::set::{Set, number_of};
 use crate::ruleset::simulate::chains::{Verdict, Which};
-use crate::ruleset::table::Hook;
+use crate::ruleset::table::{At, Hook};
 
-/// What 9 tenths of a table are.
+/// The share of used entries, as a fraction, from which the table is nearly full.
 const NEARLY_FULL: (u64, u64) = (9, 10);
 
-/// The least seconds that a mapping of UDP lasts. Source: RFC 4787, REQ-5.
+/// The minimum lifetime of a UDP mapping in seconds. Source: RFC 4787, REQ-5.
 const LEAST_STREAM: u64 = 120;
 
-/// The seconds that one lasts before there is an answer, in Linux without anybody's doing.
+/// The default lifetime of a UDP mapping without an answer, in seconds.
 const LEAST_FIRST: u64 = 30;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F12",
-            title: "packets are not passed on",
+            title: "packets are not forwarded",
             severity: Severity::Error,
-            what: "Forwards lead to other hosts or containers, and passing packets on is switched off, for all interfaces or for one that their packets or the answers arrive by.",
+            what: "Forwards lead to other hosts or containers, but IP forwarding is off for all interfaces, or for the ingress interface of the packets or answers.",
             why: "The kernel rewrites the destination and then drops the packet.",
             fix: "sysctl -w net.ipv4.ip_forward=1",
         },
@@ -43,10 +44,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F16",
-            title: "loopback addresses are let in",
+            title: "loopback addresses are accepted from other hosts",
             severity: Severity::Warning,
-            what: "`route_localnet` is on, so packets for 127.0.0.0/8 that come by a link are not dropped as impossible.",
-            why: "Programs that listen on 127.0.0.1 because only this host shall reach them can be reached by all hosts on the link (CVE-2020-8558), unless a rule drops such packets.",
+            what: "`route_localnet` is on, so the kernel does not drop packets to 127.0.0.0/8 that arrive from other hosts.",
+            why: "All hosts on the link can reach programs that listen only on 127.0.0.1 (CVE-2020-8558), unless a rule drops such packets.",
             fix: "iptables -t raw -I PREROUTING ! -i lo -d 127.0.0.0/8 -j DROP",
         },
         find: route_localnet,
@@ -54,10 +55,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F22",
-            title: "port may be taken by outgoing connections",
+            title: "outgoing connections may use the port",
             severity: Severity::Info,
-            what: "A forward listens on a port out of which this host also chooses those of its own connections.",
-            why: "Nothing keeps a program of this host from being given the port, and what then arrives for it that the host does not know as an answer goes to the target.",
+            what: "The listen port of a forward is in the range of ports for this host's own connections.",
+            why: "The kernel may give the port to a program of this host. Packets to that program that belong to no connection then go to the target.",
             fix: "reserve the ports with `net.ipv4.ip_local_reserved_ports`",
         },
         find: ephemeral,
@@ -65,10 +66,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F39",
-            title: "table of connections is nearly full",
+            title: "connection tracking table is nearly full",
             severity: Severity::Warning,
-            what: "More than nine tenths of the connections that may be followed are.",
-            why: "When it is full the kernel drops the first packets of new connections, of forwards as of all others.",
+            what: "The connection tracking table is at least 90 % full.",
+            why: "If the table is full, the kernel drops the first packets of all new connections.",
             fix: "sysctl -w net.netfilter.nf_conntrack_max=…",
         },
         find: full,
@@ -76,19 +77,18 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F40",
-            title: "UDP connections are soon forgotten",
+            title: "short timeouts for UDP connections",
             severity: Severity::Info,
-            what: "There are forwards of UDP, and the kernel forgets idle UDP connections sooner than clients expect of any NAT.",
-            why: "A client that keeps quiet for longer gets no more packets from the target, or comes from another port when it goes on.",
+            what: "The host has UDP forwards, and the kernel deletes idle UDP connections earlier than clients expect.",
+            why: "A client that is silent for longer gets no more packets from the target, or gets another source port.",
             fix: "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=120",
         },
         find: udp_timeout,
     },
 ];
 
-/// F12. IPv4 asks the interface that a packet came by (`IN_DEV_FORWARD` in include/linux/inetdevice.h), of which the common
-/// setting only is the sum; IPv6 asks the common one (`ip6_forward` in net/ipv6/ip6_output.c). What was not read is taken to
-/// be on: that it is not known is said of the facts themselves.
+/// F12. For IPv4, the sysctl of the ingress interface decides (`IN_DEV_FORWARD` in include/linux/inetdevice.h), and ip_forward sets
+/// all of them. For IPv6, the common sysctl decides (`ip6_forward` in net/ipv6/ip6_output.c). An unread sysctl counts as on.
 fn forwarding(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -110,7 +110,7 @@ fn forwarding(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let by_link = some_on(if family == Family::Ipv4 { "forwarding" } else { "force_forwarding" });
         if is_off && !by_link {
             let message = format!(
-                "{} {} to other hosts, and {family} packets are not passed on",
+                "{} {} to other hosts, and {family} packets are not forwarded",
                 several(&of_family),
                 verb(&of_family, "leads", "lead")
             );
@@ -123,7 +123,7 @@ fn forwarding(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// Those whose packets, or their answers, arrive by an interface that passes nothing on.
+/// Returns findings about forwards whose packets or answers arrive on an interface without forwarding.
 fn not_by_some(context: &Context<'_>, facts: &Facts, kind: &'static Kind, forwards: &[&Forward<'_>]) -> Vec<Finding> {
     let off: Vec<&Link> = facts
         .links
@@ -153,13 +153,13 @@ fn not_by_some(context: &Context<'_>, facts: &Facts, kind: &'static Kind, forwar
         }
         let (link, confidence) = (printable(&link.name), context.confidence(&forwards));
         let message = format!(
-            "what arrives by `{link}` is not passed on, which {} {}",
+            "packets that arrive on `{link}` are not forwarded, but {} {} this",
             several(&forwards),
             verb(&forwards, "needs", "need")
         );
         let finding = match is_sure {
             true => kind.found(confidence, message),
-            // Whether clients come by it at all is not known.
+            // portfwd does not know whether clients use this interface.
             false => kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning),
         };
         let finding = finding.seen(format!("net.ipv4.conf.{link}.forwarding = 0"));
@@ -172,7 +172,7 @@ fn not_by_some(context: &Context<'_>, facts: &Facts, kind: &'static Kind, forwar
     found
 }
 
-/// F16. Rules that surely drop such packets make it harmless. Without facts the setting is not known, and it is mostly off.
+/// F16. A remark if rules certainly drop such packets. Returns nothing without facts, because the sysctl is usually off.
 fn route_localnet(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
@@ -193,28 +193,34 @@ fn route_localnet(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         .filter(|link| !link.loopback && (on.contains(&link.name) || on.iter().any(|name| name == "all")))
         .collect();
     let fates: Vec<Fate> = links.iter().map(|link| fate_of_loopback(context, link)).collect();
+    let is_own = |fate: &Fate| matches!(fate, Fate::Dropped(at) if host.place(*at).owner == "portfwd");
+    if !fates.is_empty() && fates.iter().all(is_own) {
+        // portfwd switches the sysctl on for a forward, together with the rules of its guard.
+        return Vec::new();
+    }
+    let all_dropped = !fates.is_empty() && fates.iter().all(|fate| matches!(fate, Fate::Dropped(_)));
     let names = list(on.iter().map(|name| format!("`{}`", printable(name))));
     let evidence = list(on.iter().map(|name| format!("net.ipv4.conf.{}.route_localnet = 1", printable(name))));
-    let finding = match (bound.is_empty(), !fates.is_empty() && fates.iter().all(|fate| *fate == Fate::Dropped)) {
+    let finding = match (bound.is_empty(), all_dropped) {
         (_, true) => {
-            let message = format!("packets for 127.0.0.0/8 are let in by {names}, and only rules drop them");
+            let message = format!("packets to 127.0.0.0/8 are accepted on {names}, and only rules drop them");
             kind.found(Confidence::Proved, message)
                 .as_bad_as(Severity::Info)
                 .mended_by(format!("if no forward leads to 127.0.0.1: {}", switches(&on)))
         }
         (true, false) => {
-            let message = format!("packets for 127.0.0.0/8 are let in by {names}");
+            let message = format!("packets to 127.0.0.0/8 are accepted on {names}");
             kind.found(Confidence::Proved, message)
         }
         (false, false) => {
             let programs = list(bound.iter().map(|listener| program(listener)));
-            let message = format!("other hosts can reach what listens on a loopback address, by {names}: {programs}");
+            let message = format!("other hosts can reach programs on loopback addresses through {names}: {programs}");
             let is_sure = fates.contains(&Fate::Passes);
             kind.found(if is_sure { Confidence::Proved } else { Confidence::Likely }, message)
                 .as_bad_as(Severity::Error)
         }
     };
-    let fix = format!("{}; or, where a forward needs it: {}", switches(&on), kind.fix);
+    let fix = format!("{}; or, if a forward needs it: {}", switches(&on), kind.fix);
     vec![if finding.severity == Severity::Info {
         finding.seen(evidence)
     } else {
@@ -228,7 +234,7 @@ fn switches(on: &[String]) -> String {
     format!("sysctl -w {}", settings.join(" "))
 }
 
-/// A listener in words, `sshd (1234) at 0.0.0.0:22/tcp`.
+/// Returns a listener as text, for example `sshd (1234) at 0.0.0.0:22/tcp`.
 pub(super) fn program(listener: &Listener) -> String {
     let address = match listener.address {
         IpAddr::V4(four) => four.to_string(),
@@ -243,15 +249,16 @@ pub(super) fn program(listener: &Listener) -> String {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    Dropped,
+    Dropped(At),
     Passes,
     Unknown,
 }
 
-/// What rules do with a packet for a loopback address that comes by a link.
+/// Returns what the filter rules do with packets from other hosts to a loopback address.
 fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
     let family = Family::Ipv4;
     let mut packet = region::packet(family, Some(&link.name))
+        .with(Field::Source, number_of(far(family)))
         .with(Field::Destination, 0x7f00_0001)
         .with(Field::DestinationKind, LOCAL)
         .with(Field::SourceKind, 1)
@@ -261,7 +268,7 @@ fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
         let outcome = context.simulator.tracer.hook(&mut packet, hook, &Which::Filter(i32::MIN..=i32::MAX));
         is_sure &= outcome.is_sure();
         match outcome.verdict {
-            Verdict::Dropped(..) if is_sure => return Fate::Dropped,
+            Verdict::Dropped(at, ..) if is_sure => return Fate::Dropped(at),
             Verdict::Passes => {}
             _ => return Fate::Unknown,
         }
@@ -269,7 +276,7 @@ fn fate_of_loopback(context: &Context<'_>, link: &Link) -> Fate {
     if is_sure { Fate::Passes } else { Fate::Unknown }
 }
 
-/// F22. IPv6 has the same range.
+/// F22. The range applies to IPv4 and IPv6.
 fn ephemeral(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
@@ -300,7 +307,7 @@ fn ephemeral(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
         .collect();
     let message = format!(
-        "{} {} ports that this host may also choose for its own connections",
+        "{} {} ports that this host may also use for its own connections",
         several(&clash),
         verb(&clash, "takes", "take")
     );
@@ -311,12 +318,12 @@ fn ephemeral(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             "net.ipv4.ip_local_port_range = {}",
             printable(facts.setting("net/ipv4/ip_local_port_range").unwrap_or_default())
         ))
-        .seen(format!("net.ipv4.ip_local_reserved_ports = {}", reserved.map_or("not known".into(), printable)))
+        .seen(format!("net.ipv4.ip_local_reserved_ports = {}", reserved.map_or("unknown".into(), printable)))
         .mended_by(format!("sysctl -w net.ipv4.ip_local_reserved_ports={}", words.join(",")));
     vec![at_all(finding, host, &clash)]
 }
 
-/// Reads `80,8000-8010`.
+/// Parses ports such as `80,8000-8010`.
 fn ports(text: &str) -> Option<Set> {
     let mut all = Vec::new();
     for one in text.split(',').filter(|one| !one.is_empty()) {
@@ -326,7 +333,7 @@ fn ports(text: &str) -> Option<Set> {
     Some(Set::from_ranges(all))
 }
 
-/// F39. A most of 0 is none (`__nf_conntrack_alloc` in net/netfilter/nf_conntrack_core.c).
+/// F39. A maximum of 0 means no limit (`__nf_conntrack_alloc` in net/netfilter/nf_conntrack_core.c).
 fn full(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some((count, most)) = host.facts.as_ref().and_then(|facts| facts.tracked_count) else { return Vec::new() };
@@ -334,7 +341,7 @@ fn full(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     if most == 0 || count.saturating_mul(of) < most.saturating_mul(share) {
         return Vec::new();
     }
-    let message = format!("{count} of at most {most} connections are followed");
+    let message = format!("{count} of at most {most} connections are tracked");
     let finding = kind
         .found(Confidence::Proved, message)
         .seen(format!("net.netfilter.nf_conntrack_count = {count}"))
@@ -343,7 +350,7 @@ fn full(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     vec![if count >= most { finding.as_bad_as(Severity::Error) } else { finding }]
 }
 
-/// F40. Rules may give connections timeouts of their own, which are not seen here: so it is likely.
+/// F40. The confidence is likely, because rules can set other timeouts, which portfwd does not read.
 fn udp_timeout(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = &host.facts else { return Vec::new() };
@@ -369,7 +376,7 @@ fn udp_timeout(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     }
     let times = list(short.iter().map(|(path, is, _)| format!("{path} = {is}")));
     let fixes: Vec<String> = short.iter().map(|(path, _, least)| format!("{path}={least}")).collect();
-    let message = format!("idle connections of {} are forgotten early: {times} (seconds)", several(&forwards));
+    let message = format!("idle connections of {} time out early: {times} (seconds)", several(&forwards));
     let finding = kind.found(Confidence::Likely, message).seen(times);
     vec![at_all(finding.mended_by(format!("sysctl -w {}", fixes.join(" "))), host, &forwards)]
 }

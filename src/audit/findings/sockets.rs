@@ -1,4 +1,4 @@
-//! Sockets of this host: what forwards hide, and what they lead to.
+//! Sockets of this host: services that forwards hide, and targets without a listener.
 
 #[cfg(test)]
 mod tests;
@@ -16,22 +16,22 @@ use crate::audit::forwards::Forward;
 use crate::audit::overlap::Overlaps;
 use crate::model::{Family, Protocol};
 use crate::ruleset::confidence::Confidence;
-use crate::ruleset::facts::{Facts, Listener, NextHop};
+use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::Translation;
 
-/// Programs that hold the port of a forward only so that nobody else takes it, or serve what it does not.
+/// Programs that bind the port of a forward only to reserve it, or to serve other packets.
 const PLACEHOLDERS: [&str; 6] = ["docker-proxy", "conmon", "rootlessport", "rootlesskit", "kube-proxy", "kubelet"];
 
-/// Programs by which a host is administered from afar.
+/// Programs for remote administration.
 const MANAGEMENT: [&str; 4] = ["sshd", "sshd-session", "dropbear", "tinysshd"];
 
-/// What a port needs a helper for: the protocol, the port, and the helper's name.
+/// Protocols that need a conntrack helper: protocol number, port, and name of the helper.
 const HELPERS: [(u8, u16, &str); 4] = [(6, 21, "ftp"), (17, 69, "tftp"), (6, 5060, "sip"), (17, 5060, "sip")];
 
-/// The most ports of a forward that are asked for one by one.
+/// The maximum number of ports of a forward that are tried one by one.
 const MANY: u128 = 64;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -40,8 +40,8 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F10",
             title: "nothing listens on the target",
             severity: Severity::Warning,
-            what: "A forward leads to an address and port of this very host where no socket waits.",
-            why: "Clients are refused.",
+            what: "A forward leads to an address and port of this host without a listening socket.",
+            why: "The kernel refuses the connections.",
             fix: "start the program, or correct the port",
         },
         find: nobody,
@@ -49,22 +49,22 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F21",
-            title: "forward hides a program of this host",
+            title: "forward hides a service of this host",
             severity: Severity::Error,
-            what: "A program of this host listens on an address and port that a forward takes before packets for it come that far.",
-            why: "Other hosts reach the target and never the program, while it is reached from this host: both seem to work.",
-            fix: "let one of them use another port or address",
+            what: "A program of this host listens on an address and port, but a forward rewrites the packets before they reach the program.",
+            why: "Other hosts reach the target and never the program. This host still reaches the program, so both seem to work.",
+            fix: "use another port or address for one of them",
         },
         find: hidden,
     },
     Check {
         kind: Kind {
             id: "F23",
-            title: "forward takes the way to manage the host",
+            title: "forward takes the port of remote administration",
             severity: Severity::Error,
-            what: "A forward takes the port of the ssh server, or of the very connection that the user is on.",
-            why: "That connection lives on, and the next one is led to the target: nobody gets in any more.",
-            fix: "remove the forward before the connection is closed, or give it an address or an interface",
+            what: "A forward takes the port of the SSH server, or of the user's own SSH connection.",
+            why: "The current connection continues, but the next one goes to the target. So the user loses access.",
+            fix: "remove the forward before you close the connection, or give it an address or an interface",
         },
         find: management,
     },
@@ -73,22 +73,22 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F41",
             title: "protocol may need a helper",
             severity: Severity::Info,
-            what: "A forward is of a protocol that names further addresses and ports in its packets: FTP, TFTP or SIP.",
-            why: "Without a helper the connections that it names are neither let through nor rewritten, and the kernel assigns helpers only where a rule says so.",
+            what: "A forward is for FTP, TFTP or SIP, whose packets contain further addresses and ports.",
+            why: "Without a conntrack helper, the kernel does not translate the further connections. The kernel assigns helpers only through rules.",
             fix: "iptables -t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp",
         },
         find: helper,
     },
 ];
 
-/// The families whose packets a listener gets.
+/// Returns the families whose packets a listener receives.
 fn families(listener: &Listener) -> impl Iterator<Item = Family> {
     let both = listener.address.is_ipv6() && listener.address.is_unspecified() && !listener.only_ipv6;
     let own = Family::of_address(listener.address);
     Family::ALL.into_iter().filter(move |family| *family == own || both)
 }
 
-/// The packets of a family that a listener waits for from other hosts; `None` where it waits for none.
+/// Returns the packets of other hosts for a listener. Returns `None` if the listener serves only this host.
 fn waits_for(context: &Context<'_>, listener: &Listener, family: Family) -> Option<Region> {
     let addresses = match (listener.address.is_unspecified(), context.local(family)) {
         (false, _) if listener.address.is_loopback() => return None,
@@ -99,13 +99,32 @@ fn waits_for(context: &Context<'_>, listener: &Listener, family: Family) -> Opti
     let region = Region::all()
         .with(Field::Protocol, &Set::single(listener.protocol.number().into()))
         .with(Field::Port, &Set::single(listener.port.into()))
-        .with(Field::Destination, &addresses);
+        .with(Field::Destination, &addresses)
+        .with(Field::Input, &inputs_of(context, listener.address));
     (!region.is_empty()).then_some(region)
 }
 
-/// Forwards, found by the packets that they take of those that arrive.
+/// Returns the interfaces of the clients of an address: all, or those with the address.
+///
+/// Linux also delivers packets to the address that arrive on other interfaces, but the clients do not send such packets.
+/// Clients of an address on `lo` or on a dummy interface use other interfaces.
+fn inputs_of(context: &Context<'_>, address: IpAddr) -> Set {
+    let Some(facts) = context.facts().filter(|_| !address.is_unspecified()) else { return Set::ALL };
+    let links = facts.addresses.iter().filter(|(_, network)| network.ip() == address);
+    let links: Option<Vec<&Link>> = links.map(|(link, _)| facts.link(*link)).collect();
+    let has_clients = |link: &&Link| !link.loopback && link.kind.as_deref() != Some("dummy");
+    match links {
+        Some(links) if !links.is_empty() && links.iter().all(has_clients) => {
+            let number = |link: &&Link| number_of_name(link.name.as_bytes(), 0);
+            Set::from_ranges(links.iter().map(number).map(|number| (number, number)))
+        }
+        _ => Set::ALL,
+    }
+}
+
+/// An index of forwards by the arriving packets that they match.
 struct Takers<'f, 'a> {
-    /// By family.
+    /// For each family, the forwards with their regions, and an index of the regions.
     parts: [(Vec<(&'f Forward<'a>, &'f Region)>, Overlaps<'f>); 2],
 }
 
@@ -113,7 +132,7 @@ struct Takers<'f, 'a> {
 struct Taken<'f, 'a> {
     forward: &'f Forward<'a>,
     confidence: Confidence,
-    /// Whether it takes them of all clients.
+    /// True if the forward matches all clients.
     of_all: bool,
 }
 
@@ -133,7 +152,7 @@ impl<'f, 'a> Takers<'f, 'a> {
         Self { parts }
     }
 
-    /// The forwards that take packets of a region: surely where a packet of it, led through all rules, comes to them.
+    /// Returns the forwards that take packets of a region. Simulates one packet for each forward.
     fn of(&self, context: &Context<'_>, family: Family, region: &Region) -> Vec<Taken<'f, 'a>> {
         let [four, six] = &self.parts;
         let (steps, overlaps) = if family == Family::Ipv4 { four } else { six };
@@ -149,7 +168,7 @@ impl<'f, 'a> Takers<'f, 'a> {
             let confidence = match (&outcome.rewritten, outcome.is_sure()) {
                 (Some((_, _, at)), true) if *at == forward.at => Confidence::Proved,
                 (Some((_, _, at)), false) if *at == forward.at => Confidence::Likely,
-                // Another one takes it, or a rule before keeps it from it.
+                // Another forward takes the packet, or an earlier rule excludes it.
                 (_, true) => continue,
                 (_, false) => Confidence::Unknown,
             };
@@ -163,7 +182,7 @@ impl<'f, 'a> Takers<'f, 'a> {
     }
 }
 
-/// Whether a forward only leads packets to where they go anyway.
+/// Returns true if a forward does not change the destination of the packets.
 fn leads_back(forward: &Forward<'_>, region: &Region) -> bool {
     let port = region.get(Field::Port).only().and_then(|port| u16::try_from(port).ok());
     let same_port = port.is_some_and(|port| forward.to.port_for(port) == Some(port));
@@ -179,8 +198,8 @@ fn is_of(listener: &Listener, names: &[&str]) -> bool {
     listener.owner.as_ref().is_some_and(|(name, _)| names.contains(&name.as_str()))
 }
 
-/// F21. Programs that hold ports for the very forward, as docker-proxy does, are not meant. That a rule on the way is not
-/// understood makes it unknown. Of a dump no sockets are known.
+/// F21. Ignores programs that reserve the port for the forward, such as docker-proxy. The confidence is unknown if a rule on the
+/// path is not understood. Returns nothing without facts.
 fn hidden(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -204,8 +223,8 @@ fn hidden(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let programs: Vec<String> = group.iter().map(|(_, listener)| program(listener)).collect();
         let text = name(first.forward);
         let message = match confidence {
-            Confidence::Unknown => format!("{text} may take what is for {}", list(programs.iter().cloned())),
-            _ => format!("{text} takes what is for {}", list(programs.iter().cloned())),
+            Confidence::Unknown => format!("{text} may take packets to {}", list(programs.iter().cloned())),
+            _ => format!("{text} takes packets to {}", list(programs.iter().cloned())),
         };
         let finding = kind.found(confidence, message);
         let finding = if first.of_all { finding } else { finding.as_bad_as(Severity::Warning) };
@@ -215,7 +234,7 @@ fn hidden(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// F23. As [`hidden`], and as sure.
+/// F23. The confidence follows the rules of F21.
 fn management(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -224,7 +243,7 @@ fn management(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let mut groups: BTreeMap<_, Vec<(Taken<'_, '_>, String)>> = BTreeMap::new();
     let mut found = Vec::new();
     if let Some((family, region)) = facts.ssh.and_then(|ssh| of_ssh(context, ssh)) {
-        let what = "the ssh connection that you are on".to_owned();
+        let what = "your SSH connection".to_owned();
         found.extend(takers.of(context, family, &region).into_iter().map(|taken| (taken, what.clone())));
     }
     for listener in facts.listeners.iter().filter(|listener| is_of(listener, &MANAGEMENT)) {
@@ -251,11 +270,11 @@ fn management(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// The packets of the next connection that is like the one that the user is on.
+/// Returns the packets of a new SSH connection that is like the user's current one.
 fn of_ssh(context: &Context<'_>, (address, port): (IpAddr, u16)) -> Option<(Family, Region)> {
     let family = match address {
         IpAddr::V4(_) => Family::Ipv4,
-        // That of a client of IPv4 at a socket for both.
+        // An IPv4 client at a socket for both families has a mapped address.
         IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => return of_ssh(context, (address.to_canonical(), port)),
         IpAddr::V6(_) => Family::Ipv6,
     };
@@ -270,7 +289,7 @@ fn of_ssh(context: &Context<'_>, (address, port): (IpAddr, u16)) -> Option<(Fami
     (!region.is_empty()).then_some((family, region))
 }
 
-/// Those packets of a region that come from where the user is, where that is known.
+/// Returns the packets of a region that come from the user's address and interface, if they are known.
 fn from_client(context: &Context<'_>, region: Region) -> Region {
     let Some(client) = context.facts().and_then(|facts| facts.ssh_client).map(|client| client.to_canonical()) else {
         return region;
@@ -282,7 +301,7 @@ fn from_client(context: &Context<'_>, region: Region) -> Region {
     }
 }
 
-/// The sockets of a host, by protocol and port.
+/// The listeners of a host by protocol and port.
 struct Sockets<'a> {
     by_port: HashMap<(u8, u16), Vec<&'a Listener>>,
     ports: BTreeMap<(u8, u16), ()>,
@@ -299,16 +318,15 @@ impl<'a> Sockets<'a> {
         sockets
     }
 
-    /// Whether one serves packets of a family for an address and any of some ports; without an address those for any that
-    /// `serves` says.
+    /// Returns true if a listener with a port of the range satisfies `serves`.
     fn any(&self, protocol: u8, (first, last): (u16, u16), serves: impl Fn(&Listener) -> bool) -> bool {
         let ports = self.ports.range((protocol, first)..=(protocol, last));
         ports.filter_map(|(key, ())| self.by_port.get(key)).flatten().any(|listener| serves(listener))
     }
 }
 
-/// F10. Only of TCP and UDP are the sockets known, and those only of this network namespace: a target in a container is no
-/// address of this host. Where something about the host could not be read it is no more than likely.
+/// F10. Only for TCP and UDP, because the sockets of other protocols are unknown. The confidence is at most likely if some facts
+/// could not be read.
 fn nobody(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -333,7 +351,7 @@ fn nobody(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             let is_there = match address {
                 _ if listener.address.is_unspecified() => true,
                 Some(address) => listener.address == address,
-                // A redirect leads to an address of the interface; from this host to the loopback address.
+                // A redirect leads to an address of the ingress interface, and for packets of this host to loopback.
                 None => listener.address.is_loopback() != arrives || forward.steps.len() > 1,
             };
             of_family && is_there
@@ -359,11 +377,12 @@ fn nobody(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         verb(&silent, "leads", "lead"),
         verb(&silent, "a port", "ports")
     );
-    let finding = kind.found(confidence, message).seen(format!("{} sockets wait on this host", facts.listeners.len()));
+    let finding =
+        kind.found(confidence, message).seen(format!("this host has {} listening sockets", facts.listeners.len()));
     vec![at_all(finding, host, &silent)]
 }
 
-/// The ranges of ports that packets of a forward arrive at.
+/// Returns the ranges of new ports of a forward's packets.
 fn ports_there(forward: &Forward<'_>, region: &Region) -> Vec<(u16, u16)> {
     let asked = region.get(Field::Port);
     let port = |number: u128| u16::try_from(number).unwrap_or(u16::MAX);
@@ -379,8 +398,8 @@ fn ports_there(forward: &Forward<'_>, region: &Region) -> Vec<(u16, u16)> {
     }
 }
 
-/// F41. Whether a rule assigns a helper is in the words of a dump alone, and not in the normal form; so it is likely.
-/// Kernels before 6.0 assign them by themselves where `nf_conntrack_helper` is 1.
+/// F41. The confidence is likely, because the normal form of rules does not contain helpers. Kernels before 6.0 assign helpers
+/// without rules if `nf_conntrack_helper` is 1.
 fn helper(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let assigned = host.facts.as_ref().and_then(|facts| facts.setting("net/netfilter/nf_conntrack_helper"));
@@ -404,7 +423,9 @@ fn helper(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             continue;
         }
         for (protocol, port, helper) in &wanted {
-            let leads = forward.to.ports == Some((*port, *port));
+            let mut asked = ports.ranges().iter().flat_map(|(first, last)| *first..=*last);
+            let leads = forward.to.ports == Some((*port, *port))
+                || asked.any(|asked| u16::try_from(asked).is_ok_and(|asked| forward.to.port_for(asked) == Some(*port)));
             if !protocols.is_all() && protocols.has((*protocol).into()) && (ports.has((*port).into()) || leads) {
                 let group = groups.entry(*helper).or_insert_with(|| (*protocol, *port, Vec::new()));
                 if group.2.last().is_none_or(|last| last.at != forward.at || last.family != forward.family) {
@@ -415,7 +436,7 @@ fn helper(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     }
     let found = groups.into_iter().map(|(helper, (protocol, port, forwards))| {
         let message =
-            format!("{} may need the helper `{helper}`, and no rule is known to assign it", several(&forwards));
+            format!("{} may need the helper `{helper}`, and portfwd knows no rule that assigns it", several(&forwards));
         let listen = forwards.first().and_then(|forward| forward.first_port()).unwrap_or(port);
         let protocol = Protocol::from_number(protocol).map_or("tcp", Protocol::name);
         let command = format!("iptables -t raw -A PREROUTING -p {protocol} --dport {listen} -j CT --helper {helper}");

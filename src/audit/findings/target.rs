@@ -1,5 +1,4 @@
-//! Where forwards lead to: targets that cannot be reached, do not answer, or are taken for attacks, and interfaces that are
-//! not there.
+//! Targets of forwards: unreachable, silent or loopback targets, and rules with missing interfaces.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +11,7 @@ use ipnetwork::IpNetwork;
 use super::Check;
 use super::addresses::is_private;
 use super::context::{Context, targets};
-use super::wording::{at_all, by_cause, list, placed, removal, several, verb};
+use super::wording::{at_all, by_cause, list, placed, several, verb};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::model::Family;
@@ -21,7 +20,7 @@ use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, NextHop};
 use crate::ruleset::region::Field;
 use crate::ruleset::set::{Set, name_of, number_of_name};
-use crate::ruleset::table::{self, Action, At, Table};
+use crate::ruleset::table::{self, Action, At, Case, Table};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -29,9 +28,9 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F08",
             title: "target cannot be reached",
             severity: Severity::Error,
-            what: "A forward leads to an address for which this host has no route, or only the default route although the address is a private one.",
-            why: "What arrives is answered with `no route to host`, or is sent to a gateway that knows nothing of the address: mostly the network of a container or of a tunnel is gone.",
-            fix: "bring up the link that the target is on, add a route to it, or remove the forward",
+            what: "This host has no route to the target of a forward, or only the default route although the target is a private address.",
+            why: "Clients get the error `no route to host`, or the packets go to a gateway that does not know the address. Usually the network of a container or tunnel is missing.",
+            fix: "bring up the target's link, add a route to the target, or remove the forward",
         },
         find: unroutable,
     },
@@ -40,8 +39,8 @@ pub(super) const CHECKS: &[Check] = &[
             id: "F09",
             title: "target does not answer",
             severity: Severity::Warning,
-            what: "The host that a forward leads to, or the next one on the way there, did not tell its link address when it was asked last.",
-            why: "Clients get no answer until the host is back.",
+            what: "The target of a forward, or the gateway to it, did not answer the last ARP or neighbour request.",
+            why: "Clients get no answer until that host answers.",
             fix: "start the target, or correct its address",
         },
         find: dead,
@@ -49,37 +48,37 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         kind: Kind {
             id: "F11",
-            title: "forward to the loopback address from outside",
+            title: "forward from other hosts to loopback",
             severity: Severity::Error,
-            what: "A forward leads packets that arrive to 127.0.0.0/8 or ::1.",
-            why: "The kernel drops what comes by a link for 127.0.0.0/8 unless `route_localnet` of the link is on, and always what comes so for ::1 (measured, Linux 6.18).",
-            fix: "use a redirect, which leads to the address of the interface, and let the program listen there",
+            what: "A forward leads packets of other hosts to 127.0.0.0/8 or ::1.",
+            why: "The kernel drops packets of other hosts to 127.0.0.0/8 unless `route_localnet` of the ingress interface is on. The kernel always drops such packets to ::1 (measured on Linux 6.18).",
+            fix: "use a redirect, which leads to an address of the ingress interface, and let the program listen on that address",
         },
         find: loopback,
     },
     Check {
         kind: Kind {
             id: "F49",
-            title: "rule names an interface that is not there",
-            severity: Severity::Error,
-            what: "A rule that translates addresses names an interface, and no link has that name.",
-            why: "The rule takes no packet, or where it excepts the interface it takes more than it was made for.",
-            fix: "correct the name, bring up the interface, or remove the rule",
+            title: "rule waits for an interface",
+            severity: Severity::Info,
+            what: "A NAT rule matches an interface that does not exist now. This is normal for an interface that comes up later, for example `ppp0`. If the rule excludes the interface (`! -i`), the severity is warning.",
+            why: "The rule matches no packet until the interface exists. A rule that excludes a missing interface matches more packets than intended.",
+            fix: "bring up the interface, or correct the name in the rule",
         },
         find: nameless,
     },
 ];
 
-/// Why a target is not reached, in the order in which it is told.
+/// The reason that a target is unreachable, in the order of the report.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Unroutable {
     Nowhere(IpAddr),
     Down(IpAddr, String),
-    /// Interface, gateway, and whether that it knows the target is improbable.
+    /// The interface, the gateway, and true if the gateway probably does not know the target.
     Default(String, IpAddr, bool),
 }
 
-/// The networks that are routed otherwise than by default, found by address without asking each.
+/// The destinations of all routes except default routes, indexed by prefix length.
 struct Networks {
     lengths: BTreeSet<u8>,
     all: HashSet<IpNetwork>,
@@ -102,9 +101,8 @@ impl Networks {
     }
 }
 
-/// F08. Of a dump nothing is known of routes, and so nothing is said. Where policy routing may choose other routes it is
-/// only likely. A private target behind a gateway of the same private network may well be known there: then nothing is said
-/// unless a container engine made the rule, whose targets are always on a link.
+/// F08. Returns nothing without facts. The confidence is likely with policy routing. A gateway probably knows a target in its own
+/// private block. But targets of container engines are always on a link, so their forwards are reported.
 fn unroutable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -136,7 +134,10 @@ fn unroutable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             Unroutable::Nowhere(target) => format!("this host has no route to {target}"),
             Unroutable::Down(target, link) => format!("{target} is on `{}`, which is down", printable(link)),
             Unroutable::Default(link, gateway, _) => {
-                format!("to the private address there is only the default route via {gateway} dev {}", printable(link))
+                format!(
+                    "the only route to the private address is the default route via {gateway} dev {}",
+                    printable(link)
+                )
             }
         }));
         let confidence = match facts.policy_routing {
@@ -151,7 +152,7 @@ fn unroutable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             (true, true) => kind
                 .found(Confidence::Likely, text("may not be reached"))
                 .as_bad_as(Severity::Warning)
-                .mended_by("bring up the network that the target was on, or remove the forward"),
+                .mended_by("bring up the target's network, or remove the forward"),
             (true, false) => kind.found(Confidence::Unknown, text("may not be reached")).as_bad_as(Severity::Warning),
         };
         at_all(finding.seen(why.clone()), host, &forwards)
@@ -163,12 +164,12 @@ fn unroutable(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found
 }
 
-/// Whether rules of this owner lead to containers or guests of this very host.
+/// Returns true if rules of this owner lead to containers or guests of this host.
 fn is_of_engine(owner: &str) -> bool {
     matches!(owner, "docker" | "podman" | "cni" | "cri-o" | "incus" | "lxd" | "libvirt")
 }
 
-/// Whether two addresses are of the same block of private ones, which one network may well route as a whole.
+/// Returns true if two addresses are in the same private block. A network may route a block as a whole.
 fn same_block(a: IpAddr, b: IpAddr) -> bool {
     match (a, b) {
         (IpAddr::V4(a), IpAddr::V4(b)) => {
@@ -181,13 +182,13 @@ fn same_block(a: IpAddr, b: IpAddr) -> bool {
             };
             block(a.octets()) != 0 && block(a.octets()) == block(b.octets())
         }
-        // Routers of IPv6 have addresses of the link alone, which tell nothing.
+        // The link-local address of an IPv6 router does not identify its networks.
         (IpAddr::V6(a), IpAddr::V6(b)) => a.is_unique_local() && (b.is_unique_local() || b.is_unicast_link_local()),
         _ => false,
     }
 }
 
-/// F09. Only what the table of neighbours says: it may be of before the target was started, so it is likely and no more.
+/// F09. The confidence is likely, because an entry of the neighbour table may be older than the target.
 fn dead(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = context.facts() else { return Vec::new() };
@@ -213,18 +214,21 @@ fn dead(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     by_cause(groups, |groups| {
         let forwards: Vec<&Forward<'_>> = groups.iter().flat_map(|(_, forwards)| forwards).copied().collect();
         let hosts = list(groups.iter().map(|((next, link), _)| format!("{next} on `{}`", printable(link))));
-        let message =
-            format!("{} {} to where nobody answers: {hosts}", several(&forwards), verb(&forwards, "leads", "lead"));
+        let message = format!(
+            "{} {} to a host that does not answer: {hosts}",
+            several(&forwards),
+            verb(&forwards, "leads", "lead")
+        );
         let finding = kind.found(Confidence::Likely, message).seen(format!("neighbour FAILED: {hosts}"));
         at_all(finding, host, &forwards)
     })
 }
 
-/// F11. Of a dump the setting is not known; that it is off is usual, so it is likely.
+/// F11. Without facts the confidence is likely, because the sysctl is usually off.
 fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let all = context.forwards();
-    // The interfaces that it cannot come by, and whether there are others.
+    // The family, the interfaces without route_localnet, and true if other interfaces have it.
     let mut groups: BTreeMap<(Family, Vec<String>, bool), Vec<&Forward<'_>>> = BTreeMap::new();
     for forward in all {
         let Some((_, step)) = forward.arriving().next() else { continue };
@@ -248,22 +252,25 @@ fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let off: Vec<String> =
             links.iter().filter(|link| on(&link.name) != Some(true)).map(|link| link.name.clone()).collect();
         let some = off.len() < links.len();
-        // Of a host whose links are known, those that packets arrive by decide.
+        // If the links are known, the ingress interfaces decide.
         if !off.is_empty() || context.facts().is_none() {
             groups.entry((Family::Ipv4, off, some)).or_default().push(forward);
         }
     }
     let found = groups.iter().map(|((family, off, some), forwards)| {
         let interfaces = list(off.iter().map(|name| format!("`{}`", printable(name))));
-        let text =
-            format!("{} {} what arrives to the loopback address", several(forwards), verb(forwards, "leads", "lead"));
+        let text = format!(
+            "{} {} packets of other hosts to a loopback address",
+            several(forwards),
+            verb(forwards, "leads", "lead")
+        );
         let finding = match (family, off.is_empty()) {
             (Family::Ipv6, _) => kind
-                .found(context.confidence(forwards), format!("{text}, which the kernel never lets in by a link"))
+                .found(context.confidence(forwards), format!("{text}, and the kernel always drops such packets"))
                 .seen("IPv6 has no `route_localnet`"),
             (_, true) => kind.found(
                 Confidence::Likely,
-                format!("{text}, which is dropped unless `route_localnet` is on; that is not known"),
+                format!("{text}, and the kernel drops such packets unless `route_localnet` is on, which is unknown"),
             ),
             (_, false) => {
                 let path = |name: &String| format!("net.ipv4.conf.{}.route_localnet = 0", printable(name));
@@ -273,7 +280,7 @@ fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
                 });
                 let confidence = if is_read && !some { context.confidence(forwards) } else { Confidence::Likely };
                 let finding = kind
-                    .found(confidence, format!("{text}, which is dropped when it comes by {interfaces}"))
+                    .found(confidence, format!("{text}, and the kernel drops such packets on {interfaces}"))
                     .seen(list(off.iter().map(path)));
                 if *some { finding.as_bad_as(Severity::Warning) } else { finding }
             }
@@ -283,44 +290,78 @@ fn loopback(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     found.collect()
 }
 
-/// The chains of a table that its chains which translate ask, those themselves too.
+/// Returns the chains of a table that a NAT base chain calls and that lead to a NAT statement.
 fn translating(table: &Table) -> BTreeSet<usize> {
     let is_nat = |chain: &table::Chain| chain.base.as_ref().is_some_and(|base| base.kind == table::Kind::Nat);
     let mut open: Vec<usize> =
         table.chains.iter().enumerate().filter(|(_, chain)| is_nat(chain)).map(|(number, _)| number).collect();
-    let mut known: BTreeSet<usize> = open.iter().copied().collect();
-    while let Some(chain) = open.pop().and_then(|number| table.chains.get(number)) {
+    let mut reached: BTreeSet<usize> = open.iter().copied().collect();
+    let mut callers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut translates: Vec<usize> = Vec::new();
+    while let Some(number) = open.pop() {
+        let Some(chain) = table.chains.get(number) else { continue };
         for action in chain.rules.iter().flat_map(|rule| &rule.cases).flat_map(|case| case.actions.iter()) {
-            if let Action::Jump(name) | Action::Goto(name) = action
-                && let Some(next) = table.chains.position(name)
-                && known.insert(next)
-            {
-                open.push(next);
+            match action {
+                Action::Jump(name) | Action::Goto(name) => {
+                    let Some(next) = table.chains.position(name) else { continue };
+                    callers.entry(next).or_default().push(number);
+                    if reached.insert(next) {
+                        open.push(next);
+                    }
+                }
+                action if is_translation(action) => translates.push(number),
+                _ => {}
             }
         }
     }
-    known
+    let mut found = BTreeSet::new();
+    while let Some(chain) = translates.pop() {
+        if found.insert(chain) {
+            translates.extend(callers.get(&chain).into_iter().flatten());
+        }
+    }
+    found
 }
 
-/// The names that a set holds one by one.
+/// Returns true if an action may rewrite an address.
+fn is_translation(action: &Action) -> bool {
+    use Action::{Dnat, Masquerade, Netmap, Redirect, Snat, Unknown};
+    matches!(action, Dnat(_) | Redirect(_) | Snat(_) | Masquerade(_) | Netmap(_) | Unknown(_))
+}
+
+/// Returns true if a case rewrites an address, or calls a chain that does.
+fn leads_to_translation(table: &Table, translating: &BTreeSet<usize>, case: &Case) -> bool {
+    case.actions.iter().any(|action| match action {
+        Action::Jump(name) | Action::Goto(name) => {
+            table.chains.position(name).is_some_and(|chain| translating.contains(&chain))
+        }
+        action => is_translation(action),
+    })
+}
+
+/// Returns the single numbers of a set, without ranges.
 fn literals(set: &Set) -> impl Iterator<Item = u128> {
     set.ranges().iter().filter(|(first, last)| first == last && *first != 0).map(|(first, _)| *first)
 }
 
-/// F49. Without facts it is not known which links there are, and nothing is said. A rule that only excepts an interface
-/// which is gone still works, so that is a warning, and likely: it may have been meant so.
+/// F49. Needs the links of a live host. A rule that excludes a missing interface still works, so the finding is a warning,
+/// and likely: the user may want that.
 fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
     let host = context.host;
     let Some(facts) = host.facts.as_ref().filter(|facts| !facts.links.is_empty()) else { return Vec::new() };
     let links: HashSet<u128> = facts.links.iter().map(|link| number_of_name(link.name.as_bytes(), 0)).collect();
     let mut unknown: BTreeMap<(bool, u128), Vec<At>> = BTreeMap::new();
-    // Sets of interfaces are few, and rules are many.
+    // Many rules share few sets of interfaces.
     let mut seen: HashMap<Set, Vec<(bool, u128)>> = HashMap::new();
     for (table_at, table) in host.rules.tables.iter().enumerate().filter(|(_, table)| !table.dormant) {
-        for chain_at in translating(table) {
+        let translating = translating(table);
+        for chain_at in translating.iter().copied() {
             let rules = table.chains.get(chain_at).map(|chain| chain.rules.as_slice()).unwrap_or_default();
             for (rule_at, rule) in rules.iter().enumerate() {
                 for (case_at, case) in rule.cases.iter().enumerate() {
+                    if !leads_to_translation(table, &translating, case) {
+                        continue;
+                    }
                     for field in [Field::Input, Field::Output] {
                         let set = case.region.get(field);
                         if set.is_all() {
@@ -347,20 +388,18 @@ fn nameless(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
         let names = list(groups.iter().map(|((_, number), _)| format!("`{}`", printable(&name_of(*number)))));
         let places: Vec<At> = groups.iter().flat_map(|(_, places)| places).copied().collect();
         let excepts = groups.iter().all(|((excepts, _), _)| *excepts);
-        let does = verb(&places, if excepts { "excepts" } else { "names" }, if excepts { "except" } else { "name" });
-        let message = format!(
-            "{} {} {does} {names}, and there is no such interface",
-            places.len(),
-            verb(&places, "rule", "rules")
-        );
-        let mut finding = match excepts {
-            true => kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning),
-            false => kind.found(Confidence::Proved, message),
+        let rules = format!("{} {}", places.len(), verb(&places, "rule", "rules"));
+        let finding = match excepts {
+            true => {
+                let exclude = verb(&places, "excludes", "exclude");
+                let message = format!("{rules} {exclude} {names}, and there is no such interface");
+                kind.found(Confidence::Likely, message).as_bad_as(Severity::Warning)
+            }
+            false => {
+                let message = format!("{rules} {} for {names}: no such interface now", verb(&places, "waits", "wait"));
+                kind.found(Confidence::Proved, message)
+            }
         };
-        finding = placed(finding, host, places.iter().copied());
-        match places.as_slice() {
-            [at] => finding.mended_by(removal(host, *at)),
-            _ => finding,
-        }
+        placed(finding, host, places.iter().copied())
     })
 }

@@ -1,5 +1,4 @@
-//! Rules that two jumps lead different packets to: what is wrong with those of the second way is found as well as with those
-//! of the first, and named by them.
+//! Tests with a rule that two jumps reach with different packets: the findings name the packets of both paths.
 
 use super::hosts::{confidences, facts, find, host, listener, nat, of_order, table};
 use crate::audit::finding::Finding;
@@ -7,7 +6,7 @@ use crate::model::Protocol;
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, Tracked};
 
-/// Two ways to one rule.
+/// Returns rules in which two jumps reach one rule.
 fn ways(first: &str, second: &str, target: &str) -> String {
     nat(&format!(
         "-A PREROUTING {first} -j DOCKER\n-A PREROUTING {second} -j DOCKER\n-A DOCKER -m addrtype --dst-type LOCAL {target}"
@@ -18,7 +17,7 @@ fn web(second: &str) -> String {
     ways("-p tcp -m tcp --dport 80", second, "-j DNAT --to-destination 172.17.0.2")
 }
 
-/// What is found of one kind, whose message names this.
+/// Returns the findings of one kind whose message contains `name`.
 fn about(text: &str, facts: Facts, id: &str, name: &str) -> Vec<Finding> {
     let mut found = find(&host(text, facts), id);
     found.retain(|finding| finding.message.contains(name));
@@ -26,7 +25,7 @@ fn about(text: &str, facts: Facts, id: &str, name: &str) -> Vec<Finding> {
 }
 
 #[test]
-fn a_rule_is_reached_that_is_reached_by_one_of_them() {
+fn one_path_is_enough_to_reach_a_rule() {
     let takes = |port: u16| format!("-A PREROUTING -p tcp -m tcp --dport {port} -j DNAT --to-destination 172.17.0.9\n");
     let ways = web("-p tcp -m tcp --dport 81");
     let before = |rules: &str| {
@@ -45,15 +44,15 @@ fn a_rule_is_reached_that_is_reached_by_one_of_them() {
     assert_eq!((of_order(&both), confidences(&both, "F01")), (vec!["F01"], vec![Confidence::Proved]));
     let message = &find(&both, "F01")[0].message;
     assert!(message.starts_with("`80/tcp, 81/tcp -> 172.17.0.2` is never reached"), "{message}");
-    // Nobody knows what is asked of one of them.
+    // One jump has a match that is not understood.
     let unclear = web("-p tcp -m tcp --dport 81 -m tomorrow");
     let unclear = unclear.replace(":DOCKER -", &format!(":DOCKER -\n{}{}", takes(80), takes(81)));
     assert_eq!(confidences(&host(&unclear, facts()), "F01"), [Confidence::Proved]);
 }
 
 #[test]
-fn a_tie_is_as_sure_as_the_way_that_is_tied() {
-    // The first way asks something that is not understood, and the other table takes packets of the second only.
+fn a_tie_has_the_confidence_of_the_tied_path() {
+    // The first jump has a match that is not understood. The other table matches packets of the second jump.
     let ways =
         ways("-p tcp -m tcp --dport 80 -m tomorrow", "-p tcp -m tcp --dport 81", "-j DNAT --to-destination 172.17.0.2");
     let mut rules = super::hosts::rules(&ways);
@@ -70,7 +69,7 @@ fn a_tie_is_as_sure_as_the_way_that_is_tied() {
 }
 
 #[test]
-fn sockets_and_ports_of_the_second_way_are_looked_at() {
+fn findings_about_sockets_consider_both_paths() {
     let listening =
         |port, program| Facts { listeners: vec![listener(Protocol::Tcp, "0.0.0.0", port, program)], ..facts() };
     let second = web("-p tcp -m tcp --dport 81");
@@ -88,7 +87,7 @@ fn sockets_and_ports_of_the_second_way_are_looked_at() {
 }
 
 #[test]
-fn filters_drop_packets_of_the_second_way() {
+fn findings_about_filters_consider_both_paths() {
     let dropped = |hook: &str, name: &str| {
         let drops = format!("-A {hook} -p tcp -m tcp --dport 81 -j DROP");
         format!("{}{}", web("-p tcp -m tcp --dport 81"), table(name, &[hook], &drops))
@@ -99,7 +98,7 @@ fn filters_drop_packets_of_the_second_way() {
 }
 
 #[test]
-fn connections_of_the_second_way_are_looked_at() {
+fn findings_about_connections_consider_both_paths() {
     let address = super::hosts::address;
     let tracked = |port| Tracked {
         protocol: 6,

@@ -9,6 +9,7 @@ use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::describe;
 use crate::ruleset::host::Host;
+use crate::ruleset::owner;
 use crate::ruleset::region::{Field, Region, family_number};
 use crate::ruleset::set::address_of;
 use crate::ruleset::table::{At, Table, TableFamily, Tool};
@@ -106,6 +107,11 @@ pub(super) fn each(forwards: &[&Forward<'_>], one: &str, many: &str) -> String {
 /// Returns the confidence of a statement about understood rules: proved for a live host, likely for a dump.
 pub(super) fn sure(host: &Host) -> Confidence {
     if host.facts.is_some() { Confidence::Proved } else { Confidence::Likely }
+}
+
+/// Returns true if portfwd made the rule. Then the user chose its addresses, family and options.
+pub(super) fn is_own(host: &Host, at: At) -> bool {
+    host.rules.at(at).is_some_and(|(table, chain, _)| owner::of_rule(table, chain, at.rule) == "portfwd")
 }
 
 /// Returns a rule as text: its own text, or nft(8) syntax with the chain's name, or the policy.

@@ -6,11 +6,14 @@ mod shape;
 mod text;
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use super::{Failure, Global, Output, json, sets, view};
+use super::{Failure, Global, Output, json, list, sets, view};
 use crate::audit::finding::Severity;
 use crate::audit::findings;
 use crate::audit::listing;
@@ -24,8 +27,11 @@ use crate::ruleset::read::{self, DumpError};
 use crate::ruleset::table::{Gap, Ruleset};
 use report::Report;
 
-/// The largest size of a dump in bytes.
-const MAX_DUMP: u64 = 1 << 30;
+/// The facts of a host that no dump contains.
+const FACTS: &str = "interfaces, addresses, routes, sysctls, sockets and connections";
+
+/// The largest size of a dump in bytes: about 800,000 rules of iptables-save.
+const MAX_DUMP: u64 = 128 << 20;
 
 /// Show the NAT rules of all programs on this host, and their faults
 ///
@@ -33,18 +39,23 @@ const MAX_DUMP: u64 = 1 << 30;
 /// that rewrite sources, then findings. The worst findings come first, each with
 /// evidence and a fix. Changes nothing.
 ///
-/// Without FILE, reads the kernel, and reports what it could not read without root.
-/// With FILEs, reads only these dumps of one host, and needs no root: the output
-/// of `nft list ruleset`, `nft -j list ruleset`, `iptables-save`, `iptables -S`,
-/// and the same of ip6tables. nft itself reads its text, in namespaces of its own.
+/// Without FILE, reads the kernel, which needs root. With FILEs, reads only these
+/// dumps of one host, and needs no root: the output of `nft list ruleset`,
+/// `nft -j list ruleset`, `iptables-save`, `iptables -S`, and the same of ip6tables.
+/// nft itself reads its text, in namespaces of its own.
 #[derive(Debug, clap::Args)]
 pub struct AuditArgs {
     /// Dumps of the rules of one host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Exit with 4 if a finding has this severity or a higher one
+    /// Exit with 4 if a finding has this severity or a higher one, or if a rule
+    /// could not be read or understood
     #[arg(long, value_name = "SEVERITY", value_enum)]
     fail_on: Option<Level>,
+    /// With --fail-on, do not exit with 4 for rules that could not be read or
+    /// understood
+    #[arg(long, requires = "fail_on")]
+    no_fail_on_unknown: bool,
     /// Show only findings with these IDs, for example F01,F13
     #[arg(long, value_name = "ID", value_delimiter = ',', conflicts_with = "ignore")]
     only: Vec<String>,
@@ -106,16 +117,20 @@ pub fn run(args: &AuditArgs, global: &Global, output: &mut Output<'_>) -> anyhow
     found.retain(|finding| args.owner.is_empty() || finding.places.iter().any(|place| has_owner(&place.owner)));
     forwards.retain(|row| has_owner(&row.owner));
     sources.retain(|row| has_owner(&row.owner));
-    let facts = host.facts.iter().flat_map(|facts| &facts.gaps);
-    let gaps = host.rules.gaps.iter().chain(facts).chain(&host.view.gaps).cloned().collect();
-    let report = Report { host: &host, files: &args.files, forwards, sources, findings: found, gaps };
+    let unread_rules = host.rules.gaps.iter().chain(&host.view.gaps).cloned().collect();
+    let unknown_facts = match &host.facts {
+        Some(facts) => facts.gaps.clone(),
+        None => vec![Gap { what: FACTS.into(), why: "a dump does not contain them".into() }],
+    };
+    let report =
+        Report { host: &host, files: &args.files, forwards, sources, findings: found, unread_rules, unknown_facts };
     match (global.json, args.sarif) {
         (true, _) => json::print(&shape::Audit::new(&report), output.stdout)?,
         (false, true) => json::print(&sarif::log(&report), output.stdout)?,
         (false, false) => text::print(&report, output)?,
     }
-    let worst = report.findings.iter().map(|finding| finding.severity).max();
-    Ok(if args.fail_on.is_some_and(|level| worst >= Some(level.into())) { super::failure::FOUND } else { 0 })
+    let fails = args.fail_on.is_some_and(|level| report.fails(level.into(), !args.no_fail_on_unknown));
+    Ok(if fails { super::failure::FOUND } else { 0 })
 }
 
 /// Parses finding IDs in upper or lower case.
@@ -145,11 +160,7 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
         help: "give the output of `iptables-save`, `ip6tables-save`, `nft list ruleset` or `nft -j list ruleset`"
             .into(),
     };
-    let size = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
-    if size > MAX_DUMP {
-        return Err(usage(format!("its {size} bytes are more than the maximum of {MAX_DUMP}")).into());
-    }
-    let bytes = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
+    let bytes = read_text(path).map_err(|error| usage(error.to_string()))?;
     // Replaces invalid UTF-8, because comments in rules may have any encoding.
     let text = String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -163,6 +174,24 @@ fn read_dump(path: &Path, several: bool) -> anyhow::Result<Ruleset> {
         .into()),
         other => Ok(other.map_err(|error| usage(error.to_string()))?),
     }
+}
+
+/// Reads a regular file or a pipe of at most [`MAX_DUMP`] bytes.
+fn read_text(path: &Path) -> io::Result<Vec<u8>> {
+    let kind = fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        return Err(io::Error::other("not a regular file or a pipe"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_DUMP + 1).read_to_end(&mut bytes)?;
+    // The size of a pipe is unknown before it is read, and a file may grow.
+    if u64::try_from(bytes.len()).is_ok_and(|size| size > MAX_DUMP) {
+        return Err(io::Error::other(format!("larger than the maximum of {} MiB", MAX_DUMP >> 20)));
+    }
+    if bytes.contains(&0) {
+        return Err(io::Error::other("contains a NUL byte, so it is not text"));
+    }
+    Ok(bytes)
 }
 
 /// Reads the live ruleset and host facts, without portfwd's own state.
@@ -179,7 +208,7 @@ pub(super) fn live(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(
 /// Reads the live ruleset, host facts, and portfwd's own state.
 fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
     let (rules, mut facts) = live(global, output)?;
-    match read_state(global) {
+    match read_state(global, output) {
         Ok((drift, state)) => (facts.drift, facts.ours) = (drift, state),
         Err(error) => facts.gaps.push(Gap {
             what: "drift of the live rules from portfwd's desired state".into(),
@@ -191,7 +220,7 @@ fn this_host(global: &Global, output: &mut Output<'_>) -> anyhow::Result<Host> {
 
 /// Returns the drift of the live rules, and facts about portfwd's state. A missing state counts as an empty desired
 /// state.
-fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
+fn read_state(global: &Global, output: &mut Output<'_>) -> anyhow::Result<(Vec<String>, OwnState)> {
     let mut engine = Engine::open(Storage::ReadOnly(&global.state_dir), global.choice(), Scope::Full)?;
     let desired = Arc::clone(&engine.state().desired);
     let state = OwnState {
@@ -199,6 +228,10 @@ fn read_state(global: &Global) -> anyhow::Result<(Vec<String>, OwnState)> {
         unapplied: changed_files(&engine, global),
         instead: engine.fallback_reason().map(str::to_owned),
     };
+    if list::warn_about_stale_backends(&engine, output)? {
+        // The plan is for the backend in use, so it would move the rules.
+        return Ok((Vec::new(), state));
+    }
     let plan = engine.plan_rules(&desired)?;
     Ok((plan.steps.iter().filter_map(view::step).collect(), state))
 }

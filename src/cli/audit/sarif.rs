@@ -25,7 +25,7 @@ pub(super) fn log(report: &Report<'_>) -> Value {
             })
         })
         .collect();
-    let notes: Vec<Value> = (report.gaps.iter())
+    let notes: Vec<Value> = (report.unread_rules.iter().chain(&report.unknown_facts))
         .map(|gap| json!({ "level": "note", "message": { "text": format!("not known: {}: {}", gap.what, gap.why) } }))
         .collect();
     json!({

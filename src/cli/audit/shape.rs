@@ -7,6 +7,7 @@ use crate::audit::finding::Finding;
 use crate::audit::listing::Row;
 use crate::cli::json::VERSION;
 use crate::model::Family;
+use crate::ruleset::table::Gap;
 
 /// The JSON output of `audit`.
 #[derive(Debug, Serialize)]
@@ -21,7 +22,7 @@ pub(super) struct Audit<'a> {
     sources: Rows<'a>,
     /// The findings, the worst first.
     findings: Vec<Found<'a>>,
-    /// Facts that could not be read.
+    /// Rules and facts that could not be read or understood.
     unknown: Vec<Unknown<'a>>,
 }
 
@@ -43,7 +44,8 @@ impl Serialize for Rows<'_> {
 struct Nat<'a> {
     /// The index of the rule in the order of precedence.
     order: usize,
-    family: Family,
+    /// The address family; null means both.
+    family: Option<Family>,
     /// The kind of rewrite: `dnat`, `redirect`, `snat` or `masquerade`.
     action: &'static str,
     /// Protocols, such as `tcp` or `{ tcp, udp }`; null matches all.
@@ -110,9 +112,11 @@ struct Place<'a> {
     rule: &'a str,
 }
 
-/// A fact that could not be read, and the reason.
+/// A rule or fact that could not be read or understood, and the reason.
 #[derive(Debug, Serialize)]
 struct Unknown<'a> {
+    /// `rules` if `--fail-on` counts it, otherwise `facts`.
+    kind: &'static str,
     what: &'a str,
     why: &'a str,
 }
@@ -120,7 +124,8 @@ struct Unknown<'a> {
 impl<'a> Audit<'a> {
     pub(super) fn new(report: &'a Report<'a>) -> Self {
         let rows = |rows| Rows { report, rows };
-        let unknown = report.gaps.iter().map(|gap| Unknown { what: &gap.what, why: &gap.why });
+        let unknown = |kind, gaps: &'a [Gap]| gaps.iter().map(move |Gap { what, why }| Unknown { kind, what, why });
+        let unknown = unknown("rules", &report.unread_rules).chain(unknown("facts", &report.unknown_facts));
         Self {
             version: VERSION,
             files: report.files.iter().map(|path| path.display().to_string()).collect(),

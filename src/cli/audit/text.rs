@@ -23,18 +23,25 @@ pub(super) fn print(report: &Report<'_>, output: &mut Output<'_>) -> io::Result<
         writeln!(output.stdout)?;
         print_finding(finding, output)?;
     }
-    for gap in &report.gaps {
+    for gap in &report.unread_rules {
         writeln!(output.stderr, "note: not known: {gap}")?;
     }
     let count = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
-    let counts = [
+    let mut counts = vec![
         counted(report.forwards.len(), "forward"),
         counted(report.sources.len(), "source rule"),
         counted(count(Severity::Error), "error"),
         counted(count(Severity::Warning), "warning"),
         counted(count(Severity::Info), "remark"),
     ];
-    writeln!(output.stdout, "\n{}", counts.join(", "))
+    let unknown = report.unknown();
+    counts.extend((unknown > 0).then(|| format!("{unknown} unknown")));
+    writeln!(output.stdout, "\n{}", counts.join(", "))?;
+    let facts: Vec<String> = report.unknown_facts.iter().map(ToString::to_string).collect();
+    if !facts.is_empty() {
+        writeln!(output.stdout, "not known: {}", facts.join("; "))?;
+    }
+    Ok(())
 }
 
 /// Returns a number with its noun: `1 error`, `2 errors`.
@@ -115,6 +122,11 @@ fn listen(row: &Row) -> String {
     }];
     words.extend(row.input.iter().map(|input| format!("on {input}")));
     words.extend(row.from.iter().map(|from| format!("from {from}")));
+    // In a table of family inet, the address alone shows the family.
+    let has_address = row.from.is_some() || row.address.as_deref().is_some_and(|address| address != "local");
+    let target_has_address = !row.to.is_empty() && !row.to.starts_with(':');
+    let needs_family = row.rule.starts_with("inet ") && !has_address && !target_has_address;
+    words.extend(row.family.filter(|_| needs_family).map(|family| format!("({family})")));
     words.extend(row.conditions.iter().cloned());
     words.extend(row.except.iter().map(|except| format!("(but {except})")));
     if !row.sure {

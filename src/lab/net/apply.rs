@@ -12,7 +12,7 @@ use super::plan::Name;
 use super::presence::Presence;
 use super::rules::Rules;
 use crate::config::{Loaded, Problem, ProblemKind, Source, merge};
-use crate::engine::guard;
+use crate::engine::guard::{self, Interfaces};
 use crate::engine::{Choice, Engine, EngineError, Options, Scope, Storage};
 use crate::model::DesiredState;
 use crate::store::State;
@@ -118,7 +118,7 @@ impl RuleStore {
         // If the kernel does not list the listeners, none are known.
         let sockets = sockets::waiting(&guard::protocols(&after)).unwrap_or_default();
         let ssh = std::env::var("SSH_CONNECTION").ok().filter(|_| ssh).and_then(|text| Ssh::parse(&text));
-        let takings = guard::takings(&before, &after, &sockets, ssh);
+        let takings = guard::takings(&before, &after, &sockets, ssh, &Interfaces::read(&after, ssh));
         let problems = takings.iter().map(|taking| {
             let what = match (taking.ssh, taking.sockets.first()) {
                 (None, Some(socket)) => format!("the port of `{socket}`, which is in use"),

@@ -46,7 +46,7 @@ mod representatives;
 mod run;
 mod source;
 
-pub use representatives::representatives;
+pub use representatives::{representatives, same_shape};
 pub(super) use source::{sources_name, sources_shape};
 
 use super::program::{Base, Chain, ChainType, Hook, Program, Rule};

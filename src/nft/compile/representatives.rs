@@ -60,6 +60,11 @@ fn surely_same_shape(one: &SetRule<Binding>, other: &SetRule<Binding>, networks:
         && one.set == other.set
 }
 
+/// Returns true if two bindings compile to the same rules, chains and maps, except for the elements.
+pub fn same_shape(desired: &DesiredState, one: &SetRule<Binding>, other: &SetRule<Binding>) -> bool {
+    RuleShape::new(desired, one) == RuleShape::new(desired, other)
+}
+
 /// Returns the representatives in `known`, and one binding for each shape that `known` lacks.
 pub fn representatives(desired: &DesiredState, known: &[SetRule<Binding>]) -> Vec<SetRule<Binding>> {
     let mut representatives = known.to_vec();

@@ -14,22 +14,23 @@ use crate::ruleset::table::{Gap, Ruleset, Tool};
 /// capability or a program, is a gap. `ssh` is the value of `SSH_CONNECTION`.
 ///
 /// # Errors
-/// [`KernelError`] if nf_tables does not respond, or if other programs change it all the time.
+/// [`KernelError`] if nf_tables does not respond, or if other programs change it all the time. Also fails if no table could
+/// be read.
 pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
     let facts = facts::read(ssh);
     let links: HashMap<u32, String> = facts.links.iter().map(|link| (link.index, link.name.clone())).collect();
     let numbers = nft::Numbers { links: &links, ipsets: &nft::Ipsets::of_kernel() };
     let read = Connection::open().and_then(|mut connection| nft::read_with(&mut connection, numbers));
-    let mut rules = match read {
-        Ok(rules) => rules,
-        Err(KernelError::NotPermitted(_)) => {
+    let (mut rules, unread) = match read {
+        Ok(rules) => (rules, None),
+        Err(error @ KernelError::NotPermitted(_)) => {
             let mut rules = Ruleset::default();
-            let why = "only who has CAP_NET_ADMIN in this network namespace may read them".into();
+            let why = "reading them needs CAP_NET_ADMIN in this network namespace".into();
             rules.gaps.push(Gap { what: "the rules of nf_tables".into(), why });
-            rules
+            (rules, Some(error))
         }
         // A kernel without nf_tables has no such rules.
-        Err(KernelError::NoNfTables(_)) => Ruleset::default(),
+        Err(error @ KernelError::NoNfTables(_)) => (Ruleset::default(), Some(error)),
         Err(error) => return Err(error),
     };
     for family in Family::ALL {
@@ -38,7 +39,10 @@ pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
             legacy(family, &mut rules);
         }
     }
-    Ok((rules, facts))
+    match unread.filter(|_| rules.tables.is_empty() && !rules.gaps.is_empty()) {
+        Some(error) => Err(error),
+        None => Ok((rules, facts)),
+    }
 }
 
 fn legacy(family: Family, rules: &mut Ruleset) {

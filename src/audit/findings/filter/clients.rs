@@ -114,7 +114,8 @@ impl<'o, 'a> Clients<'o, 'a> {
     /// the region.
     fn source(&self, sources: &Set, family: Family, gate: &Ingress<'_>) -> Option<u128> {
         let near = || self.neighbour(gate, family, gate.address(family)?);
-        let far = Some(far(family));
+        // A packet from an address of this host is no packet of a client.
+        let far = (0..16).map(|more| far(family) + more).find(|from| !self.is_here(family, *from));
         let usual = if gate.uplink { far } else { near().or(far) };
         let all = if sources.is_all() { usual } else { usual.filter(|from| sources.has(*from)) };
         all.or_else(|| sources.ranges().iter().map(|(first, _)| *first).find(|from| !self.is_here(family, *from)))

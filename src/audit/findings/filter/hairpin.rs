@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::context::Context;
-use super::super::wording::{at_all, each, name, placed};
+use super::super::wording::{at_all, each, is_own, name, placed};
 use super::clients::{Clients, is_loopback};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
@@ -25,7 +25,8 @@ pub(super) const MISSING: Kind = Kind {
     what: "A client in the network of the target sends to the forward's address. Its packets are led to the target, and \
            their source is not rewritten.",
     why: "The target sees a neighbour and answers it directly, past this host. The client gets an answer from an address that \
-          it never asked, and drops it: from outside the forward works, from inside it does not.",
+          it never asked, and drops it: from outside the forward works, from inside it does not. A forward of portfwd with \
+          `--no-hairpin` is a remark.",
     fix: "Rewrite the source of what goes back by the link that it came by.",
 };
 
@@ -48,7 +49,7 @@ pub(super) fn missing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
     let Some(facts) = &host.facts else { return Vec::new() };
     let gates: HashMap<u32, usize> =
         clients.gates.iter().enumerate().map(|(number, gate)| (gate.link.index, number)).collect();
-    let mut groups: BTreeMap<(usize, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, Severity, Confidence), (Vec<&Forward<'_>>, String)> = BTreeMap::new();
     for forward in forwards {
         let Some(target) = forward.target() else { continue };
         let NextHop::Via(link, None) = facts.next_hop(target) else { continue };
@@ -67,16 +68,18 @@ pub(super) fn missing(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
                 let start = packet_in_words(&trace.start);
                 format!("{start} by {0} leaves by {0} with its source", printable(&link.name))
             };
-            let key = (number, trace.confidence());
+            let severity = if is_own(host, forward.at) { Severity::Info } else { kind.severity };
+            let key = (number, severity, trace.confidence());
             groups.entry(key).or_insert_with(|| (Vec::new(), sample())).0.push(forward);
         }
     }
-    let finding = |((gate, confidence), (forwards, sample)): ((usize, Confidence), (Vec<&Forward<'_>>, String))| {
+    type Group<'f, 'a> = ((usize, Severity, Confidence), (Vec<&'f Forward<'a>>, String));
+    let finding = |((gate, severity, confidence), (forwards, sample)): Group<'_, '_>| {
         let gate = clients.gates.get(gate);
         let link = gate.map_or_else(String::new, |gate| printable(&gate.link.name));
         let who = each(&forwards, "does not answer", "do not answer");
         let message = format!("{who} clients on {link}, where its target is too: no rule rewrites their source");
-        let finding = at_all(kind.found(confidence, message), host, &forwards).seen(sample);
+        let finding = at_all(kind.found(confidence, message), host, &forwards).as_bad_as(severity).seen(sample);
         let finding = match confidence {
             Confidence::Unknown => finding.seen("a rule on the way that is not understood may decide otherwise"),
             _ => finding,

@@ -1,5 +1,5 @@
-//! Which fault it is that a forward gets less than it asks for: each forward has at most one of each class, and where none of its
-//! packets get to it only that one.
+//! Classifies forwards that receive fewer packets than they match. A forward has at most one fault of each class. A forward that no
+//! packet reaches has one fault only.
 
 use std::collections::HashMap;
 
@@ -16,71 +16,67 @@ use crate::ruleset::region::{Condition, Field, LOCAL, Region};
 use crate::ruleset::table::{At, Hook, Rewrite};
 use crate::ruleset::view::{Fate, HookPath, Step, Translation};
 
-/// What is wrong.
+/// A class of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Class {
-    /// No packet gets to it.
+    /// No packet reaches the forward.
     Shadowed,
-    /// Part of its packets go elsewhere.
+    /// A part of the packets goes to another target.
     Conflict,
-    /// Its packets go where it leads anyway.
+    /// All packets go to the same target without the forward.
     Duplicate,
-    /// It is of one address, and comes behind one of all addresses.
+    /// A forward of one address comes after a forward of all addresses.
     Wildcard,
-    /// Which of two is asked first is not known.
+    /// The order of two forwards is unknown.
     Tie,
-    /// Too much to find out.
+    /// The search reached its limits.
     Undecided,
 }
 
-/// A forward that has a fault.
+/// A forward with a fault.
 pub(in crate::audit::findings) struct OrderFault<'a> {
-    /// Which.
     pub(super) class: Class,
-    /// The forward.
     pub(super) forward: Forward<'a>,
-    /// What takes its packets: other forwards first.
+    /// The steps that take its packets, forwards first.
     pub(super) by: Vec<Shadower<'a>>,
-    /// Whether no packet at all gets to it.
+    /// True if no packet reaches the forward.
     pub(super) whole: bool,
-    /// How sure that is.
     pub(super) confidence: Confidence,
-    /// The hooks at which it is so.
+    /// The hooks with the fault.
     pub(super) hooks: Vec<Hook>,
 }
 
 /// A step that takes packets of a forward.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shadower<'a> {
-    /// The step.
     pub step: &'a Step,
-    /// Whether there surely is such a packet.
+    /// True if such a packet certainly exists.
     pub sure: bool,
-    /// Whether it leads to where the forward leads.
+    /// True if the step leads to the forward's target.
     same: bool,
-    /// Whether it is a forward.
+    /// True if the step is a forward.
     pub forwards: bool,
-    /// Whether it is an exception from the forward.
+    /// True if the step is an exception from the forward.
     exception: bool,
-    /// Whether it is of all addresses of this host, and the forward of some.
+    /// True if the step matches all addresses of this host, and the forward only some.
     wildcard: bool,
 }
 
-/// Steps that take packets of a forward, each rule once.
+/// The steps that take packets of a forward, each rule once.
 #[derive(Default)]
 struct Takers<'a> {
     list: Vec<Shadower<'a>>,
     known: HashMap<At, usize>,
 }
 
-/// The forwards of a host that have a fault of order.
+/// Returns the forwards of a host with a fault of order.
 pub(in crate::audit::findings) fn all<'a>(context: &Context<'a>) -> Vec<OrderFault<'a>> {
     let host = context.host;
     let judged = reach::all(host, context.rules()).into_iter().flat_map(|reached| judge(host, reached));
     let mut found: Vec<OrderFault<'a>> = Vec::new();
     let mut of_rule: HashMap<(At, Class), Family> = HashMap::new();
     for judged in judged {
-        // A rule of both families is told of once.
+        // A rule of both families is reported once.
         let family = *of_rule.entry((judged.forward.at, judged.class)).or_insert(judged.forward.family);
         if family == judged.forward.family {
             found.push(judged);
@@ -139,9 +135,9 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<OrderFault<'a>> {
     let mut judged = Vec::new();
     let others: Vec<Shadower<'a>> = by.into_iter().filter(|taker| taker.forwards && !taker.same).collect();
     let (behind, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|taker| taker.wildcard);
-    // OwnState are in the order that docs/precedence.md tells of.
-    let ours = |at: At| host.place(at).owner == "portfwd";
-    let meant = |taker: &Shadower<'_>| taker.exception || (ours(forward.at) && ours(taker.step.at));
+    // The forwards of portfwd follow the precedence of docs/precedence.md.
+    let own = |at: At| wording::is_own(host, at);
+    let meant = |taker: &Shadower<'_>| taker.exception || (own(forward.at) && own(taker.step.at));
     let others: Vec<_> = others.into_iter().filter(|taker| !meant(taker)).collect();
     for (class, by) in [(Class::Wildcard, behind), (Class::Conflict, others)] {
         if !by.is_empty() {
@@ -154,7 +150,7 @@ fn judge<'a>(host: &'a Host, reached: Reached<'_, 'a>) -> Vec<OrderFault<'a>> {
     judged
 }
 
-/// The forwards of other tables that may be asked before it or behind.
+/// Returns the fault with forwards of other tables at the same priority.
 fn tie<'a>(
     host: &Host,
     forward: &Forward<'a>,
@@ -193,9 +189,8 @@ fn unique(hooks: &Vec<Hook>) -> Vec<Hook> {
     all
 }
 
-/// Adds the step that takes packets of a forward, unless it is of the same rule or known already.
-/// `lost` tells
-/// that nothing is left at this hook, and then it is no exception.
+/// Adds a step that takes packets of a forward, unless it belongs to the same rule. If `lost` is true, no packet reaches the
+/// forward at this hook, so the step is no exception.
 fn takes<'a>(forward: &Forward<'a>, way: &'a HookPath, at: usize, cut: Cut, lost: bool, by: &mut Takers<'a>) {
     let Some((step, own)) = way.steps.get(cut.step).zip(way.steps.get(at)) else { return };
     if step.at == forward.at {
@@ -224,7 +219,7 @@ fn takes<'a>(forward: &Forward<'a>, way: &'a HookPath, at: usize, cut: Cut, lost
     });
 }
 
-/// Whether the packets of a region go to the same place by a rewrite as by a forward.
+/// Returns true if a rewrite leads the packets of a region to the forward's target.
 fn is_same(forward: &Forward<'_>, region: &Region, translation: Translation, to: &Rewrite) -> bool {
     if translation != forward.translation {
         return false;
@@ -237,14 +232,14 @@ fn is_same(forward: &Forward<'_>, region: &Region, translation: Translation, to:
     }
     let other = Forward { family: forward.family, at: forward.at, translation, to, steps: Vec::new() };
     let mut ends = region.get(Field::Port).ranges().iter().flat_map(|(first, last)| [*first, *last]);
-    // Where a packet arrives moves evenly with its port, so the ends tell of all between.
+    // The new port grows with the old port, so the first and the last port are enough.
     ends.all(|port| {
         let there = |forward: &Forward<'_>| forward.to.port_for(u16::try_from(port).ok()?);
         there(forward).is_some_and(|port| there(&other) == Some(port))
     })
 }
 
-/// Whether a step of a forward is of some addresses, and a step before it is of all addresses of this host.
+/// Returns true if a forward's step matches some addresses, and an earlier step matches all addresses of this host.
 fn is_behind_wildcard(own: &Step, step: &Step, family: Family) -> bool {
     let region = &own.region;
     let (own, all) = (region.get(Field::Destination), step.region.get(Field::Destination));
@@ -254,8 +249,7 @@ fn is_behind_wildcard(own: &Step, step: &Step, family: Family) -> bool {
     is_narrow && is_wildcard(&step.region, family) && (of_host || (all.covers(own) && !own.covers(all)))
 }
 
-/// Whether a step is an exception from one of a forward behind it: it is about some of its packets only, and of the same table,
-/// so whoever wrote one saw the other.
+/// Returns true if a step is an exception from a later forward of the same table: it matches only some of the forward's packets.
 fn is_exception(own: &Step, step: &Step, family: Family) -> bool {
     let asks_more = |condition: &Condition| {
         matches!(condition, Condition::Unknown(_)) || step.region.conditions().contains(condition)
@@ -264,14 +258,14 @@ fn is_exception(own: &Step, step: &Step, family: Family) -> bool {
     let (mut within, mut less) = (true, step.region.conditions().len() > own.region.conditions().len());
     for field in Field::ALL {
         let (all, some) = (own.region.get(field), step.region.get(field));
-        // Of addresses that are named it matters not of what kind they are.
+        // The address type of a listed address does not matter.
         within &= all.covers(some) || (field == Field::DestinationKind && narrow);
         less |= all != some;
     }
     step.at.table == own.at.table && within && less && own.region.conditions().iter().all(asks_more)
 }
 
-/// Who made the rules of a forward and of what takes its packets, each once.
+/// Returns the owners of a forward and of the rules that take its packets, each once.
 pub(super) fn owners(host: &Host, judged: &OrderFault<'_>) -> Vec<&'static str> {
     let ats = std::iter::once(judged.forward.at).chain(judged.by.iter().map(|taker| taker.step.at));
     let mut all: Vec<&'static str> = Vec::new();

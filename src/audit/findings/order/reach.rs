@@ -1,8 +1,7 @@
-//! Which packets of a step get as far as it: what is left of its region when the steps before have taken theirs.
+//! Finds the packets that reach a step: its region without the packets that earlier steps decide.
 //!
-//! Pieces of the region are led past the earlier steps that they meet. What a step decides is cut off; what goes on at a later
-//! step is not asked about the ones between. Each piece knows at which step it is asked again, and whether all that was asked of
-//! it so far is understood.
+//! The region is split into pieces at each earlier step that it intersects. A step removes the pieces that it decides. A piece
+//! that skips steps stores the next step that evaluates it. Each piece stores whether all matches so far are understood.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,66 +15,75 @@ use crate::ruleset::set::Set;
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::{Fate, HookPath, Step};
 
-/// The most pieces that a region is cut into; how much of it is reached is unknown where there would be more.
+/// The maximum number of pieces of one region. With more pieces, the result is unknown.
 const MOST: usize = 256;
 
-/// The most earlier steps that one step is compared with; where there are more it is unknown.
+/// The maximum number of earlier steps that are compared with one step. With more steps, the result is unknown.
 const MOST_STEPS: usize = 1024;
 
-/// The most earlier steps that all steps of a host together are compared with; what is beyond is unknown.
+/// The maximum number of comparisons on one host. The results of later steps are unknown.
 const MOST_PAIRS: usize = 2_000_000;
 
-/// A part of a region, all of whose packets go the same way.
+/// A part of a region whose packets take the same path.
 #[derive(Debug, Clone)]
 struct Piece {
     region: Region,
-    /// The step that asks it next.
+    /// The index of the next step that evaluates the piece.
     next: usize,
-    /// Whether it surely gets there.
+    /// True if the piece certainly reaches that step.
     sure: bool,
 }
 
 /// An earlier step that takes packets of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
-    /// Its number.
+    /// The index of the step.
     pub step: usize,
-    /// Whether there surely is such a packet.
+    /// True if such a packet certainly exists.
     pub sure: bool,
 }
 
-/// What gets as far as a step.
+/// The packets that reach a step.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reach {
-    /// Whether some packet surely does.
+    /// True if a packet certainly reaches the step.
     pub some: bool,
-    /// Whether surely none does.
+    /// True if certainly no packet reaches the step.
     pub none: bool,
-    /// Whether none does that is for an address of this host, and which those are is not known.
+    /// True if no packet to this host reaches the step, and the addresses of this host are unknown.
     pub none_local: bool,
-    /// The earlier steps that take the rest, or let it go on behind this step.
+    /// The earlier steps that decide the other packets, or continue them after this step.
     pub cuts: Vec<Cut>,
-    /// The earlier steps of other tables that may as well be asked later, and that decide packets which get here.
+    /// The steps of other tables with the same priority that decide some of these packets.
     pub ties: Vec<usize>,
-    /// Whether what is not understood on the way may have sent packets past steps that are thought to take them.
+    /// True if a rule that is not understood may let packets skip earlier steps.
     pub foreign: bool,
-    /// Whether that was too much to find out.
+    /// True if the limits were reached.
     pub too_much: bool,
 }
 
-/// Finds out what gets as far as step `at` of a way, of which those of `earlier` meet it. `tied` tells of which steps it is not
-/// known whether they come before.
+/// Returns the packets that reach step `at` of a path. `earlier` contains the earlier steps that intersect it. `tied` returns
+/// true for a step that may come later. `left` is the number of comparisons that are left for the host.
 pub(super) fn of(
     way: &HookPath,
     at: usize,
     start: Vec<Region>,
     earlier: impl Iterator<Item = usize>,
     tied: impl Fn(&Step) -> bool,
+    left: &mut usize,
 ) -> Reach {
     let mut reach = Reach::default();
     let local_at_first = start.iter().any(is_local);
     let mut pieces: Vec<Piece> = start.into_iter().map(|region| Piece { region, next: 0, sure: true }).collect();
-    for number in earlier {
+    for (compared, number) in earlier.enumerate() {
+        if pieces.is_empty() {
+            break;
+        }
+        *left = left.saturating_sub(1);
+        if compared >= MOST_STEPS || *left == 0 {
+            reach.too_much = true;
+            return reach;
+        }
         let Some(step) = way.steps.get(number) else { continue };
         let go_on = match &step.fate {
             Fate::GoOn(to) => Some(*to),
@@ -146,8 +154,7 @@ fn is_local(region: &Region) -> bool {
     region.get(Field::DestinationKind).has(LOCAL)
 }
 
-/// The packets of a region that there can be: numbers of fields are as high as they go, and an address is this host's where it is
-/// one of `local`.
+/// Limits a region to possible packets: fields have their maximum values, and exactly the addresses in `local` are local.
 pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> Vec<Region> {
     let mut region = region.clone();
     let widths = [(Field::Protocol, 8), (Field::Port, 16), (Field::SourcePort, 16), (Field::Mark, 32)];
@@ -158,7 +165,7 @@ pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> 
         region.narrow(Field::Source, &Set::range(0, u32::MAX.into()));
         region.narrow(Field::Destination, &Set::range(0, u32::MAX.into()));
     }
-    // Kinds of addresses: the last is RTN_XRESOLVE in include/uapi/linux/rtnetlink.h.
+    // The largest address type is RTN_XRESOLVE in include/uapi/linux/rtnetlink.h.
     region.narrow(Field::DestinationKind, &Set::range(0, 11));
     let Some(local) = local else { return vec![region] };
     let here = Set::single(LOCAL);
@@ -167,15 +174,14 @@ pub(super) fn possible(region: &Region, family: Family, local: Option<&Set>) -> 
     [of_here, of_others].into_iter().filter(|region| !region.is_empty()).collect()
 }
 
-/// A forward, and what gets as far as each of its steps.
+/// A forward, and the packets that reach each of its steps.
 pub(super) struct Reached<'f, 'a> {
-    /// The forward.
     pub forward: &'f Forward<'a>,
-    /// The way, the number of the step on it, and what gets there.
+    /// The path, the index of the step, and the packets that reach it.
     pub steps: Vec<(&'a HookPath, usize, Reach)>,
 }
 
-/// All forwards of a host of which not every step is surely reached by all of its packets.
+/// Returns the forwards that may lose packets to earlier steps.
 pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Reached<'f, 'a>> {
     let mut left = MOST_PAIRS;
     let mut found: HashMap<usize, Vec<(&HookPath, usize, Reach)>> = HashMap::new();
@@ -193,13 +199,9 @@ pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Re
                 if earlier.is_empty() {
                     continue;
                 }
-                let reach = if earlier.len() > MOST_STEPS || earlier.len() > left {
-                    Reach { too_much: true, ..Reach::default() }
-                } else {
-                    left -= earlier.len();
-                    let start = possible(&step.region, way.family, local.as_ref());
-                    of(way, *at, start, earlier.into_iter(), |other| priorities.tied(other, step))
-                };
+                let start = possible(&step.region, way.family, local.as_ref());
+                let tied = |other: &Step| priorities.tied(other, step);
+                let reach = of(way, *at, start, earlier.into_iter(), tied, &mut left);
                 if !reach.cuts.is_empty() || !reach.ties.is_empty() || reach.too_much {
                     found.entry(number).or_default().push((way, *at, reach));
                 }
@@ -210,7 +212,7 @@ pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Re
     forwards.filter_map(|(number, forward)| Some(Reached { forward, steps: found.remove(&number)? })).collect()
 }
 
-/// The priorities at which tables translate at a hook.
+/// The priorities of each table's NAT chains at one hook.
 struct Priorities(HashMap<usize, HashSet<i32>>);
 
 impl Priorities {
@@ -222,7 +224,7 @@ impl Priorities {
         Self(tables)
     }
 
-    /// Whether it is not known which of two steps is asked first.
+    /// Returns true if the order of two steps is unknown.
     fn tied(&self, a: &Step, b: &Step) -> bool {
         let of = |step: &Step| self.0.get(&step.at.table);
         a.tied
@@ -306,7 +308,7 @@ mod tests {
         all
     }
 
-    /// The steps that may be the first to decide a packet: one where all is understood.
+    /// Returns the steps that may be the first to decide a packet. There is one if all matches are understood.
     fn winners(way: &HookPath, packet: &Packet) -> Vec<usize> {
         let (mut at, mut maybe) = (vec![0], Vec::new());
         while let Some(number) = at.pop() {
@@ -329,12 +331,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
         #[test]
-        fn what_gets_there_is_what_wins_a_packet(steps in steps()) {
+        fn reached_steps_are_those_that_decide_a_packet(steps in steps()) {
             let understood = !steps.iter().any(|(_, does)| matches!(does, Does::IsUnknown | Does::AsksUnknown));
             let way = way(steps);
             let won: Vec<(Packet, Vec<usize>)> =
                 universe().into_iter().map(|packet| { let won = winners(&way, &packet); (packet, won) }).collect();
-            // There are no other packets than these.
+            // The universe has no other packets.
             let all = Region::all()
                 .with(Field::Port, &Set::range(0, 7))
                 .with(Field::Destination, &Set::range(0, 1))
@@ -343,15 +345,15 @@ mod tests {
             for (at, step) in way.steps.iter().enumerate() {
                 let start: Vec<Region> =
                     [step.region.and(&all)].into_iter().filter(|region| !region.is_empty()).collect();
-                let reach = of(&way, at, start, 0..at, |_| false);
+                let reach = of(&way, at, start, 0..at, |_| false, &mut { MOST_PAIRS });
                 prop_assert!(!reach.too_much);
                 let wins = won.iter().any(|(_, by)| by.contains(&at));
                 let surely = won.iter().any(|(_, by)| *by == [at]);
-                prop_assert!(!(reach.none && wins) || matches!(step.fate, Fate::GoOn(_)), "{at} is lost and wins: {way:?}");
+                prop_assert!(!(reach.none && wins) || matches!(step.fate, Fate::GoOn(_)), "{at} is unreached but decides a packet: {way:?}");
                 if matches!(step.fate, Fate::GoOn(_) | Fate::Unknown(_)) {
                     continue;
                 }
-                prop_assert!(!reach.some || surely || !step.region.conditions().is_empty(), "{at} surely wins nothing: {way:?}");
+                prop_assert!(!reach.some || surely || !step.region.conditions().is_empty(), "{at} is reached but decides no packet: {way:?}");
                 if understood {
                     prop_assert_eq!(reach.none, !wins, "{} of {:?}", at, &way);
                     prop_assert_eq!(reach.some, wins, "{} of {:?}", at, &way);
@@ -365,8 +367,8 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_too_many_pieces_is_unknown() {
-        // Each takes a corner of two fields, which leaves one more piece.
+    fn too_many_pieces_are_unknown() {
+        // Each step removes a corner of two fields, which adds one piece.
         let corner = |number: u128| {
             let region =
                 Region::all().with(Field::Port, &Set::single(number)).with(Field::Source, &Set::single(number));
@@ -375,14 +377,14 @@ mod tests {
         let mut all: Vec<_> = (0..300).map(corner).collect();
         all.push((Region::all(), Does::Forwards));
         let way = way(all);
-        let reach = of(&way, 300, vec![Region::all()], 0..300, |_| false);
+        let reach = of(&way, 300, vec![Region::all()], 0..300, |_| false, &mut { MOST_PAIRS });
         assert!(reach.too_much && !reach.none && !reach.some);
-        let reach = of(&way, 20, vec![Region::all()], 0..20, |_| false);
+        let reach = of(&way, 20, vec![Region::all()], 0..20, |_| false, &mut { MOST_PAIRS });
         assert!(!reach.too_much && reach.some && reach.cuts.len() == 20 - usize::from(false));
     }
 
     #[test]
-    fn an_address_is_of_the_kind_that_it_is() {
+    fn local_addresses_have_the_local_type() {
         let local = Set::range(5, 6);
         let region = Region::all().with(Field::Destination, &Set::range(6, 7));
         let pieces = possible(&region, Family::Ipv4, Some(&local));

@@ -1,4 +1,4 @@
-//! Hosts that have each fault of order, and hosts that nearly have it.
+//! Tests with hosts that have a fault of order, and with similar hosts without the fault.
 
 use proptest::prelude::*;
 
@@ -17,7 +17,7 @@ use crate::ruleset::table::{Action, Base, Case, Hook, Kind, Rewrite, Rule, Rules
 use Confidence::{Likely, Proved, Unknown};
 
 #[test]
-fn f01_one_rule_before_takes_all() {
+fn f01_one_earlier_rule_takes_all() {
     let host = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 8000:8100 -j DNAT --to-destination 172.17.0.2:80\n\
          -A PREROUTING -s 10.0.0.0/8 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.3:80",
@@ -26,7 +26,7 @@ fn f01_one_rule_before_takes_all() {
     assert_eq!(all.len(), 1);
     assert_eq!(
         all[0].message,
-        "`8080/tcp -> 172.17.0.3:80` is never reached: `8000-8100/tcp -> 172.17.0.2:80` is asked before"
+        "`8080/tcp -> 172.17.0.3:80` is never reached: `8000-8100/tcp -> 172.17.0.2:80` comes first"
     );
     assert_eq!((all[0].confidence, all[0].severity), (Proved, Severity::Error));
     let places: Vec<String> = all[0].places.iter().map(ToString::to_string).collect();
@@ -45,7 +45,7 @@ fn f01_one_rule_before_takes_all() {
 }
 
 #[test]
-fn f01_several_rules_before_take_all_together() {
+fn f01_several_earlier_rules_take_all_together() {
     let rules = |first: &str, second: &str| {
         with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport {first} -j DNAT --to-destination 172.17.0.2\n\
@@ -59,7 +59,7 @@ fn f01_several_rules_before_take_all_together() {
 }
 
 #[test]
-fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it() {
+fn f01_accept_and_return_count_as_earlier_rules() {
     let accepted = with_nat(
         "-A PREROUTING -p tcp -j ACCEPT\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
@@ -69,9 +69,9 @@ fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it
     assert_eq!(all.len(), 1, "one cause, one finding");
     assert_eq!(
         all[0].message,
-        "`80/tcp -> 172.17.0.2`, `81/tcp -> 172.17.0.2` are never reached: `-A PREROUTING -p tcp -j ACCEPT` is asked before"
+        "`80/tcp -> 172.17.0.2`, `81/tcp -> 172.17.0.2` are never reached: `-A PREROUTING -p tcp -j ACCEPT` comes first"
     );
-    // What returns from the chain is not asked by the forward in it.
+    // Packets that return from the chain skip its later forward.
     let returns = |from: &str| {
         with_nat(&format!(
             "-A PREROUTING -j DOCKER\n\
@@ -86,7 +86,7 @@ fn f01_what_goes_on_behind_takes_it_as_well_and_what_jumps_over_a_rule_spares_it
 }
 
 #[test]
-fn f01_is_never_sure_of_what_is_not_understood() {
+fn f01_is_never_proved_with_unknown_matches() {
     let asked = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 80 -m tomorrow -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
@@ -110,14 +110,14 @@ fn f01_is_never_sure_of_what_is_not_understood() {
 }
 
 #[test]
-fn f01_a_forward_that_only_packets_of_this_host_get_to_is_not_lost() {
+fn f01_a_forward_for_packets_of_this_host_only_is_reached() {
     let host = with_nat(
         "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
          -A PREROUTING -j DOCKER\n-A OUTPUT -j DOCKER\n\
          -A DOCKER -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
     );
     assert_eq!(of_order(&host), ["F02"]);
-    assert!(find(&host, "F02")[0].message.ends_with("which is asked before at prerouting"));
+    assert!(find(&host, "F02")[0].message.ends_with("which comes first at prerouting"));
     let twice = with_nat(
         "-A PREROUTING -j DOCKER\n-A PREROUTING -j DOCKER\n\
          -A DOCKER -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.3",
@@ -126,7 +126,7 @@ fn f01_a_forward_that_only_packets_of_this_host_get_to_is_not_lost() {
 }
 
 #[test]
-fn f01_that_was_too_much_to_find_out_is_unknown() {
+fn f01_is_unknown_at_the_limits_of_the_search() {
     let mut rules = String::new();
     for number in 1..=200 {
         rules += &format!(
@@ -139,7 +139,7 @@ fn f01_that_was_too_much_to_find_out_is_unknown() {
 }
 
 #[test]
-fn f02_ranges_that_overlap() {
+fn f02_overlapping_ranges() {
     let rules = |second: &str, extra: &str| {
         with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport 80:90 {extra} -j DNAT --to-destination 172.17.0.2\n\
@@ -152,7 +152,7 @@ fn f02_ranges_that_overlap() {
     assert_eq!(finding.confidence, Proved);
     assert_eq!(
         finding.message,
-        "`85-95/tcp -> 172.17.0.3` loses a part of its packets to `80-90/tcp -> 172.17.0.2`, which is asked before at prerouting"
+        "`85-95/tcp -> 172.17.0.3` loses a part of its packets to `80-90/tcp -> 172.17.0.2`, which comes first at prerouting"
     );
     assert!(of_order(&rules("91:95", "")).is_empty());
     assert!(of_order(&rules("70:95", "")).is_empty(), "an exception");
@@ -163,7 +163,7 @@ fn f02_ranges_that_overlap() {
 }
 
 #[test]
-fn f03_the_same_twice() {
+fn f03_the_same_forward_twice() {
     let rules = |target: &str| {
         with_nat(&format!(
             "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80\n\
@@ -180,7 +180,7 @@ fn f03_the_same_twice() {
 }
 
 #[test]
-fn f04_all_addresses_before_one() {
+fn f04_a_forward_of_all_addresses_before_one_address() {
     let rules = |first: &str, second: &str| {
         nat(&format!(
             "-A PREROUTING {first} -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2\n\
@@ -200,11 +200,11 @@ fn f04_all_addresses_before_one() {
                 -A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 85:95 -j DNAT --to-destination 172.17.0.3";
     assert_eq!(of_order(&with_nat(part)), ["F04"]);
     assert!(find(&with_nat(part), "F04")[0].message.contains("reached only in part"));
-    let asked = part.replace("80:90", "80:90 -m tomorrow");
-    assert_eq!(confidences(&with_nat(&asked), "F04"), [Unknown]);
+    let unknown = part.replace("80:90", "80:90 -m tomorrow");
+    assert_eq!(confidences(&with_nat(&unknown), "F04"), [Unknown]);
 }
 
-/// Two tables of nft with one forward each.
+/// Returns a host with two nft tables, each with one forward.
 fn two_tables(priorities: (i32, i32), targets: (u8, u8), families: (TableFamily, TableFamily)) -> Host {
     let mut rules = Ruleset::default();
     for (number, (priority, target, family)) in
@@ -225,7 +225,7 @@ fn two_tables(priorities: (i32, i32), targets: (u8, u8), families: (TableFamily,
 }
 
 #[test]
-fn f05_two_tables_at_one_priority() {
+fn f05_two_tables_with_one_priority() {
     let (ip, inet) = (TableFamily::Ip, TableFamily::Inet);
     let host = two_tables((-100, -100), (2, 3), (ip, inet));
     assert_eq!(of_order(&host), ["F05"]);
@@ -242,14 +242,14 @@ fn f05_two_tables_at_one_priority() {
 }
 
 #[test]
-fn f02_an_exception_of_another_table_is_none() {
+fn f02_a_narrower_forward_of_another_table_is_no_exception() {
     let mut rules = two_tables((-100, -90), (2, 3), (TableFamily::Ip, TableFamily::Ip)).rules;
     let rule = &mut rules.tables[1].chains.entry("prerouting").rules[0];
     rule.cases[0].region = Region::all().with(Field::Protocol, &Set::single(6)).with(Field::Port, &Set::range(80, 90));
     assert_eq!(of_order(&Host::new(rules, Some(facts()))), ["F02"]);
 }
 
-/// Rules of a universe of 8 ports, 2 addresses and 2 protocols, in two chains.
+/// Generates rules in two chains for a universe of 8 ports, 2 addresses and 2 protocols.
 fn rules() -> impl Strategy<Value = Vec<(bool, String)>> {
     let ports = prop_oneof![
         (0..8u8).prop_map(|port| format!("--dport {port}")),
@@ -266,7 +266,7 @@ fn rules() -> impl Strategy<Value = Vec<(bool, String)>> {
     ];
     let rule =
         (any::<bool>(), address, protocol, ports, target).prop_map(|(docker, address, protocol, ports, target)| {
-            // A chain does not ask itself.
+            // A chain does not jump to itself.
             let target = if docker && target == "-j DOCKER" { "-j RETURN".to_owned() } else { target };
             (docker, format!("{address} -p {protocol} {ports} {target}"))
         });
@@ -277,7 +277,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
-    fn a_forward_is_lost_where_no_packet_is_led_to_it(rules in rules()) {
+    fn a_forward_without_packets_is_found(rules in rules()) {
         let mut text = String::new();
         for (docker, rule) in &rules {
             text += &format!("-A {} {rule}\n", if *docker { "DOCKER" } else { "PREROUTING" });
@@ -285,7 +285,7 @@ proptest! {
         let host = with_nat(&text);
         let mut won = std::collections::HashSet::new();
         for port in 0..8u128 {
-            // No rule names one of 127.0.0.0/8, and they are this host's too.
+            // Loopback addresses are local, but no rule matches them.
             for address in [[192, 0, 2, 1], [172, 17, 0, 1], [127, 0, 0, 1], [198, 51, 100, 1]] {
                 for protocol in [6, 17, 1u128] {
                     let local = address != [198, 51, 100, 1];
@@ -304,7 +304,7 @@ proptest! {
                 }
             }
         }
-        // `! --dport` leaves ports that are not among the eight.
+        // `! --dport` also matches ports outside of the universe.
         let beyond = rules.iter().any(|(_, rule)| rule.contains("! --dport"));
         let mut lost = std::collections::HashSet::new();
         let of_whole = [Class::Shadowed, Class::Duplicate, Class::Wildcard, Class::Undecided];

@@ -1,10 +1,10 @@
-//! Hosts whose routes fit their forwards, and hosts whose do not.
+//! Tests with hosts whose routes fit their forwards, and with hosts whose routes do not.
 
 use super::super::hosts::{DOCKER_NAT, by, dual, dump, find, link, nat, none, one, own, route, table, with};
 use super::*;
 use crate::ruleset::facts::Facts;
 
-/// A host with a second way out, eth1 with 203.0.113.1.
+/// Returns the facts of a host with a second uplink, eth1 with 203.0.113.1.
 fn two_ways(settings: &[(&str, &str)]) -> Facts {
     let mut facts = with(settings);
     facts.links.push(link(5, "eth1", None));
@@ -15,7 +15,7 @@ fn two_ways(settings: &[(&str, &str)]) -> Facts {
 }
 
 #[test]
-fn clients_on_the_bridge_of_the_target_get_answers_past_the_rules() {
+fn clients_on_the_bridge_of_the_target_get_direct_answers() {
     let off = with(&[("net/bridge/bridge-nf-call-iptables", "0")]);
     let found = one("F26", &by("-d 192.0.2.1", "tcp"), off.clone());
     assert_eq!(found.confidence, Confidence::Proved);
@@ -34,10 +34,10 @@ fn clients_on_the_bridge_of_the_target_get_answers_past_the_rules() {
 }
 
 #[test]
-fn answers_that_leave_by_another_way_are_likely_lost() {
+fn answers_by_another_interface_are_likely_lost() {
     let found = one("F27", &by("-d 203.0.113.1", "tcp"), two_ways(&[]));
     assert_eq!(found.confidence, Confidence::Likely);
-    assert!(found.message.ends_with("arrive by `eth1`, and answers leave by `eth0`"), "{}", found.message);
+    assert!(found.message.ends_with("arrive on `eth1`, and answers leave by `eth0`"), "{}", found.message);
     none("F27", &by("-d 192.0.2.1", "tcp"), two_ways(&[]));
     none("F27", &by("-d 203.0.113.1 -s 203.0.113.0/24", "tcp"), two_ways(&[]));
     none("F27", &by("-i docker0", "tcp"), two_ways(&[]));
@@ -48,7 +48,7 @@ fn answers_that_leave_by_another_way_are_likely_lost() {
 }
 
 #[test]
-fn a_strict_filter_drops_who_comes_by_another_way() {
+fn a_strict_filter_drops_clients_of_another_route() {
     let listen = by("-d 203.0.113.1", "tcp");
     let found = one("F28", &listen, two_ways(&[("net/ipv4/conf/eth1/rp_filter", "1")]));
     assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Likely));
@@ -61,7 +61,7 @@ fn a_strict_filter_drops_who_comes_by_another_way() {
 }
 
 #[test]
-fn a_smaller_way_out_is_a_suspicion() {
+fn a_smaller_egress_mtu_is_unknown() {
     let mut small = dual();
     small.links.iter_mut().filter(|link| link.name == "docker0").for_each(|link| link.mtu = Some(1420));
     let found = one("F42", &nat(DOCKER_NAT), small.clone());
@@ -74,7 +74,7 @@ fn a_smaller_way_out_is_a_suspicion() {
 }
 
 #[test]
-fn policy_routing_is_said_once_where_routes_matter() {
+fn policy_routing_is_one_finding() {
     let policy = || Facts { policy_routing: true, ..dual() };
     assert_eq!(one("F50", &nat(DOCKER_NAT), policy()).confidence, Confidence::Proved);
     none("F50", &nat(DOCKER_NAT), dual());

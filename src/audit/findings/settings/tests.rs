@@ -1,4 +1,4 @@
-//! Hosts with one setting or another.
+//! Tests with hosts that differ in sysctls.
 
 use super::super::hosts::{DOCKER_NAT, by, dual, dump, find, listener, nat, none, one, table, with};
 use super::*;
@@ -27,10 +27,10 @@ fn switched_off_forwarding_is_one_finding_for_all() {
 }
 
 #[test]
-fn an_interface_that_passes_nothing_on_is_named() {
+fn an_interface_without_forwarding_is_named() {
     let off = |name: &str| with(&[(&format!("net/ipv4/conf/{name}/forwarding"), "0")]);
     let found = one("F12", &nat(DOCKER_NAT), off("eth0"));
-    assert!(found.message.starts_with("what arrives by `eth0` is not passed on"), "{}", found.message);
+    assert!(found.message.starts_with("packets that arrive on `eth0` are not forwarded"), "{}", found.message);
     assert_eq!((found.severity, found.confidence), (Severity::Error, Confidence::Proved), "docker0 is excepted");
     assert_eq!(one("F12", &by("-i eth0", "tcp"), off("docker0")).severity, Severity::Error, "answers come by it");
     assert_eq!(one("F12", &by("", "tcp"), off("eth0")).severity, Severity::Warning);
@@ -42,11 +42,11 @@ fn an_interface_that_passes_nothing_on_is_named() {
 }
 
 #[test]
-fn loopback_let_in_is_as_bad_as_what_listens_there() {
+fn the_severity_of_accepted_loopback_addresses_depends_on_listeners() {
     let on = || with(&[("net/ipv4/conf/eth0/route_localnet", "1")]);
     let found = one("F16", "", on());
     assert_eq!((found.severity, found.confidence), (Severity::Warning, Confidence::Proved));
-    assert!(found.message.ends_with("let in by `eth0`"), "{}", found.message);
+    assert!(found.message.ends_with("accepted on `eth0`"), "{}", found.message);
     let mut bound = on();
     bound.listeners = vec![listener(Protocol::Tcp, "127.0.0.1", 631, "cups")];
     let found = one("F16", "", bound.clone());
@@ -58,6 +58,16 @@ fn loopback_let_in_is_as_bad_as_what_listens_there() {
     let unclear = one("F16", &guard("-A PREROUTING ! -i lo -d 127.0.0.0/8 -m tomorrow -j DROP"), bound);
     assert_eq!((unclear.severity, unclear.confidence), (Severity::Error, Confidence::Likely));
     none("F16", "", with(&[("net/ipv4/conf/lo/route_localnet", "1")]));
+    // portfwd's guard drops such packets before other rules.
+    let chain = |rules: &str| {
+        let text = guard(&format!("-A PREROUTING -j PORTFWD.PREROUTING\n{rules}"));
+        text.replace("-A PREROUTING", ":PORTFWD.PREROUTING - [0:0]\n-A PREROUTING")
+    };
+    let own =
+        "-A PORTFWD.PREROUTING -s 127.0.0.0/8 ! -i lo -j DROP\n-A PORTFWD.PREROUTING -d 127.0.0.0/8 ! -i lo -j DROP";
+    none("F16", &chain(own), on());
+    let other_link = own.replace("! -i lo", "-i docker0");
+    assert_eq!(one("F16", &chain(&other_link), on()).severity, Severity::Warning);
     assert!(find(&dump(""), "F16").is_empty());
 }
 

@@ -7,7 +7,7 @@ use super::super::addresses::global;
 use super::Context;
 use super::external::Client;
 use super::wording;
-use crate::audit::finding::{Finding, Kind};
+use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
 use crate::model::error::printable;
 use crate::model::{Family, Protocol};
@@ -74,11 +74,16 @@ pub(super) fn lonely(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding>
         }
         let confidence = if is_known(host, other) { wording::sure(host) } else { Confidence::Likely };
         let addresses = wording::list(own.iter().map(ToString::to_string));
-        if !nothing.is_empty() {
+        let (own_forwards, others): (Vec<_>, Vec<_>) =
+            nothing.into_iter().partition(|forward| wording::is_own(host, forward.at));
+        for (severity, nothing) in [(Severity::Info, own_forwards), (kind.severity, others)] {
+            if nothing.is_empty() {
+                continue;
+            }
             let is = if nothing.len() == 1 { "is" } else { "are" };
             let message =
                 |names: &str| format!("{names} {is} for {family} only, and this host has {addresses} as well");
-            let finding = super::together(host, kind, confidence, &nothing, message);
+            let finding = super::together(host, kind, confidence, &nothing, message).as_bad_as(severity);
             found.push(told(finding, &own, other));
         }
         for (forward, listener) in answered {

@@ -162,14 +162,15 @@ pub(super) fn exposed(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding
             None if clients.is_empty() => confidence = confidence.min(Confidence::Likely),
             None => continue,
         }
-        groups.entry((forward.family, kind.severity, confidence)).or_default().push(forward);
+        let severity = if wording::is_own(host, forward.at) { Severity::Info } else { kind.severity };
+        groups.entry((forward.family, severity, confidence)).or_default().push(forward);
     }
-    let one = |((family, _, confidence), forwards): (_, Vec<&Forward<'_>>)| {
+    let one = |((family, severity, confidence), forwards): (_, Vec<&Forward<'_>>)| {
         let global = global(facts, family);
         let addresses = wording::list(global.iter().map(ToString::to_string));
         let is = if forwards.len() == 1 { "is" } else { "are" };
         let message = |names: &str| format!("{names} {is} open to everybody at {addresses}");
-        let mut finding = super::together(host, kind, confidence, &forwards, message);
+        let mut finding = super::together(host, kind, confidence, &forwards, message).as_bad_as(severity);
         for address in global {
             finding = finding.seen(format!("global address {address}"));
         }

@@ -54,7 +54,7 @@ pub(super) const CHECKS: &[Check] = &[
             severity: Severity::Warning,
             what: "A forward takes packets from everybody for any address of this host, and the host has a global address.",
             why: "The service behind it is on the internet, whether that was meant or not, and rules for packets to this host do not \
-                  see it.",
+                  see it. A forward of portfwd is a remark, because the user chose its addresses.",
             fix: "Give the forward an address, an interface or clients (`--from`), where it is not for everybody.",
         },
         find: guard::exposed,
@@ -66,7 +66,8 @@ pub(super) const CHECKS: &[Check] = &[
             severity: Severity::Warning,
             what: "A port is forwarded for one family of addresses, while the host has a global address of the other one, where \
                    nothing is forwarded or a program of the host itself answers.",
-            why: "Clients that know both addresses take either: some reach the service, others nothing, or something else.",
+            why: "Clients that know both addresses take either: some reach the service, others nothing, or something else. A forward \
+                  of portfwd whose other family nothing answers is a remark, because the user chose its target.",
             fix: "Forward the port for the other family too, or publish no address of it.",
         },
         find: duplicate_family::lonely,

@@ -1,4 +1,4 @@
-//! Hosts with programs that wait, and forwards of their ports.
+//! Tests with listening programs, and forwards of their ports.
 
 use super::super::hosts::{DOCKER_NAT, address, dual, dump, find, host, listener, nat, table};
 use super::*;
@@ -17,7 +17,7 @@ fn a_program_behind_a_forward_is_hidden() {
     for at in ["0.0.0.0", "192.0.2.1", "::"] {
         let found = find(&host(&nat(DOCKER_NAT), listening(at, 8080, "nginx")), "F21");
         assert_eq!((found.len(), found[0].confidence), (1, Confidence::Proved), "{at}");
-        assert!(found[0].message.starts_with("`8080/tcp -> 172.17.0.2:80` takes what is for `nginx` (1234) at "));
+        assert!(found[0].message.starts_with("`8080/tcp -> 172.17.0.2:80` takes packets to `nginx` (1234) at "));
     }
     let only_six = |only_ipv6| {
         let mut facts = listening("::", 8080, "nginx");
@@ -34,11 +34,11 @@ fn a_program_behind_a_forward_is_hidden() {
 }
 
 #[test]
-fn what_is_not_understood_may_hide_a_program() {
+fn a_rule_that_is_not_understood_may_hide_a_program() {
     let unclear = nat(DOCKER_NAT).replace("--dport 8080", "--dport 8080 -m tomorrow");
     let found = find(&host(&unclear, listening("0.0.0.0", 8080, "nginx")), "F21");
     assert_eq!(found[0].confidence, Confidence::Unknown);
-    assert!(found[0].message.contains("may take what is for"), "{}", found[0].message);
+    assert!(found[0].message.contains("may take packets to"), "{}", found[0].message);
     let kept = nat(&format!("-A PREROUTING -p tcp --dport 8080 -j ACCEPT\n{DOCKER_NAT}"));
     assert!(find(&host(&kept, listening("0.0.0.0", 8080, "nginx")), "F21").is_empty());
     let of_some = nat(DOCKER_NAT).replace("-p tcp", "-s 10.0.0.0/8 -p tcp");
@@ -47,19 +47,19 @@ fn what_is_not_understood_may_hide_a_program() {
 }
 
 #[test]
-fn the_way_in_is_not_to_be_taken() {
+fn a_forward_must_not_take_the_ssh_port() {
     let found = find(&host(&takes("22"), listening("0.0.0.0", 22, "sshd")), "F23");
     assert_eq!((found.len(), found[0].severity, found[0].confidence), (1, Severity::Error, Confidence::Proved));
     assert!(found[0].message.contains("the port of `sshd` (1234) at 0.0.0.0:22/tcp"), "{}", found[0].message);
     assert!(found[0].fix.starts_with("change what docker was asked to publish"), "{}", found[0].fix);
-    assert!(find(&host(&takes("22"), listening("0.0.0.0", 22, "sshd")), "F21").is_empty(), "said once");
+    assert!(find(&host(&takes("22"), listening("0.0.0.0", 22, "sshd")), "F21").is_empty(), "one finding is enough");
     assert!(find(&host(&takes("2222"), listening("0.0.0.0", 22, "sshd")), "F23").is_empty());
     for from in ["198.51.100.9", "::ffff:198.51.100.9", "192.0.2.1"] {
         let on = |port| Facts { ssh: Some((address(from), port)), ..dual() };
         assert_eq!(find(&host(&takes("2200"), on(2200)), "F23").len(), 1, "{from}");
         assert!(find(&host(&takes("2200"), on(22)), "F23").is_empty());
     }
-    // DOCKER is not asked about what comes by docker0.
+    // Packets from docker0 do not match the rule.
     let of = |client| Facts { ssh: Some((address("192.0.2.1"), 22)), ssh_client: Some(address(client)), ..dual() };
     assert_eq!(find(&host(&takes("22"), of("192.0.2.7")), "F23").len(), 1);
     assert!(find(&host(&takes("22"), of("172.17.0.7")), "F23").is_empty());
@@ -69,7 +69,21 @@ fn the_way_in_is_not_to_be_taken() {
 }
 
 #[test]
-fn a_redirect_to_where_nothing_listens_is_found() {
+fn a_listener_at_the_address_of_another_interface_keeps_its_clients() {
+    let on = |interface: &str, port| takes(port).replace("! -i docker0", &format!("-i {interface}"));
+    let count = |rules: &str, at: &str, port, process: &str, id: &str| {
+        find(&host(rules, listening(at, port, process)), id).len()
+    };
+    for (port, process, id) in [("22", "sshd", "F23"), ("8080", "nginx", "F21")] {
+        let number = port.parse().expect("a port");
+        assert_eq!(count(&on("eth0", port), "192.0.2.1", number, process, id), 1);
+        assert_eq!(count(&on("eth0", port), "0.0.0.0", number, process, id), 1);
+        assert_eq!(count(&on("eth0", port), "172.17.0.1", number, process, id), 0);
+    }
+}
+
+#[test]
+fn a_redirect_without_a_listener_is_found() {
     let to = |target: &str| nat(&format!("-A PREROUTING -p tcp -m tcp --dport 80 -j {target}"));
     let redirect = to("REDIRECT --to-ports 3128");
     let found = find(&host(&redirect, listening("0.0.0.0", 3129, "squid")), "F10");
@@ -88,7 +102,7 @@ fn a_redirect_to_where_nothing_listens_is_found() {
 }
 
 #[test]
-fn protocols_that_name_ports_need_a_helper() {
+fn ftp_and_sip_need_a_helper() {
     let found = find(&dump(&takes("21")), "F41");
     assert_eq!((found.len(), found[0].severity, found[0].confidence), (1, Severity::Info, Confidence::Likely));
     assert!(found[0].message.contains("the helper `ftp`"));

@@ -118,7 +118,7 @@ impl Part {
 }
 
 fn whole(region: &mut Region, field: Field, kind: Kind, operator: &str, value: &Json<'_>) -> Option<()> {
-    let flags = matches!(kind, Kind::Mark | Kind::Status | Kind::State);
+    let flags = matches!(kind, Kind::Mark | Kind::Label | Kind::Status | Kind::State);
     let ordered = matches!(kind, Kind::Address(_) | Kind::Port | Kind::Protocol | Kind::Mark | Kind::Status);
     let constant = || kind.constant(value);
     let set = match operator {
@@ -269,6 +269,7 @@ fn ct(ct: &Json<'_>, table: TableFamily, of: &mut Region) -> What {
         (None, "state") => What::Whole(Field::State, Kind::State),
         (None, "status") => What::Whole(Field::Status, Kind::Status),
         (None, "mark") => What::Whole(Field::ConnectionMark, Kind::Mark),
+        (None, "label") => What::Whole(Field::Label, Kind::Label),
         (None, "direction") => What::Whole(Field::Direction, Kind::Direction),
         (Some("original"), "proto-dst") => What::Whole(Field::OriginalPort, Kind::Port),
         (Some("original"), "daddr") => match family {

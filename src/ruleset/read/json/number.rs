@@ -1,6 +1,6 @@
 //! Constants of expressions as numbers: addresses, ports, protocols, marks, states.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -24,6 +24,8 @@ pub enum Kind {
     Index,
     /// Marks.
     Mark,
+    /// Connection labels: label 0 is the lowest bit of the highest byte.
+    Label,
     /// States of connections, bits of which a connection has one.
     State,
     /// Statuses of connections, bits.
@@ -124,7 +126,7 @@ impl Kind {
     /// All bits of a number.
     fn most(self) -> u128 {
         match self {
-            Self::Address(Family::Ipv6) => u128::MAX,
+            Self::Address(Family::Ipv6) | Self::Label => u128::MAX,
             Self::Address(Family::Ipv4) | Self::Mark | Self::State | Self::Status => 0xffff_ffff,
             Self::Port => 0xffff,
             _ => 0xff,
@@ -154,7 +156,7 @@ impl Kind {
     }
 
     fn flags(self, list: &[Json<'_>]) -> Option<u128> {
-        let are_flags = matches!(self, Self::Mark | Self::State | Self::Status);
+        let are_flags = matches!(self, Self::Mark | Self::Label | Self::State | Self::Status);
         (are_flags && !list.is_empty())
             .then(|| list.iter().try_fold(0, |all, one| Some(all | self.constant(one)?)))
             .flatten()
@@ -174,6 +176,7 @@ impl Kind {
                 _ => None,
             },
             Self::Direction => (number <= 1).then_some(number),
+            Self::Label => (number < 128).then(|| 1 << (120 - number / 8 * 8 + number % 8)),
             _ => (number <= self.most()).then_some(number),
         }
     }
@@ -185,6 +188,8 @@ impl Kind {
                 let address: IpAddr = text.parse().ok()?;
                 (Family::of_address(address) == family).then(|| set::number_of(address))
             }
+            // nft(8) prints the 128 bits of an element as an IPv6 address.
+            Self::Label => text.parse::<Ipv6Addr>().ok().map(u128::from),
             Self::Protocol => named(&PROTOCOLS),
             Self::State => STATES.iter().find(|(name, _)| *name == text).map(|(_, state)| 1 << state.number()),
             Self::Status => named(&STATUSES),

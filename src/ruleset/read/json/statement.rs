@@ -4,6 +4,7 @@ use super::key;
 use super::lookup;
 use super::lower::Lower;
 use super::nat;
+use super::number::Kind;
 use super::object::to_chain;
 use super::value::Json;
 use crate::model::{Counter, Family};
@@ -200,7 +201,8 @@ fn sets<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json<'a>) {
         },
         Some(("ct", ct)) => match ct.text_of("key") {
             Some("mark") => Field::ConnectionMark,
-            Some("label" | "event" | "secmark") => return,
+            Some("label") => return adds_labels(lower, value),
+            Some("event" | "secmark") => return,
             _ => return lower.act(&Action::Unknown(statement.words())),
         },
         Some(("tcp option", _)) => return,
@@ -219,6 +221,26 @@ fn sets<'a>(lower: &mut Lower<'_, 'a>, statement: &Json<'a>, of: &Json<'a>) {
             for draft in found {
                 let ((), value) = draft.note;
                 lower.act_one(draft, mark(field, value).unwrap_or_else(|| Action::Unknown(statement.words())));
+            }
+        }
+    }
+}
+
+/// `ct label set`: adds labels to the connection (`nf_connlabels_replace` in `nft_ct_set_eval`).
+fn adds_labels<'a>(lower: &mut Lower<'_, 'a>, value: &Json<'a>) {
+    let drafts = std::mem::take(&mut lower.live);
+    match lower.values(drafts, value) {
+        Err(drafts) => {
+            lower.live = drafts;
+            lower.act(&Action::MarkUnknown { field: Field::Label });
+        }
+        Ok(found) => {
+            for draft in found {
+                let ((), value) = draft.note;
+                let unknown = Action::MarkUnknown { field: Field::Label };
+                let labels = Kind::Label.constant(value);
+                let action = labels.map(|labels| Action::Mark { field: Field::Label, mask: labels, value: labels });
+                lower.act_one(draft, action.unwrap_or(unknown));
             }
         }
     }

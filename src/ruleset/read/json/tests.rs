@@ -113,6 +113,35 @@ fn what_was_done_before_something_is_asked_is_done() {
 }
 
 #[test]
+fn connection_labels_are_bits() {
+    let label = r#"{"ct": {"key": "label"}}"#;
+    let bit = |number: u32| 1_u128 << (120 - number / 8 * 8 + number % 8);
+    assert_eq!((bit(0), bit(120), bit(127)), (1 << 120, 1, 1 << 7), "label 0 is in the first of 16 bytes");
+    let has = |statement: &str, labels: u128| {
+        cases_of(statement)[0].region.has(&Packet::new(Family::Ipv4).with(Field::Label, labels))
+    };
+    let one = matching(label, "in", "120");
+    assert_eq!((has(&one, bit(120) | bit(3)), has(&one, bit(3))), (Truth::Yes, Truth::No));
+    let none = matching(label, "!", "7");
+    assert_eq!((has(&none, bit(7)), has(&none, 0)), (Truth::No, Truth::Yes));
+    // `ct label & (121 | 119 | 117) == 121`
+    let masked = matching(&format!(r#"{{"&": [{label}, {{"|": [{{"|": [121, 119]}}, 117]}}]}}"#), "==", "121");
+    assert_eq!((has(&masked, bit(121) | bit(1)), has(&masked, bit(121) | bit(119))), (Truth::Yes, Truth::No));
+    let address = matching(&format!(r#"{{"&": [{label}, {{"|": [120, 121]}}]}}"#), "==", r#""::2""#);
+    assert_eq!((has(&address, bit(121)), has(&address, bit(120))), (Truth::Yes, Truth::No));
+    let sets =
+        |value: &str| cases_of(&format!(r#"{{"mangle": {{"key": {label}, "value": {value}}}}}"#))[0].actions.to_vec();
+    let adds = |labels| vec![Action::Mark { field: Field::Label, mask: labels, value: labels }];
+    assert_eq!(sets("121"), adds(bit(121)));
+    assert_eq!(sets(r#"{"|": [120, 121]}"#), adds(bit(120) | bit(121)));
+    assert_eq!(sets(r#""::3""#), adds(bit(120) | bit(121)));
+    for unknown in ["128", r#""name""#, r#"{"ct": {"key": "mark"}}"#] {
+        assert_eq!(sets(unknown), [Action::MarkUnknown { field: Field::Label }], "{unknown}");
+        assert_eq!(has(&matching(label, "in", unknown), 0), Truth::Maybe, "{unknown}");
+    }
+}
+
+#[test]
 fn maps_are_as_many_cases_as_they_have_elements() {
     let map = r#", {"map": {"family": "inet", "table": "t", "name": "m", "type": ["ipv4_addr", "inet_service"],
         "map": "ipv4_addr . inet_service", "elem": [
