@@ -2,13 +2,14 @@
 //!
 //! Be aware: it does not tell everything. A dump of iptables-nft leaves out what nft(8) made, and where it says so that is a gap.
 
-mod matches;
 mod targets;
 
 use std::collections::HashSet;
 
-use super::super::region::Region;
+use super::super::region::{Condition, Region};
 use super::super::table::{Action, Base, Case, Gap, Rule, Ruleset, Table, TableFamily, Tool, base_of_iptables};
+use super::xt::lower;
+use crate::iptables::matching::{self, LabelNames, Match};
 use crate::iptables::quoting::{self, Words};
 use crate::iptables::save::{counter_of, logical_lines};
 use crate::model::error::printable;
@@ -52,9 +53,16 @@ pub fn is_one(text: &str) -> bool {
 /// # Errors
 /// [`SaveError`], with the line.
 pub fn parse(text: &str, family: Option<Family>) -> Result<Ruleset, SaveError> {
+    parse_with(text, family, &LabelNames::default())
+}
+
+/// Reads a dump of this host. `labels` are the names of connlabel.conf, which iptables-save prints instead of numbers.
+///
+/// # Errors
+/// [`SaveError`], with the line.
+pub fn parse_with(text: &str, family: Option<Family>, labels: &LabelNames) -> Result<Ruleset, SaveError> {
     let rules = Ruleset { saved: true, ..Ruleset::default() };
-    let mut reader = Reader { rules, said: None, tool: Tool::Iptables, table: None };
-    reader.said = family;
+    let mut reader = Reader { rules, said: family, tool: Tool::Iptables, table: None, labels };
     for (line, words) in logical_lines(text) {
         reader.line(line, words.trim_end_matches([' ', '\r']), text)?;
     }
@@ -65,21 +73,23 @@ pub fn parse(text: &str, family: Option<Family>) -> Result<Ruleset, SaveError> {
 }
 
 /// A table that is being read.
-struct Open {
+struct Open<'a> {
     table: Table,
     family: Family,
     declared: HashSet<String>,
+    labels: &'a LabelNames,
 }
 
-struct Reader {
+struct Reader<'a> {
     rules: Ruleset,
     /// The family that the dump, or the caller, says.
     said: Option<Family>,
     tool: Tool,
-    table: Option<Open>,
+    table: Option<Open<'a>>,
+    labels: &'a LabelNames,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn line(&mut self, line: usize, words: &str, text: &str) -> Result<(), SaveError> {
         let error = |why| SaveError::Line { line, text: words.chars().take(120).collect(), why };
         if words.is_empty() {
@@ -95,7 +105,7 @@ impl Reader {
             }
             let family = self.said.unwrap_or_else(|| guess(text));
             let table = Table::new(TableFamily::from(family), name, self.tool);
-            self.table = Some(Open { table, family, declared: HashSet::new() });
+            self.table = Some(Open { table, family, declared: HashSet::new(), labels: self.labels });
             return Ok(());
         }
         let Some(open) = &mut self.table else { return Err(error("no table has begun")) };
@@ -109,8 +119,7 @@ impl Reader {
             let (counter, rest) = counted(words).ok_or_else(|| error("counters are `[PACKETS:BYTES]`"))?;
             let rest = rest.strip_prefix("-A ").ok_or_else(|| error("a rule begins with `-A`"))?;
             let (chain, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-            let split = quoting::split(rest).ok_or_else(|| error("a quote is not closed"))?;
-            let mut rule = open.rule(&split).map_err(error)?;
+            let mut rule = open.rule(rest);
             rule.counter = counter;
             rule.line = Some(line);
             rule.words = Some(format!("-A {chain} {rest}").trim_end().into());
@@ -140,7 +149,7 @@ impl Reader {
     }
 }
 
-impl Open {
+impl Open<'_> {
     /// Reads `PREROUTING ACCEPT [12:345]`.
     fn declare(&mut self, text: &str) -> Option<()> {
         let mut parts = text.split(' ');
@@ -153,28 +162,36 @@ impl Open {
         Some(())
     }
 
-    fn rule(&self, split: &[String]) -> Result<Rule, &'static str> {
-        let mut reading = matches::Reading::new(self.family);
-        let mut words = Words::new(split);
-        let mut rule = Rule::default();
-        let mut actions = Vec::new();
-        while let Some(word) = words.next() {
-            match word {
-                "-j" | "--jump" | "-g" | "--goto" => {
-                    let name = words.next().ok_or("a target has a name")?;
-                    let goes = word.ends_with("goto") || word == "-g";
-                    let is_chain = |name: &str| self.declared.contains(name);
-                    actions = targets::read(name, goes, is_chain, &mut words, self.family)?;
-                    break;
-                }
-                _ => reading.word(word, &mut words)?,
-            }
+    /// Reads a rule. A rule that is not understood becomes one that may match every packet and do anything.
+    fn rule(&self, text: &str) -> Rule {
+        self.understood(text).unwrap_or_else(|| {
+            let mut region = Region::all();
+            region.add_condition(Condition::Unknown(text.into()));
+            let cases = vec![Case { region, actions: [Action::Unknown(text.into())].into() }];
+            Rule { cases, ..Rule::default() }
+        })
+    }
+
+    fn understood(&self, text: &str) -> Option<Rule> {
+        let split = quoting::split(text)?;
+        let mut words = Words::new(&split);
+        let parsed = matching::parse(&mut words, self.family, self.labels)?;
+        let mut actions = lower::actions(&parsed.matches);
+        if let Some(goto) = parsed.goto {
+            let name = words.next()?;
+            let options = words.rest();
+            let is_chain = |name: &str| self.declared.contains(name);
+            let done = targets::read(name, goto, is_chain, &mut words, self.family);
+            actions.extend(done.unwrap_or_else(|_| vec![Action::Unknown(format!("-j {name} {options}").into())]));
         }
-        let (regions, comment): (Vec<Region>, Option<String>) = reading.end()?;
-        rule.comment = comment.map(String::into_boxed_str);
+        let comment = parsed.matches.iter().find_map(|found| match found {
+            Match::Comment(text) => Some(Box::from(&**text)),
+            _ => None,
+        });
         let actions: Box<[Action]> = actions.into();
-        rule.cases = regions.into_iter().map(|region| Case { region, actions: actions.clone() }).collect();
-        Ok(rule)
+        let regions = lower::regions(&parsed.matches, Some(self.family)).into_iter();
+        let cases = regions.map(|region| Case { region, actions: actions.clone() }).collect();
+        Some(Rule { cases, comment, ..Rule::default() })
     }
 }
 
@@ -280,7 +297,7 @@ COMMIT
             ("-p udp -m multiport --dports 53,5000:5010", "udp dport { 53, 5000-5010 }"),
             ("-m addrtype ! --dst-type LOCAL", "fib daddr type != local"),
             ("-m conntrack --ctstate NEW,UNTRACKED", "ct state { new, untracked }"),
-            ("-m state ! --state NEW", "ct state != new"),
+            ("-m state ! --state NEW", "ct state { invalid, established, related, untracked }"),
             ("-m conntrack --ctstate DNAT", "ct status & 0x20 == 0x20"),
             ("-m conntrack ! --ctstate DNAT", "ct status & 0x20 == 0x0"),
             ("-m conntrack --ctstate SNAT,DNAT", "ct status & 0x30 != 0x0"),
@@ -307,6 +324,25 @@ COMMIT
             ("-m limit --limit 1/s -m comment --comment \"-j ACCEPT\"", "[-m limit --limit 1/s]"),
             ("-p all", ""),
             ("-p 47", "meta l4proto gre"),
+            ("-p vrrp", "meta l4proto 112"),
+            ("! -p ospf", "meta l4proto != 89"),
+            ("-p tomorrow", "[-p tomorrow]"),
+            ("-p tcp --dport x", "meta l4proto tcp [-m tcp --dport x]"),
+            ("-d 1.2.3", "[-d 1.2.3]"),
+            ("-d fd00::1", "[-d fd00::1]"),
+            ("--dport", "[--dport]"),
+            ("-p tcp --syn", "meta l4proto tcp tcp flags & 0x17 == 0x2"),
+            ("-p tcp -m tcp ! --tcp-flags SYN,ACK SYN", "meta l4proto tcp tcp flags & 0x12 != 0x2"),
+            ("-p tcp -m tcp --tcp-flags SYN SYN --dport 80", "tcp dport 80 tcp flags & 0x2 == 0x2"),
+            ("-p tcp -m rpfilter --dport 80", "tcp dport 80 [-m rpfilter]"),
+            ("-p icmp -m icmp --icmp-type 8", "meta l4proto icmp [-m icmp --icmp-type 8]"),
+            ("-m addrtype --dst-type LOCAL --limit-iface-in", "[-m addrtype --dst-type LOCAL --limit-iface-in]"),
+            ("-m connlabel ! --label 0", "ct label & 0x1000000000000000000000000000000 == 0x0"),
+            ("-m connlabel --label web", "[-m connlabel --label web]"),
+            (
+                "-m conntrack --ctstate INVALID --ctdir ORIGINAL",
+                "ct state invalid [-m conntrack, of a packet without a connection]",
+            ),
         ] {
             assert_eq!(rule(Family::Ipv4, words).map(|(region, _)| region), Ok(region.to_owned()), "{words}");
         }
@@ -328,7 +364,15 @@ COMMIT
             (Family::Ipv4, "-j REDIRECT", "redirect"),
             (Family::Ipv4, "-j NETMAP --to 10.1.0.0/16", "netmap to 10.1.0.0/16"),
             (Family::Ipv4, "-j MARK --set-xmark 0x2000/0x2000", "meta mark set meta mark & 0xffffdfff ^ 0x2000"),
-            (Family::Ipv4, "-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", "meta mark set ct mark"),
+            (
+                Family::Ipv4,
+                "-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+                "meta mark set ct mark",
+            ),
+            (Family::Ipv4, "-j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff", "ct mark set [unknown]"),
+            (Family::Ipv4, "-j SET --map-set a src --map-mark", "meta mark set [unknown]"),
+            (Family::Ipv4, "-j DNAT --to-destination [::1]:80", "[-j DNAT --to-destination [::1]:80]"),
+            (Family::Ipv4, "-m connlabel --label 9 --set", "ct label set 0x20000000000000000000000000000"),
             (Family::Ipv4, "-j CT --notrack", "notrack"),
             (Family::Ipv4, "-j TOMORROW --now", "[-j TOMORROW --now]"),
             (Family::Ipv4, "-g PREROUTING", "goto PREROUTING"),
@@ -342,13 +386,19 @@ COMMIT
     }
 
     #[test]
-    fn what_is_no_dump_is_an_error_with_its_line() {
-        for words in
-            ["--dport", "-p tcp --dport x", "-d 1.2.3", "-d fd00::1", "-j DNAT --to-destination [::1]:80", "!", "-j"]
-        {
-            let error = rule(Family::Ipv4, words).expect_err(words).to_string();
-            assert!(error.starts_with("line 3: `"), "{error}");
+    fn a_rule_that_is_not_understood_costs_only_itself() {
+        for words in ["!", "-j", "! -j ACCEPT", "! ! -s 10.0.0.1", "-m", "-m comment --comment \"open"] {
+            let text = format!("*nat\n:PREROUTING ACCEPT\n-A PREROUTING -j LOG\n-A PREROUTING {words}\nCOMMIT\n");
+            let rules = parse(&text, None).map(|rules| rules.tables).expect(words);
+            let rules = &rules[0].chains.named("PREROUTING").expect("there").rules;
+            assert_eq!(rules.len(), 2, "{words}");
+            let case = &rules[1].cases[0];
+            assert!(!case.region.is_known() && matches!(*case.actions, [Action::Unknown(_)]), "{words}");
         }
+    }
+
+    #[test]
+    fn what_is_no_dump_is_an_error_with_its_line() {
         for text in
             ["x", "*nat\n:A\nCOMMIT", "*nat\n-A B -j ACCEPT\nCOMMIT", "*nat\n[1:x] -A B\nCOMMIT", "*nat\n*nat\nCOMMIT"]
         {

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::matches::{mark, network};
+use ipnetwork::IpNetwork;
+
+use crate::iptables::matching;
 use crate::iptables::quoting::Words;
 use crate::model::Family;
 use crate::ruleset::region::Field;
@@ -80,6 +82,9 @@ pub(super) fn read(
         "MARK" => return marks(Field::Mark, words),
         "CONNMARK" => return marks(Field::ConnectionMark, words),
         "NOTRACK" => Action::Untracked,
+        "HMARK" => Action::MarkUnknown { field: Field::Mark },
+        // The entry of a set can contain a mark.
+        "SET" if words.any("--map-set") => Action::MarkUnknown { field: Field::Mark },
         "CT" => return Ok(tracking(words)),
         "TPROXY" => Action::Proxy,
         chain if is_chain(chain) => Action::Jump(chain.into()),
@@ -132,6 +137,21 @@ fn span(text: &str) -> Option<(u16, u16)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
+fn mark(text: &str) -> Option<(u128, u128)> {
+    matching::mark(text).map(|(value, mask)| (value.into(), mask.into()))
+}
+
+/// Reads an address or a network of a family.
+fn network(text: &str, family: Family) -> Option<IpNetwork> {
+    let network: IpNetwork = match text.split_once('/') {
+        Some((address, mask)) if mask.contains(['.', ':']) => {
+            IpNetwork::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok()?
+        }
+        _ => text.parse().ok()?,
+    };
+    (Family::of_network(network) == family).then_some(network)
+}
+
 /// The network of the address is rewritten; of the source or of the destination, that depends on the hook.
 fn netmap(text: &str, family: Family) -> Option<Action> {
     let network = network(text, family)?;
@@ -156,10 +176,20 @@ fn marks(field: Field, words: &mut Words<'_>) -> Result<Vec<Action>, &'static st
         "--or-mark" => words.next().and_then(mark).map(|(value, _)| set(value, value)).ok_or(wrong)?,
         "--and-mark" => words.next().and_then(mark).map(|(value, _)| set(all & !value, 0)).ok_or(wrong)?,
         "--xor-mark" => words.next().and_then(mark).map(|(value, _)| set(0, value)).ok_or(wrong)?,
-        "--save-mark" => vec![Action::CopyMark { to: Field::ConnectionMark }],
-        "--restore-mark" => vec![Action::CopyMark { to: Field::Mark }],
+        "--save-mark" => vec![copy(Field::ConnectionMark, words)],
+        "--restore-mark" => vec![copy(Field::Mark, words)],
         _ => return Err("what is done to the mark is not known"),
     })
+}
+
+/// Copies a mark. With a mask the mark keeps other bits.
+fn copy(to: Field, words: &mut Words<'_>) -> Action {
+    let mut whole = true;
+    while let Some(word) = words.next() {
+        let all = words.next().and_then(mark).is_some_and(|(mask, _)| mask == u32::MAX.into());
+        whole &= matches!(word, "--mask" | "--nfmask" | "--ctmask") && all;
+    }
+    if whole { Action::CopyMark { to } } else { Action::MarkUnknown { field: to } }
 }
 
 /// `-j CT`: only `--notrack` decides anything here; a zone of its own makes connections others than they seem.

@@ -1,10 +1,9 @@
 //! Targets. The names and numbers are those of include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
 
-use super::Info;
+use crate::iptables::structure::Structure;
 use crate::model::Family;
 use crate::ruleset::read::nft::with_prefix;
 use crate::ruleset::region::Field;
-use crate::ruleset::set::address_of;
 use crate::ruleset::table::{Action, Rewrite};
 
 /// What a target does.
@@ -16,7 +15,7 @@ pub(super) enum Done {
 }
 
 /// Reads a target; `None` where it is not understood.
-pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Done> {
+pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Option<Family>) -> Option<Done> {
     let action = match (name, revision) {
         ("DNAT", 0..=2) => Action::Dnat(rewrite(revision, info, family?)?),
         ("SNAT", 0..=2) => Action::Snat(rewrite(revision, info, family?)?),
@@ -33,18 +32,21 @@ pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Fam
         ("CONNMARK", 1 | 2) => connmark(revision, info)?,
         ("CT", 0..=2) => {
             const NOTRACK: u16 = 1;
-            if info.short(0)? & NOTRACK == 0 {
-                return Some(Done::Nothing);
+            const ZONE: u16 = 4 | 8 | 16;
+            match (info.short(0)?, info.short(2)?) {
+                (flags, _) if flags & NOTRACK > 0 => Action::Untracked,
+                // Connections of another zone are not those of the simulation.
+                (flags, zone) if flags & ZONE > 0 || zone > 0 => return None,
+                _ => return Some(Done::Nothing),
             }
-            Action::Untracked
         }
         ("NOTRACK", _) => Action::Untracked,
         ("TPROXY", _) => Action::Proxy,
         ("REJECT", _) => Action::Reject,
         ("NFQUEUE" | "QUEUE", _) => Action::Queue,
         ("HMARK", _) => Action::MarkUnknown { field: Field::Mark },
-        // It may take a mark from a set.
-        ("SET", 3..) => Action::MarkUnknown { field: Field::Mark },
+        // `map_set` is the third set. Without one its number is `IPSET_INVALID_ID`. The entry can contain a mark.
+        ("SET", 3..) if info.short(8)? != u16::MAX => Action::MarkUnknown { field: Field::Mark },
         (
             "LOG" | "NFLOG" | "ULOG" | "TRACE" | "TEE" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "ECN" | "TCPMSS"
             | "TCPOPTSTRIP" | "AUDIT" | "CHECKSUM" | "SECMARK" | "CONNSECMARK" | "SET" | "IDLETIMER" | "LED"
@@ -62,7 +64,7 @@ fn of_family(family: Family) -> u32 {
 }
 
 /// `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range`, `nf_nat_range2`.
-fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
+fn rewrite(revision: u32, info: Structure<'_>, family: Family) -> Option<Rewrite> {
     const ADDRESSES: u32 = 1;
     const PORTS: u32 = 1 << 1;
     const OFFSET: u32 = 1 << 5;
@@ -74,7 +76,7 @@ fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
     };
     let mut rewrite = Rewrite::default();
     if flags & ADDRESSES > 0 {
-        let address = |at| address_of(info.address(at, family)?, family);
+        let address = |at| info.address(at, family);
         rewrite.addresses = Some((address(addresses.0)?, address(addresses.1)?));
     }
     if flags & PORTS > 0 {
@@ -92,7 +94,7 @@ fn mark(field: Field, mask: u32, value: u32) -> Action {
 }
 
 /// `struct xt_connmark_tginfo1` and `2`.
-fn connmark(revision: u32, info: Info<'_>) -> Option<Action> {
+fn connmark(revision: u32, info: Structure<'_>) -> Option<Action> {
     const SET: u8 = 0;
     const SAVE: u8 = 1;
     const RESTORE: u8 = 2;
