@@ -184,7 +184,7 @@ impl Open<'_> {
             let done = targets::read(name, goto, is_chain, &mut words, self.family);
             actions.extend(done.unwrap_or_else(|_| vec![Action::Unknown(format!("-j {name} {options}").into())]));
         }
-        let comment = parsed.matches.iter().find_map(|found| match found {
+        let comment = parsed.matches.iter().rev().find_map(|found| match found {
             Match::Comment(text) => Some(Box::from(&**text)),
             _ => None,
         });
