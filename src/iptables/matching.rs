@@ -4,6 +4,8 @@
 //! stores it. Both give the same values for the same match.
 
 mod decode;
+#[cfg(test)]
+mod encode;
 mod parse;
 mod write;
 
@@ -17,9 +19,9 @@ pub(crate) use parse::{mark, parse};
 /// The side of a packet that a match compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// The source.
+    /// Only the source.
     Source,
-    /// The destination.
+    /// Only the destination.
     Destination,
     /// The source or the destination (`-m multiport --ports`).
     Either,
@@ -58,20 +60,20 @@ impl States {
 /// An address and the bits of it that a match compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MaskedAddress {
-    /// The address.
+    /// The address. Bits outside the mask are ignored.
     pub address: IpAddr,
-    /// The mask. All bits of one family.
+    /// The mask, as an address of the same family.
     pub mask: IpAddr,
 }
 
-/// A match of iptables(8) or iptables-extensions(8). In each variant `not` is true if the match is negated with `!`.
+/// A match of iptables(8) or iptables-extensions(8).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
     /// `-s`, `-d`: the packet has an address in one of these networks.
     Address {
         /// True for the source, false for the destination.
         source: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The networks. iptables-save prints one.
         networks: Box<[MaskedAddress]>,
@@ -80,14 +82,14 @@ pub enum Match {
     Interface {
         /// True for the ingress interface, false for the egress interface.
         input: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The name. A `+` at the end matches every ending.
         name: Box<str>,
     },
     /// `-p`: the packet has this transport protocol.
     Protocol {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The number of the protocol.
         number: u8,
@@ -98,23 +100,23 @@ pub enum Match {
         protocol: u8,
         /// True for the source, false for the destination.
         source: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The first and last port.
         ports: (u16, u16),
     },
-    /// `-m multiport`.
+    /// `-m multiport`: the packet has one of these ports.
     Multiport {
         /// The side of the packet.
         side: Side,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The first and last port of each range.
         ranges: Box<[(u16, u16)]>,
     },
     /// `-m tcp --tcp-flags`: the flags under the mask are exactly these.
     TcpFlags {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The flags that are compared.
         mask: u8,
@@ -125,40 +127,40 @@ pub enum Match {
     AddressType {
         /// True for the source, false for the destination.
         source: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The types, one bit for each `RTN_…` of include/uapi/linux/rtnetlink.h.
         kinds: u16,
     },
     /// `-m conntrack --ctstate`, `-m state`: the connection is in one of these states.
     State {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
-        /// The states.
+        /// The states, of which one is enough.
         states: States,
     },
     /// `-m conntrack --ctorigdst`: the destination of the connection's first packet.
     OriginalDestination {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
-        /// The network.
+        /// The network of the address.
         network: MaskedAddress,
     },
     /// `-m conntrack --ctorigdstport`: the destination port of the connection's first packet.
     OriginalPort {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// The first and last port.
         ports: (u16, u16),
     },
     /// `-m conntrack --ctstatus`: the status of the connection has one of these bits.
     Status {
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
         /// `IPS_…` of include/uapi/linux/netfilter/nf_conntrack_common.h.
         bits: u16,
     },
-    /// `-m conntrack --ctdir`.
+    /// `-m conntrack --ctdir`: the packet has this direction.
     Direction {
         /// True for packets in the direction of the answers.
         reply: bool,
@@ -167,9 +169,9 @@ pub enum Match {
     Mark {
         /// True for the mark of the connection, false for the mark of the packet.
         connection: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
-        /// The value.
+        /// The value of the compared bits.
         value: u32,
         /// The bits that are compared.
         mask: u32,
@@ -178,18 +180,18 @@ pub enum Match {
     Range {
         /// True for the source, false for the destination.
         source: bool,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
-        /// The lowest address.
+        /// The lowest address of the range.
         first: IpAddr,
-        /// The highest address.
+        /// The highest address of the range.
         last: IpAddr,
     },
     /// `-m connlabel`: the connection has a label.
     Label {
         /// The number of the label.
         bit: u8,
-        /// Negated.
+        /// True if the match is negated with `!`.
         not: bool,
     },
     /// `-m connlabel --set`: always matches, and sets a label of the connection.

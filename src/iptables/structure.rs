@@ -33,7 +33,7 @@ impl<'a> Structure<'a> {
         self.bytes(at).map(u32::from_ne_bytes)
     }
 
-    /// Returns a `union nf_inet_addr`.
+    /// Returns the address of a `union nf_inet_addr`.
     pub(crate) fn address(self, at: usize, family: Family) -> Option<IpAddr> {
         match family {
             Family::Ipv4 => self.bytes::<4>(at).map(|bytes| Ipv4Addr::from(bytes).into()),

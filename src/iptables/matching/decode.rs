@@ -57,7 +57,7 @@ fn decode(name: &str, revision: u32, info: Structure<'_>, family: Option<Family>
 fn set(info: Structure<'_>, ipset: impl FnOnce(u16) -> Option<String>) -> Option<String> {
     /// `IPSET_INV_MATCH` in include/uapi/linux/netfilter/ipset/ip_set.h.
     const INVERTED: u8 = 1;
-    /// `IPSET_DIM_MAX` there.
+    /// `IPSET_DIM_MAX` in the same file.
     const MOST: u8 = 6;
     let (number, dimensions, flags) = (info.short(0)?, info.byte(2)?, info.byte(3)?);
     let not = if flags & INVERTED > 0 { "! " } else { "" };
@@ -79,7 +79,7 @@ fn sides(protocol: u8, info: Structure<'_>, not: u8, places: [usize; 2]) -> Opti
     Some(found)
 }
 
-/// Reads `struct xt_tcp`.
+/// Reads the ports, flags and option of `struct xt_tcp`.
 fn tcp(info: Structure<'_>) -> Option<Vec<Match>> {
     const NOT_FLAGS: u8 = 4;
     const NOT_OPTION: u8 = 8;
@@ -111,7 +111,7 @@ fn flagged(protocol: u8, rest: &str, info: Structure<'_>, flags: u32, not: u32) 
     Some(found)
 }
 
-/// Reads `struct xt_multiport_v1`.
+/// Reads the ports of `struct xt_multiport_v1`.
 fn multiport(info: Structure<'_>) -> Option<Match> {
     const MOST: usize = 15;
     let count = usize::from(info.byte(1)?).min(MOST);
@@ -186,7 +186,7 @@ fn conntrack(revision: u32, info: Structure<'_>, family: Option<Family>) -> Opti
     Some(found)
 }
 
-/// Reads `struct xt_iprange_mtinfo`.
+/// Reads the ranges of `struct xt_iprange_mtinfo`.
 fn iprange(info: Structure<'_>, family: Family) -> Option<Vec<Match>> {
     let flags = info.byte(64)?;
     let mut found = Vec::new();
@@ -199,7 +199,7 @@ fn iprange(info: Structure<'_>, family: Family) -> Option<Vec<Match>> {
     Some(found)
 }
 
-/// Reads `struct xt_connlabel_mtinfo`.
+/// Reads the options of `struct xt_connlabel_mtinfo`.
 fn label(bit: u16, options: u16) -> Option<Match> {
     const NOT: u16 = 1;
     const SET: u16 = 2;

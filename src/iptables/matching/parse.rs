@@ -10,7 +10,7 @@ use crate::model::Family;
 /// The matches of a rule in their order, up to its target.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Parsed {
-    /// The matches.
+    /// The matches in the order of the text.
     pub(crate) matches: Vec<Match>,
     /// The word before the target: true for `-g`, false for `-j`. `None` if the rule has no target.
     pub(crate) goto: Option<bool>,
@@ -26,7 +26,7 @@ pub(crate) fn parse(words: &mut Words<'_>, family: Family, names: &LabelNames) -
         match word {
             word if not && (word == "!" || STOPS.contains(&word)) => return None,
             "!" => not = true,
-            // Counters.
+            // The counters of `iptables -S -v`.
             "-c" | "--set-counters" if !not => {
                 words.next()?;
                 words.next()?;

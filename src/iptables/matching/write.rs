@@ -102,43 +102,47 @@ impl fmt::Display for MaskedAddress {
 }
 
 #[cfg(test)]
+use crate::model::Family;
+
+/// Matches as iptables-save prints them, but with `-m` before each option.
+#[cfg(test)]
+pub(super) const SAVED: &[(Family, &str)] = &[
+    (Family::Ipv4, "! -s 10.0.0.0/8 -d 10.0.0.0/255.0.255.0 -i eth+ ! -o lo -p tcp"),
+    (Family::Ipv6, "-s fd00::/64 ! -d fd00::/ffff::ffff -p 58"),
+    (Family::Ipv4, "-p tcp -m tcp ! --sport 1:79 -m tcp --dport 80 -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
+    (Family::Ipv4, "-p udp -m multiport ! --ports 80,443,5000:5010 -m multiport --sports 1 -m multiport --dports 2"),
+    (Family::Ipv4, "-m addrtype --src-type UNICAST,LOCAL -m addrtype ! --dst-type BROADCAST"),
+    (Family::Ipv4, "-m conntrack ! --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED,SNAT,DNAT"),
+    (Family::Ipv4, "-m conntrack --ctorigdst 10.0.0.0/8 -m conntrack ! --ctorigdstport 1:9"),
+    (
+        Family::Ipv4,
+        "-m conntrack --ctstatus EXPECTED,ASSURED -m conntrack ! --ctstatus NONE -m conntrack --ctdir REPLY",
+    ),
+    (Family::Ipv4, "-p sctp -m sctp --dport 9000 -m sctp ! --sport 1:9"),
+    (Family::Ipv6, "-p dccp -m dccp --dport 80 -m dccp ! --sport 9"),
+    (Family::Ipv6, "-p udp -m udp ! --dport 80 -m udp --sport 53"),
+    (Family::Ipv4, "-m mark ! --mark 0x1/0xff -m connmark --mark 0x7/0xffffffff"),
+    (Family::Ipv6, "-m iprange ! --dst-range fd00::1-fd00::9"),
+    (Family::Ipv4, "-m connlabel ! --label 127 -m connlabel --label 3 --set -m comment --comment \"-j \\\" x\""),
+    (Family::Ipv4, "-m set ! --match-set a src,dst -m rpfilter -m tcp --tcp-option 7"),
+];
+
+#[cfg(test)]
 mod tests {
     use super::super::{LabelNames, parse};
+    use super::SAVED;
     use crate::iptables::quoting::{Words, split};
-    use crate::model::Family;
 
     #[test]
     fn written_matches_read_the_same() {
-        for (family, text) in [
-            (Family::Ipv4, "! -s 10.0.0.0/8 -d 10.0.0.0/255.0.255.0 -i eth+ ! -o lo -p tcp"),
-            (Family::Ipv6, "-s fd00::/64 ! -d fd00::/ffff::ffff -p 58"),
-            (Family::Ipv4, "-p tcp -m tcp ! --sport 1:79 -m tcp --dport 80 -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"),
-            (
-                Family::Ipv4,
-                "-p udp -m multiport ! --ports 80,443,5000:5010 -m multiport --sports 1 -m multiport --dports 2",
-            ),
-            (Family::Ipv4, "-m addrtype --src-type UNICAST,LOCAL -m addrtype ! --dst-type BROADCAST"),
-            (Family::Ipv4, "-m conntrack ! --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED,SNAT,DNAT"),
-            (Family::Ipv4, "-m conntrack --ctorigdst 10.0.0.0/8 -m conntrack ! --ctorigdstport 1:9"),
-            (
-                Family::Ipv4,
-                "-m conntrack --ctstatus EXPECTED,ASSURED -m conntrack ! --ctstatus NONE -m conntrack --ctdir REPLY",
-            ),
-            (Family::Ipv4, "-m mark ! --mark 0x1/0xff -m connmark --mark 0x7/0xffffffff"),
-            (Family::Ipv6, "-m iprange ! --dst-range fd00::1-fd00::9"),
-            (
-                Family::Ipv4,
-                "-m connlabel ! --label 127 -m connlabel --label 3 --set -m comment --comment \"-j \\\" x\"",
-            ),
-            (Family::Ipv4, "-m set ! --match-set a src,dst -m rpfilter -m tcp --tcp-option 7"),
-        ] {
+        for (family, text) in SAVED {
             let read = |text: &str| {
                 let words = split(text).expect(text);
-                parse(&mut Words::new(&words), family, &LabelNames::default()).expect(text).matches
+                parse(&mut Words::new(&words), *family, &LabelNames::default()).expect(text).matches
             };
             let (matches, mut written) = (read(text), String::new());
             matches.iter().for_each(|found| found.write(&mut written).expect("a string"));
-            assert_eq!(written.trim(), text);
+            assert_eq!(written.trim(), *text);
             assert_eq!(read(&written), matches);
         }
     }

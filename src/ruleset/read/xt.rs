@@ -71,7 +71,7 @@ mod tests {
                 let info = vec![byte; length];
                 for family in [None, Some(Family::Ipv4), Some(Family::Ipv6)] {
                     for revision in 0..5 {
-                        for name in matches_of.iter().chain(&["iprange", "set", "icmp"]) {
+                        for name in matches_of.iter().chain(&["iprange", "set", "icmp", "connlabel", "comment"]) {
                             let _ = matches(name, revision, &info, family, |_| None);
                         }
                         for name in targets {

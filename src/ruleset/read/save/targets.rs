@@ -1,4 +1,4 @@
-//! What a rule of iptables(8) does.
+//! Reads the targets of iptables(8) rules from text.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::model::Family;
 use crate::ruleset::region::Field;
 use crate::ruleset::table::{Action, Rewrite};
 
-/// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).
+/// Targets that give no verdict and set no mark. Source: iptables-extensions(8).
 const HARMLESS: [&str; 22] = [
     "AUDIT",
     "CHECKSUM",
@@ -36,7 +36,7 @@ const HARMLESS: [&str; 22] = [
     "ACCOUNT",
 ];
 
-/// Reads a target's options and gives what it does.
+/// Reads the options of a target. Returns the actions of the target.
 pub(super) fn read(
     name: &str,
     goes: bool,
@@ -48,7 +48,7 @@ pub(super) fn read(
         return Ok(vec![Action::Goto(name.into())]);
     }
     let option = |words: &mut Words<'_>, wanted: &[&str]| {
-        // Options that only choose how ports are found may stand before or behind.
+        // Other options, for example `--random`, can stand before and after.
         let mut value = None;
         while let Some(word) = words.next() {
             if wanted.contains(&word) {
@@ -99,7 +99,7 @@ pub(super) fn read(
     }])
 }
 
-/// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`, of IPv6 with brackets where there are ports.
+/// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`. IPv6 addresses with a port have brackets.
 fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
     let (addresses, ports) = match (text.strip_prefix('['), family) {
         (Some(rest), Family::Ipv6) => {
@@ -115,7 +115,7 @@ fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
         "" => None,
         some => {
             let (first, last) = some.split_once('-').unwrap_or((some, some));
-            // Of IPv6 each end may have brackets of its own.
+            // In IPv6 each end can have its own brackets.
             let address = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().ok();
             Some(address(first).zip(address(last))?)
         }
@@ -152,7 +152,7 @@ fn network(text: &str, family: Family) -> Option<IpNetwork> {
     (Family::of_network(network) == family).then_some(network)
 }
 
-/// The network of the address is rewritten; of the source or of the destination, that depends on the hook.
+/// Reads the network of NETMAP. The hook decides between source and destination.
 fn netmap(text: &str, family: Family) -> Option<Action> {
     let network = network(text, family)?;
     let addresses = Some((network.network(), network.broadcast()));
@@ -192,7 +192,7 @@ fn copy(to: Field, words: &mut Words<'_>) -> Action {
     if whole { Action::CopyMark { to } } else { Action::MarkUnknown { field: to } }
 }
 
-/// `-j CT`: only `--notrack` decides anything here; a zone of its own makes connections others than they seem.
+/// Reads the options of `-j CT`. `--notrack` is understood. The connections of another zone are unknown.
 fn tracking(words: &mut Words<'_>) -> Vec<Action> {
     let mut text = "-j CT".to_owned();
     let (mut untracked, mut zone) = (false, false);

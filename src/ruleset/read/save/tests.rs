@@ -63,7 +63,7 @@ fn the_rules_of_docker_are_seen_as_they_work() {
     assert_eq!(jump.counter, Some(Counter { packets: 3, bytes: 180 }));
 }
 
-/// The one rule of a chain of table nat.
+/// Returns the region and the actions of a rule in table nat.
 fn rule(family: Family, words: &str) -> Result<(String, Vec<Action>), SaveError> {
     let text = format!("*nat\n:PREROUTING ACCEPT\n-A PREROUTING {words}\nCOMMIT\n");
     let rules = parse(&text, Some(family))?;
@@ -211,7 +211,7 @@ fn both_families_may_be_in_one_file() {
     );
 }
 
-/// A chain of `depth` chains, in which each jumps `times` to the next and the last rewrites the destination.
+/// Returns `depth` chains. Each chain jumps to the next chain `times` times, and the last chain has the rule `last`.
 fn deep(depth: usize, times: usize, last: &str) -> Ruleset {
     let (mut chains, mut rules) = (String::new(), "-A PREROUTING -j c1\n".to_owned());
     for number in 1..=depth {

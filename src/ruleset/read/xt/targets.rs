@@ -1,4 +1,6 @@
-//! Targets. The names and numbers are those of include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
+//! Reads the targets of x_tables from the structures of the kernel.
+//!
+//! Source: include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
 
 use crate::iptables::structure::Structure;
 use crate::model::Family;
@@ -6,15 +8,15 @@ use crate::ruleset::read::nft::with_prefix;
 use crate::ruleset::region::Field;
 use crate::ruleset::table::{Action, Rewrite};
 
-/// What a target does.
+/// The effect of a target.
 pub(super) enum Done {
-    /// This.
+    /// An action.
     Action(Action),
-    /// Nothing that decides anything.
+    /// No verdict and no mark, for example a log.
     Nothing,
 }
 
-/// Reads a target; `None` where it is not understood.
+/// Reads a target. Returns `None` if the target is not understood.
 pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Option<Family>) -> Option<Done> {
     let action = match (name, revision) {
         ("DNAT", 0..=2) => Action::Dnat(rewrite(revision, info, family?)?),
@@ -22,7 +24,7 @@ pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Optio
         ("MASQUERADE", 0) => Action::Masquerade(rewrite(of_family(family?), info, family?)?),
         ("REDIRECT", 0) => Action::Redirect(rewrite(of_family(family?), info, family?)?),
         ("NETMAP", 0) => {
-            // Of the source or of the destination: that depends on the hook.
+            // The hook decides between source and destination.
             Action::Netmap(with_prefix(rewrite(of_family(family?), info, family?)?, true)?)
         }
         ("MARK", 2) => {
@@ -58,18 +60,18 @@ pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Optio
     Some(Done::Action(action))
 }
 
-/// The revision of `SNAT` with the same structure as a target of NAT that is its own for each family.
+/// Returns the revision of `SNAT` with the structure of `MASQUERADE`, `REDIRECT` and `NETMAP` of a family.
 fn of_family(family: Family) -> u32 {
     if family == Family::Ipv4 { 0 } else { 1 }
 }
 
-/// `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range`, `nf_nat_range2`.
+/// Reads `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range` or `nf_nat_range2`.
 fn rewrite(revision: u32, info: Structure<'_>, family: Family) -> Option<Rewrite> {
     const ADDRESSES: u32 = 1;
     const PORTS: u32 = 1 << 1;
     const OFFSET: u32 = 1 << 5;
     let (flags, addresses, ports) = match (revision, family) {
-        // Behind how many ranges there are, which is one.
+        // The number of ranges comes first, and is 1.
         (0, Family::Ipv4) => (info.long(4)?, (8, 12), (16, 18)),
         (0, Family::Ipv6) => return None,
         _ => (info.long(0)?, (4, 20), (36, 38)),
@@ -88,12 +90,12 @@ fn rewrite(revision: u32, info: Structure<'_>, family: Family) -> Option<Rewrite
     Some(rewrite)
 }
 
-/// `mark = (mark & ~mask) ^ value`.
+/// Returns the action that sets `(mark & !mask) ^ value`.
 fn mark(field: Field, mask: u32, value: u32) -> Action {
     Action::Mark { field, mask: mask.into(), value: value.into() }
 }
 
-/// `struct xt_connmark_tginfo1` and `2`.
+/// Reads `struct xt_connmark_tginfo1` or `2`.
 fn connmark(revision: u32, info: Structure<'_>) -> Option<Action> {
     const SET: u8 = 0;
     const SAVE: u8 = 1;
