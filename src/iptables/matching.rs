@@ -1,20 +1,18 @@
 //! The matches of a rule: one type for portfwd's rules and the rules of other programs.
 //!
-//! [`parse`] reads the matches of a rule from text, [`Match::decode`] reads the structure of one extension as the kernel
+//! [`parse::matches`] reads the matches of a rule from text, [`Match::decode`] reads the structure of one extension as the kernel
 //! stores it. Both give the same values for the same match.
 
 mod decode;
 #[cfg(test)]
 mod encode;
-mod parse;
+pub(crate) mod parse;
 mod write;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::Family;
-
-pub(crate) use parse::{mark, parse};
 
 /// The side of a packet that a match compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -155,7 +155,7 @@ impl Rule {
     }
 
     fn read(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
-        let parsed = matching::parse(words, family, names)?;
+        let parsed = matching::parse::matches(words, family, names)?;
         let mut rule = Self::default();
         for found in parsed.matches {
             rule.take(found)?;

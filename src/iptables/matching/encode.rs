@@ -145,7 +145,7 @@ fn structures_and_text_give_the_same_match() {
     let mut encoded = 0;
     for (family, text) in SAVED {
         let words = split(text).expect(text);
-        let parsed = parse(&mut Words::new(&words), *family, &LabelNames::default()).expect(text);
+        let parsed = parse::matches(&mut Words::new(&words), *family, &LabelNames::default()).expect(text);
         for found in parsed.matches {
             let Some((name, revision, bytes)) = encode(&found) else { continue };
             let decoded = Match::decode(name, revision, &bytes, Some(*family), |_| None);

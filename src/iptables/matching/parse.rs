@@ -18,7 +18,7 @@ pub(crate) struct Parsed {
 
 /// Reads the matches of a rule. The next word is then the name of its target. A match that is not understood becomes
 /// [`Match::Unknown`]. Returns `None` if the words are not a rule.
-pub(crate) fn parse(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Parsed> {
+pub(crate) fn matches(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Parsed> {
     let mut parser = Parser { family, names, matches: Vec::new(), protocol: "", module: None };
     let mut not = false;
     let goto = loop {

@@ -138,7 +138,7 @@ mod tests {
         for (family, text) in SAVED {
             let read = |text: &str| {
                 let words = split(text).expect(text);
-                parse(&mut Words::new(&words), *family, &LabelNames::default()).expect(text).matches
+                parse::matches(&mut Words::new(&words), *family, &LabelNames::default()).expect(text).matches
             };
             let (matches, mut written) = (read(text), String::new());
             matches.iter().for_each(|found| found.write(&mut written).expect("a string"));

@@ -175,7 +175,7 @@ impl Open<'_> {
     fn understood(&self, text: &str) -> Option<Rule> {
         let split = quoting::split(text)?;
         let mut words = Words::new(&split);
-        let parsed = matching::parse(&mut words, self.family, self.labels)?;
+        let parsed = matching::parse::matches(&mut words, self.family, self.labels)?;
         let mut actions = lower::actions(&parsed.matches);
         if let Some(goto) = parsed.goto {
             let name = words.next()?;

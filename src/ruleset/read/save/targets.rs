@@ -138,7 +138,7 @@ fn span(text: &str) -> Option<(u16, u16)> {
 }
 
 fn mark(text: &str) -> Option<(u128, u128)> {
-    matching::mark(text).map(|(value, mask)| (value.into(), mask.into()))
+    matching::parse::mark(text).map(|(value, mask)| (value.into(), mask.into()))
 }
 
 /// Reads an address or a network of a family.
