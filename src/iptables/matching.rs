@@ -1,7 +1,7 @@
 //! The matches of a rule: one type for portfwd's rules and the rules of other programs.
 //!
-//! [`parse::matches`] reads the matches of a rule from text, [`Match::decode`] reads the structure of one extension as the kernel
-//! stores it. Both give the same values for the same match.
+//! [`parse::matches`] reads the matches of a rule from text. [`Match::decode`] reads the structure that the kernel stores for
+//! one extension. Both return the same values for the same match.
 
 mod decode;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ruleset::describe;
+use crate::ruleset::region::{Field, Truth};
 use crate::ruleset::table::Hook;
 use crate::ruleset::view::{Fate, View};
 
@@ -237,4 +238,24 @@ fn jumps_may_be_deeper_than_in_nf_tables() {
     let begun = std::time::Instant::now();
     way(&deep(60, 2, "-p tcp"), Hook::Prerouting);
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn rules_about_tcp_flags_are_decided_for_the_first_packet() {
+    for (words, truth) in [
+        ("-p tcp --syn", Truth::Yes),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN", Truth::Yes),
+        ("-p tcp --tcp-flags ALL SYN", Truth::Yes),
+        ("-p tcp ! --syn", Truth::No),
+        ("-p tcp --tcp-flags SYN,ACK SYN,ACK", Truth::No),
+        ("-p tcp --tcp-flags ALL NONE", Truth::No),
+        ("-p tcp --syn --tcp-option 7", Truth::Maybe),
+    ] {
+        let rules =
+            parse(&format!("*filter\n:FORWARD ACCEPT\n-A FORWARD {words} -j DROP\nCOMMIT\n"), None).expect(words);
+        let cases = &rules.tables[0].chains.named("FORWARD").expect("there").rules[0].cases;
+        let packet = crate::ruleset::region::packet(Family::Ipv4, Some("eth0"));
+        let packet = packet.with(Field::Protocol, 6).with(Field::Port, 80).with(Field::SourcePort, 40_000);
+        assert_eq!(cases[0].region.has(&packet), truth, "{words}");
+    }
 }
