@@ -99,7 +99,7 @@ pub(super) fn read(
     }])
 }
 
-/// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`. IPv6 addresses with a port have brackets.
+/// Reads `ADDR[-ADDR][:PORT[-PORT][/BASE]]`, of IPv6 with brackets where there are ports.
 fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
     let (addresses, ports) = match (text.strip_prefix('['), family) {
         (Some(rest), Family::Ipv6) => {

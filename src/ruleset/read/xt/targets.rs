@@ -60,7 +60,7 @@ pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Optio
     Some(Done::Action(action))
 }
 
-/// Returns the revision of `SNAT` with the structure of `MASQUERADE`, `REDIRECT` and `NETMAP` of a family.
+/// The revision of `SNAT` with the same structure as a target of NAT that is its own for each family.
 fn of_family(family: Family) -> u32 {
     if family == Family::Ipv4 { 0 } else { 1 }
 }
