@@ -100,7 +100,11 @@ fn answer(rule: &Rule, packet: &Packet) -> Option<Vec<String>> {
             Truth::No => {}
             Truth::Maybe => return None,
             Truth::Yes => {
-                let unknown = |action: &Action| matches!(action, Action::Unknown(_) | Action::MarkUnknown { .. });
+                // A reject whose answer the reader does not know is described as an error.
+                let unknown = |action: &Action| {
+                    matches!(action, Action::Unknown(_) | Action::MarkUnknown { .. })
+                        || describe::action(action).ends_with("an error")
+                };
                 let known = !case.actions.iter().any(unknown);
                 return known.then(|| case.actions.iter().map(describe::action).collect());
             }
