@@ -12,6 +12,8 @@ use portfwd::ruleset::table::{Action, Case, Chain, Rewrite, Rule, Ruleset, Table
 
 use crate::support::feed;
 
+/// Tests that compare all readers of iptables rules.
+mod agree;
 /// Tests that read rules of iptables-nft from nf_tables.
 mod iptables;
 /// Tests that read rules of nft(8) from the kernel.

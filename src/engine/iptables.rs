@@ -159,7 +159,7 @@ impl Iptables {
             if changes.is_empty() {
                 continue;
             }
-            let text = restore::text(&changes, family, self.variant());
+            let text = restore::text(&changes, self.variant());
             if !restore::is_sound(&changes) {
                 let what = "another program's rule in portfwd's chains contains a line end, so it cannot be restored"
                     .to_owned();
@@ -261,7 +261,7 @@ impl Backend for Iptables {
                 }
             }
             touched.push(*family);
-            let text = timing.measure(Phase::Encode, || restore::text(changes, *family, self.variant()));
+            let text = timing.measure(Phase::Encode, || restore::text(changes, self.variant()));
             timing
                 .said(Phase::Kernel, Traffic { sent: Amount { messages: 0, bytes: text.len() }, ..Traffic::default() });
             if let Err(error) = timing.measure(Phase::Kernel, || self.restore(*family, &text)) {

@@ -79,7 +79,7 @@ fn foreign_rules(program: &Program, desired: &DesiredState, chains: HashMap<IpAd
             let known: HashSet<&Arc<Rule>> = known.rules.iter().collect();
             for rule in chain.rules.iter().filter(|rule| !known.contains(rule)) {
                 let mut text = String::new();
-                rule.write_to(family, &mut text);
+                rule.write_to(&mut text);
                 foreign.push(printable(&format!("rule `{}` of chain {name} {table_name}", text.trim())));
             }
         }
@@ -254,7 +254,7 @@ fn read_binding(
     let Some(Transport::Ports(protocol)) = rule.protocol else { return None };
     let port = rule.ports?;
     let ports = rule.part_of.unwrap_or(port);
-    let any_source = rule.matches.contains(&Match::AnySource);
+    let any_source = rule.matches.contains(&Match::any_source(family));
     let (address, to) = match rule.target.as_ref()? {
         Target::Dnat(to) => (Some(to.address), to.port),
         Target::Redirect(None) => (None, DestinationPort::Keep),
@@ -378,7 +378,8 @@ impl OtherRules {
                 self.snats.push(SetRule { set, rule: Snat { from: rule.source, out, to: *pool, mode: *mode } });
             }
             (Some(Target::Masquerade), None) => {
-                let any_source = rule.matches.contains(&Match::AnySource).then(|| family_network(family)).flatten();
+                let any_source =
+                    rule.matches.contains(&Match::any_source(family)).then(|| family_network(family)).flatten();
                 let masquerade = SetRule { set, rule: Masquerade { from: rule.source.or(any_source), out } };
                 if masquerade.rule.from.is_some() {
                     self.masquerades.push(masquerade);

@@ -225,7 +225,7 @@ impl fmt::Display for Program {
                     writeln!(f, "  {name}")?;
                     for rule in &chain.rules {
                         let mut text = String::new();
-                        rule.write_to(family, &mut text);
+                        rule.write_to(&mut text);
                         writeln!(f, "   {text}")?;
                     }
                 }

@@ -54,6 +54,7 @@ pub(crate) fn split(line: &str) -> Option<Vec<String>> {
 }
 
 /// An iterator over the words of a line.
+#[derive(Clone)]
 pub(crate) struct Words<'a>(std::slice::Iter<'a, String>);
 
 impl<'a> Words<'a> {
@@ -65,6 +66,11 @@ impl<'a> Words<'a> {
     /// Returns the next word and advances the iterator.
     pub(crate) fn next(&mut self) -> Option<&'a str> {
         self.0.next().map(String::as_str)
+    }
+
+    /// Returns all words that are left, separated by spaces.
+    pub(crate) fn rest(&self) -> String {
+        self.0.as_slice().join(" ")
     }
 
     /// Returns the next word without advancing the iterator.
@@ -79,6 +85,17 @@ impl<'a> Words<'a> {
             self.0.next();
         }
         is
+    }
+
+    /// Returns true if one of the next words starts with `prefix`. The search ends at a word of `stops`.
+    pub(super) fn is_before(&self, prefix: &str, stops: &[&str]) -> bool {
+        let mut words = self.0.as_slice().iter().map(String::as_str).take_while(|word| !stops.contains(word));
+        words.any(|word| word.starts_with(prefix))
+    }
+
+    /// Returns true if one of the next words equals `word`.
+    pub(crate) fn any(&self, word: &str) -> bool {
+        self.0.as_slice().iter().any(|next| next == word)
     }
 
     /// Returns true if no word is left.

@@ -22,17 +22,16 @@ use super::command::Variant;
 use super::diff::{Changes, TableChanges};
 use super::program::{Chain, Policy, Table};
 use super::rule::Rule;
-use crate::model::Family;
 
 /// The estimated length of a line in bytes.
 const LINE_LENGTH: usize = 80;
 
-/// Writes the changes of one family as text for one variant of iptables.
-pub fn text(changes: &Changes, family: Family, variant: Variant) -> String {
+/// Writes the changes of one family as text, for one variant of iptables.
+pub fn text(changes: &Changes, variant: Variant) -> String {
     let mut out = String::with_capacity(changes.rules() * LINE_LENGTH);
     for (table, changes) in &changes.0 {
         // Writing to a `String` cannot fail.
-        let written = write_table(*table, changes, family, variant, &mut out);
+        let written = write_table(*table, changes, variant, &mut out);
         debug_assert!(written.is_ok());
     }
     out
@@ -49,7 +48,7 @@ pub fn is_sound(changes: &Changes) -> bool {
     !written.any(|(name, chain)| control(name) || chain.rules.iter().any(|rule| broken(rule)))
 }
 
-fn write_chain(name: &str, chain: &Chain, family: Family, out: &mut String) -> std::fmt::Result {
+fn write_chain(name: &str, chain: &Chain, out: &mut String) -> std::fmt::Result {
     for (index, rule) in chain.rules.iter().enumerate() {
         if !chain.counters.is_empty() {
             let counter = chain.counter(index);
@@ -57,19 +56,13 @@ fn write_chain(name: &str, chain: &Chain, family: Family, out: &mut String) -> s
         }
         out.push_str("-A ");
         out.push_str(name);
-        rule.write_to(family, out);
+        rule.write_to(out);
         out.push('\n');
     }
     Ok(())
 }
 
-fn write_table(
-    table: Table,
-    changes: &TableChanges,
-    family: Family,
-    variant: Variant,
-    out: &mut String,
-) -> std::fmt::Result {
+fn write_table(table: Table, changes: &TableChanges, variant: Variant, out: &mut String) -> std::fmt::Result {
     writeln!(out, "*{}", table.name())?;
     for Policy { chain, policy, counter } in changes.policies.iter().filter(|_| variant == Variant::Legacy) {
         writeln!(out, ":{chain} {policy} [{}:{}]", counter.packets, counter.bytes)?;
@@ -83,14 +76,14 @@ fn write_table(
             writeln!(out, "-D {} -j {}", hook.name(), hook.portfwd_chain())?;
         }
     }
-    changes.write.iter().try_for_each(|(name, chain)| write_chain(name, chain, family, out))?;
+    changes.write.iter().try_for_each(|(name, chain)| write_chain(name, chain, out))?;
     for edit in &changes.edit {
         for _ in 0..edit.remove {
             writeln!(out, "-D {} {}", edit.chain, edit.at + 1)?;
         }
         for (number, rule) in edit.insert.iter().enumerate() {
             write!(out, "-I {} {}", edit.chain, edit.at + number + 1)?;
-            rule.write_to(family, out);
+            rule.write_to(out);
             out.push('\n');
         }
     }

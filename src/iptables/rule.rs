@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::matching;
 use super::quoting::{self, Words};
 use crate::model::rule_comment::format_comment;
 use crate::model::{Comment, Family, IfName, PortRange, Protocol, SetName};
 
-pub use super::matching::{LabelNames, Match, States};
+pub use super::matching::{LabelNames, Match, Side, States};
 pub use super::target::{Destination, DestinationPort, Target};
 
 /// The interface that a rule matches.
@@ -21,12 +22,6 @@ pub struct Interface {
     pub not: bool,
     /// The name of the interface.
     pub name: IfName,
-}
-
-impl Interface {
-    fn read(words: &mut Words<'_>, not: bool) -> Option<Self> {
-        Some(Self { not, name: IfName::try_from(words.next()?.to_owned()).ok()? })
-    }
 }
 
 /// The protocol that a rule matches.
@@ -106,13 +101,13 @@ impl Rule {
     }
 
     /// Appends the rule as text, with a space before each word.
-    pub fn write_to(&self, family: Family, out: &mut String) {
+    pub fn write_to(&self, out: &mut String) {
         // Writing to a `String` cannot fail.
-        let written = self.write(family, out);
+        let written = self.write(out);
         debug_assert!(written.is_ok());
     }
 
-    fn write(&self, family: Family, out: &mut String) -> fmt::Result {
+    fn write(&self, out: &mut String) -> fmt::Result {
         if let Some(words) = &self.foreign {
             return write!(out, " {words}");
         }
@@ -145,7 +140,7 @@ impl Rule {
             write_ports(range, out)?;
         }
         for found in &self.matches {
-            found.write(family, out)?;
+            found.write(out)?;
         }
         match &self.target {
             Some(target) => target.write(out),
@@ -160,59 +155,58 @@ impl Rule {
     }
 
     fn read(words: &mut Words<'_>, family: Family, names: &LabelNames) -> Option<Self> {
+        let parsed = matching::parse::matches(words, family, names)?;
         let mut rule = Self::default();
-        while let Some(word) = words.next() {
-            match word {
-                "-s" => rule.source = Some(network(words, family)?),
-                "-d" => rule.destination = Some(network(words, family)?),
-                "-i" => rule.input = Some(Interface::read(words, false)?),
-                "-o" => rule.output = Some(Interface::read(words, false)?),
-                "!" if words.take_if("-i") => rule.input = Some(Interface::read(words, true)?),
-                "!" if words.take_if("-o") => rule.output = Some(Interface::read(words, true)?),
-                "-p" => rule.protocol = Some(transport(words.next()?)?),
-                "--dport" => rule.ports = Some(ports(words.next()?)?),
-                "-m" => match words.next()? {
-                    // iptables-save prints the extension of the protocol, for example `-m tcp`, before `--dport`.
-                    "tcp" | "udp" | "sctp" | "dccp" => {}
-                    "multiport" if words.take_if("--dports") => {
-                        let slot = if rule.ports.is_none() { &mut rule.ports } else { &mut rule.part_of };
-                        if slot.replace(ports(words.next()?)?).is_some() {
-                            return None;
-                        }
-                    }
-                    name => rule.matches.push(Match::read(name, words, family, names)?),
-                },
-                "-j" => rule.target = Some(Target::read(words, family)?),
-                _ => return None,
-            }
+        for found in parsed.matches {
+            rule.take(found)?;
+        }
+        match parsed.goto {
+            None => {}
+            Some(false) => rule.target = Some(Target::read(words, family)?),
+            Some(true) => return None,
         }
         Some(rule)
+    }
+
+    /// Adds a match. Returns `None` for a match that portfwd does not write.
+    fn take(&mut self, found: Match) -> Option<()> {
+        match found {
+            Match::Address { source, not: false, networks } => {
+                let [network] = *networks else { return None };
+                let network = IpNetwork::with_netmask(network.address, network.mask).ok()?;
+                *(if source { &mut self.source } else { &mut self.destination }) = Some(network);
+            }
+            Match::Interface { input, not, name } => {
+                let name = IfName::try_from(String::from(name)).ok()?;
+                *(if input { &mut self.input } else { &mut self.output }) = Some(Interface { not, name });
+            }
+            Match::Protocol { not: false, number: 1 } => self.protocol = Some(Transport::Icmp),
+            Match::Protocol { not: false, number } => {
+                self.protocol = Some(Transport::Ports(Protocol::from_number(number)?));
+            }
+            Match::Port { source: false, not: false, ports, .. } => {
+                self.ports = Some(PortRange::new(ports.0, ports.1)?);
+            }
+            Match::Multiport { side: Side::Destination, not: false, ranges } => {
+                let [(first, last)] = *ranges else { return None };
+                let slot = if self.ports.is_none() { &mut self.ports } else { &mut self.part_of };
+                if slot.replace(PortRange::new(first, last)?).is_some() {
+                    return None;
+                }
+            }
+            Match::State { not: false, states: States::NEW | States::NOT_ESTABLISHED } => self.matches.push(found),
+            found if found == Match::LOCAL_DESTINATION => self.matches.push(found),
+            Match::Range { not: false, .. } | Match::Label { .. } | Match::SetLabel(_) | Match::Comment(_) => {
+                self.matches.push(found);
+            }
+            _ => return None,
+        }
+        Some(())
     }
 }
 
 fn write_ports(ports: PortRange, out: &mut String) -> fmt::Result {
     if ports.is_single() { write!(out, "{}", ports.first()) } else { write!(out, "{}:{}", ports.first(), ports.last()) }
-}
-
-fn network(words: &mut Words<'_>, family: Family) -> Option<IpNetwork> {
-    let network: IpNetwork = words.next()?.parse().ok()?;
-    (Family::of_network(network) == family).then_some(network)
-}
-
-/// Reads a protocol. iptables-save prints the name of a protocol that iptables knows, and the number of other
-/// protocols.
-fn transport(text: &str) -> Option<Transport> {
-    let number = text.parse().ok();
-    if text == "icmp" || number == Some(1) {
-        return Some(Transport::Icmp);
-    }
-    let protocol = number.map_or_else(|| text.parse().ok(), Protocol::from_number);
-    protocol.map(Transport::Ports)
-}
-
-fn ports(text: &str) -> Option<PortRange> {
-    let (first, last) = text.split_once(':').unwrap_or((text, text));
-    PortRange::new(first.parse().ok()?, last.parse().ok()?)
 }
 
 /// Returns the comment of a binding. All rules with the same comment can share the text.
@@ -260,7 +254,7 @@ mod tests {
             let rule = read(text, Family::Ipv4);
             assert_eq!(rule.foreign, None, "{text}");
             let mut again = String::new();
-            rule.write_to(Family::Ipv4, &mut again);
+            rule.write_to(&mut again);
             assert_eq!(read(&again, Family::Ipv4), rule, "{text}: {again}");
         }
         for text in [
@@ -273,7 +267,7 @@ mod tests {
             let rule = read(text, Family::Ipv6);
             assert_eq!(rule.foreign, None, "{text}");
             let mut again = String::new();
-            rule.write_to(Family::Ipv6, &mut again);
+            rule.write_to(&mut again);
             assert_eq!(read(&again, Family::Ipv6), rule, "{text}: {again}");
         }
     }
@@ -295,7 +289,7 @@ mod tests {
             let rule = read(text, Family::Ipv4);
             assert_eq!(rule.foreign.as_deref(), Some(text));
             let mut again = String::new();
-            rule.write_to(Family::Ipv4, &mut again);
+            rule.write_to(&mut again);
             assert_eq!(again.trim(), text);
         }
     }
@@ -307,9 +301,12 @@ mod tests {
             ("-m iprange --src-range ::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", Family::Ipv6),
             ("-m iprange --src-range 0::0-FFFF:ffff:ffff:ffff:ffff:ffff:255.255.255.255", Family::Ipv6),
         ] {
-            assert_eq!(read(text, family), Rule::default().with_match(Match::AnySource), "{text}");
+            assert_eq!(read(text, family), Rule::default().with_match(Match::any_source(family)), "{text}");
         }
-        assert_ne!(read("-m iprange --dst-range 0.0.0.0-255.255.255.255", Family::Ipv4).matches, [Match::AnySource]);
+        assert_ne!(
+            read("-m iprange --dst-range 0.0.0.0-255.255.255.255", Family::Ipv4).matches,
+            [Match::any_source(Family::Ipv4)]
+        );
     }
 
     #[test]
@@ -317,7 +314,7 @@ mod tests {
         for text in ["-j RETURN\t", "\u{2003}-j RETURN", "-o eth0\u{2003}"] {
             let rule = read(&format!(" {text} "), Family::Ipv4);
             let mut again = String::new();
-            rule.write_to(Family::Ipv4, &mut again);
+            rule.write_to(&mut again);
             assert_eq!(read(&again, Family::Ipv4), rule, "{text:?}: {again:?}");
             assert_ne!(rule, Rule::with_target(Target::Return));
         }

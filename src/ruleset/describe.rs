@@ -71,7 +71,9 @@ fn one(field: Field, (first, last): (u128, u128), family: Family) -> String {
         Field::Protocol if first == last => protocol(first),
         Field::DestinationKind | Field::SourceKind if (first, last) == (LOCAL, LOCAL) => "local".into(),
         Field::State if first == last => state(first),
-        Field::Mark | Field::ConnectionMark | Field::Status | Field::Label if first == last => format!("{first:#x}"),
+        Field::Mark | Field::ConnectionMark | Field::Status | Field::Label | Field::TcpFlags if first == last => {
+            format!("{first:#x}")
+        }
         _ if first == last => first.to_string(),
         _ if last == u128::MAX => format!(">= {first}"),
         _ => format!("{first}-{last}"),
@@ -157,6 +159,7 @@ pub fn region(region: &Region, family: Family) -> String {
     if region.get(Field::State) != &super::region::states([State::New, State::Related]) {
         put("ct state", Field::State);
     }
+    put("tcp flags", Field::TcpFlags);
     put("meta mark", Field::Mark);
     put("ct mark", Field::ConnectionMark);
     put("ct label", Field::Label);
@@ -180,6 +183,7 @@ fn asked(condition: &Condition, family: Family) -> String {
                 Field::ConnectionMark => "ct mark",
                 Field::Status => "ct status",
                 Field::Label => "ct label",
+                Field::TcpFlags => "tcp flags",
                 Field::Source => "saddr",
                 Field::Destination => "daddr",
                 _ => "bits",

@@ -45,11 +45,13 @@ pub enum Field {
     Family,
     /// The labels of its connection, 128 bits; the first is the lowest of the highest byte, as the kernel has them in memory.
     Label,
+    /// The flags of TCP, the byte at offset 13 of its header.
+    TcpFlags,
 }
 
 impl Field {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Input,
         Self::Output,
         Self::Source,
@@ -68,6 +70,7 @@ impl Field {
         Self::Direction,
         Self::Family,
         Self::Label,
+        Self::TcpFlags,
     ];
 
     fn index(self) -> usize {
@@ -78,6 +81,7 @@ impl Field {
     fn is_all_of_it(self, mask: u128) -> bool {
         let all = match self {
             Self::Mark | Self::ConnectionMark | Self::Status => u32::MAX.into(),
+            Self::TcpFlags => u8::MAX.into(),
             _ => u128::MAX,
         };
         mask & all == all
@@ -414,6 +418,8 @@ pub fn packet(family: Family, input: Option<&str>) -> Packet {
     let packet = Packet::new(family).with(Field::State, State::New.number()).with(Field::Direction, 0);
     let packet =
         packet.with(Field::Mark, 0).with(Field::ConnectionMark, 0).with(Field::Status, 0).with(Field::Label, 0);
+    // The first packet of a TCP connection has the flag SYN alone.
+    let packet = packet.with(Field::TcpFlags, 2);
     packet.with(Field::Input, set::number_of_name(input.unwrap_or_default().as_bytes(), 0))
 }
 

@@ -11,8 +11,9 @@ use super::set::Set;
 use super::table::{Action, At, Case, Gap, Hook, Rewrite, Ruleset, Table};
 use crate::model::Family;
 
-/// The maximum depth of jumps in nf_tables. Source: `NFT_JUMP_STACK_SIZE` in include/net/netfilter/nf_tables.h.
-const DEEPEST: usize = 16;
+/// The maximum depth of jumps that portfwd follows. nf_tables allows 16 (`NFT_JUMP_STACK_SIZE` in
+/// include/net/netfilter/nf_tables.h), iptables-legacy has no limit.
+const DEEPEST: usize = 256;
 
 /// The maximum number of steps of all hooks together: about 500,000 rules that two hooks evaluate. Rules beyond the maximum
 /// are reported as a gap.
@@ -194,7 +195,12 @@ impl<'a> Walk<'a> {
 
     fn chain(&mut self, table: &'a Table, at: At, region: &Region, tied: bool, open: &mut Open) {
         let Some(chain) = table.chains.get(at.chain) else { return };
+        // Chains that jump twice to the next chain double the visits at each depth.
+        let Some(left) = self.left.checked_sub(1) else { return };
+        self.left = left;
         if self.path.len() > DEEPEST || self.path.contains(&chain.name) {
+            let fate = Fate::Unknown(format!("jumps to {} are too deep, or a cycle", chain.name).into());
+            self.push(Step { region: region.clone(), fate, at, tied });
             return;
         }
         self.path.push(Arc::clone(&chain.name));

@@ -117,7 +117,9 @@ COMMIT
     assert_eq!(*only_case(&mangle[2]).actions, [Action::CopyMark { to: Field::Mark }]);
     assert_eq!(only_case(&mangle[3]).region.get(Field::Source), &Set::range(number("10.0.0.3"), number("10.0.0.9")));
     assert_eq!(only_case(&mangle[4]).region.get(Field::Port), &Set::from_ranges([(1, 2), (5, 9)]));
-    for unknown in &mangle[5..8] {
+    let syn = Condition::Bits { field: Field::TcpFlags, mask: 0x17, value: 2, not: false };
+    assert_eq!(only_case(&mangle[7]).region.conditions(), [syn]);
+    for unknown in &mangle[5..7] {
         assert!(!only_case(unknown).region.is_known(), "{unknown:#?}");
     }
     assert!(only_case(&mangle[8]).actions.is_empty());

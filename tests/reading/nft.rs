@@ -256,7 +256,9 @@ fn marks_states_and_unknown_expressions_are_read() {
     assert_eq!(only_case(&rules[8]).region.conditions(), [status]);
     assert_eq!(only_case(&rules[9]).region.get(Field::Direction), &Set::single(1));
     assert_eq!(only_case(&rules[10]).region.get(Field::OriginalDestination), &Set::single(number("192.0.2.1")));
-    for unknown in &rules[11..15] {
+    let syn = Condition::Bits { field: Field::TcpFlags, mask: 2, value: 2, not: false };
+    assert_eq!(only_case(&rules[13]).region.conditions(), [syn]);
+    for unknown in [11, 12, 14].map(|number| &rules[number]) {
         assert!(
             !only_case(unknown).region.is_known() && *only_case(unknown).actions == [Action::Accept],
             "{unknown:#?}"

@@ -28,7 +28,7 @@ pub fn holds(input: &[u8]) {
 fn round_trips(text: &str, family: Family, names: &LabelNames) {
     let rule = Rule::parse(text, family, names);
     let mut printed = String::new();
-    rule.write_to(family, &mut printed);
+    rule.write_to(&mut printed);
     assert_eq!(Rule::parse(&printed, family, names), rule, "{text:?} prints as {printed:?}");
     if rule.foreign.is_some() {
         assert_eq!(printed.trim_matches(' '), text.trim_matches(' '));
@@ -49,7 +49,7 @@ fn lift_and_restore(half: FamilyRules, family: Family) {
     for wanted in wanted {
         let changes = diff(program.family(family), wanted.family(family));
         for variant in Variant::ALL {
-            let text = restore::text(&changes, family, variant);
+            let text = restore::text(&changes, variant);
             assert_eq!(text.is_empty(), changes.is_empty());
         }
         restore::is_sound(&changes);

@@ -93,7 +93,7 @@ pub(in crate::iptables) fn binding_rules(
         ..Rule::default()
     };
     if binding.from.is_some() && rule.source.is_none() {
-        rule.matches.push(Match::AnySource);
+        rule.matches.push(Match::any_source(binding.family));
     }
     rule.matches.extend(comment.map(Match::Comment));
     rule.matches.extend(labels(binding, scope, sources).map(Match::SetLabel));
@@ -219,7 +219,7 @@ pub(super) fn chains(
             stage => {
                 let mut jump = Rule::jump(&name);
                 // Rules with a destination address need no match for local addresses in the jump.
-                jump.matches.extend((stage == Stage::Any).then_some(Match::LocalDestination));
+                jump.matches.extend((stage == Stage::Any).then_some(Match::LOCAL_DESTINATION));
                 jump.matches.extend(owner);
                 jumps.non_loopback.push(jump);
             }

@@ -134,10 +134,10 @@ fn egress_rules(desired: &DesiredState, egress: &Egress, written: RuleRef) -> Ve
     let (remark, same) = remarks(desired, written);
     match egress.rewrite {
         Rewrite::Masquerade => {
-            // A masquerade without a prefix applies to both families. `AnySource` marks a masquerade with a prefix of
-            // length 0, which applies to one family.
-            let any_source = (egress.from.is_some() && rule.source.is_none()).then_some(Match::AnySource);
-            rule.matches.extend(any_source);
+            // A masquerade without a prefix applies to both families. The range of all addresses marks a masquerade with a
+            // prefix of length 0, which applies to one family.
+            let any_source = egress.from.filter(|_| rule.source.is_none());
+            rule.matches.extend(any_source.map(|from| Match::any_source(Family::of_network(from))));
             rule.matches.extend(remark.map(Match::Comment));
             vec![Rule { target: Some(Target::Masquerade), ..rule }]
         }

@@ -49,7 +49,7 @@ pub(super) fn rules(
     let mut rules = Vec::new();
     if hairpin {
         let label = |bit, not| Match::Label { bit, not };
-        let jump = Rule::jump(HAIRPIN).with_match(Match::State(States::New));
+        let jump = Rule::jump(HAIRPIN).with_match(Match::State { not: false, states: States::NEW });
         let labels = [label(FORWARDED, false), label(UNMATCHED, true), label(SKIP_HAIRPIN, true)];
         rules.push(labels.into_iter().fold(jump, Rule::with_match));
         let hairpin_rule = |name: &IfName| Rule {
@@ -70,7 +70,7 @@ pub(super) fn rules(
                     output: interface_match(&owned.rule.name, false),
                     ..Rule::jump(ISOLATED)
                 };
-                let rule = rule.with_match(Match::State(States::NotEstablished));
+                let rule = rule.with_match(Match::State { not: false, states: States::NOT_ESTABLISHED });
                 rules.push(rule.with_match(Match::Comment(remark.as_str().into())));
             }
         }

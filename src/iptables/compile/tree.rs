@@ -194,7 +194,7 @@ impl<'a> Tree<'a> {
                 let in_part = |rule: &Arc<Rule>| field.network(rule).is_some_and(|network| network <= *last);
                 let part_rules: Vec<Arc<Rule>> = std::iter::from_fn(|| rules.next_if(in_part)).collect();
                 let source = matches!(field, AddressField::Source);
-                let range = Match::Range { source, first: first.network(), last: last.broadcast() };
+                let range = Match::Range { source, not: false, first: first.network(), last: last.broadcast() };
                 let name = format!("{}{:012x}", self.prefix, hash(&format!("{chain} {field:?} {number}")) >> 16);
                 self.add_address_child(Rule::default().with_match(range), name, part_rules, out);
             }
@@ -290,8 +290,10 @@ mod tests {
             && rule.destination.is_none_or(|destination| destination.contains(packet.destination))
             && rule.input.as_ref().is_none_or(|input| input.name.as_str() == packet.interface)
             && rule.matches.iter().all(|found| match found {
-                Match::Range { source: true, first, last } => (*first..=*last).contains(&packet.source),
-                Match::Range { source: false, first, last } => (*first..=*last).contains(&packet.destination),
+                Match::Range { source: true, not: false, first, last } => (*first..=*last).contains(&packet.source),
+                Match::Range { source: false, not: false, first, last } => {
+                    (*first..=*last).contains(&packet.destination)
+                }
                 _ => true,
             })
     }

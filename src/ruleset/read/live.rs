@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{facts, nft, save};
-use crate::iptables::command::{Tools, Variant};
+use crate::iptables::command::{Tools, Variant, label_names};
 use crate::model::Family;
 use crate::nft::transaction::{Connection, KernelError};
 use crate::ruleset::facts::Facts;
@@ -48,7 +48,7 @@ pub fn live(ssh: Option<&str>) -> Result<(Ruleset, Facts), KernelError> {
 fn legacy(family: Family, rules: &mut Ruleset) {
     let read = || -> anyhow::Result<Ruleset> {
         let text = Tools::of_variant(family, Variant::Legacy)?.save()?;
-        Ok(save::parse(&text, Some(family))?)
+        Ok(save::parse_with(&text, Some(family), &label_names())?)
     };
     match read() {
         Ok(mut found) => {

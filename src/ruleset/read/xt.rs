@@ -1,18 +1,18 @@
-//! Matches and targets of x_tables, as the kernel keeps them: a name, a revision and a structure in the order of this host.
-//! iptables(8) of variant nft puts them into rules of nf_tables where it has nothing native.
+//! Matches and targets of x_tables in the structures of the kernel: a name, a revision and bytes. iptables-nft puts a
+//! structure into a rule of nf_tables if nf_tables has no expression of its own.
 //!
-//! The structures are those of include/uapi/linux/netfilter/xt_*.h; what they mean is what net/netfilter/xt_*.c does.
+//! Source: include/uapi/linux/netfilter/xt_*.h. net/netfilter/xt_*.c gives the meaning.
 
-mod matches;
+pub(super) mod lower;
 mod targets;
 
-pub(in crate::ruleset::read) use matches::states_or_status;
-
-use super::super::region::{Condition, Region};
+use super::super::region::Region;
 use super::super::table::Action;
+use crate::iptables::matching::Match;
+use crate::iptables::structure::Structure;
 use crate::model::Family;
 
-/// The packets that a match is about: those in any of these. What is not understood is [`Condition::Unknown`]. `ipset` gives
+/// Returns the packets that a match matches, which are those in any region, and what the match itself does. `ipset` returns
 /// the names of sets of ipset(8).
 pub fn matches(
     name: &str,
@@ -20,64 +20,23 @@ pub fn matches(
     info: &[u8],
     family: Option<Family>,
     ipset: impl FnOnce(u16) -> Option<String>,
-) -> Vec<Region> {
-    matches::read(name, revision, Info(info), family).unwrap_or_else(|| {
-        let mut region = Region::all();
-        region.add_condition(Condition::Unknown(matches::words(name, revision, Info(info), ipset).into()));
-        vec![region]
-    })
+) -> (Vec<Region>, Vec<Action>) {
+    let matches = Match::decode(name, revision, info, family, ipset);
+    (lower::regions(&matches, family), lower::actions(&matches))
 }
 
-/// What a target does; `None` where it decides nothing.
+/// Returns what a target does. Returns `None` if it gives no verdict and sets no mark.
 pub fn target(name: &str, revision: u32, info: &[u8], family: Option<Family>) -> Option<Action> {
-    match targets::read(name, revision, Info(info), family) {
+    match targets::read(name, revision, Structure(info), family) {
         Some(targets::Done::Nothing) => None,
         Some(targets::Done::Action(action)) => Some(action),
         None => Some(Action::Unknown(format!("-j {name}").into())),
     }
 }
 
-/// The text of a match `comment`.
+/// Returns the text of a match `comment`.
 pub fn comment(info: &[u8]) -> Option<String> {
-    let text = info.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
-    Some(String::from_utf8_lossy(text).into_owned())
-}
-
-/// The bytes of a structure.
-#[derive(Debug, Clone, Copy)]
-struct Info<'a>(&'a [u8]);
-
-impl Info<'_> {
-    fn bytes<const N: usize>(self, at: usize) -> Option<[u8; N]> {
-        self.0.get(at..at.checked_add(N)?)?.try_into().ok()
-    }
-
-    fn byte(self, at: usize) -> Option<u8> {
-        self.0.get(at).copied()
-    }
-
-    /// A number of 16 bits in the order of this host.
-    fn short(self, at: usize) -> Option<u16> {
-        self.bytes(at).map(u16::from_ne_bytes)
-    }
-
-    /// One in network byte order.
-    fn network_short(self, at: usize) -> Option<u16> {
-        self.bytes(at).map(u16::from_be_bytes)
-    }
-
-    /// A number of 32 bits in the order of this host.
-    fn long(self, at: usize) -> Option<u32> {
-        self.bytes(at).map(u32::from_ne_bytes)
-    }
-
-    /// A `union nf_inet_addr`, as a number.
-    fn address(self, at: usize, family: Family) -> Option<u128> {
-        match family {
-            Family::Ipv4 => self.bytes(at).map(u32::from_be_bytes).map(u128::from),
-            Family::Ipv6 => self.bytes(at).map(u128::from_be_bytes),
-        }
-    }
+    Structure(info).text()
 }
 
 #[cfg(test)]
@@ -87,8 +46,10 @@ mod tests {
     #[test]
     fn what_is_not_known_has_its_name() {
         let words = |name, revision, info: &[u8], set: Option<&str>| {
-            let regions = matches(name, revision, info, Some(Family::Ipv4), |_| set.map(str::to_owned));
-            let [Condition::Unknown(words)] = regions[0].conditions() else { panic!("{regions:?}") };
+            let (regions, _) = matches(name, revision, info, Some(Family::Ipv4), |_| set.map(str::to_owned));
+            let [crate::ruleset::region::Condition::Unknown(words)] = regions[0].conditions() else {
+                panic!("{regions:?}")
+            };
             words.to_string()
         };
         assert_eq!(words("tomorrow", 0, &[], None), "-m tomorrow");
@@ -110,7 +71,7 @@ mod tests {
                 let info = vec![byte; length];
                 for family in [None, Some(Family::Ipv4), Some(Family::Ipv6)] {
                     for revision in 0..5 {
-                        for name in matches_of.iter().chain(&["iprange", "set", "icmp"]) {
+                        for name in matches_of.iter().chain(&["iprange", "set", "icmp", "connlabel", "comment"]) {
                             let _ = matches(name, revision, &info, family, |_| None);
                         }
                         for name in targets {

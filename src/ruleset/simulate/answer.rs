@@ -128,6 +128,12 @@ impl<'a> Simulator<'a> {
     }
 }
 
+/// The TCP flag SYN of RFC 9293 in [`Field::TcpFlags`].
+const SYN: u128 = 0x02;
+
+/// The TCP flag ACK.
+const ACK: u128 = 0x10;
+
 /// Returns the answer to a packet as it arrives, or as this host sends it.
 fn answer(packet: &Packet, input: u128) -> Packet {
     let mut answer = Packet::new(packet.family);
@@ -145,6 +151,7 @@ fn answer(packet: &Packet, input: u128) -> Packet {
         answer.set(field, packet.get(from));
     }
     answer.set(Field::Status, packet.get(Field::Status).map(|status| status | ANSWERED));
+    answer.set(Field::TcpFlags, packet.get(Field::TcpFlags).filter(|flags| *flags == SYN).map(|_| SYN | ACK));
     answer
         .with(Field::State, State::Established.number())
         .with(Field::Direction, 1)

@@ -308,7 +308,6 @@ fn foreign(lower: &mut Lower<'_, '_>, of: &Json<'_>) {
         }
         (Some("target"), "REJECT") => lower.decide(&Action::Reject(Rejection::Unknown)),
         (Some("target"), "QUEUE" | "NFQUEUE") => lower.decide(&Action::Queue),
-        (Some("target"), "TPROXY") => lower.act(&Action::Proxy(Rewrite::default())),
         (Some("target"), name) if HARMLESS.contains(&name) => {}
         (Some("target"), _) => {
             lower.act(&Action::Unknown(format!("xt {name}, of which nft -j does not tell more than the name").into()));

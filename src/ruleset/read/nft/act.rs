@@ -296,10 +296,17 @@ impl<'a> Walk<'a> {
         }
         for branch in std::mem::take(&mut self.open) {
             let family = self.family(&branch.region);
-            let regions = xt::matches(&name, revision, info, family, |number| self.context.numbers.ipsets.name(number));
+            let ipset = |number| self.context.numbers.ipsets.name(number);
+            let (regions, actions) = xt::matches(&name, revision, info, family, ipset);
             let within = regions.iter().map(|region| branch.region.and(region)).filter(|region| !region.is_empty());
             let within: Vec<_> = within.collect();
+            let others = std::mem::take(&mut self.open);
             self.split(branch, within);
+            for action in actions {
+                self.act(|_| Some(action.clone()));
+            }
+            let new = std::mem::replace(&mut self.open, others);
+            self.open.extend(new);
         }
         Some(())
     }

@@ -338,6 +338,7 @@ const IPV4: [Part; 3] =
 const IPV6: [Part; 3] =
     [(6, 1, PROTOCOL), (8, 16, Source::Field(Field::Source, 128)), (24, 16, Source::Field(Field::Destination, 128))];
 const PORTS: [Part; 2] = [(0, 2, Source::Field(Field::SourcePort, 16)), (2, 2, Source::Field(Field::Port, 16))];
+const TCP: [Part; 3] = [PORTS[0], PORTS[1], (13, 1, Source::Field(Field::TcpFlags, 8))];
 
 /// What is known of a header of a branch's packets.
 fn header(base: u32, family: Option<Family>, region: &Region) -> &'static [Part] {
@@ -345,6 +346,7 @@ fn header(base: u32, family: Option<Family>, region: &Region) -> &'static [Part]
         (0, _) => &ETHERNET,
         (1, Some(Family::Ipv4)) => &IPV4,
         (1, Some(Family::Ipv6)) => &IPV6,
+        (2, _) if region.get(Field::Protocol).only() == Some(6) => &TCP,
         (2, _) if region.get(Field::Protocol).meets(&Set::from_ranges(WITH_PORTS.map(|number| (number, number)))) => {
             &PORTS
         }

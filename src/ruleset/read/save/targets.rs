@@ -1,15 +1,17 @@
-//! What a rule of iptables(8) does.
+//! Reads the targets of iptables(8) rules from text.
 
 use std::net::IpAddr;
 
-use super::matches::{mark, network};
+use ipnetwork::IpNetwork;
+
+use crate::iptables::matching;
 use crate::iptables::quoting::Words;
 use crate::model::Family;
 use crate::ruleset::region::Field;
 use crate::ruleset::reject::Rejection;
 use crate::ruleset::table::{Action, Rewrite};
 
-/// Targets that decide nothing about where a packet goes. Source: iptables-extensions(8).
+/// Targets that give no verdict and set no mark. Source: iptables-extensions(8).
 const HARMLESS: [&str; 22] = [
     "AUDIT",
     "CHECKSUM",
@@ -35,7 +37,7 @@ const HARMLESS: [&str; 22] = [
     "ACCOUNT",
 ];
 
-/// Reads a target's options and gives what it does.
+/// Reads the options of a target. Returns the actions of the target.
 pub(super) fn read(
     name: &str,
     goes: bool,
@@ -47,7 +49,7 @@ pub(super) fn read(
         return Ok(vec![Action::Goto(name.into())]);
     }
     let option = |words: &mut Words<'_>, wanted: &[&str]| {
-        // Options that only choose how ports are found may stand before or behind.
+        // Other options, for example `--random`, can stand before and after.
         let mut value = None;
         while let Some(word) = words.next() {
             if wanted.contains(&word) {
@@ -85,6 +87,9 @@ pub(super) fn read(
         "MARK" => return marks(Field::Mark, words),
         "CONNMARK" => return marks(Field::ConnectionMark, words),
         "NOTRACK" => Action::Untracked,
+        "HMARK" => Action::MarkUnknown { field: Field::Mark },
+        // The entry of a set can contain a mark.
+        "SET" if words.any("--map-set") => Action::MarkUnknown { field: Field::Mark },
         "CT" => return Ok(tracking(words)),
         "TPROXY" => Action::Proxy(proxy(words)),
         chain if is_chain(chain) => Action::Jump(chain.into()),
@@ -131,7 +136,7 @@ fn rewrite(text: &str, family: Family) -> Option<Rewrite> {
         "" => None,
         some => {
             let (first, last) = some.split_once('-').unwrap_or((some, some));
-            // Of IPv6 each end may have brackets of its own.
+            // In IPv6 each end can have its own brackets.
             let address = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().ok();
             Some(address(first).zip(address(last))?)
         }
@@ -153,7 +158,22 @@ fn span(text: &str) -> Option<(u16, u16)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-/// The network of the address is rewritten; of the source or of the destination, that depends on the hook.
+fn mark(text: &str) -> Option<(u128, u128)> {
+    matching::parse::mark(text).map(|(value, mask)| (value.into(), mask.into()))
+}
+
+/// Reads an address or a network of a family.
+fn network(text: &str, family: Family) -> Option<IpNetwork> {
+    let network: IpNetwork = match text.split_once('/') {
+        Some((address, mask)) if mask.contains(['.', ':']) => {
+            IpNetwork::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok()?
+        }
+        _ => text.parse().ok()?,
+    };
+    (Family::of_network(network) == family).then_some(network)
+}
+
+/// Reads the network of NETMAP. The hook decides between source and destination.
 fn netmap(text: &str, family: Family) -> Option<Action> {
     let network = network(text, family)?;
     let addresses = Some((network.network(), network.broadcast()));
@@ -177,13 +197,23 @@ fn marks(field: Field, words: &mut Words<'_>) -> Result<Vec<Action>, &'static st
         "--or-mark" => words.next().and_then(mark).map(|(value, _)| set(value, value)).ok_or(wrong)?,
         "--and-mark" => words.next().and_then(mark).map(|(value, _)| set(all & !value, 0)).ok_or(wrong)?,
         "--xor-mark" => words.next().and_then(mark).map(|(value, _)| set(0, value)).ok_or(wrong)?,
-        "--save-mark" => vec![Action::CopyMark { to: Field::ConnectionMark }],
-        "--restore-mark" => vec![Action::CopyMark { to: Field::Mark }],
+        "--save-mark" => vec![copy(Field::ConnectionMark, words)],
+        "--restore-mark" => vec![copy(Field::Mark, words)],
         _ => return Err("what is done to the mark is not known"),
     })
 }
 
-/// `-j CT`: only `--notrack` decides anything here; a zone of its own makes connections others than they seem.
+/// Copies a mark. With a mask the mark keeps other bits.
+fn copy(to: Field, words: &mut Words<'_>) -> Action {
+    let mut whole = true;
+    while let Some(word) = words.next() {
+        let all = words.next().and_then(mark).is_some_and(|(mask, _)| mask == u32::MAX.into());
+        whole &= matches!(word, "--mask" | "--nfmask" | "--ctmask") && all;
+    }
+    if whole { Action::CopyMark { to } } else { Action::MarkUnknown { field: to } }
+}
+
+/// Reads the options of `-j CT`. `--notrack` is understood. The connections of another zone are unknown.
 fn tracking(words: &mut Words<'_>) -> Vec<Action> {
     let mut text = "-j CT".to_owned();
     let (mut untracked, mut zone) = (false, false);

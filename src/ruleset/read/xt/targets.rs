@@ -1,30 +1,31 @@
-//! Targets. The names and numbers are those of include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
+//! Reads the targets of x_tables from the structures of the kernel.
+//!
+//! Source: include/uapi/linux/netfilter/xt_*.h and nf_nat.h.
 
-use super::Info;
+use crate::iptables::structure::Structure;
 use crate::model::Family;
 use crate::ruleset::read::nft::with_prefix;
 use crate::ruleset::region::Field;
 use crate::ruleset::reject::Rejection;
-use crate::ruleset::set::address_of;
 use crate::ruleset::table::{Action, Rewrite};
 
-/// What a target does.
+/// The effect of a target.
 pub(super) enum Done {
-    /// This.
+    /// An action.
     Action(Action),
-    /// Nothing that decides anything.
+    /// No verdict and no mark, for example a log.
     Nothing,
 }
 
-/// Reads a target; `None` where it is not understood.
-pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Done> {
+/// Reads a target. Returns `None` if the target is not understood.
+pub(super) fn read(name: &str, revision: u32, info: Structure<'_>, family: Option<Family>) -> Option<Done> {
     let action = match (name, revision) {
         ("DNAT", 0..=2) => Action::Dnat(rewrite(revision, info, family?)?),
         ("SNAT", 0..=2) => Action::Snat(rewrite(revision, info, family?)?),
         ("MASQUERADE", 0) => Action::Masquerade(rewrite(of_family(family?), info, family?)?),
         ("REDIRECT", 0) => Action::Redirect(rewrite(of_family(family?), info, family?)?),
         ("NETMAP", 0) => {
-            // Of the source or of the destination: that depends on the hook.
+            // The hook decides between source and destination.
             Action::Netmap(with_prefix(rewrite(of_family(family?), info, family?)?, true)?)
         }
         ("MARK", 2) => {
@@ -34,18 +35,21 @@ pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Fam
         ("CONNMARK", 1 | 2) => connmark(revision, info)?,
         ("CT", 0..=2) => {
             const NOTRACK: u16 = 1;
-            if info.short(0)? & NOTRACK == 0 {
-                return Some(Done::Nothing);
+            const ZONE: u16 = 4 | 8 | 16;
+            match (info.short(0)?, info.short(2)?) {
+                (flags, _) if flags & NOTRACK > 0 => Action::Untracked,
+                // Connections of another zone are not those of the simulation.
+                (flags, zone) if flags & ZONE > 0 || zone > 0 => return None,
+                _ => return Some(Done::Nothing),
             }
-            Action::Untracked
         }
         ("NOTRACK", _) => Action::Untracked,
         ("TPROXY", _) => Action::Proxy(proxy(revision, info, family).unwrap_or_default()),
         ("REJECT", _) => Action::Reject(Rejection::of_iptables(info.long(0), family)),
         ("NFQUEUE" | "QUEUE", _) => Action::Queue,
         ("HMARK", _) => Action::MarkUnknown { field: Field::Mark },
-        // It may take a mark from a set.
-        ("SET", 3..) => Action::MarkUnknown { field: Field::Mark },
+        // `map_set` is the third set. Without one its number is `IPSET_INVALID_ID`. The entry can contain a mark.
+        ("SET", 3..) if info.short(8)? != u16::MAX => Action::MarkUnknown { field: Field::Mark },
         (
             "LOG" | "NFLOG" | "ULOG" | "TRACE" | "TEE" | "CLASSIFY" | "DSCP" | "TOS" | "TTL" | "HL" | "ECN" | "TCPMSS"
             | "TCPOPTSTRIP" | "AUDIT" | "CHECKSUM" | "SECMARK" | "CONNSECMARK" | "SET" | "IDLETIMER" | "LED"
@@ -58,9 +62,9 @@ pub(super) fn read(name: &str, revision: u32, info: Info<'_>, family: Option<Fam
 }
 
 /// Reads `struct xt_tproxy_target_info` and `xt_tproxy_target_info_v1`. An unspecified address is that of the packet.
-fn proxy(revision: u32, info: Info<'_>, family: Option<Family>) -> Option<Rewrite> {
+fn proxy(revision: u32, info: Structure<'_>, family: Option<Family>) -> Option<Rewrite> {
     let family = if revision == 0 { Family::Ipv4 } else { family? };
-    let address = address_of(info.address(8, family)?, family)?;
+    let address = info.address(8, family)?;
     let port = info.network_short(if revision == 0 { 12 } else { 24 })?;
     let addresses = Some((address, address)).filter(|_| !address.is_unspecified());
     Some(Rewrite { addresses, ports: Some((port, port)).filter(|_| port > 0), ..Rewrite::default() })
@@ -71,20 +75,20 @@ fn of_family(family: Family) -> u32 {
     if family == Family::Ipv4 { 0 } else { 1 }
 }
 
-/// `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range`, `nf_nat_range2`.
-fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
+/// Reads `struct nf_nat_ipv4_multi_range_compat`, `nf_nat_range` or `nf_nat_range2`.
+fn rewrite(revision: u32, info: Structure<'_>, family: Family) -> Option<Rewrite> {
     const ADDRESSES: u32 = 1;
     const PORTS: u32 = 1 << 1;
     const OFFSET: u32 = 1 << 5;
     let (flags, addresses, ports) = match (revision, family) {
-        // Behind how many ranges there are, which is one.
+        // The number of ranges comes first, and is 1.
         (0, Family::Ipv4) => (info.long(4)?, (8, 12), (16, 18)),
         (0, Family::Ipv6) => return None,
         _ => (info.long(0)?, (4, 20), (36, 38)),
     };
     let mut rewrite = Rewrite::default();
     if flags & ADDRESSES > 0 {
-        let address = |at| address_of(info.address(at, family)?, family);
+        let address = |at| info.address(at, family);
         rewrite.addresses = Some((address(addresses.0)?, address(addresses.1)?));
     }
     if flags & PORTS > 0 {
@@ -96,13 +100,13 @@ fn rewrite(revision: u32, info: Info<'_>, family: Family) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// `mark = (mark & ~mask) ^ value`.
+/// Returns the action that sets `(mark & !mask) ^ value`.
 fn mark(field: Field, mask: u32, value: u32) -> Action {
     Action::Mark { field, mask: mask.into(), value: value.into() }
 }
 
-/// `struct xt_connmark_tginfo1` and `2`.
-fn connmark(revision: u32, info: Info<'_>) -> Option<Action> {
+/// Reads `struct xt_connmark_tginfo1` or `2`.
+fn connmark(revision: u32, info: Structure<'_>) -> Option<Action> {
     const SET: u8 = 0;
     const SAVE: u8 = 1;
     const RESTORE: u8 = 2;
