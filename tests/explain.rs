@@ -151,3 +151,25 @@ fn explain_fails_if_no_rule_can_be_read() {
     assert_eq!((said.code, said.stdout.as_str()), (5, ""), "{said:?}");
     assert!(said.stderr.contains("not permitted to read"), "{said:?}");
 }
+
+#[test]
+fn explain_proves_that_the_hairpin_of_an_own_forward_is_masqueraded() {
+    if !privileged() {
+        return;
+    }
+    for backend in ["nft", "iptables"] {
+        let net = Net::new();
+        net.serve("172.17.0.3:80", false);
+        net.ok(&["add", "8080", "172.17.0.3:80", "--backend", backend]);
+        // The neighbour's packet leaves by the interface that it arrived by. In this network both are behind one port.
+        let (text, _) = explain(&net, "tcp 172.17.0.4:5000 -> 192.0.2.1:8080 -i docker0");
+        let verdict = "unknown: both hosts may be behind the same port of `docker0`; otherwise the packet is delivered and the answer arrives";
+        assert_eq!(text.lines().last(), Some(verdict), "{backend}: {text}");
+        assert!(text.contains("masquerade to 172.17.0.1"), "{backend}: {text}");
+        let (text, json) = explain(&net, CLIENT);
+        assert_eq!(json["confidence"], "proved", "{backend}: {text}");
+        assert!(!text.contains("masquerade"), "{backend}: {text}");
+        let findings = net.portfwd(&["audit"]).stdout;
+        assert!(!findings.contains("F24") && findings.contains("0 errors, 0 warnings"), "{backend}: {findings}");
+    }
+}

@@ -74,6 +74,7 @@ fn one(field: Field, (first, last): (u128, u128), family: Family) -> String {
         Field::Mark | Field::ConnectionMark | Field::Status | Field::Label | Field::TcpFlags if first == last => {
             format!("{first:#x}")
         }
+        Field::RouteViaInput if first == last => if first == 0 { "missing" } else { "exists" }.into(),
         _ if first == last => first.to_string(),
         _ if last == u128::MAX => format!(">= {first}"),
         _ => format!("{first}-{last}"),
@@ -160,6 +161,7 @@ pub fn region(region: &Region, family: Family) -> String {
         put("ct state", Field::State);
     }
     put("tcp flags", Field::TcpFlags);
+    put("fib daddr . iif oif", Field::RouteViaInput);
     put("meta mark", Field::Mark);
     put("ct mark", Field::ConnectionMark);
     put("ct label", Field::Label);

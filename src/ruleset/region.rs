@@ -47,11 +47,13 @@ pub enum Field {
     Label,
     /// The flags of TCP, the byte at offset 13 of its header.
     TcpFlags,
+    /// 1 if the route to the destination leaves by the input interface, otherwise 0: `fib daddr . iif oif exists`.
+    RouteViaInput,
 }
 
 impl Field {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Input,
         Self::Output,
         Self::Source,
@@ -71,6 +73,7 @@ impl Field {
         Self::Family,
         Self::Label,
         Self::TcpFlags,
+        Self::RouteViaInput,
     ];
 
     fn index(self) -> usize {
@@ -81,7 +84,7 @@ impl Field {
     fn is_all_of_it(self, mask: u128) -> bool {
         let all = match self {
             Self::Mark | Self::ConnectionMark | Self::Status => u32::MAX.into(),
-            Self::TcpFlags => u8::MAX.into(),
+            Self::TcpFlags | Self::RouteViaInput => u8::MAX.into(),
             _ => u128::MAX,
         };
         mask & all == all

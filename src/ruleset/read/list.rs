@@ -219,8 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_the_line_of_the_text() {
-        let error = parse(&format!("\n{NAT}-A DOCKER -p tcp --dport x -j DROP\n"), None).expect_err("wrong");
-        assert!(error.to_string().starts_with("line 9: "), "{error}");
+    fn a_rule_that_is_not_understood_has_the_line_of_the_text() {
+        let rules = parse(&format!("\n{NAT}-A DOCKER -p tcp --dport x -j DROP\n"), None).expect("the text is read");
+        let rule = rules.tables[0].chains.named("DOCKER").and_then(|chain| chain.rules.last()).expect("the rule");
+        assert_eq!((rule.line, rule.cases[0].region.is_known()), (Some(9), false));
     }
 }

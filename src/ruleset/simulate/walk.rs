@@ -357,6 +357,21 @@ impl<'g, 'a> Walk<'g, 'a> {
             _ => None,
         };
         self.packet.set(Field::Output, output);
+        let via_input = self.is_via_input(leg);
+        self.packet.set(Field::RouteViaInput, via_input.map(u128::from));
+    }
+
+    /// Returns true if the best route to the destination leaves by the input interface. Returns `None` if that is unknown:
+    /// the lookup of `fib daddr . iif` (`nft_fib4_eval` in net/ipv4/netfilter/nft_fib_ipv4.c) ignores marks and the input
+    /// interface, which routing rules can test.
+    fn is_via_input(&self, route: RouteDecision<'a>) -> Option<bool> {
+        self.simulator.host.facts.as_ref().filter(|facts| !facts.policy_routing)?;
+        let input = self.packet.get(Field::Input)?;
+        match route {
+            RouteDecision::Out(link, _) => Some(number_of_name(link.name.as_bytes(), 0) == input),
+            RouteDecision::Here => Some(false),
+            _ => None,
+        }
     }
 
     fn refused(&mut self, refusal: Refusal) -> End<'a> {

@@ -292,6 +292,10 @@ fn fib(fib: &Json<'_>) -> What {
             Some("saddr") => What::Whole(Field::SourceKind, Kind::Reach),
             _ => What::Unknown,
         },
+        // nft(8) prints the flags in this order. Newer versions than 1.0.6 name the result `check`.
+        (Some("oif" | "check"), [daddr, iif]) if daddr.names("daddr") && iif.names("iif") => {
+            What::Whole(Field::RouteViaInput, Kind::Boolean)
+        }
         _ => What::Unknown,
     }
 }

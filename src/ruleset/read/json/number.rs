@@ -34,6 +34,8 @@ pub enum Kind {
     Reach,
     /// Directions of connections.
     Direction,
+    /// `exists` and `missing`, which nft -j prints as `true` and `false`.
+    Boolean,
     /// Families, as nf_tables has them.
     Family,
     /// Families, as Ethernet has them.
@@ -145,6 +147,7 @@ impl Kind {
         match value {
             Json::Number(number) => self.of_number((*number).into()),
             Json::Text(text) => self.of_text(text),
+            Json::Bool(is) if self == Self::Boolean => Some((*is).into()),
             Json::List(list) => self.flags(list),
             Json::Object(_) => match value.only()? {
                 ("|", Json::List(list)) => self.flags(list),
@@ -175,7 +178,7 @@ impl Kind {
                 0x86dd => Some(6),
                 _ => None,
             },
-            Self::Direction => (number <= 1).then_some(number),
+            Self::Direction | Self::Boolean => (number <= 1).then_some(number),
             Self::Label => (number < 128).then(|| 1 << (120 - number / 8 * 8 + number % 8)),
             _ => (number <= self.most()).then_some(number),
         }
@@ -200,7 +203,7 @@ impl Kind {
             Self::Direction => named(&[("original", 0), ("reply", 1)]),
             Self::Family => named(&[("ipv4", 4), ("ipv6", 6)]),
             Self::Ether => named(&[("ip", 4), ("ip6", 6)]),
-            Self::Port | Self::Mark | Self::Name | Self::Index => None,
+            Self::Port | Self::Mark | Self::Name | Self::Index | Self::Boolean => None,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::model::{Counter, Family};
 use crate::ruleset::region::{Condition, Field, Region};
 use crate::ruleset::reject::Rejection;
 use crate::ruleset::set::Set;
-use crate::ruleset::table::{Action, Rewrite, Table};
+use crate::ruleset::table::{Action, Table};
 
 /// Targets of iptables(8) that decide nothing, and change nothing that rules of NAT ask.
 const HARMLESS: [&str; 15] = [

@@ -246,9 +246,16 @@ impl Walk<'_> {
         const SOURCE: u32 = 1;
         const DESTINATION: u32 = 2;
         const ADDRESS_TYPE: u32 = 3;
+        const OUTPUT: u32 = 1;
+        const INPUT: u32 = 1 << 3;
+        const PRESENT: u32 = 1 << 5;
         match (result, flags) {
             (ADDRESS_TYPE, DESTINATION) => {
                 self.load(register, |_| Load::Host(Source::Field(Field::DestinationKind, 32), 4));
+            }
+            // The result is one byte; the rest of the register is 0.
+            (OUTPUT, flags) if flags == DESTINATION | INPUT | PRESENT => {
+                self.load(register, |_| Load::Host(Source::Field(Field::RouteViaInput, 32), 4));
             }
             (ADDRESS_TYPE, SOURCE) => self.load(register, |_| Load::Host(Source::Field(Field::SourceKind, 32), 4)),
             _ => {
