@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::findings::addresses::loopback;
 use super::forwards::Forward;
-use super::overlap::Overlaps;
 use crate::model::{Counter, Family};
 use crate::ruleset::describe;
 use crate::ruleset::fold;
 use crate::ruleset::host::Host;
+use crate::ruleset::index::RegionIndex;
 use crate::ruleset::region::{Field, LOCAL, Region};
 use crate::ruleset::set::Set;
 use crate::ruleset::table::{At, Case, Hook, Rewrite};
@@ -302,7 +302,7 @@ fn conditions(region: &Region, family: Family) -> Vec<String> {
 /// Finds, for each path, the earlier steps that take packets of a later step.
 struct Exceptions<'a> {
     host: &'a Host,
-    ways: BTreeMap<(Family, Hook), (Vec<usize>, Overlaps<'a>)>,
+    ways: BTreeMap<(Family, Hook), (Vec<usize>, RegionIndex<'a>)>,
 }
 
 impl<'a> Exceptions<'a> {
@@ -310,7 +310,7 @@ impl<'a> Exceptions<'a> {
         let ways = host.view.ways.iter().map(|way| {
             let others = || way.steps.iter().enumerate().filter(|(_, step)| !matches!(step.fate, Fate::Rewritten(..)));
             let numbers = others().map(|(number, _)| number).collect();
-            ((way.family, way.hook), (numbers, Overlaps::new(others().map(|(_, step)| &step.region))))
+            ((way.family, way.hook), (numbers, RegionIndex::new(others().map(|(_, step)| &step.region))))
         });
         Self { host, ways: ways.collect() }
     }
@@ -329,11 +329,9 @@ impl<'a> Exceptions<'a> {
         let mut words = Vec::new();
         let Some((numbers, overlaps)) = self.ways.get(&(family, hook)) else { return (words, sure) };
         let Some(way) = self.host.view.way(family, hook) else { return (words, sure) };
-        for found in overlaps.meeting(&step.region) {
-            let Some(other) = numbers.get(found).filter(|other| **other < number).and_then(|at| way.steps.get(*at))
-            else {
-                continue;
-            };
+        let end = numbers.partition_point(|other| *other < number);
+        for found in overlaps.meeting_before(&step.region, end) {
+            let Some(other) = numbers.get(found).and_then(|at| way.steps.get(*at)) else { continue };
             let fate = match &other.fate {
                 Fate::GoOn(to) if *to <= number => continue,
                 Fate::GoOn(_) => "passes",

@@ -11,4 +11,3 @@ pub mod finding;
 pub mod findings;
 pub mod forwards;
 pub mod listing;
-pub mod overlap;

@@ -17,7 +17,7 @@ pub mod fold;
 pub mod host;
 #[cfg(test)]
 pub(crate) mod hosts;
-mod index;
+pub mod index;
 pub mod order;
 pub mod owner;
 pub mod read;

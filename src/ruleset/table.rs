@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use super::index::Index;
+use super::index::CaseIndex;
 use super::region::{Field, Region};
 use super::reject::Rejection;
 use crate::model::error::printable;
@@ -294,7 +294,7 @@ impl Table {
 pub struct Chains {
     list: Vec<Chain>,
     names: HashMap<Arc<str>, usize>,
-    indexes: OnceLock<Vec<Option<Index>>>,
+    indexes: OnceLock<Vec<Option<CaseIndex>>>,
 }
 
 impl PartialEq for Chains {
@@ -348,8 +348,8 @@ impl Chains {
     }
 
     /// Returns the index of a chain's rules. A short chain has none.
-    pub(super) fn index(&self, number: usize) -> Option<&Index> {
-        self.indexes.get_or_init(|| self.list.iter().map(Index::new).collect()).get(number)?.as_ref()
+    pub(super) fn index(&self, number: usize) -> Option<&CaseIndex> {
+        self.indexes.get_or_init(|| self.list.iter().map(CaseIndex::new).collect()).get(number)?.as_ref()
     }
 }
 

@@ -7,12 +7,12 @@ use super::context::{Context, targets};
 use super::wording::{at_all, list, removal, rule, several};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::overlap::Overlaps;
 use crate::model::Family;
 use crate::model::error::printable;
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Link, NextHop};
 use crate::ruleset::host::Host;
+use crate::ruleset::index::RegionIndex;
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::{Set, number_of_name};
 use crate::ruleset::simulate::chains::Which;
@@ -67,7 +67,7 @@ fn untracked(context: &Context<'_>, kind: &'static Kind) -> Vec<Finding> {
             .flat_map(|forward| forward.steps.iter().map(|(hook, _, step)| (*forward, *hook, &step.region)))
             .filter(|(_, hook, _)| early.contains(hook))
             .collect();
-        let overlaps = Overlaps::new(steps.iter().map(|(_, _, region)| *region));
+        let overlaps = RegionIndex::new(steps.iter().map(|(_, _, region)| *region));
         let mut known: HashSet<(usize, At)> = HashSet::new();
         for (at, region) in &rules {
             for number in overlaps.meeting(region) {

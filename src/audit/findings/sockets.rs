@@ -13,10 +13,10 @@ use super::settings::program;
 use super::wording::{at_all, list, name, removal, several, verb};
 use crate::audit::finding::{Finding, Kind, Severity};
 use crate::audit::forwards::Forward;
-use crate::audit::overlap::Overlaps;
 use crate::model::{Family, Protocol};
 use crate::ruleset::confidence::Confidence;
 use crate::ruleset::facts::{Facts, Link, Listener, NextHop};
+use crate::ruleset::index::RegionIndex;
 use crate::ruleset::region::{Field, Region};
 use crate::ruleset::set::{Set, number_of, number_of_name};
 use crate::ruleset::table::Hook;
@@ -125,7 +125,7 @@ fn inputs_of(context: &Context<'_>, address: IpAddr) -> Set {
 /// An index of forwards by the arriving packets that they match.
 struct Takers<'f, 'a> {
     /// For each family, the forwards with their regions, and an index of the regions.
-    parts: [(Vec<(&'f Forward<'a>, &'f Region)>, Overlaps<'f>); 2],
+    parts: [(Vec<(&'f Forward<'a>, &'f Region)>, RegionIndex<'f>); 2],
 }
 
 /// A forward that takes packets of a region.
@@ -146,7 +146,7 @@ impl<'f, 'a> Takers<'f, 'a> {
                     arriving.map(move |(_, _, step)| (forward, &step.region))
                 })
                 .collect();
-            let overlaps = Overlaps::new(steps.iter().map(|(_, region)| *region));
+            let overlaps = RegionIndex::new(steps.iter().map(|(_, region)| *region));
             (steps, overlaps)
         });
         Self { parts }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::tie::is_tied;
 use crate::model::Family;
-use crate::ruleset::index::{Candidates, Entry};
+use crate::ruleset::index::Entry;
 use crate::ruleset::order::{Order, Placed};
 use crate::ruleset::region::{CONFIRMED, Field, Packet, State, Truth};
 use crate::ruleset::table::{Action, At, Chain, Hook, Kind, Rule, Ruleset, Table};
@@ -168,28 +168,9 @@ enum Flow {
     Out,
 }
 
-/// The cases of a chain that may contain a packet.
-enum Entries<'a> {
-    Found(Candidates<'a>),
-    All { rules: &'a [Rule], next: Entry },
-}
-
-impl Iterator for Entries<'_> {
-    type Item = Entry;
-
-    fn next(&mut self) -> Option<Entry> {
-        match self {
-            Self::Found(found) => found.next(),
-            Self::All { rules, next } => {
-                while rules.get(next.0)?.cases.len() <= next.1 {
-                    *next = (next.0 + 1, 0);
-                }
-                let this = *next;
-                next.1 += 1;
-                Some(this)
-            }
-        }
-    }
+/// Returns the position of each case of a list of rules.
+fn all_cases(rules: &[Rule]) -> impl Iterator<Item = Entry> {
+    rules.iter().enumerate().flat_map(|(number, rule)| (0..rule.cases.len()).map(move |case| (number, case)))
 }
 
 struct Trace<'p> {
@@ -235,13 +216,11 @@ impl<'p> Trace<'p> {
             return Flow::On;
         }
         self.left -= 1;
-        // The keys of the index are fields that no rule changes.
-        let entries = match table.chains.index(at.chain).map(|index| index.entries(self.packet)) {
-            Some(found) => Entries::Found(found),
-            None => Entries::All { rules: &chain.rules, next: (0, 0) },
-        };
+        // The fields of the index are fields that no rule changes.
+        let found = table.chains.index(at.chain).map(|index| index.entries(self.packet));
+        let all = if found.is_none() { chain.rules.as_slice() } else { &[] };
         let mut met = None;
-        for (number, case_number) in entries {
+        for (number, case_number) in found.into_iter().flatten().chain(all_cases(all)) {
             // Only the first case that contains the packet applies.
             let Some(case) = chain.rules.get(number).and_then(|rule| rule.cases.get(case_number)) else { continue };
             if met == Some(number) {

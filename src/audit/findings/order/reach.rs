@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::audit::forwards::Forward;
-use crate::audit::overlap::Overlaps;
 use crate::model::Family;
 use crate::ruleset::host::Host;
+use crate::ruleset::index::RegionIndex;
 use crate::ruleset::order;
 use crate::ruleset::region::{Field, LOCAL, Region};
 use crate::ruleset::set::Set;
@@ -189,13 +189,12 @@ pub(super) fn all<'f, 'a>(host: &'a Host, forwards: &'f [Forward<'a>]) -> Vec<Re
         if !matches!(way.hook, Hook::Prerouting | Hook::Output) || way.steps.len() < 2 {
             continue;
         }
-        let index = Overlaps::new(way.steps.iter().map(|step| &step.region));
+        let index = RegionIndex::new(way.steps.iter().map(|step| &step.region));
         let priorities = Priorities::new(host, way);
         let local = host.facts.as_ref().map(|facts| facts.local(way.family)).filter(|local| !local.is_empty());
         for (number, forward) in forwards.iter().enumerate().filter(|(_, forward)| forward.family == way.family) {
             for (_, at, step) in forward.steps.iter().filter(|(hook, _, _)| *hook == way.hook) {
-                let mut earlier = index.meeting(&step.region);
-                earlier.truncate(earlier.partition_point(|number| number < at));
+                let earlier = index.meeting_before(&step.region, *at);
                 if earlier.is_empty() {
                     continue;
                 }
