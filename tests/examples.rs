@@ -185,7 +185,6 @@ fn the_audit_of_the_examples_finds_no_fault() {
 }
 
 #[test]
-#[ignore = "the readers do not decode `-m connlabel` yet"]
 fn the_audit_of_the_examples_knows_all_rules_of_iptables() {
     if privileged() {
         expect_no_fault(true);

@@ -4,6 +4,8 @@
 //! of all its regions. A search skips each node that its own bounds exclude. So one structure serves addresses, ports and
 //! interfaces, single values and ranges, and no field is preferred.
 
+use std::ops::Range;
+
 use super::region::{Field, Packet, Region};
 use super::table::Chain;
 
@@ -58,7 +60,7 @@ fn bounds(region: &Region, field: Field) -> (u128, u128) {
 struct Node {
     bounds: Bounds,
     /// The members of a leaf, as a range of [`Tree::members`]. Empty in an inner node.
-    members: std::ops::Range<usize>,
+    members: Range<usize>,
     /// The node that follows the subtree of this one. The first child of an inner node is the next node.
     next: usize,
 }
@@ -78,29 +80,30 @@ impl Tree {
         tree
     }
 
-    fn build(&mut self, regions: &[&Region], members: std::ops::Range<usize>) {
+    /// Appends the nodes of some members. Returns their bounds.
+    fn build(&mut self, regions: &[&Region], members: Range<usize>) -> Bounds {
+        let Some(list) = self.members.get_mut(members.clone()) else { return Bounds::NONE };
         let region = |number: &usize| regions.get(*number).copied();
-        let Some(list) = self.members.get_mut(members.clone()) else { return };
-        let mut bounds_of_all = Bounds::NONE;
-        list.iter().filter_map(region).for_each(|region| bounds_of_all.extend(&Bounds::of_region(region)));
         let node = self.nodes.len();
-        let is_leaf = list.len() <= LEAF;
-        if !is_leaf {
-            let field = widest_choice(regions, list);
-            let key = |number: &usize| region(number).map(|region| bounds(region, field));
-            list.select_nth_unstable_by_key(list.len() / 2, key);
+        let mut all = Bounds::NONE;
+        if list.len() <= LEAF {
+            list.iter().filter_map(region).for_each(|region| all.extend(&Bounds::of_region(region)));
+            self.nodes.push(Node { bounds: all, members, next: node + 1 });
+            return all;
         }
-        let leaf = if is_leaf { members.clone() } else { 0..0 };
-        self.nodes.push(Node { bounds: bounds_of_all, members: leaf, next: 0 });
-        if !is_leaf {
-            let middle = members.start + members.len() / 2;
-            self.build(regions, members.start..middle);
-            self.build(regions, middle..members.end);
+        let field = most_distinct_field(regions, list);
+        let key = |number: &usize| region(number).map(|region| bounds(region, field));
+        list.select_nth_unstable_by_key(list.len() / 2, key);
+        let middle = members.start + members.len() / 2;
+        self.nodes.push(Node { bounds: all, members: 0..0, next: 0 });
+        for half in [members.start..middle, middle..members.end] {
+            all.extend(&self.build(regions, half));
         }
         let next = self.nodes.len();
         if let Some(node) = self.nodes.get_mut(node) {
-            node.next = next;
+            (node.bounds, node.next) = (all, next);
         }
+        all
     }
 
     /// Returns the members of all leaves whose bounds meet `asked`, in no order.
@@ -121,7 +124,7 @@ impl Tree {
 }
 
 /// Returns the field with the most distinct values in a sample of the members.
-fn widest_choice(regions: &[&Region], members: &[usize]) -> Field {
+fn most_distinct_field(regions: &[&Region], members: &[usize]) -> Field {
     let step = members.len().div_ceil(SAMPLE).max(1);
     let distinct = |field: &Field| {
         let sample = members.iter().step_by(step).filter_map(|number| regions.get(*number));

@@ -203,7 +203,9 @@ fn audit_of_a_text_needs_no_root_and_changes_nothing() {
         let all: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
         let forward = &all["forwards"][0];
         assert_eq!((&forward["to"], &forward["interface"]), (&"10.9.0.2:80".into(), &"eth7".into()), "{forward}");
-        assert_eq!(all["unknown"], serde_json::json!([]), "{all}");
+        // The rules are read completely. Only the host's facts are missing.
+        let unread = all["unknown"].as_array().expect("a list").iter().filter(|gap| gap["kind"] != "facts");
+        assert_eq!(unread.count(), 0, "{all}");
     }
 }
 
