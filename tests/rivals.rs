@@ -134,7 +134,7 @@ fn a_batch_is_sent_again_only_if_portfwds_table_is_untouched() {
             ("add table inet portfwd", true),
             ("flush ruleset", true),
         ] {
-            // The first stale commit starts the monitor of commits.
+            // A connection starts to watch the commits of other programs after the kernel has refused one of its own.
             let mut connection = Connection::open().expect("opens");
             let (live, generation) = decode(&mut connection).expect("reads");
             let mut wanted = live.clone();

@@ -12,7 +12,7 @@ const ONE: u16 = 8080;
 const FIRST: u16 = 1_024;
 /// The number of forwards that the client connects to. They are the last forwards of a rule set.
 const LAST: u16 = 16;
-/// The number of ports in a range. The number is not a power of two, so only some ranges contain aligned blocks.
+/// The number of ports in a range. A range of 20 ports contains a whole block of 16 ports only at some positions.
 const WIDTH: u16 = 20;
 
 /// A rule set and the ports of its last forwards.

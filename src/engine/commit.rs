@@ -105,7 +105,7 @@ struct Transaction<'e> {
     decision: Option<Decision>,
     sysctls: Sysctls,
     restored: Vec<sysctl::Change>,
-    /// The finished phases that a rollback undoes, oldest first.
+    /// The finished phases, oldest first. A rollback undoes them.
     undo: Vec<Undo>,
 }
 

@@ -291,8 +291,8 @@ fn read_binding(
             let all: Vec<u8> = own.iter().copied().chain([FORWARDED]).collect();
             label::decode(&label::to_bits(&all), sources, &mut binding)?;
         }
-        // Every loopback connection to another host has the label `MASQUERADE`. The options of the forward do not
-        // affect this label.
+        // `iptables::compile` gives the connection label `MASQUERADE` to every connection from this host that a
+        // loopback forward sends to another host.
         AddressScope::Loopback if own.is_empty() || own == [MASQUERADE] => {}
         AddressScope::Loopback => label::decode(&label::to_bits(&own), sources, &mut binding)?,
     }

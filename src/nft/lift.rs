@@ -190,7 +190,7 @@ fn read_rule(
     Some(())
 }
 
-/// Reads a source NAT rule. The constants of the rule are addresses and ports.
+/// Reads a source NAT rule. The rule loads its addresses and ports into registers as constants.
 fn read_snat(parts: &Parts<'_>) -> Option<Snat> {
     let nat = parts.nat.filter(|nat| nat.source)?;
     let constant = |register| parts.constants.iter().find(|constant| constant.to == register).map(|found| &found.data);

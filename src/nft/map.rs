@@ -37,7 +37,7 @@ use std::str::FromStr;
 use super::program::{Field, Shape};
 use crate::model::{Binding, ChainName, Class, Family};
 
-/// The kind of a map: single ports, ports of ranges, or blocks of ports.
+/// The kind of a map: what one element of the map stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Single ports. Rules look up this kind first, because a single port has precedence over a range.

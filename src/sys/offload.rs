@@ -73,7 +73,7 @@ pub fn leaves_checksums(index: u32) -> io::Result<bool> {
 /// # Errors
 /// Fails if the kernel refuses the change.
 pub fn compute_checksums(index: u32) -> io::Result<()> {
-    // ETHTOOL_A_FEATURES_WANTED: a bit with a name and without a value is switched off.
+    // In ETHTOOL_A_FEATURES_WANTED, a feature that is named without a value is switched off.
     let mut wanted = Vec::new();
     put_nested(&mut wanted, 3, |set| {
         put_nested(set, 3, |bits| {

@@ -49,7 +49,7 @@ fn finds_dropped_packets() {
             xt filter '-A FORWARD -d 172.17.0.3 -p tcp --dport 80 -j ACCEPT'
             filter forward 'ct state established accept; iifname eth0 drop'",
     );
-    // The rule does not drop packets from the bridge, so the severity is only a warning.
+    // The rule does not drop packets from the bridge, so the finding is only a warning.
     let finding = expect_finding(&net, "F13", ["proved", "warning", "ip t pre handle"]);
     expect_timeout(&net.client, "192.0.2.1:8080");
     apply_fix(&net, &finding);

@@ -209,7 +209,7 @@ fn item_length(tokens: &[&str]) -> usize {
 /// Returns the paths of a `use` tree such as `a::{b, c as d};`. Each path has its name in the module.
 fn use_tree(tokens: &[&str]) -> Vec<(Path, String)> {
     let mut all = Vec::new();
-    // The path before each open brace.
+    // For each brace that is still open, the path before it.
     let mut prefixes = vec![Path::new()];
     let mut path = Path::new();
     let mut renamed = None;

@@ -39,7 +39,7 @@ pub mod flag {
     pub(super) const CAPPED: u16 = 0x100;
 }
 
-/// A request that a socket numbers and sends.
+/// A request to the kernel. The socket adds the sequence number and sends the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// The kind of the message.
@@ -68,7 +68,7 @@ pub fn netfilter_header(family: u8, resource: u16) -> [u8; 4] {
     [family, 0, high, low]
 }
 
-/// Appends a message with a body: the header of the family and the attributes.
+/// Appends a message. The body is the header of the family, followed by the attributes.
 pub fn put_message(bytes: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, body: &[u8]) {
     put_message_with(bytes, kind, flags, seq, |bytes| bytes.extend(body));
 }

@@ -69,7 +69,7 @@ impl Socket {
         Self { wire, buffer: vec![0; BUFFER], next: 1, traffic: Traffic::default() }
     }
 
-    /// Returns the traffic since the socket was opened, without notifications.
+    /// Returns the numbers of messages and bytes since the socket was opened, without notifications.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Type};
 
 use crate::sys::ffi;
 
-/// The time limit of a receive.
+/// The longest time to wait for a message.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A transport of datagrams to the kernel and back.
