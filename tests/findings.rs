@@ -10,6 +10,8 @@ use crate::support::{Net, Said};
 
 /// Findings about services at boot and about portfwd's own state.
 mod boot;
+/// NAT statements that portfwd does not understand.
+mod claims;
 /// Tests of `audit` without root, with dumps and with its options.
 mod cli;
 /// Findings about filters, sources, neighbours and packets that bypass a forward.

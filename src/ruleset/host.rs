@@ -1,12 +1,13 @@
 //! A host: its rules, its facts, and the symbolic walk of its rules.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::facts::Facts;
 use super::fold;
 use super::owner;
-use super::table::{At, Ruleset};
-use super::view::View;
+use super::table::{At, Gap, Ruleset};
+use super::view::{Fate, Step, View};
 use crate::model::error::printable;
 
 /// A live host, or a host as far as its dumps describe it.
@@ -16,7 +17,7 @@ pub struct Host {
     pub rules: Ruleset,
     /// Interfaces, routes, settings and sockets. A dump has none.
     pub facts: Option<Facts>,
-    /// The packets that reach each NAT statement.
+    /// The packets that reach each NAT statement. Its gaps include the rules of NAT chains that are not understood.
     pub view: View,
 }
 
@@ -26,7 +27,23 @@ impl Host {
         fold::fold(&mut rules);
         let local = |family| facts.as_ref().map(|facts| facts.local(family)).filter(|local| !local.is_empty());
         let view = View::new(&rules, local);
-        Self { rules, facts, view }
+        let mut host = Self { rules, facts, view };
+        let gaps = host.unknown_nat();
+        host.view.gaps.extend(gaps);
+        host
+    }
+
+    /// Returns the rules of NAT chains that packets reach and whose effect is unknown. They may be NAT statements, which no
+    /// row of a report shows.
+    fn unknown_nat(&self) -> BTreeSet<Gap> {
+        let steps = self.view.ways.iter().flat_map(|way| &way.steps);
+        let gap = |step: &Step| match &step.fate {
+            Fate::Unknown(words) => {
+                Some(Gap { what: self.place(step.at).rule, why: format!("not understood: {words}") })
+            }
+            _ => None,
+        };
+        steps.filter_map(gap).collect()
     }
 
     /// Returns the owner and position of a rule as text.

@@ -310,7 +310,9 @@ fn foreign(lower: &mut Lower<'_, '_>, of: &Json<'_>) {
         (Some("target"), "QUEUE" | "NFQUEUE") => lower.decide(&Action::Queue),
         (Some("target"), name) if HARMLESS.contains(&name) => {}
         (Some("target"), _) => {
-            lower.act(&Action::Unknown(format!("xt {name}, of which nft -j does not tell more than the name").into()));
+            lower.act(&Action::Unknown(
+                format!("xt {name}: nft -j prints only the name, give the output of iptables-save too").into(),
+            ));
         }
         _ => lower.act(&Action::Unknown("xt".into())),
     }
